@@ -1,0 +1,127 @@
+"""Run a graph op by op over a dictionary of weights, in training or evaluation mode.
+
+The same graph runs with full, sliced, masked or generated weights. In training mode batch norm normalises by the batch and
+updates its running statistics in the dictionary, and dropout drops, exactly as torch's modules do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import InternalError, UserError
+from pruneopt.ir.graph import Graph, Op, Operand, Value, map_structure
+from pruneopt.ir.schema import call, torch_value
+from pruneopt.ir.types import MODE, BatchSize, dim_size
+
+__all__ = ["Interpreter", "batch_of"]
+
+
+def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
+    """The batch size ``N`` of concrete inputs; `UserError` when their shapes do not fit the graph's."""
+    if len(inputs) != len(graph.inputs):
+        raise UserError(f"{graph.name} takes {len(graph.inputs)} inputs, {len(inputs)} were given")
+    batch = 1
+    for value, tensor in zip(graph.inputs, inputs, strict=True):
+        for dim, size in zip(value.type.dims, tensor.shape, strict=False):
+            if isinstance(dim, BatchSize):
+                batch = (size * dim.divisor - dim.offset) // dim.scale
+        if tuple(tensor.shape) != value.type.shape(batch):
+            wanted = ", ".join(str(d) if isinstance(d, BatchSize) else str(dim_size(d)) for d in value.type.dims)
+            raise UserError(f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes [{wanted}]")
+    return batch
+
+
+class Interpreter:
+    """Executes a graph. ``override`` may compute an op's results in the interpreter's place (or return None)."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        override: Callable[[Op, list[Any], Callable[[], Any]], Any] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.override = override
+        self._dead_after = self._last_uses()
+
+    def _last_uses(self) -> dict[Op, list[Value]]:
+        """For each op the values that nobody reads after it."""
+        last: dict[Value, Op] = {}
+        for op in self.graph.ops:
+            for value in (*op.inputs, *op.results):
+                last[value] = op
+        for value in self.graph.output_values:
+            last.pop(value, None)
+        dead: dict[Op, list[Value]] = {}
+        for value, op in last.items():
+            if not value.is_weight:
+                dead.setdefault(op, []).append(value)
+        return dead
+
+    def run(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Any:
+        """The outputs, in the structure the model returns them.
+
+        ``weights`` maps every parameter, buffer and constant of the graph to its tensor; in training mode the running
+        statistics in it are updated in place.
+        """
+        batch = batch_of(self.graph, inputs)
+        env: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        for name, value in self.graph.params.items():
+            if name not in weights:
+                raise UserError(f"the weights lack {name}, which {self.graph.name} needs")
+            env[value] = weights[name]
+        device = inputs[0].device if inputs else torch.device("cpu")
+        for op in self.graph.ops:
+            self._step(op, env, weights, batch, training, device)
+        return map_structure(lambda value: env[value], self.graph.outputs)
+
+    def _step(
+        self,
+        op: Op,
+        env: dict[Value, Any],
+        weights: Mapping[str, Tensor],
+        batch: int,
+        training: bool,
+        device: torch.device,
+    ) -> None:
+        operands = [self._fetch(operand, env) for operand in op.operands]
+
+        def compute() -> Any:
+            attrs = {name: torch_value(attr, batch, training, device) for name, attr in op.attrs.items()}
+            if op.attrs.get("training") is MODE and training:
+                _count_batch(op, attrs, weights)
+            return call(op.target, operands, attrs)
+
+        result = self.override(op, operands, compute) if self.override else None
+        if result is None:
+            result = compute()
+        results = result if isinstance(result, tuple | list) else (result,)
+        if len(results) != len(op.results):
+            raise InternalError(f"{op} gave {len(results)} results, {len(op.results)} were declared")
+        env.update(zip(op.results, results, strict=True))
+        for value in self._dead_after.get(op, ()):
+            env.pop(value, None)
+
+    @staticmethod
+    def _fetch(operand: Operand, env: Mapping[Value, Any]) -> Any:
+        if isinstance(operand, Value):
+            return env[operand]
+        if isinstance(operand, tuple):
+            return [None if value is None else env[value] for value in operand]
+        return operand
+
+
+def _count_batch(op: Op, attrs: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """What nn.BatchNorm does in training beside normalising: count the batch; momentum None averages cumulatively."""
+    running_mean = op.value(3)
+    if running_mean is None:
+        return
+    name = running_mean.name.removesuffix("running_mean") + "num_batches_tracked"
+    count = weights.get(name)
+    if count is not None:
+        count.add_(1)
+    if attrs.get("momentum") is None and "momentum" in attrs:
+        attrs["momentum"] = 1.0 / float(count) if count is not None else 0.0

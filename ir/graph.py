@@ -1,0 +1,372 @@
+"""The graph: ops and values with identity, edited only through methods that keep the uses right.
+
+Parameters are values named by their qualified name; their tensors live beside the graph in a `Weights` dictionary, so one
+graph runs with full, sliced, masked or generated weights. Text and equality never look at tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from pruneopt.errors import InternalError
+from pruneopt.ir.types import Attr, ChannelGroup, Location, TensorType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Graph", "Op", "Operand", "Structure", "Use", "Value", "ValueKind", "map_structure", "same_graph", "values_in"]
+
+ValueKind = Literal["input", "param", "buffer", "constant", "result"]
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor of the graph: an input, a named parameter, buffer or constant, or a result of an op."""
+
+    name: str
+    type: TensorType
+    kind: ValueKind
+    producer: Op | None = None
+    _uses: dict[Op, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def users(self) -> tuple[Op, ...]:
+        """The ops that read this value, in the order in which they began to."""
+        return tuple(self._uses)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the value is held in the weights dictionary (parameter, buffer or constant)."""
+        return self.kind in ("param", "buffer", "constant")
+
+    def __str__(self) -> str:
+        return f"@{self.name}" if self.is_weight else f"%{self.name}"
+
+
+Operand = None | bool | int | float | Value | tuple["Value | None", ...]
+Structure = None | bool | int | float | str | Value | tuple["Structure", ...] | list["Structure"] | dict[str, "Structure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One reading of a value: operand number ``index`` of ``op`` (``position`` inside a list of tensors)."""
+
+    op: Op
+    index: int
+    position: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operation. ``target`` names an ATen overload (``aten.conv2d.default``), whose schema names the rest.
+
+    ``operands`` holds one entry for every tensor argument of the schema, in its order; ``attrs`` every other argument.
+    Both change only through the methods of `Graph`.
+    """
+
+    target: str
+    operands: tuple[Operand, ...]
+    attrs: Mapping[str, Attr]
+    results: tuple[Value, ...]
+    loc: Location = Location()  # noqa: RUF009  frozen
+
+    @property
+    def result(self) -> Value:
+        """The only result."""
+        if len(self.results) != 1:
+            raise InternalError(f"{self.target} has {len(self.results)} results where one was expected ({self.loc})")
+        return self.results[0]
+
+    @property
+    def base(self) -> str:
+        """The op's name without namespace and overload: ``conv2d``."""
+        return self.target.split(".")[1]
+
+    @property
+    def inputs(self) -> Iterator[Value]:
+        """Every value read, in operand order, with repetitions."""
+        for operand in self.operands:
+            if isinstance(operand, Value):
+                yield operand
+            elif isinstance(operand, tuple):
+                yield from (value for value in operand if value is not None)
+
+    @property
+    def uses(self) -> Iterator[tuple[Use, Value]]:
+        """Every reading of a value by this op."""
+        for index, operand in enumerate(self.operands):
+            if isinstance(operand, Value):
+                yield Use(self, index), operand
+            elif isinstance(operand, tuple):
+                for position, value in enumerate(operand):
+                    if value is not None:
+                        yield Use(self, index, position), value
+
+    def value(self, index: int) -> Value | None:
+        """Operand ``index`` if it is a single value, else None."""
+        operand = self.operands[index] if index < len(self.operands) else None
+        return operand if isinstance(operand, Value) else None
+
+    def __str__(self) -> str:
+        return f"{self.target.removesuffix('.default')} ({self.loc})"
+
+
+class Graph:
+    """A captured network: inputs, named weights, ops in execution order, outputs, and its channel groups.
+
+    ``weights`` holds the tensors that the parameter names refer to; it is no part of the graph's identity or text.
+    ``notes`` are what capture had to tell the user.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: list[Value] = []
+        self.params: dict[str, Value] = {}
+        self.channels: tuple[ChannelGroup, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.weights: dict[str, Tensor] = {}
+        self.aliases: dict[str, str] = {}
+        """State-dict names that share the tensor of another name (tied weights): alias -> name."""
+        self._ops: dict[Op, None] = {}
+        self._outputs: Structure = None
+        self._names: set[str] = set()
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return tuple(self._ops)
+
+    @property
+    def outputs(self) -> Structure:
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, structure: Structure) -> None:
+        self._outputs = structure
+
+    @property
+    def output_values(self) -> list[Value]:
+        return list(values_in(self._outputs))
+
+    @property
+    def values(self) -> Iterator[Value]:
+        """Inputs, parameters and results, in order of definition."""
+        yield from self.inputs
+        yield from self.params.values()
+        for op in self._ops:
+            yield from op.results
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether any input's size depends on the batch size ``N``."""
+        return any(not isinstance(dim, int) and hasattr(dim, "at") for v in self.inputs for dim in v.type.dims)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The declared channel group of that name."""
+        for group in self.channels:
+            if group.name == name:
+                return group
+        raise InternalError(f"graph {self.name} declares no channel group ${name}")
+
+    # Building
+
+    def fresh_name(self, hint: str) -> str:
+        """``hint``, with a number behind it if the name is taken."""
+        name, number = hint, 0
+        while name in self._names:
+            number += 1
+            name = f"{hint}_{number}"
+        return name
+
+    def _claim(self, name: str) -> str:
+        if name in self._names:
+            raise InternalError(f"the name {name} is defined twice in graph {self.name}")
+        self._names.add(name)
+        return name
+
+    def add_input(self, name: str, type: TensorType) -> Value:
+        value = Value(self._claim(name), type, "input")
+        self.inputs.append(value)
+        return value
+
+    def add_param(self, name: str, type: TensorType, kind: ValueKind = "param") -> Value:
+        if name in self.params:
+            raise InternalError(f"the parameter {name} is declared twice in graph {self.name}")
+        value = Value(name, type, kind)
+        self.params[name] = value
+        return value
+
+    def add_op(
+        self,
+        target: str,
+        operands: Iterable[Operand],
+        attrs: Mapping[str, Attr],
+        results: Iterable[tuple[str, TensorType]],
+        loc: Location = Location(),  # noqa: B008  frozen
+        before: Op | None = None,
+    ) -> Op:
+        """Append an op (or insert it before another) and define its results."""
+        op = Op(target, tuple(operands), dict(attrs), (), loc)
+        op.results = tuple(Value(self._claim(name), type, "result", op) for name, type in results)
+        for value in op.inputs:
+            value._uses[op] = value._uses.get(op, 0) + 1
+        if before is None:
+            self._ops[op] = None
+        else:
+            order = list(self._ops)
+            order.insert(order.index(before), op)
+            self._ops = dict.fromkeys(order)
+        return op
+
+    # Editing
+
+    def set_operand(self, op: Op, index: int, operand: Operand) -> None:
+        """Replace one operand; the uses of the old and the new values are kept right."""
+        for value in op.inputs:
+            self._drop_use(value, op)
+        op.operands = (*op.operands[:index], operand, *op.operands[index + 1 :])
+        for value in op.inputs:
+            value._uses[op] = value._uses.get(op, 0) + 1
+
+    def set_attr(self, op: Op, name: str, value: Attr) -> None:
+        """Replace one attribute of an op."""
+        if name not in op.attrs:
+            raise InternalError(f"{op} has no attribute {name}")
+        op.attrs = {**op.attrs, name: value}
+
+    def set_type(self, value: Value, type: TensorType) -> None:
+        """Give a value another type."""
+        value.type = type
+
+    def replace_uses(self, old: Value, new: Value, where: Callable[[Op], bool] = lambda op: True) -> None:
+        """Let every reader of ``old`` (and the outputs, unless ``where`` restricts the readers) read ``new``."""
+
+        def swap(value: Value | None) -> Value | None:
+            return new if value is old else value
+
+        for op in old.users:
+            if not where(op):
+                continue
+            for index, operand in enumerate(op.operands):
+                if operand is old:
+                    self.set_operand(op, index, new)
+                elif isinstance(operand, tuple) and old in operand:
+                    self.set_operand(op, index, tuple(swap(value) for value in operand))
+        self._outputs = map_structure(lambda value: new if value is old else value, self._outputs)
+
+    def erase(self, op: Op) -> None:
+        """Remove an op; refused while one of its results is still read."""
+        outputs = self.output_values
+        for value in op.results:
+            if value._uses or value in outputs:
+                raise InternalError(f"cannot erase {op}: its result {value} is still used")
+        for value in op.inputs:
+            self._drop_use(value, op)
+        for value in op.results:
+            self._names.discard(value.name)
+        del self._ops[op]
+
+    def erase_dead(self) -> int:
+        """Remove ops whose results nobody reads, and weights that no op reads; returns the number of ops removed."""
+        count = 0
+        outputs = set(self.output_values)
+        for op in reversed(self.ops):
+            if not any(value._uses or value in outputs for value in op.results):
+                self.erase(op)
+                count += 1
+        for name, value in list(self.params.items()):
+            if not value._uses and value not in outputs and not name.endswith("num_batches_tracked"):
+                del self.params[name]
+        return count
+
+    def _drop_use(self, value: Value, op: Op) -> None:
+        count = value._uses.get(op, 0)
+        if count > 1:
+            value._uses[op] = count - 1
+        else:
+            value._uses.pop(op, None)
+
+    def copy(self) -> Graph:
+        """A graph with the same text, its own values and ops, and the same weight tensors."""
+        new = Graph(self.name)
+        new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
+        new.aliases = dict(self.aliases)
+        twin: dict[Value, Value] = {}
+        for value in self.inputs:
+            twin[value] = new.add_input(value.name, value.type)
+        for value in self.params.values():
+            twin[value] = new.add_param(value.name, value.type, value.kind)
+
+        def operand_of(operand: Operand) -> Operand:
+            if isinstance(operand, Value):
+                return twin[operand]
+            if isinstance(operand, tuple):
+                return tuple(None if value is None else twin[value] for value in operand)
+            return operand
+
+        for op in self._ops:
+            results = [(value.name, value.type) for value in op.results]
+            made = new.add_op(op.target, map(operand_of, op.operands), op.attrs, results, op.loc)
+            twin.update(zip(op.results, made.results, strict=True))
+        new.outputs = map_structure(lambda value: twin[value], self._outputs)
+        return new
+
+    def declare_groups(self, channels: Iterable[ChannelGroup]) -> None:
+        """Replace the declared channel groups."""
+        self.channels = tuple(channels)
+
+    def decide(self, keep: Mapping[str, tuple[tuple[int, int], ...] | None]) -> None:
+        """Write the kept ranges of groups into the header."""
+        self.channels = tuple(replace(g, keep=keep[g.name]) if g.name in keep else g for g in self.channels)
+
+
+def values_in(structure: Structure) -> Iterator[Value]:
+    """The values of an output structure, depth first."""
+    if isinstance(structure, Value):
+        yield structure
+    elif isinstance(structure, tuple | list):
+        for item in structure:
+            yield from values_in(item)
+    elif isinstance(structure, dict):
+        for item in structure.values():
+            yield from values_in(item)
+
+
+def map_structure(function: Callable[[Value], Structure], structure: Structure) -> Structure:
+    """The structure with every value replaced by ``function(value)``."""
+    if isinstance(structure, Value):
+        return function(structure)
+    if isinstance(structure, tuple):
+        return tuple(map_structure(function, item) for item in structure)
+    if isinstance(structure, list):
+        return [map_structure(function, item) for item in structure]
+    if isinstance(structure, dict):
+        return {key: map_structure(function, item) for key, item in structure.items()}
+    return structure
+
+
+def same_graph(a: Graph, b: Graph) -> bool:
+    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs and channel groups."""
+
+    def value_key(value: Value) -> tuple[object, ...]:
+        return (value.name, value.type, value.kind)
+
+    def operand_key(operand: Operand) -> object:
+        if isinstance(operand, Value):
+            return str(operand)
+        if isinstance(operand, tuple):
+            return tuple(None if value is None else str(value) for value in operand)
+        return (type(operand), operand)
+
+    def op_key(op: Op) -> tuple[object, ...]:
+        operands = tuple(map(operand_key, op.operands))
+        return (op.target, operands, sorted(op.attrs.items(), key=lambda item: item[0]), [value_key(v) for v in op.results], op.loc)
+
+    def key(graph: Graph) -> tuple[object, ...]:
+        inputs = [value_key(v) for v in graph.inputs]
+        params = [value_key(v) for v in graph.params.values()]
+        outputs = map_structure(str, graph.outputs)
+        return (graph.name, graph.channels, inputs, params, [op_key(op) for op in graph.ops], outputs)
+
+    return key(a) == key(b)

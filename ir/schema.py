@@ -1,0 +1,163 @@
+"""What PyTorch's own op schemas say: operand and attribute names, defaults, and how to call an overload.
+
+Nothing here knows a particular op; printing, parsing, executing and generating code all read the same schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from pruneopt.errors import UserError
+from pruneopt.ir.graph import Op
+from pruneopt.ir.types import Attr, Keyword
+
+__all__ = ["Argument", "Signature", "attr_of", "call", "overload", "scalar_to_attr", "signature", "torch_value"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+    "c64": torch.complex64,
+    "c128": torch.complex128,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MEMORY_FORMATS: dict[str, torch.memory_format] = {
+    "contiguous_format": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+    "channels_last_3d": torch.channels_last_3d,
+    "preserve_format": torch.preserve_format,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of an op's schema."""
+
+    name: str
+    type: str
+    default: Attr
+    has_default: bool
+    keyword_only: bool
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the argument takes a tensor, an optional tensor, or a list of them."""
+        return "Tensor" in self.type
+
+    @property
+    def is_list(self) -> bool:
+        return self.type.startswith("List[") or "[]" in self.type
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The arguments of an op: tensors become operands, everything else attributes."""
+
+    arguments: tuple[Argument, ...]
+
+    @property
+    def operands(self) -> tuple[Argument, ...]:
+        return tuple(a for a in self.arguments if a.is_tensor)
+
+    @property
+    def attrs(self) -> tuple[Argument, ...]:
+        return tuple(a for a in self.arguments if not a.is_tensor)
+
+    def operand_index(self, name: str) -> int | None:
+        """The operand number of a tensor argument, or None if the op has no such argument."""
+        for index, argument in enumerate(self.operands):
+            if argument.name == name:
+                return index
+        return None
+
+
+@lru_cache(maxsize=None)
+def overload(target: str) -> Callable[..., Any]:
+    """The torch overload a target names; `UserError` if this torch (or a missing extension) does not have it."""
+    namespace, base, *rest = target.split(".")
+    try:
+        packet = getattr(getattr(torch.ops, namespace), base)
+        found: Callable[..., Any] = getattr(packet, rest[0] if rest else "default")
+    except AttributeError:
+        raise UserError(f"the op {target} does not exist in torch {torch.__version__}") from None
+    return found
+
+
+@lru_cache(maxsize=None)
+def signature(target: str) -> Signature:
+    """The signature of a target."""
+    schema: Any = overload(target)._schema  # type: ignore[attr-defined]
+    return Signature(
+        tuple(
+            Argument(
+                argument.name,
+                str(argument.type),
+                scalar_to_attr(argument.default_value) if argument.has_default_value() else None,
+                argument.has_default_value(),
+                argument.kwarg_only,
+            )
+            for argument in schema.arguments
+        )
+    )
+
+
+def scalar_to_attr(value: Any) -> Attr:
+    """A Python, torch or schema value as an attribute."""
+    if value is None or isinstance(value, bool | int | float | str | Keyword):
+        return value
+    if isinstance(value, torch.dtype):
+        return Keyword(DTYPE_NAMES[value])
+    if isinstance(value, torch.memory_format):
+        return Keyword(str(value).removeprefix("torch."))
+    if isinstance(value, list | tuple):
+        return tuple(scalar_to_attr(item) for item in value)
+    if isinstance(value, torch.layout):
+        return None
+    raise UserError(f"an argument of type {type(value).__name__} has no place in the graph ({value!r})")
+
+
+def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) -> Any:
+    """What an attribute means to torch, at a batch size, in a mode, on a device."""
+    if isinstance(attr, tuple):
+        return [torch_value(item, batch, training, device) for item in attr]
+    if isinstance(attr, Keyword):
+        if attr.name in DTYPES:
+            return DTYPES[attr.name]
+        if attr.name in MEMORY_FORMATS:
+            return MEMORY_FORMATS[attr.name]
+        return {"mode": training, "device": device}[attr.name]
+    return attr.at(batch) if hasattr(attr, "at") else attr
+
+
+def attr_of(op: Op, name: str) -> Attr:
+    """An attribute of an op by its schema name; None if the op has no such argument."""
+    return op.attrs.get(name)
+
+
+def call(target: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """Call an overload with torch values, each in its schema's place; arguments at their default are left out."""
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    tensors = iter(operands)
+    skipped = False
+    for argument in signature(target).arguments:
+        value = next(tensors) if argument.is_tensor else attrs[argument.name]
+        if argument.has_default and (value is None or value == argument.default) and not argument.is_tensor:
+            skipped = True
+        elif argument.keyword_only or skipped:
+            keywords[argument.name] = value
+        else:
+            positional.append(value)
+    return overload(target)(*positional, **keywords)
