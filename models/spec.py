@@ -1,0 +1,56 @@
+"""The text specs users type: `name?key=value&key=value`, and helpful words when a name is unknown."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from pruneopt.errors import UserError
+
+__all__ = ["did_you_mean", "option_values", "split_options"]
+
+Scalar = bool | int | float | str
+
+
+def split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """`"cifar10:dir?limit=5&x=y"` -> `("cifar10:dir", {"limit": "5", "x": "y"})`.
+
+    Raises:
+        UserError: an option without `=`, without a name, or given twice.
+    """
+    head, mark, tail = spec.partition("?")
+    options: dict[str, str] = {}
+    for part in tail.split("&") if mark else ():
+        key, equals, value = part.partition("=")
+        if not key or not equals or not value:
+            raise UserError(f"'{part}' in '{spec}' is not an option: write name=value after the '?', joined by '&'")
+        if key in options:
+            raise UserError(f"the option '{key}' is given twice in '{spec}': keep one")
+        options[key] = value
+    return head, options
+
+
+def option_values(options: dict[str, str]) -> dict[str, Scalar]:
+    """The option texts as Python values: `true`/`false`, integers, decimals, else the text itself."""
+    return {key: _value(text) for key, text in options.items()}
+
+
+def _value(text: str) -> Scalar:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"did you mean a or b?"` from the names closest to `word`, or the list of names when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:12])
+    return f"known are {shown}{' and others' if len(names) > 12 else ''}" if names else "none is known"
