@@ -1,0 +1,321 @@
+"""Channel groups: which channels must be removed together, and what their kept sets must obey.
+
+A *unit* is the smallest set of channels that lives or dies together. Units that occur in the same slots form a *group*,
+so that one width describes them. `couple` computes both from a graph alone: no network is named anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pruneopt.errors import UserError
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.types import Location
+from pruneopt.passes.analysis import label_moves  # noqa: F401  registers the movement rules
+from pruneopt.passes.analysis.label_rules import apply_rule
+from pruneopt.passes.analysis.labels import Labels, propagate
+from pruneopt.passes.analysis.units import Slot, Units, find_units
+
+__all__ = ["Coupling", "Group", "Member", "Plan", "SemanticNote", "UnknownOp", "couple", "couple_graph"]
+
+Plan = Mapping[str, np.ndarray]
+"""Group name -> sorted indices of the units that stay."""
+
+LAYERS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+LAYERS = (*LAYERS, "linear", "embedding", "addmm", "matmul", "bmm", "mm", "einsum")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a group occurs in a weight: ``units[i]`` is the unit (rank in the group, or -1) of channel i on ``axis``."""
+
+    weight: Value
+    axis: int
+    units: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units that are alike. ``units`` are their numbers in the whole coupling; ``blocks`` their ranks, block by block."""
+
+    name: str
+    units: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+    frozen: str | None
+    location: Location
+
+    @property
+    def width(self) -> int:
+        """How many units the group has."""
+        return len(self.units)
+
+    @property
+    def step(self) -> int:
+        """Widths are multiples of this: every block keeps the same number of units."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticNote:
+    """An op over removed channels whose result changes by construction (a statistic or a softmax runs over them)."""
+
+    op: Op
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOp:
+    """An op without a rule; what it touches is frozen."""
+
+    op: Op
+    why: str
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The channel groups of a graph and where their units occur."""
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    slots: tuple[Slot, ...]
+    unit_group: np.ndarray
+    """Group number of every unit."""
+    unit_rank: np.ndarray
+    """Rank of every unit inside its group."""
+    notes: tuple[SemanticNote, ...]
+    unknown: tuple[UnknownOp, ...]
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    def group(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise UserError(f"there is no channel group {name!r}; `pruneopt inspect` lists them")
+
+    def slots_of(self, value: Value) -> list[Slot]:
+        """The labelled planes of a value."""
+        return self._by_value.get(value, [])
+
+    @property
+    def _by_value(self) -> dict[Value, list[Slot]]:
+        cached: dict[Value, list[Slot]] | None = self.__dict__.get("_index")
+        if cached is None:
+            cached = {}
+            for slot in self.slots:
+                cached.setdefault(slot.value, []).append(slot)
+            self.__dict__["_index"] = cached
+        return cached
+
+    def full_plan(self) -> dict[str, np.ndarray]:
+        """The plan that keeps everything."""
+        return {group.name: np.arange(group.width) for group in self.groups}
+
+    def kept_units(self, plan: Plan) -> np.ndarray:
+        """A boolean per unit; groups that the plan does not name keep all. Raises `UserError` for a plan that breaks a
+        constraint: unknown or frozen group, index out of range, unequal blocks, nothing kept.
+        """
+        kept = np.ones(len(self.unit_group), dtype=bool)
+        for name, indices in plan.items():
+            group = self.group(name)
+            ranks = np.asarray(indices, dtype=np.int64)
+            check_kept(group, ranks)
+            mask = np.zeros(group.width, dtype=bool)
+            mask[ranks] = True
+            kept[group.units] = mask
+        return kept
+
+    def members(self, group: Group) -> list[Member]:
+        """Every (weight, axis) slot of a group; a plane over several axes counts for its last one."""
+        found: list[Member] = []
+        for slot in self.slots:
+            if not slot.value.is_weight:
+                continue
+            mine = (slot.units >= 0) & (self.unit_group[slot.units] == self.groups.index(group))
+            if mine.any():
+                found.append(Member(slot.value, slot.axes[-1], np.where(mine, self.unit_rank[slot.units], -1)))
+        return found
+
+    def producers(self, group: Group) -> list[Op]:
+        """The layers whose output channels belong to the group, in graph order."""
+        number = self.groups.index(group)
+        return [op for op in self._layer_ops if any(self._touches(slot, number) for slot in self._outputs(op))]
+
+    def consumers(self, group: Group) -> list[Op]:
+        """The layers that contract over the group's channels, in graph order."""
+        number = self.groups.index(group)
+        found = []
+        for op in self._layer_ops:
+            x, weight = op.value(0), op.value(1)
+            if x is None or weight is None or not weight.is_weight or op.base == "embedding":
+                continue
+            outputs = {id(slot) for slot in self._outputs(op)}
+            if any(self._touches(s, number) for s in self.slots_of(weight) if id(s) not in outputs):
+                found.append(op)
+        return found
+
+    @property
+    def _layer_ops(self) -> list[Op]:
+        return [op for op in self.graph.ops if op.base in LAYERS]
+
+    def _touches(self, slot: Slot, number: int) -> bool:
+        return bool((self.unit_group[slot.units[slot.units >= 0]] == number).any())
+
+    def _outputs(self, op: Op) -> list[Slot]:
+        """The slots of a layer's weight along its output axis."""
+        weight = op.value(0) if op.base == "embedding" else op.value(1)
+        if weight is None or not weight.is_weight:
+            return []
+        axis = 1 if "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm") else 0
+        return [slot for slot in self.slots_of(weight) if slot.axes == (axis,)]
+
+
+def check_kept(group: Group, ranks: np.ndarray) -> None:
+    """Raise `UserError` unless ``ranks`` is a kept set that the group's constraints allow."""
+    if len(ranks) == 0:
+        raise UserError(f"the plan removes every channel of group {group.name}; at least one must stay")
+    if ranks.min() < 0 or ranks.max() >= group.width or len(np.unique(ranks)) != len(ranks):
+        raise UserError(f"the plan names channels that group {group.name} (width {group.width}) does not have")
+    if group.frozen is not None and len(ranks) != group.width:
+        raise UserError(f"group {group.name} cannot be pruned: {group.frozen}")
+    counts = {int(np.isin(block, ranks).sum()) for block in group.blocks}
+    if len(counts) > 1:
+        raise UserError(f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal")
+
+
+def couple(graph: Graph, ignore: Iterable[str] = ()) -> Coupling:
+    """Find the channel groups of a graph. ``ignore`` freezes the groups of these parameters, modules or group names."""
+    labels = propagate(graph, apply_rule)
+    coupling = _assemble(graph, labels, find_units(labels))
+    names = list(ignore)
+    return freeze_named(coupling, names) if names else coupling
+
+
+couple_graph = couple
+
+
+def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
+    by_family: dict[int, list[tuple[int, ...]]] = {}
+    for cell in units.cells:
+        by_family.setdefault(cell.family, []).append(cell.units)
+    unit_group = np.empty(units.count, dtype=np.int64)
+    unit_rank = np.empty(units.count, dtype=np.int64)
+    drafts: list[tuple[np.ndarray, tuple[np.ndarray, ...], str | None]] = []
+    for number, cells in enumerate(by_family.values()):
+        members = np.sort(np.concatenate([np.array(cell) for cell in cells]))
+        unit_group[members] = number
+        unit_rank[members] = np.arange(len(members))
+        blocks = tuple(np.searchsorted(members, np.array(cell)) for cell in cells)
+        reasons = [units.frozen[u] for u in members if units.frozen[u] is not None]
+        drafts.append((members, blocks, reasons[0] if reasons else None))
+    names = _Names(graph, units.slots, unit_group, len(drafts))
+    groups = tuple(
+        Group(names.names[i], members, blocks, frozen, names.locations[i])
+        for i, (members, blocks, frozen) in enumerate(drafts)
+    )
+    coupling = Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, (), ())
+    notes = _semantic_notes(coupling, labels)
+    unknown = tuple(UnknownOp(item.op, item.why) for item in labels.unknown)
+    return Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, notes, unknown)
+
+
+def _semantic_notes(coupling: Coupling, labels: Labels) -> tuple[SemanticNote, ...]:
+    found: dict[Op, set[str]] = {}
+    for note in labels.notes:
+        x = note.op.value(0)
+        for slot in coupling.slots_of(x) if x is not None else ():
+            if slot.units.shape == tuple(note.plane.shape) or True:
+                numbers = np.unique(coupling.unit_group[slot.units[slot.units >= 0]])
+                free = {coupling.groups[n].name for n in numbers if coupling.groups[n].frozen is None}
+                found.setdefault(note.op, set()).update(free)
+    return tuple(SemanticNote(op, tuple(sorted(groups))) for op, groups in found.items() if groups)
+
+
+def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
+    """Freeze the groups that occur in the named parameters, modules or groups; `UserError` for a name without match."""
+    chosen: set[int] = set()
+    for name in names:
+        hit = {i for i, group in enumerate(coupling.groups) if group.name == name}
+        for slot in coupling.slots:
+            if slot.value.is_weight and (slot.value.name == name or slot.value.name.startswith(f"{name}.")):
+                hit.update(coupling.unit_group[slot.units[slot.units >= 0]].tolist())
+        known = any(v == name or v.startswith(f"{name}.") for v in coupling.graph.params)
+        if not hit and not known:
+            raise UserError(f"--ignore {name}: no parameter, module or channel group has this name")
+        chosen |= hit
+    groups = tuple(
+        Group(g.name, g.units, g.blocks, g.frozen or "ignored by request", g.location) if i in chosen else g
+        for i, g in enumerate(coupling.groups)
+    )
+    return Coupling(
+        coupling.graph, groups, coupling.slots, coupling.unit_group, coupling.unit_rank, coupling.notes, coupling.unknown
+    )
+
+
+class _Names:
+    """A readable, unique name per group: its producer's module, or the part that several producers have in common."""
+
+    def __init__(self, graph: Graph, slots: list[Slot], unit_group: np.ndarray, count: int) -> None:
+        self.names: list[str] = [""] * count
+        self.locations: list[Location] = [Location()] * count
+        modules: list[list[str]] = [[] for _ in range(count)]
+        others: list[list[str]] = [[] for _ in range(count)]
+        produced = _produced_weights(graph)
+        for slot in slots:
+            if not slot.value.is_weight:
+                continue
+            target = modules if produced.get(slot.value) == slot.axes else others
+            for number in np.unique(unit_group[slot.units[slot.units >= 0]]):
+                target[number].append(slot.value.name)
+        taken: set[str] = set()
+        for number in range(count):
+            base = _common_name(modules[number] or others[number] or ["channels"])
+            if base in taken:
+                base = (modules[number] or others[number] or ["channels"])[0].rpartition(".")[0] or base
+            name, suffix = base, 1
+            while name in taken:
+                suffix += 1
+                name = f"{base}.{suffix}"
+            taken.add(name)
+            self.names[number] = name
+            self.locations[number] = _first_location(graph, modules[number] or others[number])
+
+
+def _produced_weights(graph: Graph) -> dict[Value, tuple[int, ...]]:
+    """Weights of layers with the axis of their output channels."""
+    found: dict[Value, tuple[int, ...]] = {}
+    for op in graph.ops:
+        if op.base not in LAYERS:
+            continue
+        weight = op.value(0) if op.base == "embedding" else op.value(1)
+        if weight is not None and weight.is_weight:
+            found[weight] = (1,) if "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm") else (0,)
+    return found
+
+
+def _common_name(weights: list[str]) -> str:
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
+    if len(modules) == 1:
+        return modules[0]
+    parts = [module.split(".") for module in modules]
+    shared: list[str] = []
+    for pieces in zip(*parts, strict=False):
+        if len(set(pieces)) > 1:
+            break
+        shared.append(pieces[0])
+    return ".".join(shared) or modules[0]
+
+
+def _first_location(graph: Graph, weights: list[str]) -> Location:
+    for name in weights[:1]:
+        users = graph.params[name].users
+        if users:
+            return users[0].loc
+    return Location()
+
+

@@ -1,0 +1,277 @@
+"""Labels through ops that only move data: each plane is moved by the op itself.
+
+A plane is small (size 1 wherever labels do not vary); only reshape and the ops without a shortcut spread it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pruneopt.ir.graph import Op, Value
+from pruneopt.ir.schema import call, torch_value
+from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
+from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels
+from pruneopt.passes.analysis.planes import Plane, compress, expand, reshape, varying
+
+__all__ = ["move_plane"]
+
+RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
+COMPACT = ("permute", "transpose", "t", "unsqueeze", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "permute_copy")
+
+
+def source(labels: Labels, op: Op) -> Value | None:
+    """The moved value; a parameter moved before it is used gets labels along each of its axes."""
+    value = op.value(0)
+    if value is not None and value.kind == "param" and not labels.of(value):
+        for axis, size in enumerate(labels.shape(value)):
+            if size > 1:
+                labels.add_axis(value, axis, labels.fresh(size))
+    return value
+
+
+def move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int = 0) -> Plane:
+    """One plane of operand 0 through a movement op; ``index`` picks one of several results."""
+    after = op.results[index].type.shape(BATCH)
+    if op.base in RESHAPES:
+        return reshape(plane, shape, after)
+    spread = plane if op.base in COMPACT else expand(plane, shape)
+    attrs = {name: torch_value(attr, BATCH, False, torch.device("cpu")) for name, attr in op.attrs.items()}
+    moved = call(op.target, [spread, *op.operands[1:]], attrs)
+    result: Tensor = moved[index] if isinstance(moved, tuple | list) else moved
+    return compress(result)
+
+
+@rule(*RESHAPES, *COMPACT, "squeeze", "expand", "expand_as", "slice", "select", "narrow", "flip", "repeat", "tile")
+@rule("repeat_interleave", "chunk", "split", "split_with_sizes", "unbind", "tensor_split", "diagonal", "unfold")
+@rule("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "select_copy", "slice_copy", "view_as", "squeeze_copy")
+@rule("unsqueeze_copy", "expand_copy", "pixel_unshuffle", "im2col")
+def move(labels: Labels, op: Op) -> None:
+    value = source(labels, op)
+    if value is None or (op.base in ("expand_as", "view_as") and labels.of(op.value(1))):
+        labels.give_up(op, "its shape comes from another tensor with channels")
+        return
+    shape = labels.shape(value)
+    for index, result in enumerate(op.results):
+        labels.set(result, [move_plane(op, plane, shape, index) for plane in labels.of(value)])
+
+
+@rule("roll")
+def roll(labels: Labels, op: Op) -> None:
+    """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels do not move."""
+    value = source(labels, op)
+    dims = op.attrs["dims"]
+    axes = {int(d) % op.result.type.rank for d in dims} if isinstance(dims, tuple) else set()  # type: ignore[arg-type]
+    for plane in labels.of(value):
+        if not axes or axes & set(varying(plane)):
+            labels.freeze(plane, f"rolled along channels by {op}")
+            labels.set(op.result, [])
+            return
+    labels.set(op.result, labels.of(value))
+
+
+@rule("index", "index_select", "gather")
+def index(labels: Labels, op: Op) -> None:
+    """Indexing along an axis without channels keeps the others; along channels it is frozen."""
+    value = source(labels, op)
+    if value is None or op.base == "gather" or any(labels.of(v) for v in op.inputs if v is not value):
+        labels.give_up(op, "its indices carry channels")
+        return
+    if op.base == "index_select":
+        axes = {int(op.attrs["dim"]) % value.type.rank}  # type: ignore[call-overload]
+        start, width = min(axes), 1
+    else:
+        entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
+        axes = {axis for axis, entry in enumerate(entries) if entry is not None}
+        start = min(axes)
+        width = op.result.type.rank - (value.type.rank - len(axes))
+        if axes != set(range(start, start + len(axes))):
+            labels.give_up(op, "it indexes separate axes")
+            return
+    out = []
+    for plane in labels.of(value):
+        if axes & set(varying(plane)):
+            labels.freeze(plane, f"indexed along channels by {op}")
+            continue
+        rest = [size for axis, size in enumerate(plane.shape) if axis not in axes]
+        out.append(plane.reshape([*rest[:start], *[1] * width, *rest[start:]]))
+    labels.set(op.result, out)
+
+
+@rule("cat", "concat", "concatenate")
+def cat(labels: Labels, op: Op) -> None:
+    """Planes along the joined axis are joined; planes along other axes are united."""
+    tensors = op.operands[0]
+    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
+    rank = op.result.type.rank
+    axis = int(op.attrs["dim"]) % rank  # type: ignore[call-overload]
+    if any(value.type.rank != rank for value in values):
+        labels.give_up(op, "its tensors differ in rank")
+        return
+    for value in values:
+        if value.kind == "param" and not labels.of(value):
+            for own, size in enumerate(labels.shape(value)):
+                if size > 1:
+                    labels.add_axis(value, own, labels.fresh(size))
+    along = [[plane for plane in labels.of(value) if axis in varying(plane)] for value in values]
+    across: list[tuple[list[Plane], Value | None]] = [
+        ([plane for plane in labels.of(value) if axis not in varying(plane)], value) for value in values
+    ]
+    out = merge_across(labels, op, across, axis)
+    if any(along):
+        out.append(join(labels, op, values, along, axis))
+    labels.set(op.result, out)
+
+
+def merge_across(
+    labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int
+) -> list[Plane]:
+    """Planes that do not vary along the joined axis: all tensors share them."""
+    merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
+    for planes, value in sides:
+        covered = {a for plane in planes for a in varying(plane)}
+        for plane in merged:
+            if value is not None and not covered & set(varying(plane)):
+                spans = any(labels.shape(value)[a] > 1 for a in varying(plane))
+                if spans:
+                    labels.freeze(plane, f"joined to a tensor whose channels cannot be removed, {op}")
+    return merged
+
+
+def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:
+    """One plane along the joined axis; a tensor without labels there contributes channels that always stay."""
+    pieces: list[Plane] = []
+    others = {a for planes in along for plane in planes for a in varying(plane) if a != axis}
+    for value, planes in zip(values, along, strict=True):
+        shape = [1] * len(labels.shape(value))
+        for a in (axis, *others):
+            shape[a] = labels.shape(value)[a]
+        if not planes:
+            pieces.append(torch.zeros(shape, dtype=torch.int64))
+            continue
+        for extra in planes[1:]:
+            labels.unite(planes[0], extra, f"{op}")
+        pieces.append(expand(planes[0], tuple(shape)))
+    return torch.cat(pieces, axis)
+
+
+@rule("stack")
+def stack(labels: Labels, op: Op) -> None:
+    """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
+    tensors = op.operands[0]
+    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
+    axis = int(op.attrs["dim"]) % op.result.type.rank  # type: ignore[call-overload]
+    sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
+    merged = merge_across(labels, op, sides, axis)
+    labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
+
+
+@rule("constant_pad_nd", "pad")
+def pad(labels: Labels, op: Op) -> None:
+    """Padding along channels makes channels of its own, which may go like any other."""
+    value = source(labels, op)
+    amounts = op.attrs["pad"]
+    if value is None or not isinstance(amounts, tuple):
+        labels.give_up(op, "unknown padding")
+        return
+    pads = [int(a) for a in amounts]  # type: ignore[arg-type]
+    rank = value.type.rank
+    by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
+    constant = op.attrs.get("mode", "constant") == "constant"
+    out = []
+    for plane in labels.of(value):
+        inside = [axis for axis in varying(plane) if by_axis.get(axis, (0, 0)) != (0, 0)]
+        if inside and (not constant or len(varying(plane)) > 1 or min(by_axis[inside[0]]) < 0):
+            labels.freeze(plane, f"padded along channels by {op}")
+            continue
+        for axis in inside:
+            before, after = by_axis[axis]
+            vector = torch.cat([labels.fresh(before), plane.reshape(-1), labels.fresh(after)])
+            plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
+        out.append(plane)
+    labels.set(op.result, out)
+
+
+def tie_blocks(labels: Labels, op: Op, axis: int, size: Callable[[int], int]) -> None:
+    """Unite neighbouring channels in blocks, then move."""
+    value = op.value(0)
+    for plane in labels.of(value):
+        if axis in varying(plane):
+            vector = labels.tie(plane, [a for a in varying(plane) if a != axis]).reshape(-1)
+            block = size(vector.numel())
+            labels.tie(vector.reshape(-1, block), [1])
+
+
+@rule("pixel_shuffle", "col2im")
+def pixel_shuffle(labels: Labels, op: Op) -> None:
+    """Each output channel is made from a block of input channels, which live and die together."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    axis = value.type.rank - (3 if op.base == "pixel_shuffle" else 2)
+    ratio = labels.shape(value)[axis] // op.result.type.shape(BATCH)[op.result.type.rank - 3]
+    out = []
+    for plane in labels.of(value):
+        if varying(plane) != (axis,):
+            labels.freeze(plane, f"channels lie along a spatial axis of {op}")
+            continue
+        rows = labels.tie(plane.reshape(-1, ratio), [1])
+        shape = [1] * op.result.type.rank
+        shape[-3] = rows.numel()
+        out.append(rows.reshape(shape))
+    labels.set(op.result, out)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(labels: Labels, op: Op) -> None:
+    """The same channels of every block must stay for a shuffle to remain a shuffle."""
+    value = source(labels, op)
+    groups = int(op.attrs["groups"])  # type: ignore[call-overload]
+    out = []
+    for plane in labels.of(value):
+        if varying(plane) == (1,):
+            labels.tie(plane.reshape(groups, -1), [0])
+            out.append(plane.reshape(groups, -1).t().reshape(plane.shape))
+        else:
+            labels.freeze(plane, f"channels lie along a spatial axis of {op}")
+    labels.set(op.result, out)
+
+
+@rule("glu")
+def glu(labels: Labels, op: Op) -> None:
+    """The two halves are multiplied element by element."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    out = []
+    for plane in labels.of(value):
+        if axis in varying(plane):
+            first, second = plane.chunk(2, axis)
+            labels.unite(first, second, f"{op}")
+            plane = first
+        out.append(plane)
+    labels.set(op.result, out)
+
+
+def rows_of(plane: Plane) -> Tensor:
+    """A plane over several axes as rows: the last varying axis within, the others before."""
+    sizes = [plane.shape[axis] for axis in varying(plane)]
+    return plane.reshape(-1, sizes[-1])
+
+
+def view_blocks(labels: Labels) -> list[Blocks]:
+    """Blocks implied by values whose channels are spread over several axes."""
+    found: list[Blocks] = []
+    for op in labels.graph.ops:
+        for value in op.results:
+            for plane in labels.of(value):
+                if len(varying(plane)) > 1:
+                    found.append(Blocks(rows_of(plane), op, may_vanish=True))
+    return found
+
+
