@@ -1,0 +1,80 @@
+"""Breaking long lines of generated Python inside their brackets."""
+
+from __future__ import annotations
+
+__all__ = ["wrap"]
+
+WIDTH = 110
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def wrap(line: str, indent: int, end: str = "") -> str:
+    """A statement, indented; if it is too long it continues inside its last outermost bracket.
+
+    What is inside goes on one line of its own if it fits there, else one item to a line.
+    """
+    text = " " * indent + line + end
+    opening = _last_bracket(line)
+    if len(text) <= WIDTH or opening is None:
+        return text
+    start, stop = opening, _closing(line, opening)
+    if line[start + 1] in CLOSING and _closing(line, start + 1) == stop - 1:  # f([...]): open both together
+        start, stop = start + 1, stop - 1
+    head, inner, tail = line[: start + 1], line[start + 1 : stop], line[stop:]
+    single = " " * (indent + 4) + inner
+    items = _items(inner)
+    if len(single) <= WIDTH or len(items) < 2:
+        body = single if len(single) <= WIDTH else wrap(inner, indent + 4)
+    else:
+        body = "\n".join(wrap(item, indent + 4, ",") for item in items)
+    return f"{' ' * indent}{head}\n{body}\n{' ' * indent}{tail}{end}"
+
+
+def _plain(text: str) -> str:
+    """The text with the characters of its strings blanked out."""
+    chars, quote, escaped = [], "", False
+    for char in text:
+        if quote:
+            if char == quote and not escaped:
+                quote = ""
+            escaped = char == "\\" and not escaped
+            chars.append("_")
+        else:
+            quote = char if char in "\"'" else ""
+            chars.append("_" if quote else char)
+    return "".join(chars)
+
+
+def _closing(text: str, start: int) -> int:
+    """The place of the bracket that closes the one at ``start``."""
+    depth = 0
+    for index, char in enumerate(_plain(text)[start:], start):
+        depth += (char in CLOSING) - (char in CLOSING.values())
+        if depth == 0:
+            return index
+    return len(text)
+
+
+def _last_bracket(text: str) -> int | None:
+    """The place of the last bracket that opens at the outermost level with something in it."""
+    depth, found = 0, None
+    plain = _plain(text)
+    for index, char in enumerate(plain):
+        if char in CLOSING:
+            if depth == 0 and plain[index + 1 : index + 2] != CLOSING[char]:
+                found = index
+            depth += 1
+        elif char in CLOSING.values():
+            depth -= 1
+    return found
+
+
+def _items(text: str) -> list[str]:
+    """The text cut at its outermost commas."""
+    items, depth, start = [], 0, 0
+    for index, char in enumerate(_plain(text)):
+        depth += (char in CLOSING) - (char in CLOSING.values())
+        if char == "," and depth == 0:
+            items.append(text[start:index].strip())
+            start = index + 1
+    return [item for item in (*items, text[start:].strip()) if item]

@@ -1,0 +1,176 @@
+"""The tree of modules that holds a graph's weights under their names, and the lines of ``__init__`` that build it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from keyword import iskeyword
+from typing import Literal
+
+from pruneopt.ir.graph import Graph, Value
+from pruneopt.ir.schema import DTYPES
+from pruneopt.ir.types import dim_size
+
+__all__ = ["ModuleTree", "is_plain_name"]
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether Python reads ``self.<name>`` inside a class as that very name."""
+    return name.isidentifier() and not iskeyword(name) and not name.startswith("__")
+
+
+@dataclass
+class _Node:
+    """A module: a declared layer, a container of numbered children, a second name of another module, or a plain one."""
+
+    layer: str | None = None
+    link: str | None = None
+    children: dict[str, _Node] = field(default_factory=dict)
+    leaves: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Literal["layer", "link", "list", "dict", "plain"]:
+        if self.layer is not None:
+            return "layer"
+        if self.link is not None:
+            return "link"
+        if self.leaves or not self.children or not all(name.isdecimal() for name in self.children):
+            return "plain"
+        return "list" if set(self.children) == set(map(str, range(len(self.children)))) else "dict"
+
+    def numbered(self) -> list[tuple[str, _Node]]:
+        return sorted(self.children.items(), key=lambda item: int(item[0]))
+
+
+class ModuleTree:
+    """Where every weight of a graph lives in the generated class.
+
+    ``layers`` maps the qualified names of declared layers to their declarations.
+    """
+
+    def __init__(self, graph: Graph, layers: Mapping[str, str]) -> None:
+        self.graph = graph
+        self.links = _links(graph)
+        self.root = _Node()
+        for name in (*graph.params, *graph.aliases):
+            node, parts = self.root, name.split(".")
+            for depth, part in enumerate(parts[:-1], 1):
+                path = ".".join(parts[:depth])
+                node = node.children.setdefault(part, _Node(layers.get(path), self.links.get(path)))
+                if node.kind in ("layer", "link"):
+                    break
+            else:
+                node.leaves.append(name)
+
+    def path(self, name: str) -> str:
+        """The Python expression of a module or weight by its qualified name: ``self.layer1[0].conv1``."""
+        text, node = "self", self.root
+        for part in name.split(".") if name else ():
+            text = _member(text, node.kind, part)
+            node = node.children.get(part, _Node(layer=""))
+        return text
+
+    def lines(self) -> list[str]:
+        """The lines of ``__init__`` behind ``super().__init__()``."""
+        ties = [line for alias, name in self.links.items() for line in self._assign(alias, self.path(name))]
+        for alias, name in self.graph.aliases.items():
+            if not any(alias.startswith(f"{prefix}.") for prefix in self.links):
+                ties += self._tie(alias, self.path(name))
+        return [*self._fill(self.root, "self", ""), *ties]
+
+    # Building
+
+    def _fill(self, node: _Node, text: str, prefix: str) -> Iterator[str]:
+        """The lines that give a module its weights and children."""
+        for name in node.leaves:
+            if name in self.graph.params:
+                yield self._declare(text, name.removeprefix(prefix), self.graph.params[name])
+        for part, child in node.children.items():
+            inner = _member(text, node.kind, part)
+            if node.kind == "plain" and child.kind != "link":
+                shell = _shell(child)
+                yield f"{inner} = {shell}" if is_plain_name(part) else f'{text}.add_module("{part}", {shell})'
+            if child.kind not in ("layer", "link"):
+                yield from self._fill(child, inner, f"{prefix}{part}.")
+
+    def _declare(self, text: str, leaf: str, value: Value) -> str:
+        make = "ones" if leaf == "running_var" else "zeros"
+        sizes = ", ".join(str(dim_size(dim)) for dim in value.type.dims) or "()"
+        dtype = DTYPES[value.type.dtype]
+        tensor = f"torch.{make}({sizes}{'' if value.type.dtype == 'f32' else f', dtype={dtype}'})"
+        if value.kind != "param":
+            return f'{text}.register_buffer("{leaf}", {tensor})'
+        parameter = f"nn.Parameter({tensor}{'' if dtype.is_floating_point or dtype.is_complex else ', requires_grad=False'})"
+        return f"{text}.{leaf} = {parameter}" if is_plain_name(leaf) else f'{text}.register_parameter("{leaf}", {parameter})'
+
+    def _assign(self, name: str, value: str) -> Iterator[str]:
+        """Put a module that exists already at a second name."""
+        parent, _, part = name.rpartition(".")
+        node = self._node(parent)
+        if node.kind == "plain" and not is_plain_name(part):
+            yield f'{self.path(parent)}.add_module("{part}", {value})'
+        else:
+            yield f"{self.path(name)} = {value}"
+
+    def _tie(self, alias: str, value: str) -> Iterator[str]:
+        """Let a weight be the tensor of another name."""
+        parent, _, leaf = alias.rpartition(".")
+        node, kind = self._node(parent), self.graph.params[self.graph.aliases[alias]].kind
+        if kind != "param" and node.kind != "layer":
+            yield f'{self.path(parent)}.register_buffer("{leaf}", {value})'
+        elif is_plain_name(leaf):
+            yield f"{self.path(alias)} = {value}"
+        else:
+            yield f'{self.path(parent)}.register_parameter("{leaf}", {value})'
+
+    def _node(self, name: str) -> _Node:
+        node = self.root
+        for part in name.split(".") if name else ():
+            node = node.children[part]
+        return node
+
+
+def _member(text: str, kind: str, part: str) -> str:
+    if kind == "list":
+        return f"{text}[{part}]"
+    if kind == "dict":
+        return f'{text}["{part}"]'
+    return f"{text}.{part}" if is_plain_name(part) else f'getattr({text}, "{part}")'
+
+
+def _shell(node: _Node) -> str:
+    """The expression that makes a module, its numbered children included; plain modules are filled afterwards."""
+    if node.kind == "layer":
+        return node.layer or ""
+    if node.kind not in ("list", "dict"):
+        return "nn.Module()"
+    children = [(part, _shell(child)) for part, child in node.numbered()]
+    if node.kind == "dict":
+        return "nn.ModuleDict({" + ", ".join(f'"{part}": {text}' for part, text in children) + "})"
+    texts = [text for _, text in children]
+    if len(texts) > 2 and set(texts) == {"nn.Module()"}:
+        return f"nn.ModuleList(nn.Module() for _ in range({len(texts)}))"
+    return f"nn.ModuleList([{', '.join(texts)}])"
+
+
+def _links(graph: Graph) -> dict[str, str]:
+    """Modules that are a second name of another one: everything below them is an alias of the same leaf of the other."""
+    names = {**{name: name for name in graph.params}, **graph.aliases}
+    links: dict[str, str] = {}
+    for alias, name in graph.aliases.items():
+        parts = alias.split(".")
+        for depth in range(1, len(parts)):
+            second, leaf = ".".join(parts[:depth]), ".".join(parts[depth:])
+            if any(f"{second}.".startswith(f"{known}.") for known in links):
+                break
+            first = name.removesuffix(f".{leaf}")
+            if first != name and _same_below(names, second, first):
+                links[second] = first
+                break
+    return links
+
+
+def _same_below(names: Mapping[str, str], second: str, first: str) -> bool:
+    below = {n.removeprefix(f"{second}."): t for n, t in names.items() if n.startswith(f"{second}.")}
+    original = {n.removeprefix(f"{first}."): n for n in names if n.startswith(f"{first}.")}
+    return below == original
