@@ -130,14 +130,21 @@ def merge_across(
 ) -> list[Plane]:
     """Planes that do not vary along the joined axis: all tensors share them."""
     merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
-    for planes, value in sides:
-        covered = {a for plane in planes for a in varying(plane)}
-        for plane in merged:
-            if value is not None and not covered & set(varying(plane)):
-                spans = any(labels.shape(value)[a] > 1 for a in varying(plane))
-                if spans:
-                    labels.freeze(plane, f"joined to a tensor whose channels cannot be removed, {op}")
-    return merged
+    free: list[Plane] = []
+    for plane in merged:
+        axes = set(varying(plane))
+        bare = [
+            value
+            for planes, value in sides
+            if value is not None
+            and not axes & {a for p in planes for a in varying(p)}
+            and any(labels.shape(value)[a] > 1 for a in axes)
+        ]
+        if bare:
+            labels.freeze(plane, f"joined to a tensor whose channels cannot be removed, {op}")
+        else:
+            free.append(plane)
+    return free
 
 
 def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:

@@ -460,6 +460,12 @@ def along_axis(labels: Labels, op: Op) -> None:
     labels.set(op.result, labels.of(x))
 
 
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def created(labels: Labels, op: Op) -> None:
+    """A tensor of a written-out size takes nothing but its dtype from its operand."""
+    labels.set(op.result, [])
+
+
 # Windows and reductions
 
 
@@ -585,6 +591,7 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
                 labels.unite(own, plane, f"{op}")
             if not partners:
                 merged.append(plane)
+    stuck: list[Plane] = []
     for planes, value in sides:
         if value is None:
             continue
@@ -599,4 +606,5 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
                 labels.adopt(value, plane, f"{op}")
             else:
                 labels.freeze(plane, f"combined with a tensor whose channels cannot be removed, {op}")
-    return merged
+                stuck.append(plane)
+    return [plane for plane in merged if not any(plane is other for other in stuck)]

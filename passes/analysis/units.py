@@ -20,7 +20,7 @@ from pruneopt.passes.analysis.planes import varying
 
 __all__ = ["Cell", "Slot", "Units", "find_units"]
 
-MAX_ROUNDS = 12
+MAX_ROUNDS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,10 @@ def _components(labels: Labels) -> tuple[Units, np.ndarray]:
         raw = np.arange(size)
     used, slots = _slots(labels, raw)
     number = np.full(raw.max(initial=0) + 1, -1)
+    made = np.zeros(len(number), dtype=bool)
+    for start, stop in labels.produced:
+        made[raw[start:stop]] = True
+    used = used[made[used]]  # what no layer produces (positions, padding alone) always stays
     number[used] = np.arange(len(used))
     component = number[raw]
     component[0] = -1
@@ -88,12 +92,6 @@ def _components(labels: Labels) -> tuple[Units, np.ndarray]:
         for unit in np.unique(component[array]):
             if unit >= 0 and frozen[unit] is None:
                 frozen[unit] = why
-    alive = np.zeros(len(used), dtype=bool)
-    for start, stop in labels.produced:
-        made = component[start:stop]
-        alive[made[made >= 0]] = True
-    for unit in np.flatnonzero(~alive):
-        frozen[unit] = frozen[unit] or "no layer produces it"
     return Units(len(used), frozen, slots), component
 
 
@@ -120,26 +118,22 @@ def _slots(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, list[Slot]]:
 def _settle(labels: Labels, units: Units, component: np.ndarray, blocks: list[Blocks]) -> bool:
     """Divide units into cells; where a demand cannot be counted, unite channels and return True."""
     demands = []
+    changed = False
     for block in blocks:
         rows = _distinct_rows(component[block.rows.numpy()])
         if rows is None or rows.shape[0] < 2:
             continue
-        if (rows < 0).any():
-            labels.freeze(block.rows, f"blocks of {block.op} hold channels that always stay")
-            return True
         verdict = _classify(rows)
-        if verdict == "vanish" and block.may_vanish:
-            continue
-        if verdict == "vanish":
-            if all(units.frozen[unit] for unit in np.unique(rows)):
-                continue
-            labels.freeze(block.rows, f"only whole blocks of {block.op} could be removed")
-            return True
-        if verdict == "overlap":
+        if verdict == "free":
+            demands.append((block, rows))
+        elif verdict == "overlap":
             _tie_columns(labels, block)
-            return True
-        demands.append((block, rows))
-    return _make_cells(labels, units, demands)
+            changed = True
+        elif verdict == "fixed" or not block.may_vanish:
+            if any(units.frozen[unit] is None for unit in np.unique(rows[rows >= 0])):
+                labels.freeze(block.rows, f"only whole blocks of {block.op} could be removed")
+                changed = True
+    return changed or _make_cells(labels, units, demands)
 
 
 def _distinct_rows(rows: np.ndarray) -> np.ndarray | None:
@@ -150,7 +144,11 @@ def _distinct_rows(rows: np.ndarray) -> np.ndarray | None:
 
 
 def _classify(rows: np.ndarray) -> str:
-    """``vanish``: each row is one unit; ``overlap``: rows share units; ``free``: all units are different."""
+    """``vanish``: each row is one unit; ``overlap``: rows share units; ``free``: all units are different; ``fixed``: some
+    channels belong to no unit.
+    """
+    if (rows < 0).any():
+        return "fixed"
     if (rows == rows[:, :1]).all():
         return "vanish"
     return "free" if len(np.unique(rows)) == rows.size else "overlap"
@@ -177,10 +175,11 @@ def _make_cells(labels: Labels, units: Units, demands: list[tuple[Blocks, np.nda
         families[unit] = family_of.setdefault(key, len(family_of))
         cell_of.setdefault((int(families[unit]), where), []).append(unit)
     link = _Links(len(family_of))
-    for block, rows in demands:
-        if not _balanced(rows, families, link):
-            _tie_columns(labels, block)
-            return True
+    unbalanced = [block for block, rows in demands if not _balanced(rows, families, link)]
+    for block in unbalanced:
+        _tie_columns(labels, block)
+    if unbalanced:
+        return True
     cells = [Cell(link.root(family), tuple(members)) for (family, _), members in cell_of.items()]
     if _cells_are_uneven(labels, cells, demands):
         return True
@@ -214,17 +213,21 @@ def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[tuple[Blo
         count[cell.family] = count.get(cell.family, 0) + 1
     bad = {unit for cell in cells if len(sizes[cell.family]) > 1 for unit in cell.units}
     single = {u for c in cells if sizes[c.family] == {1} and count[c.family] > 1 for u in c.units}
-    for block, rows in demands:
-        if bad & set(rows.reshape(-1).tolist()):
-            _tie_columns(labels, block)
-            return True
-    crossed = [(rows.shape[1], i) for i, (_, rows) in enumerate(demands) if single & set(rows.reshape(-1).tolist())]
-    if crossed:
-        # Two views cut the same channels crosswise (a shuffle): the channels of the shorter rows go together.
-        block = demands[min(crossed)[1]][0]
-        labels.tie(block.rows, [1])
+    uneven = [block for block, rows in demands if not bad.isdisjoint(rows.reshape(-1).tolist())]
+    for block in uneven:
+        _tie_columns(labels, block)
+    if uneven:
         return True
-    return False
+    # Two views that cut the same channels crosswise (a shuffle) leave cells of one unit: the channels of the shorter
+    # rows go together.
+    tied = False
+    for block, rows in sorted(demands, key=lambda demand: demand[1].shape[1]):
+        inside = rows.reshape(-1).tolist()
+        if not single.isdisjoint(inside):
+            labels.tie(block.rows, [1])
+            single -= set(inside)
+            tied = True
+    return tied
 
 
 def _kinds(units: Units) -> np.ndarray:
