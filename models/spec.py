@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from pruneopt.errors import UserError
 
-__all__ = ["did_you_mean", "option_values", "split_options"]
+__all__ = ["checked_shape", "did_you_mean", "option_values", "split_options"]
 
 Scalar = bool | int | float | str
 
@@ -54,3 +54,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(close)}?"
     shown = ", ".join(names[:12])
     return f"known are {shown}{' and others' if len(names) > 12 else ''}" if names else "none is known"
+
+
+def checked_shape(what: str, shape: object) -> tuple[int, ...]:
+    """`shape` as a tuple of sizes above 0, or UserError about `what`."""
+    if (
+        not isinstance(shape, tuple | list)
+        or not shape
+        or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape)
+    ):
+        raise UserError(f"{what} must be whole numbers above 0, batch first, such as (1, 3, 224, 224), not {shape!r}")
+    return tuple(shape)
