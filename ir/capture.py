@@ -1,15 +1,15 @@
 """From a PyTorch model to a graph, through torch.export.
 
-The model is traced in evaluation mode without being changed. The torch.fx graph that export yields is read node by node:
-in-place ops become functional ones, sizes that depend on the batch become expressions in ``N``, flags that follow the
-module's mode become the word ``mode``, so that one graph serves training and evaluation.
+The model is traced in evaluation mode without being changed. The torch.fx graph that export yields is read node by
+node: in-place ops become functional ones, sizes that depend on the batch become expressions in ``N``, flags that follow
+the module's mode become the word ``mode``, so that one graph serves training and evaluation.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +22,20 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError
-from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind, map_structure
-from pruneopt.ir.schema import DTYPE_NAMES, scalar_to_attr, signature
+from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
+from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
 __all__ = ["capture"]
 
-TORCH_HOME = str(Path(torch.__file__).parent)
+TORCH_HOME = Path(torch.__file__).parent
 STOCHASTIC_MODULES = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
+MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
+MODE_FLAGS = ("training", "train", "use_input_stats")
 IGNORED_OPS = ("_assert", "sym_constrain", "_set_grad_enabled", "_exit_autocast", "_enter_autocast")
+
+
+_BATCH = sympy.Symbol("N", integer=True, positive=True)
 
 
 class _NotDynamic(Exception):
@@ -50,8 +55,8 @@ def capture(
 ) -> Graph:
     """Capture a model as a `Graph` that holds its weights by name.
 
-    ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a ``.pt2`` file; the last two
-    need no inputs. ``example_inputs`` are the tensors of one call of ``forward``. With ``dynamic_batch`` the first
+    ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a ``.pt2`` file; the last
+    two need no inputs. ``example_inputs`` are the tensors of one call of ``forward``. With ``dynamic_batch`` the first
     dimension of every input is the symbol ``N`` where the network allows it; where not, a note on the graph says why.
 
     The model is left as it was: mode, hooks, gradients, device, and the random state. Raises `UserError` when the model
@@ -60,22 +65,27 @@ def capture(
     if isinstance(model, str | Path):
         model = _load_program(Path(model))
     if isinstance(model, ExportedProgram):
-        return _read(model, None, name or "program", ())
+        try:
+            return _read(model, None, name or "program", ())
+        except _NotDynamic as reason:
+            raise UserError(f"this exported program cannot be captured: {reason}") from reason
     if example_inputs is None:
         raise UserError(f"capturing {type(model).__name__} needs example inputs: pass the tensors of one forward call")
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     if not inputs or not all(isinstance(item, torch.Tensor) for item in inputs):
         raise UserError("example inputs must be tensors, one for each argument of forward")
     name = name or re.sub(r"\W", "_", type(model).__name__)
-    with _evaluation(model) as modes:
+    with _evaluation(model) as frozen:
         notes = _training_notes(model)
         if dynamic_batch:
             try:
-                return _read(_export(model, inputs, dynamic=True), _Modules(model, modes), name, notes)
+                program = _export(model, inputs, dynamic=True)
+                _check_dynamic(program, size=inputs[0].shape[0])
+                return _read(program, _Modules(model, frozen), name, notes)
             except _NotDynamic as reason:
-                size = inputs[0].shape[0] if inputs[0].dim() else 0
-                notes = (*notes, f"the batch size is fixed at {size}: {reason}")
-        return _read(_export(model, inputs, dynamic=False), _Modules(model, modes), name, notes)
+                shape = tuple(inputs[0].shape)
+                notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
+        return _read(_export(model, inputs, dynamic=False), _Modules(model, frozen), name, notes)
 
 
 def _load_program(path: Path) -> ExportedProgram:
@@ -88,14 +98,19 @@ def _load_program(path: Path) -> ExportedProgram:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[dict[str, bool]]:
-    """The model in evaluation mode; yields the modes its modules had, and restores them and the random state."""
-    modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
+def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
+    """The model in evaluation mode; yields the modules the user froze, and restores all modes and the random state.
+
+    Frozen is what was in evaluation mode inside a network in training mode, and what stays there after ``train()``.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
+    modes = {path: module.training for path, module in modules.items()}
     with torch.random.fork_rng(devices=[]):
         try:
+            model.train()
+            stay = {path for path, module in modules.items() if not module.training}
             model.eval()
-            yield modes
+            yield frozenset(stay | {path for path, training in modes.items() if modes[""] and not training})
         finally:
             for path, module in modules.items():
                 module.training = modes[path]
@@ -140,6 +155,26 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
         raise UserError(f"{type(model).__name__} cannot be captured by torch.export: {_first_line(error)}") from error
 
 
+def _check_dynamic(program: ExportedProgram, size: int) -> None:
+    """Refuse a program in which export silently fixed the batch size, or one that is right for some sizes only."""
+    shapes = [
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
+    firsts = [shape[0] for shape in shapes if len(shape)]
+    free = [first for first in firsts if isinstance(first, torch.SymInt)]
+    # A batch of one was traced as two: an input that stayed at two does not have the user's shape.
+    if not free or (size == 1 and len(free) < len(firsts)):
+        raise _NotDynamic("the network is written for one batch size")
+    for first in free:
+        limits = program.range_constraints.get(first.node.expr)
+        if limits is None:
+            raise _NotDynamic(f"it must be of the form {first}")
+        if limits.lower > 2 or limits.upper < 2**16:
+            raise _NotDynamic(f"the network takes another way outside of {limits.lower} to {limits.upper}")
+
+
 def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
     """Dynamic shapes in the form export wants: a variadic ``forward(*xs)`` takes them as one nested tuple."""
     import inspect
@@ -168,20 +203,16 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass
 class _Modules:
-    """The live modules behind a capture: their classes, modes before capture, and tensors."""
+    """The live modules behind a capture: their classes, tensors, and which of them the user froze."""
 
     root: nn.Module
-    modes: dict[str, bool]
+    frozen: frozenset[str]
 
     def module(self, path: str) -> nn.Module | None:
         try:
             return self.root.get_submodule(path)
         except AttributeError:
             return None
-
-    def frozen(self, path: str) -> bool:
-        """Whether the user froze this module: it was in evaluation mode inside a network in training mode."""
-        return self.modes.get("", False) and not self.modes.get(path, True)
 
     def canonical_names(self) -> dict[str, str]:
         """Every parameter and buffer name, with the first name of the same tensor."""
@@ -201,6 +232,10 @@ def _read(program: ExportedProgram, modules: _Modules | None, name: str, notes: 
     try:
         return _Reader(program, modules, name).read(notes)
     except _NeedsFunctionalization:
+        # Functionalisation takes dropout in evaluation mode for the identity.
+        drops = [node for node in program.graph.nodes if "dropout" in str(node.target) and node.args[1] != 0]
+        if drops:
+            notes = (*notes, f"dropout is left out of a network with in-place writes into views ({len(drops)} calls)")
         return _Reader(program.run_decompositions({}), modules, name).read(notes)
 
 
@@ -217,12 +252,15 @@ class _Reader:
     """Value -> the value whose memory it views."""
     no_grad: set[Value] = field(default_factory=set)
     grad_enabled: bool = True
-    symbol: sympy.Symbol | None = None
+    symbols: dict[sympy.Symbol, sympy.Symbol] = field(default_factory=dict)
+    """The first dimension of every input -> ``N``."""
+    calls: list[torch.fx.Node] = field(default_factory=list)
+    """The nodes whose subgraphs are being read."""
 
     def read(self, notes: tuple[str, ...]) -> Graph:
         self.graph = Graph(self.name)
         if self.program.graph_signature.buffers_to_mutate or self.program.graph_signature.user_inputs_to_mutate:
-            raise UserError(f"{self.name} changes a buffer or an input in evaluation mode, which a pruned copy would not do")
+            raise UserError(f"{self.name} changes a buffer or an input in evaluation mode, which a graph cannot hold")
         self._declare_weights()
         self._walk(self.program.graph_module)
         self._drop_unused(notes)
@@ -258,6 +296,8 @@ class _Reader:
     def _declare_input(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
+            if value.dim() and isinstance(value.shape[0], torch.SymInt):
+                self.symbols |= dict.fromkeys(value.shape[0].node.expr.free_symbols, _BATCH)
             self.env[node] = self.graph.add_input(node.name, self._type(value))
         else:
             self.env[node] = value
@@ -296,14 +336,12 @@ class _Reader:
         divisor = 1
         if type(expr).__name__ == "FloorDiv" and expr.args[1].is_Integer:
             divisor, expr = int(expr.args[1]), expr.args[0]
-        symbols = expr.free_symbols
-        if self.symbol is None and len(symbols) == 1:
-            self.symbol = next(iter(symbols))
-        if symbols != {self.symbol}:
+        expr = expr.xreplace(self.symbols)
+        if expr.free_symbols != {_BATCH}:
             raise _NotDynamic(f"sizes depend on more than the batch size ({expr})")
         try:
-            poly = sympy.Poly(expr, self.symbol)
-            scale, offset = poly.coeff_monomial(self.symbol), poly.coeff_monomial(1)
+            poly = sympy.Poly(expr, _BATCH)
+            scale, offset = poly.coeff_monomial(_BATCH), poly.coeff_monomial(1)
         except sympy.PolynomialError:
             raise _NotDynamic(f"a size is no simple multiple of the batch size ({expr})") from None
         if poly.degree() != 1 or not scale.is_Integer or not offset.is_Integer:
@@ -331,6 +369,8 @@ class _Reader:
         tree = pytree.tree_unflatten([_Leaf(leaf) for leaf in leaves], spec)
 
         def plain(item: Any) -> Structure:
+            if isinstance(item, _Leaf) and isinstance(item.value, torch.SymInt | torch.SymFloat | torch.SymBool):
+                raise _NotDynamic("the network returns a number computed from the batch size")
             if isinstance(item, _Leaf):
                 return self._leave_no_grad(item.value) if isinstance(item.value, Value) else item.value
             if isinstance(item, Mapping):
@@ -367,24 +407,25 @@ class _Reader:
         elif isinstance(target, torch._ops.OpOverload):
             self._read_op(node, target)
         else:
-            raise UserError(f"{text} at {self._location(node)} is control flow or a Python call that a graph cannot hold")
+            where = self._location(node)
+            raise UserError(f"{text} at {where} is control flow or a Python call that a graph cannot hold")
 
     def _inline_no_grad(self, node: torch.fx.Node) -> None:
         enabled, submodule, *args = (self._lookup(arg) for arg in node.args)
         outer, self.grad_enabled = self.grad_enabled, bool(enabled)
         for placeholder, arg in zip((n for n in submodule.graph.nodes if n.op == "placeholder"), args, strict=True):
             self.env[placeholder] = arg
+        self.calls.append(node)
         self.env[node] = self._walk(submodule)
+        self.calls.pop()
         self.grad_enabled = outer
 
     def _leave_no_grad(self, value: Value) -> Value:
         """A value computed without gradients is detached where ordinary code reads it."""
         if not self.grad_enabled or value not in self.no_grad:
             return value
-        op = self.graph.add_op(
-            "aten.detach.default", (value,), {}, [(self.graph.fresh_name("detach"), value.type)], _op_of(value).loc
-        )
-        return op.result
+        name, loc = self.graph.fresh_name("detach"), _op_of(value).loc
+        return self.graph.add_op("aten.detach.default", (value,), {}, [(name, value.type)], loc).result
 
     def _read_op(self, node: torch.fx.Node, target: torch._ops.OpOverload[..., Any]) -> None:
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
@@ -393,19 +434,27 @@ class _Reader:
             name, written = self._functional(name, node)
         loc = self._location(node)
         operands, attrs = self._arguments(name, node, loc)
-        if "training" in attrs or "train" in attrs:
-            attrs = self._follow_mode(name, attrs, loc)
         value = node.meta["val"]
+        if name == "aten._native_batch_norm_legit_no_training.default":
+            # What functionalisation makes of batch norm in evaluation mode; the statistics it saves are not read there.
+            name, value = "aten.batch_norm.default", value[0]
+            attrs = {"training": False, **attrs, "cudnn_enabled": True}
+        attrs = self._follow_mode(attrs, loc)
         types = [self._type(item) for item in (value if isinstance(value, list | tuple) else [value])]
-        hint = node.name if written is None else re.sub(r"_(\d*)$", r"_\1", node.name).rstrip("_")
+        # In-place ops are named relu_ and relu__1: the name of the functional op has no such underscore.
+        hint = node.name if written is None else re.sub(r"__(\d+)$", r"_\1", node.name).rstrip("_")
+        hint = hint.replace("_native_batch_norm_legit_no_training", "batch_norm")
         names: list[str] = []
         for position, _ in enumerate(types):
             names.append(self._fresh(hint if len(types) == 1 else f"{hint}_{position}", names))
         op = self.graph.add_op(name, operands, attrs, list(zip(names, types, strict=True)), loc)
-        self.env[node] = op.results if isinstance(value, list | tuple) else op.result
+        if value is not node.meta["val"]:
+            self.env[node] = (op.result, None, None)
+        else:
+            self.env[node] = op.results if isinstance(value, list | tuple) else op.result
         if not self.grad_enabled:
             self.no_grad.update(op.results)
-        self._note_alias(op, target)
+        self._note_alias(op)
         if written is not None:
             self._overwrite(written, op.result, node)
 
@@ -451,15 +500,15 @@ class _Reader:
             raise _NotDynamic("an argument is computed from the batch size")
         return scalar_to_attr(value)
 
-    def _follow_mode(self, name: str, attrs: dict[str, Attr], loc: Location) -> dict[str, Attr]:
+    def _follow_mode(self, attrs: dict[str, Attr], loc: Location) -> dict[str, Attr]:
         """A flag that was false in evaluation mode follows the executor's mode, unless the user froze the module."""
-        flag = "training" if "training" in attrs else "train"
+        flag = next((name for name in MODE_FLAGS if name in attrs), None)
+        if flag is None or attrs[flag] is not False:
+            return attrs
         module = self.modules.module(loc.module) if self.modules else None
-        if attrs[flag] is False and not (self.modules and self.modules.frozen(loc.module)):
-            attrs[flag] = MODE
-        if "momentum" in attrs and module is not None and getattr(module, "momentum", 0.0) is None:
-            attrs["momentum"] = None
-        return attrs
+        frozen = self.modules is not None and loc.module in self.modules.frozen
+        cumulative = "momentum" in attrs and module is not None and getattr(module, "momentum", 0.0) is None
+        return attrs | ({} if frozen else {flag: MODE}) | ({"momentum": None} if cumulative else {})
 
     # In-place ops
 
@@ -476,32 +525,27 @@ class _Reader:
             raise _NeedsFunctionalization from None
         return twin, written
 
-    def _note_alias(self, op: Op, target: torch._ops.OpOverload[..., Any]) -> None:
-        returns = target._schema.returns
-        if target._schema.is_mutable or not any(r.alias_info is not None for r in returns):
-            if op.base not in ("reshape", "contiguous", "to", "flatten", "dropout"):
-                return
+    def _note_alias(self, op: Op) -> None:
+        """Remember whose memory the results view; ops such as reshape do so only sometimes, and do not declare it."""
+        returns: Any = overload(op.target)._schema.returns
         source = next(iter(op.inputs), None)
-        if source is not None:
-            for value in op.results:
-                self.root[value] = self.root.get(source, source)
+        if source is None or not (op.base in MAYBE_VIEWS or any(item.alias_info is not None for item in returns)):
+            return
+        for value in op.results:
+            self.root[value] = self.root.get(source, source)
 
     def _overwrite(self, written: Value, result: Value, node: torch.fx.Node) -> None:
         """After an in-place op, later readers of the written tensor read the result."""
         root = self.root.get(written, written)
-        family = {v for v in (*self.root, root) if self.root.get(v, v) is root}
-        if root.is_weight or root.kind == "input":
-            later = {n for n in _later(node) if self.env_reads(n, family)}
-            if later:
-                raise _NeedsFunctionalization
-        for other in family - {written}:
-            if any(self.env_reads(n, {other}) for n in _later(node)):
-                raise _NeedsFunctionalization
+        family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
+        others = family if root.is_weight or root.kind == "input" else family - {written}
+        if any(self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)):
+            raise _NeedsFunctionalization
         for key, value in list(self.env.items()):
             if value is written:
                 self.env[key] = result
 
-    def env_reads(self, node: torch.fx.Node, values: set[Value]) -> bool:
+    def _reads(self, node: torch.fx.Node, values: set[Value]) -> bool:
         """Whether a node not yet read takes one of the values."""
         return any(isinstance(v := self.env.get(arg), Value) and v in values for arg in node.all_input_nodes)
 
@@ -542,12 +586,18 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 def _user_frame(trace: str) -> tuple[str, int]:
     """The innermost frame outside PyTorch, its file shortened to be the same on every machine."""
     frames = [(file, int(line)) for file, line in _FRAME.findall(trace)]
-    outside = [frame for frame in frames if not frame[0].startswith(TORCH_HOME)]
+    outside = [frame for frame in frames if not Path(frame[0]).is_relative_to(TORCH_HOME)]
     if not outside:
         return "", 0
     file, line = outside[-1]
-    path = Path(file)
+    return _short_path(Path(file)), line
+
+
+def _short_path(path: Path) -> str:
+    """An installed file by its path in the package, a user's file from the working directory."""
+    if "site-packages" in path.parts:
+        return path.as_posix().rpartition("site-packages/")[2]
     try:
-        return path.resolve().relative_to(Path.cwd()).as_posix(), line
+        return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
-        return "/".join(path.parts[-2:]), line
+        return "/".join(path.parts[-2:])

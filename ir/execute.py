@@ -1,7 +1,7 @@
 """Run a graph op by op over a dictionary of weights, in training or evaluation mode.
 
-The same graph runs with full, sliced, masked or generated weights. In training mode batch norm normalises by the batch and
-updates its running statistics in the dictionary, and dropout drops, exactly as torch's modules do.
+The same graph runs with full, sliced, masked or generated weights. In training mode batch norm normalises by the batch
+and updates its running statistics in the dictionary, and dropout drops, exactly as torch's modules do.
 """
 
 from __future__ import annotations
@@ -91,8 +91,10 @@ class Interpreter:
 
         def compute() -> Any:
             attrs = {name: torch_value(attr, batch, training, device) for name, attr in op.attrs.items()}
-            if op.attrs.get("training") is MODE and training:
+            if op.attrs.get("training") == MODE and training:
                 _count_batch(op, attrs, weights)
+            if "momentum" in attrs and attrs["momentum"] is None:
+                attrs["momentum"] = 0.0  # not read where running statistics are not updated
             return call(op.target, operands, attrs)
 
         result = self.override(op, operands, compute) if self.override else None
