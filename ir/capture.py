@@ -163,7 +163,7 @@ def _check_dynamic(program: ExportedProgram, size: int) -> None:
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     firsts = [shape[0] for shape in shapes if len(shape)]
-    free = [first for first in firsts if isinstance(first, torch.SymInt)]
+    free = [first for first in firsts if isinstance(first, torch.SymInt) and first.node.expr.free_symbols]
     # A batch of one was traced as two: an input that stayed at two does not have the user's shape.
     if not free or (size == 1 and len(free) < len(firsts)):
         raise _NotDynamic("the network is written for one batch size")
@@ -313,7 +313,8 @@ class _Reader:
         self.graph.aliases = {alias: name for alias, name in self.graph.aliases.items() if name in params}
         unused = [name for name in before if name not in params]
         if unused:
-            notes = (*notes, f"{len(unused)} parameters play no part in evaluation and are left out (first {unused[0]})")
+            count = len(unused)
+            notes = (*notes, f"{count} parameters play no part in evaluation and are left out (first {unused[0]})")
         self.graph.notes = notes
 
     # Types and sizes

@@ -1,7 +1,7 @@
 """The graph: ops and values with identity, edited only through methods that keep the uses right.
 
-Parameters are values named by their qualified name; their tensors live beside the graph in a `Weights` dictionary, so one
-graph runs with full, sliced, masked or generated weights. Text and equality never look at tensors.
+Parameters are values named by their qualified name; their tensors live beside the graph in a `Weights` dictionary, so
+one graph runs with full, sliced, masked or generated weights. Text and equality never look at tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from pruneopt.ir.types import Attr, ChannelGroup, Location, TensorType
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Graph", "Op", "Operand", "Structure", "Use", "Value", "ValueKind", "map_structure", "same_graph", "values_in"]
+__all__ = [
+    "Graph",
+    "Op",
+    "Operand",
+    "Structure",
+    "Use",
+    "Value",
+    "ValueKind",
+    "map_structure",
+    "same_graph",
+    "values_in",
+]
 
 ValueKind = Literal["input", "param", "buffer", "constant", "result"]
 
@@ -46,7 +57,9 @@ class Value:
 
 
 Operand = None | bool | int | float | Value | tuple["Value | None", ...]
-Structure = None | bool | int | float | str | Value | tuple["Structure", ...] | list["Structure"] | dict[str, "Structure"]
+Structure = (
+    None | bool | int | float | str | Value | tuple["Structure", ...] | list["Structure"] | dict[str, "Structure"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +360,10 @@ def map_structure(function: Callable[[Value], Structure], structure: Structure) 
 
 
 def same_graph(a: Graph, b: Graph) -> bool:
-    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs and channel groups."""
+    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs, aliases and channel groups.
+
+    Numbers are compared by their spelling: 1, 1.0 and true differ, and nan equals itself.
+    """
 
     def value_key(value: Value) -> tuple[object, ...]:
         return (value.name, value.type, value.kind)
@@ -357,16 +373,17 @@ def same_graph(a: Graph, b: Graph) -> bool:
             return str(operand)
         if isinstance(operand, tuple):
             return tuple(None if value is None else str(value) for value in operand)
-        return (type(operand), operand)
+        return (type(operand), repr(operand))
 
     def op_key(op: Op) -> tuple[object, ...]:
         operands = tuple(map(operand_key, op.operands))
-        return (op.target, operands, sorted(op.attrs.items(), key=lambda item: item[0]), [value_key(v) for v in op.results], op.loc)
+        attrs = sorted((name, repr(value)) for name, value in op.attrs.items())
+        return (op.target, operands, attrs, [value_key(v) for v in op.results], op.loc)
 
     def key(graph: Graph) -> tuple[object, ...]:
         inputs = [value_key(v) for v in graph.inputs]
         params = [value_key(v) for v in graph.params.values()]
-        outputs = map_structure(str, graph.outputs)
-        return (graph.name, graph.channels, inputs, params, [op_key(op) for op in graph.ops], outputs)
+        outputs = (repr(map_structure(str, graph.outputs)), [str(v) for v in graph.output_values])
+        return (graph.name, graph.channels, inputs, params, graph.aliases, [op_key(op) for op in graph.ops], outputs)
 
     return key(a) == key(b)

@@ -5,16 +5,16 @@ Nothing here knows a particular op; printing, parsing, executing and generating 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op
-from pruneopt.ir.types import Attr, Keyword
+from pruneopt.ir.types import Attr, BatchSize, Keyword
 
 __all__ = ["Argument", "Signature", "attr_of", "call", "overload", "scalar_to_attr", "signature", "torch_value"]
 
@@ -83,22 +83,23 @@ class Signature:
         return None
 
 
-@lru_cache(maxsize=None)
-def overload(target: str) -> Callable[..., Any]:
+@cache
+def overload(target: str) -> torch._ops.OpOverload[..., Any]:
     """The torch overload a target names; `UserError` if this torch (or a missing extension) does not have it."""
-    namespace, base, *rest = target.split(".")
     try:
-        packet = getattr(getattr(torch.ops, namespace), base)
-        found: Callable[..., Any] = getattr(packet, rest[0] if rest else "default")
-    except AttributeError:
-        raise UserError(f"the op {target} does not exist in torch {torch.__version__}") from None
+        namespace, base, name = target.split(".")
+        found: Any = getattr(getattr(getattr(torch.ops, namespace), base), name)
+    except (AttributeError, ValueError):
+        found = None
+    if not isinstance(found, torch._ops.OpOverload):  # a name like aten.conv2d.overloads is a method
+        raise UserError(f"the op {target} does not exist in torch {torch.__version__}")
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature(target: str) -> Signature:
     """The signature of a target."""
-    schema: Any = overload(target)._schema  # type: ignore[attr-defined]
+    schema: Any = overload(target)._schema
     return Signature(
         tuple(
             Argument(
@@ -138,7 +139,7 @@ def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) ->
         if attr.name in MEMORY_FORMATS:
             return MEMORY_FORMATS[attr.name]
         return {"mode": training, "device": device}[attr.name]
-    return attr.at(batch) if hasattr(attr, "at") else attr
+    return attr.at(batch) if isinstance(attr, BatchSize) else attr
 
 
 def attr_of(op: Op, name: str) -> Attr:

@@ -169,8 +169,8 @@ class Location:
 class ChannelGroup:
     """A declared channel group: how many units it has, what its kept set must obey, and what is kept.
 
-    ``blocks`` equal blocks must keep the same number of units each. ``keep`` lists half-open ranges of kept units, or is
-    None while nothing was decided.
+    ``blocks`` equal blocks must keep the same number of units each. ``keep`` lists half-open ranges of kept units, or
+    is None while nothing was decided.
     """
 
     name: str
