@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) at 1.4x, with the exact widths MetaPruning uses.
 
 The multiplier is not applied to the last 1x1 convolution (1280), and the widths are not rounded to multiples of 8:
-44, 22, 33, 44, 88, 132, 224, 448. ReLU6 is called as a function (see mobilenet_v1).
+44, 22, 33, 44, 88, 132, 224, 448. ReLU6 is called as a function, and the pooling is 7x7 (see mobilenet_v1).
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ class MobileNetV2(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.conv_last = nn.Conv2d(inp, LAST, 1, bias=False)
         self.bn_last = nn.BatchNorm2d(LAST)
+        self.pool = nn.AvgPool2d(7)
         self.classifier = nn.Linear(LAST, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(F.relu6(self.bn_stem(self.conv_stem(x))))
         x = F.relu6(self.bn_last(self.conv_last(x)))
-        logits: torch.Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: torch.Tensor = self.classifier(self.pool(x).flatten(1))
         return logits
 
 

@@ -55,8 +55,8 @@ data = "digits"
 # def data():
 #     return train_set, test_set
 
-# Your own measures instead of cross-entropy and top-1. The loss is a scalar to minimise; the metric gives one number per
-# sample, and searches keep what has the larger mean:
+# Your own measures instead of cross-entropy and top-1. The loss is a scalar to minimise; the metric gives one number
+# per sample, and searches keep what has the larger mean:
 # def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 #     return F.cross_entropy(outputs, targets)
 #

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _named(name: str, parts: object) -> dict[str, object]:
 def _whole(name: str, key: str, part: object) -> Split:
     if isinstance(part, DataLoader):
         part = part.dataset
-    if isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(item, Tensor) for item in part):
+    if _is_pair(part):
         inputs, targets = part
         if len(inputs) != len(targets) or not len(inputs):
             raise UserError(f"'{key}' of {name} has {len(inputs)} inputs and {len(targets)} targets: they must pair up")
@@ -91,6 +92,10 @@ def _whole(name: str, key: str, part: object) -> Split:
     if not length:
         raise UserError(f"'{key}' of {name} is empty: give it at least one sample")
     return DatasetSplit(part, torch.arange(length))  # type: ignore[arg-type]  # any object with len and []
+
+
+def _is_pair(part: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+    return isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(item, Tensor) for item in part)
 
 
 def _select(split: Split, indices: Indices) -> Split:
@@ -105,7 +110,7 @@ def _labels(part: object) -> Indices | None:
         labels = _labels(part.dataset)
         return None if labels is None else labels[np.asarray(part.indices)]
     found = part.tensors[1] if isinstance(part, TensorDataset) else getattr(part, "targets", None)
-    if isinstance(part, tuple | list):
+    if _is_pair(part):
         found = part[1]
     array = np.asarray(found) if found is not None else np.empty(0)
     whole = array.ndim == 1 and len(array) and np.issubdtype(array.dtype, np.integer)
