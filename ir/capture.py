@@ -25,6 +25,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
 from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
+from pruneopt.ir.verifier import IRError, verify_graph
 
 __all__ = ["capture"]
 
@@ -66,7 +67,7 @@ def capture(
         model = _load_program(Path(model))
     if isinstance(model, ExportedProgram):
         try:
-            return _read(model, None, name or "program", ())
+            return _checked(_read(model, None, name or "program", ()))
         except _NotDynamic as reason:
             raise UserError(f"this exported program cannot be captured: {reason}") from reason
     if example_inputs is None:
@@ -81,7 +82,7 @@ def capture(
             try:
                 program = _export(model, inputs, dynamic=True)
                 _check_dynamic(program, size=inputs[0].shape[0])
-                return _read(program, _Modules(model, frozen), name, notes)
+                return _checked(_read(program, _Modules(model, frozen), name, notes))
             except _NotDynamic as reason:
                 shape = tuple(inputs[0].shape)
                 notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
@@ -173,6 +174,17 @@ def _check_dynamic(program: ExportedProgram, size: int) -> None:
             raise _NotDynamic(f"it must be of the form {first}")
         if limits.lower > 2 or limits.upper < 2**16:
             raise _NotDynamic(f"the network takes another way outside of {limits.lower} to {limits.upper}")
+
+
+def _checked(graph: Graph) -> Graph:
+    """The graph, if its sizes hold at more than the example's batch size: export may record one that does not."""
+    try:
+        verify_graph(graph)
+    except IRError as error:
+        if not graph.dynamic_batch:
+            raise
+        raise _NotDynamic(f"the recorded sizes do not follow it: {_first_line(error)}") from error
+    return graph
 
 
 def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
