@@ -1,7 +1,7 @@
 """From a graph to plain PyTorch source, and to the module that this source defines.
 
-The source imports torch alone and keeps the names of the original's weights, so a state dict of one loads into the other.
-It can be trained, edited, exported and captured again. What `build_module` runs is what `generate_source` writes.
+The source imports torch alone and keeps the names of the original's weights, so a state dict of one loads into the
+other. It can be trained, edited, exported and captured again. `build_module` runs what `generate_source` writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import builtins
 import hashlib
 import linecache
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -38,9 +38,8 @@ def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
     calls = find_layers(graph)
     tree = ModuleTree(graph, {call.prefix: call.declaration for call in calls.values()})
     body = [
-        f"class {name}(nn.Module):",
+        f"class {name}({tree.base}):",
         "    def __init__(self) -> None:",
-        "        super().__init__()",
         *(wrap(line, 8) for line in tree.lines()),
         "",
         *_forward(graph, tree, calls),
@@ -56,7 +55,7 @@ def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
 def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
     """The module that the generated source defines, with a copy of the weights, in evaluation mode.
 
-    ``weights`` maps every parameter, buffer and constant of the graph to its tensor. The random state is left as it was.
+    ``weights`` maps every parameter, buffer and constant of the graph to its tensor. The random state stays as it was.
     """
     name = _class_name(graph.name)
     source = generate_source(graph)
@@ -133,10 +132,8 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
 
 
 def _statement(op: Op, call: LayerCall | None, scope: Scope, tree: ModuleTree) -> str:
-    if call is not None:
-        right = f"{tree.path(call.prefix)}({scope.text[call.source]})"
-    else:
-        right = expression(op, scope)
+    layer = call and f"{tree.path(call.prefix)}({scope.text[call.source]})"
+    right = layer or expression(op, scope)
     names = [scope.text[value] for value in op.results]
     if not returns_several(op.target):
         return f"{names[0]} = {right}"
@@ -171,7 +168,8 @@ def _structure_text(structure: Structure, text: Mapping[Value, str]) -> str:
             return f"[{', '.join(items)}]"
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(structure, dict):
-        return "{" + ", ".join(f"{_quoted(key)}: {_structure_text(item, text)}" for key, item in structure.items()) + "}"
+        pairs = [f"{_quoted(key)}: {_structure_text(item, text)}" for key, item in structure.items()]
+        return f"{{{', '.join(pairs)}}}"
     return repr(structure)
 
 
@@ -198,10 +196,10 @@ def _batch_source(graph: Graph, text: Mapping[Value, str]) -> str:
     return f"({source}) // {size.scale}" if size.scale != 1 else source
 
 
-def _blocks(graph: Graph) -> Any:
+def _blocks(graph: Graph) -> Callable[[Op], str]:
     """A function that gives the module an op is grouped under: the innermost one that has further modules inside."""
     modules = {op.loc.module for op in graph.ops}
-    containers = {module[:at.start()] for module in modules for at in re.finditer(r"\.", module)}
+    containers = {module[: at.start()] for module in modules for at in re.finditer(r"\.", module)}
 
     def block(op: Op) -> str:
         module = op.loc.module

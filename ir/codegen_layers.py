@@ -1,7 +1,7 @@
 """Which ops of a graph are calls of a torch.nn layer, and how that layer is declared.
 
-An op is a layer's call when its weights lie together under one name (``conv1.weight``, ``conv1.bias``) and nothing else lies
-there. A layer may be called several times if every call agrees on its settings.
+An op is a layer's call when its weights lie together under one name (``conv1.weight``, ``conv1.bias``) and nothing else
+lies there. A layer may be called several times if every call agrees on its settings.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _square(attr: Attr, rank: int) -> Attr:
     return items[0] if len(set(items)) == 1 else items
 
 
-def _floating(op: Op, *indices: int) -> tuple[Value, ...]:
+def _held(op: Op, *indices: int) -> tuple[Value, ...]:
     """The weights at those operands that are there."""
     return tuple(value for index in indices if (value := op.value(index)) is not None)
 
@@ -168,8 +168,8 @@ def _linear(op: Op) -> str | None:
 
 def _batch_norm(op: Op) -> str | None:
     """A batch norm layer; one that always uses its running statistics becomes a frozen one."""
-    source, training, weights = op.value(0), op.attrs["training"], _floating(op, 1, 2)
-    running = _floating(op, 3, 4)
+    source, training, weights = op.value(0), op.attrs["training"], _held(op, 1, 2)
+    running = _held(op, 3, 4)
     if source is None or len(weights) == 1 or len(running) == 1 or source.type.rank not in (2, 3, 4, 5):
         return None
     if (training is True) == bool(running) or (training == MODE and not running):
@@ -192,21 +192,22 @@ def _layer_norm(op: Op) -> str | None:
     if weight is None or shape != _sizes(weight):
         return None
     eps, bias = (op.attrs["eps"], 1e-5), (op.value(2) is not None, True)
-    return _call("nn.LayerNorm", [_square(shape, 1) if len(shape) == 1 else shape], {"eps": eps, "bias": bias}, weight)
+    return _call("nn.LayerNorm", [shape[0] if len(shape) == 1 else shape], {"eps": eps, "bias": bias}, weight)
 
 
 def _rms_norm(op: Op) -> str | None:
     weight, shape = op.value(1), op.attrs["normalized_shape"]
     if weight is None or shape != _sizes(weight):
         return None
-    return _call("nn.RMSNorm", [_square(shape, 1) if len(shape) == 1 else shape], {"eps": (op.attrs["eps"], None)}, weight)
+    eps: tuple[Attr, Attr] = (op.attrs["eps"], None)
+    return _call("nn.RMSNorm", [shape[0] if len(shape) == 1 else shape], {"eps": eps}, weight)
 
 
 def _group_norm(op: Op) -> str | None:
-    weights = _floating(op, 1, 2)
+    weights, eps = _held(op, 1, 2), (op.attrs["eps"], 1e-5)
     if len(weights) != 2:
         return None
-    return _call("nn.GroupNorm", [op.attrs["num_groups"], _sizes(weights[0])[0]], {"eps": (op.attrs["eps"], 1e-5)}, weights[0])
+    return _call("nn.GroupNorm", [op.attrs["num_groups"], _sizes(weights[0])[0]], {"eps": eps}, weights[0])
 
 
 def _embedding(op: Op) -> str | None:

@@ -1,8 +1,8 @@
 """One op as one Python expression.
 
 Operators, indexing and a few ops whose Python face differs from their schema are spelled by hand; every other op is
-written from its schema as a call of `torch.nn.functional`, of a tensor method or of a torch function, and if none of them
-takes the schema's arguments, as a call of ``torch.ops`` itself.
+written from its schema as a call of `torch.nn.functional`, of a tensor method or of a torch function, and if none of
+them takes the schema's arguments, as a call of ``torch.ops`` itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def _batch_text(size: BatchSize) -> str:
     return f"({text}) // {size.divisor}" if size.offset or size.scale != 1 else f"{text} // {size.divisor}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def returns_several(target: str) -> bool:
     """Whether an op gives a tuple or a list, even of one tensor."""
     schema: Any = overload(target)
@@ -94,7 +94,7 @@ FUNCTION_STYLE = frozenset({"addmm", "baddbmm", "addcmul", "addcdiv", "lerp"})
 DISPATCHED = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
 RENAMED = {"log_sigmoid": "logsigmoid"}
 # Deprecated names, and names under which torch.nn.functional means something else than the op.
-NOT_FUNCTIONAL = frozenset({"sigmoid", "tanh", "normalize", "embedding_bag", "instance_norm", "assert_int_or_pair", "unfold"})
+NOT_FUNCTIONAL = frozenset({"sigmoid", "tanh", "normalize", "embedding_bag", "instance_norm", "unfold"})
 
 
 def _all_given(op: Op) -> Given:
@@ -194,6 +194,7 @@ BINARY = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "remainder": "%", "floor_divide": "//",
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^",
+    "__and__": "&", "__or__": "|", "__xor__": "^",
 }  # fmt: skip
 
 
@@ -329,9 +330,8 @@ def _convert(op: Op, scope: Scope) -> str | None:
         return None
     words = []
     for argument, value in _all_given(op)[1:]:
-        if argument.name in ("dtype", "device") and value is not None:
-            words.append(f"{argument.name}={attr_text(value, scope.device)}")
-        elif argument.name not in ("layout", "pin_memory", "dtype", "device") and not _is_default(argument, value):
+        left_out = value is None or argument.name in ("layout", "pin_memory") or _is_default(argument, value)
+        if not left_out:
             words.append(f"{argument.name}={attr_text(value, scope.device)}")
     if op.base == "_to_copy":
         words.append("copy=True")
@@ -339,7 +339,9 @@ def _convert(op: Op, scope: Scope) -> str | None:
 
 
 def _reshape(op: Op, scope: Scope) -> str:
-    return f"{_operand(op, scope, 0)}.reshape({attr_text(op.attrs['size'])})"
+    sizes = op.attrs["size"]
+    text = ", ".join(map(attr_text, sizes)) if isinstance(sizes, tuple) and sizes else attr_text(sizes)
+    return f"{_operand(op, scope, 0)}.reshape({text})"
 
 
 def _clone(op: Op, scope: Scope) -> str:

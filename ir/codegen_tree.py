@@ -70,13 +70,19 @@ class ModuleTree:
             node = node.children.get(part, _Node(layer=""))
         return text
 
+    @property
+    def base(self) -> str:
+        """The class the generated one derives from: a container if its own children are numbered."""
+        return {"list": "nn.ModuleList", "dict": "nn.ModuleDict"}.get(self.root.kind, "nn.Module")
+
     def lines(self) -> list[str]:
-        """The lines of ``__init__`` behind ``super().__init__()``."""
+        """The lines of ``__init__``."""
+        children = _shell(self.root).removeprefix(f"{self.base}(") if self.root.kind != "plain" else ")"
         ties = [line for alias, name in self.links.items() for line in self._assign(alias, self.path(name))]
         for alias, name in self.graph.aliases.items():
             if not any(alias.startswith(f"{prefix}.") for prefix in self.links):
                 ties += self._tie(alias, self.path(name))
-        return [*self._fill(self.root, "self", ""), *ties]
+        return [f"super().__init__({children}", *self._fill(self.root, "self", ""), *ties]
 
     # Building
 
@@ -100,8 +106,11 @@ class ModuleTree:
         tensor = f"torch.{make}({sizes}{'' if value.type.dtype == 'f32' else f', dtype={dtype}'})"
         if value.kind != "param":
             return f'{text}.register_buffer("{leaf}", {tensor})'
-        parameter = f"nn.Parameter({tensor}{'' if dtype.is_floating_point or dtype.is_complex else ', requires_grad=False'})"
-        return f"{text}.{leaf} = {parameter}" if is_plain_name(leaf) else f'{text}.register_parameter("{leaf}", {parameter})'
+        trainable = dtype.is_floating_point or dtype.is_complex
+        parameter = f"nn.Parameter({tensor}{'' if trainable else ', requires_grad=False'})"
+        if is_plain_name(leaf):
+            return f"{text}.{leaf} = {parameter}"
+        return f'{text}.register_parameter("{leaf}", {parameter})'
 
     def _assign(self, name: str, value: str) -> Iterator[str]:
         """Put a module that exists already at a second name."""
@@ -154,7 +163,7 @@ def _shell(node: _Node) -> str:
 
 
 def _links(graph: Graph) -> dict[str, str]:
-    """Modules that are a second name of another one: everything below them is an alias of the same leaf of the other."""
+    """Modules that are a second name of another one: all below them is an alias of the same leaf of the other."""
     names = {**{name: name for name in graph.params}, **graph.aliases}
     links: dict[str, str] = {}
     for alias, name in graph.aliases.items():

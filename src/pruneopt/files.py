@@ -6,45 +6,49 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
 
-__all__ = ["atomic_path", "write_json", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "write_json", "write_text"]
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes the place of ``path``.
+    """A temporary file near ``path`` to write to; on success it is flushed to the disk and takes the place of ``path``.
 
-    The temporary name ends like ``path``. On failure it is removed and ``path`` stays as it was. An `OSError` (a full disk,
-    a missing or read-only folder) becomes a `UserError` that names the path.
+    The temporary name ends like ``path``. On failure it is removed and ``path`` stays as it was. An `OSError` (a full
+    disk, a missing or read-only folder) becomes a `UserError` that names the path.
+    """
+    with atomic_folder(path) as folder:
+        yield folder / Path(path).name
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder for a file that comes with companions; on success each takes its place, ``path`` the last.
+
+    The files are written under their final names. Otherwise as `atomic_path`.
     """
     final = Path(path)
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=final.suffix, dir=final.parent)
-        temporary = Path(name)
-        os.close(handle)
-        yield temporary
-        _publish(temporary, final)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=final.parent, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            yield folder
+            files = {*folder.iterdir(), folder / final.name}
+            for file in sorted(files, key=lambda file: (file.name == final.name, file.name)):
+                _publish(file, final.parent / file.name)
     except OSError as error:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, final: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    # mkstemp makes files private to the user; give the file the rights any other new file would have.
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(final.stat().st_mode & 0o777 if final.exists() else 0o666 & ~mask)
+    if final.exists():
+        temporary.chmod(final.stat().st_mode & 0o777)
     os.replace(temporary, final)
 
 

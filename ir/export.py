@@ -1,0 +1,256 @@
+"""Files for other runtimes: exported programs (``.pt2``) and ONNX, and a way to run the latter.
+
+Both are traced in evaluation mode with a dynamic batch where asked for; a file appears under its name only when it is
+whole and checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from pruneopt.errors import UserError, VerificationError
+from pruneopt.files import atomic_folder, atomic_path
+
+__all__ = ["export_onnx", "export_pt2", "run_onnx", "same_outputs"]
+
+SINGLE_FILE_LIMIT = 1_900_000_000
+"""Bytes of weights above which ONNX keeps them in a second file (a protocol buffer ends at 2 GB)."""
+
+
+def export_pt2(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor] | Tensor,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = True,
+) -> None:
+    """Write a module as an exported program that `torch.export.load` reads.
+
+    With ``dynamic_batch`` the program runs at every batch size from 1; `UserError` if the module does not allow that.
+    The module's mode is left as it was.
+    """
+    program = _trace(module, _tensors(example_inputs), dynamic_batch)
+    # torch reports a full disk as a RuntimeError of its zip writer; a plain write says what is wrong.
+    buffer = BytesIO()
+    path = _named(path, ".pt2")
+    with _quiet():
+        torch.export.save(program, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor] | Tensor,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = True,
+    opset: int | None = None,
+) -> None:
+    """Write a module as ONNX, checked by `onnx.checker`; ``opset`` None takes torch's own choice.
+
+    The weights lie inside the file unless they exceed 2 GB; then they lie beside it under the file's name plus
+    ``.data``. The symbolic batch is called ``batch``. `UserError` names the op that ONNX cannot express.
+    """
+    import onnx
+
+    path = _named(path, ".onnx")
+    program = _trace(module, _tensors(example_inputs), dynamic_batch)
+    onnx_program = _translate(program, opset)
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    large = sum(t.numel() * t.element_size() for t in tensors.values()) > SINGLE_FILE_LIMIT
+    with atomic_folder(path) as folder, _quiet():
+        temporary = folder / path.name
+        onnx_program.save(temporary, external_data=large)
+        if dynamic_batch:
+            _name_batch(temporary)
+        onnx.checker.check_model(str(temporary))
+
+
+def run_onnx(
+    path: str | os.PathLike[str], inputs: Sequence[Tensor | np.ndarray[Any, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    """The outputs of an ONNX file on the CPU, in the file's order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{os.fspath(path)} cannot be loaded by onnxruntime: {_first_line(error)}") from error
+    names = [item.name for item in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise UserError(f"{os.fspath(path)} takes {len(names)} inputs, {len(inputs)} were given")
+    feed = {name: _array(item) for name, item in zip(names, inputs, strict=True)}
+    try:
+        return [np.asarray(item) for item in session.run(None, feed)]
+    except Exception as error:
+        shapes = ", ".join(str(tuple(item.shape)) for item in feed.values())
+        raise UserError(f"{os.fspath(path)} does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+
+
+def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
+    """The largest absolute difference between two (nested) outputs of tensors or arrays.
+
+    `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol * |b|``.
+    """
+    left, right = ([_array(leaf) for leaf in pytree.tree_leaves(item)] for item in (a, b))
+    if [x.shape for x in left] != [y.shape for y in right]:
+        raise VerificationError(f"outputs of shape {[x.shape for x in left]} against {[y.shape for y in right]}")
+    largest = 0.0
+    for index, (x, y) in enumerate(zip(left, right, strict=True)):
+        x, y = (z.astype(np.complex128 if np.iscomplexobj(z) else np.float64) for z in (x, y))
+        with np.errstate(invalid="ignore"):
+            error = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
+            close = (error == 0) | (error <= atol + rtol * np.abs(y))
+        worst = float(error.max(initial=0.0))
+        if not np.all(close):
+            raise VerificationError(f"output {index} is off by {worst:.3g} (atol {atol:g}, rtol {rtol:g})")
+        largest = max(largest, worst)
+    return largest
+
+
+# Tracing
+
+
+def _tensors(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def _named(path: str | os.PathLike[str], suffix: str) -> Path:
+    """The path, which must end as its format asks: torch and others look at the ending."""
+    if Path(path).suffix != suffix:
+        raise UserError(f"{os.fspath(path)} must end in {suffix}")
+    return Path(path)
+
+
+def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+    """The module in evaluation mode as an exported program."""
+    shapes: tuple[dict[int, Any] | None, ...] | None = None
+    if dynamic_batch:
+        size = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        batched = [item.dim() > 0 and item.shape[0] == size > 0 for item in inputs]
+        if not any(batched):
+            raise UserError("a dynamic batch needs inputs with a common first dimension; pass dynamic_batch=False")
+        # torch.export takes a size of one for a constant: a batch of one is traced as two.
+        inputs = tuple(torch.cat([x, x]) if b and size == 1 else x for x, b in zip(inputs, batched, strict=True))
+        shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
+    modes = {part: part.training for part in module.modules()}
+    try:
+        with _quiet(), torch.no_grad():
+            module.eval()
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise UserError(f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if dynamic_batch:
+        _check_batch(program, inputs, batched, type(module).__name__)
+    return program
+
+
+def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: list[bool], name: str) -> None:
+    """`UserError` unless the program has no upper limit on the batch and runs at a batch of one and at another one.
+
+    The lower limits that torch writes down do not tell: it writes 2 where 1 runs as well.
+    """
+    limits = [str(found.upper) for found in program.range_constraints.values() if str(found.upper) != "int_oo"]
+    reason = f"at most {limits[0]}" if limits else ""
+    for take in (lambda x: x[:1], lambda x: torch.cat([x, x[:1]])):
+        given = [take(x) if b else x for x, b in zip(inputs, batched, strict=True)]
+        try:
+            with _quiet(), torch.no_grad():
+                program.module()(*given)
+        except Exception as error:
+            reason = reason or _first_line(error)
+    if reason:
+        raise UserError(f"{name} does not run at every batch size ({reason}); pass dynamic_batch=False")
+
+
+# ONNX
+
+
+def _translate(program: ExportedProgram, opset: int | None) -> Any:
+    try:
+        with _quiet():
+            found = torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=True)
+    except Exception as error:
+        reason = f"the op {_failing_op(error)}" if _failing_op(error) else _first_line(error)
+        raise UserError(f"ONNX cannot express this network: {reason} has no translation") from error
+    if found is None:
+        raise UserError("ONNX export gave no program")
+    return found
+
+
+def _failing_op(error: BaseException | None) -> str | None:
+    """The op that an exporter's error speaks of; the innermost error that names one."""
+    name = None
+    while error is not None:
+        match = re.search(r"OpOverload\(op='([\w.:]+)', overload='(\w+)'\)|\b(aten[.:]+\w+(?:\.\w+)?)", str(error))
+        if match:
+            name = f"{match[1]}.{match[2]}" if match[1] else match[3]
+        error = error.__cause__ or error.__context__
+    return name
+
+
+def _name_batch(path: Path) -> None:
+    """Call the symbolic first dimension ``batch`` wherever the file names it."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    dims = [
+        dim for value in (*graph.input, *graph.output, *graph.value_info) for dim in value.type.tensor_type.shape.dim
+    ]
+    symbol = next((v.type.tensor_type.shape.dim[0].dim_param for v in graph.input if v.type.tensor_type.shape.dim), "")
+    if not symbol.isidentifier():
+        return
+    for dim in dims:
+        if dim.dim_param:
+            dim.dim_param = re.sub(rf"\b{symbol}\b", "batch", dim.dim_param)
+    onnx.save(model, path)
+
+
+# Small things
+
+
+def _array(item: Any) -> np.ndarray[Any, Any]:
+    if isinstance(item, Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    array: np.ndarray[Any, Any] = np.asarray(item)
+    return array
+
+
+def _first_line(error: BaseException) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No prints, warnings or log lines from the exporters; what matters comes back as an error."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

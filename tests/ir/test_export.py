@@ -1,0 +1,245 @@
+"""Exported programs and ONNX files compute what the module computes, at every batch size, and appear whole or never."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pruneopt import files
+from pruneopt.errors import UserError, VerificationError
+from pruneopt.ir import export
+from pruneopt.ir.capture import capture
+from pruneopt.ir.codegen import build_module
+from pruneopt.ir.export import export_onnx, export_pt2, run_onnx, same_outputs
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.up, self.fc = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.hardswish(self.bn(self.conv(x)))
+        left, right = self.depthwise(x).chunk(2, dim=1)
+        x = self.up(torch.cat([right, left], 1))
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return {"out": self.fc(F.dropout(x, 0.5, self.training).mean((2, 3))), "map": x}
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(16), nn.Linear(16, 48)
+        self.attn = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        n, length, width = x.shape
+        q, k, v = self.fc(x).reshape(n, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * length, width).view(n, -1)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.shift = nn.Embedding(11, 8), nn.Linear(3, 8)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm((self.words(ids).sum(1) + self.shift(x)).view(x.shape[0], 8, 1))
+        return torch.einsum("nch,cd->ndh", y, self.words.weight[:8]), y
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
+    "convolutions": (Convolutions, lambda n: (torch.randn(n, 4, 7, 7),)),
+    "attention": (Attention, lambda n: (torch.randn(n, 5, 16),)),
+    "words": (Words, lambda n: (torch.randint(0, 11, (n, 4)), torch.randn(n, 3))),
+}
+
+
+def generated(name: str) -> tuple[nn.Module, Callable[[int], tuple[Tensor, ...]]]:
+    """The module generated from a network, as it is delivered."""
+    make, inputs = NETWORKS[name]
+    torch.manual_seed(0)
+    graph = capture(make(), inputs(2))
+    return build_module(graph, graph.weights), inputs
+
+
+def check_pt2(module: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], path: Path) -> None:
+    program = torch.export.load(path).module()
+    for batch in (1, 2, 7):
+        given = inputs(batch)
+        with torch.no_grad():
+            same_outputs(program(*given), module.eval()(*given), 1e-5, 1e-4)
+
+
+def check_onnx(module: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], path: Path, atol: float = 1e-4) -> None:
+    for batch in (1, 2, 7):
+        given = inputs(batch)
+        with torch.no_grad():
+            same_outputs(run_onnx(path, given), pytree.tree_leaves(module.eval()(*given)), atol, 1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pt2(name: str, batch: int, tmp_path: Path) -> None:
+    module, inputs = generated(name)
+    export_pt2(module, inputs(batch), tmp_path / "net.pt2")
+    check_pt2(module, inputs, tmp_path / "net.pt2")
+    assert os.listdir(tmp_path) == ["net.pt2"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import onnx
+
+    module, inputs = generated(name)
+    export_onnx(module, inputs(1), tmp_path / "net.onnx")
+    assert capfd.readouterr() == ("", "")
+    check_onnx(module, inputs, tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == ["net.onnx"]
+    dims = onnx.load(tmp_path / "net.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert dims[0].dim_param == "batch"
+
+
+def test_a_program_can_be_captured_again(tmp_path: Path) -> None:
+    module, inputs = generated("convolutions")
+    export_pt2(module, inputs(2), tmp_path / "net.pt2")
+    graph = capture(tmp_path / "net.pt2")
+    assert set(graph.params) == set(module.state_dict())
+    again = build_module(graph, graph.weights)
+    given = inputs(3)
+    with torch.no_grad():
+        same_outputs(again(*given), module(*given), 1e-5, 1e-5)
+
+
+def test_exporting_keeps_the_mode(tmp_path: Path) -> None:
+    module, inputs = generated("convolutions")
+    module.train()
+    module.bn.eval()
+    export_pt2(module, inputs(2), tmp_path / "net.pt2")
+    assert module.training
+    assert not module.bn.training
+
+
+def test_fixed_batch(tmp_path: Path) -> None:
+    module, inputs = generated("attention")
+    export_pt2(module, inputs(3), tmp_path / "net.pt2", dynamic_batch=False)
+    export_onnx(module, inputs(3), tmp_path / "net.onnx", dynamic_batch=False, opset=18)
+    given = inputs(3)
+    same_outputs(run_onnx(tmp_path / "net.onnx", given), [module(*given)], 1e-4, 1e-3)
+    with pytest.raises(UserError, match="does not run on inputs of shape"):
+        run_onnx(tmp_path / "net.onnx", inputs(2))
+
+
+def test_a_batch_that_cannot_vary_is_refused(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(2, 12) + 1
+
+    with pytest.raises(UserError, match="dynamic_batch=False"):
+        export_pt2(Fixed(), torch.randn(4, 6), tmp_path / "net.pt2")
+    with pytest.raises(UserError, match="common first dimension"):
+        export_pt2(Fixed(), torch.tensor(1.0), tmp_path / "net.pt2")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_op_without_translation_is_named(tmp_path: Path) -> None:
+    class Untranslatable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(UserError, match=r"ONNX cannot express this network: the op \w+\.\w*bessel_j0"):
+        export_onnx(Untranslatable(), torch.randn(2, 3), tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "SINGLE_FILE_LIMIT", 1000)
+    module, inputs = generated("attention")
+    export_onnx(module, inputs(2), tmp_path / "net.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["net.onnx", "net.onnx.data"]
+    check_onnx(module, inputs, tmp_path / "net.onnx")
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
+    module, inputs = generated("words")
+    with pytest.raises(UserError, match=r"missing.net\.pt2: No such file"):
+        export_pt2(module, inputs(2), tmp_path / "missing" / "net.pt2")
+    with pytest.raises(UserError, match=r"net\.bin must end in \.onnx"):
+        export_onnx(module, inputs(2), tmp_path / "net.bin")
+    (tmp_path / "bad.onnx").write_text("no model")
+    with pytest.raises(UserError, match=r"bad\.onnx cannot be loaded"):
+        run_onnx(tmp_path / "bad.onnx", inputs(2))
+
+
+def test_number_of_inputs(tmp_path: Path) -> None:
+    module, inputs = generated("words")
+    export_onnx(module, inputs(2), tmp_path / "net.onnx")
+    with pytest.raises(UserError, match="takes 2 inputs, 1 were given"):
+        run_onnx(tmp_path / "net.onnx", inputs(2)[:1])
+
+
+def test_same_outputs() -> None:
+    a = {"x": torch.tensor([1.0, float("nan"), float("inf")]), "y": [torch.tensor(2)]}
+    b = [np.array([1.0625, np.nan, np.inf]), np.array(2)]
+    assert same_outputs(a, b, 0.1, 0.0) == 0.0625
+    with pytest.raises(VerificationError, match=r"output 0 is off by 0\.0625"):
+        same_outputs(a, b, 1e-3, 0.0)
+    with pytest.raises(VerificationError, match="off by nan"):
+        same_outputs(torch.tensor(float("nan")), torch.tensor(0.0), 1.0, 0.0)
+    with pytest.raises(VerificationError, match="outputs of shape"):
+        same_outputs(torch.zeros(2), torch.zeros(3), 1.0, 0.0)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    files.write_json(path, {"a": 1})
+
+    def stop_midway() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        stop_midway()
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*file\.json: No space left"), files.atomic_path(path):
+        full()
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "shufflenet_v2_x1_0", "efficientnet_b0", "densenet121", "vit_b_16", "swin_t", "convnext_tiny"]
+)
+def test_torchvision(name: str, tmp_path: Path) -> None:
+    import torchvision
+
+    size = 224 if name in ("vit_b_16", "swin_t") else 64
+
+    def inputs(batch: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, 3, size, size),)
+
+    torch.manual_seed(0)
+    graph = capture(getattr(torchvision.models, name)(weights=None), inputs(2))
+    module = build_module(graph, graph.weights)
+    export_pt2(module, inputs(1), tmp_path / "net.pt2")
+    check_pt2(module, inputs, tmp_path / "net.pt2")
+    export_onnx(module, inputs(1), tmp_path / "net.onnx")
+    check_onnx(module, inputs, tmp_path / "net.onnx", 1e-3)
