@@ -6,7 +6,7 @@ and updates its running statistics in the dictionary, and dropout drops, exactly
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,17 @@ class Interpreter:
         ``weights`` maps every parameter, buffer and constant of the graph to its tensor; in training mode the running
         statistics in it are updated in place.
         """
+        steps = self.steps(weights, *inputs, training=training)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def steps(
+        self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False
+    ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
+        """Run op by op: yields each op with its results, and returns the outputs."""
         batch = batch_of(self.graph, inputs)
         env: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for name, value in self.graph.params.items():
@@ -75,7 +86,7 @@ class Interpreter:
             env[value] = weights[name]
         device = inputs[0].device if inputs else torch.device("cpu")
         for op in self.graph.ops:
-            self._step(op, env, weights, batch, training, device)
+            yield op, self._step(op, env, weights, batch, training, device)
         return map_structure(lambda value: env[value], self.graph.outputs)
 
     def _step(
@@ -86,7 +97,7 @@ class Interpreter:
         batch: int,
         training: bool,
         device: torch.device,
-    ) -> None:
+    ) -> Sequence[Any]:
         operands = [self._fetch(operand, env) for operand in op.operands]
 
         def compute() -> Any:
@@ -106,6 +117,7 @@ class Interpreter:
         env.update(zip(op.results, results, strict=True))
         for value in self._dead_after.get(op, ()):
             env.pop(value, None)
+        return results
 
     @staticmethod
     def _fetch(operand: Operand, env: Mapping[Value, Any]) -> Any:

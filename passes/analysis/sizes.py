@@ -1,0 +1,108 @@
+"""How the axes of every value shrink with the kept units.
+
+A channel axis of a value is as long as the number of its kept elements. Where channels are spread over several axes, the
+innermost axis on which a row holds different units shrinks, and the outer ones stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruneopt.errors import InternalError
+from pruneopt.ir.graph import Value
+from pruneopt.ir.types import Dim, TensorType
+from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.units import Slot
+
+__all__ = ["AxisShare", "axis_shares", "gather_kept", "kept_mask", "kept_parts", "shrunk_type", "size_form"]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisShare:
+    """A shrinking axis: it is as long as the number of kept ``units`` (-1: always there), divided by ``divisor``."""
+
+    axis: int
+    units: np.ndarray
+    divisor: int
+
+    def size(self, kept: np.ndarray) -> int:
+        """The length of the axis for kept units (a boolean per unit)."""
+        count = int(_always(kept)[self.units].sum())
+        if count % self.divisor:
+            raise InternalError(f"{count} kept elements do not divide into {self.divisor} blocks")
+        return count // self.divisor
+
+
+def _always(kept: np.ndarray) -> np.ndarray:
+    """Kept flags with one more entry, so that unit -1 (no unit) is always kept."""
+    return np.append(kept, True)
+
+
+def axis_shares(coupling: Coupling, value: Value) -> list[AxisShare]:
+    """The shrinking axes of a value."""
+    return [_share(slot) for slot in coupling.slots_of(value)]
+
+
+def _share(slot: Slot) -> AxisShare:
+    units = slot.units.reshape([slot.units.shape[axis] for axis in slot.axes])
+    axes = list(slot.axes)
+    while units.ndim > 1 and bool((units == units[..., :1]).all()):
+        units = units[..., 0]
+        axes.pop()
+    divisor = int(np.prod(units.shape[:-1], dtype=np.int64))
+    return AxisShare(axes[-1], units.reshape(-1), divisor)
+
+
+def shrunk_type(coupling: Coupling, value: Value, kept: np.ndarray) -> TensorType:
+    """The type of a value when only ``kept`` units (a boolean per unit) are left; plain sizes."""
+    dims: list[Dim] = list(value.type.plain().dims)
+    for share in axis_shares(coupling, value):
+        dims[share.axis] = share.size(kept)
+    return TensorType(value.type.dtype, tuple(dims))
+
+
+def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Tensor:
+    """A boolean tensor of ``shape`` (at the batch size of the analysis): which elements of a value are kept."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    for part in kept_parts(slots, kept):
+        mask &= part
+    return mask
+
+
+def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
+    """The mask of `kept_mask` as boolean tensors that broadcast to the value's shape, one for each plane."""
+    flags = _always(kept)
+    return [torch.from_numpy(flags[slot.units]) for slot in slots]
+
+
+def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
+    """The kept elements of a tensor, as many along each axis as are left (a copy)."""
+    parts = kept_parts(slots, kept)
+    single = [[axis for axis, size in enumerate(part.shape) if size > 1] for part in parts]
+    if all(len(axes) == 1 for axes in single):
+        for part, (axis,) in zip(parts, single, strict=True):
+            tensor = tensor.index_select(axis, torch.nonzero(part.reshape(-1)).reshape(-1).to(tensor.device))
+        return tensor
+    return tensor[kept_mask(slots, tuple(tensor.shape), kept).to(tensor.device)]
+
+
+def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np.ndarray:
+    """The length of an axis as a linear form in the widths: coefficients by ``index`` (group number -> column), and the
+    constant last. Frozen groups count as constants.
+    """
+    form = np.zeros(len(index) + 1)
+    inside = share.units[share.units >= 0]
+    form[-1] = len(share.units) - len(inside)
+    for number, count in zip(*np.unique(coupling.unit_group[inside], return_counts=True), strict=True):
+        column = index.get(int(number))
+        if column is None:
+            form[-1] += count
+        else:
+            form[column] = count / coupling.groups[number].width
+    return form / share.divisor
+
+

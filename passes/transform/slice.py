@@ -1,0 +1,258 @@
+"""Slicing: from a plan to a smaller graph.
+
+Weights are gathered by the kept units; sizes, groups, paddings and shapes written into the graph are re-made from the new
+types, which the labels determine. Channels that are removed are dropped: what they contributed is not folded anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruneopt.errors import InternalError
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
+from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, gather_kept, shrunk_type
+
+__all__ = ["slice_graph", "slice_weights"]
+
+
+def slice_weights(coupling: Coupling, kept: np.ndarray, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the elements of removed units taken out (copies; ``kept`` is a boolean per unit)."""
+    sliced: dict[str, Tensor] = {}
+    for name, value in coupling.graph.params.items():
+        tensor = weights[name]
+        slots = coupling.slots_of(value)
+        if slots:
+            shape = shrunk_type(coupling, value, kept).shape()
+            sliced[name] = gather_kept(tensor, slots, kept).reshape(shape).contiguous()
+        else:
+            sliced[name] = tensor.clone()
+    return sliced
+
+
+def slice_graph(graph: Graph, coupling: Coupling, plan: Plan) -> Graph:
+    """The graph and weights that are left when only the plan's units stay. ``graph`` is not changed.
+
+    Raises `UserError` for a plan that breaks a constraint.
+    """
+    kept = coupling.kept_units(plan)
+    new = graph.copy()
+    new.channels = ()
+    twins = dict(zip(coupling.graph.values, new.values, strict=True))
+    for old, value in twins.items():
+        new.set_type(value, shrunk_type(coupling, old, kept))
+    for old_op, op in zip(coupling.graph.ops, new.ops, strict=True):
+        touched = [*old_op.inputs, *old_op.results]
+        if any(coupling.slots_of(value) for value in touched):
+            remake = REMAKE.get(op.base)
+            if remake is not None:
+                remake(_Site(new, op, old_op, coupling, kept))
+    if graph.weights:
+        new.weights = {**slice_weights(coupling, kept, graph.weights), **_made_constants(new)}
+    return new
+
+
+def _made_constants(graph: Graph) -> dict[str, Tensor]:
+    """Index constants that slicing added."""
+    return {name: graph.weights[name] for name in graph.params if name.endswith(INDEX_SUFFIX)}
+
+
+INDEX_SUFFIX = "_kept_index"
+
+
+class _Site:
+    """One op of the new graph, its original, and what is kept."""
+
+    def __init__(self, graph: Graph, op: Op, old: Op, coupling: Coupling, kept: np.ndarray) -> None:
+        self.graph, self.op, self.old, self.coupling, self.kept = graph, op, old, coupling, kept
+
+    def set(self, name: str, value: Attr) -> None:
+        if self.op.attrs[name] != value:
+            self.graph.set_attr(self.op, name, value)
+
+    def share(self, value: Value | None, axis: int) -> AxisShare | None:
+        """How an axis of an original value shrinks, if it does."""
+        if value is not None:
+            for share in axis_shares(self.coupling, value):
+                if share.axis == axis:
+                    return share
+        return None
+
+    def flags(self, share: AxisShare) -> np.ndarray:
+        """Which positions of an unsplit axis are kept."""
+        if share.divisor != 1:
+            raise InternalError(f"{self.old} works along channels that are spread over several axes")
+        return np.append(self.kept, True)[share.units]
+
+    def retarget(self, target: str, attrs: Mapping[str, Attr]) -> None:
+        self.op.target = target
+        self.op.attrs = dict(attrs)
+
+
+def _type_of(op: Op) -> TensorType:
+    return op.results[0].type
+
+
+def _as_attr(dim: Dim) -> Attr:
+    if isinstance(dim, int | BatchSize):
+        return dim
+    return dim.size
+
+
+def _remake_sizes(name: str) -> Callable[[_Site], None]:
+    """Ops that spell out their result's shape; -1 and sizes that did not change stay as they were written."""
+
+    def remake(site: _Site) -> None:
+        given = site.op.attrs[name]
+        dims = site.op.result.type.dims
+        old = site.old.result.type.plain().dims
+        if not isinstance(given, tuple) or len(given) != len(dims):
+            return
+        changed = tuple(
+            size if size == -1 or old[i] == dims[i] else _as_attr(dims[i]) for i, size in enumerate(given)
+        )
+        site.set(name, changed)
+
+    return remake
+
+
+def _remake_unflatten(site: _Site) -> None:
+    sizes = site.op.attrs["sizes"]
+    if isinstance(sizes, tuple):
+        dims = site.op.result.type.dims
+        first = int(site.op.attrs["dim"]) % (len(dims) - len(sizes) + 1)  # type: ignore[call-overload]
+        site.set("sizes", tuple(-1 if s == -1 else _as_attr(dims[first + i]) for i, s in enumerate(sizes)))
+
+
+def _remake_conv(site: _Site) -> None:
+    x, weight = site.op.value(0), site.op.value(1)
+    if x is None or weight is None:
+        return
+    axis = x.type.rank - weight.type.rank + 1
+    site.set("groups", x.type.shape()[axis] // weight.type.shape()[1])
+
+
+def _remake_conv_transpose(site: _Site) -> None:
+    weight, old = site.op.value(1), site.old.value(1)
+    if weight is not None and old is not None and site.old.attrs["groups"] == old.type.shape()[0]:
+        site.set("groups", weight.type.shape()[0])
+
+
+def _remake_group_norm(site: _Site) -> None:
+    x, old = site.op.value(0), site.old.value(0)
+    if x is not None and old is not None and site.old.attrs["num_groups"] == old.type.shape()[1]:
+        site.set("num_groups", x.type.shape()[1])
+
+
+def _remake_layer_norm(site: _Site) -> None:
+    normalized = site.op.attrs["normalized_shape"]
+    count = len(normalized) if isinstance(normalized, tuple) else 1
+    site.set("normalized_shape", site.op.results[0].type.shape()[-count:])
+
+
+def _remake_split(site: _Site) -> None:
+    """Any way of splitting becomes a split into written-out sizes once the pieces are unequal or fewer."""
+    dim = int(site.op.attrs["dim"])  # type: ignore[call-overload]
+    sizes = tuple(value.type.shape()[dim] for value in site.op.results)
+    old = tuple(value.type.shape()[dim] for value in site.old.results)
+    if sizes != old:
+        site.retarget("aten.split_with_sizes.default", {"split_sizes": sizes, "dim": dim})
+
+
+def _remake_pad(site: _Site) -> None:
+    pads = site.op.attrs["pad"]
+    rank = _type_of(site.op).rank
+    if not isinstance(pads, tuple):
+        return
+    new = list(pads)
+    for i in range(len(pads) // 2):
+        before, after = int(pads[2 * i]), int(pads[2 * i + 1])  # type: ignore[arg-type]
+        share = site.share(site.old.result, rank - 1 - i)
+        if share is not None and (before or after):
+            flags = site.flags(share)
+            new[2 * i] = int(flags[:before].sum())
+            new[2 * i + 1] = int(flags[len(flags) - after :].sum())
+    site.set("pad", tuple(new))
+
+
+def _remake_select(site: _Site) -> None:
+    x = site.old.value(0)
+    if x is None:
+        return
+    dim = int(site.op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+    share = site.share(x, dim)
+    if share is not None:
+        flags = site.flags(share)
+        index = int(site.op.attrs["index"]) % len(flags)  # type: ignore[call-overload]
+        site.set("index", int(flags[:index].sum()))
+
+
+def _remake_slice(site: _Site) -> None:
+    """A slice along channels: again a slice where the kept positions form one, else an index."""
+    x = site.old.value(0)
+    if x is None:
+        return
+    dim = int(site.op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+    share = site.share(x, dim)
+    if share is None:
+        return
+    if share.divisor == 1:
+        flags = site.flags(share)
+    else:
+        # Every row of a split axis keeps as many; the slice takes the same positions of each, so any row will do.
+        flags = np.append(site.kept, True)[share.units].reshape(share.divisor, -1)[0]
+    start, end, step = (site.op.attrs[name] for name in ("start", "end", "step"))
+    taken = np.zeros(len(flags), dtype=bool)
+    taken[slice(start, end, step)] = True  # type: ignore[misc]
+    positions = (np.cumsum(flags) - 1)[taken & flags]
+    steps = np.unique(np.diff(positions))
+    if len(steps) <= 1:
+        stride = int(steps[0]) if len(steps) else 1
+        site.set("start", int(positions[0]))
+        site.set("end", int(positions[-1]) + 1)
+        site.set("step", stride)
+        return
+    name = site.graph.fresh_name(f"{site.op.result.name}{INDEX_SUFFIX}")
+    constant = site.graph.add_param(name, TensorType("i64", (len(positions),)), "constant")
+    site.graph.weights[name] = torch.from_numpy(positions)
+    site.retarget("aten.index_select.default", {"dim": dim})
+    site.op.operands = (site.op.operands[0], None)
+    site.graph.set_operand(site.op, 1, constant)
+
+
+def _remake_attention(site: _Site) -> None:
+    """The scale of the scores is the original's: one over the root of the original head size."""
+    query, old = site.op.value(0), site.old.value(0)
+    if query is not None and old is not None and site.op.attrs["scale"] is None:
+        width = old.type.shape()[-1]
+        if query.type.shape()[-1] != width:
+            site.set("scale", 1.0 / math.sqrt(width))
+
+
+REMAKE: dict[str, Callable[[_Site], None]] = {
+    "unflatten": _remake_unflatten,
+    "layer_norm": _remake_layer_norm,
+    "native_layer_norm": _remake_layer_norm,
+    "rms_norm": _remake_layer_norm,
+    "_fused_rms_norm": _remake_layer_norm,
+    "group_norm": _remake_group_norm,
+    "select": _remake_select,
+    "select_copy": _remake_select,
+    "slice": _remake_slice,
+    "slice_copy": _remake_slice,
+    "narrow": _remake_slice,
+    "scaled_dot_product_attention": _remake_attention,
+    **dict.fromkeys(("view", "expand", "_unsafe_view", "view_copy", "expand_copy"), _remake_sizes("size")),
+    **dict.fromkeys(("reshape",), _remake_sizes("shape")),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _remake_conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _remake_conv_transpose),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _remake_pad),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), _remake_split),
+    "unsafe_split_with_sizes": _remake_split,
+}

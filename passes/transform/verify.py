@@ -1,0 +1,279 @@
+"""Proof that a sliced network is the original with channels removed.
+
+The original graph runs at full size with the weight elements that *consume* removed channels set to zero (never the
+producers: sigmoid(0) is not 0). The kept elements of *every* value must equal the sliced network's to float rounding, so
+that no signal that dies out in depth can hide a misplaced channel. Where a statistic runs
+over removed channels (layer norm, softmax, a mean over channels) the function changes by construction: there the reference
+takes the statistic over the kept channels, so that everything else is still proved, and the report names the op.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import VerificationError
+from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.schema import call, torch_value
+from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.labels import BATCH
+from pruneopt.passes.analysis.sizes import kept_mask, kept_parts
+from pruneopt.passes.transform.slice import slice_weights
+
+__all__ = ["MaskedOriginal", "Verification", "verify_pruned"]
+
+WEIGHTED = ("conv1d", "conv2d", "conv3d", "convolution", "linear", "conv_transpose1d", "conv_transpose2d")
+WEIGHTED = (*WEIGHTED, "conv_transpose3d")
+PRODUCTS = ("matmul", "bmm", "mm", "addmm", "einsum", "scaled_dot_product_attention")
+EXACT = 1e-7
+"""Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
+TINY = 1e-13
+"""Absolute error that is rounding whatever the magnitude."""
+SINGLE = 1e-3
+"""Largest error on real input in float32, relative to the largest output; larger errors are no rounding."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proved. Errors are absolute; ``scale`` is the largest absolute output they compare with."""
+
+    max_abs_error: float
+    scale: float
+    equivalent: bool
+    notes: tuple[str, ...]
+    max_abs_error_float32: float | None = None
+    """On the given (real) input in float32; None without input."""
+
+
+class MaskedOriginal:
+    """The original network at full size in which removed channels are consumed as zeros."""
+
+    def __init__(self, original: Graph, coupling: Coupling, plan: Plan, pruned: Graph) -> None:
+        self.original, self.coupling = original, coupling
+        self.kept = coupling.kept_units(plan)
+        self._pruned_op = dict(zip(coupling.graph.ops, pruned.ops, strict=True))
+        self._boxed = {note.op for note in coupling.notes}
+        self._interpreter = Interpreter(coupling.graph, self._override)
+        self._small: dict[str, Tensor] = {}
+
+    def steps(
+        self, weights: Mapping[str, Tensor], *inputs: Tensor
+    ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
+        """Run at the original's size, op by op, from the original's weights; returns the outputs."""
+        self._small = slice_weights(self.coupling, self.kept, weights)
+        return self._interpreter.steps(self._zero_consumers(weights), *inputs)
+
+    def mask(self, value: Value, shape: tuple[int, ...]) -> Tensor:
+        """Which elements of a value are kept."""
+        return kept_mask(self.coupling.slots_of(value), shape, self.kept)
+
+    def _zero_consumers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with the elements that read removed channels set to zero."""
+        masked = dict(weights)
+        for op in self.coupling.graph.ops:
+            weight = op.value(1)
+            if op.base not in WEIGHTED or weight is None or not weight.is_weight:
+                continue
+            axis = 0 if "transpose" in op.base else 1
+            slots = [slot for slot in self.coupling.slots_of(weight) if axis in slot.axes]
+            if slots:
+                tensor = weights[weight.name]
+                for part in kept_parts(slots, self.kept):
+                    tensor = tensor * part.to(tensor.device, tensor.dtype)
+                masked[weight.name] = tensor
+        return masked
+
+    def _override(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
+        if op in self._boxed:
+            return self._run_on_kept(op, operands)
+        if op.base in PRODUCTS:
+            self._mask_operands(op, operands)
+        return None
+
+    def _mask_operands(self, op: Op, operands: list[Any]) -> None:
+        """Products of activations: removed elements of every operand count as zero."""
+        for index, operand in enumerate(op.operands):
+            if isinstance(operand, Value) and self.coupling.slots_of(operand):
+                tensor = operands[index]
+                operands[index] = tensor * self.mask(operand, tuple(tensor.shape)).to(tensor.device, tensor.dtype)
+            elif isinstance(operand, tuple):
+                operands[index] = [
+                    tensor * self.mask(value, tuple(tensor.shape)).to(tensor.device, tensor.dtype)
+                    for value, tensor in zip(operand, operands[index], strict=True)
+                    if value is not None
+                ]
+
+    def _run_on_kept(self, op: Op, operands: list[Any]) -> Any:
+        """Run a statistic over the kept elements only, and put the result back where those elements were."""
+        twin = self._pruned_op[op]
+        values = [self._gather(operand, tensor, twin, i) for i, (operand, tensor) in enumerate(
+            zip(op.operands, operands, strict=True)
+        )]
+        device = operands[0].device
+        attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in twin.attrs.items()}
+        result = call(twin.target, values, attrs)
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        full = []
+        for value, tensor in zip(op.results, results, strict=True):
+            shape = value.type.shape(BATCH)
+            scattered = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+            scattered[self.mask(value, shape).to(tensor.device)] = tensor.reshape(-1)
+            full.append(scattered)
+        return full if isinstance(result, tuple | list) else full[0]
+
+    def _gather(self, operand: Any, tensor: Any, twin: Op, index: int) -> Any:
+        if not isinstance(operand, Value) or not isinstance(tensor, Tensor):
+            return tensor
+        if operand.is_weight:
+            return self._small[operand.name]
+        small = twin.value(index)
+        if small is None:
+            return tensor
+        mask = self.mask(operand, tuple(tensor.shape)).to(tensor.device)
+        return tensor[mask].reshape(small.type.shape(BATCH))
+
+
+def verify_pruned(
+    original: Graph,
+    coupling: Coupling,
+    plan: Plan,
+    pruned: Graph,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Prove ``pruned`` in float64 on random input, and in float32 on ``inputs`` where given.
+
+    The float64 proof runs on perturbed weights, so that channels with equal weights (a freshly initialised batch norm)
+    cannot hide a misplaced channel. Raises `VerificationError` that names the first op at which the networks part.
+    """
+    notes = tuple(
+        f"{note.op}: runs over removed channels of {', '.join(note.groups)}; the function changes by construction"
+        for note in coupling.notes
+        if _pruned_any(coupling, plan, note.groups)
+    )
+    weights = _perturbed(original, seed)
+    reference = MaskedOriginal(original, coupling, plan, pruned)
+    small = slice_weights(coupling, reference.kept, weights)
+    small.update({name: pruned.weights[name] for name in pruned.params if name not in small})
+    proof = _prove(reference, pruned, weights, small, _random_inputs(original, seed), EXACT)
+    if proof.wrong is not None:
+        raise VerificationError(
+            f"the pruned network is not the original with channels removed: it differs by {proof.error:.3g} "
+            f"at {proof.wrong}; nothing is delivered"
+        )
+    single = None
+    if inputs is not None:
+        rows = [_two_rows(value, tensor) for value, tensor in zip(original.inputs, inputs, strict=True)]
+        real = _prove(reference, pruned, original.weights, pruned.weights, rows, math.inf)
+        single = real.error
+        if not single <= SINGLE * max(real.scale, 1.0):
+            raise VerificationError(
+                f"the pruned network differs from the original with channels removed by {single:.3g} on real input "
+                f"(outputs up to {real.scale:.3g}), beyond float32 rounding; nothing is delivered"
+            )
+    return Verification(proof.error, proof.scale, True, notes, single)
+
+
+def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
+    return any(name in plan and len(plan[name]) < coupling.group(name).width for name in names)
+
+
+def _perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
+    """Float64 weights in which every channel differs: vectors are scaled and shifted a little, element by element."""
+    generator = torch.Generator().manual_seed(seed)
+    result: dict[str, Tensor] = {}
+    for name, tensor in graph.weights.items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.double()
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            shift = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
+            tensor = tensor * (0.75 + 0.5 * noise)
+            if tensor.dim() <= 1 and not name.endswith("running_var"):
+                tensor = tensor + 0.1 * shift
+            elif not tensor.any():
+                tensor = tensor + 0.02 * shift
+        result[name] = tensor.clone()
+    return result
+
+
+def _random_inputs(graph: Graph, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    inputs = []
+    for value in graph.inputs:
+        shape = value.type.shape(BATCH)
+        if value.type.dtype.startswith(("f", "bf")):
+            inputs.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+        else:
+            inputs.append(torch.randint(0, 2, shape, generator=generator).to(_integer(value)))
+    return inputs
+
+
+def _two_rows(value: Value, tensor: Tensor) -> Tensor:
+    """The first rows of an input, as many as the analysis has; a single row is repeated."""
+    if not value.type.dims or isinstance(value.type.dims[0], int):
+        return tensor
+    rows = value.type.shape(BATCH)[0]
+    return torch.cat([tensor] * -(-rows // max(1, tensor.shape[0])))[:rows]
+
+
+def _integer(value: Value) -> torch.dtype:
+    return torch.bool if value.type.dtype == "bool" else torch.int64 if value.type.dtype == "i64" else torch.int32
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """Largest error and magnitude of the outputs; ``wrong`` is the first op with an error beyond rounding."""
+
+    error: float
+    scale: float
+    wrong: str | None
+
+
+@torch.no_grad()
+def _prove(
+    reference: MaskedOriginal,
+    pruned: Graph,
+    weights: Mapping[str, Tensor],
+    small: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    tolerance: float,
+) -> _Proof:
+    """Run the masked original and the pruned network side by side and compare the kept elements of every value."""
+    outputs = set(reference.coupling.graph.output_values)
+    worst = scale = 0.0
+    left, right = reference.steps(weights, *inputs), Interpreter(pruned).steps(small, *inputs)
+    for op, results in left:
+        try:
+            _, mine = next(right)
+        except (RuntimeError, IndexError, ValueError) as error:
+            return _Proof(math.inf, scale, f"{op}, which fails in the pruned network ({str(error).splitlines()[0]})")
+        for value, full, tensor in zip(op.results, results, mine, strict=True):
+            if not isinstance(full, Tensor) or not full.numel():
+                continue
+            error, size = _difference(full[reference.mask(value, tuple(full.shape)).to(full.device)], tensor)
+            if not error <= tolerance * size + TINY:
+                return _Proof(error, size, str(op))
+            if value in outputs:
+                worst, scale = max(worst, error), max(scale, size)
+    return _Proof(worst, scale, None)
+
+
+def _difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
+    """Largest absolute difference (infinite for another number of elements) and largest absolute element."""
+    mine = tensor.reshape(-1)
+    if mine.shape != kept.shape:
+        return math.inf, 0.0
+    if not kept.is_floating_point():
+        return float((kept != mine).any()), 0.0
+    # The same infinity or NaN on both sides (an attention mask) is no difference.
+    same = (kept == mine) | (kept.isnan() & mine.isnan())
+    difference = torch.where(same, 0.0, (kept.double() - mine.double()).abs())
+    return float(difference.max()), float(torch.nan_to_num(kept.double(), posinf=0.0, neginf=0.0).abs().max())
