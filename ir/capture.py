@@ -32,6 +32,8 @@ __all__ = ["capture"]
 TORCH_HOME = Path(torch.__file__).parent
 STOCHASTIC_MODULES = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
+# Whether this machine has cuDNN is no property of the network.
+BACKEND_FLAGS = ("cudnn_enabled", "cudnn_enable")
 MODE_FLAGS = ("training", "train", "use_input_stats")
 IGNORED_OPS = ("_assert", "sym_constrain", "_set_grad_enabled", "_exit_autocast", "_enter_autocast")
 
@@ -487,6 +489,8 @@ class _Reader:
             value = self._lookup(raw) if given else raw
             if argument.is_tensor:
                 operands.append(self._operand(value, name, loc))
+            elif argument.name in BACKEND_FLAGS:
+                attrs[argument.name] = True
             elif "Device" in argument.type:
                 attrs[argument.name] = None if value is None else DEVICE
             else:

@@ -24,14 +24,18 @@ def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
     """The batch size ``N`` of concrete inputs; `UserError` when their shapes do not fit the graph's."""
     if len(inputs) != len(graph.inputs):
         raise UserError(f"{graph.name} takes {len(graph.inputs)} inputs, {len(inputs)} were given")
-    batch = 1
+    sizes = (
+        (size * dim.divisor - dim.offset) // dim.scale
+        for value, tensor in zip(graph.inputs, inputs, strict=True)
+        for dim, size in zip(value.type.dims, tensor.shape, strict=False)
+        if isinstance(dim, BatchSize)
+    )
+    batch = next(sizes, 1)
     for value, tensor in zip(graph.inputs, inputs, strict=True):
-        for dim, size in zip(value.type.dims, tensor.shape, strict=False):
-            if isinstance(dim, BatchSize):
-                batch = (size * dim.divisor - dim.offset) // dim.scale
         if tuple(tensor.shape) != value.type.shape(batch):
             wanted = ", ".join(str(d) if isinstance(d, BatchSize) else str(dim_size(d)) for d in value.type.dims)
-            raise UserError(f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes [{wanted}]")
+            at = f" with N = {batch}" if graph.dynamic_batch else ""
+            raise UserError(f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes [{wanted}]{at}")
     return batch
 
 

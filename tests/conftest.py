@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def snapshot(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """``snapshot(name, text)`` compares with ``snapshots/<name>.pir`` (or the name's own suffix) beside the test file."""
+    """``snapshot(name, text)`` compares with ``snapshots/<name>.pir`` (or the name's suffix) beside the test file."""
     folder = request.path.parent / "snapshots"
     update = request.config.getoption("--snapshot-update")
 

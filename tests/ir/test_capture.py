@@ -132,8 +132,10 @@ def test_an_op_knows_its_module_and_the_users_line() -> None:
 def test_weights_keep_their_names_kinds_and_tensors() -> None:
     model = Net()
     graph = capture(model, torch.randn(2, 3, 8, 8))
-    assert {name for name, value in graph.params.items() if value.kind == "param"} == dict(model.named_parameters()).keys()
-    assert {name for name, value in graph.params.items() if value.kind == "buffer"} == dict(model.named_buffers()).keys()
+    kinds = dict.fromkeys(dict(model.named_parameters()), "param") | dict.fromkeys(
+        dict(model.named_buffers()), "buffer"
+    )
+    assert {name: value.kind for name, value in graph.params.items()} == kinds
     assert all(torch.equal(graph.weights[name], tensor) for name, tensor in model.state_dict().items())
 
 

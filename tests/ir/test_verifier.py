@@ -267,7 +267,7 @@ def test_edits_keep_uses_right(edits: list[Edit]) -> None:
 
 
 def test_a_value_that_is_still_read_cannot_be_erased(graph: Graph) -> None:
-    with pytest.raises(InternalError, match="cannot erase .*: its result %conv is still used"):
+    with pytest.raises(InternalError, match=r"cannot erase .*: its result %conv is still used"):
         graph.erase(graph.ops[0])
 
 

@@ -1,0 +1,26 @@
+graph @Attention(%x: f32[N, 5, 8]) {
+  param @norm.weight: f32[8]
+  param @norm.bias: f32[8]
+  param @qkv.weight: f32[24, 8]
+  param @qkv.bias: f32[24]
+  param @out.weight: f32[8, 8]
+  param @out.bias: f32[8]
+
+  %layer_norm = aten.layer_norm(%x, @norm.weight, @norm.bias) {normalized_shape = [8]}: f32[N, 5, 8]
+  %linear = aten.linear(%layer_norm, @qkv.weight, @qkv.bias): f32[N, 5, 24]
+  %view = aten.view(%linear) {size = [N, 5, 3, 2, 4]}: f32[N, 5, 3, 2, 4]
+  %permute = aten.permute(%view) {dims = [2, 0, 3, 1, 4]}: f32[3, N, 2, 5, 4]
+  %select = aten.select.int(%permute) {dim = 0, index = 0}: f32[N, 2, 5, 4]
+  %select_1 = aten.select.int(%permute) {dim = 0, index = 1}: f32[N, 2, 5, 4]
+  %transpose = aten.transpose.int(%select_1) {dim0 = -2, dim1 = -1}: f32[N, 2, 4, 5]
+  %matmul = aten.matmul(%select, %transpose): f32[N, 2, 5, 5]
+  %mul = aten.mul.Tensor(%matmul, 0.5): f32[N, 2, 5, 5]
+  %softmax = aten.softmax.int(%mul) {dim = -1}: f32[N, 2, 5, 5]
+  %select_2 = aten.select.int(%permute) {dim = 0, index = 2}: f32[N, 2, 5, 4]
+  %matmul_1 = aten.matmul(%softmax, %select_2): f32[N, 2, 5, 4]
+  %transpose_1 = aten.transpose.int(%matmul_1) {dim0 = 1, dim1 = 2}: f32[N, 5, 2, 4]
+  %reshape = aten.reshape(%transpose_1) {shape = [N, 5, 8]}: f32[N, 5, 8]
+  %linear_1 = aten.linear(%reshape, @out.weight, @out.bias): f32[N, 5, 8]
+  %add = aten.add.Tensor(%x, %linear_1): f32[N, 5, 8]
+  return %add
+}
