@@ -207,10 +207,11 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
     unit_rank = np.empty(units.count, dtype=np.int64)
     drafts: list[tuple[np.ndarray, tuple[np.ndarray, ...], str | None]] = []
     for number, cells in enumerate(by_family.values()):
-        members = np.sort(np.concatenate([np.array(cell) for cell in cells]))
+        # Ranks run block by block, so that blocks are equal runs of ranks.
+        members = np.concatenate([np.sort(cell) for cell in sorted(cells, key=min)])
         unit_group[members] = number
         unit_rank[members] = np.arange(len(members))
-        blocks = tuple(np.searchsorted(members, np.array(cell)) for cell in cells)
+        blocks = tuple(np.split(np.arange(len(members)), len(cells)))
         reasons = [units.frozen[u] for u in members if units.frozen[u] is not None]
         drafts.append((members, blocks, reasons[0] if reasons else None))
     names = _Names(graph, units.slots, unit_group, len(drafts))
