@@ -541,6 +541,7 @@ def reduction(labels: Labels, op: Op) -> None:
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias", "type_as")
+@rule("hardswish", "log_sigmoid", "masked_fill", "where", "rsub", "true_divide", "divide", "multiply", "subtract", "copy")
 @rule("lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 @rule("new_empty_strided", "detach_", "requires_grad_", "celu", "elu", "rrelu", "hardtanh", "relu6", "softplus", "prelu")
 def pointwise(labels: Labels, op: Op) -> None:
