@@ -35,6 +35,7 @@ MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
 # Whether this machine has cuDNN is no property of the network.
 BACKEND_FLAGS = ("cudnn_enabled", "cudnn_enable")
 MODE_FLAGS = ("training", "train", "use_input_stats")
+VIEWS = ("aten.view.default", "aten._unsafe_view.default")
 IGNORED_OPS = ("_assert", "sym_constrain", "_set_grad_enabled", "_exit_autocast", "_enter_autocast")
 
 
@@ -454,6 +455,9 @@ class _Reader:
             # What functionalisation makes of batch norm in evaluation mode; the statistics it saves are not read there.
             name, value = "aten.batch_norm.default", value[0]
             attrs = {"training": False, **attrs, "cudnn_enabled": True}
+        if name in VIEWS:
+            # Export drops `contiguous` where its own trace was contiguous; reshape is right for any memory format.
+            name, attrs = "aten.reshape.default", {"shape": attrs["size"]}
         attrs = self._follow_mode(attrs, loc)
         types = [self._type(item) for item in (value if isinstance(value, list | tuple) else [value])]
         # In-place ops are named relu_ and relu__1: the name of the functional op has no such underscore.

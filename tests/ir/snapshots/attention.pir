@@ -8,7 +8,7 @@ graph @Attention(%x: f32[N, 5, 8]) {
 
   %layer_norm = aten.layer_norm(%x, @norm.weight, @norm.bias) {normalized_shape = [8]}: f32[N, 5, 8]
   %linear = aten.linear(%layer_norm, @qkv.weight, @qkv.bias): f32[N, 5, 24]
-  %view = aten.view(%linear) {size = [N, 5, 3, 2, 4]}: f32[N, 5, 3, 2, 4]
+  %view = aten.reshape(%linear) {shape = [N, 5, 3, 2, 4]}: f32[N, 5, 3, 2, 4]
   %permute = aten.permute(%view) {dims = [2, 0, 3, 1, 4]}: f32[3, N, 2, 5, 4]
   %select = aten.select.int(%permute) {dim = 0, index = 0}: f32[N, 2, 5, 4]
   %select_1 = aten.select.int(%permute) {dim = 0, index = 1}: f32[N, 2, 5, 4]
