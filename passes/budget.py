@@ -1,0 +1,200 @@
+"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`, `12MBmemory`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.cost import CostModel
+
+__all__ = ["FORMS", "Budget", "check_reachable", "format_value", "parse_budget", "tightest", "within"]
+
+FORMS = "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory"
+
+_TEXT = re.compile(
+    r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?)"
+    r"\s*(?P<percent>%?)\s*(?P<unit>[^\W\d_](?:[^\W\d_]|\s)*)?",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"(?P<prefix>[kmgt]?)(?P<binary>i?)"
+    r"(?:(?P<flops>flops?|macs?)|(?P<params>params?|parameters?)|(?P<memory>(?:b|bytes)memory)|(?P<bytes>bytes?|b))"
+)
+_SHARES = {
+    **dict.fromkeys(("flops", "flop", "macs", "mac"), "flops"),
+    **dict.fromkeys(("params", "param", "parameters", "parameter"), "params"),
+    **dict.fromkeys(("bytes", "byte"), "bytes"),
+    "memory": "memory",
+}
+_TIMES = re.compile(r"[munµ]?s|sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps|hz|latency")
+_PREFIXES = ("", "k", "M", "G", "T")
+_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B memory"}
+_SHARE_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "bytes", "memory": "memory"}
+_ROUNDING = 1 + 1e-12
+"""A share of a whole number is rarely a float: half of an odd cost, a tenth of a round one."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper limit. ``unit`` is a unit of `CostModel.measure`; ``value`` an amount of it, or a share of the original.
+
+    ``text`` is what the user wrote.
+    """
+
+    text: str
+    unit: str
+    value: float
+    relative: bool
+
+    def limit(self, cost: CostModel) -> float:
+        """The limit in the unit's own amount, for a network."""
+        return self.value * float(cost.measure(self.unit, cost.full)) if self.relative else self.value
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki`` ... of 1024.
+
+    Raises:
+        UserError: no such form, no or an unknown unit, a number that is not above 0, a share above 100 %.
+    """
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise _refused(text, "is not a number with a unit")
+    unit = re.sub(r"\s", "", match["unit"] or "").lower()
+    number = float(match["number"])
+    if not math.isfinite(number):
+        raise _refused(text, "is no finite number")
+    if not number > 0:
+        raise _refused(text, "leaves nothing: a budget must be above 0")
+    if not unit:
+        raise _refused(text, "has no unit")
+    if _TIMES.fullmatch(unit):
+        raise _refused(text, "limits time, and latency budgets are not available in this version")
+    return _share(text, number, unit) if match["percent"] else _amount(text, match["number"], unit)
+
+
+def _share(text: str, number: float, unit: str) -> Budget:
+    if unit not in _SHARES:
+        raise _refused(text, f"is a share of '{unit}', which is no cost of a network")
+    if number > 100:
+        raise _refused(text, f"would allow {number / 100:g} times the cost of the original, which it never exceeds")
+    return Budget(text.strip(), _SHARES[unit], number / 100, relative=True)
+
+
+def _amount(text: str, number: str, unit: str) -> Budget:
+    match = _UNIT.fullmatch(unit)
+    if match is None and unit == "memory":
+        raise _refused(text, "lacks the size that memory is measured in, as in 12MBmemory")
+    if match is None or (match["binary"] and (not match["prefix"] or match["flops"] or match["params"])):
+        raise _refused(text, f"has the unknown unit '{unit}'")
+    name = next(name for name in _NAMES if match[name])
+    # Exact until the last step: 0.3e9 and 300e6 are then the same budget.
+    value = Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"])
+    try:
+        return Budget(text.strip(), name, float(value), relative=False)
+    except OverflowError:
+        raise _refused(text, "is no finite number") from None
+
+
+def _power(prefix: str) -> int:
+    return [name.lower() for name in _PREFIXES].index(prefix)
+
+
+def _refused(text: str, why: str) -> UserError:
+    return UserError(f"the budget '{text.strip()}' {why}; write one of {FORMS}")
+
+
+def format_value(unit: str, value: float) -> str:
+    """An amount with four digits and a prefix: ``300.1 MFLOPs``, ``12 MB memory``; `parse_budget` reads it back."""
+    return _format(unit, value, round)
+
+
+def _format(unit: str, value: float, rounding: Callable[[float], int]) -> str:
+    """``rounding`` makes the value, counted in units of the last digit shown, a whole number."""
+    if not value > 0:
+        return f"{value:g} {_NAMES[unit]}"
+    power = min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
+    scaled = value / 1000**power
+    grain = 10 ** max(3 - math.floor(math.log10(scaled)), 0)
+    return f"{rounding(scaled * grain) / grain:.15g} {_PREFIXES[power]}{_NAMES[unit]}"
+
+
+def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.ndarray:
+    """Whether width vectors obey every budget: [G] -> a 0-d boolean array, [P, G] -> [P]."""
+    rows = np.asarray(widths)
+    inside = np.ones(rows.shape[:-1], dtype=bool)
+    for budget in budgets:
+        inside = inside & (cost.measure(budget.unit, rows) <= budget.limit(cost) * _ROUNDING)
+    return inside
+
+
+def tightest(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike | None = None) -> Budget:
+    """The budget that a width vector [G] (default: the original) exceeds most, or is closest to; the first of equals.
+
+    Raises `UserError` if there is no budget.
+    """
+    if not budgets:
+        raise UserError("there is no budget: give one such as 50%FLOPs")
+    row = cost.full if widths is None else widths
+    return max(budgets, key=lambda budget: float(cost.measure(budget.unit, row)) / budget.limit(cost))
+
+
+def check_reachable(budgets: Sequence[Budget], cost: CostModel, minimum: ArrayLike | None = None) -> None:
+    """Raise `BudgetError` for a budget below the cost of the smallest widths [G] (default: one unit in every block).
+
+    The message names the smallest value within reach, rounded up, so that it can be given as the budget, and the one
+    thing that stands in the way, where there is one. A budget above the original's cost is met without pruning.
+    """
+    lowest = cost.minimum if minimum is None else np.asarray(minimum)
+    for budget in budgets:
+        limit = budget.limit(cost) * _ROUNDING
+        smallest = float(cost.measure(budget.unit, lowest))
+        if smallest <= limit:
+            continue
+        least = float(cost.measure(budget.unit, cost.minimum))
+        if least <= limit:
+            reason = f"the smallest widths allowed for its groups forbid less; without them {_own(budget, least, cost)}"
+        else:
+            reason = _obstacle(budget.unit, cost, smallest, lowest)
+        message = f"the budget '{budget.text}' is out of reach: {cost.graph.name} cannot be made smaller than"
+        raise BudgetError(f"{message} {_own(budget, smallest, cost)}{reason and f' ({reason})'}")
+
+
+def _own(budget: Budget, value: float, cost: CostModel) -> str:
+    """An amount as a budget of the same kind, rounded up."""
+    if not budget.relative:
+        return _format(budget.unit, value, math.ceil)
+    share = math.ceil(1e4 * value / float(cost.measure(budget.unit, cost.full))) / 100
+    return f"{share:.15g}%{_SHARE_NAMES[budget.unit]}"
+
+
+def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
+    """The frozen group without which the smallest cost would drop most, if that is a tenth of it or more."""
+    frozen = [group for group in cost.coupling.groups if group.frozen is not None]
+    if not frozen:
+        return ""
+    if not cost.groups:
+        return f"none of its channels can be removed: {frozen[0].name} is frozen, {frozen[0].frozen}"
+    thawed = replace(cost.coupling, groups=tuple(replace(group, frozen=None) for group in cost.coupling.groups))
+    other = CostModel(cost.graph, thawed, cost.convention.name)
+    own = dict(zip(cost.groups, lowest, strict=True))
+    row = np.array([own.get(name, full) for name, full in zip(other.groups, other.full, strict=True)])
+    trials = np.tile(row, (len(frozen), 1))
+    for trial, group in zip(trials, frozen, strict=True):
+        column = other.groups.index(group.name)
+        trial[column] = other.minimum[column]
+    costs = other.measure(unit, trials)
+    best = int(np.argmin(costs))
+    if costs[best] > 0.9 * smallest:
+        return ""
+    return f"group {frozen[best].name} must stay whole: {frozen[best].frozen}"
