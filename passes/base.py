@@ -1,0 +1,212 @@
+"""What a pass is, what it works on, and what a run of passes gives back.
+
+A pass is a frozen dataclass whose fields are its options; it changes a `State` and says honestly whether the graph
+changed. The work itself is a plain function that other passes may call; the pass is the thin class around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from pruneopt.errors import InternalError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import nn
+
+    from pruneopt.ir.graph import Graph
+    from pruneopt.models.workload import Workload
+    from pruneopt.passes.analysis.cost import CostModel
+    from pruneopt.passes.analysis.coupling import Coupling
+    from pruneopt.passes.budget import Budget
+    from pruneopt.passes.transform.verify import Verification
+
+__all__ = ["BudgetUse", "Pass", "Progress", "Result", "State", "budget_uses", "option", "option_fields", "silent"]
+
+T = TypeVar("T")
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+class Progress(Protocol):
+    """Told how far a pass is: a line of text, and steps done out of ``total`` (None: unknown)."""
+
+    def __call__(self, text: str, done: int = 0, total: int | None = None) -> None: ...
+
+
+def silent(text: str, done: int = 0, total: int | None = None) -> None:
+    """The `Progress` that shows nothing."""
+
+
+def option(default: T, help: str) -> T:
+    """A field of a pass: an option with a default and one line of help for `pruneopt passes`."""
+    value: Any = field(default=default, metadata={"help": help})
+    return value  # type: ignore[no-any-return]  # like dataclasses.field, typed as the value it stands for
+
+
+@dataclass
+class State:
+    """What the passes of one run read and write.
+
+    Attributes:
+        original: the graph the run began with; no pass changes it.
+        graph: the graph as it is now.
+        coupling: the channel groups that `plan` speaks of (set by couple; slice keeps it).
+        uncut: the graph as it was before slice, with its weights; None until slice ran.
+        cost: the cost model of the coupled graph (set by cost).
+        budgets: everything the result must stay inside.
+        plan: group name -> sorted kept unit indices; None until a pass decides.
+        verification: the proof, once verify ran.
+        trained_after_slice: whether the cut network's weights are no longer those of the original.
+        workload: data, loss and metric; None without data.
+        ignore: parameters, modules or groups that must not lose channels.
+        seed: drives every random choice of the run.
+        device: where data runs through networks.
+        records: what each pass has to report, by the pass's name.
+        timings: seconds by pass, in order; a repeated pass gets a number (``finetune.2``).
+        progress: where passes report how far they are.
+        run_dir: a folder for files that a pass wants to leave (journals); None if there is none.
+    """
+
+    original: Graph
+    graph: Graph
+    coupling: Coupling | None = None
+    uncut: Graph | None = None
+    cost: CostModel | None = None
+    budgets: list[Budget] = field(default_factory=list)
+    plan: dict[str, np.ndarray] | None = None
+    verification: Verification | None = None
+    trained_after_slice: bool = False
+    workload: Workload | None = None
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    records: dict[str, object] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    progress: Progress = silent
+    run_dir: Path | None = None
+
+    def need_coupling(self) -> Coupling:
+        """The coupling; `UserError` before couple ran."""
+        if self.coupling is None:
+            raise UserError("there are no channel groups yet: run couple first")
+        return self.coupling
+
+    def need_cost(self) -> CostModel:
+        """The cost model; `UserError` before cost ran."""
+        if self.cost is None:
+            raise UserError("there is no cost model yet: run cost first")
+        return self.cost
+
+    def need_workload(self, what: str) -> Workload:
+        """The workload; `UserError` that says ``what`` needs data."""
+        if self.workload is None:
+            raise UserError(f"{what} needs data: give --data, or a model file with data()")
+        return self.workload
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options (`option`).
+
+    The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text of the graph or any
+    of its weights changed; the pass manager checks the answer.
+    """
+
+    name: ClassVar[str]
+    """Kebab-case, as in pipelines."""
+    summary: ClassVar[str]
+    """One line for `pruneopt passes`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name = cls.__dict__.get("name")
+        if name is not None and not NAME.fullmatch(name):
+            raise InternalError(f"{cls.__qualname__} is named {name!r}; names of passes are kebab-case")
+
+    def requires(self, state: State) -> str | None:
+        """What must happen before this pass can run, in the user's words ("run couple first"); None if nothing."""
+        return None
+
+    @abstractmethod
+    def run(self, state: State) -> bool:
+        """Do the work; returns whether `state.graph` changed (its text or its weights)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """What a plan uses of one budget: the budget's text and unit, its limit, the plan's value and the original's."""
+
+    text: str
+    unit: str
+    limit: float
+    value: float
+    full: float
+
+    @property
+    def share(self) -> float:
+        """Value over limit: 1.0 is exactly on the budget, more is outside."""
+        return self.value / self.limit if self.limit else float("inf")
+
+    @property
+    def kept(self) -> float:
+        """Value over the original's value."""
+        return self.value / self.full if self.full else 1.0
+
+
+def budget_uses(budgets: list[Budget], cost: CostModel, plan: Mapping[str, np.ndarray]) -> tuple[BudgetUse, ...]:
+    """What a plan uses of every budget, in their order."""
+    widths = cost.widths(plan)
+    return tuple(
+        BudgetUse(
+            budget.text,
+            budget.unit,
+            float(budget.limit(cost)),
+            float(cost.measure(budget.unit, widths)),
+            float(cost.measure(budget.unit, cost.full)),
+        )
+        for budget in budgets
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of passes gave: the graph as it is now, how it came about, and the network on request."""
+
+    graph: Graph
+    plan: dict[str, np.ndarray] | None
+    coupling: Coupling | None
+    verification: Verification | None
+    budgets: tuple[BudgetUse, ...]
+    """What the plan uses of every budget; empty without budgets, a plan or a cost model."""
+    records: Mapping[str, object]
+    timings: Mapping[str, float]
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network as a plain `nn.Module` in evaluation mode: trainable, and pruneopt is not needed to run it."""
+        from pruneopt.ir.codegen import build_module
+
+        return build_module(self.graph, self.graph.weights)
+
+    @classmethod
+    def of(cls, state: State) -> Result:
+        """The result of a state."""
+        uses: tuple[BudgetUse, ...] = ()
+        if state.cost is not None and state.plan is not None:
+            uses = budget_uses(state.budgets, state.cost, state.plan)
+        return cls(
+            state.graph, state.plan, state.coupling, state.verification, uses, dict(state.records), dict(state.timings)
+        )
+
+
+def option_fields(kind: type[Pass]) -> tuple[dataclasses.Field[Any], ...]:
+    """The options of a pass class, in order of declaration."""
+    return tuple(item for item in dataclasses.fields(kind) if item.init)

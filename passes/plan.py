@@ -1,0 +1,104 @@
+"""Plans as files: which units of every group stay. With the original network, a plan is enough to rebuild the cut one.
+
+The file is JSON: ``{"format": "pruneopt-plan", "version": 1, "network": ..., "groups": {name: {"width": 64, "keep":
+[[0, 8], [12, 16]]}}, "meta": {...}}``. Ranges are half-open; ``width`` is the group's width in the original.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pruneopt.errors import UserError
+from pruneopt.files import write_json
+from pruneopt.ir.types import ranges_of
+from pruneopt.models.spec import did_you_mean
+from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, check_kept
+
+__all__ = ["FORMAT", "load_plan", "save_plan"]
+
+FORMAT = "pruneopt-plan"
+VERSION = 1
+
+
+def save_plan(
+    path: str | os.PathLike[str], plan: Plan, coupling: Coupling, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write a plan, whole or not at all; ``meta`` is anything JSON that belongs with it (budgets, seed, scores).
+
+    Raises:
+        UserError: the plan breaks a constraint of the coupling, or the file cannot be written.
+    """
+    coupling.kept_units(plan)
+    groups = {
+        name: {"width": coupling.group(name).width, "keep": [list(pair) for pair in ranges_of(np.sort(kept).tolist())]}
+        for name, kept in plan.items()
+    }
+    head = {"format": FORMAT, "version": VERSION, "network": coupling.graph.name}
+    write_json(path, {**head, "groups": groups, "meta": dict(meta or {})})
+
+
+def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.ndarray]:
+    """The plan in a file, checked against the groups of a network; groups it does not name keep all.
+
+    Raises:
+        UserError: no such file, not a plan, or a plan of another network.
+    """
+    data = _read(Path(path))
+    plan: dict[str, np.ndarray] = {}
+    names = [group.name for group in coupling.groups]
+    for name, entry in data["groups"].items():
+        if name not in names:
+            raise UserError(
+                f"{path}: the plan names the channel group {name!r}, which {coupling.graph.name} does not have "
+                f"({did_you_mean(name, names)}); it belongs to another network"
+            )
+        plan[name] = _kept(Path(path), coupling.group(name), entry)
+    return plan
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no plan: it is not JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("groups"), dict):
+        raise UserError(f"{path} is no plan: it lacks \"format\": \"{FORMAT}\" or its groups")
+    if data.get("version") != VERSION:
+        raise UserError(f"{path} is a plan of version {data.get('version')}; this pruneopt reads version {VERSION}")
+    return data
+
+
+def _kept(path: Path, group: Group, entry: Any) -> np.ndarray:
+    """The kept units of one group, from its entry in the file."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("keep"), list):
+        form = '{"width": ..., "keep": [[start, stop], ...]}'
+        raise UserError(f"{path}: group {group.name} must be written as {form}")
+    if entry.get("width") != group.width:
+        raise UserError(
+            f"{path}: the plan is for a group {group.name} of width {entry.get('width')}, here it has {group.width}; "
+            "it belongs to another network"
+        )
+    end = 0
+    for pair in entry["keep"]:
+        whole = isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)
+        if not whole or not end <= pair[0] < pair[1] <= group.width:
+            raise UserError(
+                f"{path}: group {group.name} keeps {pair}, which is no range [start, stop) in ascending order inside "
+                f"its {group.width} channels"
+            )
+        end = pair[1]
+    ranges = [np.arange(start, stop, dtype=np.int64) for start, stop in entry["keep"]]
+    kept = np.concatenate([np.zeros(0, dtype=np.int64), *ranges])
+    try:
+        check_kept(group, kept)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return kept

@@ -1,0 +1,400 @@
+"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and back.
+
+Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces inside a value are
+its own (``4ms@ort-cpu{threads=2}``), and a value in double quotes is a JSON string. What a value means is decided by
+the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words, or a list of these, written with
+commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from pruneopt.errors import UserError
+from pruneopt.models.spec import did_you_mean
+from pruneopt.passes.base import Pass, option_fields
+from pruneopt.passes.registry import pass_class, pass_names
+
+__all__ = ["option_type", "parse_pipeline", "pass_text", "pipeline_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """``key=value`` as written; ``value`` is None for a bare key."""
+
+    key: str
+    key_span: _Span
+    value: str | None
+    value_span: _Span
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    name: str
+    span: _Span
+    options: tuple[_Option, ...]
+
+
+def parse_pipeline(text: str) -> list[Pass]:
+    """The passes that a pipeline string names, with their options.
+
+    Raises:
+        UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything that is wrong.
+    """
+    source = _Source(text)
+    return [_build(source, item) for item in _Reader(source).items()]
+
+
+def pipeline_text(passes: Iterable[Pass]) -> str:
+    """The string that `parse_pipeline` reads back to equal passes; options at their defaults are left out."""
+    return ",".join(map(pass_text, passes))
+
+
+def pass_text(step: Pass) -> str:
+    """One pass as text: ``prune{budget=50%FLOPs round-to=8}``."""
+    words = []
+    hints = get_type_hints(type(step))
+    for item in option_fields(type(step)):
+        value = getattr(step, item.name)
+        if item.default is dataclasses.MISSING or value != item.default:
+            words.append(_option_text(item.name.replace("_", "-"), value, hints[item.name]))
+    return step.name + (f"{{{' '.join(words)}}}" if words else "")
+
+
+def option_type(hint: Any) -> str:
+    """A field's type in the user's words: ``int``, ``list of str``, ``l1|l2``."""
+    hint, _ = _without_none(hint)
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return f"list of {option_type(get_args(hint)[0])}"
+    return str(hint.__name__)
+
+
+# Text to passes
+
+
+class _Source:
+    """The text of a pipeline, and errors that point into it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def fail(self, span: _Span, message: str, note: str = "") -> NoReturn:
+        """Raise the error for a span of the text."""
+        start = self.text.rfind("\n", 0, span.start) + 1
+        end = self.text.find("\n", start)
+        line = self.text[start:] if end < 0 else self.text[start:end]
+        row, column = self.text.count("\n", 0, span.start) + 1, span.start - start
+        width = max(1, min(span.stop, start + len(line)) - span.start)
+        # A tab must move the caret as far as it moves the text.
+        lead = "".join("\t" if mark == "\t" else " " for mark in line[:column])
+        shown = [f"pipeline:{row}:{column + 1}: error: {message}", f"  {line}", f"  {lead}{'^' * width}"]
+        raise UserError("\n".join([*shown, f"  note: {note}"] if note else shown))
+
+
+class _Reader:
+    """Splits a pipeline into names, keys and values."""
+
+    def __init__(self, source: _Source) -> None:
+        self.source, self.text, self.at = source, source.text, 0
+
+    def items(self) -> list[_Item]:
+        found = []
+        while True:
+            self._skip_space()
+            found.append(self._item())
+            self._skip_space()
+            if self.at == len(self.text):
+                return found
+            if self.text[self.at] != ",":
+                self._fail_here(f"expected ',' or the end after the pass {found[-1].name}, not {self.text[self.at]!r}")
+            self.at += 1
+
+    def _item(self) -> _Item:
+        name, span = self._word(",{} \t\n")
+        if not name:
+            ends = self.at == len(self.text) or self.text[self.at] == ","
+            what = "a pass is missing here" if ends else f"expected the name of a pass, not {self.text[self.at]!r}"
+            self._fail_here(what, _pass_note())
+        options: list[_Option] = []
+        self._skip_space()
+        if self.at < len(self.text) and self.text[self.at] == "{":
+            opened = self.at
+            self.at += 1
+            self._skip_space()
+            while not self._closes(opened):
+                options.append(self._option(name))
+                self._skip_space()
+        return _Item(name, span, tuple(options))
+
+    def _closes(self, opened: int) -> bool:
+        if self.at == len(self.text):
+            self.source.fail(_Span(opened, opened + 1), "this brace is never closed", "options end with '}'")
+        if self.text[self.at] == "}":
+            self.at += 1
+            return True
+        return False
+
+    def _option(self, name: str) -> _Option:
+        key, span = self._word("={}, \t\n")
+        if not key:
+            note = "options are written key=value, with spaces between"
+            self._fail_here(f"expected an option of {name}, not {self.text[self.at]!r}", note)
+        if self.at == len(self.text) or self.text[self.at] != "=":
+            return _Option(key, span, None, span)
+        self.at += 1
+        start = self.at
+        self._skip_value()
+        if self.at == start:
+            self.source.fail(_Span(span.start, start), f"the option {key!r} has no value behind '='")
+        return _Option(key, span, self.text[start : self.at], _Span(start, self.at))
+
+    def _skip_value(self) -> None:
+        """Move to the end of a value: a space or a closing brace outside its own braces and quotes."""
+        depth, opened = 0, self.at
+        while self.at < len(self.text):
+            mark = self.text[self.at]
+            if mark == '"':
+                self._skip_quoted()
+                continue
+            if depth == 0 and (mark.isspace() or mark == "}"):
+                return
+            if mark == "{":
+                depth, opened = depth + 1, self.at if depth == 0 else opened
+            elif mark == "}":
+                depth -= 1
+            self.at += 1
+        if depth:
+            self.source.fail(_Span(opened, opened + 1), "this brace is never closed")
+
+    def _skip_quoted(self) -> None:
+        start = self.at
+        self.at += 1
+        while self.at < len(self.text) and self.text[self.at] != '"':
+            self.at += 2 if self.text[self.at] == "\\" else 1
+        if self.at >= len(self.text):
+            self.source.fail(_Span(start, start + 1), "this quote is never closed")
+        self.at += 1
+
+    def _word(self, ends: str) -> tuple[str, _Span]:
+        start = self.at
+        while self.at < len(self.text) and self.text[self.at] not in ends:
+            self.at += 1
+        return self.text[start : self.at], _Span(start, self.at)
+
+    def _skip_space(self) -> None:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+
+    def _fail_here(self, message: str, note: str = "") -> NoReturn:
+        self.source.fail(_Span(self.at, self.at + 1), message, note)
+
+
+def _build(source: _Source, item: _Item) -> Pass:
+    if item.name not in pass_names():
+        source.fail(item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names()))
+    kind = pass_class(item.name)
+    fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for option in item.options:
+        if option.key not in fields:
+            source.fail(option.key_span, f"{item.name} has no option {option.key!r}", _options_note(kind, option.key))
+        name = fields[option.key].name
+        value = _value(source, option, hints[name])
+        if isinstance(value, tuple) and name in given:
+            value = (*given[name], *value)
+        elif name in given:
+            source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
+        given[name] = value
+    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and field.name not in given]
+    if missing:
+        source.fail(item.span, f"{item.name} needs the option {missing[0]!r}", _options_note(kind))
+    try:
+        return kind(**given)
+    except UserError as error:
+        source.fail(item.span, f"{item.name}: {error}", _options_note(kind))
+
+
+def _pass_note() -> str:
+    return f"passes are {', '.join(pass_names())}"
+
+
+def _options_note(kind: type[Pass], wrong: str = "") -> str:
+    """What can be given: ``options are budget (list of str), round-to (int)``, after the closest name, if one is."""
+    hints = get_type_hints(kind)
+    fields = option_fields(kind)
+    if not fields:
+        return f"{kind.name} takes no options"
+    shown = []
+    for field in fields:
+        required = ", required" if field.default is dataclasses.MISSING else ""
+        shown.append(f"{field.name.replace('_', '-')} ({option_type(hints[field.name])}{required})")
+    note = f"options are {', '.join(shown)}"
+    guess = did_you_mean(wrong, [field.name.replace("_", "-") for field in fields]) if wrong else ""
+    return f"{guess} {note}" if guess.startswith("did you mean") else note
+
+
+# Values
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """``float | None`` as ``float`` and True."""
+    if get_origin(hint) in (Union, types.UnionType):
+        rest = [part for part in get_args(hint) if part is not type(None)]
+        return rest[0], len(rest) < len(get_args(hint))
+    return hint, False
+
+
+def _value(source: _Source, option: _Option, hint: Any) -> Any:
+    hint, optional = _without_none(hint)
+    if option.value is None:
+        if hint is bool:
+            return True
+        source.fail(option.key_span, f"the option {option.key!r} needs a value: {option.key}={_example(hint)}")
+    if optional and option.value == "none":
+        return None
+    if get_origin(hint) in (tuple, list):
+        if option.value == "none":
+            return ()
+        inner = get_args(hint)[0]
+        return tuple(_single(source, option, part, inner) for part in _split_list(source, option))
+    return _single(source, option, option.value, hint)
+
+
+def _split_list(source: _Source, option: _Option) -> list[str]:
+    """A comma list; commas inside braces or quotes belong to the value."""
+    parts, depth, quoted, start = [], 0, False, 0
+    text = option.value or ""
+    at = 0
+    while at < len(text):
+        mark = text[at]
+        if quoted and mark == "\\":
+            at += 1
+        elif mark == '"':
+            quoted = not quoted
+        elif not quoted and mark in "{}":
+            depth += 1 if mark == "{" else -1
+        elif not quoted and mark == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+        at += 1
+    parts.append(text[start:])
+    if not all(parts):
+        source.fail(option.value_span, f"the list of {option.key!r} has an empty place")
+    return parts
+
+
+def _single(source: _Source, option: _Option, text: str, hint: Any) -> Any:
+    if text.startswith('"'):
+        try:
+            text = json.loads(text)
+        except json.JSONDecodeError:
+            source.fail(option.value_span, f"{text} is not one quoted text")
+    convert = _choice if get_origin(hint) is Literal else _CONVERT[hint]
+    try:
+        return convert(text, hint)
+    except ValueError:
+        source.fail(option.value_span, f"the option {option.key!r} must be {_wanted(hint)}, not {text!r}")
+
+
+def _boolean(text: str, hint: Any) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def _finite(text: str, hint: Any) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _choice(text: str, hint: Any) -> Any:
+    choices = {str(choice): choice for choice in get_args(hint)}
+    if text not in choices:
+        raise ValueError
+    return choices[text]
+
+
+_CONVERT: dict[Any, Callable[[str, Any], Any]] = {
+    bool: _boolean,
+    int: lambda text, hint: int(text),
+    float: _finite,
+    str: lambda text, hint: text,
+}
+
+
+def _wanted(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def _example(hint: Any) -> str:
+    if get_origin(hint) in (tuple, list):
+        return _example(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return str(get_args(hint)[0])
+    return {int: "8", float: "0.5", bool: "true", str: "..."}[hint]
+
+
+# Passes to text
+
+
+def _option_text(key: str, value: Any, hint: Any) -> str:
+    if value is True:
+        return key
+    hint, _ = _without_none(hint)
+    if get_origin(hint) in (tuple, list):
+        if not value:
+            return f"{key}=none"
+        # Repeated rather than joined: each entry can be read by itself.
+        return " ".join(f"{key}={_value_text(entry, inside_list=True)}" for entry in value)
+    return f"{key}={_value_text(value)}"
+
+
+def _value_text(value: Any, *, inside_list: bool = False) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value if _is_bare(value, inside_list) else json.dumps(value)
+    return str(value)
+
+
+def _is_bare(text: str, inside_list: bool) -> bool:
+    """Whether a text can stand without quotes."""
+    depth = 0
+    for mark in text:
+        depth += {"{": 1, "}": -1}.get(mark, 0)
+        if depth < 0 or mark == '"' or (depth == 0 and (mark.isspace() or (inside_list and mark == ","))):
+            return False
+    return depth == 0 and text not in ("", "none")
+
+
+def check_options(kind: type[Pass]) -> Sequence[str]:
+    """Fields of a pass class that no pipeline string could set, or that lack help; empty when all is well."""
+    hints = get_type_hints(kind)
+    wrong = []
+    for field in option_fields(kind):
+        hint, _ = _without_none(hints[field.name])
+        inner = get_args(hint)[0] if get_origin(hint) in (tuple, list) else hint
+        if (get_origin(inner) is not Literal and inner not in _CONVERT) or not field.metadata.get("help"):
+            wrong.append(field.name)
+    return wrong

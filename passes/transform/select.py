@@ -1,0 +1,318 @@
+"""From scores and budgets to a plan: which units stay.
+
+Widths first. Every group has a ladder of allowed widths: multiples of its step (blocks keep equal counts) and of the
+rounding, from the minimum to the full width. A one-parameter family of width vectors, from everything to the minimum,
+is bisected for the largest vector inside all budgets (`local`: one ratio for all groups; `global`: one score threshold
+over all units; `random`: a random vector scaled as a whole). What the budget still has room for is then filled up rung
+by rung. Every probe is one vectorised call of the cost model. Then, per block, the units with the best scores stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pruneopt.errors import UserError
+from pruneopt.passes.analysis.coupling import Coupling, Group, Plan
+from pruneopt.passes.analysis.importance import produced_slots
+from pruneopt.passes.base import BudgetUse, budget_uses
+from pruneopt.passes.budget import check_reachable, within
+
+if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost import CostModel
+    from pruneopt.passes.budget import Budget
+
+__all__ = [
+    "BudgetReport",
+    "Ladders",
+    "Scope",
+    "Scores",
+    "budget_report",
+    "fill_up",
+    "keep_best",
+    "ladders",
+    "largest_within",
+    "select",
+]
+
+Scope = Literal["local", "global", "random"]
+Scores = Mapping[str, np.ndarray]
+Family = Callable[[np.ndarray], np.ndarray]
+"""Shares `[P]` from 0 (the minimum) to 1 (everything) -> widths `[P, G]`, which never fall as the share grows."""
+
+PROBES = 64
+ROUNDS = 6
+CLOSE = 0.99
+"""A plan that uses this share of its tightest budget counts as on it."""
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """The allowed widths of every group of a cost model, ascending; the last one is the full width."""
+
+    rungs: tuple[np.ndarray, ...]
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """The smallest allowed widths, int64 `[G]`."""
+        return np.array([rung[0] for rung in self.rungs], dtype=np.int64)
+
+    def floor(self, widths: np.ndarray) -> np.ndarray:
+        """The largest allowed widths that are not above ``widths`` `[P, G]` (the lowest, where all are above)."""
+        places = [np.searchsorted(rung, widths[:, i], side="right") - 1 for i, rung in enumerate(self.rungs)]
+        return np.stack([rung[np.maximum(at, 0)] for rung, at in zip(self.rungs, places, strict=True)], axis=1)
+
+    def above(self, widths: np.ndarray) -> np.ndarray:
+        """The next allowed widths above ``widths`` `[G]`; the same where there is none."""
+        places = [np.searchsorted(rung, width, side="right") for rung, width in zip(self.rungs, widths, strict=True)]
+        return np.array([rung[min(at, len(rung) - 1)] for rung, at in zip(self.rungs, places, strict=True)], np.int64)
+
+
+def ladders(
+    coupling: Coupling, cost: CostModel, *, round_to: int = 1, minimum: float = 1, ignore: Collection[str] = ()
+) -> Ladders:
+    """The allowed widths of every group.
+
+    Args:
+        round_to: kept channel counts are multiples of this (a unit may own several channels of a tensor); the full
+            width stays allowed, and groups with fewer channels than this keep all.
+        minimum: the fewest units a group keeps, or, below 1, the smallest share of its width.
+        ignore: groups that keep all.
+
+    Raises:
+        UserError: ``round_to`` below 1, or ``minimum`` not above 0.
+    """
+    if round_to < 1:
+        raise UserError(f"round-to={round_to} is impossible: use 1 (no rounding) or more, such as 8")
+    if not minimum > 0:
+        raise UserError(f"minimum={minimum:g} is impossible: no group may vanish; use a share (0.1), or 1, 2, ...")
+    owned = _channels_per_unit(coupling) if round_to > 1 else np.ones(len(coupling.groups), dtype=np.int64)
+    channels = {group.name: int(count) for group, count in zip(coupling.groups, owned, strict=True)}
+    found = []
+    for i, name in enumerate(cost.groups):
+        full, step = int(cost.full[i]), int(cost.step[i])
+        grain = math.lcm(step, round_to // math.gcd(round_to, channels[name]))
+        least = math.ceil(minimum * full - 1e-9) if minimum < 1 else min(full, math.ceil(minimum))
+        first = -(-max(least, int(cost.minimum[i]), 1) // grain) * grain
+        rungs = [] if name in ignore else list(range(first, full, grain))
+        found.append(np.array([*rungs, full], dtype=np.int64))
+    return Ladders(tuple(found))
+
+
+def _channels_per_unit(coupling: Coupling) -> np.ndarray:
+    """How many output channels of its layers a unit owns, int64 `[groups]`; the common divisor where they differ."""
+    common = np.zeros(len(coupling.groups), dtype=np.int64)
+    for slot in produced_slots(coupling):
+        units = slot.units[slot.units >= 0]
+        owners, counts = np.unique(units, return_counts=True)
+        np.gcd.at(common, coupling.unit_group[owners], counts)
+    return np.maximum(common, 1)
+
+
+def select(
+    scores: Scores,
+    coupling: Coupling,
+    cost: CostModel,
+    budgets: Sequence[Budget] = (),
+    *,
+    scope: Scope = "global",
+    round_to: int = 1,
+    minimum: float = 1,
+    ignore: Collection[str] = (),
+    ratio: float | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """A plan for all free groups: the units with the best scores, inside every budget and close below the tightest.
+
+    Args:
+        scores: a score per unit of every free group; for the global scope comparable between groups (normalised).
+        scope: ``local`` gives all groups one ratio, ``global`` ranks all units together (a step of a group with blocks
+            is one unit of every block, with the sum of their scores), ``random`` gives every group a random ratio.
+        round_to, minimum, ignore: see `ladders`.
+        ratio: without a budget: the share of units to remove, at least 0 and below 1.
+        seed: for the random scope.
+
+    Raises:
+        BudgetError: a budget below what the constraints allow; before any work.
+        UserError: an impossible option.
+    """
+    steps = ladders(coupling, cost, round_to=round_to, minimum=minimum, ignore=ignore)
+    if not budgets and ratio is None:
+        raise UserError("there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5")
+    if budgets and ratio is not None:
+        raise UserError("a budget and a ratio contradict each other: give one of them")
+    if ratio is not None and scope == "random":
+        raise UserError("random widths need a budget to aim at: give one, such as 50%FLOPs")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UserError(f"ratio={ratio:g} must be the share of channels to remove, at least 0 and below 1")
+    check_reachable(budgets, cost, minimum=steps.lowest)
+    if not cost.groups:
+        return {}
+    gains = _step_scores(scores, coupling, cost)
+    family = _family(scope, gains, cost, steps, seed)
+    if ratio is not None:
+        widths = family(np.array([1 - ratio]))[0]
+    else:
+        widths = largest_within(family, budgets, cost)
+        widths = fill_up(widths, gains, steps, budgets, cost, evenly=scope == "local")
+    return keep_best(widths, scores, coupling, cost)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReport:
+    """How close a plan came to its budgets.
+
+    ``reached`` says why it came no closer: ``within 1 %`` of the tightest budget; ``one channel step``: the next step
+    of any group would leave a budget; ``full``: nothing had to be removed.
+    """
+
+    uses: tuple[BudgetUse, ...]
+    reached: Literal["within 1 %", "one channel step", "full"]
+
+    @property
+    def tightest(self) -> BudgetUse:
+        """The budget of which the plan uses the largest share."""
+        return max(self.uses, key=lambda use: use.share)
+
+
+def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan) -> BudgetReport:
+    """The report of a plan that `select` made for at least one budget."""
+    uses = budget_uses(list(budgets), cost, plan)
+    if (cost.widths(plan) == cost.full).all():
+        return BudgetReport(uses, "full")
+    return BudgetReport(uses, "within 1 %" if max(use.share for use in uses) >= CLOSE else "one channel step")
+
+
+# Widths
+
+
+def _step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
+    """Per group, what its steps are worth, ascending: entry j sums the j-th worst unit of every block."""
+    gains = []
+    for name in cost.groups:
+        blocks = np.stack([np.sort(scores[name][block]) for block in coupling.group(name).blocks])
+        gains.append(blocks.sum(axis=0))
+    return gains
+
+
+def _family(scope: Scope, gains: list[np.ndarray], cost: CostModel, steps: Ladders, seed: int) -> Family:
+    if scope == "global":
+        return _by_threshold(gains, cost, steps)
+    if scope == "local":
+        # As EagleEye counts: what is removed is rounded down, and what stays then goes down to its rung.
+        return lambda shares: steps.floor(cost.full - _whole(np.outer(1 - shares, cost.full)))
+    start = np.random.default_rng(seed).random(len(cost.groups))
+    return lambda shares: steps.floor(_whole(_scaled(start, shares[:, None]) * cost.full))
+
+
+def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no group collapses."""
+    result: np.ndarray = np.where(shares < 0.5, 2 * shares * start, start + (2 * shares - 1) * (1 - start))
+    return result
+
+
+def _whole(widths: np.ndarray) -> np.ndarray:
+    """Widths rounded down; a product such as 0.29 * 100 must not fall below the whole number it stands for."""
+    result: np.ndarray = np.floor(widths + 1e-9).astype(np.int64)
+    return result
+
+
+def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> Family:
+    """Cut steps of all groups in ascending order of score; a share is the share of their units that stay.
+
+    Groups that keep all are not ranked.
+    """
+    ranked = [gain if len(rung) > 1 else gain[:0] for gain, rung in zip(gains, steps.rungs, strict=True)]
+    owner = np.repeat(np.arange(len(ranked)), [len(gain) for gain in ranked])
+    order = np.argsort(np.concatenate([*ranked, np.zeros(0)]), kind="stable")
+    places = [np.flatnonzero(owner[order] == i) for i in range(len(gains))]
+    removed = np.concatenate([[0], np.cumsum(cost.step[owner[order]])])
+
+    def widths(shares: np.ndarray) -> np.ndarray:
+        aim = _whole((1 - np.asarray(shares)) * removed[-1])
+        cut = np.searchsorted(removed, aim, side="right") - 1
+        gone = np.stack([np.searchsorted(place, cut) for place in places], axis=1)
+        left: np.ndarray = cost.full - gone * cost.step
+        return steps.floor(left)
+
+    return widths
+
+
+def largest_within(family: Family, budgets: Sequence[Budget], cost: CostModel) -> np.ndarray:
+    """The widths `[G]` of the largest share of a family that are inside all budgets; share 0 must be inside."""
+    low, high = 0.0, 1.0
+    best: np.ndarray = family(np.array([low]))[0]
+    for _ in range(ROUNDS):
+        shares = np.linspace(low, high, PROBES + 1)
+        widths = family(shares)
+        inside = np.flatnonzero(np.asarray(within(budgets, cost, widths)))
+        if len(inside) == 0:
+            break
+        last = int(inside[-1])
+        low, best = float(shares[last]), widths[last]
+        if last == PROBES:
+            break
+        high = float(shares[last + 1])
+    return best
+
+
+def fill_up(
+    widths: np.ndarray,
+    gains: list[np.ndarray],
+    steps: Ladders,
+    budgets: Sequence[Budget],
+    cost: CostModel,
+    *,
+    evenly: bool = False,
+) -> np.ndarray:
+    """Widths `[G]` with the rungs added that still fit, the best score per unit first, until none does.
+
+    ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps ratios equal.
+    """
+    widths, climbed = widths.copy(), np.zeros(len(widths), dtype=np.int64)
+    open_ = np.ones(len(widths), dtype=bool)
+    while True:
+        above = steps.above(widths)
+        open_ &= above > widths
+        rows = np.flatnonzero(open_)
+        if len(rows) == 0:
+            return widths
+        trials = np.repeat(widths[None], len(rows), axis=0)
+        trials[np.arange(len(rows)), rows] = above[rows]
+        fits = np.asarray(within(budgets, cost, trials))
+        # Costs grow with the widths: what does not fit now never will.
+        open_[rows[~fits]] = False
+        if not fits.any():
+            return widths
+        rows = rows[fits]
+        worth = np.array([_worth(gains[i], cost, int(i), int(widths[i]), int(above[i])) for i in rows])
+        chosen = rows[np.lexsort((-worth, climbed[rows] if evenly else np.zeros(len(rows))))[0]]
+        widths[chosen] = above[chosen]
+        climbed[chosen] += 1
+
+
+def _worth(gain: np.ndarray, cost: CostModel, group: int, width: int, above: int) -> float:
+    """The mean score of the steps between two widths of a group."""
+    step, full = int(cost.step[group]), int(cost.full[group])
+    return float(gain[(full - above) // step : (full - width) // step].mean())
+
+
+# Units
+
+
+def keep_best(widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel) -> dict[str, np.ndarray]:
+    """The plan that keeps, in every block of every group, the units with the best scores (the first of equal ones)."""
+    plan = {}
+    for name, width in zip(cost.groups, widths, strict=True):
+        plan[name] = _best(coupling.group(name), scores[name], int(width))
+    return plan
+
+
+def _best(group: Group, score: np.ndarray, width: int) -> np.ndarray:
+    each = width // group.step
+    kept = [block[np.argsort(-score[block], kind="stable")[:each]] for block in group.blocks]
+    return np.sort(np.concatenate(kept)).astype(np.int64)

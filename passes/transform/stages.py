@@ -1,0 +1,193 @@
+"""The fixed stages of a pipeline: couple, cost, slice, verify, finetune. Each is a thin pass around a function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pruneopt.ir.codegen import build_module
+from pruneopt.passes.analysis.annotate import annotate
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.training import EpochLog, finetune
+from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.transform.verify import verify_pruned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Cost", "CostReport", "Couple", "CoupleReport", "Finetune", "Slice", "Verify"]
+
+PROOF_INPUTS = 4
+"""How many real inputs the proof also runs on, where there is data."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoupleReport:
+    """What coupling found: how many groups there are and are free, and what it has to say about the network."""
+
+    groups: int
+    free: int
+    unknown: tuple[str, ...]
+    """Ops without a rule; what they touch keeps all channels."""
+    notes: tuple[str, ...]
+    """Ops over removed channels whose result changes by construction."""
+
+
+@dataclass(frozen=True)
+class Couple(Pass):
+    """Find which channels live or die together, and write the groups into the graph."""
+
+    name: ClassVar[str] = "couple"
+    summary: ClassVar[str] = "find which channels must be removed together"
+
+    def requires(self, state: State) -> str | None:
+        if state.uncut is not None:
+            return "the network is already cut: couple must come before slice"
+        return "the channel groups are known already: run couple once" if state.coupling is not None else None
+
+    def run(self, state: State) -> bool:
+        state.coupling = coupling = couple(state.graph, state.ignore)
+        state.graph = annotate(coupling)
+        state.records[self.name] = CoupleReport(
+            len(coupling.groups),
+            len(coupling.free),
+            tuple(f"{item.op}: {item.why}" for item in coupling.unknown),
+            tuple(f"{note.op}: {', '.join(note.groups)}" for note in coupling.notes),
+        )
+        return bool(coupling.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class CostReport:
+    """What the uncut network costs at batch 1, in the units of `CostModel.measure`."""
+
+    convention: str
+    flops: float
+    params: float
+    bytes: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Cost(Pass):
+    """Compile the costs of the network to polynomials in the widths of its groups."""
+
+    name: ClassVar[str] = "cost"
+    summary: ClassVar[str] = "compile FLOPs, parameters, bytes and memory to functions of the widths"
+
+    convention: str = option("macs", "how FLOPs and parameters are counted: macs, 2x, or the convention of a paper")
+
+    def requires(self, state: State) -> str | None:
+        if state.uncut is not None:
+            return "the network is already cut: cost must come before slice"
+        return "run couple first" if state.coupling is None else None
+
+    def run(self, state: State) -> bool:
+        coupling = state.need_coupling()
+        state.cost = cost = CostModel(coupling.graph, coupling, self.convention)
+        full = {unit: float(cost.measure(unit, cost.full)) for unit in ("flops", "params", "bytes", "memory")}
+        state.records[self.name] = CostReport(self.convention, **full)
+        return False
+
+
+@dataclass(frozen=True)
+class Slice(Pass):
+    """Cut the graph and its weights to the plan."""
+
+    name: ClassVar[str] = "slice"
+    summary: ClassVar[str] = "cut the network to the channels that stay"
+
+    def requires(self, state: State) -> str | None:
+        if state.uncut is not None:
+            return "the network is already cut"
+        if state.coupling is None:
+            return "run couple first"
+        return "choose channels first, with a pass such as prune, uniform or abn" if state.plan is None else None
+
+    def run(self, state: State) -> bool:
+        state.uncut = state.graph
+        state.graph = slice_graph(state.graph, state.need_coupling(), state.plan or {})
+        return True
+
+
+@dataclass(frozen=True)
+class Verify(Pass):
+    """Prove that the cut network is the original with channels removed."""
+
+    name: ClassVar[str] = "verify"
+    summary: ClassVar[str] = "prove that the cut network is the original with channels removed"
+
+    def requires(self, state: State) -> str | None:
+        if state.uncut is None:
+            return "there is nothing to prove yet: run slice first"
+        if state.trained_after_slice:
+            return "training changed the weights since slice: run verify before finetune"
+        return None
+
+    def run(self, state: State) -> bool:
+        assert state.uncut is not None
+        state.verification = verify_pruned(
+            state.uncut, state.need_coupling(), state.plan or {}, state.graph, _real_inputs(state), seed=state.seed
+        )
+        state.records[self.name] = state.verification
+        return False
+
+
+def _real_inputs(state: State) -> list[Tensor] | None:
+    """A few calibration inputs, where there is data and the graph takes one input of any batch size."""
+    if state.workload is None or len(state.graph.inputs) != 1 or not state.graph.dynamic_batch:
+        return None
+    inputs, _ = next(state.workload.calibration.batches(PROOF_INPUTS))
+    return [inputs]
+
+
+@dataclass(frozen=True)
+class Finetune(Pass):
+    """Train the network as it is now on the workload's training split."""
+
+    name: ClassVar[str] = "finetune"
+    summary: ClassVar[str] = "train the network by gradient descent (momentum SGD)"
+
+    epochs: int = option(10, "passes over the training split")
+    lr: float = option(0.01, "the first learning rate")
+    momentum: float = option(0.9, "of the gradient")
+    weight_decay: float = option(1e-4, "pull of the weights towards zero")
+    batch_size: int = option(128, "samples in a batch")
+    schedule: Literal["cosine", "linear", "step", "constant"] = option("cosine", "how the learning rate falls")
+    label_smoothing: float = option(0.0, "for the default cross-entropy")
+    decay_norm: bool = option(True, "also decay norm scales and biases")
+    augment: bool = option(True, "random shifts, flips or crops, where the data set has them")
+
+    def requires(self, state: State) -> str | None:
+        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+
+    def run(self, state: State) -> bool:
+        def tell(epoch: EpochLog) -> None:
+            state.progress(f"loss {epoch.loss:.4g}, metric {epoch.metric:.4g}", epoch.epoch, self.epochs)
+
+        module = build_module(state.graph, state.graph.weights)
+        log = finetune(
+            module,
+            state.need_workload(self.name),
+            epochs=self.epochs,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            schedule=self.schedule,
+            label_smoothing=self.label_smoothing,
+            decay_norm=self.decay_norm,
+            augment=self.augment,
+            seed=state.seed,
+            device=state.device,
+            on_epoch=tell,
+        )
+        state.records[self.name] = log
+        if log.steps == 0:
+            return False
+        trained = module.state_dict()
+        state.graph.weights = {name: trained.get(name, tensor) for name, tensor in state.graph.weights.items()}
+        state.trained_after_slice |= state.uncut is not None
+        return True
