@@ -24,7 +24,8 @@ def annotate(coupling: Coupling) -> Graph:
     for old, value in zip(coupling.graph.values, graph.values, strict=True):
         dims: list[Dim] = list(old.type.plain().dims)
         for share in axis_shares(coupling, old):
-            dims[share.axis] = _channel_dim(coupling, share)
+            if isinstance(dims[share.axis], int):  # an axis that holds the batch as well stays an expression in it
+                dims[share.axis] = _channel_dim(coupling, share)
         graph.set_type(value, TensorType(old.type.dtype, tuple(dims)))
     return graph
 

@@ -7,26 +7,25 @@ so that one width describes them. `couple` computes both from a graph alone: no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Location
-from pruneopt.passes.analysis import label_moves  # noqa: F401  registers the movement rules
+from pruneopt.passes.analysis import label_layers, label_moves  # noqa: F401  register their rules
 from pruneopt.passes.analysis.label_rules import apply_rule
 from pruneopt.passes.analysis.labels import Labels, propagate
+from pruneopt.passes.analysis.layers import LAYERS as LAYERS
+from pruneopt.passes.analysis.layers import layer_weight
 from pruneopt.passes.analysis.units import Slot, Units, find_units
 
-__all__ = ["Coupling", "Group", "Member", "Plan", "SemanticNote", "UnknownOp", "couple", "couple_graph"]
+__all__ = ["Coupling", "Group", "Member", "Plan", "SemanticNote", "UnknownOp", "check_kept", "couple", "freeze_named"]
 
 Plan = Mapping[str, np.ndarray]
 """Group name -> sorted indices of the units that stay."""
-
-LAYERS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-LAYERS = (*LAYERS, "linear", "embedding", "addmm", "matmul", "bmm", "mm", "einsum")
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -37,7 +36,7 @@ class Member:
     units: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Units that are alike. ``units`` are their numbers in the whole coupling; ``blocks`` their ranks, block by block."""
 
@@ -74,9 +73,9 @@ class UnknownOp:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coupling:
-    """The channel groups of a graph and where their units occur."""
+    """The channel groups of a graph and where their units occur; compared by identity."""
 
     graph: Graph
     groups: tuple[Group, ...]
@@ -93,24 +92,30 @@ class Coupling:
         return tuple(group for group in self.groups if group.frozen is None)
 
     def group(self, name: str) -> Group:
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise UserError(f"there is no channel group {name!r}; `pruneopt inspect` lists them")
+        number = self._numbers.get(name)
+        if number is None:
+            raise UserError(f"there is no channel group {name!r}; `pruneopt inspect` lists them")
+        return self.groups[number]
 
     def slots_of(self, value: Value) -> list[Slot]:
         """The labelled planes of a value."""
         return self._by_value.get(value, [])
 
-    @property
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {group.name: number for number, group in enumerate(self.groups)}
+
+    @cached_property
     def _by_value(self) -> dict[Value, list[Slot]]:
-        cached: dict[Value, list[Slot]] | None = self.__dict__.get("_index")
-        if cached is None:
-            cached = {}
-            for slot in self.slots:
-                cached.setdefault(slot.value, []).append(slot)
-            self.__dict__["_index"] = cached
-        return cached
+        found: dict[Value, list[Slot]] = {}
+        for slot in self.slots:
+            found.setdefault(slot.value, []).append(slot)
+        return found
+
+    @cached_property
+    def _groups_of(self) -> dict[Slot, frozenset[int]]:
+        """The numbers of the groups that occur in the slots of weights."""
+        return {slot: frozenset(groups_in(slot, self.unit_group)) for slot in self.slots if slot.value.is_weight}
 
     def full_plan(self) -> dict[str, np.ndarray]:
         """The plan that keeps everything."""
@@ -132,47 +137,39 @@ class Coupling:
 
     def members(self, group: Group) -> list[Member]:
         """Every (weight, axis) slot of a group; a plane over several axes counts for its last one."""
+        number = self._numbers[group.name]
         found: list[Member] = []
-        for slot in self.slots:
-            if not slot.value.is_weight:
-                continue
-            mine = (slot.units >= 0) & (self.unit_group[slot.units] == self.groups.index(group))
-            if mine.any():
+        for slot, groups in self._groups_of.items():
+            if number in groups:
+                mine = (slot.units >= 0) & (self.unit_group[slot.units] == number)
                 found.append(Member(slot.value, slot.axes[-1], np.where(mine, self.unit_rank[slot.units], -1)))
         return found
 
     def producers(self, group: Group) -> list[Op]:
         """The layers whose output channels belong to the group, in graph order."""
-        number = self.groups.index(group)
-        return [op for op in self._layer_ops if any(self._touches(slot, number) for slot in self._outputs(op))]
+        return self._layers_with(self._numbers[group.name], produced=True)
 
     def consumers(self, group: Group) -> list[Op]:
         """The layers that contract over the group's channels, in graph order."""
-        number = self.groups.index(group)
+        return self._layers_with(self._numbers[group.name], produced=False)
+
+    def _layers_with(self, number: int, produced: bool) -> list[Op]:
+        """The layers that hold a group along the output axis of their weight, or along any other."""
         found = []
-        for op in self._layer_ops:
-            x, weight = op.value(0), op.value(1)
-            if x is None or weight is None or not weight.is_weight or op.base == "embedding":
+        for op in self.graph.ops:
+            layer = layer_weight(op)
+            if layer is None or not layer.value.is_weight or (not produced and layer.in_axis is None):
                 continue
-            outputs = {id(slot) for slot in self._outputs(op)}
-            if any(self._touches(s, number) for s in self.slots_of(weight) if id(s) not in outputs):
+            slots = self.slots_of(layer.value)
+            if any((layer.makes(slot.axes) == produced) and number in self._groups_of[slot] for slot in slots):
                 found.append(op)
         return found
 
-    @property
-    def _layer_ops(self) -> list[Op]:
-        return [op for op in self.graph.ops if op.base in LAYERS]
 
-    def _touches(self, slot: Slot, number: int) -> bool:
-        return bool((self.unit_group[slot.units[slot.units >= 0]] == number).any())
-
-    def _outputs(self, op: Op) -> list[Slot]:
-        """The slots of a layer's weight along its output axis."""
-        weight = op.value(0) if op.base == "embedding" else op.value(1)
-        if weight is None or not weight.is_weight:
-            return []
-        axis = 1 if "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm") else 0
-        return [slot for slot in self.slots_of(weight) if slot.axes == (axis,)]
+def groups_in(slot: Slot, unit_group: np.ndarray) -> list[int]:
+    """The numbers of the groups that occur in a slot."""
+    result: list[int] = np.unique(unit_group[slot.units[slot.units >= 0]]).tolist()
+    return result
 
 
 def check_kept(group: Group, ranks: np.ndarray) -> None:
@@ -196,9 +193,6 @@ def couple(graph: Graph, ignore: Iterable[str] = ()) -> Coupling:
     return freeze_named(coupling, names) if names else coupling
 
 
-couple_graph = couple
-
-
 def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
     by_family: dict[int, list[tuple[int, ...]]] = {}
     for cell in units.cells:
@@ -219,22 +213,21 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
         Group(names.names[i], members, blocks, frozen, names.locations[i])
         for i, (members, blocks, frozen) in enumerate(drafts)
     )
-    coupling = Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, (), ())
-    notes = _semantic_notes(coupling, labels)
     unknown = tuple(UnknownOp(item.op, item.why) for item in labels.unknown)
+    notes = _semantic_notes(labels, units, groups, unit_group)
     return Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, notes, unknown)
 
 
-def _semantic_notes(coupling: Coupling, labels: Labels) -> tuple[SemanticNote, ...]:
+def _semantic_notes(
+    labels: Labels, units: Units, groups: tuple[Group, ...], unit_group: np.ndarray
+) -> tuple[SemanticNote, ...]:
+    """The noted ops with the free groups over which they run."""
     found: dict[Op, set[str]] = {}
     for note in labels.notes:
-        x = note.op.value(0)
-        for slot in coupling.slots_of(x) if x is not None else ():
-            if slot.units.shape == tuple(note.plane.shape) or True:
-                numbers = np.unique(coupling.unit_group[slot.units[slot.units >= 0]])
-                free = {coupling.groups[n].name for n in numbers if coupling.groups[n].frozen is None}
-                found.setdefault(note.op, set()).update(free)
-    return tuple(SemanticNote(op, tuple(sorted(groups))) for op, groups in found.items() if groups)
+        inside = np.unique(units.of_label[note.plane.numpy()])
+        numbers = np.unique(unit_group[inside[inside >= 0]])
+        found.setdefault(note.op, set()).update(groups[n].name for n in numbers if groups[n].frozen is None)
+    return tuple(SemanticNote(op, tuple(sorted(names))) for op, names in found.items() if names)
 
 
 def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
@@ -244,18 +237,15 @@ def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
         hit = {i for i, group in enumerate(coupling.groups) if group.name == name}
         for slot in coupling.slots:
             if slot.value.is_weight and (slot.value.name == name or slot.value.name.startswith(f"{name}.")):
-                hit.update(coupling.unit_group[slot.units[slot.units >= 0]].tolist())
+                hit.update(groups_in(slot, coupling.unit_group))
         known = any(v == name or v.startswith(f"{name}.") for v in coupling.graph.params)
         if not hit and not known:
             raise UserError(f"--ignore {name}: no parameter, module or channel group has this name")
         chosen |= hit
     groups = tuple(
-        Group(g.name, g.units, g.blocks, g.frozen or "ignored by request", g.location) if i in chosen else g
-        for i, g in enumerate(coupling.groups)
+        replace(g, frozen=g.frozen or "ignored by request") if i in chosen else g for i, g in enumerate(coupling.groups)
     )
-    return Coupling(
-        coupling.graph, groups, coupling.slots, coupling.unit_group, coupling.unit_rank, coupling.notes, coupling.unknown
-    )
+    return replace(coupling, groups=groups)
 
 
 class _Names:
@@ -266,12 +256,13 @@ class _Names:
         self.locations: list[Location] = [Location()] * count
         modules: list[list[str]] = [[] for _ in range(count)]
         others: list[list[str]] = [[] for _ in range(count)]
-        produced = _produced_weights(graph)
+        layers = [layer for layer in map(layer_weight, graph.ops) if layer is not None]
+        made = {(layer.value, layer.out_axis) for layer in layers}
         for slot in slots:
             if not slot.value.is_weight:
                 continue
-            target = modules if produced.get(slot.value) == slot.axes else others
-            for number in np.unique(unit_group[slot.units[slot.units >= 0]]):
+            target = modules if (slot.value, slot.axes[-1]) in made else others
+            for number in groups_in(slot, unit_group):
                 target[number].append(slot.value.name)
         taken: set[str] = set()
         for number in range(count):
@@ -285,18 +276,6 @@ class _Names:
             taken.add(name)
             self.names[number] = name
             self.locations[number] = _first_location(graph, modules[number] or others[number])
-
-
-def _produced_weights(graph: Graph) -> dict[Value, tuple[int, ...]]:
-    """Weights of layers with the axis of their output channels."""
-    found: dict[Value, tuple[int, ...]] = {}
-    for op in graph.ops:
-        if op.base not in LAYERS:
-            continue
-        weight = op.value(0) if op.base == "embedding" else op.value(1)
-        if weight is not None and weight.is_weight:
-            found[weight] = (1,) if "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm") else (0,)
-    return found
 
 
 def _common_name(weights: list[str]) -> str:

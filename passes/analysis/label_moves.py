@@ -5,30 +5,27 @@ A plane is small (size 1 wherever labels do not vary); only reshape and the ops 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
-from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
+from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels
-from pruneopt.passes.analysis.planes import Plane, compress, expand, reshape, varying
+from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
 __all__ = ["move_plane"]
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
+SPLITS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
 COMPACT = ("permute", "transpose", "t", "unsqueeze", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "permute_copy")
 
 
 def source(labels: Labels, op: Op) -> Value | None:
     """The moved value; a parameter moved before it is used gets labels along each of its axes."""
     value = op.value(0)
-    if value is not None and value.kind == "param" and not labels.of(value):
-        for axis, size in enumerate(labels.shape(value)):
-            if size > 1:
-                labels.add_axis(value, axis, labels.fresh(size))
+    if value is not None:
+        labels.label_axes(value)
     return value
 
 
@@ -44,18 +41,100 @@ def move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int = 0) -> 
     return compress(result)
 
 
-@rule(*RESHAPES, *COMPACT, "squeeze", "expand", "expand_as", "slice", "select", "narrow", "flip", "repeat", "tile")
-@rule("repeat_interleave", "chunk", "split", "split_with_sizes", "unbind", "tensor_split", "diagonal", "unfold")
-@rule("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "select_copy", "slice_copy", "view_as", "squeeze_copy")
-@rule("unsqueeze_copy", "expand_copy", "pixel_unshuffle", "im2col")
+@rule(*RESHAPES, *COMPACT, "squeeze", "squeeze_copy", "unsqueeze_copy", "flip", "diagonal", "pixel_unshuffle")
+@rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "repeat", "tile")
+@rule("unsafe_split_with_sizes", "repeat_interleave")
 def move(labels: Labels, op: Op) -> None:
+    """The op itself, run on the labels."""
     value = source(labels, op)
-    if value is None or (op.base in ("expand_as", "view_as") and labels.of(op.value(1))):
-        labels.give_up(op, "its shape comes from another tensor with channels")
+    if value is None or len(list(op.inputs)) > 1:
+        labels.give_up(op, "it counts by a tensor")
         return
     shape = labels.shape(value)
+    planes = cut_at(labels, op, value) if op.base in SPLITS else labels.of(value)
     for index, result in enumerate(op.results):
-        labels.set(result, [move_plane(op, plane, shape, index) for plane in labels.of(value)])
+        labels.set(result, [move_plane(op, plane, shape, index) for plane in planes])
+
+
+def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
+    """The planes of a value that is cut along an axis; along the batch the places of channels are not known."""
+    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    planes = []
+    for plane in labels.of(value):
+        if axis in varying(plane) and not isinstance(value.type.dims[axis], int):
+            labels.freeze(plane, f"channels are mixed with the batch by {op}")
+        else:
+            planes.append(plane)
+    return planes
+
+
+@rule("slice", "slice_copy", "narrow", "select", "select_copy")
+def cut(labels: Labels, op: Op) -> None:
+    """A slice takes the same places of every row of channels that are spread over several axes."""
+    value = source(labels, op)
+    if value is None or len(list(op.inputs)) > 1:
+        labels.give_up(op, "its place is computed")
+        return
+    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    shape = labels.shape(value)
+    out = [move_plane(op, same_places(labels, op, plane, axis), shape) for plane in cut_at(labels, op, value)]
+    labels.set(op.result, out)
+
+
+def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
+    """See to it that the channels a slice takes stand at the same places of every row."""
+    axes = varying(plane)
+    if axis not in axes[1:]:
+        return plane
+    sizes = [plane.shape[a] for a in axes]
+    if axis != axes[-1]:
+        labels.blocks.append(Blocks(plane.reshape(sizes), op, pinned=axes.index(axis) + 1))
+        return plane
+    if op.base.startswith("select") or op.attrs.get("step", 1) != 1:
+        shape = plane.shape
+        return labels.tie(plane, axes[:-1]).expand(shape)
+    before = int(op.attrs["start"] or 0) % sizes[-1]  # type: ignore[call-overload]
+    if before:  # as many channels of every row stay before the slice
+        labels.blocks.append(Blocks(plane.reshape(sizes)[..., :before], op))
+    return plane
+
+
+@rule("expand", "expand_copy", "expand_as", "view_as", "reshape_as")
+def resize(labels: Labels, op: Op) -> None:
+    """A size that is written out, or another tensor's. Along an axis of copies any number will do."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    shape, after = labels.shape(value), labels.shape(op.result)
+    if op.base in ("view_as", "reshape_as"):
+        planes = [reshape(plane, shape, after) for plane in labels.of(value)]
+    else:
+        planes = [align(plane, len(after)) for plane in labels.of(value)]
+        lead = len(after) - len(shape)
+        planes += copies(labels, op, [a for a in range(len(after)) if a < lead or shape[a - lead] == 1])
+    other = op.value(1)
+    if other is not None:
+        # Labels that the other tensor lacks cannot shrink: the result has its size.
+        planes = merge_pointwise(labels, op, [(planes, op.result), (list(labels.of(other)), other)])
+    labels.set(op.result, planes)
+
+
+@rule("unfold")
+def windows(labels: Labels, op: Op) -> None:
+    """Sliding windows over an axis without channels."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    axis = int(op.attrs["dimension"]) % value.type.rank  # type: ignore[call-overload]
+    out = []
+    for plane in labels.of(value):
+        if axis in varying(plane):
+            labels.freeze(plane, f"windows run over channels, {op}")
+        else:
+            out.append(plane.unsqueeze(-1))
+    labels.set(op.result, out)
 
 
 @rule("roll")
@@ -111,10 +190,7 @@ def cat(labels: Labels, op: Op) -> None:
         labels.give_up(op, "its tensors differ in rank")
         return
     for value in values:
-        if value.kind == "param" and not labels.of(value):
-            for own, size in enumerate(labels.shape(value)):
-                if size > 1:
-                    labels.add_axis(value, own, labels.fresh(size))
+        labels.label_axes(value)
     along = [[plane for plane in labels.of(value) if axis in varying(plane)] for value in values]
     across: list[tuple[list[Plane], Value | None]] = [
         ([plane for plane in labels.of(value) if axis not in varying(plane)], value) for value in values
@@ -201,14 +277,23 @@ def pad(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def tie_blocks(labels: Labels, op: Op, axis: int, size: Callable[[int], int]) -> None:
-    """Unite neighbouring channels in blocks, then move."""
-    value = op.value(0)
+@rule("im2col")
+def im2col(labels: Labels, op: Op) -> None:
+    """Every channel becomes a run of as many channels as a patch has places."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    axis = value.type.rank - 3
+    out = []
     for plane in labels.of(value):
-        if axis in varying(plane):
-            vector = labels.tie(plane, [a for a in varying(plane) if a != axis]).reshape(-1)
-            block = size(vector.numel())
-            labels.tie(vector.reshape(-1, block), [1])
+        if any(a > axis for a in varying(plane)):
+            labels.freeze(plane, f"channels lie along a spatial axis of {op}")
+            continue
+        plane = plane.squeeze(-1)
+        repeat = labels.shape(op.result)[axis] // labels.shape(value)[axis]
+        out.append(plane.repeat_interleave(repeat, axis) if axis in varying(plane) else plane)
+    labels.set(op.result, out)
 
 
 @rule("pixel_shuffle", "col2im")
@@ -265,20 +350,13 @@ def glu(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def rows_of(plane: Plane) -> Tensor:
-    """A plane over several axes as rows: the last varying axis within, the others before."""
-    sizes = [plane.shape[axis] for axis in varying(plane)]
-    return plane.reshape(-1, sizes[-1])
-
-
 def view_blocks(labels: Labels) -> list[Blocks]:
     """Blocks implied by values whose channels are spread over several axes."""
     found: list[Blocks] = []
     for op in labels.graph.ops:
         for value in op.results:
             for plane in labels.of(value):
-                if len(varying(plane)) > 1:
-                    found.append(Blocks(rows_of(plane), op, may_vanish=True))
+                axes = varying(plane)
+                if len(axes) > 1:
+                    found.append(Blocks(plane.reshape([plane.shape[axis] for axis in axes]), op))
     return found
-
-

@@ -1,17 +1,16 @@
 """How labels pass through each family of ops.
 
-Families: layers (contractions with a weight), products of activations, normalisation, windows (pooling, interpolation),
-reductions, and element-by-element ops; ops that only move data stand in `label_moves`. Anything else is unknown and
-freezes what it touches: never wrong, only less pruned.
+Here: normalisation, windows (pooling, interpolation), reductions, and element-by-element ops. Layers and products stand in
+`label_layers`, ops that only move data in `label_moves`. Anything else is unknown and freezes what it touches: never
+wrong, only less pruned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
@@ -19,7 +18,7 @@ from pruneopt.ir.schema import overload
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
-__all__ = ["RULES", "apply_rule", "merge_pointwise", "rule"]
+__all__ = ["RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
 
 Rule = Callable[[Labels, Op], None]
 RULES: dict[str, Rule] = {}
@@ -56,320 +55,6 @@ def is_pointwise(op: Op) -> bool:
     return torch.Tag.pointwise in tags and len(op.results) == 1
 
 
-# Layers
-
-
-@rule("conv1d", "conv2d", "conv3d", "convolution")
-def conv(labels: Labels, op: Op) -> None:
-    x, weight, bias = op.value(0), op.value(1), op.value(2)
-    groups = int(op.attrs["groups"])  # type: ignore[call-overload]
-    if op.attrs.get("transposed") is True:
-        conv_transpose(labels, op)
-        return
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
-        return
-    axis = x.type.rank - weight.type.rank + 1
-    channels = channel_labels(labels, op, x, axis)
-    outs, ins = labels.shape(weight)[0], labels.shape(weight)[1]
-    out = labels.axis_labels(weight, 0, produced=True)
-    if groups == 1:
-        contract_weight(labels, op, weight, 1, channels)
-    elif ins == 1:
-        out = depthwise(labels, op, out, channels, groups, outs)
-    else:
-        grouped_input(labels, op, weight, channels, groups)
-        if out is not None:
-            labels.blocks.append(Blocks(out.reshape(groups, -1), op, may_vanish=False))
-    if outs == 1:
-        out = None
-    produce(labels, op, out, axis, bias)
-
-
-def depthwise(
-    labels: Labels, op: Op, out: Tensor | None, channels: Tensor | None, groups: int, outs: int
-) -> Tensor | None:
-    """Each input channel lives and dies with the outputs made from it alone."""
-    if channels is None:
-        if out is not None:
-            labels.freeze(out, f"depthwise over channels that cannot be removed, {op}")
-        return out
-    if out is None:
-        labels.freeze(channels, f"depthwise weight with fixed channels, {op}")
-        return channels.repeat_interleave(outs // groups)
-    labels.unite(channels.reshape(groups, 1), out.reshape(groups, -1), f"depthwise {op}")
-    return out
-
-
-def grouped_input(labels: Labels, op: Op, weight: Value, channels: Tensor | None, groups: int) -> None:
-    """Input channels of a grouped convolution: one block per group, every block keeps as many."""
-    if channels is None:
-        return
-    rows = channels.reshape(groups, -1)
-    labels.blocks.append(Blocks(rows, op, may_vanish=False))
-    outs = labels.shape(weight)[0]
-    plane = rows.repeat_interleave(outs // groups, 0).reshape(outs, -1, *[1] * (weight.type.rank - 2))
-    own = [p for p in labels.of(weight) if 1 in varying(p)]
-    for other in own:
-        labels.unite(other, plane, f"weight shared with {op}")
-    if not own and weight.kind == "param":
-        labels.planes[weight] = (*labels.of(weight), plane)
-    elif not own:
-        labels.freeze(channels, f"grouped convolution with a computed weight, {op}")
-
-
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def conv_transpose(labels: Labels, op: Op) -> None:
-    x, weight, bias = op.value(0), op.value(1), op.value(2)
-    groups = int(op.attrs["groups"])  # type: ignore[call-overload]
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
-        return
-    axis = x.type.rank - weight.type.rank + 1
-    channels = channel_labels(labels, op, x, axis)
-    outs = labels.shape(weight)[1] * groups
-    if groups == 1:
-        out = labels.axis_labels(weight, 1, produced=True)
-        contract_weight(labels, op, weight, 0, channels)
-    elif labels.shape(weight)[0] == groups:
-        contract_weight(labels, op, weight, 0, channels)
-        out = None if channels is None else channels.repeat_interleave(outs // groups)
-    else:
-        out = None
-        if channels is not None:
-            labels.freeze(channels, f"grouped transposed convolution {op}")
-            contract_weight(labels, op, weight, 0, channels)
-    produce(labels, op, out if outs > 1 else None, axis, bias)
-
-
-@rule("linear")
-def linear(labels: Labels, op: Op) -> None:
-    x, weight, bias = op.value(0), op.value(1), op.value(2)
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
-        return
-    axis = x.type.rank - 1
-    channels = channel_labels(labels, op, x, axis)
-    contract_weight(labels, op, weight, 1, channels)
-    out = labels.axis_labels(weight, 0, produced=True) if weight.type.rank == 2 else None
-    rest = [plane for plane in labels.of(x) if axis not in varying(plane)]
-    produce(labels, op, out, axis, bias, rest)
-
-
-@rule("addmm")
-def addmm(labels: Labels, op: Op) -> None:
-    product(labels, op, op.value(1), op.value(2))
-    bias = op.value(0)
-    for plane in labels.of(op.result):
-        labels.adopt(bias, plane, f"bias of {op}")
-
-
-@rule("embedding")
-def embedding(labels: Labels, op: Op) -> None:
-    weight = op.value(0)
-    if weight is None or labels.of(op.value(1)):
-        labels.give_up(op, "its indices carry channels")
-        return
-    out = labels.axis_labels(weight, 1, produced=True)
-    shape = [1] * op.result.type.rank
-    if out is not None:
-        shape[-1] = out.numel()
-        labels.set(op.result, [out.reshape(shape)])
-
-
-def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> Tensor | None:
-    """The labels along the channel axis of an activation; whatever else varies there is tied, or frozen."""
-    found: Tensor | None = None
-    for plane in labels.of(x):
-        axes = varying(plane)
-        if axis not in axes:
-            if op.base != "linear":
-                labels.freeze(plane, f"channels lie along a spatial axis of {op}")
-            continue
-        vector = labels.tie(plane, [a for a in axes if a != axis]).reshape(-1)
-        if found is None:
-            found = vector
-        else:
-            labels.unite(found, vector, "")
-    return found
-
-
-def contract_weight(labels: Labels, op: Op, weight: Value, axis: int, channels: Tensor | None) -> None:
-    """Unite the contracted axis of a weight with the channels of the activation."""
-    own = [plane for plane in labels.of(weight) if axis in varying(plane)]
-    if channels is None:
-        for plane in own:
-            labels.freeze(plane, f"contracted with channels that cannot be removed, {op}")
-        return
-    shape = [1] * weight.type.rank
-    shape[axis] = channels.numel()
-    for plane in own:
-        labels.unite(labels.tie(plane, [a for a in varying(plane) if a != axis]), channels.reshape(shape), f"{op}")
-    if own:
-        return
-    if weight.kind == "param":
-        labels.add_axis(weight, axis, channels)
-    else:
-        labels.freeze(channels, f"contracted with a computed weight, {op}")
-
-
-def produce(
-    labels: Labels, op: Op, out: Tensor | None, axis: int, bias: Value | None, rest: Sequence[Plane] = ()
-) -> None:
-    """Give the result its output labels along ``axis`` and let the bias adopt them."""
-    planes = list(rest)
-    if out is not None:
-        shape = [1] * op.result.type.rank
-        shape[axis] = out.numel()
-        planes.append(out.reshape(shape))
-        labels.adopt(bias, out, f"bias of {op}")
-    labels.set(op.result, planes)
-
-
-# Products of two activations
-
-
-@rule("matmul", "bmm", "mm")
-def matmul(labels: Labels, op: Op) -> None:
-    product(labels, op, op.value(0), op.value(1))
-
-
-def product(labels: Labels, op: Op, a: Value | None, b: Value | None) -> None:
-    """``a @ b``: the contracted axes are united, the others pass."""
-    if a is None or b is None or a.type.rank < 2 or b.type.rank < 2:
-        labels.give_up(op, "a product with a vector")
-        return
-    rank = max(a.type.rank, b.type.rank)
-    for value, axis in ((b, b.type.rank - 1), (a, a.type.rank - 2)):
-        if value.kind == "param":
-            labels.axis_labels(value, axis, produced=True)
-    ka, rest_a = split_contracted(labels, op, a, rank, rank - 1, rank - 2)
-    kb, rest_b = split_contracted(labels, op, b, rank, rank - 2, rank - 1)
-    meet_contracted(labels, op, a, a.type.rank - 1, ka, b, b.type.rank - 2, None if kb is None else kb.mT)
-    labels.set(op.result, merge_pointwise(labels, op, [(rest_a, None), (rest_b, None)]))
-
-
-def split_contracted(
-    labels: Labels, op: Op, value: Value, rank: int, axis: int, free: int
-) -> tuple[Plane | None, list[Plane]]:
-    """The plane along the contracted axis (tied over the free axis), and the planes that pass."""
-    found: Plane | None = None
-    rest: list[Plane] = []
-    for plane in labels.of(value):
-        plane = align(plane, rank)
-        if axis not in varying(plane):
-            rest.append(plane)
-            continue
-        plane = labels.tie(plane, [free])
-        if found is None:
-            found = plane
-        else:
-            labels.unite(found, plane, f"{op}")
-    return found, rest
-
-
-def meet_contracted(
-    labels: Labels,
-    op: Op,
-    a: Value,
-    axis_a: int,
-    ka: Plane | None,
-    b: Value,
-    axis_b: int,
-    kb: Plane | None,
-) -> None:
-    """Unite two contracted axes; ``ka`` and ``kb`` hold them last. A parameter without labels adopts the other's."""
-    if ka is None and kb is None:
-        return
-    if ka is not None and kb is not None:
-        labels.unite(ka, kb, f"{op}")
-    else:
-        plane, other, axis = (ka, b, axis_b) if ka is not None else (kb, a, axis_a)
-        assert plane is not None
-        if other.kind == "param":
-            vector = labels.tie(plane, [x for x in varying(plane) if x != plane.dim() - 1]).reshape(-1)
-            labels.add_axis(other, axis, vector)
-        else:
-            labels.freeze(plane, f"contracted with a tensor without channels, {op}")
-    for plane in (ka, kb):
-        if plane is not None and len(varying(plane)) > 1:
-            labels.blocks.append(Blocks(plane.reshape(-1, plane.shape[-1]), op, may_vanish=False))
-
-
-@rule("scaled_dot_product_attention")
-def attention(labels: Labels, op: Op) -> None:
-    q, k, v, mask = (op.value(i) for i in range(4))
-    if q is None or k is None or v is None or labels.of(mask) or op.attrs["enable_gqa"] is True:
-        labels.give_up(op, "grouped queries or a mask with channels")
-        return
-    rank = q.type.rank
-    kq, rest_q = split_contracted(labels, op, q, rank, rank - 1, rank - 2)
-    kk, rest_k = split_contracted(labels, op, k, rank, rank - 1, rank - 2)
-    meet_contracted(labels, op, q, rank - 1, kq, k, rank - 1, kk)
-    for plane in (*rest_q, *rest_k):
-        labels.freeze(plane, f"channels lie along the tokens or heads of {op}")
-    out = []
-    for plane in labels.of(v):
-        if rank - 2 in varying(plane):
-            labels.freeze(plane, f"channels lie along the tokens of {op}")
-        else:
-            out.append(plane)
-            if len(varying(plane)) > 1:
-                labels.blocks.append(Blocks(plane.reshape(-1, plane.shape[-1]), op, may_vanish=False))
-    labels.set(op.result, out)
-
-
-@rule("einsum")
-def einsum(labels: Labels, op: Op) -> None:
-    """Unites labels letter by letter; a plane that varies over two letters is frozen."""
-    tensors = op.operands[0]
-    equation = str(op.attrs["equation"]).replace(" ", "")
-    if not isinstance(tensors, tuple) or "." in equation or "->" not in equation:
-        labels.give_up(op, f"the equation {equation}")
-        return
-    left, out = equation.split("->")
-    vectors: dict[str, Tensor] = {}
-    waiting: list[tuple[Value, int, str]] = []
-    for value, letters in zip(tensors, left.split(","), strict=True):
-        if value is None or len(set(letters)) != len(letters):
-            labels.give_up(op, f"the equation {equation}")
-            return
-        for plane in labels.of(value):
-            if len(varying(plane)) > 1:
-                labels.freeze(plane, f"channels spread over two axes of {op}")
-        for axis, letter in enumerate(letters):
-            waiting.append((value, axis, letter))
-    for value, axis, letter in waiting:
-        vector = single_axis(labels, value, axis)
-        if vector is not None:
-            if letter in vectors:
-                labels.unite(vectors[letter], vector, f"{op}")
-            vectors.setdefault(letter, vector)
-    for value, axis, letter in waiting:
-        if labels.shape(value)[axis] > 1 and single_axis(labels, value, axis) is None:
-            if value.kind == "param" and letter in vectors:
-                labels.add_axis(value, axis, vectors[letter])
-            elif value.kind == "param" and letter in out:
-                vectors[letter] = labels.fresh(labels.shape(value)[axis], produced=True)
-                labels.add_axis(value, axis, vectors[letter])
-            elif letter in vectors:
-                labels.freeze(vectors[letter], f"combined with a tensor without channels, {op}")
-    planes = []
-    for axis, letter in enumerate(out):
-        if letter in vectors:
-            shape = [1] * len(out)
-            shape[axis] = vectors[letter].numel()
-            planes.append(vectors[letter].reshape(shape))
-    labels.set(op.result, planes)
-
-
-def single_axis(labels: Labels, value: Value, axis: int) -> Tensor | None:
-    for plane in labels.of(value):
-        if varying(plane) == (axis,):
-            return plane.reshape(-1)
-    return None
-
-
 # Normalisation
 
 
@@ -379,18 +64,23 @@ def batch_norm(labels: Labels, op: Op) -> None:
     if x is None:
         labels.give_up(op, "operands are missing")
         return
+    labels.set(op.results[0], per_channel(labels, op, x, range(1, 5)))
+
+
+def per_channel(labels: Labels, op: Op, x: Value, weights: Iterable[int]) -> list[Plane]:
+    """Planes along axis 1 are shared with the weights; statistics run over the others (noted)."""
     out = []
     for plane in labels.of(x):
-        if 1 not in varying(plane):
-            labels.freeze(plane, f"normalised together by {op}")
-            continue
-        plane = labels.tie(plane, [axis for axis in varying(plane) if axis != 1])
-        for index in range(1, 5):
-            labels.adopt(op.value(index), plane.reshape(-1), f"{op}")
+        if 1 in varying(plane):
+            plane = labels.tie(plane, [axis for axis in varying(plane) if axis != 1])
+            for index in weights:
+                labels.adopt(op.value(index), plane.reshape(-1), f"{op}")
+        elif any(axis > 1 for axis in varying(plane)):
+            labels.notes.append(Note(op, plane))
         out.append(plane)
-    if not out:
+    if not any(1 in varying(plane) for plane in out):
         freeze_weights(labels, op)
-    labels.set(op.results[0], out)
+    return out
 
 
 def freeze_weights(labels: Labels, op: Op) -> None:
@@ -426,23 +116,30 @@ def group_norm(labels: Labels, op: Op) -> None:
         labels.give_up(op, "operands are missing")
         return
     groups = int(op.attrs["num_groups"])  # type: ignore[call-overload]
-    out = []
-    for plane in labels.of(x):
-        if 1 not in varying(plane):
-            labels.freeze(plane, f"normalised together by {op}")
-            continue
-        plane = labels.tie(plane, [axis for axis in varying(plane) if axis != 1])
-        rows = plane.reshape(groups, -1)
-        if rows.shape[1] > 1:
+    out = per_channel(labels, op, x, (1, 2))
+    for plane in out:
+        if 1 in varying(plane) and plane.numel() > groups:
             labels.notes.append(Note(op, plane))
             if groups > 1:
-                labels.blocks.append(Blocks(rows, op, may_vanish=False))
-        for index in (1, 2):
-            labels.adopt(op.value(index), plane.reshape(-1), f"{op}")
-        out.append(plane)
-    if not out:
-        freeze_weights(labels, op)
+                labels.blocks.append(Blocks(plane.reshape(groups, -1), op, pinned=1))
     labels.set(op.result, out)
+
+
+@rule("_weight_norm")
+def weight_norm(labels: Labels, op: Op) -> None:
+    """Directions divided by their norm over all axes but one, times a magnitude for each place of that one."""
+    direction, magnitude = op.value(0), op.value(1)
+    if direction is None or magnitude is None:
+        labels.give_up(op, "operands are missing")
+        return
+    labels.label_axes(direction)
+    keep = int(op.attrs["dim"]) % direction.type.rank  # type: ignore[call-overload]
+    for plane in labels.of(direction):
+        if varying(plane) == (keep,):
+            labels.adopt(magnitude, plane, f"{op}")
+        else:
+            labels.notes.append(Note(op, plane))
+    labels.set(op.result, labels.of(direction))
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "normalize")
@@ -460,10 +157,22 @@ def along_axis(labels: Labels, op: Op) -> None:
     labels.set(op.result, labels.of(x))
 
 
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 def created(labels: Labels, op: Op) -> None:
-    """A tensor of a written-out size takes nothing but its dtype from its operand."""
-    labels.set(op.result, [])
+    """A tensor of one number may have any size: its labels are those of whatever it is combined with."""
+    labels.set(op.result, copies(labels, op, range(op.result.type.rank)))
+
+
+def copies(labels: Labels, op: Op, axes: Iterable[int]) -> list[Plane]:
+    """Labels along axes on which all elements are equal, so that any number of them will do."""
+    planes = []
+    for axis in axes:
+        size = op.result.type.dims[axis]
+        if isinstance(size, int) and size > 1:
+            shape = [1] * op.result.type.rank
+            shape[axis] = size
+            planes.append(labels.fresh(size).reshape(shape))
+    return planes
 
 
 # Windows and reductions
@@ -510,6 +219,18 @@ for _name in ("upsample_trilinear3d", "replication_pad3d", "reflection_pad3d"):
     RULES[_name] = spatial_rule(3)
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(labels: Labels, op: Op) -> None:
+    """Indices are places inside one channel; they have the channels of the values."""
+    rank = op.result.type.rank
+    planes = merge_pointwise(labels, op, [(list(labels.of(value)), value) for value in op.inputs])
+    spatial = range(2, rank) if rank == len(op.attrs["output_size"]) + 2 else range(1, rank)  # type: ignore[arg-type]
+    for plane in planes:
+        if any(axis in spatial for axis in varying(plane)):
+            labels.freeze(plane, f"channels lie along a spatial axis of {op}")
+    labels.set(op.result, [plane for plane in planes if not any(axis in spatial for axis in varying(plane))])
+
+
 @rule("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "max", "min")
 def reduction(labels: Labels, op: Op) -> None:
     """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are tied over them."""
@@ -517,9 +238,11 @@ def reduction(labels: Labels, op: Op) -> None:
     if x is None or (op.base in ("max", "min") and op.value(1) is not None):
         pointwise(labels, op)
         return
-    if op.target in ("aten.max.dim", "aten.min.dim") and any(labels.of(x)):
-        labels.give_up(op, "indices along an axis of channels")
-        return
+    if len(op.results) == 2 and op.results[1].users:
+        axis = int(op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+        for plane in labels.of(x):
+            if axis in varying(plane):
+                labels.freeze(plane, f"channels are numbered by {op}")
     dims = op.attrs.get("dim")
     given = dims if isinstance(dims, tuple) else () if dims is None else (dims,)
     axes = [int(d) % x.type.rank for d in given] or list(range(x.type.rank))  # type: ignore[arg-type]
@@ -553,31 +276,26 @@ def pointwise(labels: Labels, op: Op) -> None:
     if op.base == "type_as":
         values = values[:1]
     if not any(labels.of(value) for value in values):
-        start_from_parameter(labels, values)
+        weights = [value for value in values if value.kind == "param"]
+        if weights:
+            labels.label_axes(max(weights, key=lambda value: value.type.rank))
     rank = op.result.type.rank
-    sides: list[tuple[list[Plane], Value | None]] = []
-    for value in values:
-        sides.append(([align(plane, rank) for plane in labels.of(value)], value))
-    labels.set(op.result, merge_pointwise(labels, op, sides))
+    labels.set(
+        op.result,
+        merge_pointwise(labels, op, [([align(p, rank) for p in labels.of(value)], value) for value in values]),
+    )
 
 
 def prelu(labels: Labels, op: Op) -> None:
     """One slope per channel of axis 1, or one for all."""
     x, weight = op.value(0), op.value(1)
-    for plane in labels.of(x):
-        if 1 in varying(plane):
-            labels.adopt(weight, labels.tie(plane, [a for a in varying(plane) if a != 1]).reshape(-1), f"{op}")
-    labels.set(op.result, labels.of(x))
-
-
-def start_from_parameter(labels: Labels, values: Sequence[Value]) -> None:
-    """Nothing is labelled yet: a lone parameter (computed weights, tokens) gets labels along each of its axes."""
-    weights = [value for value in values if value.kind == "param"]
-    if weights:
-        biggest = max(weights, key=lambda value: value.type.rank)
-        for axis, size in enumerate(labels.shape(biggest)):
-            if size > 1:
-                labels.add_axis(biggest, axis, labels.fresh(size))
+    planes = labels.of(x)
+    along = [plane for plane in planes if 1 in varying(plane)]
+    for plane in along:
+        labels.adopt(weight, labels.tie(plane, [a for a in varying(plane) if a != 1]).reshape(-1), f"{op}")
+    if not along:
+        freeze_weights(labels, op)
+    labels.set(op.result, planes)
 
 
 def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], Value | None]]) -> list[Plane]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.types import BatchSize, Dim
 from pruneopt.passes.analysis.planes import Plane, align, compress, varying
 
 __all__ = ["Blocks", "Labels", "Note", "Unknown", "propagate"]
@@ -42,12 +43,12 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Labels of shape (blocks, size): every block must keep the same number of channels."""
+    """Labels over several axes: along the innermost of them that shrinks, every row must keep the same number."""
 
-    rows: Tensor
+    plane: Tensor
     op: Op
-    may_vanish: bool
-    """Whether a whole row may go with its units (a view), or must stay (heads of a product, groups)."""
+    pinned: int = 0
+    """How many leading axes must stay as they are (groups, heads of a product); the others may shrink (a view)."""
 
 
 @dataclass(eq=False)
@@ -59,8 +60,10 @@ class Labels:
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    produced: list[tuple[int, int]] = field(default_factory=list)
-    """Half-open label ranges that belong to output channels of layers."""
+    produced: list[np.ndarray] = field(default_factory=list)
+    """Labels of output channels of layers; what no layer produces (positions, padding) is never removed."""
+    computed: set[Value] = field(default_factory=set)
+    """Results computed from weights alone."""
     blocks: list[Blocks] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     unknown: list[Unknown] = field(default_factory=list)
@@ -73,23 +76,55 @@ class Labels:
         return value.type.shape(BATCH)
 
     def set(self, value: Value, planes: Iterable[Plane]) -> None:
-        """Give a value its planes. A plane that varies nowhere is one picked channel, whose value cannot shrink: frozen."""
+        """Give a result its planes; what could not be sliced as a box is frozen.
+
+        A plane that varies nowhere is one picked channel; two planes along one axis are channels of two kinds that a view
+        has multiplied. Labels that no layer produces (padding, copies) give way to those of a layer.
+        """
         kept: list[Plane] = []
-        for plane in planes:
-            plane = compress(plane)
-            if varying(plane):
-                kept.append(plane)
-            else:
+        compact = [compress(plane) for plane in planes]
+        if len(compact) > 1:
+            compact.sort(key=self._is_soft)
+        for plane in compact:
+            axes = varying(plane)
+            rivals = [own for own in kept if set(varying(own)) & set(axes)]
+            if not axes:
                 self.freeze(plane, f"channel picked out singly by {value.producer}")
+            elif any(_is_uneven(value.type.dims[axis]) for axis in axes):
+                self.freeze(plane, f"channels are mixed with the batch by {value.producer}")
+            elif not rivals:
+                kept.append(plane)
+            elif not all(own.shape == plane.shape and torch.equal(own, plane) for own in rivals):
+                soft = self._is_soft(plane)
+                for own in (plane, *([] if soft else rivals)):
+                    self.freeze(own, f"channels of two kinds run along one axis of {value.producer}")
+                kept = kept if soft else [own for own in kept if not any(own is rival for rival in rivals)]
         self.planes[value] = tuple(kept)
+
+    def _is_soft(self, plane: Plane) -> bool:
+        """Whether no layer produces any of the labels."""
+        low, high = int(plane.max()), int(plane.max())
+        low = int(plane[plane > 0].min()) if high else 0
+        return not any(array[0] <= high and array[-1] >= low and np.isin(plane, array).any() for array in self.produced)
+
+    def is_weight(self, value: Value) -> bool:
+        """Whether a value depends on weights alone."""
+        return value.is_weight or value in self.computed
 
     def fresh(self, count: int, produced: bool = False) -> Tensor:
         """``count`` new labels; ``produced`` when they are output channels of a layer."""
         labels = torch.arange(self.count, self.count + count)
-        if produced:
-            self.produced.append((self.count, self.count + count))
         self.count += count
+        if produced:
+            self.produced.append(labels.numpy())
         return labels
+
+    def label_axes(self, weight: Value) -> None:
+        """A parameter that is moved or combined before a layer reads it gets labels along each of its axes."""
+        if weight.kind == "param" and not self.of(weight):
+            for axis, size in enumerate(self.shape(weight)):
+                if size > 1:
+                    self.add_axis(weight, axis, self.fresh(size))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Element by element the same unit (broadcasting); an element that belongs to no channel freezes its partner."""
@@ -130,22 +165,25 @@ class Labels:
 
     # Weights
 
-    def axis_labels(self, weight: Value, axis: int, produced: bool) -> Tensor | None:
-        """The labels along one axis of a weight, made when a parameter is asked first; None where nothing is known."""
+    def axis_labels(self, weight: Value, axis: int) -> Tensor | None:
+        """The labels of the output channels along one axis of a weight, made when first asked; None where unknown."""
         found = [plane for plane in self.of(weight) if varying(plane) == (axis,)]
-        size = self.shape(weight)[axis]
         if found:
             for other in found[1:]:
                 self.unite(found[0], other, "")
-            return found[0].reshape(-1)
+            labels = found[0].reshape(-1)
+            if self.is_weight(weight):
+                self.produced.append(np.unique(labels.numpy()))
+            return labels
         mixed = [plane for plane in self.of(weight) if axis in varying(plane)]
         if mixed:
             for plane in mixed:
                 self.freeze(plane, f"labels of {weight} mix two axes")
             return None
-        if weight.kind != "param" or size == 1:
+        size = self.shape(weight)[axis]
+        if not weight.is_weight or size == 1:
             return None
-        labels = self.fresh(size, produced)
+        labels = self.fresh(size, produced=True)
         self.add_axis(weight, axis, labels)
         return labels
 
@@ -184,6 +222,11 @@ class Labels:
         return plane.reshape(plane.shape[lead:])
 
 
+def _is_uneven(dim: Dim) -> bool:
+    """Whether a dimension follows the batch size other than in proportion."""
+    return isinstance(dim, BatchSize) and (dim.offset != 0 or dim.divisor != 1)
+
+
 def propagate(graph: Graph, apply: Callable[[Labels, Op], None]) -> Labels:
     """Labels of every value. A weight may get labels after an op has read it bare; then the graph is run once more."""
     labels = Labels(graph)
@@ -192,6 +235,8 @@ def propagate(graph: Graph, apply: Callable[[Labels, Op], None]) -> Labels:
         seen: list[tuple[Value, int]] = []
         for op in graph.ops:
             apply(labels, op)
+            if op.operands and all(labels.is_weight(value) for value in op.inputs):
+                labels.computed.update(op.results)
             seen.extend((value, len(labels.of(value))) for value in op.inputs if value.is_weight)
         if all(len(labels.of(value)) == count for value, count in seen):
             break

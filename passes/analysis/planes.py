@@ -74,5 +74,3 @@ def _factor(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
                 j += 1
         runs.append((old, new))
     return runs
-
-

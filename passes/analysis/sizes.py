@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Value
-from pruneopt.ir.types import Dim, TensorType
+from pruneopt.ir.types import BatchSize, Dim, TensorType
 from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.labels import BATCH
 from pruneopt.passes.analysis.units import Slot
 
 __all__ = ["AxisShare", "axis_shares", "gather_kept", "kept_mask", "kept_parts", "shrunk_type", "size_form"]
@@ -23,7 +24,10 @@ __all__ = ["AxisShare", "axis_shares", "gather_kept", "kept_mask", "kept_parts",
 
 @dataclass(frozen=True, slots=True)
 class AxisShare:
-    """A shrinking axis: it is as long as the number of kept ``units`` (-1: always there), divided by ``divisor``."""
+    """A shrinking axis: it is as long as the number of kept ``units`` (-1: always there), divided by ``divisor``.
+
+    Of an axis that holds the batch as well, this is the length for a batch of one.
+    """
 
     axis: int
     units: np.ndarray
@@ -54,6 +58,8 @@ def _share(slot: Slot) -> AxisShare:
         units = units[..., 0]
         axes.pop()
     divisor = int(np.prod(units.shape[:-1], dtype=np.int64))
+    if isinstance(slot.value.type.dims[axes[-1]], BatchSize):
+        divisor *= BATCH  # the labels are those of a batch of this size
     return AxisShare(axes[-1], units.reshape(-1), divisor)
 
 
@@ -61,7 +67,8 @@ def shrunk_type(coupling: Coupling, value: Value, kept: np.ndarray) -> TensorTyp
     """The type of a value when only ``kept`` units (a boolean per unit) are left; plain sizes."""
     dims: list[Dim] = list(value.type.plain().dims)
     for share in axis_shares(coupling, value):
-        dims[share.axis] = share.size(kept)
+        size = share.size(kept)
+        dims[share.axis] = BatchSize(size) if isinstance(dims[share.axis], BatchSize) else size
     return TensorType(value.type.dtype, tuple(dims))
 
 
@@ -80,14 +87,28 @@ def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
 
 
 def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
-    """The kept elements of a tensor, as many along each axis as are left (a copy)."""
-    parts = kept_parts(slots, kept)
-    single = [[axis for axis, size in enumerate(part.shape) if size > 1] for part in parts]
-    if all(len(axes) == 1 for axes in single):
-        for part, (axis,) in zip(parts, single, strict=True):
-            tensor = tensor.index_select(axis, torch.nonzero(part.reshape(-1)).reshape(-1).to(tensor.device))
-        return tensor
-    return tensor[kept_mask(slots, tuple(tensor.shape), kept).to(tensor.device)]
+    """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
+    flags = _always(kept)
+    cuts = [slot for slot in slots if not flags[slot.units].all()]
+    axes = [axis for slot in cuts for axis in slot.axes]
+    if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
+        sizes = list(tensor.shape)
+        for slot in cuts:
+            share = _share(slot)
+            sizes[share.axis] = share.size(kept)
+        return tensor[kept_mask(cuts, tuple(tensor.shape), kept).to(tensor.device)].reshape(sizes)
+    for slot in cuts:
+        share = _share(slot)
+        places = torch.from_numpy(np.flatnonzero(flags[slot.units])).to(tensor.device)
+        if len(slot.axes) == 1:
+            tensor = tensor.index_select(share.axis, places)
+            continue
+        last = range(tensor.dim() - len(slot.axes), tensor.dim())
+        moved = tensor.movedim(slot.axes, tuple(last))
+        sizes = list(moved.shape)
+        sizes[last[slot.axes.index(share.axis)]] = -1
+        tensor = moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
+    return tensor
 
 
 def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ __all__ = ["Cell", "Slot", "Units", "find_units"]
 MAX_ROUNDS = 40
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Slot:
     """One labelled plane of a value, and the unit (or -1) of each of its elements."""
 
@@ -47,6 +47,8 @@ class Units:
     count: int
     frozen: list[str | None]
     slots: list[Slot]
+    of_label: np.ndarray
+    """The unit (or -1) of every label."""
     cells: list[Cell] = field(default_factory=list)
 
 
@@ -54,19 +56,19 @@ def find_units(labels: Labels) -> Units:
     """Units and cells; ties are added until every demand for equal counts can be met by counting."""
     blocks = [*labels.blocks, *view_blocks(labels)]
     for _ in range(MAX_ROUNDS):
-        units, component = _components(labels)
-        ties = _settle(labels, units, component, blocks)
+        units = _components(labels)
+        ties = _settle(labels, units, blocks)
         if not ties:
             return units
     for block in blocks:
-        labels.freeze(block.rows, f"blocks of {block.op} could not be reconciled")
-    units, component = _components(labels)
-    if _settle(labels, units, component, []):
+        labels.freeze(block.plane, f"blocks of {block.op} could not be reconciled")
+    units = _components(labels)
+    if _settle(labels, units, []):
         raise AssertionError("cells without blocks ask for no ties")
     return units
 
 
-def _components(labels: Labels) -> tuple[Units, np.ndarray]:
+def _components(labels: Labels) -> Units:
     """Connected components, numbered by first occurrence in the graph so that the result is deterministic."""
     size = labels.count
     if labels.edges:
@@ -79,8 +81,8 @@ def _components(labels: Labels) -> tuple[Units, np.ndarray]:
     used, slots = _slots(labels, raw)
     number = np.full(raw.max(initial=0) + 1, -1)
     made = np.zeros(len(number), dtype=bool)
-    for start, stop in labels.produced:
-        made[raw[start:stop]] = True
+    for produced in labels.produced:
+        made[raw[produced]] = True
     used = used[made[used]]  # what no layer produces (positions, padding alone) always stays
     number[used] = np.arange(len(used))
     component = number[raw]
@@ -92,7 +94,7 @@ def _components(labels: Labels) -> tuple[Units, np.ndarray]:
         for unit in np.unique(component[array]):
             if unit >= 0 and frozen[unit] is None:
                 frozen[unit] = why
-    return Units(len(used), frozen, slots), component
+    return Units(len(used), frozen, slots, component)
 
 
 def _slots(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, list[Slot]]:
@@ -115,96 +117,146 @@ def _slots(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, list[Slot]]:
 # Blocks
 
 
-def _settle(labels: Labels, units: Units, component: np.ndarray, blocks: list[Blocks]) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Distinct rows of units, of which each must keep as many; ``axis`` is the axis of the block's plane they run along."""
+
+    block: Blocks
+    rows: np.ndarray
+    axis: int
+
+
+def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
     """Divide units into cells; where a demand cannot be counted, unite channels and return True."""
-    demands = []
+    demands: list[_Demand] = []
     changed = False
+    seen: set[tuple[bytes, tuple[int, ...], int]] = set()
     for block in blocks:
-        rows = _distinct_rows(component[block.rows.numpy()])
-        if rows is None or rows.shape[0] < 2:
+        plane = units.of_label[block.plane.numpy()]
+        key = (plane.tobytes(), plane.shape, block.pinned)
+        if key in seen:
             continue
-        verdict = _classify(rows)
-        if verdict == "free":
-            demands.append((block, rows))
-        elif verdict == "overlap":
-            _tie_columns(labels, block)
-            changed = True
-        elif verdict == "fixed" or not block.may_vanish:
+        seen.add(key)
+        rows, axis = _rows(plane)
+        if rows is None or (axis == 0 and not block.pinned):
+            continue
+        distinct = _distinct_rows(rows)
+        if axis < block.pinned or (len(distinct) > 1 and (rows < 0).any()):
             if any(units.frozen[unit] is None for unit in np.unique(rows[rows >= 0])):
-                labels.freeze(block.rows, f"only whole blocks of {block.op} could be removed")
+                labels.freeze(block.plane, f"only whole blocks of {block.op} could be removed")
                 changed = True
+        elif len(distinct) > 1 and _are_disjoint(distinct):
+            demands.append(_Demand(block, distinct, axis))
+        elif len(distinct) > 1:
+            labels.tie(block.plane, range(axis))
+            changed = True
     return changed or _make_cells(labels, units, demands)
 
 
-def _distinct_rows(rows: np.ndarray) -> np.ndarray | None:
-    """The different rows of a block matrix (a batch of heads repeats them); None when there is one kind of row only."""
-    _, first = np.unique(rows, axis=0, return_index=True)
-    distinct = rows[np.sort(first)]
-    return None if len(distinct) < 2 else distinct
+def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """Units as rows along the innermost axis on which they differ, and the number of that axis; None if they nowhere do."""
+    while units.ndim > 1 and bool((units == units[..., :1]).all()):
+        units = units[..., 0]
+    if units.ndim == 1 and bool((units == units[:1]).all()):
+        return None, 0
+    return units.reshape(-1, units.shape[-1]), units.ndim - 1
 
 
-def _classify(rows: np.ndarray) -> str:
-    """``vanish``: each row is one unit; ``overlap``: rows share units; ``free``: all units are different; ``fixed``: some
-    channels belong to no unit.
-    """
-    if (rows < 0).any():
-        return "fixed"
-    if (rows == rows[:, :1]).all():
-        return "vanish"
-    return "free" if len(np.unique(rows)) == rows.size else "overlap"
+def _distinct_rows(rows: np.ndarray) -> np.ndarray:
+    """The different rows of a block matrix (a batch of heads repeats them)."""
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(rows):
+        first.setdefault(row.tobytes(), index)
+    return rows[list(first.values())]
 
 
-def _tie_columns(labels: Labels, block: Blocks) -> None:
-    labels.tie(block.rows, [0])
+def _are_disjoint(rows: np.ndarray) -> bool:
+    """Whether no unit occurs in two rows."""
+    return sum(len(np.unique(row)) for row in rows) == len(np.unique(rows))
 
 
-def _make_cells(labels: Labels, units: Units, demands: list[tuple[Blocks, np.ndarray]]) -> bool:
+def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
     """Cells by kind and row; returns True when ties were added instead."""
-    kind = _kinds(units)
-    member: list[list[tuple[int, int]]] = [[] for _ in range(units.count)]
-    for index, (_, rows) in enumerate(demands):
-        for row, row_units in enumerate(rows):
-            for unit in row_units:
-                member[unit].append((index, row))
-    family_of: dict[tuple[int, tuple[int, ...]], int] = {}
-    families = np.empty(units.count, dtype=np.int64)
-    cell_of: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
-    for unit in range(units.count):
-        where = tuple(member[unit])
-        key = (int(kind[unit]), tuple(index for index, _ in where))
-        families[unit] = family_of.setdefault(key, len(family_of))
-        cell_of.setdefault((int(families[unit]), where), []).append(unit)
-    link = _Links(len(family_of))
-    unbalanced = [block for block, rows in demands if not _balanced(rows, families, link)]
-    for block in unbalanced:
-        _tie_columns(labels, block)
+    families, cells_of = _families(units, demands)
+    link = _Links(int(families.max(initial=-1)) + 1)
+    unbalanced = [demand for demand in demands if not _balanced(demand.rows, families, link)]
+    for demand in unbalanced:
+        labels.tie(demand.block.plane, range(demand.axis))
     if unbalanced:
         return True
-    cells = [Cell(link.root(family), tuple(members)) for (family, _), members in cell_of.items()]
+    order = np.argsort(cells_of, kind="stable")
+    borders = np.flatnonzero(np.diff(cells_of[order])) + 1
+    cells = [
+        Cell(link.root(int(families[members[0]])), tuple(members.tolist()))
+        for members in (np.split(order, borders) if len(order) else [])
+    ]
     if _cells_are_uneven(labels, cells, demands):
         return True
     units.cells = cells
     return False
 
 
+def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndarray]:
+    """The family of every unit (its kind, and in which demands it stands) and its cell (in which rows, too)."""
+    empty = np.zeros(0, dtype=np.int64)
+    member = np.concatenate([empty, *(demand.rows.reshape(-1) for demand in demands)])
+    which = np.concatenate([empty, *(np.full(demand.rows.size, i) for i, demand in enumerate(demands))])
+    row = np.concatenate([empty, *(np.repeat(np.arange(len(d.rows)), d.rows.shape[1]) for d in demands)])
+    kinds = _kinds(units)
+    everyone = np.arange(units.count)
+    base = (np.concatenate([everyone, member]), np.concatenate([np.full(units.count, -1), which]))
+    families = _signatures(units.count, *base, np.concatenate([kinds, np.zeros_like(member)]))
+    return families, _signatures(units.count, *base, np.concatenate([kinds, row]))
+
+
+def _kinds(units: Units) -> np.ndarray:
+    """A number per unit, equal for units alike: the same number of elements in every slot, and equally frozen."""
+    reasons = {why: index for index, why in enumerate(dict.fromkeys(units.frozen))}
+    columns = [(np.arange(units.count), np.full(units.count, -1), np.array([reasons[why] for why in units.frozen]))]
+    seen: set[bytes] = set()
+    for index, slot in enumerate(units.slots):
+        content = slot.units.tobytes()
+        if content not in seen:
+            seen.add(content)
+            counts = np.bincount(slot.units.reshape(-1) + 1)[1:]
+            found = np.flatnonzero(counts)
+            columns.append((found, np.full(len(found), index), counts[found]))
+    member, which, times = (np.concatenate([column[i] for column in columns]) for i in range(3))
+    return _signatures(units.count, member, which, times)
+
+
+def _signatures(count: int, member: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """A number per unit, equal for units with the same rows of ``columns``; numbered by first occurrence."""
+    order = np.lexsort((*reversed(columns), member))
+    table = np.stack([column[order] for column in columns], axis=1).astype(np.int64)
+    content, width = table.tobytes(), table.itemsize * len(columns)
+    borders = (np.searchsorted(member[order], np.arange(count + 1)) * width).tolist()
+    numbers: dict[bytes, int] = {}
+    return np.array(
+        [numbers.setdefault(content[borders[i] : borders[i + 1]], len(numbers)) for i in range(count)], dtype=np.int64
+    )
+
+
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
     """Whether every row holds families of the same sizes in the same order; such families are linked."""
+    kinds = families[rows]
+    if bool((kinds == kinds[:1]).all()):
+        return True
     profiles = []
-    for row in rows:
-        found, counts = np.unique(families[row], return_counts=True)
-        order = np.argsort([int(np.argmax(families[row] == f)) for f in found])
+    for row in kinds:
+        found, first, counts = np.unique(row, return_index=True, return_counts=True)
+        order = np.argsort(first)
         profiles.append([(int(found[i]), int(counts[i])) for i in order])
-    first = profiles[0]
+    counts_of = [[count for _, count in profile] for profile in profiles]
+    if any(counts != counts_of[0] for counts in counts_of[1:]):
+        return False
     for profile in profiles[1:]:
-        if [count for _, count in profile] != [count for _, count in first]:
-            return False
-    for profile in profiles[1:]:
-        for (a, _), (b, _) in zip(first, profile, strict=True):
+        for (a, _), (b, _) in zip(profiles[0], profile, strict=True):
             link.join(a, b)
     return True
 
 
-def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[tuple[Blocks, np.ndarray]]) -> bool:
+def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[_Demand]) -> bool:
     """Cells of one family must be equally large, and larger than one unit where a row is; else channels are tied."""
     sizes: dict[int, set[int]] = {}
     count: dict[int, int] = {}
@@ -213,34 +265,36 @@ def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[tuple[Blo
         count[cell.family] = count.get(cell.family, 0) + 1
     bad = {unit for cell in cells if len(sizes[cell.family]) > 1 for unit in cell.units}
     single = {u for c in cells if sizes[c.family] == {1} and count[c.family] > 1 for u in c.units}
-    uneven = [block for block, rows in demands if not bad.isdisjoint(rows.reshape(-1).tolist())]
-    for block in uneven:
-        _tie_columns(labels, block)
-    if uneven:
-        return True
-    # Two views that cut the same channels crosswise (a shuffle) leave cells of one unit: the channels of the shorter
-    # rows go together.
+    uneven = [demand for demand in demands if not bad.isdisjoint(demand.rows.reshape(-1).tolist())]
+    for demand in uneven:
+        labels.tie(demand.block.plane, range(demand.axis))
+    return bool(uneven) or (bool(single) and _tie_rows(labels, single, demands))
+
+
+def _tie_rows(labels: Labels, single: set[int], demands: list[_Demand]) -> bool:
+    """Two views that cut the same channels crosswise (a shuffle) leave cells of one unit. There whole rows go together:
+    the shorter ones, and not those that must stay.
+    """
+    fixed = [demand for demand in demands if demand.block.pinned >= demand.axis > 0]
     tied = False
-    for block, rows in sorted(demands, key=lambda demand: demand[1].shape[1]):
-        inside = rows.reshape(-1).tolist()
+    for demand in sorted(demands, key=lambda d: (_lies_within(d, fixed), d.rows.shape[1])):
+        inside = demand.rows.reshape(-1).tolist()
         if not single.isdisjoint(inside):
-            labels.tie(block.rows, [1])
-            single -= set(inside)
+            labels.tie(demand.block.plane, range(demand.axis, demand.block.plane.dim()))
+            single = single.difference(inside)
             tied = True
     return tied
 
 
-def _kinds(units: Units) -> np.ndarray:
-    """A number per unit, equal for units alike: the same number of elements in every slot, and equally frozen."""
-    reasons = {why: index for index, why in enumerate(dict.fromkeys(units.frozen))}
-    keys: list[list[tuple[int, int]]] = [[(-1, reasons[why])] for why in units.frozen]
-    for index, slot in enumerate(units.slots):
-        found, counts = np.unique(slot.units, return_counts=True)
-        for unit, times in zip(found.tolist(), counts.tolist(), strict=True):
-            if unit >= 0:
-                keys[unit].append((index, times))
-    numbers: dict[tuple[tuple[int, int], ...], int] = {}
-    return np.array([numbers.setdefault(tuple(key), len(numbers)) for key in keys], dtype=np.int64)
+def _lies_within(demand: _Demand, fixed: list[_Demand]) -> bool:
+    """Whether a row of a demand lies within one row that must stay."""
+    for other in fixed:
+        row_of = {unit: row for row, units in enumerate(other.rows.tolist()) for unit in units}
+        for row in demand.rows.tolist():
+            places = {row_of.get(unit) for unit in row}
+            if len(places) == 1 and None not in places:
+                return True
+    return False
 
 
 class _Links:
@@ -257,5 +311,3 @@ class _Links:
     def join(self, a: int, b: int) -> None:
         a, b = self.root(a), self.root(b)
         self._parent[max(a, b)] = min(a, b)
-
-

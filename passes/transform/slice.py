@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
 from pruneopt.passes.analysis.coupling import Coupling, Plan
@@ -25,14 +24,10 @@ __all__ = ["slice_graph", "slice_weights"]
 def slice_weights(coupling: Coupling, kept: np.ndarray, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the elements of removed units taken out (copies; ``kept`` is a boolean per unit)."""
     sliced: dict[str, Tensor] = {}
-    for name, value in coupling.graph.params.items():
-        tensor = weights[name]
-        slots = coupling.slots_of(value)
-        if slots:
-            shape = shrunk_type(coupling, value, kept).shape()
-            sliced[name] = gather_kept(tensor, slots, kept).reshape(shape).contiguous()
-        else:
-            sliced[name] = tensor.clone()
+    for name, tensor in weights.items():
+        slots = coupling.slots_of(coupling.graph.params[name]) if name in coupling.graph.params else []
+        small = gather_kept(tensor, slots, kept)
+        sliced[name] = tensor.clone() if small is tensor else small.contiguous()
     return sliced
 
 
@@ -54,13 +49,9 @@ def slice_graph(graph: Graph, coupling: Coupling, plan: Plan) -> Graph:
             if remake is not None:
                 remake(_Site(new, op, old_op, coupling, kept))
     if graph.weights:
-        new.weights = {**slice_weights(coupling, kept, graph.weights), **_made_constants(new)}
+        made = {name: new.weights[name] for name in new.params if name not in graph.params}
+        new.weights = {**slice_weights(coupling, kept, graph.weights), **made}
     return new
-
-
-def _made_constants(graph: Graph) -> dict[str, Tensor]:
-    """Index constants that slicing added."""
-    return {name: graph.weights[name] for name in graph.params if name.endswith(INDEX_SUFFIX)}
 
 
 INDEX_SUFFIX = "_kept_index"
@@ -85,10 +76,11 @@ class _Site:
         return None
 
     def flags(self, share: AxisShare) -> np.ndarray:
-        """Which positions of an unsplit axis are kept."""
-        if share.divisor != 1:
-            raise InternalError(f"{self.old} works along channels that are spread over several axes")
-        return np.append(self.kept, True)[share.units]
+        """Which positions of an axis are kept; of channels spread over several axes, in the first row.
+
+        The analysis lets an op that counts positions read such channels only where every row has them at the same places.
+        """
+        return np.append(self.kept, True)[share.units].reshape(share.divisor, -1)[0]
 
     def retarget(self, target: str, attrs: Mapping[str, Attr]) -> None:
         self.op.target = target
@@ -100,16 +92,14 @@ def _type_of(op: Op) -> TensorType:
 
 
 def _as_attr(dim: Dim) -> Attr:
-    if isinstance(dim, int | BatchSize):
-        return dim
-    return dim.size
+    return dim if isinstance(dim, int | BatchSize) else dim.size
 
 
 def _remake_sizes(name: str) -> Callable[[_Site], None]:
     """Ops that spell out their result's shape; -1 and sizes that did not change stay as they were written."""
 
     def remake(site: _Site) -> None:
-        given = site.op.attrs[name]
+        given = site.op.attrs.get(name)
         dims = site.op.result.type.dims
         old = site.old.result.type.plain().dims
         if not isinstance(given, tuple) or len(given) != len(dims):
@@ -131,6 +121,9 @@ def _remake_unflatten(site: _Site) -> None:
 
 
 def _remake_conv(site: _Site) -> None:
+    if site.op.attrs.get("transposed") is True:
+        _remake_conv_transpose(site)
+        return
     x, weight = site.op.value(0), site.op.value(1)
     if x is None or weight is None:
         return
@@ -139,6 +132,7 @@ def _remake_conv(site: _Site) -> None:
 
 
 def _remake_conv_transpose(site: _Site) -> None:
+    """Groups stay, except that of a depthwise convolution: one for each channel."""
     weight, old = site.op.value(1), site.old.value(1)
     if weight is not None and old is not None and site.old.attrs["groups"] == old.type.shape()[0]:
         site.set("groups", weight.type.shape()[0])
@@ -175,7 +169,7 @@ def _remake_pad(site: _Site) -> None:
         before, after = int(pads[2 * i]), int(pads[2 * i + 1])  # type: ignore[arg-type]
         share = site.share(site.old.result, rank - 1 - i)
         if share is not None and (before or after):
-            flags = site.flags(share)
+            flags = np.append(site.kept, True)[share.units]
             new[2 * i] = int(flags[:before].sum())
             new[2 * i + 1] = int(flags[len(flags) - after :].sum())
     site.set("pad", tuple(new))
@@ -202,21 +196,21 @@ def _remake_slice(site: _Site) -> None:
     share = site.share(x, dim)
     if share is None:
         return
-    if share.divisor == 1:
-        flags = site.flags(share)
-    else:
-        # Every row of a split axis keeps as many; the slice takes the same positions of each, so any row will do.
-        flags = np.append(site.kept, True)[share.units].reshape(share.divisor, -1)[0]
-    start, end, step = (site.op.attrs[name] for name in ("start", "end", "step"))
+    flags = site.flags(share)
+    start, end, step = _range_of(site.op, len(flags))
     taken = np.zeros(len(flags), dtype=bool)
-    taken[slice(start, end, step)] = True  # type: ignore[misc]
+    taken[start:end:step] = True
     positions = (np.cumsum(flags) - 1)[taken & flags]
     steps = np.unique(np.diff(positions))
     if len(steps) <= 1:
-        stride = int(steps[0]) if len(steps) else 1
-        site.set("start", int(positions[0]))
-        site.set("end", int(positions[-1]) + 1)
-        site.set("step", stride)
+        first, last = int(positions[0]), int(positions[-1])
+        if site.op.base == "narrow":
+            site.set("start", first)
+            site.set("length", last + 1 - first)
+        elif (first, last + 1, len(flags)) != (start, end, int(flags.sum())):
+            site.set("start", first)
+            site.set("end", last + 1)
+            site.set("step", int(steps[0]) if len(steps) else 1)
         return
     name = site.graph.fresh_name(f"{site.op.result.name}{INDEX_SUFFIX}")
     constant = site.graph.add_param(name, TensorType("i64", (len(positions),)), "constant")
@@ -224,6 +218,28 @@ def _remake_slice(site: _Site) -> None:
     site.retarget("aten.index_select.default", {"dim": dim})
     site.op.operands = (site.op.operands[0], None)
     site.graph.set_operand(site.op, 1, constant)
+
+
+def _range_of(op: Op, size: int) -> tuple[int, int, int]:
+    """First, past last and step of a slice of an axis of ``size`` positions."""
+    if op.base == "narrow":
+        first = int(op.attrs["start"]) % size  # type: ignore[call-overload]
+        return first, first + int(op.attrs["length"]), 1  # type: ignore[call-overload]
+    return slice(*(op.attrs[name] for name in ("start", "end", "step"))).indices(size)
+
+
+def _remake_squeeze(site: _Site) -> None:
+    """An axis that was no axis of size 1 stays, even where one channel is left: squeezed axes are written out."""
+    x, old = site.op.value(0), site.old.value(0)
+    if x is None or old is None:
+        return
+    before, after = old.type.plain().dims, x.type.plain().dims
+    asked = site.op.attrs.get("dim")
+    axes = range(x.type.rank) if asked is None else asked if isinstance(asked, tuple) else (asked,)
+    real = tuple(axis % x.type.rank for axis in axes)  # type: ignore[operator]
+    if any(before[axis] != 1 and after[axis] == 1 for axis in real):
+        gone = tuple(axis for axis in real if before[axis] == 1 or isinstance(before[axis], BatchSize))
+        site.retarget("aten.squeeze.dims", {"dim": gone})
 
 
 def _remake_attention(site: _Site) -> None:
@@ -247,7 +263,9 @@ REMAKE: dict[str, Callable[[_Site], None]] = {
     "slice": _remake_slice,
     "slice_copy": _remake_slice,
     "narrow": _remake_slice,
+    "squeeze": _remake_squeeze,
     "scaled_dot_product_attention": _remake_attention,
+    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), _remake_sizes("size")),
     **dict.fromkeys(("view", "expand", "_unsafe_view", "view_copy", "expand_copy"), _remake_sizes("size")),
     **dict.fromkeys(("reshape",), _remake_sizes("shape")),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _remake_conv),

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from pruneopt.errors import VerificationError
 from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.ir.schema import call, torch_value
+from pruneopt.ir.graph import Graph, Op, Operand, Value
+from pruneopt.ir.schema import DTYPES, call, torch_value
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.analysis.labels import BATCH
-from pruneopt.passes.analysis.sizes import kept_mask, kept_parts
+from pruneopt.passes.analysis.layers import layer_weight
+from pruneopt.passes.analysis.sizes import gather_kept, kept_mask, kept_parts
 from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = ["MaskedOriginal", "Verification", "verify_pruned"]
 
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "convolution", "linear", "conv_transpose1d", "conv_transpose2d")
-WEIGHTED = (*WEIGHTED, "conv_transpose3d")
-PRODUCTS = ("matmul", "bmm", "mm", "addmm", "einsum", "scaled_dot_product_attention")
+PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
 """Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
 TINY = 1e-13
@@ -57,7 +57,7 @@ class MaskedOriginal:
     def __init__(self, original: Graph, coupling: Coupling, plan: Plan, pruned: Graph) -> None:
         self.original, self.coupling = original, coupling
         self.kept = coupling.kept_units(plan)
-        self._pruned_op = dict(zip(coupling.graph.ops, pruned.ops, strict=True))
+        self._twin = dict(zip(coupling.graph.ops, pruned.ops, strict=True))
         self._boxed = {note.op for note in coupling.notes}
         self._interpreter = Interpreter(coupling.graph, self._override)
         self._small: dict[str, Tensor] = {}
@@ -66,77 +66,84 @@ class MaskedOriginal:
         self, weights: Mapping[str, Tensor], *inputs: Tensor
     ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
         """Run at the original's size, op by op, from the original's weights; returns the outputs."""
-        self._small = slice_weights(self.coupling, self.kept, weights)
-        return self._interpreter.steps(self._zero_consumers(weights), *inputs)
+        boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
+        self._small = slice_weights(self.coupling, self.kept, {name: weights[name] for name in boxed})
+        return self._interpreter.steps(weights, *inputs)
 
     def mask(self, value: Value, shape: tuple[int, ...]) -> Tensor:
         """Which elements of a value are kept."""
         return kept_mask(self.coupling.slots_of(value), shape, self.kept)
 
-    def _zero_consumers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with the elements that read removed channels set to zero."""
-        masked = dict(weights)
-        for op in self.coupling.graph.ops:
-            weight = op.value(1)
-            if op.base not in WEIGHTED or weight is None or not weight.is_weight:
-                continue
-            axis = 0 if "transpose" in op.base else 1
-            slots = [slot for slot in self.coupling.slots_of(weight) if axis in slot.axes]
-            if slots:
-                tensor = weights[weight.name]
-                for part in kept_parts(slots, self.kept):
-                    tensor = tensor * part.to(tensor.device, tensor.dtype)
-                masked[weight.name] = tensor
-        return masked
+    def keep(self, value: Value, tensor: Tensor) -> Tensor:
+        """The kept elements of a value."""
+        return gather_kept(tensor, self.coupling.slots_of(value), self.kept)
 
     def _override(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         if op in self._boxed:
             return self._run_on_kept(op, operands)
         if op.base in PRODUCTS:
-            self._mask_operands(op, operands)
-        return None
+            for index, operand in enumerate(op.operands):
+                operands[index] = self._zero_operand(operand, operands[index])
+        elif (layer := layer_weight(op)) is not None and layer.in_axis is not None:
+            operands[1] = self._zero(layer.value, operands[1], layer.in_axis)
+        return evaluate_double(op, operands)
 
-    def _mask_operands(self, op: Op, operands: list[Any]) -> None:
+    def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
         """Products of activations: removed elements of every operand count as zero."""
-        for index, operand in enumerate(op.operands):
-            if isinstance(operand, Value) and self.coupling.slots_of(operand):
-                tensor = operands[index]
-                operands[index] = tensor * self.mask(operand, tuple(tensor.shape)).to(tensor.device, tensor.dtype)
-            elif isinstance(operand, tuple):
-                operands[index] = [
-                    tensor * self.mask(value, tuple(tensor.shape)).to(tensor.device, tensor.dtype)
-                    for value, tensor in zip(operand, operands[index], strict=True)
-                    if value is not None
-                ]
+        if isinstance(operand, Value):
+            return self._zero(operand, tensor)
+        if isinstance(operand, tuple):
+            return [self._zero_operand(value, item) for value, item in zip(operand, tensor, strict=True)]
+        return tensor
+
+    def _zero(self, value: Value, tensor: Tensor, axis: int | None = None) -> Tensor:
+        """A tensor with its removed elements at zero: all of them, or those removed along one axis."""
+        slots = [slot for slot in self.coupling.slots_of(value) if axis is None or axis in slot.axes]
+        for part in kept_parts(slots, self.kept):
+            if not part.all():
+                tensor = torch.where(part.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype))
+        return tensor
 
     def _run_on_kept(self, op: Op, operands: list[Any]) -> Any:
         """Run a statistic over the kept elements only, and put the result back where those elements were."""
-        twin = self._pruned_op[op]
-        values = [self._gather(operand, tensor, twin, i) for i, (operand, tensor) in enumerate(
-            zip(op.operands, operands, strict=True)
-        )]
-        device = operands[0].device
-        attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in twin.attrs.items()}
-        result = call(twin.target, values, attrs)
-        results = list(result) if isinstance(result, tuple | list) else [result]
+        twin = self._twin[op]
+        pairs = zip(op.operands, operands, strict=True)
+        result = evaluate_double(twin, [self._small_operand(operand, tensor) for operand, tensor in pairs])
         full = []
-        for value, tensor in zip(op.results, results, strict=True):
+        for value, tensor in zip(op.results, result if isinstance(result, tuple | list) else [result], strict=True):
             shape = value.type.shape(BATCH)
             scattered = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
             scattered[self.mask(value, shape).to(tensor.device)] = tensor.reshape(-1)
             full.append(scattered)
         return full if isinstance(result, tuple | list) else full[0]
 
-    def _gather(self, operand: Any, tensor: Any, twin: Op, index: int) -> Any:
-        if not isinstance(operand, Value) or not isinstance(tensor, Tensor):
+    def _small_operand(self, operand: Operand, tensor: Any) -> Any:
+        if isinstance(operand, tuple):
+            return [self._small_operand(value, item) for value, item in zip(operand, tensor, strict=True)]
+        if not isinstance(operand, Value):
             return tensor
-        if operand.is_weight:
-            return self._small[operand.name]
-        small = twin.value(index)
-        if small is None:
-            return tensor
-        mask = self.mask(operand, tuple(tensor.shape)).to(tensor.device)
-        return tensor[mask].reshape(small.type.shape(BATCH))
+        return self._small[operand.name] if operand.is_weight else self.keep(operand, tensor)
+
+
+def evaluate_double(op: Op, operands: list[Any]) -> Any:
+    """An op at the batch size of the analysis; where operands are float64, it computes and returns no less."""
+    flat = [item for operand in operands for item in (operand if isinstance(operand, list) else [operand])]
+    tensors = [item for item in flat if isinstance(item, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in op.attrs.items()}
+    if "momentum" in attrs and attrs["momentum"] is None:
+        attrs["momentum"] = 0.0  # not read in evaluation mode
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    if double:
+        attrs = {name: torch.float64 if attr in HALF_AND_SINGLE else attr for name, attr in attrs.items()}
+    result = call(op.target, operands, attrs)
+    if not isinstance(result, tuple | list):
+        return _to_double(result) if double else result
+    return [_to_double(item) if double else item for item in result]
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def verify_pruned(
@@ -186,21 +193,26 @@ def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
 
 
 def _perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
-    """Float64 weights in which every channel differs: vectors are scaled and shifted a little, element by element."""
+    """Float64 weights in which no two channels of any axis are alike: scaled along each axis, and vectors shifted."""
     generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
     result: dict[str, Tensor] = {}
     for name, tensor in graph.weights.items():
-        tensor = tensor.detach().cpu()
+        tensor = tensor.detach().cpu().clone()
         if tensor.is_floating_point():
             tensor = tensor.double()
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            shift = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
-            tensor = tensor * (0.75 + 0.5 * noise)
+            if graph.params[name].kind == "param" and not torch.isfinite(tensor).all():
+                raise VerificationError(f"the parameter {name} holds NaN or infinity; nothing can be proved")
+            for axis, size in enumerate(tensor.shape):
+                tensor = tensor * (0.75 + 0.5 * noise(size)).reshape([-1 if a == axis else 1 for a in range(tensor.dim())])
             if tensor.dim() <= 1 and not name.endswith("running_var"):
-                tensor = tensor + 0.1 * shift
+                tensor = tensor + 0.1 * (noise(*tensor.shape) - 0.5)
             elif not tensor.any():
-                tensor = tensor + 0.02 * shift
-        result[name] = tensor.clone()
+                tensor = tensor + 0.02 * (noise(*tensor.shape) - 0.5)
+        result[name] = tensor
     return result
 
 
@@ -208,11 +220,11 @@ def _random_inputs(graph: Graph, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = []
     for value in graph.inputs:
-        shape = value.type.shape(BATCH)
-        if value.type.dtype.startswith(("f", "bf")):
+        shape, dtype = value.type.shape(BATCH), DTYPES[value.type.dtype]
+        if dtype.is_floating_point:
             inputs.append(torch.randn(shape, generator=generator, dtype=torch.float64))
         else:
-            inputs.append(torch.randint(0, 2, shape, generator=generator).to(_integer(value)))
+            inputs.append(torch.randint(0, 2, shape, generator=generator).to(dtype))
     return inputs
 
 
@@ -222,10 +234,6 @@ def _two_rows(value: Value, tensor: Tensor) -> Tensor:
         return tensor
     rows = value.type.shape(BATCH)[0]
     return torch.cat([tensor] * -(-rows // max(1, tensor.shape[0])))[:rows]
-
-
-def _integer(value: Value) -> torch.dtype:
-    return torch.bool if value.type.dtype == "bool" else torch.int64 if value.type.dtype == "i64" else torch.int32
 
 
 @dataclass(frozen=True)
@@ -249,7 +257,8 @@ def _prove(
     """Run the masked original and the pruned network side by side and compare the kept elements of every value."""
     outputs = set(reference.coupling.graph.output_values)
     worst = scale = 0.0
-    left, right = reference.steps(weights, *inputs), Interpreter(pruned).steps(small, *inputs)
+    mine_of = Interpreter(pruned, lambda op, operands, compute: evaluate_double(op, operands))
+    left, right = reference.steps(weights, *inputs), mine_of.steps(small, *inputs)
     for op, results in left:
         try:
             _, mine = next(right)
@@ -258,7 +267,7 @@ def _prove(
         for value, full, tensor in zip(op.results, results, mine, strict=True):
             if not isinstance(full, Tensor) or not full.numel():
                 continue
-            error, size = _difference(full[reference.mask(value, tuple(full.shape)).to(full.device)], tensor)
+            error, size = _difference(reference.keep(value, full).reshape(-1), tensor)
             if not error <= tolerance * size + TINY:
                 return _Proof(error, size, str(op))
             if value in outputs:
@@ -273,6 +282,9 @@ def _difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
         return math.inf, 0.0
     if not kept.is_floating_point():
         return float((kept != mine).any()), 0.0
+    error, size = float((kept - mine).abs_().max()), float(kept.abs().max())
+    if math.isfinite(error) and math.isfinite(size):
+        return error, size
     # The same infinity or NaN on both sides (an attention mask) is no difference.
     same = (kept == mine) | (kept.isnan() & mine.isnan())
     difference = torch.where(same, 0.0, (kept.double() - mine.double()).abs())
