@@ -1,0 +1,199 @@
+"""Adaptive batch norm: recompute the statistics of a pruned network before it is scored or used.
+
+Pruning changes what every layer feeds the next, so the running statistics of the full network are stale. EagleEye
+(Li et al., ECCV 2020, section 3) and its preprint FNNP recompute them by forward passes in training mode and without
+gradients; no weight changes. See `pruneopt.kernels.bn_statistics` for how batches are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pruneopt.errors import UserError
+from pruneopt.ir.codegen import build_module
+from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt.models.workload import Split, Workload, placed, seeded, set_mode
+from pruneopt.passes.base import Pass, State, option
+
+__all__ = ["MEAN", "PAPER", "Recalibrate", "calibration_inputs", "recalibrate", "recalibrate_on"]
+
+MEAN = Averaging("mean")
+PAPER = Averaging("ema", 0.1, reset=False)
+"""EagleEye's code: the framework's momentum, and the old statistics fade (0.9^102 after its 102 batches)."""
+
+
+def recalibrate(
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    momentum: float | None = None,
+    reset: bool = True,
+    whole: bool = False,
+    forward: Callable[[nn.Module, Tensor], object] = lambda module, inputs: module(inputs),
+) -> int:
+    """Recompute the running statistics of every batch norm, in place; returns the number of batches.
+
+    Every batch is normalised by its own statistics. Momenta and the mode of every submodule come back as they were.
+    Frozen batch norms (which refuse training mode) and those without running statistics are left alone.
+
+    Args:
+        module: the network, on the device of the batches.
+        batches: network inputs; each has to give every batch norm more than one value per channel.
+        momentum: None takes the plain mean over batches, a number the moving average with this momentum.
+        reset: forget the old statistics first.
+        whole: the complete network in training mode, as the papers' code has it: dropout then drops.
+        forward: how the network is called.
+
+    Raises:
+        UserError: a batch norm that is a bare function call, or inputs that do not fit.
+    """
+    _refuse_functional(module)
+    count = 0
+    with _statistics_mode(module, whole) as norms, torch.no_grad():
+        for norm in norms:
+            norm.momentum = momentum
+            if reset:
+                norm.reset_running_stats()
+        if norms:
+            for inputs in batches:
+                forward(module, inputs)
+                count += 1
+    return count
+
+
+@contextmanager
+def _statistics_mode(module: nn.Module, whole: bool) -> Iterator[list[_BatchNorm]]:
+    """Batch norms in training mode, the rest in evaluation mode unless ``whole``; yields those that learn."""
+    modes = [(part, part.training) for part in module.modules()]
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        set_mode(module, training=whole)
+        for norm in norms:
+            norm.train()
+        # A frozen batch norm overrides train() and stays in evaluation mode.
+        yield [norm for norm in norms if norm.training]
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for part, training in modes:
+            part.training = training
+
+
+def _refuse_functional(module: nn.Module) -> None:
+    """Running statistics that no batch-norm layer owns are updated by a momentum written into the code."""
+    owners = {name for name, part in module.named_modules() if hasattr(part, "track_running_stats")}
+    for name, _ in module.named_buffers():
+        prefix, _, leaf = name.rpartition(".")
+        if leaf == "running_mean" and prefix not in owners:
+            raise UserError(
+                f"the statistics {name} belong to a batch norm that is a function call, which cannot be recomputed: "
+                "use nn.BatchNorm in the model"
+            )
+
+
+def calibration_inputs(
+    split: Split, batches: int, batch_size: int, *, seed: int, device: str | torch.device
+) -> Iterator[Tensor]:
+    """Exactly ``batches`` shuffled batches of inputs, without augmentation; the same arguments give the same batches.
+
+    Incomplete batches are left out (they would weigh as much as full ones) unless the split has no full one; a split
+    that is too small is passed over again, shuffled anew.
+    """
+    # The first images of a split are class-balanced. A split that is cut already keeps what it has decoded.
+    if len(split) > batches * batch_size:
+        split = split.head(batches * batch_size)
+    whole_only = len(split) >= batch_size
+    done, turn = 0, 0
+    while done < batches:
+        order = seed * 100_003 + turn
+        for inputs, _ in split.batches(batch_size, seed=order, device=device, drop_last=whole_only):
+            yield inputs
+            done += 1
+            if done == batches:
+                return
+        turn += 1
+
+
+def recalibrate_on(
+    module: nn.Module,
+    workload: Workload,
+    *,
+    batches: int,
+    batch_size: int,
+    averaging: Averaging = MEAN,
+    whole: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> int:
+    """`recalibrate` on a workload's calibration images; the network comes back on its own device."""
+    with placed(module, device), seeded(seed, device):
+        return recalibrate(
+            module,
+            calibration_inputs(workload.calibration, batches, batch_size, seed=seed, device=device),
+            momentum=averaging.momentum,
+            reset=averaging.reset,
+            whole=whole,
+            forward=workload.forward,
+        )
+
+
+@dataclass(frozen=True)
+class RecalibrateReport:
+    """How the statistics were recomputed, and the sub-validation score before and after."""
+
+    averaging: str
+    batches: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Recalibrate(Pass):
+    """Recompute the batch-norm statistics of the network as it is now; no weight changes."""
+
+    name: ClassVar[str] = "recalibrate"
+    summary: ClassVar[str] = "recompute batch-norm statistics on calibration images (adaptive batch norm)"
+
+    batches: int = option(30, "calibration batches")
+    batch_size: int = option(128, "images in a batch")
+    momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
+    reset: bool = option(True, "forget the old statistics first")
+    whole: bool = option(False, "the complete network in training mode: dropout drops")
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.batch_size < 2:
+            raise UserError("recalibrate needs batches of at least 1 and a batch-size of at least 2")
+
+    def requires(self, state: State) -> str | None:
+        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+
+    def run(self, state: State) -> bool:
+        workload = state.need_workload(self.name)
+        averaging = Averaging("mean" if self.momentum is None else "ema", self.momentum, self.reset)
+        module = build_module(state.graph, state.graph.weights)
+        before = workload.score(module, device=state.device)
+        count = recalibrate_on(
+            module,
+            workload,
+            batches=self.batches,
+            batch_size=self.batch_size,
+            averaging=averaging,
+            whole=self.whole,
+            seed=state.seed,
+            device=state.device,
+        )
+        after = workload.score(module, device=state.device)
+        state.records[self.name] = RecalibrateReport(str(averaging), count, before, after)
+        if count:
+            fresh = module.state_dict()
+            state.graph.weights = {name: fresh.get(name, tensor) for name, tensor in state.graph.weights.items()}
+            state.trained_after_slice |= state.uncut is not None
+        return count > 0

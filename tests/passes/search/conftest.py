@@ -1,0 +1,89 @@
+"""A tiny network trained on digits in a second, and one with every kind of constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pruneopt.ir.capture import capture
+from pruneopt.ir.graph import Graph
+from pruneopt.models.data import load_data
+from pruneopt.models.digits_resnet import DigitsResNet
+from pruneopt.models.workload import Workload
+from pruneopt.passes.base import State
+from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.search.abn import AdaptiveBN, Outcome
+from pruneopt.passes.training import finetune
+from pruneopt.passes.transform.stages import Cost, Couple
+
+
+@pytest.fixture(scope="session")
+def workload() -> Workload:
+    return load_data("digits?subval=300&calibration=400", input_shape=(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def trained(workload: Workload) -> Graph:
+    torch.manual_seed(0)
+    network = DigitsResNet((6, 8, 12))
+    finetune(network, workload, epochs=5, lr=0.1, batch_size=64)
+    return capture(network, torch.zeros(2, 1, 8, 8))
+
+
+class Mixed(nn.Module):
+    """A residual stream, a grouped convolution (blocks), a depthwise one, and a plain layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 24, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.grouped = nn.Conv2d(24, 32, 3, padding=1, groups=4, bias=False)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
+        self.back = nn.Conv2d(32, 24, 1, bias=False)
+        self.wide = nn.Conv2d(24, 50, 1)
+        self.head = nn.Linear(50, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.back(torch.relu(self.depthwise(self.grouped(x))))
+        return self.head(torch.relu(self.wide(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="session")
+def mixed() -> State:
+    """The state of `Mixed` after couple and cost."""
+    torch.manual_seed(1)
+    graph = capture(Mixed(), torch.zeros(2, 1, 8, 8))
+    return coupled(graph, None)
+
+
+def coupled(graph: Graph, workload: Workload | None, **fields: Any) -> State:
+    """A state after couple and cost."""
+    state = State(original=graph, graph=graph.copy(), workload=workload, **fields)
+    for step in (Couple(), Cost()):
+        step.run(state)
+    return state
+
+
+FAST: Mapping[str, Any] = {"candidates": 5, "calibration_batches": 4, "batch_size": 32, "subval_limit": 150}
+
+
+@pytest.fixture
+def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Outcome]]:
+    """``search(run_dir, progress=..., **options)`` runs abn at half the FLOPs on the digits."""
+
+    def run(run_dir: Path | None = None, budgets: tuple[str, ...] = ("50%FLOPs",), **options: Any) -> Any:
+        fields = {key: options.pop(key) for key in ("progress", "seed", "workload", "graph") if key in options}
+        graph, data = fields.pop("graph", trained), fields.pop("workload", workload)
+        state = coupled(graph, data, run_dir=run_dir, budgets=[parse_budget(text) for text in budgets], **fields)
+        if "own_seed" in options:
+            options["seed"] = options.pop("own_seed")
+        AdaptiveBN(**{**FAST, **options}).run(state)
+        return state, state.records["abn"]
+
+    return run
