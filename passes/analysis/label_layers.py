@@ -354,7 +354,7 @@ def linear(labels: Labels, op: Op) -> None:
     finish(labels, op, planes, op.value(2))
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot")
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(labels: Labels, op: Op) -> None:
     labels.set(op.result, product(labels, op, op.value(0), op.value(1)))
 

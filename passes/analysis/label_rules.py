@@ -276,7 +276,7 @@ def pointwise(labels: Labels, op: Op) -> None:
     if op.base == "type_as":
         values = values[:1]
     if not any(labels.of(value) for value in values):
-        weights = [value for value in values if value.kind == "param"]
+        weights = [value for value in values if value.is_weight]
         if weights:
             labels.label_axes(max(weights, key=lambda value: value.type.rank))
     rank = op.result.type.rank

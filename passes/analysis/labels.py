@@ -120,8 +120,8 @@ class Labels:
         return labels
 
     def label_axes(self, weight: Value) -> None:
-        """A parameter that is moved or combined before a layer reads it gets labels along each of its axes."""
-        if weight.kind == "param" and not self.of(weight):
+        """A weight that is moved or combined before a layer reads it gets labels along each of its axes."""
+        if weight.is_weight and weight.type.dtype.startswith(("f", "bf")) and not self.of(weight):
             for axis, size in enumerate(self.shape(weight)):
                 if size > 1:
                     self.add_axis(weight, axis, self.fresh(size))
@@ -231,7 +231,7 @@ def propagate(graph: Graph, apply: Callable[[Labels, Op], None]) -> Labels:
     """Labels of every value. A weight may get labels after an op has read it bare; then the graph is run once more."""
     labels = Labels(graph)
     for _ in range(MAX_SWEEPS):
-        labels.blocks, labels.notes, labels.unknown = [], [], []
+        labels.edges, labels.frozen, labels.blocks, labels.notes, labels.unknown = [], [], [], [], []
         seen: list[tuple[Value, int]] = []
         for op in graph.ops:
             apply(labels, op)

@@ -29,7 +29,7 @@ from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = ["MaskedOriginal", "Verification", "verify_pruned"]
 
-PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
 """Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
@@ -61,11 +61,13 @@ class MaskedOriginal:
         self._boxed = {note.op for note in coupling.notes}
         self._interpreter = Interpreter(coupling.graph, self._override)
         self._small: dict[str, Tensor] = {}
+        self._double = False
 
     def steps(
         self, weights: Mapping[str, Tensor], *inputs: Tensor
     ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
         """Run at the original's size, op by op, from the original's weights; returns the outputs."""
+        self._double = _is_double(inputs)
         boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
         self._small = slice_weights(self.coupling, self.kept, {name: weights[name] for name in boxed})
         return self._interpreter.steps(weights, *inputs)
@@ -86,7 +88,7 @@ class MaskedOriginal:
                 operands[index] = self._zero_operand(operand, operands[index])
         elif (layer := layer_weight(op)) is not None and layer.in_axis is not None:
             operands[1] = self._zero(layer.value, operands[1], layer.in_axis)
-        return evaluate_double(op, operands)
+        return evaluate(op, operands, self._double)
 
     def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
         """Products of activations: removed elements of every operand count as zero."""
@@ -108,7 +110,8 @@ class MaskedOriginal:
         """Run a statistic over the kept elements only, and put the result back where those elements were."""
         twin = self._twin[op]
         pairs = zip(op.operands, operands, strict=True)
-        result = evaluate_double(twin, [self._small_operand(operand, tensor) for operand, tensor in pairs])
+        small = [self._small_operand(operand, tensor) for operand, tensor in pairs]
+        result = evaluate(twin, small, self._double)
         full = []
         for value, tensor in zip(op.results, result if isinstance(result, tuple | list) else [result], strict=True):
             shape = value.type.shape(BATCH)
@@ -125,21 +128,22 @@ class MaskedOriginal:
         return self._small[operand.name] if operand.is_weight else self.keep(operand, tensor)
 
 
-def evaluate_double(op: Op, operands: list[Any]) -> Any:
-    """An op at the batch size of the analysis; where operands are float64, it computes and returns no less."""
-    flat = [item for operand in operands for item in (operand if isinstance(operand, list) else [operand])]
-    tensors = [item for item in flat if isinstance(item, Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
+def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
+    """An op in evaluation mode, at the batch size of the analysis; with ``double`` it computes in float64 throughout."""
+    device = next((item.device for item in operands if isinstance(item, Tensor)), torch.device("cpu"))
     attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in op.attrs.items()}
     if "momentum" in attrs and attrs["momentum"] is None:
         attrs["momentum"] = 0.0  # not read in evaluation mode
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
     if double:
         attrs = {name: torch.float64 if attr in HALF_AND_SINGLE else attr for name, attr in attrs.items()}
     result = call(op.target, operands, attrs)
     if not isinstance(result, tuple | list):
         return _to_double(result) if double else result
     return [_to_double(item) if double else item for item in result]
+
+
+def _is_double(inputs: Sequence[Tensor]) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in inputs) or not any(t.is_floating_point() for t in inputs)
 
 
 def _to_double(tensor: Tensor) -> Tensor:
@@ -257,7 +261,8 @@ def _prove(
     """Run the masked original and the pruned network side by side and compare the kept elements of every value."""
     outputs = set(reference.coupling.graph.output_values)
     worst = scale = 0.0
-    mine_of = Interpreter(pruned, lambda op, operands, compute: evaluate_double(op, operands))
+    double = _is_double(inputs)
+    mine_of = Interpreter(pruned, lambda op, operands, compute: evaluate(op, operands, double))
     left, right = reference.steps(weights, *inputs), mine_of.steps(small, *inputs)
     for op, results in left:
         try:
