@@ -1,0 +1,114 @@
+"""Inspecting: the graph with its groups, what stands in the way of pruning, and the coverage line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruneopt.ir.data import graph_from_dict
+from pruneopt.ir.parser import parse_graph
+
+Call = Callable[..., Any]
+STUBBORN = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.small, self.big = nn.Linear(4, 16), nn.Linear(16, 400)
+        self.norm = nn.LayerNorm(16)
+    def forward(self, x):
+        return self.big(torch.cummax(self.norm(self.small(x)), 1).values)
+model, input_shape = Net(), (2, 4)
+"""
+
+
+def test_text(command: Call, example: str) -> None:
+    done = command("inspect", example)
+    assert (done.code, done.err) == (0, "")
+    text, _, rest = done.out.partition("\n}\n")
+    graph = parse_graph(f"{text}\n}}\n")
+    assert [(group.name, group.width) for group in graph.channels if group.frozen is None] == [
+        ("stem", 16),
+        ("head", 32),
+    ]
+    assert "$stem" in text
+    last = rest.rstrip().splitlines()
+    assert last[-1].startswith("A FLOP is one multiply-accumulate")
+    assert last[-2].startswith("coverage: ")
+    assert "of the FLOPs can be removed" in last[-2]
+    assert "smallest reachable:" in rest
+    assert "10 channels in 1 group: model output" in rest
+
+
+def test_json(call: Call, example: str) -> None:
+    done = call("inspect", example, "--json", "--budget", "50%FLOPs", "--ignore", "classifier")
+    data = json.loads(done.out)
+    assert {group.name for group in graph_from_dict(data["graph"]).channels} == {
+        item["name"] for item in data["groups"]
+    }
+    assert {item["name"]: item["frozen"] for item in data["groups"]}["head"] == "ignored by request"
+    assert data["coverage"]["units"]["flops"]["smallest"] < data["coverage"]["units"]["flops"]["original"]
+    assert data["budgets"][0]["reachable"]
+
+
+def test_groups_and_budget(call: Call, example: str) -> None:
+    done = call("inspect", example, "--groups", "--budget", "50%FLOPs")
+    assert done.out.splitlines()[0].split() == ["group", "width", "kept", "blocks", "where", "frozen"]
+    assert "examples/small_cnn.py:" in done.out or "small_cnn.py:" in done.out
+    assert "budget 50%FLOPs: reachable, " in done.out
+
+
+def test_a_budget_out_of_reach(call: Call, example: str) -> None:
+    done = call("inspect", example, "--groups", "--budget", "5FLOPs")
+    assert done.code == 3
+    assert "not reachable" in done.out
+    assert "cannot be made smaller than" in done.sentence
+
+
+def test_a_plan(call: Call, example: str, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    assert call("compile", example, "--budget", "50%FLOPs", "--out", out, "--quiet").code == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    done = call("inspect", example, "--plan", out / "plan.json", "--json")
+    data = json.loads(done.out)
+    assert data["plan"]["flops"] == report["pruned"]["flops"]
+    assert {g["name"]: g["kept"] for g in data["groups"]} == {g["name"]: g["kept"] for g in report["groups"]}
+    done = call("inspect", example, "--plan", out / "plan.json")
+    assert "keep [" in done.out
+    assert "the plan costs:" in done.out
+    done = call("inspect", f"{example}:wide", "--plan", out / "plan.json")
+    assert done.code == 2
+    assert "another network" in done.sentence
+
+
+def test_little_to_prune_is_a_warning(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "stubborn.py"
+    path.write_text(STUBBORN, encoding="utf-8")
+    done = call("inspect", path)
+    assert done.code == 0
+    assert done.err.startswith("pruneopt: warning: only 0.0 % of the FLOPs of this network can be removed")
+    line = next(line for line in done.out.splitlines() if line.startswith("no rule: "))
+    assert line.startswith("no rule: aten.cummax, once, first at ")
+    assert "stubborn.py:10" in line
+
+
+def test_statistics_over_channels_are_named(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "norm.py"
+    path.write_text(STUBBORN.replace("torch.cummax(self.norm(self.small(x)), 1).values", "self.norm(self.small(x))"))
+    done = call("inspect", path)
+    assert "by construction: aten.layer_norm, once, first at norm at " in done.out
+    assert "runs over channels of small" in done.out
+
+
+@pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
+def test_a_closed_pipe_is_quiet(example: str) -> None:
+    line = f"{sys.executable} -m pruneopt.tools.main inspect {example} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("graph @small_cnn(")
+    assert done.stderr == ""

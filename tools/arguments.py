@@ -1,0 +1,106 @@
+"""The options of every command, and the checks of their texts. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["compile", "inspect", "new", "passes"]
+
+CONVENTIONS = ("macs", "metapruning", "eagleeye", "greg")
+MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
+BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB or 12MBmemory; repeat it for several budgets at once"
+
+
+def compile(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt compile`."""
+    parser.epilog = """examples:
+  pruneopt compile zoo:digits_resnet --data digits --pass abn --budget 50%FLOPs --out small
+  pruneopt compile model.py --pass 'l1{criterion=l2 round-to=8}' --budget 50%FLOPs --budget 1Mparams
+
+A FLOP is one multiply-accumulate, batch 1, as in the papers.
+"""
+    _model(parser)
+    _budget(parser)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--pass", dest="pass_text", metavar="NAME[{key=value ...}]", default="l1", help="what chooses the channels (l1)"
+    )
+    choice.add_argument("--pipeline", metavar="'A,B{k=v}'", help="a whole pipeline instead, from couple to verify")
+    parser.add_argument("--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the bundle's directory (pruned/ and the model's name)")
+    parser.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
+    parser.add_argument(
+        "--device", metavar="D", default="cpu", help="where data runs through networks: cpu, cuda:1 (cpu)"
+    )
+    parser.add_argument(
+        "--finetune-epochs", metavar="N", type=_count, default=0, help="train the pruned network for N epochs (0)"
+    )
+    parser.add_argument("--round-to", metavar="K", type=_positive, help="widths are multiples of K where they can be")
+    parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue a search that was interrupted in --out")
+    again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else, on stdout")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the verdict")
+
+
+def inspect(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt inspect`."""
+    _model(parser)
+    _budget(parser)
+    parser.add_argument("--plan", metavar="FILE", type=Path, help="show what this plan.json keeps, and what it costs")
+    parser.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def passes(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt passes`."""
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def new(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt new`."""
+    parser.add_argument("path", metavar="FILE.py", type=Path, help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th")
+    parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first")
+    parser.add_argument(
+        "--ignore", metavar="NAME", nargs="+", action="extend", default=[], help="modules or groups that stay whole"
+    )
+    parser.add_argument(
+        "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
+    )
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: write sizes above 0 joined by x, as in 1x3x224x224")
+    return sizes
+
+
+def _count(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)

@@ -1,0 +1,53 @@
+"""What a bundle holds of the network itself: plan, source, weights, exported programs, and the graph as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from pruneopt.errors import InternalError
+from pruneopt.files import atomic_path, write_text
+from pruneopt.ir.codegen import generate_source
+from pruneopt.ir.export import export_onnx, export_pt2
+from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.parser import parse_graph
+from pruneopt.ir.printer import print_graph
+from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.plan import save_plan
+
+__all__ = ["write_artefacts"]
+
+
+def write_artefacts(
+    folder: Path,
+    *,
+    module: nn.Module,
+    before: Graph,
+    after: Graph,
+    coupling: Coupling,
+    plan: Plan,
+    examples: Sequence[Tensor],
+) -> None:
+    """Write everything but the reports.
+
+    Args:
+        module: the pruned network, of the class that ``after`` generates.
+        before: the original's graph with its channel groups and what the plan keeps of them.
+        after: the pruned graph.
+    """
+    save_plan(folder / "plan.json", plan, coupling)
+    write_text(folder / "model.py", generate_source(after))
+    # A safetensors file holds no shared memory: a tied weight is written under each of its names.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    with atomic_path(folder / "weights.safetensors") as path:
+        path.write_bytes(safetensors.torch.save(state))
+    export_pt2(module, examples, folder / "model.pt2", dynamic_batch=after.dynamic_batch)
+    export_onnx(module, examples, folder / "model.onnx", dynamic_batch=after.dynamic_batch)
+    for name, graph in (("ir.before.txt", before), ("ir.after.txt", after)):
+        text = print_graph(graph)
+        if not same_graph(parse_graph(text), graph):
+            raise InternalError(f"{name} does not read back to the graph it was written from")
+        write_text(folder / name, text)

@@ -1,0 +1,132 @@
+"""The directory that a compile leaves: complete, or not there at all.
+
+Everything is written into a directory beside it, checked there, and takes the place of ``--out`` at the very end. Only
+a search's journal lives in ``--out`` before that, so that a killed search can be resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pruneopt.errors import UserError
+from pruneopt.passes.search.abn import JOURNAL
+
+__all__ = ["ARTEFACTS", "OutputDirectory", "fingerprint", "fingerprints"]
+
+ARTEFACTS = ("plan.json", "model.py", "weights.safetensors", "model.pt2", "model.onnx", "ir.before.txt", "ir.after.txt")
+RECORDS = ("report.json", "report.html", "run.json")
+OWN = {*ARTEFACTS, *RECORDS, JOURNAL, "model.onnx.data", "__pycache__"}
+"""What may lie in a directory that --force replaces."""
+
+
+class OutputDirectory:
+    """Where a bundle goes. Making one checks that it can go there, and changes nothing else.
+
+    Raises:
+        UserError: the place is taken, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, force: bool = False) -> None:
+        self.path = path
+        self._made: list[Path] = []
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise UserError(f"--out {path} is a file or a link: name a directory")
+        with _writing(path):
+            self._check_content(resume, force)
+            for folder in (path, *path.parents):
+                if folder.exists():
+                    break
+                self._made.append(folder)
+            path.mkdir(parents=True, exist_ok=True)
+            # Written beside and inside later on; better to know now than after hours of searching.
+            for folder in (path.parent, path):
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(b"x")
+            if force:
+                (path / JOURNAL).unlink(missing_ok=True)
+
+    def _check_content(self, resume: bool, force: bool) -> None:
+        if not self.path.is_dir():
+            if resume:
+                raise UserError(f"there is nothing to resume: {self.path} does not exist")
+            return
+        names = sorted(entry.name for entry in self.path.iterdir())
+        if resume and JOURNAL not in names:
+            raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL}")
+        if not names or resume:
+            return
+        foreign = [name for name in names if name not in OWN]
+        if foreign:
+            raise UserError(f"--out {self.path} holds files of others, such as {foreign[0]}: name another directory")
+        if not force:
+            hint = "--force replaces it" + (", --resume continues its search" if JOURNAL in names else "")
+            raise UserError(f"--out {self.path} holds an earlier run: {hint}")
+
+    def discard_if_empty(self) -> None:
+        """Remove the directories that were made here and hold nothing (a run that failed before it wrote)."""
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+    @contextmanager
+    def replacing(self) -> Iterator[Path]:
+        """A directory to write the bundle into; it takes the place of ``--out`` when the block ends without error.
+
+        Raises:
+            UserError: it cannot be written (a full disk, a missing permission).
+        """
+        with _writing(self.path):
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent))
+            try:
+                yield partial
+                if (self.path / JOURNAL).exists():
+                    shutil.copy2(self.path / JOURNAL, partial / JOURNAL)
+                shutil.rmtree(partial / "__pycache__", ignore_errors=True)
+                partial.chmod(self.path.stat().st_mode & 0o777)
+                self._swap(partial)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _swap(self, partial: Path) -> None:
+        """Put a finished directory in the place of the old one, which is put back if that fails."""
+        old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.old-", dir=self.path.parent))
+        try:
+            os.replace(self.path, old)
+            try:
+                os.replace(partial, self.path)
+            except OSError:
+                os.replace(old, self.path)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write --out {path}: {error.strerror or error}") from error
+
+
+def fingerprint(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every artefact in a folder."""
+    names = [name for name in (*ARTEFACTS, "model.onnx.data") if (folder / name).exists()]
+    return {name: {"sha256": fingerprint(folder / name), "bytes": (folder / name).stat().st_size} for name in names}

@@ -1,0 +1,264 @@
+"""``pruneopt compile``: load, check, capture, run the passes, write the bundle, load it back, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruneopt.errors import InternalError, UserError
+from pruneopt.files import write_json, write_text
+from pruneopt.ir.graph import Graph
+from pruneopt.models.source import LoadedModel
+from pruneopt.models.workload import Workload
+from pruneopt.passes.base import Pass, Progress, Result
+from pruneopt.passes.budget import Budget, parse_budget
+from pruneopt.passes.manager import PassManager
+from pruneopt.passes.spec import pass_text
+from pruneopt.tools.artefacts import write_artefacts
+from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
+from pruneopt.tools.checks import Check, check_artefacts
+from pruneopt.tools.coverage import coverage_of, coverage_warning
+from pruneopt.tools.loading import captured, loaded_model
+from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
+from pruneopt.tools.progress import progress_bar
+from pruneopt.tools.report import (
+    budgets_data,
+    costs,
+    groups_data,
+    plain,
+    report_lines,
+    verdict,
+    verification_data,
+    versions,
+)
+from pruneopt.tools.report_html import html_report
+from pruneopt.tools.watch import Watch, metric_name, stopped
+
+__all__ = ["run"]
+
+INTERRUPTED = 130
+SHOWN_ELSEWHERE = ("verify", "cost", "budget")
+
+
+@dataclass
+class _Job:
+    """One compile: what was asked for, and what is known so far."""
+
+    options: argparse.Namespace
+    steps: list[Pass]
+    budgets: list[Budget]
+    loaded: LoadedModel
+    workload: Workload | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a block to a stage."""
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile; returns 0, or 130 when a search was interrupted and its best result was delivered."""
+    # Everything that can be refused is refused before the first second of work.
+    budgets = [parse_budget(text) for text in options.budgets]
+    steps = passes_of(options)
+    _check_device(options.device)
+    started = time.perf_counter()
+    loaded = loaded_model(options)
+    workload = _workload(options, loaded, steps)
+    out = OutputDirectory(options.out or Path("pruned") / loaded.name, resume=options.resume, force=options.force)
+    try:
+        job = _Job(options, steps, budgets, loaded, workload, {"load": time.perf_counter() - started})
+        report = _compile(job, out)
+    finally:
+        out.discard_if_empty()
+    _show(report, options, out.path)
+    return INTERRUPTED if report["interrupted"] else 0
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device} cannot be used: {reason}") from error
+
+
+def _workload(options: argparse.Namespace, loaded: LoadedModel, steps: list[Pass]) -> Workload | None:
+    """The data to score and train with; None where nobody names any."""
+    if options.data is None and loaded.data is None:
+        name = needs_data(steps)
+        if name is not None:
+            raise UserError(f"{name} needs data: give --data, or a model file that names its data")
+        return None
+    workload = loaded.workload(options.data, seed=options.seed)
+    if len(loaded.example_inputs) == 1:
+        inputs, _ = next(workload.calibration.batches(1))
+        wanted, given = tuple(loaded.example_inputs[0].shape[1:]), tuple(inputs.shape[1:])
+        if wanted != given:
+            raise UserError(f"{workload.name} gives inputs of shape {given}, but the network's example has {wanted}")
+    return workload
+
+
+def _compile(job: _Job, out: OutputDirectory) -> dict[str, Any]:
+    """Everything between the checks and the words on the terminal; returns the report."""
+    options = job.options
+    with job.timed("capture"):
+        graph = captured(job.loaded)
+    job.notes.extend(graph.notes)
+    watch = Watch(job.loaded, job.workload, tuple(job.steps), options.device)
+    with progress_bar(not (options.json or options.quiet)) as progress:
+        result = _run_passes(job, graph, watch, progress, out)
+        progress("writing the bundle")
+        with out.replacing() as folder:
+            return _deliver(job, graph, watch, result, folder)
+
+
+def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, out: OutputDirectory) -> Result:
+    manager = PassManager(job.steps, instruments=[watch])
+    try:
+        result = manager.run(
+            graph,
+            budgets=job.budgets,
+            workload=job.workload,
+            seed=job.options.seed,
+            device=job.options.device,
+            ignore=job.options.ignore,
+            progress=progress,
+            run_dir=out.path,
+        )
+    except KeyboardInterrupt:
+        # A network that is proved is worth delivering, whatever was to follow.
+        if watch.state is None or watch.state.verification is None:
+            raise
+        result = Result.of(watch.state)
+        job.interrupted = True
+        job.notes.append("interrupted: what was to follow the proof is left out")
+    job.interrupted |= stopped(result.records)
+    job.seconds.update(result.timings)
+    if watch.scores:
+        job.seconds["scoring"] = watch.seconds
+    if result.plan is None or result.coupling is None or result.verification is None:
+        raise InternalError("the pipeline ended without a plan or a proof")
+    return result
+
+
+def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path) -> dict[str, Any]:
+    """Write the bundle into a folder, load it back, and write the reports."""
+    state, plan, coupling = watch.state, result.plan, result.coupling
+    if state is None or state.uncut is None or plan is None or coupling is None:
+        raise InternalError("the passes left nothing to deliver")
+    examples = job.loaded.example_inputs
+    with job.timed("export"):
+        write_artefacts(
+            folder,
+            module=result.module,
+            before=state.uncut,
+            after=result.graph,
+            coupling=coupling,
+            plan=plan,
+            examples=examples,
+        )
+    with job.timed("checks"):
+        checks = check_artefacts(
+            folder,
+            result.module,
+            result.graph,
+            examples,
+            seed=job.options.seed,
+            replay=(state.uncut, coupling, watch.sliced),
+        )
+    warning = coverage_warning(coverage_of(coupling, state.need_cost()))
+    if warning is not None:
+        job.notes.append(warning)
+    report = _report(job, watch, result, checks)
+    report["artefacts"] = fingerprints(folder)
+    write_json(folder / "run.json", _run_record(job, report))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", html_report(report))
+    if json.loads((folder / "report.json").read_text(encoding="utf-8")) != report:
+        raise InternalError("report.json does not read back to what was written")
+    return report
+
+
+def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dict[str, Any]:
+    if watch.state is None or result.coupling is None or result.plan is None or result.verification is None:
+        raise InternalError("the passes left nothing to report")
+    cost = watch.state.need_cost()
+    chooser = chosen_pass(job.steps)
+    report: dict[str, Any] = {
+        "model": job.loaded.spec,
+        "pass": pass_text(chooser),
+        "pipeline": ",".join(map(pass_text, job.steps)),
+        "interrupted": job.interrupted,
+        "budgets": budgets_data(result.budgets),
+        "flops_convention": cost.convention.name,
+        "original": costs(cost, {}),
+        "pruned": costs(cost, result.plan),
+        "metric": None if job.workload is None else metric_name(job.workload),
+        "scores": [asdict(score) for score in watch.scores],
+        "verification": verification_data(result.verification, checks),
+        "groups": groups_data(result.coupling, result.plan),
+        "seconds": {stage: round(value, 3) for stage, value in job.seconds.items()},
+        "notes": list(dict.fromkeys(job.notes)),
+    }
+    if watch.scores:
+        report["original"]["accuracy"] = watch.scores[0].score
+        report["pruned"]["accuracy"] = watch.scores[-1].score
+    reached = getattr(result.records.get("budget"), "reached", None)
+    if reached is not None:
+        report["reached"] = reached
+    report["records"] = {name: plain(record) for name, record in result.records.items() if name not in SHOWN_ELSEWHERE}
+    search = result.records.get(chooser.name)
+    if search is not None:
+        report["search"] = report["records"].pop(chooser.name)
+        for name in ("winner", "winning_finalist"):
+            report["search"][name] = plain(getattr(search, name, None))
+    return report
+
+
+def _run_record(job: _Job, report: dict[str, Any]) -> dict[str, Any]:
+    """How to do the same again: what ran, on what, with which versions."""
+    options = job.options
+    inputs = {"weights": options.weights, "model": job.loaded.origin}
+    return {
+        "command": ["pruneopt", *options.words],
+        "model": job.loaded.spec,
+        "pipeline": report["pipeline"],
+        "budgets": [budget.text for budget in job.budgets],
+        "seed": options.seed,
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "data": None if job.workload is None else plain(job.workload.describe()),
+        "sha256": {name: fingerprint(path) for name, path in inputs.items() if path is not None},
+        "artefacts": report["artefacts"],
+    }
+
+
+def _show(report: dict[str, Any], options: argparse.Namespace, out: Path) -> None:
+    """The report on the terminal: JSON alone, the verdict alone, or table and verdict."""
+    if options.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    if options.quiet:
+        print(verdict(report))
+        return
+    for line in report_lines(report):
+        print(line)
+    print(f"bundle: {out}")
+    print(f"report: {out / 'report.html'}")
+    sys.stdout.flush()

@@ -1,0 +1,173 @@
+"""``pruneopt inspect``: the graph with its channel groups as text, and how far it can be pruned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pruneopt.ir.data import graph_to_dict
+from pruneopt.ir.graph import Graph
+from pruneopt.ir.printer import print_graph
+from pruneopt.passes.analysis.annotate import annotate, write_plan
+from pruneopt.passes.analysis.cost import UNITS, CostModel
+from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, couple
+from pruneopt.passes.base import BudgetUse, budget_uses
+from pruneopt.passes.budget import check_reachable, parse_budget
+from pruneopt.passes.plan import load_plan
+from pruneopt.tools.coverage import (
+    Coverage,
+    coverage_data,
+    coverage_lines,
+    coverage_of,
+    coverage_warning,
+    unknown_ops,
+)
+from pruneopt.tools.loading import captured, loaded_model
+from pruneopt.tools.text import FLOP_NOTE, change, table, times
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is to say about a network. ``plan`` is the user's, or empty."""
+
+    name: str
+    graph: Graph
+    coupling: Coupling
+    cost: CostModel
+    plan: Plan | None
+    uses: tuple[BudgetUse, ...]
+    coverage: Coverage
+
+    def kept(self, group: Group) -> int:
+        """How many units the plan keeps of a group."""
+        return len(self.plan[group.name]) if self.plan is not None and group.name in self.plan else group.width
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is known about a network; `BudgetError` for a budget that it cannot reach."""
+    budgets = [parse_budget(text) for text in options.budgets]
+    loaded = loaded_model(options)
+    coupling = couple(captured(loaded), options.ignore)
+    plan = None if options.plan is None else load_plan(options.plan, coupling)
+    cost = CostModel(coupling.graph, coupling, options.flops_convention)
+    graph = annotate(coupling)
+    write_plan(graph, plan or {})
+    uses = budget_uses(budgets, cost, plan or {})
+    found = _Found(loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost))
+    if options.json:
+        print(json.dumps(_data(found), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(found, groups_only=options.groups)))
+    warning = coverage_warning(found.coverage)
+    if warning is not None:
+        print(f"pruneopt: warning: {warning}", file=sys.stderr)
+    sys.stdout.flush()
+    check_reachable(budgets, cost)
+    return 0
+
+
+def _lines(found: _Found, *, groups_only: bool) -> Iterator[str]:
+    yield _group_table(found) if groups_only else print_graph(found.graph).rstrip("\n")
+    yield ""
+    for note in found.graph.notes:
+        yield f"note: {note}"
+    for name, count, place, why in unknown_ops(found.coupling):
+        yield f"no rule: {name}, {times(count)}, first at {place}: {why}"
+    yield from _by_construction(found.coupling)
+    if found.plan is not None:
+        yield "the plan costs:"
+        yield from _costs(found)
+    for use in found.uses:
+        state = "met" if use.value <= use.limit else f"not met: {change(use.value, use.full, use.unit)}"
+        yield f"budget {use.text}: {state}" if found.plan is not None else f"budget {use.text}: {_reach(found, use)}"
+    yield from coverage_lines(found.coverage)
+    yield FLOP_NOTE if found.cost.convention.name == "macs" else f"FLOPs: {found.cost.convention.summary}"
+
+
+def _by_construction(coupling: Coupling) -> Iterator[str]:
+    """Ops that run a statistic over channels, the same op over the same channels in one line."""
+    count = Counter((note.op.target.removesuffix(".default"), note.groups) for note in coupling.notes)
+    first = {(note.op.target.removesuffix(".default"), note.groups): note.op.loc for note in reversed(coupling.notes)}
+    for (name, groups), number in count.items():
+        yield (
+            f"by construction: {name}, {times(number)}, first at {first[name, groups]}: runs over channels of "
+            f"{', '.join(groups)}, so removing some changes its result for the others"
+        )
+
+
+def _reach(found: _Found, use: BudgetUse) -> str:
+    smallest = found.coverage.of(use.unit).smallest
+    return f"{'reachable' if smallest <= use.limit else 'not reachable'}, {change(use.limit, use.full, use.unit)}"
+
+
+def _costs(found: _Found) -> Iterator[str]:
+    widths = found.cost.widths(found.plan or {})
+    for unit in UNITS:
+        value, full = (float(found.cost.measure(unit, row)) for row in (widths, found.cost.full))
+        yield f"  {unit:7} {change(value, full, unit)}"
+
+
+def _group_table(found: _Found) -> str:
+    rows = [("group", "width", "kept", "blocks", "where", "frozen")]
+    for group in found.coupling.groups:
+        rows.append(
+            (
+                group.name,
+                str(group.width),
+                str(found.kept(group)),
+                str(group.step),
+                str(group.location),
+                group.frozen or "",
+            )
+        )
+    return table(rows, text_columns=(0, 4, 5))
+
+
+def _data(found: _Found) -> dict[str, Any]:
+    coupling = found.coupling
+    data: dict[str, Any] = {
+        "model": found.name,
+        "graph": graph_to_dict(found.graph),
+        "groups": [
+            {
+                "name": group.name,
+                "width": group.width,
+                "kept": found.kept(group),
+                "blocks": group.step,
+                "frozen": group.frozen,
+                "location": str(group.location),
+            }
+            for group in coupling.groups
+        ],
+        "notes": list(found.graph.notes),
+        "unknown_ops": [
+            {"op": name, "count": count, "first": place, "why": why}
+            for name, count, place, why in unknown_ops(coupling)
+        ],
+        "by_construction": [
+            {"op": note.op.target, "location": str(note.op.loc), "groups": list(note.groups)} for note in coupling.notes
+        ],
+        "flops_convention": found.cost.convention.name,
+        "coverage": coverage_data(found.coverage),
+    }
+    if found.plan is not None:
+        widths = found.cost.widths(found.plan)
+        data["plan"] = {unit: int(found.cost.measure(unit, widths)) for unit in UNITS}
+    if found.uses:
+        data["budgets"] = [
+            {
+                "text": use.text,
+                "unit": use.unit,
+                "limit": use.limit,
+                "reachable": found.coverage.of(use.unit).smallest <= use.limit,
+            }
+            for use in found.uses
+        ]
+    return data

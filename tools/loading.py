@@ -1,0 +1,21 @@
+"""From the options of a command to a captured network."""
+
+from __future__ import annotations
+
+import argparse
+
+from pruneopt.ir.capture import capture
+from pruneopt.ir.graph import Graph
+from pruneopt.models.source import LoadedModel, load_model
+
+__all__ = ["captured", "loaded_model"]
+
+
+def loaded_model(options: argparse.Namespace) -> LoadedModel:
+    """The network that MODEL, --weights and --input name; `UserError` for anything wrong with them."""
+    return load_model(options.model, weights=options.weights, input_shape=options.input)
+
+
+def captured(loaded: LoadedModel) -> Graph:
+    """The network's graph, under the name of its source."""
+    return capture(loaded.module, loaded.example_inputs, name=loaded.name)

@@ -1,0 +1,149 @@
+"""The command line: ``pruneopt compile``, ``inspect``, ``passes`` and ``new``.
+
+A command lives in a file of its own and is imported when it is called, so that ``--help`` and mistakes in the options
+answer at once. What happens to errors is decided here, and only here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from typing import NoReturn
+
+import pruneopt
+from pruneopt.errors import PruneoptError, UserError
+from pruneopt.tools import arguments
+
+__all__ = ["main"]
+
+INTERNAL, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+"""Exit codes beside those of the errors: 141 is what a shell gives for a reader that went away."""
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    an error in pruneopt, or a network that failed its verification
+  2    bad input: one sentence on stderr says what and where
+  3    a budget that cannot be reached: the sentence names the smallest reachable value
+  130  interrupted; what a search had found so far is delivered
+"""
+
+COMMANDS = {
+    "compile": ("prune a network to a budget, prove it and write everything needed to deploy it", arguments.compile),
+    "inspect": ("print a network's graph, its channel groups, and how far it can be pruned", arguments.inspect),
+    "passes": ("list every pass with its options", arguments.passes),
+    "new": ("write a commented model file to start from", arguments.new),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as a `UserError` instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pruneopt",
+        description="A pruning compiler for PyTorch: a network and a budget go in, a smaller, proved network comes out",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pruneopt {pruneopt.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
+    for name, (summary, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--debug", action="store_true", help="show Python tracebacks and warnings")
+        add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code.
+
+    Args:
+        argv: the words after the command's name; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        options = _parser().parse_args(_with_values(words))
+        # Kept for the run record: how to do the same again.
+        options.words = words
+        with nullcontext() if debug else _silenced():
+            code: int = import_module(f"pruneopt.tools.{options.command}_command").run(options)
+        sys.stdout.flush()
+        return code
+    except SystemExit as leave:  # argparse, after --help and --version
+        return leave.code if isinstance(leave.code, int) else 0
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        _report("interrupted: no bundle was written", debug)
+        return INTERRUPTED
+    except PruneoptError as error:
+        _report(_sentence(error), debug)
+        return error.exit_code
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        _report(f"an error inside pruneopt, please report it with the output of --debug ({what})", debug)
+        return INTERNAL
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words with a budget below zero tied to its flag: argparse takes ``-5MFLOPs`` for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--budget":
+            joined[-1] = f"--budget={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """No warnings and no log lines of libraries: torch logs tracebacks of what it then raises as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _sentence(error: PruneoptError) -> str:
+    """The message on one line: a pointer into a pipeline (source line and carets) becomes its column."""
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    notes = [line.strip().removeprefix("note: ") for line in rest if line.strip().startswith("note: ")]
+    # Anything else that follows belongs to the message (an exporter's reason), unless it shows source.
+    others = [] if ": error: " in first else [line.strip() for line in rest if line.strip()]
+    return "; ".join([first, *notes, *others])
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"pruneopt: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

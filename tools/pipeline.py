@@ -1,0 +1,102 @@
+"""From the options of compile to the passes that run: couple, cost, the chosen one, slice, verify, and what follows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from pruneopt.errors import UserError
+from pruneopt.passes.base import Pass
+from pruneopt.passes.registry import pass_class
+from pruneopt.passes.search.abn import AdaptiveBN
+from pruneopt.passes.search.adaptive_bn import PAPER, Recalibrate
+from pruneopt.passes.spec import parse_pipeline
+from pruneopt.passes.transform.prune import Choose, Prune, Uniform
+from pruneopt.passes.transform.stages import Cost, Finetune
+
+__all__ = ["chosen_pass", "needs_data", "passes_of"]
+
+NEEDED = ("couple", "cost", "slice", "verify")
+
+
+def passes_of(options: argparse.Namespace) -> list[Pass]:
+    """The passes to run.
+
+    Raises:
+        UserError: no such pass or option, a pipeline without a stage that a result needs, or nothing to aim at.
+    """
+    steps = parse_pipeline(options.pipeline) if options.pipeline else _standard(options.pass_text)
+    names = [step.name for step in steps]
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        raise UserError(f"the pipeline lacks {missing[0]}: write it as couple,cost,l1,slice,verify")
+    if options.finetune_epochs:
+        steps.append(_pass("finetune", epochs=options.finetune_epochs))
+    steps = _with_options(steps, options)
+    chooser = chosen_pass(steps)
+    if not (options.budgets or getattr(chooser, "budget", ()) or getattr(chooser, "ratio", None) is not None):
+        raise UserError("there is nothing to aim at: give a budget, such as --budget 50%FLOPs")
+    return steps
+
+
+def chosen_pass(steps: list[Pass]) -> Pass:
+    """The pass that decides which channels stay; `UserError` where there is none."""
+    found = next((step for step in steps if isinstance(step, Choose)), None)
+    if found is None:
+        raise UserError("no pass chooses channels: add one such as l1 (`pruneopt passes` lists them)")
+    return found
+
+
+def needs_data(steps: list[Pass]) -> str | None:
+    """The name of the first pass that cannot run without data; None where all can."""
+    for step in steps:
+        if isinstance(step, AdaptiveBN | Recalibrate | Finetune):
+            return step.name
+        if isinstance(step, Prune | Uniform) and step.criterion == "taylor":
+            return f"{step.name} with criterion=taylor"
+    return None
+
+
+def _standard(text: str) -> list[Pass]:
+    """The pipeline around one pass."""
+    given = parse_pipeline(text)
+    if len(given) != 1 or not isinstance(given[0], Choose):
+        raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
+    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *_after(given[0])]
+
+
+def _after(chosen: Pass) -> list[Pass]:
+    """A plan that was scored with recomputed batch-norm statistics is delivered with these."""
+    if not isinstance(chosen, AdaptiveBN):
+        return []
+    same: dict[str, Any] = {
+        "batches": chosen.calibration_batches,
+        "batch_size": chosen.batch_size,
+        "whole": chosen.whole,
+    }
+    if "momentum" in chosen.compat:
+        same |= {"momentum": PAPER.momentum, "reset": PAPER.reset}
+    return [Recalibrate(**same)]
+
+
+def _pass(name: str, **values: Any) -> Pass:
+    return pass_class(name)(**values)
+
+
+def _with_options(steps: list[Pass], options: argparse.Namespace) -> list[Pass]:
+    """The passes with what --round-to, --min-channels and --flops-convention say; `UserError` for a pass without."""
+    given = {"round_to": options.round_to, "minimum": options.min_channels}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    found = []
+    for step in steps:
+        if isinstance(step, Choose) and wanted:
+            known = {field.name for field in dataclasses.fields(step)}
+            for name in wanted.keys() - known:
+                flag = "--round-to" if name == "round_to" else "--min-channels"
+                raise UserError(f"the pass {step.name} has no {name.replace('_', '-')}: leave {flag} out")
+            step = dataclasses.replace(step, **wanted)
+        if isinstance(step, Cost) and options.flops_convention != "macs":
+            step = dataclasses.replace(step, convention=options.flops_convention)
+        found.append(step)
+    return found

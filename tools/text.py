@@ -1,0 +1,74 @@
+"""Numbers with units, and plain tables."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Sequence
+
+__all__ = ["FLOP_NOTE", "amount", "change", "percent", "seconds", "table", "times"]
+
+FLOP_NOTE = "A FLOP is one multiply-accumulate, batch 1."
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_WORDS = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B"}
+
+
+def _scale(value: float) -> tuple[float, str]:
+    return next(((factor, prefix) for factor, prefix in _PREFIXES if abs(value) >= factor), (1.0, ""))
+
+
+def _digits(value: float) -> str:
+    """About four digits, whole numbers without a point."""
+    if value == int(value) and abs(value) < 1e4:
+        return str(int(value))
+    return f"{value:.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
+
+
+def amount(value: float, unit: str) -> str:
+    """``150.2 MFLOPs``; ``unit`` is flops, params, bytes or memory."""
+    factor, prefix = _scale(value)
+    return f"{_digits(value / factor)} {prefix}{_WORDS.get(unit, unit)}"
+
+
+def change(value: float, full: float, unit: str) -> str:
+    """``150.2 MFLOPs (50.0 % of 300.4)``; the prefix of the larger number serves both."""
+    factor, prefix = _scale(full)
+    share = percent(value / full if full else 1.0)
+    return f"{_digits(value / factor)} {prefix}{_WORDS.get(unit, unit)} ({share} of {_digits(full / factor)})"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """``50.0 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def times(number: int) -> str:
+    """``once`` or ``3 times``."""
+    return "once" if number == 1 else f"{number} times"
+
+
+def seconds(value: float) -> str:
+    """``0.42 s``, ``12.3 s`` or ``3 min 5 s``."""
+    if value >= 60:
+        return f"{int(value // 60)} min {int(value % 60)} s"
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+
+
+def table(rows: Sequence[Sequence[str]], *, text_columns: Collection[int] = (0,)) -> str:
+    """Rows as aligned columns under a head, the first row; all but the text columns are aligned to the right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(cell))
+            cells.append(cell + space if index in text_columns else space + cell)
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: a module's name may hold wide characters."""
+    return sum(2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in text)
