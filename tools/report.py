@@ -124,10 +124,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield _proof(report["verification"])
     changed = len(report["verification"]["notes"])
     if changed:
-        yield (
-            f"Not equivalent by construction in {changed} place{"s" if changed > 1 else ""}, where statistics run over "
-            "removed channels; the reports name them."
-        )
+        places = "one place" if changed == 1 else f"{changed} places"
+        yield f"Not equivalent by construction in {places}, where statistics run over channels; the reports name them."
     yield verdict(report)
 
 
