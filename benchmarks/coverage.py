@@ -57,6 +57,7 @@ def measure(spec: str) -> dict[str, Any]:
     import pruneopt
     from pruneopt.ir.export import export_onnx, run_onnx
     from pruneopt.models.source import load_model
+    from pruneopt.passes.analysis.cost import CostModel
 
     torch.manual_seed(0)
     seconds: dict[str, float] = {}
@@ -75,7 +76,8 @@ def measure(spec: str) -> dict[str, Any]:
     pipeline = pruneopt.PassManager.parse("couple,cost,l1,slice,verify")
     result = pipeline.run(graph, budgets=["50%FLOPs"])
     lap("compile")
-    coupling, cost = result.coupling, result.cost
+    coupling = result.coupling
+    cost = CostModel(coupling.graph, coupling)
     inputs = tuple(x.repeat(3, *[1] * (x.dim() - 1)) for x in loaded.example_inputs)
     with torch.no_grad():
         expected = _tensors(result.module.eval()(*inputs))
