@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,6 +180,7 @@ def verify_pruned(
             f"the pruned network is not the original with channels removed: it differs by {proof.error:.3g} "
             f"at {proof.wrong}; nothing is delivered"
         )
+    _check_delivered(original, coupling, reference.kept, pruned)
     single = None
     if inputs is not None:
         rows = [_two_rows(value, tensor) for value, tensor in zip(original.inputs, inputs, strict=True)]
@@ -190,6 +192,18 @@ def verify_pruned(
                 f"(outputs up to {real.scale:.3g}), beyond float32 rounding; nothing is delivered"
             )
     return Verification(proof.error, proof.scale, True, notes, single)
+
+
+def _check_delivered(original: Graph, coupling: Coupling, kept: np.ndarray, pruned: Graph) -> None:
+    """The proof slices perturbed weights for itself: what is delivered must be the same slices of the real ones."""
+    for name, wanted in slice_weights(coupling, kept, original.weights).items():
+        given = pruned.weights.get(name)
+        if given is None or not (given.shape == wanted.shape and torch.equal(given.to(wanted.device), wanted)):
+            users = pruned.params[name].users if name in pruned.params else ()
+            where = f" of {users[0]}" if users else ""
+            raise VerificationError(
+                f"the weight {name}{where} is not the original's with channels removed; nothing is delivered"
+            )
 
 
 def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
