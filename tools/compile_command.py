@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,15 @@ class _Job:
 
 def run(options: argparse.Namespace) -> int:
     """Compile; returns 0, or 130 when a search was interrupted and its best result was delivered."""
+    # What a model file prints must not end up in the JSON.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        report, folder = _checked_and_compiled(options)
+    _show(report, options, folder)
+    return INTERRUPTED if report["interrupted"] else 0
+
+
+def _checked_and_compiled(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The report and where the bundle is."""
     # Everything that can be refused is refused before the first second of work.
     budgets = [parse_budget(text) for text in options.budgets]
     steps = passes_of(options)
@@ -85,13 +94,12 @@ def run(options: argparse.Namespace) -> int:
         report = _compile(job, out)
     finally:
         out.discard_if_empty()
-    _show(report, options, out.path)
-    return INTERRUPTED if report["interrupted"] else 0
+    return report, out.path
 
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # the meta device has no numbers
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device} cannot be used: {reason}") from error

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,10 @@ class _Found:
 def run(options: argparse.Namespace) -> int:
     """Print what is known about a network; `BudgetError` for a budget that it cannot reach."""
     budgets = [parse_budget(text) for text in options.budgets]
-    loaded = loaded_model(options)
-    coupling = couple(captured(loaded), options.ignore)
+    # What a model file prints must not end up in the JSON.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        loaded = loaded_model(options)
+        coupling = couple(captured(loaded), options.ignore)
     plan = None if options.plan is None else load_plan(options.plan, coupling)
     cost = CostModel(coupling.graph, coupling, options.flops_convention)
     graph = annotate(coupling)

@@ -41,6 +41,7 @@ BUDGET = ("--budget", "50%FLOPs")
         (["compile", "MODEL", "--pipeline", "couple,cost,l1,slice", *BUDGET], "the pipeline lacks verify"),
         (["compile", "MODEL", "--pipeline", "couple,cost,slice,verify", *BUDGET], "no pass chooses channels"),
         (["compile", "MODEL", "--device", "toaster", *BUDGET], "--device toaster cannot be used"),
+        (["compile", "MODEL", "--device", "meta", *BUDGET], "--device meta cannot be used"),
         (["compile", "MODEL", "--data", "digitz", *BUDGET], "there is no data set 'digitz'"),
         (["compile", "MODEL", "--finetune-epochs", "3", *BUDGET], "finetune needs data"),
         (["compile", "MODEL", "--pass", "abn", *BUDGET], "abn needs data"),

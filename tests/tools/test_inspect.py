@@ -57,6 +57,15 @@ def test_json(call: Call, example: str) -> None:
     assert data["budgets"][0]["reachable"]
 
 
+@pytest.mark.parametrize("command", [["inspect"], ["compile", "--budget", "50%FLOPs", "--out", "OUT"]])
+def test_json_is_alone_even_if_the_file_prints(call: Call, tiny: Path, tmp_path: Path, command: list[str]) -> None:
+    tiny.write_text("print('hello')\n" + tiny.read_text(encoding="utf-8"), encoding="utf-8")
+    name, *rest = (str(tmp_path / "o") if word == "OUT" else word for word in command)
+    done = call(name, tiny, "--json", *rest)
+    assert json.loads(done.out)["model"]
+    assert done.err == "hello\n"
+
+
 def test_groups_and_budget(call: Call, example: str) -> None:
     done = call("inspect", example, "--groups", "--budget", "50%FLOPs")
     assert done.out.splitlines()[0].split() == ["group", "width", "kept", "blocks", "where", "frozen"]
