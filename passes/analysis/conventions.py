@@ -160,6 +160,10 @@ def _layer_macs(op: Op) -> list[Count]:
     return _macs(op) if _is_layer(op) else []
 
 
+def _two_per_mac(op: Op) -> list[Count]:
+    return [Count(count.axes, 2 * count.factor) for count in _macs(op)]
+
+
 def _layer_flops(op: Op) -> list[Count]:
     return [Count(count.axes, 2 * count.factor) for count in _layer_macs(op)]
 
@@ -222,6 +226,7 @@ def convention_named(name: str) -> Convention:
 
 for _item in (
     Convention("macs", "multiply-accumulates of convolutions, products, attention; all parameters", _macs, _all_params),
+    Convention("2x", "two FLOPs per multiply-accumulate of `macs`; all parameters", _two_per_mac, _all_params),
     Convention(
         "metapruning",
         "conv MACs, linear weights and biases, inputs of batch norm and of ReLU modules, k*k per pooled value "

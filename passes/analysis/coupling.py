@@ -29,7 +29,7 @@ Plan = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a group occurs in a weight: ``units[i]`` is the unit (rank in the group, or -1) of channel i on ``axis``."""
+    """Where a group occurs in a weight: ``units[i]`` is the rank in the group (or -1) of channel i on ``axis``."""
 
     weight: Value
     axis: int
@@ -38,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Units that are alike. ``units`` are their numbers in the whole coupling; ``blocks`` their ranks, block by block."""
+    """Units that are alike: their numbers in the whole coupling, and their ranks in the group block by block."""
 
     name: str
     units: np.ndarray
@@ -182,7 +182,9 @@ def check_kept(group: Group, ranks: np.ndarray) -> None:
         raise UserError(f"group {group.name} cannot be pruned: {group.frozen}")
     counts = {int(np.isin(block, ranks).sum()) for block in group.blocks}
     if len(counts) > 1:
-        raise UserError(f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal")
+        raise UserError(
+            f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal"
+        )
 
 
 def couple(graph: Graph, ignore: Iterable[str] = ()) -> Coupling:
@@ -231,12 +233,17 @@ def _semantic_notes(
 
 
 def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
-    """Freeze the groups that occur in the named parameters, modules or groups; `UserError` for a name without match."""
+    """Freeze named groups, and the channels that named modules or parameters make: a layer's output channels, all
+    channels of any other weight. `UserError` for a name without match.
+    """
+    out_axis = {layer.value: layer.out_axis for layer in map(layer_weight, coupling.graph.ops) if layer is not None}
     chosen: set[int] = set()
     for name in names:
         hit = {i for i, group in enumerate(coupling.groups) if group.name == name}
         for slot in coupling.slots:
-            if slot.value.is_weight and (slot.value.name == name or slot.value.name.startswith(f"{name}.")):
+            weight = slot.value
+            named = weight.is_weight and (weight.name == name or weight.name.startswith(f"{name}."))
+            if named and slot.axes[-1] == out_axis.get(weight, slot.axes[-1]):
                 hit.update(groups_in(slot, coupling.unit_group))
         known = any(v == name or v.startswith(f"{name}.") for v in coupling.graph.params)
         if not hit and not known:

@@ -300,9 +300,16 @@ def test_buffers_count_as_bytes() -> None:
     assert cost.measure("bytes", cost.full) == sum(tensor.numel() * tensor.element_size() for tensor in state)
 
 
+def test_two_flops_per_mac_is_twice_the_default() -> None:
+    coupling = small_coupling("mixed")
+    once, twice = (CostModel(coupling.graph, coupling, name) for name in ("macs", "2x"))
+    assert twice.measure("flops", twice.minimum) == 2 * once.measure("flops", once.minimum) > 0
+    assert twice.measure("params", twice.full) == once.measure("params", once.full)
+
+
 def test_errors() -> None:
     coupling = small_coupling("mixed")
-    with pytest.raises(UserError, match="no FLOPs convention 'mac': known are macs, metapruning"):
+    with pytest.raises(UserError, match="no FLOPs convention 'mac': known are macs, 2x, metapruning"):
         CostModel(coupling.graph, coupling, "mac")
     cost = CostModel(coupling.graph, coupling)
     with pytest.raises(UserError, match="no cost unit 'seconds': known are flops"):
