@@ -1,7 +1,7 @@
 """How labels pass through layers: convolutions, and products of every kind.
 
-A product (linear, matmul, einsum, attention) is written in *letters*, as einsum writes it: every axis of an operand has a
-letter, and letters that the result lacks are contracted. One rule then serves them all.
+A product (linear, matmul, einsum) is written in *letters*, as einsum writes it: every axis of an operand has a letter,
+and letters that the result lacks are contracted. One rule then serves them all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
-from pruneopt.passes.analysis.labels import Blocks, Labels
+from pruneopt.passes.analysis.labels import Blocks, Labels, number
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
 __all__ = ["Side", "contract"]
@@ -73,7 +73,7 @@ def conv_transpose(labels: Labels, op: Op) -> None:
 
 
 def _groups(op: Op) -> int:
-    return int(op.attrs["groups"])  # type: ignore[call-overload]
+    return number(op, "groups")
 
 
 def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor | None, list[Plane]]:

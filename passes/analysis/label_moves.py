@@ -11,7 +11,7 @@ from torch import Tensor
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
-from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels
+from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
 __all__ = ["move_plane"]
@@ -58,7 +58,7 @@ def move(labels: Labels, op: Op) -> None:
 
 def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
     """The planes of a value that is cut along an axis; along the batch the places of channels are not known."""
-    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    axis = number(op, "dim") % value.type.rank
     planes = []
     for plane in labels.of(value):
         if axis in varying(plane) and not isinstance(value.type.dims[axis], int):
@@ -75,7 +75,7 @@ def cut(labels: Labels, op: Op) -> None:
     if value is None or len(list(op.inputs)) > 1:
         labels.give_up(op, "its place is computed")
         return
-    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    axis = number(op, "dim") % value.type.rank
     shape = labels.shape(value)
     out = [move_plane(op, same_places(labels, op, plane, axis), shape) for plane in cut_at(labels, op, value)]
     labels.set(op.result, out)
@@ -93,7 +93,7 @@ def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
     if op.base.startswith("select") or op.attrs.get("step", 1) != 1:
         shape = plane.shape
         return labels.tie(plane, axes[:-1]).expand(shape)
-    before = int(op.attrs["start"] or 0) % sizes[-1]  # type: ignore[call-overload]
+    before = (number(op, "start") if op.attrs["start"] is not None else 0) % sizes[-1]
     if before:  # as many channels of every row stay before the slice
         labels.blocks.append(Blocks(plane.reshape(sizes)[..., :before], op))
     return plane
@@ -127,7 +127,7 @@ def windows(labels: Labels, op: Op) -> None:
     if value is None:
         labels.give_up(op, "operands are missing")
         return
-    axis = int(op.attrs["dimension"]) % value.type.rank  # type: ignore[call-overload]
+    axis = number(op, "dimension") % value.type.rank
     out = []
     for plane in labels.of(value):
         if axis in varying(plane):
@@ -159,7 +159,7 @@ def index(labels: Labels, op: Op) -> None:
         labels.give_up(op, "its indices carry channels")
         return
     if op.base == "index_select":
-        axes = {int(op.attrs["dim"]) % value.type.rank}  # type: ignore[call-overload]
+        axes = {number(op, "dim") % value.type.rank}
         start, width = min(axes), 1
     else:
         entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
@@ -185,7 +185,7 @@ def cat(labels: Labels, op: Op) -> None:
     tensors = op.operands[0]
     values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
     rank = op.result.type.rank
-    axis = int(op.attrs["dim"]) % rank  # type: ignore[call-overload]
+    axis = number(op, "dim") % rank
     if any(value.type.rank != rank for value in values):
         labels.give_up(op, "its tensors differ in rank")
         return
@@ -245,7 +245,7 @@ def stack(labels: Labels, op: Op) -> None:
     """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
     tensors = op.operands[0]
     values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
-    axis = int(op.attrs["dim"]) % op.result.type.rank  # type: ignore[call-overload]
+    axis = number(op, "dim") % op.result.type.rank
     sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
     merged = merge_across(labels, op, sides, axis)
     labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
@@ -321,7 +321,7 @@ def pixel_shuffle(labels: Labels, op: Op) -> None:
 def channel_shuffle(labels: Labels, op: Op) -> None:
     """The same channels of every block must stay for a shuffle to remain a shuffle."""
     value = source(labels, op)
-    groups = int(op.attrs["groups"])  # type: ignore[call-overload]
+    groups = number(op, "groups")
     out = []
     for plane in labels.of(value):
         if varying(plane) == (1,):
@@ -339,7 +339,7 @@ def glu(labels: Labels, op: Op) -> None:
     if value is None:
         labels.give_up(op, "operands are missing")
         return
-    axis = int(op.attrs["dim"]) % value.type.rank  # type: ignore[call-overload]
+    axis = number(op, "dim") % value.type.rank
     out = []
     for plane in labels.of(value):
         if axis in varying(plane):

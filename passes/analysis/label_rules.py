@@ -1,8 +1,8 @@
 """How labels pass through each family of ops.
 
-Here: normalisation, windows (pooling, interpolation), reductions, and element-by-element ops. Layers and products stand in
-`label_layers`, ops that only move data in `label_moves`. Anything else is unknown and freezes what it touches: never
-wrong, only less pruned.
+Here: normalisation, windows (pooling, interpolation), reductions, and element-by-element ops. Layers and products stand
+in `label_layers`, ops that only move data in `label_moves`. Anything else is unknown and freezes what it touches:
+never wrong, only less pruned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import overload
-from pruneopt.passes.analysis.labels import Blocks, Labels, Note
+from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
 __all__ = ["RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
@@ -115,7 +115,7 @@ def group_norm(labels: Labels, op: Op) -> None:
     if x is None:
         labels.give_up(op, "operands are missing")
         return
-    groups = int(op.attrs["num_groups"])  # type: ignore[call-overload]
+    groups = number(op, "num_groups")
     out = per_channel(labels, op, x, (1, 2))
     for plane in out:
         if 1 in varying(plane) and plane.numel() > groups:
@@ -133,7 +133,7 @@ def weight_norm(labels: Labels, op: Op) -> None:
         labels.give_up(op, "operands are missing")
         return
     labels.label_axes(direction)
-    keep = int(op.attrs["dim"]) % direction.type.rank  # type: ignore[call-overload]
+    keep = number(op, "dim") % direction.type.rank
     for plane in labels.of(direction):
         if varying(plane) == (keep,):
             labels.adopt(magnitude, plane, f"{op}")
@@ -239,7 +239,7 @@ def reduction(labels: Labels, op: Op) -> None:
         pointwise(labels, op)
         return
     if len(op.results) == 2 and op.results[1].users:
-        axis = int(op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+        axis = number(op, "dim") % x.type.rank
         for plane in labels.of(x):
             if axis in varying(plane):
                 labels.freeze(plane, f"channels are numbered by {op}")
@@ -263,13 +263,13 @@ def reduction(labels: Labels, op: Op) -> None:
 # Element by element
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias", "type_as")
-@rule("hardswish", "log_sigmoid", "masked_fill", "where", "rsub", "true_divide", "divide", "multiply", "subtract", "copy")
-@rule("lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
-@rule("new_empty_strided", "detach_", "requires_grad_", "celu", "elu", "rrelu", "hardtanh", "relu6", "softplus", "prelu")
+@rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
+@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "hardswish", "log_sigmoid")
+@rule("celu", "elu", "hardtanh", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where", "copy")
+@rule("rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
-    if op.base == "prelu":
+    if op.base in ("prelu", "_prelu_kernel"):
         prelu(labels, op)
         return
     values = list(dict.fromkeys(op.inputs))

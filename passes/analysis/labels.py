@@ -1,8 +1,8 @@
 """Channel labels of every value of a graph, found by running the graph on labels.
 
-Every layer that produces channels (convolution, linear, embedding) gives its output axis fresh labels. Labels then flow:
-an op that only moves data is executed as it is on them, an op that combines tensors unites them, and an op without a rule
-freezes what it touches. The rules stand in `label_rules`; this file holds the state they work on.
+Every layer that produces channels (convolution, linear, embedding) gives its output axis fresh labels. Labels then
+flow: an op that only moves data is executed as it is on them, an op that combines tensors unites them, and an op
+without a rule freezes what it touches. The rules stand in `label_rules`; this file holds the state they work on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize, Dim
 from pruneopt.passes.analysis.planes import Plane, align, compress, varying
 
-__all__ = ["Blocks", "Labels", "Note", "Unknown", "propagate"]
+__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "number", "propagate"]
 
 BATCH = 2
 """The batch size at which labels are propagated: one would make the batch axis look like any axis of size 1."""
@@ -78,8 +79,8 @@ class Labels:
     def set(self, value: Value, planes: Iterable[Plane]) -> None:
         """Give a result its planes; what could not be sliced as a box is frozen.
 
-        A plane that varies nowhere is one picked channel; two planes along one axis are channels of two kinds that a view
-        has multiplied. Labels that no layer produces (padding, copies) give way to those of a layer.
+        A plane that varies nowhere is one picked channel; two planes along one axis are channels of two kinds that a
+        view has multiplied. Labels that no layer produces (padding, copies) give way to those of a layer.
         """
         kept: list[Plane] = []
         compact = [compress(plane) for plane in planes]
@@ -127,7 +128,7 @@ class Labels:
                     self.add_axis(weight, axis, self.fresh(size))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
-        """Element by element the same unit (broadcasting); an element that belongs to no channel freezes its partner."""
+        """Element by element the same unit (broadcasting); an element of no channel freezes its partner."""
         left, right = torch.broadcast_tensors(a, b)
         x, y = left.reshape(-1).numpy(), right.reshape(-1).numpy()
         both = (x > 0) & (y > 0)
@@ -195,7 +196,7 @@ class Labels:
             self.planes[weight] = (*self.of(weight), labels.reshape(shape))
 
     def adopt(self, weight: Value | None, plane: Plane, why: str) -> None:
-        """Let a weight that is combined with a labelled tensor carry that tensor's labels (broadcasting to the right)."""
+        """Let a weight that is combined with a labelled tensor carry that tensor's labels (broadcasting)."""
         if weight is None:
             return
         shape = self.shape(weight)
@@ -220,6 +221,14 @@ class Labels:
             return plane.reshape(-1)[:1].reshape((1,) * len(shape))
         plane = self.tie(plane, [axis for axis in varying(plane) if target[axis] == 1])
         return plane.reshape(plane.shape[lead:])
+
+
+def number(op: Op, name: str) -> int:
+    """An attribute of an op that is a whole number."""
+    value = op.attrs[name]
+    if not isinstance(value, int):
+        raise InternalError(f"{op} has {name} = {value}, where a number was expected")
+    return value
 
 
 def _is_uneven(dim: Dim) -> bool:

@@ -1,7 +1,7 @@
 """Label planes: integer tensors that say which channel every element of a tensor belongs to.
 
-A plane has the rank of its tensor and size 1 along every axis on which the labels do not vary, so a feature map costs as
-many integers as it has channels. Label 0 belongs to no channel: such elements are always there.
+A plane has the rank of its tensor and size 1 along every axis on which the labels do not vary, so a feature map costs
+as many integers as it has channels. Label 0 belongs to no channel: such elements are always there.
 """
 
 from __future__ import annotations

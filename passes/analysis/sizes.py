@@ -1,11 +1,12 @@
 """How the axes of every value shrink with the kept units.
 
-A channel axis of a value is as long as the number of its kept elements. Where channels are spread over several axes, the
-innermost axis on which a row holds different units shrinks, and the outer ones stay.
+A channel axis of a value is as long as the number of its kept elements. Where channels are spread over several axes,
+the innermost axis on which a row holds different units shrinks, and the outer ones stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,13 +49,21 @@ def _always(kept: np.ndarray) -> np.ndarray:
 
 def axis_shares(coupling: Coupling, value: Value) -> list[AxisShare]:
     """The shrinking axes of a value."""
-    return [_share(slot) for slot in coupling.slots_of(value)]
+    return _shares(coupling.slots_of(value))
 
 
-def _share(slot: Slot) -> AxisShare:
+def _shares(slots: list[Slot]) -> list[AxisShare]:
+    """How each slot of a value shrinks it. An axis that another slot runs along (outputs of a grouped convolution) is no
+    other's to shrink.
+    """
+    single = {slot.axes[0] for slot in slots if len(slot.axes) == 1}
+    return [_share(slot, () if len(slot.axes) == 1 else single) for slot in slots]
+
+
+def _share(slot: Slot, taken: Collection[int]) -> AxisShare:
     units = slot.units.reshape([slot.units.shape[axis] for axis in slot.axes])
     axes = list(slot.axes)
-    while units.ndim > 1 and bool((units == units[..., :1]).all()):
+    while units.ndim > 1 and axes[-2] not in taken and bool((units == units[..., :1]).all()):
         units = units[..., 0]
         axes.pop()
     divisor = int(np.prod(units.shape[:-1], dtype=np.int64))
@@ -89,24 +98,24 @@ def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
 def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
     """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
     flags = _always(kept)
+    shares = dict(zip(slots, _shares(slots), strict=True))
     cuts = [slot for slot in slots if not flags[slot.units].all()]
     axes = [axis for slot in cuts for axis in slot.axes]
     if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
         sizes = list(tensor.shape)
         for slot in cuts:
-            share = _share(slot)
-            sizes[share.axis] = share.size(kept)
+            sizes[shares[slot].axis] = shares[slot].size(kept)
         return tensor[kept_mask(cuts, tuple(tensor.shape), kept).to(tensor.device)].reshape(sizes)
     for slot in cuts:
-        share = _share(slot)
+        axis = shares[slot].axis
         places = torch.from_numpy(np.flatnonzero(flags[slot.units])).to(tensor.device)
         if len(slot.axes) == 1:
-            tensor = tensor.index_select(share.axis, places)
+            tensor = tensor.index_select(axis, places)
             continue
         last = range(tensor.dim() - len(slot.axes), tensor.dim())
         moved = tensor.movedim(slot.axes, tuple(last))
         sizes = list(moved.shape)
-        sizes[last[slot.axes.index(share.axis)]] = -1
+        sizes[last[slot.axes.index(axis)]] = -1
         tensor = moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
     return tensor
 

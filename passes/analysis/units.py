@@ -1,8 +1,9 @@
 """From labels to units: what lives or dies together, and blocks that must keep equal counts.
 
-Units are the connected components of the labels. A view that splits channels over several axes (heads, groups, shuffles)
-asks every block for the same number of kept channels. Where such demands cannot be met by counts alone (a transposed
-view, blocks of different kinds), the channels at the same place of every block are united: always right, less free.
+Units are the connected components of the labels. A view that splits channels over several axes (heads, groups,
+shuffles) asks every block for the same number of kept channels. Where such demands cannot be met by counts alone (a
+transposed view, blocks of different kinds), the channels at the same place of every block are united: always right,
+less free.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Units of one kind in one block: ``units`` of equal kind, of which every cell of the same ``family`` keeps as many."""
+    """Units of one kind in one block; every cell of the same ``family`` keeps as many."""
 
     family: int
     units: tuple[int, ...]
@@ -119,7 +120,7 @@ def _slots(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, list[Slot]]:
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """Distinct rows of units, of which each must keep as many; ``axis`` is the axis of the block's plane they run along."""
+    """Distinct rows of units, of which each must keep as many; they run along ``axis`` of the block's plane."""
 
     block: Blocks
     rows: np.ndarray
@@ -154,7 +155,7 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
 
 
 def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """Units as rows along the innermost axis on which they differ, and the number of that axis; None if they nowhere do."""
+    """Units as rows along the innermost axis on which they differ, and that axis; None if they nowhere do."""
     while units.ndim > 1 and bool((units == units[..., :1]).all()):
         units = units[..., 0]
     if units.ndim == 1 and bool((units == units[:1]).all()):

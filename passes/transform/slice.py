@@ -1,7 +1,7 @@
 """Slicing: from a plan to a smaller graph.
 
-Weights are gathered by the kept units; sizes, groups, paddings and shapes written into the graph are re-made from the new
-types, which the labels determine. Channels that are removed are dropped: what they contributed is not folded anywhere.
+Weights are gathered by the kept units; sizes, groups, paddings and shapes written into the graph are re-made from the
+new types, which the labels determine. Channels that are removed are dropped: what they contributed is folded nowhere.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
 from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.labels import number
 from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, gather_kept, shrunk_type
 
 __all__ = ["slice_graph", "slice_weights"]
@@ -78,9 +79,10 @@ class _Site:
     def flags(self, share: AxisShare) -> np.ndarray:
         """Which positions of an axis are kept; of channels spread over several axes, in the first row.
 
-        The analysis lets an op that counts positions read such channels only where every row has them at the same places.
+        The analysis lets an op count positions only where every row has its kept channels at the same places.
         """
-        return np.append(self.kept, True)[share.units].reshape(share.divisor, -1)[0]
+        flags: np.ndarray = np.append(self.kept, True)[share.units.reshape(share.divisor, -1)[0]]
+        return flags
 
     def retarget(self, target: str, attrs: Mapping[str, Attr]) -> None:
         self.op.target = target
@@ -116,7 +118,7 @@ def _remake_unflatten(site: _Site) -> None:
     sizes = site.op.attrs["sizes"]
     if isinstance(sizes, tuple):
         dims = site.op.result.type.dims
-        first = int(site.op.attrs["dim"]) % (len(dims) - len(sizes) + 1)  # type: ignore[call-overload]
+        first = number(site.op, "dim") % (len(dims) - len(sizes) + 1)
         site.set("sizes", tuple(-1 if s == -1 else _as_attr(dims[first + i]) for i, s in enumerate(sizes)))
 
 
@@ -152,7 +154,7 @@ def _remake_layer_norm(site: _Site) -> None:
 
 def _remake_split(site: _Site) -> None:
     """Any way of splitting becomes a split into written-out sizes once the pieces are unequal or fewer."""
-    dim = int(site.op.attrs["dim"])  # type: ignore[call-overload]
+    dim = number(site.op, "dim")
     sizes = tuple(value.type.shape()[dim] for value in site.op.results)
     old = tuple(value.type.shape()[dim] for value in site.old.results)
     if sizes != old:
@@ -179,11 +181,11 @@ def _remake_select(site: _Site) -> None:
     x = site.old.value(0)
     if x is None:
         return
-    dim = int(site.op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+    dim = number(site.op, "dim") % x.type.rank
     share = site.share(x, dim)
     if share is not None:
         flags = site.flags(share)
-        index = int(site.op.attrs["index"]) % len(flags)  # type: ignore[call-overload]
+        index = number(site.op, "index") % len(flags)
         site.set("index", int(flags[:index].sum()))
 
 
@@ -192,7 +194,7 @@ def _remake_slice(site: _Site) -> None:
     x = site.old.value(0)
     if x is None:
         return
-    dim = int(site.op.attrs["dim"]) % x.type.rank  # type: ignore[call-overload]
+    dim = number(site.op, "dim") % x.type.rank
     share = site.share(x, dim)
     if share is None:
         return
@@ -223,8 +225,8 @@ def _remake_slice(site: _Site) -> None:
 def _range_of(op: Op, size: int) -> tuple[int, int, int]:
     """First, past last and step of a slice of an axis of ``size`` positions."""
     if op.base == "narrow":
-        first = int(op.attrs["start"]) % size  # type: ignore[call-overload]
-        return first, first + int(op.attrs["length"]), 1  # type: ignore[call-overload]
+        first = number(op, "start") % size
+        return first, first + number(op, "length"), 1
     return slice(*(op.attrs[name] for name in ("start", "end", "step"))).indices(size)
 
 
@@ -236,7 +238,7 @@ def _remake_squeeze(site: _Site) -> None:
     before, after = old.type.plain().dims, x.type.plain().dims
     asked = site.op.attrs.get("dim")
     axes = range(x.type.rank) if asked is None else asked if isinstance(asked, tuple) else (asked,)
-    real = tuple(axis % x.type.rank for axis in axes)  # type: ignore[operator]
+    real = [axis % x.type.rank for axis in axes if isinstance(axis, int)]
     if any(before[axis] != 1 and after[axis] == 1 for axis in real):
         gone = tuple(axis for axis in real if before[axis] == 1 or isinstance(before[axis], BatchSize))
         site.retarget("aten.squeeze.dims", {"dim": gone})
@@ -271,6 +273,6 @@ REMAKE: dict[str, Callable[[_Site], None]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _remake_conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _remake_conv_transpose),
     **dict.fromkeys(("pad", "constant_pad_nd"), _remake_pad),
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), _remake_split),
-    "unsafe_split_with_sizes": _remake_split,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _remake_split),
+    **dict.fromkeys(("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"), _remake_split),
 }

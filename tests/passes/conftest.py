@@ -56,7 +56,7 @@ def at_batch(inputs: Sequence[torch.Tensor], graph: Graph, size: int) -> list[to
 
 @pytest.fixture
 def prove() -> Callable[..., Coupling]:
-    """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run and regenerate each."""
+    """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run, regenerate each."""
 
     def run(model: nn.Module, *inputs: torch.Tensor, seeds: Sequence[int | None] = (None, 0, 1)) -> Coupling:
         graph = capture(awaken(model), inputs)
