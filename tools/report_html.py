@@ -16,9 +16,9 @@ __all__ = ["html_report"]
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; border-bottom: 2px solid #999; }
+table { border-collapse: collapse; min-width: 60%; } th { text-align: left; border-bottom: 2px solid #999; }
 td, th { padding: .25rem .6rem .25rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid #e4e4e4; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .name { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 .verdict { padding: .7rem 1rem; border-left: 4px solid #2a7d46; background: #eff7f1; }
 .verdict.stopped { border-color: #b3731b; background: #fbf4e8; }
@@ -50,7 +50,11 @@ def html_report(report: Mapping[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> Iterator[str]:
     """A table whose first ``text`` columns are names; cells are HTML already."""
     marks = ["name" if column < text else "number" for column in range(len(head))]
-    yield "<table><tr>" + "".join(f"<th>{escape(word)}</th>" for word in head) + "</tr>"
+    yield (
+        "<table><tr>"
+        + "".join(f'<th class="{mark}">{escape(word)}</th>' for mark, word in zip(marks, head, strict=True))
+        + "</tr>"
+    )
     for row in rows:
         cells = "".join(f'<td class="{mark}">{cell}</td>' for mark, cell in zip(marks, row, strict=True))
         yield f"<tr>{cells}</tr>"
