@@ -23,30 +23,7 @@ from environment import environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
-TORCHVISION = [
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "densenet121",
-    "googlenet",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_0",
-    "mnasnet1_0",
-    "regnet_y_400mf",
-    "regnet_x_400mf",
-    "vgg16_bn",
-    "convnext_tiny",
-    "vit_b_16",
-    "swin_t",
-    "deeplabv3_resnet50",
-]
-ZOO = ["mobilenet_v1", "resnet20", "resnet56", "vgg19_cifar", "repvgg_a0"]
-DEFAULT = [*(f"torchvision:{name}" for name in TORCHVISION), *(f"zoo:{name}" for name in ZOO)]
+DEFAULT = (ROOT / "benchmarks" / "networks.txt").read_text(encoding="utf-8").split()
 
 
 def measure(spec: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,28 +204,8 @@ def test_captured_network_reads_back(build: Callable[[], nn.Module]) -> None:
     check_both_forms(capture(build(), torch.randn(2, 3, 32, 32)))
 
 
-NETWORKS = [
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "densenet121",
-    "googlenet",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_0",
-    "mnasnet1_0",
-    "regnet_y_400mf",
-    "regnet_x_400mf",
-    "vgg16_bn",
-    "convnext_tiny",
-    "vit_b_16",
-    "swin_t",
-    "deeplabv3_resnet50",
-]
+LIST = Path(__file__).parents[2] / "benchmarks" / "networks.txt"
+NETWORKS = [spec.partition(":")[2] for spec in LIST.read_text(encoding="utf-8").split() if spec.startswith("torchvision")]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,14 +82,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tiny_vit": (tiny_vit, (1, 3, 32, 32)),
 }
 FAST = ["mixed", "tiny_vit", "zoo:resnet20", "resnet18", "mobilenet_v2", "shufflenet_v2_x1_0"]
-# fmt: off
-SLOW = [
-    "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s",
-    "densenet121", "googlenet", "squeezenet1_0", "mnasnet1_0", "regnet_y_400mf", "regnet_x_400mf", "vgg16_bn",
-    "convnext_tiny", "vit_b_16", "swin_t", "deeplabv3_resnet50", "resnet18", "mobilenet_v2", "shufflenet_v2_x1_0",
-    "zoo:mobilenet_v1", "zoo:resnet20", "zoo:resnet56", "zoo:vgg19_cifar", "zoo:repvgg_a0",
-]
-# fmt: on
+SLOW = (Path(__file__).parents[2] / "benchmarks" / "networks.txt").read_text(encoding="utf-8").split()
 
 
 def coupling_of(name: str) -> Coupling:
