@@ -211,18 +211,17 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
     count = 1 + max(letter for side in sides for letter in (*side.letters, *out))
     spans = [_spanned(labels, side, count) for side in sides]
     for side, span in zip(sides, spans, strict=True):
-        others = {letter for other, other_span in zip(sides, spans, strict=True) if other is not side
-                  for letter in range(count) if other_span[letter] > 1}
-        for axis, letter in enumerate(side.letters):
-            if labels.is_weight(side.value) and letter in out and letter not in others and span[letter] > 1:
+        for axis, letter in enumerate(side.letters if labels.is_weight(side.value) else ()):
+            alone = span[letter] > 1 and all(other is span or other[letter] == 1 for other in spans)
+            if alone and letter in out:
                 labels.axis_labels(side.value, axis)
     crossing: list[tuple[Plane, int]] = []
     passing: list[tuple[Plane, int]] = []
-    for number, side in enumerate(sides):
+    for place, side in enumerate(sides):
         for plane in labels.of(side.value):
             spread = _spread(plane, side.letters, count)
             target = passing if all(letter in out for letter in varying(spread)) else crossing
-            target.append((spread, number))
+            target.append((spread, place))
     _meet(labels, op, crossing, sides, spans, out)
     planes = _pass(labels, op, passing, sides, spans)
     shapes = [[plane.shape[letter] for letter in out] for plane in planes]
@@ -264,13 +263,11 @@ def _meet(
 ) -> None:
     """Unite what is contracted. A weight without labels takes the other's; other axes of the plane must stay whole."""
     met: list[Plane] = []
-    for plane, number in crossing:
+    for plane, place in crossing:
         cut = {letter for letter in varying(plane) if letter not in out}
-        alone = [
-            letter for letter in varying(plane) if letter in out and any(
-                span[letter] == 1 and any(span[k] > 1 for k in cut) for i, span in enumerate(spans) if i != number
-            )
-        ]
+        facing = [span for i, span in enumerate(spans) if i != place and any(span[letter] > 1 for letter in cut)]
+        # What another operand contracts without such an axis, it contracts alike for all of it.
+        alone = [letter for letter in varying(plane) if letter in out and any(span[letter] == 1 for span in facing)]
         plane = labels.tie(plane, alone)
         partners = [own for own in met if cut & set(varying(own))]
         for own in partners:
@@ -279,8 +276,8 @@ def _meet(
             met.append(plane)
     for plane in met:
         cut = {letter for letter in varying(plane) if letter not in out}
-        for number, (side, span) in enumerate(zip(sides, spans, strict=True)):
-            known = {letter for own, n in crossing if n == number for letter in varying(own)}
+        for place, (side, span) in enumerate(zip(sides, spans, strict=True)):
+            known = {letter for own, n in crossing if n == place for letter in varying(own)}
             if cut & known or all(span[letter] == 1 for letter in cut):
                 continue
             if side.value.is_weight:
@@ -297,19 +294,19 @@ def _pass(
 ) -> list[Plane]:
     """Planes along axes of the result; where another operand spans such an axis without labels, it must stay whole."""
     merged: list[tuple[Plane, int]] = []
-    for plane, number in passing:
+    for plane, place in passing:
         partners = [own for own, _ in merged if set(varying(own)) & set(varying(plane))]
         for own in partners:
             labels.unite(own, plane, f"{op}")
         if not partners:
-            merged.append((plane, number))
+            merged.append((plane, place))
     kept: list[Plane] = []
     for plane, owner in merged:
         stay: set[int] = set()
-        for number, (side, span) in enumerate(zip(sides, spans, strict=True)):
+        for place, (side, span) in enumerate(zip(sides, spans, strict=True)):
             spanned = {letter for letter in varying(plane) if span[letter] > 1}
-            known = {letter for own, n in passing if n == number for letter in varying(own)}
-            if number == owner or not spanned or spanned & known:
+            known = {letter for own, n in passing if n == place for letter in varying(own)}
+            if place == owner or not spanned or spanned & known:
                 continue
             if side.value.is_weight:
                 labels.adopt(side.value, _gathered(labels, plane, side, span), f"{op}")
@@ -387,11 +384,11 @@ def einsum(labels: Labels, op: Op) -> None:
     if "." in equation or "->" not in equation or any(len(set(term)) < len(term) for term in (*inputs, out)):
         labels.give_up(op, f"the equation {equation}")
         return
-    number = {letter: index for index, letter in enumerate(dict.fromkeys(terms.replace(",", "")))}
+    place = {letter: index for index, letter in enumerate(dict.fromkeys(terms.replace(",", "")))}
     sides = [
-        Side(value, tuple(number[letter] for letter in term)) for value, term in zip(values, inputs, strict=True)
+        Side(value, tuple(place[letter] for letter in term)) for value, term in zip(values, inputs, strict=True)
     ]
-    labels.set(op.result, contract(labels, op, sides, tuple(number[letter] for letter in out)))
+    labels.set(op.result, contract(labels, op, sides, tuple(place[letter] for letter in out)))
 
 
 @rule("scaled_dot_product_attention")

@@ -53,8 +53,9 @@ def axis_shares(coupling: Coupling, value: Value) -> list[AxisShare]:
 
 
 def _shares(slots: list[Slot]) -> list[AxisShare]:
-    """How each slot of a value shrinks it. An axis that another slot runs along (outputs of a grouped convolution) is no
-    other's to shrink.
+    """How each slot of a value shrinks it.
+
+    An axis along which a slot of its own runs (the outputs of a grouped convolution) is no other's to shrink.
     """
     single = {slot.axes[0] for slot in slots if len(slot.axes) == 1}
     return [_share(slot, () if len(slot.axes) == 1 else single) for slot in slots]

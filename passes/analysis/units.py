@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Value
 from pruneopt.passes.analysis.label_moves import view_blocks
 from pruneopt.passes.analysis.labels import Blocks, Labels
@@ -65,7 +66,7 @@ def find_units(labels: Labels) -> Units:
         labels.freeze(block.plane, f"blocks of {block.op} could not be reconciled")
     units = _components(labels)
     if _settle(labels, units, []):
-        raise AssertionError("cells without blocks ask for no ties")
+        raise InternalError("cells without blocks asked for ties")
     return units
 
 

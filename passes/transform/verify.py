@@ -101,7 +101,7 @@ class MaskedOriginal:
 
     def _zero(self, value: Value, tensor: Tensor, axis: int | None = None) -> Tensor:
         """A tensor with its removed elements at zero: all of them, or those removed along one axis."""
-        slots = [slot for slot in self.coupling.slots_of(value) if axis is None or axis in slot.axes]
+        slots = [slot for slot in self.coupling.slots_of(value) if axis is None or axis == slot.axes[-1]]
         for part in kept_parts(slots, self.kept):
             if not part.all():
                 tensor = torch.where(part.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype))
@@ -131,7 +131,7 @@ class MaskedOriginal:
 
 
 def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
-    """An op in evaluation mode, at the batch size of the analysis; with ``double`` it computes in float64 throughout."""
+    """An op in evaluation mode, at the batch size of the analysis; with ``double``, in float64 throughout."""
     device = next((item.device for item in operands if isinstance(item, Tensor)), torch.device("cpu"))
     attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in op.attrs.items()}
     if "momentum" in attrs and attrs["momentum"] is None:

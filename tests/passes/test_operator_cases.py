@@ -98,7 +98,8 @@ JOINS = {
         net(lambda s, x: s.out(torch.cat([y := s.a(x).relu(), y], 1)), a=c(3, 8), out=head(16)), {"a": 8}
     ),
     "concat then add": Case(
-        net(lambda s, x: s.out(torch.cat([s.a(x), s.b(x)], 1) + s.d(x)), a=c(3, 8), b=c(3, 8), d=c(3, 16), out=head(16)),
+        net(lambda s, x: s.out(torch.cat([s.a(x), s.b(x)], 1) + s.d(x)), a=c(3, 8), b=c(3, 8), d=c(3, 16),
+            out=head(16)),
         {"a": 8, "b": 8},
     ),
     "residual and concat of the same tensors": Case(
@@ -148,7 +149,8 @@ JOINS = {
         net(lambda s, x: s.out(torch.cat([x, s.a(x), x], 1)), a=c(3, 8), out=head(14)), {"a": 8}
     ),
     "features beside the input, normalised": Case(
-        net(lambda s, x: s.out(s.bn(torch.cat([s.a(x), x], 1))), a=c(3, 8), bn=lambda: nn.BatchNorm2d(11), out=head(11)),
+        net(lambda s, x: s.out(s.bn(torch.cat([s.a(x), x], 1))), a=c(3, 8), bn=lambda: nn.BatchNorm2d(11),
+            out=head(11)),
         {"a": 8},
     ),
     "padded input channels": Case(
@@ -186,7 +188,8 @@ SPLITS = {
         {"a.2": 8, "a": 8, "m": 6, "m2": 6},
     ),
     "first half": Case(
-        net(lambda s, x: s.out(s.b((y := s.a(x))[:, :16]).relu()) + s.k(y), a=c(3, 32), b=c(16, 8), k=head(32), out=head(8)),
+        net(lambda s, x: s.out(s.b((y := s.a(x))[:, :16]).relu()) + s.k(y), a=c(3, 32), b=c(16, 8), k=head(32),
+            out=head(8)),
         {"a": 16, "a.2": 16, "b": 8},
     ),
     "every second channel": Case(
@@ -223,7 +226,7 @@ SPLITS = {
     ),
     "repeat": Case(net(lambda s, x: s.out(s.a(x).repeat(1, 3, 1, 1)), a=c(3, 8), out=head(24)), {"a": 8}),
     "expanded gate": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * s.g(x).expand(-1, 8, -1, -1)), a=c(3, 8), g=c(3, 1), out=head(8)), {"a": 8}
+        net(lambda s, x: s.out(s.a(x) * s.g(x).expand(-1, 8, -1, -1)), a=c(3, 8), g=c(3, 1), out=head(8)), {"a": 8}
     ),
     "expand_as": Case(
         net(lambda s, x: s.out((y := s.a(x)) * y.mean(1, keepdim=True).expand_as(y)), a=c(3, 8), out=head(8)), {"a": 8}
@@ -278,10 +281,12 @@ RESHAPES = {
         {"a": 8},
     ),
     "hard-coded view": Case(
-        net(lambda s, x: s.out(s.a(x).view(2, 16, 64).softmax(2).view(2, 16, 8, 8)), a=c(3, 16), out=head(16)), {"a": 16}
+        net(lambda s, x: s.out(s.a(x).view(2, 16, 64).softmax(2).view(2, 16, 8, 8)), a=c(3, 16), out=head(16)),
+            {"a": 16}
     ),
     "hard-coded view, any batch": Case(
-        net(lambda s, x: s.out(s.a(x).view(x.shape[0], 16, -1).softmax(2).view(-1, 16, 8, 8)), a=c(3, 16), out=head(16)),
+        net(lambda s, x: s.out(s.a(x).view(x.shape[0], 16, -1).softmax(2).view(-1, 16, 8, 8)), a=c(3, 16),
+            out=head(16)),
         {"a": 16},
     ),
     "view that splits channels": Case(
@@ -289,7 +294,8 @@ RESHAPES = {
         {"a": 32},
     ),
     "unflatten": Case(
-        net(lambda s, x: s.out(s.a(x).unflatten(1, (4, 8)).softmax(3).flatten(1, 2)), a=c(3, 32), out=head(32)), {"a": 32}
+        net(lambda s, x: s.out(s.a(x).unflatten(1, (4, 8)).softmax(3).flatten(1, 2)), a=c(3, 32), out=head(32)),
+            {"a": 32}
     ),
     "squeeze of what may shrink to one": Case(
         net(
@@ -298,7 +304,8 @@ RESHAPES = {
         ),
         {"a": 8},
     ),
-    "channel shuffle before dense": Case(net(lambda s, x: s.out(shuffle(s.a(x), 2)), a=c(3, 16), out=head(16)), {"a": 8}),
+    "channel shuffle before dense": Case(net(lambda s, x: s.out(shuffle(s.a(x), 2)), a=c(3, 16), out=head(16)),
+        {"a": 8}),
     "channel shuffle between grouped": Case(
         net(lambda s, x: s.out(s.b(shuffle(s.a(x), 2))), a=c(4, 16, groups=2), b=c(16, 8, groups=2), out=head(8)),
         {"a": 8, "b": 8}, shapes=((2, 4, 8, 8),),
@@ -308,7 +315,8 @@ RESHAPES = {
         {"a": 4}, shapes=((2, 4, 8, 8),),
     ),
     "nn.ChannelShuffle": Case(
-        net(lambda s, x: s.out(s.b(s.m(s.a(x)))), a=c(3, 16), m=lambda: nn.ChannelShuffle(2), b=c(16, 8, groups=2), out=head(8)),
+        net(lambda s, x: s.out(s.b(s.m(s.a(x)))), a=c(3, 16), m=lambda: nn.ChannelShuffle(2), b=c(16, 8, groups=2),
+            out=head(8)),
         {"a": 8, "b": 8},
     ),
     "slice inside blocks": Case(
@@ -370,12 +378,14 @@ CONVS = {
     ),
     "grouped transposed": Case(
         net(
-            lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8), b=lambda: nn.ConvTranspose2d(8, 12, 2, 2, groups=2), out=head(12)
+            lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8), b=lambda: nn.ConvTranspose2d(8, 12, 2, 2, groups=2),
+                out=head(12)
         ),
         {"a": 8, "b": 12},
     ),
     "depthwise transposed": Case(
-        net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8), b=lambda: nn.ConvTranspose2d(8, 16, 2, 2, groups=8), out=head(16)),
+        net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8), b=lambda: nn.ConvTranspose2d(8, 16, 2, 2, groups=8),
+            out=head(16)),
         {"a": 8},
     ),
     "one output": Case(net(lambda s, x: s.out(s.a(x) * s.b(x)), a=c(3, 8), b=c(3, 1), out=head(8)), {"a": 8}),

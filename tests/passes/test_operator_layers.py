@@ -91,15 +91,10 @@ def gram(s: Any, x: torch.Tensor) -> Any:
     return s.out((y @ y.transpose(1, 2)).flatten(1))
 
 
-def transposed_attention(s: Any, x: torch.Tensor) -> Any:
-    y = s.a(x).flatten(2)
-    return s.out((s.b(x).flatten(2).transpose(1, 2) @ y.transpose(1, 2).softmax(1).mT).unflatten(1, (8, 8)).permute(0, 3, 1, 2))
-
-
 def fused(s: Any, x: torch.Tensor, heads: int = 3, einsum: bool = False) -> Any:
     """Attention as timm writes it."""
     x = s.a(x)
-    b, n, width = x.shape
+    b, n, _ = x.shape
     q, k, v = s.qkv(x).reshape(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     if einsum:
         scores = torch.einsum("bhid,bhjd->bhij", q, k) * 0.5
@@ -148,10 +143,6 @@ def lstm(s: Any, x: torch.Tensor) -> Any:
     return s.out(s.m(s.a(x).flatten(2).transpose(1, 2))[0])
 
 
-def tied(s: Any, x: torch.Tensor) -> Any:
-    return s.b(s.e(x)).relu() @ s.e.weight.t()
-
-
 class Tokens(nn.Module):
     """An embedding whose input the tests make from float tensors."""
 
@@ -169,8 +160,8 @@ def early_buffer(s: Any, x: torch.Tensor) -> Any:
     return s.out(s.a(x) * scale)
 
 
-QKV = dict(q=lin(12, 12), k=lin(12, 12), v=lin(12, 12), out=lin(12, 5))
-FUSED = dict(a=lin(12, 12), qkv=lin(12, 36), proj=lin(12, 12), norm=lambda: nn.LayerNorm(12), out=lin(12, 5))
+QKV = {"q": lin(12, 12), "k": lin(12, 12), "v": lin(12, 12), "out": lin(12, 5)}
+FUSED = {"a": lin(12, 12), "qkv": lin(12, 36), "proj": lin(12, 12), "norm": lambda: nn.LayerNorm(12), "out": lin(12, 5)}
 
 CASES = {
     # Norms and per-channel parameters
@@ -199,7 +190,8 @@ CASES = {
         net(lambda s, x: s.out(s.a(x) * s.p), a=c(3, 8), p=rand(1, 8, 1, 1), out=c(8, 5, 1)), {"a": 8}
     ),
     "parameter used twice": Case(
-        net(lambda s, x: s.out(s.b(s.a(x) * s.p) + s.p), a=c(3, 8), b=c(8, 8), p=rand(8, 1, 1), out=c(8, 5, 1)), {"a": 8}
+        net(lambda s, x: s.out(s.b(s.a(x) * s.p) + s.p), a=c(3, 8), b=c(8, 8), p=rand(8, 1, 1), out=c(8, 5, 1)),
+            {"a": 8}
     ),
     "buffer read before a layer labels it": Case(
         net(early_buffer, a=c(3, 8), scale=lambda: nn.Buffer(torch.rand(8)), out=c(8, 5, 1)), {"a": 8}
@@ -220,7 +212,8 @@ CASES = {
         net(lambda s, x: s.out(s.a(x).cumsum(1)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}, noted=1
     ),
     "argmax over channels": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * y.argmax(1, keepdim=True)), a=c(3, 8), out=c(8, 5, 1)), {}, {"a": "no rule"}
+        net(lambda s, x: s.out((y := s.a(x)) * y.argmax(1, keepdim=True)), a=c(3, 8), out=c(8, 5, 1)), {},
+            {"a": "no rule"}
     ),
     "where the maximum is": Case(
         net(lambda s, x: s.out((y := s.a(x)) * y.max(1, keepdim=True)[1]), a=c(3, 8), out=c(8, 5, 1)),
@@ -270,7 +263,8 @@ CASES = {
         through(lambda: nn.Upsample(scale_factor=2), lambda: nn.Upsample((7, 7), mode="bilinear")), {"a": 8}
     ),
     "pooling with indices": Case(
-        net(lambda s, x: s.out(F.max_unpool2d(*F.max_pool2d(s.a(x), 2, return_indices=True), 2)), a=c(3, 8), out=c(8, 5, 1)),
+        net(lambda s, x: s.out(F.max_unpool2d(*F.max_pool2d(s.a(x), 2, return_indices=True), 2)), a=c(3, 8),
+            out=c(8, 5, 1)),
         {"a": 8},
     ),
     "pooling to one, reflected": Case(
@@ -287,7 +281,8 @@ CASES = {
         net(lambda s, x: fused(s, x, einsum=True), **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1
     ),
     "heads that hold q, k and v": Case(
-        net(chunked_heads, qkv=lin(12, 36), bias=rand(3, 6, 6), out=lin(12, 5)), {"qkv": 12, "qkv.2": 12}, shapes=(TOKENS,)
+        net(chunked_heads, qkv=lin(12, 36), bias=rand(3, 6, 6), out=lin(12, 5)), {"qkv": 12, "qkv.2": 12},
+            shapes=(TOKENS,)
     ),
     "relative position bias": Case(
         net(relative, table=rand(11, 3), index=lambda: nn.Buffer(torch.arange(36).view(6, 6) % 11), **QKV),
@@ -295,7 +290,8 @@ CASES = {
     ),
     **{
         f"grouped queries by {how}": Case(
-            net(lambda s, x, how=how: grouped_queries(s, x, how), **{**QKV, "q": lin(12, 24), "k": lin(12, 8), "v": lin(12, 8),
+            net(lambda s, x, how=how: grouped_queries(s, x, how), **{**QKV, "q": lin(12, 24), "k": lin(12, 8),
+                "v": lin(12, 8),
                 "out": lin(24, 5)}),
             {"q": 8, "v": 8}, shapes=(TOKENS,),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,8 @@ def test_a_right_network_is_proved(make_plan: Plans) -> None:
 # Wrong weights: they must be the original's slices, bit by bit
 
 
-@pytest.mark.parametrize("name", ["a.weight", "bn.weight", "bn.running_mean", "bn.running_var", "b.weight", "out.weight"])
+@pytest.mark.parametrize("name", ["a.weight", "bn.weight", "bn.running_mean", "bn.running_var", "b.weight",
+    "out.weight"])
 def test_exchanged_entries_are_named(name: str, make_plan: Plans) -> None:
     model = Net()
     with torch.no_grad():
@@ -106,7 +108,7 @@ def test_exchanged_entries_are_named(name: str, make_plan: Plans) -> None:
     axis = 1 if name == "out.weight" else 0
     pruned.weights[name] = tensor.roll(1, axis)
     assert not torch.equal(pruned.weights[name], tensor)
-    with pytest.raises(VerificationError, match=f"the weight {name} of aten"):
+    with pytest.raises(VerificationError, match=f"the weight {re.escape(name)} of aten"):
         verify_pruned(graph, coupling, plan, pruned)
 
 
@@ -144,7 +146,7 @@ def test_a_wrong_value_on_real_input_only(make_plan: Plans, monkeypatch: pytest.
     graph, coupling, plan, pruned = prepared(Net(), IMAGE, make_plan)
     monkeypatch.setattr(verify, "_check_delivered", lambda *_: None)
     pruned.weights["out.bias"] = pruned.weights["out.bias"] + 0.1
-    with pytest.raises(VerificationError, match="by 0.1 on real input"):
+    with pytest.raises(VerificationError, match=r"by 0\.1 on real input"):
         verify_pruned(graph, coupling, plan, pruned, [IMAGE])
 
 
@@ -214,16 +216,10 @@ def test_an_op_taken_for_the_identity_is_found(name: str, make_plan: Plans, monk
     if not any(op.base == base for op in graph.ops):
         base = "native_channel_shuffle"
     monkeypatch.setitem(RULES, base, identity)
-    found = 0
-    for seed in range(4):
-        coupling = couple(graph)
-        plan = make_plan(coupling, seed)
-        try:
-            verify_pruned(graph, coupling, plan, slice_graph(graph, coupling, plan))
-        except PruneoptError as error:
-            found += 1
-            assert any(op.base in str(error) for op in graph.ops)
-    assert found
+    coupling = couple(graph)
+    plan = make_plan(coupling, 3)
+    with pytest.raises(VerificationError, match=base):
+        verify_pruned(graph, coupling, plan, slice_graph(graph, coupling, plan))
 
 
 def test_the_wrong_order_of_a_flatten_is_found(make_plan: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,10 +259,9 @@ def test_an_untied_shuffle_is_found(make_plan: Plans, monkeypatch: pytest.Monkey
     monkeypatch.setattr(units, "view_blocks", lambda labels: [])
     coupling = couple(graph)
     assert coupling.group("a").step == 1
+    plan = {"a": np.array([0, 1, 2, 7])}
     with pytest.raises(PruneoptError):
-        for seed in range(4):
-            plan = make_plan(coupling, seed)
-            verify_pruned(graph, coupling, plan, slice_graph(graph, coupling, plan))
+        verify_pruned(graph, coupling, plan, slice_graph(graph, coupling, plan))
 
 
 # The reference
