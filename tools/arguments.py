@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["compile", "inspect", "new", "passes"]
 
-CONVENTIONS = ("macs", "metapruning", "eagleeye", "greg")
+CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
 BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB or 12MBmemory; repeat it for several budgets at once"
 
@@ -71,7 +71,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th")
     parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first")
     parser.add_argument(
-        "--ignore", metavar="NAME", nargs="+", action="extend", default=[], help="modules or groups that stay whole"
+        "--ignore", metavar="NAME", nargs="+", action="extend", default=[], help="modules, parameters or groups that keep their channels"
     )
     parser.add_argument(
         "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
