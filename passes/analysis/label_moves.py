@@ -99,6 +99,33 @@ def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
     return plane
 
 
+@rule("slice_scatter")
+def overwrite(labels: Labels, op: Op) -> None:
+    """A slice of a tensor is replaced: what is written has the labels of what it replaces."""
+    value, written = source(labels, op), op.value(1)
+    if value is None or written is None or op.attrs["step"] != 1:
+        labels.give_up(op, "it does not write a plain slice")
+        return
+    axis = number(op, "dim") % value.type.rank
+    planes = cut_at(labels, op, value)
+    begin, end, _ = slice(op.attrs["start"], op.attrs["end"]).indices(labels.shape(value)[axis])
+    out: list[Plane] = []
+    inside: list[Plane] = []
+    for plane in planes:
+        if axis in varying(plane) and len(varying(plane)) > 1:
+            labels.freeze(plane, f"written into along channels by {op}")
+            continue
+        out.append(plane)
+        inside.append(plane.narrow(axis, begin, end - begin) if axis in varying(plane) else plane)
+    labels.label_axes(written)
+    # What is written may not bring channels that the tensor lacks: the result has the tensor's size.
+    merge_pointwise(labels, op, [(inside, value), (list(labels.of(written)), written)])
+    stuck = {a for plane in labels.of(written) for a in varying(plane)} - {a for plane in out for a in varying(plane)}
+    if stuck:
+        labels.freeze_value(written, f"written into a tensor whose channels cannot be removed, {op}")
+    labels.set(op.result, out)
+
+
 @rule("expand", "expand_copy", "expand_as", "view_as", "reshape_as")
 def resize(labels: Labels, op: Op) -> None:
     """A size that is written out, or another tensor's. Along an axis of copies any number will do."""

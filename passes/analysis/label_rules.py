@@ -233,7 +233,11 @@ def unpool(labels: Labels, op: Op) -> None:
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "max", "min")
 def reduction(labels: Labels, op: Op) -> None:
-    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are tied over them."""
+    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are tied over them.
+
+    Where the result keeps the axis it is a statistic to put beside what it was taken of (the norm of a head's query):
+    not tied but noted, and the rows stay.
+    """
     x = op.value(0)
     if x is None or (op.base in ("max", "min") and op.value(1) is not None):
         pointwise(labels, op)
@@ -253,6 +257,11 @@ def reduction(labels: Labels, op: Op) -> None:
         if inside and len(inside) == len(varying(plane)):
             labels.notes.append(Note(op, plane))
             continue
+        if keep and inside and inside[-1] == varying(plane)[-1]:
+            labels.notes.append(Note(op, plane))
+            rows = plane.reshape([plane.shape[axis] for axis in varying(plane)])
+            labels.blocks.append(Blocks(rows, op, pinned=rows.dim() - len(inside)))
+            continue
         plane = labels.tie(plane, inside)
         sizes = [size for axis, size in enumerate(plane.shape) if keep or axis not in axes]
         out.append(plane.reshape(sizes))
@@ -264,9 +273,9 @@ def reduction(labels: Labels, op: Op) -> None:
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
-@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "hardswish", "log_sigmoid")
-@rule("celu", "elu", "hardtanh", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where", "copy")
-@rule("rsub", "true_divide", "divide", "multiply", "subtract")
+@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "zero", "log_sigmoid")
+@rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
+@rule("copy", "rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
     if op.base in ("prelu", "_prelu_kernel"):

@@ -264,6 +264,7 @@ REMAKE: dict[str, Callable[[_Site], None]] = {
     "select_copy": _remake_select,
     "slice": _remake_slice,
     "slice_copy": _remake_slice,
+    "slice_scatter": _remake_slice,
     "narrow": _remake_slice,
     "squeeze": _remake_squeeze,
     "scaled_dot_product_attention": _remake_attention,

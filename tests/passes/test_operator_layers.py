@@ -139,8 +139,29 @@ def multihead() -> nn.Module:
     return Net(forward, a=nn.Linear(12, 12), m=nn.MultiheadAttention(12, 3, batch_first=True), out=nn.Linear(12, 5))
 
 
+def cosine(s: Any, x: torch.Tensor) -> Any:
+    """Attention by cosine, as Swin V2."""
+    b, n, _ = x.shape
+    q, k, v = s.qkv(x).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * s.scale.clamp(max=4).exp()
+    return s.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 def lstm(s: Any, x: torch.Tensor) -> Any:
     return s.out(s.m(s.a(x).flatten(2).transpose(1, 2))[0])
+
+
+def partly_zero(s: Any, x: torch.Tensor) -> Any:
+    """As Swin V2 clears the bias of its keys."""
+    bias = s.b.clone()
+    bias[4:8].zero_()
+    return s.out(F.linear(s.a(x), s.w, bias).relu())
+
+
+def half_replaced(s: Any, x: torch.Tensor) -> Any:
+    y = s.a(x).clone()
+    y[:, 2:6] = s.b(x)
+    return s.out(y)
 
 
 class Tokens(nn.Module):
@@ -253,11 +274,16 @@ CASES = {
         net(lambda s, x: s.out(s.a(x) @ s.w.t()), a=lin(12, 8), w=rand(6, 8), out=lin(6, 5)), {"a": 8, "w": 6},
         shapes=(TOKENS,),
     ),
+    "bias written in part": Case(
+        net(partly_zero, a=lin(12, 16), w=rand(12, 16), b=rand(12), out=lin(12, 5)), {"a": 16, "w": 8, "w.2": 4},
+        shapes=(TOKENS,),
+    ),
     "parameter times tokens": Case(
         net(lambda s, x: s.out(s.w @ s.a(x)), a=lin(12, 8), w=rand(7, 6), out=lin(8, 5)), {"a": 8}, {"w": "output"},
         shapes=(TOKENS,),
     ),
     "embedding tied to the head": Case(Tokens, {"e": 12}, shapes=((2, 6),)),
+    "half replaced": Case(net(half_replaced, a=c(3, 8), b=c(3, 4), out=c(8, 5, 1)), {"a": 4, "a.2": 4}),
     # Windows
     "interpolate": Case(
         through(lambda: nn.Upsample(scale_factor=2), lambda: nn.Upsample((7, 7), mode="bilinear")), {"a": 8}
@@ -279,6 +305,9 @@ CASES = {
     "fused qkv": Case(net(fused, **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1),
     "fused qkv by einsum": Case(
         net(lambda s, x: fused(s, x, einsum=True), **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1
+    ),
+    "cosine attention": Case(
+        net(cosine, qkv=lin(12, 36), scale=rand(3, 1, 1), out=lin(12, 5)), {"qkv": 16}, shapes=(TOKENS,), noted=2
     ),
     "heads that hold q, k and v": Case(
         net(chunked_heads, qkv=lin(12, 36), bias=rand(3, 6, 6), out=lin(12, 5)), {"qkv": 12, "qkv.2": 12},
