@@ -71,7 +71,12 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th")
     parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first")
     parser.add_argument(
-        "--ignore", metavar="NAME", nargs="+", action="extend", default=[], help="modules, parameters or groups kept whole"
+        "--ignore",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="modules, parameters or groups that keep their channels",
     )
     parser.add_argument(
         "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
