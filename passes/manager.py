@@ -36,7 +36,8 @@ class PassManager:
     ) -> None:
         self.passes = tuple(passes)
         self._verify_ir = verify_ir
-        self._instruments = (Timing(), *instruments)
+        # The last one is told last before a pass and first after it: other instruments' work is not timed.
+        self._instruments = (*instruments, Timing())
 
     @classmethod
     def parse(cls, text: str, *, verify_ir: bool = True, instruments: Sequence[Instrument] = ()) -> PassManager:

@@ -145,6 +145,18 @@ def test_timing_numbers_repeated_passes(graph: Graph) -> None:
     assert all(seconds >= 0 for seconds in result.timings.values())
 
 
+def test_what_instruments_do_is_not_timed(graph: Graph) -> None:
+    class Late(Instrument):
+        timed = False
+
+        def after_pass(self, index: int, step: Pass, state: State) -> None:
+            self.timed = "probe" in state.timings
+
+    late = Late()
+    PassManager([Probe()], instruments=[late]).run(graph)
+    assert late.timed
+
+
 def test_timing_measures(graph: Graph) -> None:
     ticks = iter([1.0, 3.5])
     timing, state = Timing(lambda: next(ticks)), State(graph, graph)
