@@ -275,7 +275,7 @@ def reduction(labels: Labels, op: Op) -> None:
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
 @rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "zero", "log_sigmoid")
 @rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
-@rule("copy", "rsub", "true_divide", "divide", "multiply", "subtract")
+@rule("copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
     if op.base in ("prelu", "_prelu_kernel"):

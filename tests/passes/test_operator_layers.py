@@ -164,6 +164,12 @@ def half_replaced(s: Any, x: torch.Tensor) -> Any:
     return s.out(y)
 
 
+def half_filled(s: Any, x: torch.Tensor) -> Any:
+    y = s.a(x).clone()
+    y[:, 2:6] = 1.0
+    return s.out(y)
+
+
 class Tokens(nn.Module):
     """An embedding whose input the tests make from float tensors."""
 
@@ -283,6 +289,7 @@ CASES = {
         shapes=(TOKENS,),
     ),
     "embedding tied to the head": Case(Tokens, {"e": 12}, shapes=((2, 6),)),
+    "half filled": Case(net(half_filled, a=c(3, 8), out=c(8, 5, 1)), {"a": 4, "a.2": 4}),
     "half replaced": Case(net(half_replaced, a=c(3, 8), b=c(3, 4), out=c(8, 5, 1)), {"a": 4, "a.2": 4}),
     # Windows
     "interpolate": Case(
