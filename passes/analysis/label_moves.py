@@ -11,7 +11,7 @@ from torch import Tensor
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
-from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number
+from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
 __all__ = ["move_plane"]
@@ -168,8 +168,7 @@ def windows(labels: Labels, op: Op) -> None:
 def roll(labels: Labels, op: Op) -> None:
     """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels do not move."""
     value = source(labels, op)
-    dims = op.attrs["dims"]
-    axes = {int(d) % op.result.type.rank for d in dims} if isinstance(dims, tuple) else set()  # type: ignore[arg-type]
+    axes = {dim % op.result.type.rank for dim in numbers(op, "dims")}
     for plane in labels.of(value):
         if not axes or axes & set(varying(plane)):
             labels.freeze(plane, f"rolled along channels by {op}")
@@ -282,11 +281,10 @@ def stack(labels: Labels, op: Op) -> None:
 def pad(labels: Labels, op: Op) -> None:
     """Padding along channels makes channels of its own, which may go like any other."""
     value = source(labels, op)
-    amounts = op.attrs["pad"]
-    if value is None or not isinstance(amounts, tuple):
-        labels.give_up(op, "unknown padding")
+    if value is None:
+        labels.give_up(op, "operands are missing")
         return
-    pads = [int(a) for a in amounts]  # type: ignore[arg-type]
+    pads = numbers(op, "pad")
     rank = value.type.rank
     by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
     constant = op.attrs.get("mode", "constant") == "constant"

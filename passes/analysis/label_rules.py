@@ -15,7 +15,7 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import overload
-from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number
+from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
 __all__ = ["RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
@@ -224,7 +224,7 @@ def unpool(labels: Labels, op: Op) -> None:
     """Indices are places inside one channel; they have the channels of the values."""
     rank = op.result.type.rank
     planes = merge_pointwise(labels, op, [(list(labels.of(value)), value) for value in op.inputs])
-    spatial = range(2, rank) if rank == len(op.attrs["output_size"]) + 2 else range(1, rank)  # type: ignore[arg-type]
+    spatial = range(2, rank) if rank == len(numbers(op, "output_size")) + 2 else range(1, rank)
     for plane in planes:
         if any(axis in spatial for axis in varying(plane)):
             labels.freeze(plane, f"channels lie along a spatial axis of {op}")
@@ -247,9 +247,7 @@ def reduction(labels: Labels, op: Op) -> None:
         for plane in labels.of(x):
             if axis in varying(plane):
                 labels.freeze(plane, f"channels are numbered by {op}")
-    dims = op.attrs.get("dim")
-    given = dims if isinstance(dims, tuple) else () if dims is None else (dims,)
-    axes = [int(d) % x.type.rank for d in given] or list(range(x.type.rank))  # type: ignore[arg-type]
+    axes = [dim % x.type.rank for dim in numbers(op, "dim")] or list(range(x.type.rank))
     keep = op.attrs.get("keepdim") is True
     out = []
     for plane in labels.of(x):

@@ -19,7 +19,7 @@ from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize, Dim
 from pruneopt.passes.analysis.planes import Plane, align, compress, varying
 
-__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "number", "propagate"]
+__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "number", "numbers", "propagate"]
 
 BATCH = 2
 """The batch size at which labels are propagated: one would make the batch axis look like any axis of size 1."""
@@ -229,6 +229,16 @@ def number(op: Op, name: str) -> int:
     if not isinstance(value, int):
         raise InternalError(f"{op} has {name} = {value}, where a number was expected")
     return value
+
+
+def numbers(op: Op, name: str) -> tuple[int, ...]:
+    """An attribute of an op that is a list of whole numbers, one of them, or nothing."""
+    value = op.attrs.get(name)
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    whole = tuple(item for item in items if isinstance(item, int))
+    if len(whole) != len(items):
+        raise InternalError(f"{op} has {name} = {value}, where numbers were expected")
+    return whole
 
 
 def _is_uneven(dim: Dim) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
 from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.labels import number
+from pruneopt.passes.analysis.labels import number, numbers
 from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, gather_kept, shrunk_type
 
 __all__ = ["slice_graph", "slice_weights"]
@@ -162,13 +162,10 @@ def _remake_split(site: _Site) -> None:
 
 
 def _remake_pad(site: _Site) -> None:
-    pads = site.op.attrs["pad"]
+    new = list(numbers(site.op, "pad"))
     rank = _type_of(site.op).rank
-    if not isinstance(pads, tuple):
-        return
-    new = list(pads)
-    for i in range(len(pads) // 2):
-        before, after = int(pads[2 * i]), int(pads[2 * i + 1])  # type: ignore[arg-type]
+    for i in range(len(new) // 2):
+        before, after = new[2 * i], new[2 * i + 1]
         share = site.share(site.old.result, rank - 1 - i)
         if share is not None and (before or after):
             flags = np.append(site.kept, True)[share.units]
