@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.ir.graph import Op
 from pruneopt.ir.types import Attr, BatchSize, Keyword
 
-__all__ = ["Argument", "Signature", "attr_of", "call", "overload", "scalar_to_attr", "signature", "torch_value"]
+__all__ = ["Argument", "Signature", "call", "overload", "scalar_to_attr", "signature", "torch_value"]
 
 DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
@@ -56,10 +55,6 @@ class Argument:
         """Whether the argument takes a tensor, an optional tensor, or a list of them."""
         return "Tensor" in self.type
 
-    @property
-    def is_list(self) -> bool:
-        return self.type.startswith("List[") or "[]" in self.type
-
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -74,13 +69,6 @@ class Signature:
     @property
     def attrs(self) -> tuple[Argument, ...]:
         return tuple(a for a in self.arguments if not a.is_tensor)
-
-    def operand_index(self, name: str) -> int | None:
-        """The operand number of a tensor argument, or None if the op has no such argument."""
-        for index, argument in enumerate(self.operands):
-            if argument.name == name:
-                return index
-        return None
 
 
 @cache
@@ -140,11 +128,6 @@ def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) ->
             return MEMORY_FORMATS[attr.name]
         return {"mode": training, "device": device}[attr.name]
     return attr.at(batch) if isinstance(attr, BatchSize) else attr
-
-
-def attr_of(op: Op, name: str) -> Attr:
-    """An attribute of an op by its schema name; None if the op has no such argument."""
-    return op.attrs.get(name)
 
 
 def call(target: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
