@@ -1,7 +1,8 @@
-"""What a pass is, what it works on, and what a run of passes gives back.
+"""What a pass and its parts are, what a pass works on, and what a run of passes gives back.
 
 A pass is a frozen dataclass whose fields are its options; it changes a `State` and says honestly whether the graph
-changed. The work itself is a plain function that other passes may call; the pass is the thin class around it.
+changed. The work itself is a plain function that other passes may call; the pass is the thin class around it. An option
+may be a *part*: again a frozen dataclass of options, of a kind (criterion, searcher, ...) that other parts can replace.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from pruneopt.errors import InternalError, UserError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
     from pruneopt.ir.graph import Graph
     from pruneopt.models.workload import Workload
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
     from pruneopt.passes.budget import Budget
     from pruneopt.passes.transform.verify import Verification
 
-__all__ = ["BudgetUse", "Pass", "Progress", "Result", "State", "budget_uses", "option", "option_fields", "silent"]
+__all__ = [
+    "BudgetUse",
+    "Configured",
+    "Part",
+    "Pass",
+    "Progress",
+    "Result",
+    "State",
+    "budget_uses",
+    "option",
+    "option_fields",
+    "part_kind",
+    "silent",
+]
 
 T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -64,6 +78,8 @@ class State:
         budgets: everything the result must stay inside.
         plan: group name -> sorted kept unit indices; None until a pass decides.
         verification: the proof, once verify ran.
+        masks: weight name -> bool tensor of its shape, False where unstructured pruning keeps the weight at zero; None
+            without.
         trained_after_slice: whether the cut network's weights are no longer those of the original.
         workload: data, loss and metric; None without data.
         ignore: parameters, modules or groups that must not lose channels.
@@ -83,6 +99,7 @@ class State:
     budgets: list[Budget] = field(default_factory=list)
     plan: dict[str, np.ndarray] | None = None
     verification: Verification | None = None
+    masks: dict[str, Tensor] | None = None
     trained_after_slice: bool = False
     workload: Workload | None = None
     ignore: tuple[str, ...] = ()
@@ -113,11 +130,11 @@ class State:
 
 
 @dataclass(frozen=True)
-class Pass(ABC):
-    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options (`option`).
+class Configured(ABC):
+    """A named frozen dataclass whose fields are options (`option`): a pass, or a part of one.
 
-    The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text of the graph or any
-    of its weights changed; the pass manager checks the answer.
+    A field typed with a class of parts may be given as text, ``searcher="evolution{population=20}"``; a subclass with a
+    ``__post_init__`` of its own calls this one first.
     """
 
     name: ClassVar[str]
@@ -129,7 +146,37 @@ class Pass(ABC):
         super().__init_subclass__(**kwargs)
         name = cls.__dict__.get("name")
         if name is not None and not NAME.fullmatch(name):
-            raise InternalError(f"{cls.__qualname__} is named {name!r}; names of passes are kebab-case")
+            raise InternalError(f"{cls.__qualname__} is named {name!r}; names of passes and parts are kebab-case")
+
+    def __post_init__(self) -> None:
+        for key, kind in _part_fields(type(self)).items():
+            value = getattr(self, key)
+            if isinstance(value, str):
+                from pruneopt.passes.spec import parse_part
+
+                object.__setattr__(self, key, parse_part(kind, value))
+
+
+@dataclass(frozen=True)
+class Part(Configured):
+    """A replaceable part of a pass. Each kind is an abstract class that sets ``kind``; its parts set ``name``."""
+
+    kind: ClassVar[str]
+    """What it can stand for: ``criterion``, ``searcher``, ``evaluator``, ``ranking``, ``regulariser``, ``recipe``."""
+
+
+@dataclass(frozen=True)
+class Pass(Configured):
+    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options (`option`).
+
+    The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text of the graph or any
+    of its weights changed; the pass manager checks the answer.
+    """
+
+    @property
+    def needs_data(self) -> str | None:
+        """What of this pass cannot work without data (``abn``, ``prune with criterion=taylor``); None if nothing."""
+        return None
 
     def requires(self, state: State) -> str | None:
         """What must happen before this pass can run, in the user's words ("run couple first"); None if nothing."""
@@ -207,6 +254,19 @@ class Result:
         )
 
 
-def option_fields(kind: type[Pass]) -> tuple[dataclasses.Field[Any], ...]:
-    """The options of a pass class, in order of declaration."""
+def option_fields(kind: type[Configured]) -> tuple[dataclasses.Field[Any], ...]:
+    """The options of a pass or part class, in order of declaration."""
     return tuple(item for item in dataclasses.fields(kind) if item.init)
+
+
+def part_kind(hint: Any) -> type[Part] | None:
+    """The class of parts that a field's type asks for; None for any other type."""
+    return hint if isinstance(hint, type) and issubclass(hint, Part) else None
+
+
+@cache
+def _part_fields(kind: type[Configured]) -> dict[str, type[Part]]:
+    """The options of a class that are parts."""
+    hints = get_type_hints(kind)
+    found = {item.name: part_kind(hints[item.name]) for item in option_fields(kind)}
+    return {name: part for name, part in found.items() if part is not None}

@@ -1,6 +1,7 @@
-"""The names of the passes: a table from name to where its class lives, imported only when asked for.
+"""The names of the passes and their parts: tables from name to where the class lives, imported only when asked for.
 
-Other packages add passes by entry point: group ``pruneopt.passes``, the pass's name, ``module:Class``.
+Other packages add passes by entry point: group ``pruneopt.passes``, the pass's name, ``module:Class``; and parts in the
+groups of `PART_GROUPS`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.base import Pass
+from pruneopt.passes.base import Configured, Part, Pass
 
-__all__ = ["GROUP", "all_passes", "pass_class", "pass_names"]
+__all__ = ["GROUP", "PART_GROUPS", "all_passes", "part_class", "part_kinds", "part_names", "pass_class", "pass_names"]
 
 GROUP = "pruneopt.passes"
 
@@ -32,14 +33,40 @@ _BUILT_IN = {
 }
 
 
+PART_GROUPS = {
+    "criterion": "pruneopt.criteria",
+    "searcher": "pruneopt.searchers",
+    "evaluator": "pruneopt.evaluators",
+    "ranking": "pruneopt.rankings",
+    "regulariser": "pruneopt.regularisers",
+    "recipe": "pruneopt.recipes",
+}
+"""The entry-point group of every kind of part."""
+
+_PARTS: dict[str, dict[str, str]] = {
+    "criterion": {},
+    "searcher": {},
+    "evaluator": {},
+    "ranking": {},
+    "regulariser": {},
+    "recipe": {},
+}
+
+
 @cache
 def _table() -> dict[str, str]:
     """Name -> ``module:Class`` of every pass, built in or installed; `UserError` where two packages claim a name."""
     return merge(_BUILT_IN, tuple(entry_points(group=GROUP)))
 
 
-def merge(built_in: dict[str, str], plugins: tuple[EntryPoint, ...]) -> dict[str, str]:
-    """The table of passes; `UserError` that names both origins where a name is taken twice."""
+@cache
+def _parts(kind: str) -> dict[str, str]:
+    """The same for the parts of a kind."""
+    return merge(_PARTS[kind], tuple(entry_points(group=PART_GROUPS[kind])), kind)
+
+
+def merge(built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str = "pass") -> dict[str, str]:
+    """A table with what is installed added; `UserError` that names both origins where a name is taken twice."""
     table = dict(built_in)
     origin = dict.fromkeys(built_in, "pruneopt")
     for plugin in plugins:
@@ -47,7 +74,7 @@ def merge(built_in: dict[str, str], plugins: tuple[EntryPoint, ...]) -> dict[str
         # One package found twice on the path is no clash.
         if table.get(plugin.name, plugin.value) != plugin.value:
             raise UserError(
-                f"two packages define a pass named {plugin.name!r}: {origin[plugin.name]} ({table[plugin.name]}) and "
+                f"two packages define a {what} named {plugin.name!r}: {origin[plugin.name]} ({table[plugin.name]}) and "
                 f"{owner} ({plugin.value}); uninstall or rename one"
             )
         table[plugin.name] = plugin.value
@@ -60,24 +87,56 @@ def pass_names() -> tuple[str, ...]:
     return tuple(_table())
 
 
+def part_kinds() -> tuple[str, ...]:
+    """Every kind of part."""
+    return tuple(PART_GROUPS)
+
+
+def part_names(kind: str) -> tuple[str, ...]:
+    """The names of all parts of a kind, built in first."""
+    return tuple(_parts(kind))
+
+
 def pass_class(name: str) -> type[Pass]:
     """The class of a pass.
 
     Raises:
         UserError: no pass has this name, or the package that brings it does not work.
     """
-    place = _table().get(name)
+    found = _load(_table(), name, "pass")
+    if not (isinstance(found, type) and issubclass(found, Pass)) or found.__dict__.get("name") != name:
+        raise UserError(f"{_table()[name]}, registered as the pass {name!r}, is not a pass of that name")
+    return found
+
+
+def part_class(kind: str, name: str) -> type[Part]:
+    """The class of a part.
+
+    Raises:
+        UserError: no part of this kind has this name, or the package that brings it does not work.
+    """
+    found = _load(_parts(kind), name, kind)
+    if (
+        not (isinstance(found, type) and issubclass(found, Part))
+        or getattr(found, "kind", None) != kind
+        or found.__dict__.get("name") != name
+    ):
+        raise UserError(f"{_parts(kind)[name]}, registered as the {kind} {name!r}, is not a {kind} of that name")
+    return found
+
+
+def _load(table: dict[str, str], name: str, what: str) -> type[Configured]:
+    """The object that a table names."""
+    place = table.get(name)
     if place is None:
-        raise UserError(f"there is no pass {name!r}: {did_you_mean(name, _table())}")
+        raise UserError(f"there is no {what} {name!r}: {did_you_mean(name, table)}")
     module, _, attribute = place.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        found: type[Configured] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         if module.startswith("pruneopt."):
-            raise InternalError(f"the pass {name} cannot be loaded from {place}: {error}") from error
-        raise UserError(f"the pass {name} cannot be loaded from {place}: {error}; repair or uninstall it") from error
-    if not (isinstance(found, type) and issubclass(found, Pass)) or found.__dict__.get("name") != name:
-        raise UserError(f"{place}, registered as the pass {name!r}, is not a pass of that name")
+            raise InternalError(f"the {what} {name} cannot be loaded from {place}: {error}") from error
+        raise UserError(f"the {what} {name} cannot be loaded from {place}: {error}; repair or uninstall it") from error
     return found
 
 

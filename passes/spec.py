@@ -3,7 +3,8 @@
 Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces inside a value are
 its own (``4ms@ort-cpu{threads=2}``), and a value in double quotes is a JSON string. What a value means is decided by
 the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words, or a list of these, written with
-commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``.
+commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``. The
+value of a part is written as a pass is: ``abn{searcher=evolution{population=20}}``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import math
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.base import Pass, option_fields
-from pruneopt.passes.registry import pass_class, pass_names
+from pruneopt.passes.base import Configured, Part, Pass, option_fields, part_kind
+from pruneopt.passes.registry import part_class, part_names, pass_class, pass_names
 
-__all__ = ["option_type", "parse_pipeline", "pass_text", "pipeline_text"]
+__all__ = ["option_type", "parse_part", "parse_pipeline", "pass_text", "pipeline_text"]
+
+P = TypeVar("P", bound=Configured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,17 @@ def parse_pipeline(text: str) -> list[Pass]:
         UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything that is wrong.
     """
     source = _Source(text)
-    return [_build(source, item) for item in _Reader(source).items()]
+    return [_build_pass(source, item) for item in _Reader(source).items()]
+
+
+def parse_part(kind: type[Part], text: str) -> Part:
+    """The part of a kind that a text such as ``evolution{population=20}`` names.
+
+    Raises:
+        UserError: ``KIND:1:COLUMN: error: ...`` as `parse_pipeline` does.
+    """
+    source = _Source(text, kind.kind)
+    return _build_part(source, _Reader(source, what=kind.kind).only(len(text)), kind)
 
 
 def pipeline_text(passes: Iterable[Pass]) -> str:
@@ -62,8 +75,8 @@ def pipeline_text(passes: Iterable[Pass]) -> str:
     return ",".join(map(pass_text, passes))
 
 
-def pass_text(step: Pass) -> str:
-    """One pass as text: ``prune{budget=50%FLOPs round-to=8}``."""
+def pass_text(step: Configured) -> str:
+    """One pass, or part, as text: ``prune{budget=50%FLOPs round-to=8}``."""
     words = []
     hints = get_type_hints(type(step))
     for item in option_fields(type(step)):
@@ -76,6 +89,9 @@ def pass_text(step: Pass) -> str:
 def option_type(hint: Any) -> str:
     """A field's type in the user's words: ``int``, ``list of str``, ``l1|l2``."""
     hint, _ = _without_none(hint)
+    kind = part_kind(hint)
+    if kind is not None:
+        return "|".join(part_names(kind.kind))
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
@@ -89,8 +105,8 @@ def option_type(hint: Any) -> str:
 class _Source:
     """The text of a pipeline, and errors that point into it."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, what: str = "pipeline") -> None:
+        self.text, self.what = text, what
 
     def fail(self, span: _Span, message: str, note: str = "") -> NoReturn:
         """Raise the error for a span of the text."""
@@ -101,15 +117,24 @@ class _Source:
         width = max(1, min(span.stop, start + len(line)) - span.start)
         # A tab must move the caret as far as it moves the text.
         lead = "".join("\t" if mark == "\t" else " " for mark in line[:column])
-        shown = [f"pipeline:{row}:{column + 1}: error: {message}", f"  {line}", f"  {lead}{'^' * width}"]
+        shown = [f"{self.what}:{row}:{column + 1}: error: {message}", f"  {line}", f"  {lead}{'^' * width}"]
         raise UserError("\n".join([*shown, f"  note: {note}"] if note else shown))
 
 
 class _Reader:
     """Splits a pipeline into names, keys and values."""
 
-    def __init__(self, source: _Source) -> None:
-        self.source, self.text, self.at = source, source.text, 0
+    def __init__(self, source: _Source, start: int = 0, what: str = "pass") -> None:
+        self.source, self.text, self.at, self.what = source, source.text, start, what
+
+    def only(self, stop: int) -> _Item:
+        """The one item that ends at ``stop``."""
+        self._skip_space()
+        item = self._item()
+        self._skip_space()
+        if self.at < stop:
+            self._fail_here(f"expected nothing more after {item.name}, not {self.text[self.at]!r}")
+        return item
 
     def items(self) -> list[_Item]:
         found = []
@@ -127,8 +152,10 @@ class _Reader:
         name, span = self._word(",{} \t\n")
         if not name:
             ends = self.at == len(self.text) or self.text[self.at] == ","
-            what = "a pass is missing here" if ends else f"expected the name of a pass, not {self.text[self.at]!r}"
-            self._fail_here(what, _pass_note())
+            article = "an" if self.what[0] in "aeiou" else "a"
+            missing = f"{article} {self.what} is missing here"
+            wrong = "" if ends else f"expected the name of {article} {self.what}, not {self.text[self.at]!r}"
+            self._fail_here(wrong or missing, _pass_note() if self.what == "pass" else "")
         options: list[_Option] = []
         self._skip_space()
         if self.at < len(self.text) and self.text[self.at] == "{":
@@ -203,10 +230,23 @@ class _Reader:
         self.source.fail(_Span(self.at, self.at + 1), message, note)
 
 
-def _build(source: _Source, item: _Item) -> Pass:
+def _build_pass(source: _Source, item: _Item) -> Pass:
     if item.name not in pass_names():
         source.fail(item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names()))
-    kind = pass_class(item.name)
+    return _build(source, item, pass_class(item.name))
+
+
+def _build_part(source: _Source, item: _Item, kind: type[Part]) -> Part:
+    names = part_names(kind.kind)
+    if item.name not in names:
+        source.fail(item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names))
+    found = part_class(kind.kind, item.name)
+    if not issubclass(found, kind):
+        source.fail(item.span, f"the {kind.kind} {item.name!r} does not fit here", f"a {kind.__name__} is needed")
+    return _build(source, item, found)
+
+
+def _build(source: _Source, item: _Item, kind: type[P]) -> P:
     fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
@@ -233,7 +273,7 @@ def _pass_note() -> str:
     return f"passes are {', '.join(pass_names())}"
 
 
-def _options_note(kind: type[Pass], wrong: str = "") -> str:
+def _options_note(kind: type[Configured], wrong: str = "") -> str:
     """What can be given: ``options are budget (list of str), round-to (int)``, after the closest name, if one is."""
     hints = get_type_hints(kind)
     fields = option_fields(kind)
@@ -267,12 +307,23 @@ def _value(source: _Source, option: _Option, hint: Any) -> Any:
         source.fail(option.key_span, f"the option {option.key!r} needs a value: {option.key}={_example(hint)}")
     if optional and option.value == "none":
         return None
+    part = part_kind(hint)
+    if part is not None:
+        return _part(source, option, part)
     if get_origin(hint) in (tuple, list):
         if option.value == "none":
             return ()
         inner = get_args(hint)[0]
         return tuple(_single(source, option, part, inner) for part in _split_list(source, option))
     return _single(source, option, option.value, hint)
+
+
+def _part(source: _Source, option: _Option, kind: type[Part]) -> Part:
+    """A value that is a part; errors inside it point into the whole text."""
+    start, stop = option.value_span.start, option.value_span.stop
+    if source.text[start] == '"':
+        return parse_part(kind, _single(source, option, source.text[start:stop], str))
+    return _build_part(source, _Reader(source, start, kind.kind).only(stop), kind)
 
 
 def _split_list(source: _Source, option: _Option) -> list[str]:
@@ -346,6 +397,9 @@ def _wanted(hint: Any) -> str:
 
 
 def _example(hint: Any) -> str:
+    kind = part_kind(hint)
+    if kind is not None:
+        return part_names(kind.kind)[0]
     if get_origin(hint) in (tuple, list):
         return _example(get_args(hint)[0])
     if get_origin(hint) is Literal:
@@ -371,6 +425,8 @@ def _option_text(key: str, value: Any, hint: Any) -> str:
 def _value_text(value: Any, *, inside_list: bool = False) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Part):
+        return pass_text(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -388,13 +444,14 @@ def _is_bare(text: str, inside_list: bool) -> bool:
     return depth == 0 and text not in ("", "none")
 
 
-def check_options(kind: type[Pass]) -> Sequence[str]:
-    """Fields of a pass class that no pipeline string could set, or that lack help; empty when all is well."""
+def check_options(kind: type[Configured]) -> Sequence[str]:
+    """Fields of a pass or part class that no pipeline string could set, or that lack help; empty when all is well."""
     hints = get_type_hints(kind)
     wrong = []
     for field in option_fields(kind):
         hint, _ = _without_none(hints[field.name])
         inner = get_args(hint)[0] if get_origin(hint) in (tuple, list) else hint
-        if (get_origin(inner) is not Literal and inner not in _CONVERT) or not field.metadata.get("help"):
+        known = get_origin(inner) is Literal or inner in _CONVERT or part_kind(inner) is not None
+        if not known or not field.metadata.get("help"):
             wrong.append(field.name)
     return wrong

@@ -71,5 +71,5 @@ def test_broken_plugins(monkeypatch: pytest.MonkeyPatch, place: str, error: type
 
 
 def test_a_pass_cannot_have_an_odd_name() -> None:
-    with pytest.raises(InternalError, match="names of passes are kebab-case"):
+    with pytest.raises(InternalError, match="names of passes and parts are kebab-case"):
         type("Odd", (Pass,), {"name": "Odd_Name"})
