@@ -31,6 +31,7 @@ __all__ = [
     "Ladders",
     "Scope",
     "Scores",
+    "best_units",
     "budget_report",
     "fill_up",
     "keep_best",
@@ -308,11 +309,12 @@ def keep_best(widths: np.ndarray, scores: Scores, coupling: Coupling, cost: Cost
     """The plan that keeps, in every block of every group, the units with the best scores (the first of equal ones)."""
     plan = {}
     for name, width in zip(cost.groups, widths, strict=True):
-        plan[name] = _best(coupling.group(name), scores[name], int(width))
+        plan[name] = best_units(coupling.group(name), scores[name], int(width))
     return plan
 
 
-def _best(group: Group, score: np.ndarray, width: int) -> np.ndarray:
+def best_units(group: Group, score: np.ndarray, width: int) -> np.ndarray:
+    """The ``width`` units of a group with the best scores `[group.width]`, as many of every block; sorted ranks."""
     each = width // group.step
     kept = [block[np.argsort(-score[block], kind="stable")[:each]] for block in group.blocks]
     return np.sort(np.concatenate(kept)).astype(np.int64)
