@@ -303,26 +303,7 @@ def test_greg_resnet50_unstructured_sparsity() -> None:
     assert round(100 * zeros / (stem + sum(sizes.values())), 2) == 82.67
 
 
-# EagleEye
-
-
-def eagleeye_widths(cost: CostModel, ratios: Sequence[float]) -> np.ndarray:
-    """``C - floor(ratio * C)`` for every group."""
-    return np.array([full - math.floor(ratio * full) for full, ratio in zip(cost.full, ratios, strict=True)])
-
-
-def test_eagleeye_mobilenet_v1_half() -> None:
-    """The released strategy. Those of ResNet-50 exist as released code only and are not repeated here."""
-    cost = cost_of("mobilenet_v1", "eagleeye")
-    text = """.34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166 .30550963 .39298936
-              .32038612 .15806762 .13184949 .39613"""
-    widths = eagleeye_widths(cost, [float(ratio) for ratio in text.split()])
-    assert widths.tolist() == [21, 48, 85, 82, 167, 167, 440, 364, 356, 311, 348, 432, 889, 619]
-    assert round(millions(cost, "flops", widths), 3) == 288.950
-    assert round(millions(cost, "flops", cost.full), 3) == 568.740
-    share = float(cost.measure("flops", widths)) / float(cost.measure("flops", cost.full))
-    assert round(share, 4) == 0.5081
-    assert share == pytest.approx(0.50805, abs=5e-6)
+# EagleEye; its released strategies have a file of their own
 
 
 def test_eagleeye_full() -> None:
