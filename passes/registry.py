@@ -44,7 +44,14 @@ PART_GROUPS = {
 """The entry-point group of every kind of part."""
 
 _PARTS: dict[str, dict[str, str]] = {
-    "criterion": {},
+    "criterion": {
+        "l1": "pruneopt.passes.analysis.criteria:L1Norm",
+        "l2": "pruneopt.passes.analysis.criteria:L2Norm",
+        "bn-scale": "pruneopt.passes.analysis.criteria:NormScale",
+        "taylor": "pruneopt.passes.analysis.criteria:Taylor",
+        "fpgm": "pruneopt.passes.analysis.criteria:FPGM",
+        "random": "pruneopt.passes.analysis.criteria:RandomScore",
+    },
     "searcher": {},
     "evaluator": {},
     "ranking": {},

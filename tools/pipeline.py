@@ -12,8 +12,8 @@ from pruneopt.passes.registry import pass_class
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import PAPER, Recalibrate
 from pruneopt.passes.spec import parse_pipeline
-from pruneopt.passes.transform.prune import Choose, Prune, Uniform
-from pruneopt.passes.transform.stages import Cost, Finetune
+from pruneopt.passes.transform.prune import Choose
+from pruneopt.passes.transform.stages import Cost
 
 __all__ = ["chosen_pass", "needs_data", "passes_of"]
 
@@ -49,13 +49,8 @@ def chosen_pass(steps: list[Pass]) -> Pass:
 
 
 def needs_data(steps: list[Pass]) -> str | None:
-    """The name of the first pass that cannot run without data; None where all can."""
-    for step in steps:
-        if isinstance(step, AdaptiveBN | Recalibrate | Finetune):
-            return step.name
-        if isinstance(step, Prune | Uniform) and step.criterion == "taylor":
-            return f"{step.name} with criterion=taylor"
-    return None
+    """What of the first pass that cannot run without data needs them; None where all can."""
+    return next((step.needs_data for step in steps if step.needs_data is not None), None)
 
 
 def _standard(text: str) -> list[Pass]:

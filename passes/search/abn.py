@@ -18,13 +18,14 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import State, option
 from pruneopt.passes.search.adaptive_bn import MEAN, PAPER
 from pruneopt.passes.search.evaluation import Evaluator, Settings
 from pruneopt.passes.search.journal import Journal, weights_digest
 from pruneopt.passes.search.sampling import RARE, WidthSampler
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets, check_leader
 from pruneopt.passes.transform.select import budget_report
 
 __all__ = ["JOURNAL", "AdaptiveBN", "Candidate", "Finalist", "Outcome", "Search"]
@@ -215,7 +216,7 @@ class AdaptiveBN(Choose):
     subval_limit: int | None = option(None, "score on this many sub-validation images (all)")
     top: int | None = option(None, "how many of the best are fine-tuned (2)")
     finetune_epochs: int = option(1, "epochs to decide between the best; 0 takes the best score")
-    criterion: Criterion = option("l1", "which channels of a group go: those it scores lowest")  # noqa: RUF009  frozen
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
     round_to: int = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     stale: bool = option(False, "also score every candidate before its statistics are recomputed")
@@ -224,6 +225,7 @@ class AdaptiveBN(Choose):
     seed: int | None = option(None, "decides the candidates and batches (the run's seed)")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least = {"candidates": 1, "calibration_batches": 1, "batch_size": 2, "finetune_epochs": 0}
         for key, smallest in least.items():
             if getattr(self, key) < smallest:
@@ -238,8 +240,11 @@ class AdaptiveBN(Choose):
             raise UserError(f"seed={self.seed} must not be negative")
         if self.top is not None and not self.finetune_epochs:
             raise UserError("top is for fine-tuning: leave it out, or give finetune-epochs of at least 1")
-        if "leader" in self.compat and self.criterion == "random":
-            raise UserError("random scores have no leader: leave compat=leader out, or choose another criterion")
+        check_leader("leader" in self.compat, self.criterion, "compat=leader")
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
 
     def requires(self, state: State) -> str | None:
         needs_data = "it needs data: give --data, or a model file with data()"

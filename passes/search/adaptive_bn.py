@@ -169,8 +169,13 @@ class Recalibrate(Pass):
     whole: bool = option(False, "the complete network in training mode: dropout drops")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batches < 1 or self.batch_size < 2:
             raise UserError("recalibrate needs batches of at least 1 and a batch-size of at least 2")
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
 
     def requires(self, state: State) -> str | None:
         return None if state.workload is not None else "it needs data: give --data, or a model file with data()"

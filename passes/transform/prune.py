@@ -13,12 +13,13 @@ from typing import ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling, freeze_named
+from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.transform.select import Scope, Scores, budget_report, select
 
-__all__ = ["L1", "Choose", "Prune", "Random", "Uniform", "add_budgets", "decide"]
+__all__ = ["L1", "Choose", "Prune", "Random", "Uniform", "add_budgets", "check_leader", "data_for", "decide"]
 
 BUDGET = "what the result may cost, such as 50%FLOPs or 300MFLOPs; may be given several times"
 ROUND = "kept channel counts are multiples of this, where the width allows"
@@ -46,6 +47,17 @@ def add_budgets(state: State, texts: Sequence[str]) -> None:
         budget = parse_budget(text)
         if budget not in state.budgets:
             state.budgets.append(budget)
+
+
+def check_leader(leader: bool, criterion: Criterion, option: str) -> None:
+    """`UserError` for a criterion that cannot score by a group's first layer alone."""
+    if leader and not criterion.leads:
+        raise UserError(f"{criterion.name} scores have no leader: leave {option} out, or choose another criterion")
+
+
+def data_for(name: str, criterion: Criterion) -> str | None:
+    """What `Pass.needs_data` says for a pass that needs data only where its criterion does."""
+    return f"{name} with criterion={criterion.name}" if criterion.data else None
 
 
 def decide(
@@ -100,7 +112,7 @@ class Prune(Choose):
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "keep the channels that a criterion scores best, inside every budget"
 
-    criterion: Criterion = option("l1", "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
+    criterion: Criterion = option(L1Norm(), "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
     scope: Literal["local", "global"] = option("global", "rank all channels together, or cut all groups by one ratio")
     normalise: bool = option(True, "divide scores by their group's mean before groups are compared")
     leader: bool = option(False, "score the first layer of a group only, as EagleEye does, not all of them")
@@ -109,13 +121,14 @@ class Prune(Choose):
     round_to: int = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     ignore: tuple[str, ...] = option((), "parameters, modules or groups that keep all channels")
-    batches: int | None = option(None, "for taylor: calibration batches to take gradients on (8)")
 
     def __post_init__(self) -> None:
-        if self.batches is not None and self.criterion != "taylor":
-            raise UserError("batches is for the criterion taylor: leave it out, or add criterion=taylor")
-        if self.leader and self.criterion == "random":
-            raise UserError("random scores have no leader: leave leader out, or choose another criterion")
+        super().__post_init__()
+        check_leader(self.leader, self.criterion, "leader")
+
+    @property
+    def needs_data(self) -> str | None:
+        return data_for(self.name, self.criterion)
 
     def run(self, state: State) -> bool:
         coupling = state.need_coupling()
@@ -128,7 +141,6 @@ class Prune(Choose):
             leader=self.leader,
             seed=state.seed,
             workload=state.workload,
-            batches=8 if self.batches is None else self.batches,
             device=state.device,
         )
         ignored = _ignored(coupling, self.ignore)
@@ -151,9 +163,13 @@ class Uniform(Choose):
     summary: ClassVar[str] = "cut every group by the same ratio, as far as the budget asks"
 
     budget: tuple[str, ...] = option((), BUDGET)
-    criterion: Criterion = option("l1", "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
+    criterion: Criterion = option(L1Norm(), "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
     round_to: int = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
+
+    @property
+    def needs_data(self) -> str | None:
+        return data_for(self.name, self.criterion)
 
     def run(self, state: State) -> bool:
         add_budgets(state, self.budget)

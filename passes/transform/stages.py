@@ -160,6 +160,10 @@ class Finetune(Pass):
     decay_norm: bool = option(True, "also decay norm scales and biases")
     augment: bool = option(True, "random shifts, flips or crops, where the data set has them")
 
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
+
     def requires(self, state: State) -> str | None:
         return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
 
