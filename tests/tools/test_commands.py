@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pruneopt
-from pruneopt.passes.registry import pass_names
+from pruneopt.passes.registry import part_kinds, part_names, pass_names
 from pruneopt.tools.text import amount, change, seconds, table
 
 Call = Callable[..., Any]
@@ -19,10 +19,12 @@ Call = Callable[..., Any]
 def test_passes_lists_every_option(call: Call) -> None:
     done = call("passes")
     assert done.code == 0
-    heads = [line.partition(":")[0] for line in done.out.splitlines() if line and not line.startswith((" ", "A pass"))]
-    assert heads == list(pass_names())
+    shown = [line for line in done.out.splitlines() if line and not line.startswith((" ", "A pass", "`pruneopt"))]
+    heads = [line.partition(":")[0] for line in shown]
+    parts = [f"{name} ({kind})" for kind in part_kinds() for name in part_names(kind)]
+    assert heads == [*pass_names(), *parts]
     assert "round-to (int, 1)" in done.out
-    data = {item["name"]: item for item in json.loads(call("passes", "--json").out)}
+    data = {item["name"]: item for item in json.loads(call("passes", "--json").out) if item["kind"] == "pass"}
     assert list(data) == list(pass_names())
     options = {option["name"]: option for option in data["l1"]["options"]}
     assert (options["round-to"]["type"], options["round-to"]["default"]) == ("int", 1)

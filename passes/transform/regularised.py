@@ -1,0 +1,157 @@
+"""Train under a penalty that drives units towards zero, then remove units: the shape of Network Slimming and GReg.
+
+Such a pass is made of a regulariser (what is added to the gradients), a recipe (how it is trained meanwhile) and a
+decision (which units go). Who decides, and when, is up to the regulariser: GReg picks while it trains, Network Slimming
+leaves the decision to the pass, on the final weights. Every regulariser works under every such pass.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pruneopt.errors import UserError
+from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.base import Part, State, option
+from pruneopt.passes.training.hooks import Hook
+from pruneopt.passes.training.recipe import Recipe
+from pruneopt.passes.training.stage import train_state
+from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets
+from pruneopt.passes.transform.select import budget_report
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from pruneopt.passes.analysis.cost import CostModel
+
+__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", "deliver"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What goes: units by a plan, single weights by masks.
+
+    Attributes:
+        plan: group -> sorted kept units.
+        masks: weight name -> bool tensor of its shape, True where the weight stays; None where whole units go.
+    """
+
+    plan: dict[str, np.ndarray]
+    masks: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a regulariser may look at.
+
+    Attributes:
+        state: of the run; its graph and weights are those before training.
+        coupling, cost: of the network in training.
+        decide: weights by name -> what would go if it were decided on them now.
+    """
+
+    state: State
+    coupling: Coupling
+    cost: CostModel
+    decide: Callable[[Mapping[str, Tensor]], Decision]
+
+
+class RegulariserHook(Hook):
+    """The hook of a regulariser."""
+
+    decision: Decision | None = None
+    """What the regulariser picked; None leaves it to the pass, on the final weights."""
+
+    def report(self) -> Any:
+        """What there is to say after training, as a dataclass or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Regulariser(Part):
+    """A penalty on the weights while a network trains."""
+
+    kind: ClassVar[str] = "regulariser"
+
+    @abstractmethod
+    def hook(self, task: Task) -> RegulariserHook:
+        """The penalty of one training run.
+
+        Raises:
+            UserError: the network has nothing that this penalty applies to.
+        """
+
+
+@dataclass(frozen=True)
+class Regularised(Choose):
+    """A pass that trains under a regulariser and then removes units.
+
+    Subclasses add ``regulariser: Regulariser`` and ``recipe: Recipe`` fields with their defaults, and `decide`.
+    """
+
+    budget: tuple[str, ...] = option((), BUDGET)
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
+
+    def requires(self, state: State) -> str | None:
+        needs_data = "it needs data: give --data, or a model file with data()"
+        return super().requires(state) or (needs_data if state.workload is None else None)
+
+    @abstractmethod
+    def parts(self) -> tuple[Regulariser, Recipe]:
+        """The regulariser, and how the network is trained under it."""
+
+    @abstractmethod
+    def decide(self, state: State, weights: Mapping[str, Tensor]) -> Decision:
+        """What goes, decided on weights by name (of the network in training, on any device)."""
+
+    def run(self, state: State) -> bool:
+        add_budgets(state, self.budget)
+        regulariser, recipe = self.parts()
+        # What cannot be reached is said before hours of training, not after.
+        self.decide(state, state.graph.weights)
+        task = Task(state, state.need_coupling(), state.need_cost(), lambda weights: self.decide(state, weights))
+        hook = regulariser.hook(task)
+        log = train_state(state, recipe, name=self.name, hooks=(hook,))
+        decision = hook.decision or self.decide(state, state.graph.weights)
+        changed = deliver(state, decision)
+        state.records[self.name] = self.record(state, log, hook, decision)
+        return changed or log.steps > 0
+
+    @abstractmethod
+    def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> Any:
+        """What the pass has to report, as a dataclass."""
+
+
+def deliver(state: State, decision: Decision) -> bool:
+    """Write a decision into the state and the graph's header; whether the header, or any weight, changed.
+
+    Raises:
+        UserError: masks that do not fit the weights.
+    """
+    before = state.graph.channels
+    state.plan = dict(decision.plan)
+    write_plan(state.graph, state.plan)
+    if decision.masks is not None:
+        state.masks = dict(decision.masks)
+        state.graph.weights = _masked(state.graph.weights, state.masks)
+    if state.budgets and decision.masks is None:
+        state.records["budget"] = budget_report(state.budgets, state.need_cost(), state.plan)
+    return state.graph.channels != before or decision.masks is not None
+
+
+def _masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with zeros where a mask is False."""
+    for name, mask in masks.items():
+        if name not in weights or mask.shape != weights[name].shape:
+            raise UserError(f"the mask of {name} does not fit the network: it has no such weight of shape {mask.shape}")
+    return {
+        name: tensor * masks[name].to(tensor.device, tensor.dtype) if name in masks else tensor
+        for name, tensor in weights.items()
+    }
