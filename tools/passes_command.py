@@ -19,8 +19,8 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Print passes and parts, as text or JSON."""
-    names = options.names or [*pass_names(), *part_kinds()]
-    kinds = [kind for name in names for kind in _named(name)]
+    everything = [*map(pass_class, pass_names()), *(part for kind in part_kinds() for part in _named(kind))]
+    kinds = [kind for name in options.names for kind in _named(name)] if options.names else everything
     if options.json:
         print(json.dumps([_pass_data(kind) for kind in kinds], indent=2))
         return 0
