@@ -14,7 +14,15 @@ import numpy as np
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.coupling import Coupling, Group
 
-__all__ = ["Gene", "eagleeye_order", "metapruning_genes", "residual_branches"]
+__all__ = [
+    "Gene",
+    "Structure",
+    "eagleeye_order",
+    "is_depthwise",
+    "metapruning_genes",
+    "output_layers",
+    "residual_branches",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,7 @@ class Gene:
     frozen: str | None = None
 
 
-class _Structure:
+class Structure:
     """Which layers make a group's channels and which read them; depthwise layers, which do both, count as neither."""
 
     def __init__(self, coupling: Coupling) -> None:
@@ -37,7 +45,7 @@ class _Structure:
         self.output_of: dict[Op, list[str]] = {}
         for group in coupling.groups:
             made = coupling.producers(group)
-            depthwise = {op for op in made if _is_depthwise(op)}
+            depthwise = {op for op in made if is_depthwise(op)}
             self.made[group.name] = [op for op in made if op not in depthwise]
             self.read[group.name] = [op for op in coupling.consumers(group) if op not in depthwise]
             self.deep[group.name] = bool(depthwise)
@@ -55,7 +63,7 @@ class _Structure:
         return made[0] if len(made) == 1 and made[0] != name else None
 
 
-def _is_depthwise(op: Op) -> bool:
+def is_depthwise(op: Op) -> bool:
     """Whether a convolution reads exactly one channel for each that it makes."""
     weight = op.value(1)
     groups = op.attrs.get("groups", 1)
@@ -69,7 +77,7 @@ def residual_branches(coupling: Coupling) -> list[list[str]]:
     Neighbours A, B in a chain are tied to one width (MetaPruning's rule): A's only reader makes B, neither is summed,
     and they are equally wide. ResNet-50 has 16 of two groups each, ResNet-18 eight of one.
     """
-    structure = _Structure(coupling)
+    structure = Structure(coupling)
     chains: list[list[str]] = []
     inside: set[str] = set()
     for group in reversed(coupling.free):
@@ -91,7 +99,7 @@ def metapruning_genes(coupling: Coupling) -> list[Gene]:
     A block's inside is a residual branch or the expansion around a depthwise layer. The group that the last layer reads
     is frozen and comes last; the output has no gene. ResNet-50: 1 + 3 + 16 free genes.
     """
-    structure = _Structure(coupling)
+    structure = Structure(coupling)
     last = _read_by_output(coupling, structure)
     branches = residual_branches(coupling)
     tied = {name: tuple(chain) for chain in branches for name in chain}
@@ -109,14 +117,19 @@ def metapruning_genes(coupling: Coupling) -> list[Gene]:
     return sorted(genes, key=lambda gene: gene.frozen is not None)
 
 
-def _read_by_output(coupling: Coupling, structure: _Structure) -> set[str]:
-    """The groups that the layers which make the network's outputs read."""
+def output_layers(coupling: Coupling, structure: Structure) -> set[Op]:
+    """The layers that make the channels of the network's outputs."""
     outputs: set[str] = set()
     for value in coupling.graph.output_values:
         for slot in coupling.slots_of(value):
             numbers = np.unique(coupling.unit_group[slot.units[slot.units >= 0]])
             outputs.update(coupling.groups[number].name for number in numbers)
-    makers = {op for name in outputs for op in structure.made[name]}
+    return {op for name in outputs for op in structure.made[name]}
+
+
+def _read_by_output(coupling: Coupling, structure: Structure) -> set[str]:
+    """The groups that the layers which make the network's outputs read."""
+    makers = output_layers(coupling, structure)
     return {name for name, readers in structure.read.items() if makers & set(readers)}
 
 
@@ -126,5 +139,5 @@ def eagleeye_order(coupling: Coupling) -> list[Group]:
     For ResNet-50: the stem, then per stage conv1 and conv2 of every block, then the stage's residual stream.
     """
     place = {op: number for number, op in enumerate(coupling.graph.ops)}
-    structure = _Structure(coupling)
+    structure = Structure(coupling)
     return sorted(coupling.free, key=lambda group: max((place[op] for op in structure.made[group.name]), default=-1))
