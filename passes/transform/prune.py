@@ -19,7 +19,18 @@ from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.transform.select import Scope, Scores, budget_report, select
 
-__all__ = ["L1", "Choose", "Prune", "Random", "Uniform", "add_budgets", "check_leader", "data_for", "decide"]
+__all__ = [
+    "L1",
+    "Choose",
+    "Prune",
+    "Random",
+    "Uniform",
+    "add_budgets",
+    "check_leader",
+    "data_for",
+    "decide",
+    "ignored_groups",
+]
 
 BUDGET = "what the result may cost, such as 50%FLOPs or 300MFLOPs; may be given several times"
 ROUND = "kept channel counts are multiples of this, where the width allows"
@@ -97,7 +108,7 @@ def decide(
     return state.graph.channels != before
 
 
-def _ignored(coupling: Coupling, names: Sequence[str]) -> set[str]:
+def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:
     """The free groups that the named parameters, modules or groups belong to; `UserError` for a name without match."""
     if not names:
         return set()
@@ -143,7 +154,7 @@ class Prune(Choose):
             workload=state.workload,
             device=state.device,
         )
-        ignored = _ignored(coupling, self.ignore)
+        ignored = ignored_groups(coupling, self.ignore)
         return decide(
             state,
             scores,

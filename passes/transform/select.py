@@ -38,6 +38,7 @@ __all__ = [
     "ladders",
     "largest_within",
     "select",
+    "step_scores",
 ]
 
 Scope = Literal["local", "global", "random"]
@@ -153,7 +154,7 @@ def select(
     check_reachable(budgets, cost, minimum=steps.lowest)
     if not cost.groups:
         return {}
-    gains = _step_scores(scores, coupling, cost)
+    gains = step_scores(scores, coupling, cost)
     family = _family(scope, gains, cost, steps, seed)
     if ratio is not None:
         widths = family(np.array([1 - ratio]))[0]
@@ -191,7 +192,7 @@ def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan) -> Bud
 # Widths
 
 
-def _step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
+def step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
     """Per group, what its steps are worth, ascending: entry j sums the j-th worst unit of every block."""
     gains = []
     for name in cost.groups:

@@ -228,7 +228,7 @@ def test_the_same_seed_gives_the_same_random_plan(mixed: Net) -> None:
 
 def test_a_budget_out_of_reach_is_refused_before_any_work(mixed: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     coupling, cost, scores = mixed
-    monkeypatch.setattr("pruneopt.passes.transform.select._step_scores", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("pruneopt.passes.transform.select.step_scores", lambda *_: pytest.fail("work was done"))
     with pytest.raises(BudgetError, match="out of reach"):
         select(scores, coupling, cost, budgets("50%FLOPs", "100FLOPs"))
     with pytest.raises(BudgetError, match="out of reach"):
