@@ -16,7 +16,7 @@ from pruneopt.passes.analysis.cost import CostModel
 
 __all__ = ["FORMS", "Budget", "check_reachable", "format_value", "parse_budget", "tightest", "within"]
 
-FORMS = "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory"
+FORMS = "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory, 4ms"
 
 _TEXT = re.compile(
     r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?)"
@@ -32,11 +32,14 @@ _SHARES = {
     **dict.fromkeys(("params", "param", "parameters", "parameter"), "params"),
     **dict.fromkeys(("bytes", "byte"), "bytes"),
     "memory": "memory",
+    "latency": "latency",
 }
-_TIMES = re.compile(r"[munµ]?s|sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps|hz|latency")
+_TIMES = {"s": 9, "ms": 6, "us": 3, "\N{MICRO SIGN}s": 3, "ns": 0}
+"""Units of time, and the power of ten that each is in nanoseconds."""
+_OTHER_TIMES = re.compile(r"sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps|hz|latency")
 _PREFIXES = ("", "k", "M", "G", "T")
 _NAMES = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B memory"}
-_SHARE_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "bytes", "memory": "memory"}
+_SHARE_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "bytes", "memory": "memory", "latency": "latency"}
 _ROUNDING = 1 + 1e-12
 """A share of a whole number is rarely a float: half of an odd cost, a tenth of a round one."""
 
@@ -78,8 +81,8 @@ def parse_budget(text: str) -> Budget:
         raise _refused(text, "leaves nothing: a budget must be above 0")
     if not unit:
         raise _refused(text, "has no unit")
-    if _TIMES.fullmatch(unit):
-        raise _refused(text, "limits time, and latency budgets are not available in this version")
+    if _OTHER_TIMES.fullmatch(unit) and not match["percent"]:
+        raise _refused(text, "limits time, which is written in s, ms or us")
     return _share(text, number, unit) if match["percent"] else _amount(text, match["number"], unit)
 
 
@@ -93,13 +96,18 @@ def _share(text: str, number: float, unit: str) -> Budget:
 
 def _amount(text: str, number: str, unit: str) -> Budget:
     match = _UNIT.fullmatch(unit)
+    if unit in _TIMES:
+        return _absolute(text, "latency", Fraction(number) * 10 ** _TIMES[unit])
     if match is None and unit == "memory":
         raise _refused(text, "lacks the size that memory is measured in, as in 12MBmemory")
     if match is None or (match["binary"] and (not match["prefix"] or match["flops"] or match["params"])):
         raise _refused(text, f"has the unknown unit '{unit}'")
     name = next(name for name in _NAMES if match[name])
     # Exact until the last step: 0.3e9 and 300e6 are then the same budget.
-    value = Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"])
+    return _absolute(text, name, Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"]))
+
+
+def _absolute(text: str, name: str, value: Fraction) -> Budget:
     try:
         return Budget(text.strip(), name, float(value), relative=False)
     except OverflowError:
@@ -115,18 +123,20 @@ def _refused(text: str, why: str) -> UserError:
 
 
 def format_value(unit: str, value: float) -> str:
-    """An amount with four digits and a prefix: ``300.1 MFLOPs``, ``12 MB memory``; `parse_budget` reads it back."""
+    """An amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``; `parse_budget` reads it back."""
     return _format(unit, value, round)
 
 
 def _format(unit: str, value: float, rounding: Callable[[float], int]) -> str:
     """``rounding`` makes the value, counted in units of the last digit shown, a whole number."""
     if not value > 0:
-        return f"{value:g} {_NAMES[unit]}"
-    power = min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
+        return f"{value:g} {_NAMES.get(unit, 'ms')}"
+    # Times are always in milliseconds, two powers above the nanoseconds of the cost model.
+    power = 2 if unit == "latency" else min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
     scaled = value / 1000**power
     grain = 10 ** max(3 - math.floor(math.log10(scaled)), 0)
-    return f"{rounding(scaled * grain) / grain:.15g} {_PREFIXES[power]}{_NAMES[unit]}"
+    name = "ms" if unit == "latency" else f"{_PREFIXES[power]}{_NAMES[unit]}"
+    return f"{rounding(scaled * grain) / grain:.15g} {name}"
 
 
 def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.ndarray:
@@ -181,7 +191,7 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
     """The frozen group without which the smallest cost would drop most, if that is a tenth of it or more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
-    if not frozen:
+    if not frozen or unit == "latency":  # a table holds no times for widths that a frozen group does not have
         return ""
     if not cost.groups:
         return f"none of its channels can be removed: {frozen[0].name} is frozen, {frozen[0].frozen}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["compile", "inspect", "new", "passes"]
+__all__ = ["compile", "inspect", "new", "passes", "profile"]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
-BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB or 12MBmemory; repeat it for several budgets at once"
+BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms; repeat it for several budgets at once"
 
 
 def compile(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +52,21 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="FILE", type=Path, help="show what this plan.json keeps, and what it costs")
     parser.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def profile(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt profile`."""
+    parser.epilog = """example:
+  pruneopt profile model.py --out table.json
+  pruneopt compile model.py --budget 4ms --pipeline 'couple,cost{latency=table.json},l1,slice,verify'
+"""
+    _model(parser)
+    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="the table")
+    parser.add_argument("--points", metavar="K", type=_positive, default=4, help="widths measured on each axis (4)")
+    parser.add_argument("--batch", metavar="N", type=_positive, default=1, help="inputs at once (1)")
+    parser.add_argument("--repeats", metavar="N", type=_positive, default=10, help="timed calls; their median counts")
+    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads while measuring (torch's number)")
+    parser.add_argument("--device", metavar="D", default="cpu", help="where layers run: cpu, cuda:1 (cpu)")
 
 
 def passes(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from pruneopt.tools.artefacts import write_artefacts
 from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
-from pruneopt.tools.loading import captured, loaded_model
+from pruneopt.tools.loading import captured, check_device, loaded_model
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.progress import progress_bar
 from pruneopt.tools.report import (
@@ -84,7 +84,7 @@ def _checked_and_compiled(options: argparse.Namespace) -> tuple[dict[str, Any], 
     # Everything that can be refused is refused before the first second of work.
     budgets = [parse_budget(text) for text in options.budgets]
     steps = passes_of(options)
-    _check_device(options.device)
+    check_device(options.device)
     started = time.perf_counter()
     loaded = loaded_model(options)
     workload = _workload(options, loaded, steps)
@@ -95,14 +95,6 @@ def _checked_and_compiled(options: argparse.Namespace) -> tuple[dict[str, Any], 
     finally:
         out.discard_if_empty()
     return report, out.path
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(1, device=device).item()  # the meta device has no numbers
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device} cannot be used: {reason}") from error
 
 
 def _workload(options: argparse.Namespace, loaded: LoadedModel, steps: list[Pass]) -> Workload | None:

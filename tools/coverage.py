@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pruneopt.passes.analysis.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.tools.text import amount, percent
 
@@ -61,7 +61,8 @@ def coverage_of(coupling: Coupling, cost: CostModel) -> Coverage:
         free_groups=len(coupling.free),
         groups=len(coupling.groups),
         reach=tuple(
-            Reach(unit, int(cost.measure(unit, cost.full)), int(cost.measure(unit, cost.minimum))) for unit in UNITS
+            Reach(unit, int(cost.measure(unit, cost.full)), int(cost.measure(unit, cost.minimum)))
+            for unit in cost.units
         ),
         frozen=tuple((reason, groups[reason], count) for reason, count in channels.most_common()),
     )

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
+from pruneopt.errors import UserError
 from pruneopt.ir.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel, load_model
 
-__all__ = ["captured", "loaded_model"]
+__all__ = ["captured", "check_device", "loaded_model"]
+
+
+def check_device(device: str) -> None:
+    """`UserError` for a --device that cannot be used."""
+    try:
+        torch.empty(1, device=device).item()  # the meta device has no numbers
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device} cannot be used: {reason}") from error
 
 
 def loaded_model(options: argparse.Namespace) -> LoadedModel:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pruneopt.passes.analysis.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.base import BudgetUse
 from pruneopt.passes.transform.verify import Verification
@@ -31,7 +31,14 @@ __all__ = [
     "versions",
 ]
 
-LABELS = {"flops": "FLOPs", "params": "parameters", "bytes": "weights", "memory": "peak memory"}
+LABELS = {
+    "flops": "FLOPs",
+    "params": "parameters",
+    "bytes": "weights",
+    "memory": "peak memory",
+    "latency": "latency by table",
+}
+"""Cost units as the reports call them; a report holds the latency only where there was a table."""
 STAGES = {"slice": "pruned", "recalibrate": "recalibrated", "finetune": "fine-tuned"}
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu")
 
@@ -39,7 +46,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime
 def costs(cost: CostModel, plan: Plan) -> dict[str, int]:
     """What a plan costs, in every unit."""
     widths = cost.widths(plan)
-    return {unit: int(cost.measure(unit, widths)) for unit in UNITS}
+    return {unit: int(cost.measure(unit, widths)) for unit in cost.units}
 
 
 def budgets_data(uses: Sequence[BudgetUse]) -> list[dict[str, Any]]:
@@ -110,7 +117,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Before and after as a table, the budgets, the proof, and the verdict in the last line."""
     before, after = report["original"], report["pruned"]
     rows = [("", "before", "after", "left")]
-    for unit in UNITS:
+    for unit in (unit for unit in LABELS if unit in before):
         left = percent(after[unit] / before[unit]) if before[unit] else ""
         rows.append((LABELS[unit], amount(before[unit], unit), amount(after[unit], unit), left))
     rows.extend(_score_rows(report))

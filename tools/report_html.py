@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pruneopt.passes.analysis.cost import UNITS
 from pruneopt.tools.report import LABELS, STAGES, verdict
 from pruneopt.tools.text import FLOP_NOTE, amount, change, percent, seconds
 
@@ -88,7 +87,8 @@ def _costs(report: Mapping[str, Any]) -> Iterator[str]:
             percent(after[unit] / before[unit]) if before[unit] else "",
             _bar(after[unit], before[unit]),
         )
-        for unit in UNITS
+        for unit in LABELS
+        if unit in before
     ]
     yield from _table(("", "before", "after", "left", ""), rows)
     counted = FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs: {report['flops_convention']}."

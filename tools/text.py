@@ -24,17 +24,25 @@ def _digits(value: float) -> str:
     return f"{value:.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
 
 
+def _unit(largest: float, unit: str) -> tuple[float, str]:
+    """What to divide amounts by, and the unit with its prefix. Times come in nanoseconds, and are shown in ms."""
+    if unit == "latency":
+        return 1e6, "ms"
+    factor, prefix = _scale(largest)
+    return factor, prefix + _WORDS.get(unit, unit)
+
+
 def amount(value: float, unit: str) -> str:
-    """``150.2 MFLOPs``; ``unit`` is flops, params, bytes or memory."""
-    factor, prefix = _scale(value)
-    return f"{_digits(value / factor)} {prefix}{_WORDS.get(unit, unit)}"
+    """``150.2 MFLOPs``; ``unit`` is flops, params, bytes, memory or latency."""
+    factor, word = _unit(value, unit)
+    return f"{_digits(value / factor)} {word}"
 
 
 def change(value: float, full: float, unit: str) -> str:
     """``150.2 MFLOPs (50.0 % of 300.4)``; the prefix of the larger number serves both."""
-    factor, prefix = _scale(full)
+    factor, word = _unit(full, unit)
     share = percent(value / full if full else 1.0)
-    return f"{_digits(value / factor)} {prefix}{_WORDS.get(unit, unit)} ({share} of {_digits(full / factor)})"
+    return f"{_digits(value / factor)} {word} ({share} of {_digits(full / factor)})"
 
 
 def percent(share: float, digits: int = 1) -> str:

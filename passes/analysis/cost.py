@@ -15,12 +15,15 @@ Units, all at batch 1:
   `transpose`, `split`, ...) and a dropout, which does nothing in evaluation, share the operand's memory and keep all of
   it alive. Weights and views of them do not count; nothing is overwritten in place; scratch space inside an op is not
   known.
+- ``latency``: nanoseconds, the sum over a table of measured layers (`pruneopt.passes.analysis.latency_table`); only
+  where the model was given one, at the table's batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,9 +36,13 @@ from pruneopt.passes.analysis.conventions import Count, convention_named, elemen
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.analysis.sizes import axis_shares, size_form
 
+if TYPE_CHECKING:
+    from pruneopt.passes.analysis.latency_table import LatencyTable
+
 __all__ = ["UNITS", "CostModel", "OpCost"]
 
 UNITS = ("flops", "params", "bytes", "memory")
+"""What every cost model measures; `CostModel.units` adds ``latency`` where there is a table."""
 CHUNK = 4096
 """Width vectors measured at a time: large enough for the matrix products, small enough for the cache."""
 
@@ -57,9 +64,11 @@ class CostModel:
     counted at that batch.
     """
 
-    def __init__(self, graph: Graph, coupling: Coupling, convention: str = "macs") -> None:
-        """Raises `UserError` for an unknown convention."""
-        self.graph, self.coupling = graph, coupling
+    def __init__(
+        self, graph: Graph, coupling: Coupling, convention: str = "macs", latency: LatencyTable | None = None
+    ) -> None:
+        """Raises `UserError` for an unknown convention, or a latency table of another network."""
+        self.graph, self.coupling, self.latency = graph, coupling, latency
         self.convention = convention_named(convention)
         free = coupling.free
         self.groups: tuple[str, ...] = tuple(group.name for group in free)
@@ -71,6 +80,23 @@ class CostModel:
         """The smallest widths: one unit in each block, [G]."""
         self._lengths = _Lengths(coupling, self.full)
         self._measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        if latency is not None:
+            self._measures["latency"] = latency.predictor(self)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What this model measures."""
+        return UNITS if self.latency is None else (*UNITS, "latency")
+
+    def length_form(self, value: Value, axis: int) -> np.ndarray:
+        """The length of an axis as a linear form in a width vector: G coefficients, and the constant."""
+        return self._lengths(value, axis)
+
+    def length(self, value: Value, axis: int, widths: ArrayLike) -> np.ndarray:
+        """The length of an axis at width vectors: [G] -> 0-d, [P, G] -> [P]; float64."""
+        form = self.length_form(value, axis)
+        length: np.ndarray = np.asarray(widths, dtype=np.float64) @ form[:-1] + form[-1]
+        return length
 
     def widths(self, plan: Plan) -> np.ndarray:
         """The width vector of a plan, [G]; groups that the plan does not name are full. The plan is not checked."""
@@ -78,7 +104,7 @@ class CostModel:
         return np.array(given, dtype=np.int64)
 
     def measure(self, unit: str, widths: ArrayLike) -> np.ndarray:
-        """The cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is one of `UNITS`.
+        """The cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is one of ``units``.
 
         Exact for widths that are multiples of ``step``; others give what the formulas give, rounded.
         """
@@ -118,8 +144,13 @@ class CostModel:
         return [(op, value) for value, op in owner.items()]
 
     def _measure_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
-        if unit not in UNITS:
-            raise UserError(f"there is no cost unit '{unit}': known are {', '.join(UNITS)}")
+        if unit == "latency" and self.latency is None:
+            raise UserError(
+                "a limit on time needs a latency table of this network: measure one with `pruneopt profile MODEL --out "
+                "table.json`, and give it to the pass cost, as in --pipeline 'couple,cost{latency=table.json},...'"
+            )
+        if unit not in self.units:
+            raise UserError(f"there is no cost unit '{unit}': known are {', '.join(self.units)}")
         if unit not in self._measures:
             self._measures[unit] = _peak(self.graph, self._lengths) if unit == "memory" else self._sum_of(unit)
         return self._measures[unit]

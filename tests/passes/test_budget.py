@@ -58,6 +58,11 @@ def cost_model(ignore: tuple[str, ...] = ()) -> CostModel:
         ("4096bytes", "bytes", 4096),
         ("12MBmemory", "memory", 12e6),
         ("12 MiB memory", "memory", 12 * 2**20),
+        ("4ms", "latency", 4e6),
+        ("0.1 s", "latency", 1e8),
+        ("350us", "latency", 350e3),
+        ("350 \N{MICRO SIGN}s", "latency", 350e3),
+        ("+2e3ns", "latency", 2000),
     ],
 )
 def test_amounts(text: str, unit: str, value: float) -> None:
@@ -72,6 +77,7 @@ def test_amounts(text: str, unit: str, value: float) -> None:
         ("40%params", "params", 0.4),
         ("25%bytes", "bytes", 0.25),
         ("30%memory", "memory", 0.3),
+        ("80%latency", "latency", 0.8),
         ("100%FLOPs", "flops", 1.0),
         ("0.5%params", "params", 0.005),
     ],
@@ -105,10 +111,11 @@ def test_text_is_kept_without_the_blanks_around_it() -> None:
         ("150%FLOPs", "would allow 1.5 times the cost of the original, which it never exceeds"),
         ("50", "has no unit"),
         ("50%", "has no unit"),
-        ("4ms", "latency budgets are not available in this version"),
-        ("0.1 s", "latency budgets are not available in this version"),
-        ("30fps", "latency budgets are not available in this version"),
-        ("80%latency", "latency budgets are not available in this version"),
+        ("0.1min", "limits time, which is written in s, ms or us"),
+        ("30fps", "limits time, which is written in s, ms or us"),
+        ("4latency", "limits time, which is written in s, ms or us"),
+        ("1e305s", "is no finite number"),
+        ("30%ms", "is a share of 'ms', which is no cost of a network"),
         ("3furlongs", "has the unknown unit 'furlongs'"),
         ("300M", "has the unknown unit 'm'"),
         ("3MiFLOPs", "has the unknown unit 'miflops'"),
@@ -143,7 +150,7 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         assert result.endswith(FORMS)
     else:
         assert result.value > 0
-        assert result.unit in UNITS
+        assert result.unit in (*UNITS, "latency")
 
 
 UNIT_NAMES = {"flops": ("FLOPs", "MACs"), "params": ("params",), "bytes": ("B", "bytes"), "memory": ("Bmemory",)}
@@ -163,7 +170,7 @@ def test_written_amounts_are_read_back(unit: str, prefix: str, number: object, d
     assert (budget.unit, budget.value, budget.relative) == (unit, float(f"{number}e{exponent}"), False)
 
 
-@given(st.sampled_from(UNITS), st.integers(1, 10**15))
+@given(st.sampled_from((*UNITS, "latency")), st.integers(1, 10**15))
 def test_shown_amounts_are_read_back(unit: str, value: int) -> None:
     budget = parse_budget(format_value(unit, value))
     assert budget.unit == unit
