@@ -1,0 +1,34 @@
+"""The batch norms of a graph: where their scales (gamma) and shifts (beta) stand, by the name of their module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.passes.analysis.importance import NORMS
+
+__all__ = ["BatchNorm", "batch_norms"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    """A batch norm with a scale. ``op`` is the first that applies it; ``shift`` is None where there is none."""
+
+    name: str
+    op: Op
+    scale: Value
+    shift: Value | None
+
+
+def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
+    """Every batch norm (1d, 2d, 3d, synchronised) whose scale is a weight, once each, in graph order.
+
+    Batch norms without a scale (``affine=False``), or whose scale is computed, are not among them.
+    """
+    found: dict[Value, BatchNorm] = {}
+    for op in graph.ops:
+        scale, shift = (op.value(1), op.value(2)) if op.base in NORMS else (None, None)
+        if scale is not None and scale.is_weight:
+            name = scale.name.rpartition(".")[0] or scale.name
+            found.setdefault(scale, BatchNorm(name, op, scale, shift if shift and shift.is_weight else None))
+    return tuple(found.values())
