@@ -29,7 +29,7 @@ _BUILT_IN = {
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
     "recalibrate": "pruneopt.passes.search.adaptive_bn:Recalibrate",
-    "finetune": "pruneopt.passes.transform.stages:Finetune",
+    "finetune": "pruneopt.passes.transform.finetune:Finetune",
 }
 
 
@@ -56,7 +56,10 @@ _PARTS: dict[str, dict[str, str]] = {
     "evaluator": {},
     "ranking": {},
     "regulariser": {},
-    "recipe": {},
+    "recipe": {
+        "sgd": "pruneopt.passes.training.recipe:SGD",
+        "adamw": "pruneopt.passes.training.recipe:AdamW",
+    },
 }
 
 

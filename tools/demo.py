@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pruneopt.models.source import LoadedModel
-    from pruneopt.passes.training import EpochLog
 
 __all__ = ["main"]
 
@@ -78,7 +77,8 @@ def _trained(path: Path) -> None:
 def _train(loaded: LoadedModel) -> nn.Module:
     from torch import nn
 
-    from pruneopt.passes.training import finetune
+    from pruneopt.passes.training.recipe import SGD
+    from pruneopt.passes.training.trainer import train
 
     module = loaded.module
     if not isinstance(module, nn.Module):
@@ -86,10 +86,10 @@ def _train(loaded: LoadedModel) -> nn.Module:
     workload = loaded.workload(DATA)
     print(f"Training {MODEL} on {len(workload.train)} scanned digits ({EPOCHS} epochs, once):", flush=True)
 
-    def tell(epoch: EpochLog) -> None:
-        print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, {seconds(epoch.seconds)}", flush=True)
+    def tell(text: str, done: int = 0, total: int | None = None) -> None:
+        print(f"  {text}", flush=True)
 
-    finetune(module, workload, epochs=EPOCHS, lr=LEARNING_RATE, batch_size=64, on_epoch=tell)
+    train(module, workload, SGD(epochs=EPOCHS, lr=LEARNING_RATE, batch_size=64), progress=tell)
     return module
 
 

@@ -18,7 +18,8 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import DatasetSplit, Split, TensorSplit, Workload
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.search.adaptive_bn import MEAN, recalibrate_on
-from pruneopt.passes.training import finetune
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["Evaluator", "Settings"]
@@ -85,14 +86,8 @@ class Evaluator:
     def tune(self, module: nn.Module, epochs: int) -> None:
         """Fine-tune in place as EagleEye does: SGD with momentum 0.9, rate 0.01, decay 1e-4, cosine."""
         settings = self.settings
-        finetune(
-            module,
-            self.workload,
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            device=settings.device,
-        )
+        recipe = SGD(epochs=epochs, batch_size=settings.batch_size)
+        train(module, self.workload, recipe, seed=settings.seed, device=settings.device, name="fine-tuning")
 
 
 def _resident(split: Split) -> Split:

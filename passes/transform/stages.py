@@ -1,23 +1,21 @@
-"""The fixed stages of a pipeline: couple, cost, slice, verify, finetune. Each is a thin pass around a function."""
+"""The fixed stages of a pipeline: couple, cost, slice, verify. Each is a thin pass around a function."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pruneopt.ir.codegen import build_module
 from pruneopt.passes.analysis.annotate import annotate
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.base import Pass, State, option
-from pruneopt.passes.training import EpochLog, finetune
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cost", "CostReport", "Couple", "CoupleReport", "Finetune", "Slice", "Verify"]
+__all__ = ["Cost", "CostReport", "Couple", "CoupleReport", "Slice", "Verify"]
 
 PROOF_INPUTS = 4
 """How many real inputs the proof also runs on, where there is data."""
@@ -141,57 +139,3 @@ def _real_inputs(state: State) -> list[Tensor] | None:
         return None
     inputs, _ = next(state.workload.calibration.batches(PROOF_INPUTS))
     return [inputs]
-
-
-@dataclass(frozen=True)
-class Finetune(Pass):
-    """Train the network as it is now on the workload's training split."""
-
-    name: ClassVar[str] = "finetune"
-    summary: ClassVar[str] = "train the network by gradient descent (momentum SGD)"
-
-    epochs: int = option(10, "passes over the training split")
-    lr: float = option(0.01, "the first learning rate")
-    momentum: float = option(0.9, "of the gradient")
-    weight_decay: float = option(1e-4, "pull of the weights towards zero")
-    batch_size: int = option(128, "samples in a batch")
-    schedule: Literal["cosine", "linear", "step", "constant"] = option("cosine", "how the learning rate falls")
-    label_smoothing: float = option(0.0, "for the default cross-entropy")
-    decay_norm: bool = option(True, "also decay norm scales and biases")
-    augment: bool = option(True, "random shifts, flips or crops, where the data set has them")
-
-    @property
-    def needs_data(self) -> str | None:
-        return self.name
-
-    def requires(self, state: State) -> str | None:
-        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
-
-    def run(self, state: State) -> bool:
-        def tell(epoch: EpochLog) -> None:
-            state.progress(f"loss {epoch.loss:.4g}, metric {epoch.metric:.4g}", epoch.epoch, self.epochs)
-
-        module = build_module(state.graph, state.graph.weights)
-        log = finetune(
-            module,
-            state.need_workload(self.name),
-            epochs=self.epochs,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            schedule=self.schedule,
-            label_smoothing=self.label_smoothing,
-            decay_norm=self.decay_norm,
-            augment=self.augment,
-            seed=state.seed,
-            device=state.device,
-            on_epoch=tell,
-        )
-        state.records[self.name] = log
-        if log.steps == 0:
-            return False
-        trained = module.state_dict()
-        state.graph.weights = {name: trained.get(name, tensor) for name, tensor in state.graph.weights.items()}
-        state.trained_after_slice |= state.uncut is not None
-        return True

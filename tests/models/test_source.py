@@ -14,7 +14,8 @@ from pruneopt.models import zoo
 from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.models.template import starting_file
 from pruneopt.models.workload import TensorSplit, Workload
-from pruneopt.passes.training import finetune
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
 
 Write = Callable[..., str]
 NET = "from torch import nn\nimport torch\nmodel = nn.Linear(4, 3)\ninput_shape = (2, 4)\n"
@@ -30,7 +31,7 @@ def test_template_works_as_it_is(write: Write) -> None:
     loaded = load_model(write("model.py", starting_file()))
     workload = loaded.workload()
     module = module_of(loaded)
-    finetune(module, workload, epochs=6, lr=0.1, batch_size=64)
+    train(module, workload, SGD(epochs=6, lr=0.1, batch_size=64))
     assert loaded.example_inputs[0].shape == (1, 1, 8, 8)
     assert workload.score(module, "test") > 0.9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.search.abn import AdaptiveBN, Outcome
-from pruneopt.passes.training import finetune
+from pruneopt.passes.search.abn import AdaptiveBN
+from pruneopt.passes.search.evaluator import AdaptiveStatistics
+from pruneopt.passes.search.outcome import Outcome
+from pruneopt.passes.search.random_search import RandomSearch
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.stages import Cost, Couple
 
 
@@ -31,7 +36,7 @@ def workload() -> Workload:
 def trained(workload: Workload) -> Graph:
     torch.manual_seed(0)
     network = DigitsResNet((6, 8, 12))
-    finetune(network, workload, epochs=5, lr=0.1, batch_size=64)
+    train(network, workload, SGD(epochs=5, lr=0.1, batch_size=64))
     return capture(network, torch.zeros(2, 1, 8, 8))
 
 
@@ -70,6 +75,16 @@ def coupled(graph: Graph, workload: Workload | None, **fields: Any) -> State:
     return state
 
 
+def abn(**options: Any) -> AdaptiveBN:
+    """The pass abn, with the options of its parts beside its own as in a pipeline."""
+    mine = {field.name for field in dataclasses.fields(AdaptiveBN)}
+    parts: dict[str, Any] = {}
+    for key, kind in {"searcher": RandomSearch, "evaluator": AdaptiveStatistics}.items():
+        names = {field.name for field in dataclasses.fields(kind)} - mine
+        parts[key] = kind(**{name: options.pop(name) for name in names & options.keys()})
+    return AdaptiveBN(**{**parts, **options})
+
+
 FAST: Mapping[str, Any] = {"candidates": 5, "calibration_batches": 4, "batch_size": 32, "subval_limit": 150}
 
 
@@ -83,7 +98,7 @@ def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Out
         state = coupled(graph, data, run_dir=run_dir, budgets=[parse_budget(text) for text in budgets], **fields)
         if "own_seed" in options:
             options["seed"] = options.pop("own_seed")
-        AdaptiveBN(**{**FAST, **options}).run(state)
+        abn(**{**FAST, **options}).run(state)
         return state, state.records["abn"]
 
     return run

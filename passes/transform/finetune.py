@@ -1,0 +1,76 @@
+"""Fine-tuning: train the network as it is now, by default with the original network as a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pruneopt.errors import UserError
+from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.registry import part_class
+from pruneopt.passes.training.objective import can_distil
+from pruneopt.passes.training.recipe import Momentum, Recipe
+from pruneopt.passes.training.stage import train_state
+
+__all__ = ["Finetune"]
+
+
+@dataclass(frozen=True)
+class Finetune(Momentum, Pass):
+    """Train the network as it is now on the workload's training split.
+
+    Its options are those of a recipe; `recipe` makes the recipe of them. The original network is the teacher where that
+    can help: once something was removed, in classification with the default cross-entropy.
+    """
+
+    name: ClassVar[str] = "finetune"
+    summary: ClassVar[str] = "train the network, with the original as its teacher"
+
+    distil: float = option(0.5, "weight of the original network's outputs in the loss, 0 to 1; 0 is off")
+    optimiser: Literal["sgd", "adamw"] = option("sgd", "what moves the weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimiser not in ("sgd", "adamw"):
+            raise UserError(f"there is no optimiser {self.optimiser!r}: use sgd or adamw")
+        if self.optimiser != "sgd":
+            for field in dataclasses.fields(Momentum)[-2:]:
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"{field.name} is for optimiser=sgd: leave it out")
+
+    def recipe(self) -> Recipe:
+        """The recipe of these options."""
+        kind: Any = part_class("recipe", self.optimiser)
+        mine = {field.name for field in dataclasses.fields(self)}
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.name in mine}
+        made: Recipe = kind(**options)
+        return made
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
+
+    def requires(self, state: State) -> str | None:
+        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+
+    def run(self, state: State) -> bool:
+        recipe = self.recipe()
+        why = self._no_teacher(state)
+        if why is not None:
+            recipe = dataclasses.replace(recipe, distil=0.0)
+        log = train_state(state, recipe, name=self.name)
+        if why is not None:
+            log.notes.append(f"without a teacher: {why}")
+        state.records[self.name] = log
+        return log.steps > 0
+
+    def _no_teacher(self, state: State) -> str | None:
+        """Why the original network is no teacher here; None where it is, or where none was asked for."""
+        if not self.distil:
+            return None
+        if state.uncut is None and state.masks is None:
+            return "nothing was removed from the network yet"
+        if not can_distil(state.need_workload(self.name)):
+            return "distillation is for classification with the default cross-entropy"
+        return None
