@@ -28,7 +28,7 @@ from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search.correlation import CorrelationReport, correlation_report
-from pruneopt.passes.search.evaluation import Evaluator, Settings
+from pruneopt.passes.search.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.sampling import WidthSampler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,12 +81,12 @@ def measured(graph: Graph, workload: Workload, level: str, options: argparse.Nam
     scores = score_units(coupling, graph.weights, "l1")
     cost = CostModel(graph, coupling)
     sampler = WidthSampler(coupling, cost, budgets, scores, max_ratio=options.max_ratio, seed=options.seed)
-    evaluator = Evaluator(graph, coupling, workload, Settings(options.batches, BATCH, seed=options.seed))
+    networks = CutNetworks(graph, coupling, workload, Settings(options.batches, BATCH, seed=options.seed))
 
     def tell(text: str, done: int = 0, total: int | None = None) -> None:
         print(f"  {done}/{total} {text}", flush=True)
 
-    return correlation_report(sampler, evaluator, candidates=options.candidates, epochs=options.epochs, progress=tell)
+    return correlation_report(sampler, networks, candidates=options.candidates, epochs=options.epochs, progress=tell)
 
 
 def as_data(report: CorrelationReport, seconds: float) -> dict[str, object]:

@@ -52,9 +52,21 @@ _PARTS: dict[str, dict[str, str]] = {
         "fpgm": "pruneopt.passes.analysis.criteria:FPGM",
         "random": "pruneopt.passes.analysis.criteria:RandomScore",
     },
-    "searcher": {},
-    "evaluator": {},
-    "ranking": {},
+    "searcher": {
+        "random": "pruneopt.passes.search.random_search:RandomSearch",
+        "evolution": "pruneopt.passes.search.evolution:Evolution",
+    },
+    "evaluator": {
+        "abn": "pruneopt.passes.search.evaluator:AdaptiveStatistics",
+        "stale": "pruneopt.passes.search.evaluator:StaleStatistics",
+        "finetune": "pruneopt.passes.search.evaluator:ShortTraining",
+    },
+    "ranking": {
+        "accuracy": "pruneopt.passes.search.ranking:Accuracy",
+        "reward": "pruneopt.passes.search.ranking:Reward",
+        "accuracy-under-latency": "pruneopt.passes.search.ranking:AccuracyUnderLatency",
+        "function": "pruneopt.passes.search.ranking:Function",
+    },
     "regulariser": {},
     "recipe": {
         "sgd": "pruneopt.passes.training.recipe:SGD",

@@ -4,7 +4,8 @@ Names and keys are kebab-case. A value ends at a space or at the closing brace o
 its own (``4ms@ort-cpu{threads=2}``), and a value in double quotes is a JSON string. What a value means is decided by
 the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words, or a list of these, written with
 commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``. The
-value of a part is written as a pass is: ``abn{searcher=evolution{population=20}}``.
+value of a part is written as a pass is: ``abn{searcher=evolution{population=20}}``. An option that only one part of a
+pass has may be written on the pass: ``abn{searcher=evolution population=20}``.
 """
 
 from __future__ import annotations
@@ -250,9 +251,11 @@ def _build(source: _Source, item: _Item, kind: type[P]) -> P:
     fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
+    inner: list[_Option] = []
     for option in item.options:
         if option.key not in fields:
-            source.fail(option.key_span, f"{item.name} has no option {option.key!r}", _options_note(kind, option.key))
+            inner.append(option)
+            continue
         name = fields[option.key].name
         value = _value(source, option, hints[name])
         if isinstance(value, tuple) and name in given:
@@ -260,6 +263,7 @@ def _build(source: _Source, item: _Item, kind: type[P]) -> P:
         elif name in given:
             source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
         given[name] = value
+    _give_to_parts(source, inner, kind, hints, given)
     missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and field.name not in given]
     if missing:
         source.fail(item.span, f"{item.name} needs the option {missing[0]!r}", _options_note(kind))
@@ -267,6 +271,37 @@ def _build(source: _Source, item: _Item, kind: type[P]) -> P:
         return kind(**given)
     except UserError as error:
         source.fail(item.span, f"{item.name}: {error}", _options_note(kind))
+
+
+def _give_to_parts(
+    source: _Source, options: list[_Option], kind: type[Configured], hints: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part that has them."""
+    parts: dict[str, Part] = {}
+    for field in option_fields(kind):
+        value = given.get(field.name, field.default)
+        if isinstance(value, Part):
+            parts[field.name] = value
+    changes: dict[str, dict[str, Any]] = {}
+    for option in options:
+        name = option.key.replace("-", "_")
+        owners = [key for key, part in parts.items() if name in {field.name for field in option_fields(type(part))}]
+        if not owners:
+            source.fail(option.key_span, f"{kind.name} has no option {option.key!r}", _options_note(kind, option.key))
+        if len(owners) > 1:
+            one, two = (key.replace("_", "-") for key in owners[:2])
+            note = f"write {one}={parts[owners[0]].name}{{{option.key}=...}}"
+            source.fail(option.key_span, f"both {one} and {two} have an option {option.key!r}", note)
+        mine = changes.setdefault(owners[0], {})
+        if name in mine:
+            source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
+        mine[name] = _value(source, option, get_type_hints(type(parts[owners[0]]))[name])
+    for key, values in changes.items():
+        try:
+            given[key] = dataclasses.replace(parts[key], **values)
+        except UserError as error:
+            first = next(option for option in options if option.key.replace("-", "_") in values)
+            source.fail(first.key_span, f"{parts[key].name}: {error}")
 
 
 def _pass_note() -> str:
@@ -285,6 +320,12 @@ def _options_note(kind: type[Configured], wrong: str = "") -> str:
         shown.append(f"{field.name.replace('_', '-')} ({option_type(hints[field.name])}{required})")
     note = f"options are {', '.join(shown)}"
     guess = did_you_mean(wrong, [field.name.replace("_", "-") for field in fields]) if wrong else ""
+    inner = [
+        f"{field.name.replace('_', '-')} takes {', '.join(f.name.replace('_', '-') for f in option_fields(type(part)))}"
+        for field in fields
+        if isinstance(part := field.default, Part) and option_fields(type(part))
+    ]
+    note = "; ".join([note, *inner])
     return f"{guess} {note}" if guess.startswith("did you mean") else note
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
-from pruneopt.passes.search.abn import JOURNAL
+from pruneopt.passes.search.loop import JOURNAL
 
 __all__ = ["ARTEFACTS", "OutputDirectory", "fingerprint", "fingerprints"]
 

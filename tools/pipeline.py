@@ -9,8 +9,6 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
 from pruneopt.passes.registry import pass_class
-from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.adaptive_bn import PAPER, Recalibrate
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.prune import Choose
 from pruneopt.passes.transform.stages import Cost
@@ -58,21 +56,7 @@ def _standard(text: str) -> list[Pass]:
     given = parse_pipeline(text)
     if len(given) != 1 or not isinstance(given[0], Choose):
         raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
-    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *_after(given[0])]
-
-
-def _after(chosen: Pass) -> list[Pass]:
-    """A plan that was scored with recomputed batch-norm statistics is delivered with these."""
-    if not isinstance(chosen, AdaptiveBN):
-        return []
-    same: dict[str, Any] = {
-        "batches": chosen.calibration_batches,
-        "batch_size": chosen.batch_size,
-        "whole": chosen.whole,
-    }
-    if "momentum" in chosen.compat:
-        same |= {"momentum": PAPER.momentum, "reset": PAPER.reset}
-    return [Recalibrate(**same)]
+    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *given[0].after()]
 
 
 def _pass(name: str, **values: Any) -> Pass:

@@ -21,7 +21,7 @@ from scipy import stats
 
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Progress, silent
-from pruneopt.passes.search.evaluation import Evaluator
+from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.sampling import WidthSampler
 
 __all__ = ["Correlation", "CorrelationReport", "Sample", "correlate", "correlation_report"]
@@ -109,7 +109,7 @@ def correlate(scores: Sequence[float], outcomes: Sequence[float]) -> Correlation
 
 def correlation_report(
     sampler: WidthSampler,
-    evaluator: Evaluator,
+    networks: CutNetworks,
     *,
     candidates: int,
     epochs: int,
@@ -120,7 +120,7 @@ def correlation_report(
 
     Args:
         sampler: with budgets, plans of one cost; without, of any ("not fixed" in EagleEye's Table 1).
-        evaluator: scores on sub-validation images; its settings are those of the search.
+        networks: scores on sub-validation images; its settings are those of the search.
         epochs: of fine-tuning, from the recalibrated network.
         split: where fine-tuned accuracy is measured. This is a measurement, not a search: the test split may be used.
 
@@ -131,21 +131,21 @@ def correlation_report(
         raise UserError("a correlation needs at least 2 candidates and 1 epoch of fine-tuning")
     samples = []
     for index in range(candidates):
-        samples.append(_sample(sampler, evaluator, index, epochs, split))
+        samples.append(_sample(sampler, networks, index, epochs, split))
         done = samples[-1]
         progress(f"stale {done.stale:.3f}, adaptive {done.adaptive:.3f}, tuned {done.tuned:.3f}", index + 1, candidates)
-    return CorrelationReport(tuple(samples), epochs, split, str(evaluator.settings.averaging))
+    return CorrelationReport(tuple(samples), epochs, split, str(networks.settings.averaging))
 
 
-def _sample(sampler: WidthSampler, evaluator: Evaluator, index: int, epochs: int, split: str) -> Sample:
+def _sample(sampler: WidthSampler, networks: CutNetworks, index: int, epochs: int, split: str) -> Sample:
     draw, cost = sampler.draw(index), sampler.cost
-    module = evaluator.network(draw.plan)
-    stale = evaluator.score(module)
+    module = networks.network(draw.plan)
+    stale = networks.score(module)
     started = time.perf_counter()
-    evaluator.recalibrate(module)
-    adaptive = evaluator.score(module)
+    networks.recalibrate(module)
+    adaptive = networks.score(module)
     scored = time.perf_counter()
-    evaluator.tune(module, epochs)
+    networks.tune(module, epochs)
     seconds = scored - started, time.perf_counter() - scored
     share = float(cost.measure("flops", draw.widths)) / float(cost.measure("flops", cost.full))
-    return Sample(index, share, stale, adaptive, evaluator.score(module, split), *seconds)
+    return Sample(index, share, stale, adaptive, networks.score(module, split), *seconds)

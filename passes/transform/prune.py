@@ -48,6 +48,10 @@ class Choose(Pass):
             return "run couple first"
         return "run cost first" if state.cost is None else None
 
+    def after(self) -> list[Pass]:
+        """The passes that follow the proof in the standard pipeline, so that what is delivered is what was decided on."""
+        return []
+
     @abstractmethod
     def run(self, state: State) -> bool: ...
 

@@ -75,7 +75,7 @@ def coupled(graph: Graph, workload: Workload | None, **fields: Any) -> State:
     return state
 
 
-def abn(**options: Any) -> AdaptiveBN:
+def made_of(**options: Any) -> AdaptiveBN:
     """The pass abn, with the options of its parts beside its own as in a pipeline."""
     mine = {field.name for field in dataclasses.fields(AdaptiveBN)}
     parts: dict[str, Any] = {}
@@ -89,6 +89,12 @@ FAST: Mapping[str, Any] = {"candidates": 5, "calibration_batches": 4, "batch_siz
 
 
 @pytest.fixture
+def abn() -> Callable[..., AdaptiveBN]:
+    """``abn(**options)`` makes the pass."""
+    return made_of
+
+
+@pytest.fixture
 def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Outcome]]:
     """``search(run_dir, progress=..., **options)`` runs abn at half the FLOPs on the digits."""
 
@@ -98,7 +104,7 @@ def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Out
         state = coupled(graph, data, run_dir=run_dir, budgets=[parse_budget(text) for text in budgets], **fields)
         if "own_seed" in options:
             options["seed"] = options.pop("own_seed")
-        abn(**{**FAST, **options}).run(state)
+        made_of(**{**FAST, **options}).run(state)
         return state, state.records["abn"]
 
     return run

@@ -26,9 +26,11 @@ from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import within
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.search.abn import JOURNAL, AdaptiveBN, Candidate, Finalist, Outcome
+from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.evaluation import Evaluator
+from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 Run = Callable[..., tuple[State, Outcome]]
@@ -70,17 +72,19 @@ def test_the_winner_is_inside_the_budget_and_the_best(search: Run) -> None:
     assert state.graph.channels != state.original.channels
 
 
-def test_a_whole_pipeline_delivers_the_winners_score(trained: Graph, workload: Workload) -> None:
-    abn = AdaptiveBN(("50%FLOPs",), candidates=3, calibration_batches=4, batch_size=32, finetune_epochs=0)
-    steps = [Couple(), Cost(), abn, Slice(), Verify(), Recalibrate(batches=4, batch_size=32)]
+def test_a_whole_pipeline_delivers_the_winners_score(
+    trained: Graph, workload: Workload, abn: Callable[..., AdaptiveBN]
+) -> None:
+    options: dict[str, Any] = {"candidates": 3, "calibration_batches": 4, "batch_size": 32, "finetune_epochs": 0}
+    chosen = abn(budget=("50%FLOPs",), stale=True, **options)
+    steps = [Couple(), Cost(), chosen, Slice(), Verify(), Recalibrate(batches=4, batch_size=32)]
     result = PassManager(steps).run(trained, workload=workload)
     outcome = result.records["abn"]
     assert isinstance(outcome, Outcome)
     assert result.verification is not None
     assert workload.score(result.module) == outcome.winner.score
-    assert outcome.winning_finalist is not None
-    assert outcome.winning_finalist.stale == result.records["recalibrate"].before
-    assert outcome.winning_finalist.tuned is None
+    assert outcome.winner.stale == result.records["recalibrate"].before
+    assert outcome.winning_finalist is None
     assert [use.share <= 1 for use in result.budgets] == [True]
 
 
@@ -109,15 +113,15 @@ def test_the_original_is_untouched(search: Run, trained: Graph) -> None:
 
 def test_one_candidate_network_at_a_time(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[nn.Module]] = []
-    build = Evaluator.network
+    build = CutNetworks.network
 
-    def network(self: Evaluator, plan: Any) -> nn.Module:
+    def network(self: CutNetworks, plan: Any) -> nn.Module:
         assert not any(item() is not None for item in made), "the last candidate is still alive"
         module = build(self, plan)
         made.append(weakref.ref(module))
         return module
 
-    monkeypatch.setattr(Evaluator, "network", network)
+    monkeypatch.setattr(CutNetworks, "network", network)
     gc.disable()
     try:
         search()
@@ -134,10 +138,10 @@ def test_progress_tells_number_total_and_best(search: Run) -> None:
 
 
 def test_equal_widths_are_fine_tuned_once() -> None:
-    twins = [Candidate(number, {"a": 3}, 0.5, None, 1, 0.0) for number in range(3)]
-    outcome = Outcome("", "", [*twins, Candidate(3, {"a": 4}, 0.4, None, 1, 0.0)])
+    twins = [Candidate(number, {"a": 3}, 0.5, 0.5, None, 1, 0.0) for number in range(3)]
+    outcome = Outcome("", "", "", [*twins, Candidate(3, {"a": 4}, 0.4, 0.4, None, 1, 0.0)])
     assert [item.index for item in outcome.ranking] == [0, 3]
-    outcome.finalists = [Finalist(0, 0.1, 0.6, 0.0), Finalist(3, 0.1, 0.7, 0.0)]
+    outcome.finalists = [Finalist(0, 0.1, 0.6, 0.6, 0.0), Finalist(3, 0.1, 0.7, 0.7, 0.0)]
     assert outcome.winner.index == 3
 
 
@@ -164,10 +168,10 @@ def test_continuing_from_every_line_and_between_gives_the_same(search: Run, tmp_
 def test_a_finished_search_is_not_run_again(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outcome = search(tmp_path)
 
-    def never(self: Evaluator, plan: Any) -> nn.Module:
+    def never(self: CutNetworks, plan: Any) -> nn.Module:
         raise AssertionError
 
-    monkeypatch.setattr(Evaluator, "network", never)
+    monkeypatch.setattr(CutNetworks, "network", never)
     assert search(tmp_path)[1].winner == outcome.winner
 
 
@@ -220,16 +224,13 @@ from pruneopt.passes.manager import PassManager
 torch.manual_seed(0)
 graph = capture(DigitsResNet((4, 4, 4)), torch.zeros(2, 1, 8, 8))
 data = load_data("digits?limit=400", input_shape=(1, 1, 8, 8))
-from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.transform.stages import Cost, Couple
-
 def progress(text, done=0, total=None):
     if text.startswith(f"candidate {sys.argv[2]} "):
         os.kill(os.getpid(), signal.SIGKILL)
 
-abn = AdaptiveBN(("60%FLOPs",), candidates=4, calibration_batches=2, batch_size=16, finetune_epochs=0)
+text = "couple,cost,abn{budget=60%FLOPs candidates=4 calibration-batches=2 batch-size=16 finetune-epochs=0}"
 for folder in sys.argv[3:]:
-    PassManager([Couple(), Cost(), abn]).run(graph, workload=data, progress=progress, run_dir=sys.argv[1] + folder)
+    PassManager.parse(text).run(graph, workload=data, progress=progress, run_dir=sys.argv[1] + folder)
 """
 
 
@@ -258,15 +259,15 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
 
 def stop_at(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of a call of one of the evaluator's methods."""
-    real, calls = getattr(Evaluator, name), []
+    real, calls = getattr(CutNetworks, name), []
 
-    def method(self: Evaluator, *args: Any) -> Any:
+    def method(self: CutNetworks, *args: Any) -> Any:
         calls.append(args)
         if len(calls) == call:
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(Evaluator, name, method)
+    monkeypatch.setattr(CutNetworks, name, method)
 
 
 def test_ctrl_c_keeps_the_best_so_far(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +390,7 @@ def test_an_impossible_budget_is_refused_before_any_work(search: Run, tmp_path: 
         {"criterion": "random", "compat": ("leader",)},
     ],
 )
-def test_impossible_options(wrong: dict[str, Any]) -> None:
+def test_impossible_options(wrong: dict[str, Any], abn: Callable[..., AdaptiveBN]) -> None:
     with pytest.raises(UserError) as error:
-        AdaptiveBN(**wrong)
+        abn(**wrong)
     assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search.correlation import correlate, correlation_report
-from pruneopt.passes.search.evaluation import Evaluator, Settings
+from pruneopt.passes.search.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.sampling import WidthSampler
 
 distinct = st.lists(st.integers(0, 1000), min_size=3, max_size=12, unique=True)
@@ -52,7 +52,7 @@ def parts(trained: Graph, workload: Workload) -> Any:
     coupling = couple(trained)
     scores = score_units(coupling, trained.weights, "l1")
     sampler = WidthSampler(coupling, CostModel(trained, coupling), [parse_budget("50%FLOPs")], scores)
-    return sampler, Evaluator(trained, coupling, workload, Settings(batches=4, batch_size=32))
+    return sampler, CutNetworks(trained, coupling, workload, Settings(batches=4, batch_size=32))
 
 
 def test_report_on_digits(parts: Any) -> None:

@@ -22,7 +22,7 @@ from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.slice import slice_graph
 
-__all__ = ["Evaluator", "Settings"]
+__all__ = ["CutNetworks", "Settings"]
 
 RESIDENT_BYTES = 2**30
 
@@ -49,7 +49,7 @@ class Settings:
     device: str = "cpu"
 
 
-class Evaluator:
+class CutNetworks:
     """Makes and scores candidates of one network; its weights are never written."""
 
     def __init__(self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings) -> None:

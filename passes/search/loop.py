@@ -1,0 +1,312 @@
+"""A search, whatever it is made of: a searcher proposes, an evaluator judges, a ranking compares, a journal remembers.
+
+`Searched` is the pass; the published searches are this pass with other parts. The best candidates may be looked at
+again: cut from the trained weights and fine-tuned for a short while, and the best of those is the plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from pruneopt.errors import UserError
+from pruneopt.ir.printer import print_graph
+from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.passes.analysis.criteria import L1Norm
+from pruneopt.passes.analysis.importance import Criterion, score_units
+from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Trial
+from pruneopt.passes.search.journal import Journal, weights_digest
+from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
+from pruneopt.passes.search.random_search import RandomSearch
+from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
+from pruneopt.passes.search.sampling import RARE
+from pruneopt.passes.search.searcher import Asker, Searcher
+from pruneopt.passes.search.space import Proposal, Space
+from pruneopt.passes.spec import pass_text
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
+from pruneopt.passes.transform.select import budget_report, keep_best
+
+__all__ = ["JOURNAL", "Search", "Searched"]
+
+JOURNAL = "search.jsonl"
+TOP = 2
+
+
+@dataclass
+class Search:
+    """Asks, judges and tells, or takes the answers from the journal.
+
+    Attributes:
+        space, asker, ranking: what is searched, by whom, and how candidates are compared.
+        judge: opened with the first candidate that the journal does not answer.
+        networks: cuts and scores finalists; opened when there are any.
+    """
+
+    space: Space
+    asker: Asker
+    judge: Callable[[], Judge]
+    ranking: Ranking
+    networks: Callable[[], CutNetworks]
+    journal: Journal
+    outcome: Outcome
+    tell: Callable[[str, int, int], None]
+
+    def run(self, top: int, epochs: int) -> Outcome:
+        """Judge candidates, then look again at the best; on Ctrl-C what there is so far.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C before the first candidate was judged.
+        """
+        try:
+            self._judge_all(self._recalled())
+            if epochs:
+                self._finish(top, epochs)
+        except KeyboardInterrupt:
+            if not self.outcome.candidates:
+                raise
+            self.outcome.interrupted = True
+        return self.outcome
+
+    def plan(self, candidate: Candidate) -> dict[str, np.ndarray]:
+        """The units of the trained network that a candidate keeps."""
+        widths = np.array([candidate.widths[name] for name in self.space.cost.groups])
+        return keep_best(widths, self.space.scores, self.space.coupling, self.space.cost)
+
+    # Candidates
+
+    def _recalled(self) -> list[Candidate]:
+        """The candidates in the journal; finalists go straight to the outcome."""
+        found: list[Candidate] = []
+        for entry in self.journal.entries:
+            try:
+                if "widths" in entry:
+                    found.append(Candidate(**entry))
+                else:
+                    self.outcome.finalists.append(Finalist(**entry))
+            except TypeError as error:
+                raise UserError(f"{self.journal.path} holds a line that is no result ({error}): delete it") from error
+        if [item.index for item in found] != list(range(len(found))):
+            raise UserError(f"{self.journal.path} lacks a candidate: delete the file to start anew")
+        return found
+
+    def _judge_all(self, recalled: list[Candidate]) -> None:
+        done = self.outcome.candidates
+        judge: Judge | None = None
+        while (proposal := self.asker.ask()) is not None:
+            index = len(done)
+            if index < len(recalled):
+                candidate = self._checked(recalled[index], proposal)
+            else:
+                if judge is None:
+                    judge = self.judge()
+                    self.outcome.averaging = judge.describe()
+                candidate = self._judged(index, proposal, judge)
+                self.journal.append(asdict(candidate))
+            self.asker.tell(proposal, candidate.fitness)
+            done.append(candidate)
+            if index >= len(recalled):
+                self._progress(candidate)
+
+    def _checked(self, candidate: Candidate, proposal: Proposal) -> Candidate:
+        """A candidate of the journal, which must be the one that is asked for now."""
+        if candidate.widths != self._widths(proposal):
+            raise UserError(
+                f"candidate {candidate.index} in {self.journal.path} is not what this search proposes: it was written "
+                "by another version; delete the file to start anew"
+            )
+        return candidate
+
+    def _judged(self, index: int, proposal: Proposal, judge: Judge) -> Candidate:
+        started = time.perf_counter()
+        judged = judge.judge(proposal)
+        fitness = self._fitness(proposal.widths, judged.score)
+        seconds = time.perf_counter() - started
+        return Candidate(
+            index, self._widths(proposal), judged.score, fitness, judged.stale, proposal.attempts, seconds
+        )
+
+    def _widths(self, proposal: Proposal) -> dict[str, int]:
+        return dict(zip(self.space.cost.groups, proposal.widths.tolist(), strict=True))
+
+    def _fitness(self, widths: np.ndarray, score: float) -> float:
+        return self.ranking.fitness(Measured(score, widths, self.space.cost))
+
+    def _progress(self, candidate: Candidate) -> None:
+        outcome = self.outcome
+        if outcome.acceptance < RARE and not outcome.notes:
+            outcome.notes.append(
+                f"only {outcome.acceptance:.3%} of the drawn vectors hit the budget: change max-ratio (or low and high "
+                "of an evolution), or leave rejection out"
+            )
+            self.tell(outcome.notes[0], candidate.index + 1, self.asker.total)
+        best = max(outcome.candidates, key=lambda item: item.fitness)
+        # Logs of a reward that call it accuracy have misled readers: say what is compared.
+        ranked = "" if isinstance(self.ranking, Accuracy) else f" ({self.ranking.name} {best.fitness:.4g})"
+        self.tell(
+            f"candidate {candidate.index} scores {candidate.score:.4f}, best {best.score:.4f}{ranked}",
+            candidate.index + 1,
+            self.asker.total,
+        )
+
+    # Finalists
+
+    def _finish(self, top: int, epochs: int) -> None:
+        chosen = self.outcome.ranking[:top]
+        known = {item.index for item in self.outcome.finalists}
+        for place, candidate in enumerate(chosen, 1):
+            if candidate.index in known:
+                continue
+            finalist = self._second_look(candidate, epochs)
+            self.journal.append(asdict(finalist))
+            self.outcome.finalists.append(finalist)
+            text = f"candidate {candidate.index}: {candidate.score:.4f}, {finalist.tuned:.4f} fine-tuned"
+            self.tell(text, place, len(chosen))
+
+    def _second_look(self, candidate: Candidate, epochs: int) -> Finalist:
+        """From the original weights again: stale score, fresh statistics, fine-tuning."""
+        started = time.perf_counter()
+        networks = self.networks()
+        module = networks.network(self.plan(candidate))
+        stale = networks.score(module) if candidate.stale is None else candidate.stale
+        networks.recalibrate(module)
+        networks.tune(module, epochs)
+        tuned = networks.score(module)
+        widths = np.array([candidate.widths[name] for name in self.space.cost.groups])
+        seconds = time.perf_counter() - started
+        return Finalist(candidate.index, stale, tuned, self._fitness(widths, tuned), seconds)
+
+
+@dataclass(frozen=True)
+class Searched(Choose):
+    """A pass that decides by searching. Subclasses set other defaults, and the genes of the space."""
+
+    budget: tuple[str, ...] = option((), BUDGET)
+    searcher: Searcher = option(RandomSearch(), "what proposes structures")  # noqa: RUF009  as dataclasses.field
+    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges them")  # noqa: RUF009
+    ranking: Ranking = option(Accuracy(), "how judged structures are compared")  # noqa: RUF009
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
+    top: int | None = option(None, "how many of the best are fine-tuned (2)")
+    finetune_epochs: int = option(0, "epochs to decide between the best; 0 takes the best fitness")
+    round_to: int = option(1, ROUND)
+    minimum: float = option(1.0, MINIMUM)
+    window: float | None = option(None, "candidates use at least 1 - window of the tightest budget")
+    seed: int | None = option(None, "decides the candidates and batches (the run's seed)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.finetune_epochs < 0:
+            raise UserError(f"finetune-epochs={self.finetune_epochs} must be at least 0")
+        if self.top is not None and self.top < 1:
+            raise UserError(f"top={self.top} must be at least 1")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
+        if self.top is not None and not self.finetune_epochs:
+            raise UserError("top is for fine-tuning: leave it out, or give finetune-epochs of at least 1")
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
+
+    def requires(self, state: State) -> str | None:
+        needs_data = "it needs data: give --data, or a model file with data()"
+        return super().requires(state) or (needs_data if state.workload is None else None)
+
+    def after(self) -> list[Pass]:
+        """A plan that was judged with fresh statistics is delivered with these."""
+        return self.parts()[1].after()
+
+    def parts(self) -> tuple[Searcher, Evaluator]:
+        """The searcher and the evaluator, with what the pass's own options make of them."""
+        return self.searcher, self.evaluator
+
+    def space(self, state: State, scores: dict[str, np.ndarray]) -> Space:
+        """What is searched: by default every group has a scale of its own."""
+        return Space(
+            state.need_coupling(),
+            state.need_cost(),
+            state.budgets,
+            scores,
+            window=self.window,
+            round_to=self.round_to,
+            minimum=self.minimum,
+        )
+
+    def leader(self) -> bool:
+        """Whether units are scored by their first layer alone."""
+        return False
+
+    def run(self, state: State) -> bool:
+        add_budgets(state, self.budget)
+        if not state.budgets:
+            raise UserError(f"{self.name} needs a budget to aim at: give one, such as 50%FLOPs")
+        search = self.prepare(state)
+        outcome = search.run(self.top or TOP, self.finetune_epochs)
+        before = state.graph.channels
+        state.plan = search.plan(outcome.winner)
+        write_plan(state.graph, state.plan)
+        state.records[self.name] = outcome
+        state.records["budget"] = budget_report(state.budgets, state.need_cost(), state.plan)
+        return state.graph.channels != before
+
+    def prepare(self, state: State) -> Search:
+        """The search of a state, to be continued from its journal where there is one.
+
+        Raises:
+            BudgetError: a budget that cannot be reached.
+            UserError: an impossible option, no data, or a journal of another search.
+        """
+        workload = state.need_workload(self.name)
+        searcher, evaluator = self.parts()
+        seed = state.seed if self.seed is None else self.seed
+        self.ranking.check(state.need_cost(), state.budgets)
+        settings = evaluator.settings(seed, state.device)
+        scores = score_units(
+            state.need_coupling(),
+            state.graph.weights,
+            self.criterion,
+            leader=self.leader(),
+            seed=seed,
+            workload=workload,
+            batch_size=settings.batch_size,
+            device=state.device,
+        )
+        space = self.space(state, scores)
+        asker = searcher.open(space, seed)
+        path = None if state.run_dir is None else state.run_dir / JOURNAL
+        return Search(
+            space,
+            asker,
+            lambda: evaluator.open(Trial(state, space, seed)),
+            self.ranking,
+            lambda: CutNetworks(state.graph, space.coupling, workload, settings),
+            Journal(path, self._identity(state, seed)),
+            Outcome("from the journal", asker.describe(), self.ranking.name),
+            state.progress,
+        )
+
+    def _identity(self, state: State, seed: int) -> dict[str, object]:
+        """What makes a search the one it is: everything its result depends on."""
+        workload, coupling = state.need_workload(self.name), state.need_coupling()
+        options = {
+            "pass": pass_text(replace(self, budget=(), seed=None)),
+            "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
+            "convention": state.need_cost().convention.name,
+            "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
+        }
+        metric, loss = workload.metric, workload.loss
+        task = [getattr(item, "__qualname__", type(item).__name__) for item in (metric, loss)]
+        return {
+            "the graph": print_graph(coupling.graph),
+            "the weights": weights_digest(state.graph.weights),
+            "the data": {**workload.describe(), "task": task},
+            "the options": options,
+            "the seed": seed,
+            "the device": state.device.partition(":")[0],
+            "PyTorch": torch.__version__,
+        }

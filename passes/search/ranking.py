@@ -1,0 +1,177 @@
+"""How candidates of a search are compared: by score alone, or by score and cost.
+
+The reward of Rewarded Meta-Pruning (arXiv 2301.11063; as its code has it) acts here and nowhere else: no loss and no
+gradient depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from pruneopt.errors import UserError
+from pruneopt.passes.base import Part, option
+
+if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost import CostModel
+    from pruneopt.passes.budget import Budget
+
+__all__ = ["Accuracy", "AccuracyUnderLatency", "Function", "Measured", "Ranking", "Reward", "reward"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One judged structure: the mean metric on the sub-validation images (accuracy: 0 to 1), and what it costs."""
+
+    score: float
+    widths: np.ndarray
+    model: CostModel
+
+    def cost(self, unit: str) -> float:
+        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency``, as `CostModel.measure` counts them."""
+        return float(self.model.measure(unit, self.widths))
+
+    def full(self, unit: str) -> float:
+        """The same of the original network."""
+        return float(self.model.measure(unit, self.model.full))
+
+
+@dataclass(frozen=True)
+class Ranking(Part):
+    """Gives every judged structure a fitness; larger is better."""
+
+    kind: ClassVar[str] = "ranking"
+
+    @abstractmethod
+    def fitness(self, measured: Measured) -> float:
+        """How good a structure is.
+
+        Raises:
+            UserError: numbers for which the ranking has no meaning.
+        """
+
+    def check(self, cost: CostModel, budgets: list[Budget]) -> None:
+        """Raise `UserError` before the search where the ranking cannot tell structures inside the budgets apart."""
+
+
+@dataclass(frozen=True)
+class Accuracy(Ranking):
+    """The score itself."""
+
+    name: ClassVar[str] = "accuracy"
+    summary: ClassVar[str] = "the score on held-out images alone"
+
+    def fitness(self, measured: Measured) -> float:
+        return measured.score
+
+
+def reward(accuracy: float, flops: float, accuracy_base: float, flops_base: float, exponent: float = 2.0) -> float:
+    """``(A_base / (A_base - A))^exponent * -ln(F / F_base)``; accuracies in percent, FLOPs in any one unit.
+
+    Raises:
+        UserError: an accuracy at the pole or beyond it, where a better network would be ranked as a worse one.
+    """
+    if accuracy >= accuracy_base:
+        raise UserError(
+            f"a candidate reaches {accuracy:.2f} %, not below accuracy-base={accuracy_base:g}, where the reward has a "
+            "pole: give a larger accuracy-base, well above what candidates reach in the search"
+        )
+    return float((accuracy_base / (accuracy_base - accuracy)) ** exponent * -math.log(flops / flops_base))
+
+
+@dataclass(frozen=True)
+class Reward(Ranking):
+    """Rewarded Meta-Pruning's reward, the variant that its published networks were found with."""
+
+    name: ClassVar[str] = "reward"
+    summary: ClassVar[str] = "accuracy and FLOPs in one number (Rewarded Meta-Pruning)"
+
+    accuracy_base: float = option(101.0, "A_base, in percent: above every candidate's accuracy (published: 70.6)")
+    flops_base: float | None = option(None, "F_base, in MFLOPs: above every candidate's (the original's)")
+    exponent: float = option(2.0, "of the accuracy coefficient")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accuracy_base <= 0 or (self.flops_base is not None and self.flops_base <= 0) or self.exponent <= 0:
+            raise UserError("accuracy-base, flops-base and exponent must be above 0")
+
+    def fitness(self, measured: Measured) -> float:
+        base = measured.full("flops") if self.flops_base is None else self.flops_base * 1e6
+        return reward(100 * measured.score, measured.cost("flops"), self.accuracy_base, base, self.exponent)
+
+    def check(self, cost: CostModel, budgets: list[Budget]) -> None:
+        if self.flops_base is None:
+            return
+        largest = min(
+            [budget.limit(cost) for budget in budgets if budget.unit == "flops"],
+            default=float(cost.measure("flops", cost.full)),
+        )
+        if self.flops_base * 1e6 <= largest:
+            raise UserError(
+                f"flops-base={self.flops_base:g} (MFLOPs) is not above what candidates may cost "
+                f"({largest / 1e6:.4g} MFLOPs): there the reward is 0 or less whatever the accuracy; give a larger one"
+            )
+
+
+@dataclass(frozen=True)
+class AccuracyUnderLatency(Ranking):
+    """The score of structures within a latency; slower ones come behind all of them, the slowest last."""
+
+    name: ClassVar[str] = "accuracy-under-latency"
+    summary: ClassVar[str] = "the score of structures within a latency; slower ones come last"
+
+    limit: float = option(0.0, "milliseconds, by the latency table of the cost pass")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit <= 0:
+            raise UserError("give the limit in milliseconds, such as limit=4")
+
+    def fitness(self, measured: Measured) -> float:
+        milliseconds = 1000 * measured.cost("latency")
+        return measured.score if milliseconds <= self.limit else -milliseconds / self.limit
+
+    def check(self, cost: CostModel, budgets: list[Budget]) -> None:
+        cost.measure("latency", cost.full)
+
+
+@dataclass(frozen=True)
+class Function(Ranking):
+    """A function of the user's own: it takes a `Measured` and returns a number, larger is better."""
+
+    name: ClassVar[str] = "function"
+    summary: ClassVar[str] = "a function of your own, by import path: takes a Measured, gives a number"
+
+    path: str = option("", "module:function")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        module, _, attribute = self.path.partition(":")
+        if not module or not attribute:
+            raise UserError(f"path={self.path!r} must name a function as module:function")
+
+    def fitness(self, measured: Measured) -> float:
+        value = self._function()(measured)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{self.path} must return a finite number, not {value!r}")
+        return float(value)
+
+    def check(self, cost: CostModel, budgets: list[Budget]) -> None:
+        self._function()
+
+    def _function(self) -> Callable[[Measured], object]:
+        module, _, attribute = self.path.partition(":")
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"the ranking function {self.path} cannot be loaded: {error}") from error
+        if not callable(found):
+            raise UserError(f"{self.path} is no function")
+        checked: Callable[[Measured], object] = found
+        return checked

@@ -1,0 +1,173 @@
+"""What a search may propose: widths by gene on a grid of scales, inside the budgets.
+
+A gene is a set of channel groups that share one scale (`pruneopt.passes.analysis.branches.Gene`): every group its own,
+or tied as MetaPruning ties stages and the insides of blocks. A gene's value is an index into the grid, and a group of
+width C gets ``int(C * scale)`` (MetaPruning truncates), moved down to the next width that its constraints allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.branches import Gene
+from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.budget import check_reachable, within
+from pruneopt.passes.transform.select import Scores, ladders
+
+if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost import CostModel
+    from pruneopt.passes.budget import Budget
+
+__all__ = ["GRID", "Proposal", "Space", "untied_genes"]
+
+GRID = tuple(range(10, 101, 3))
+"""MetaPruning's scales in percent: 0.10, 0.13, ..., 1.00. Integers, so that ``C * scale`` truncates exactly."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A structure to be judged.
+
+    Attributes:
+        widths: int64 `[G]`, in the order of ``cost.groups``.
+        scales: float64 `[G]`, the grid scale of every group (1 where it has no gene); None off the grid.
+        attempts: how many vectors were drawn until this one fitted.
+    """
+
+    widths: np.ndarray
+    scales: np.ndarray | None = None
+    attempts: int = 1
+
+
+def untied_genes(coupling: Coupling) -> list[Gene]:
+    """One gene per free group."""
+    return [Gene((group.name,), group.width) for group in coupling.free]
+
+
+class Space:
+    """The structures that a search may propose.
+
+    Args:
+        coupling, cost: of the network; cost gives the order of the groups.
+        budgets: every proposal is inside all of them.
+        scores: per unit of every free group, for searchers that look at the units themselves.
+        genes: see the module's text; frozen ones keep their full width.
+        grid: scales in percent, ascending, the last one 100.
+        window: proposals must use at least ``1 - window`` of the tightest budget; None sets no lower bound.
+        round_to, minimum: see `ladders`.
+
+    Raises:
+        BudgetError: a budget that no structure of the grid reaches.
+        UserError: nothing to search, or an impossible option.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        cost: CostModel,
+        budgets: Sequence[Budget],
+        scores: Scores,
+        *,
+        genes: Sequence[Gene] | None = None,
+        grid: Sequence[int] = GRID,
+        window: float | None = None,
+        round_to: int = 1,
+        minimum: float = 1,
+    ) -> None:
+        if not cost.groups:
+            raise UserError(f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why")
+        if list(grid) != sorted(set(grid)) or grid[0] < 1 or grid[-1] != 100:
+            raise UserError("the scales of a grid are whole percentages in ascending order, and the last one is 100")
+        if window is not None and not 0 < window <= 1:
+            raise UserError(f"window={window:g} must be a share of the budget, above 0 and at most 1")
+        self.coupling, self.cost, self.budgets, self.scores = coupling, cost, tuple(budgets), scores
+        self.round_to, self.minimum, self.window = round_to, minimum, window
+        self.grid = np.array(grid, dtype=np.int64)
+        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum)
+        chosen = untied_genes(coupling) if genes is None else list(genes)
+        self.genes = tuple(gene for gene in chosen if gene.frozen is None)
+        if not self.genes:
+            raise UserError(f"no gene of {cost.graph.name} is free to be searched; `pruneopt inspect` says why")
+        self._gene_of = self._columns()
+        check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
+        self._check_lowest()
+
+    def _columns(self) -> np.ndarray:
+        """The number of the gene of every group, -1 for none, int64 `[G]`."""
+        place = {name: column for column, name in enumerate(self.cost.groups)}
+        found = np.full(len(self.cost.groups), -1, dtype=np.int64)
+        for number, gene in enumerate(self.genes):
+            for name in gene.groups:
+                found[place[name]] = number
+        return found
+
+    def _check_lowest(self) -> None:
+        """`BudgetError` where even the smallest structure of the grid is outside a budget."""
+        lowest = self.widths_of(np.zeros(len(self.genes), dtype=np.int64))
+        if not within(self.budgets, self.cost, lowest):
+            texts = ", ".join(budget.text for budget in self.budgets)
+            reached = ", ".join(
+                f"{float(self.cost.measure(budget.unit, lowest)):.4g} {budget.unit}" for budget in self.budgets
+            )
+            raise BudgetError(
+                f"the smallest structure of the search, {self.grid[0]} % of every width, needs {reached} and does not "
+                f"reach {texts}: give a larger budget, or another pass such as abn with max-ratio=1"
+            )
+
+    # Structures
+
+    def scales_of(self, indices: np.ndarray) -> np.ndarray:
+        """Grid indices `[P, L]` or `[L]` -> the scale of every group, float64 `[P, G]` or `[G]`."""
+        percent = np.append(self.grid[indices], np.full((*indices.shape[:-1], 1), 100), axis=-1)
+        result: np.ndarray = percent[..., self._gene_of] / 100
+        return result
+
+    def widths_of(self, indices: np.ndarray) -> np.ndarray:
+        """Grid indices `[P, L]` or `[L]` -> the width of every group, int64 `[P, G]` or `[G]`."""
+        percent = np.append(self.grid[indices], np.full((*indices.shape[:-1], 1), 100), axis=-1)
+        rows = np.atleast_2d(self.cost.full * percent[..., self._gene_of] // 100)
+        result: np.ndarray = self.allowed.floor(rows)
+        return result.reshape((*indices.shape[:-1], len(self.cost.groups)))
+
+    def proposal(self, indices: np.ndarray, attempts: int = 1) -> Proposal:
+        """The structure of one index vector `[L]`."""
+        return Proposal(self.widths_of(indices), self.scales_of(indices), attempts)
+
+    def feasible(self, widths: np.ndarray) -> np.ndarray:
+        """Whether structures `[P, G]` are inside every budget, and not below the window, bool `[P]`."""
+        inside = np.asarray(within(self.budgets, self.cost, widths))
+        if self.window is not None and self.budgets:
+            inside &= self.used(widths) >= 1 - self.window
+        return inside
+
+    def used(self, widths: np.ndarray) -> np.ndarray:
+        """The share of the tightest budget that structures `[P, G]` use, float64 `[P]`; 0 without budgets."""
+        shares = [self.cost.measure(b.unit, widths) / b.limit(self.cost) for b in self.budgets]
+        return np.max(shares, axis=0) if shares else np.zeros(len(widths))
+
+    # Random structures
+
+    def uniform(self, rng: np.random.Generator, low: int = 0, high: int | None = None) -> np.ndarray:
+        """Independent grid indices, each uniform on ``low`` to ``high`` (included), int64 `[L]`."""
+        return rng.integers(low, len(self.grid) if high is None else high + 1, len(self.genes))
+
+    def moved(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+        """An index vector moved to a feasible one: down in random places until every budget is met, then up in random
+        places as far as the window asks; None where the grid has no such place.
+        """
+        found = indices.copy()
+        while not within(self.budgets, self.cost, self.widths_of(found)):
+            found[rng.choice(np.flatnonzero(found > 0))] -= 1
+        for gene in rng.permutation(len(self.genes)):
+            if self.feasible(self.widths_of(found)[None])[0]:
+                return found
+            higher = np.repeat(found[None], len(self.grid) - found[gene], axis=0)
+            higher[:, gene] = np.arange(found[gene], len(self.grid))
+            fits = np.flatnonzero(within(self.budgets, self.cost, self.widths_of(higher)))
+            found = higher[fits[-1]]
+        return found if self.feasible(self.widths_of(found)[None])[0] else None
