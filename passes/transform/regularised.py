@@ -16,6 +16,7 @@ from pruneopt.errors import UserError
 from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.base import Part, State, option
+from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
@@ -118,7 +119,7 @@ class Regularised(Choose):
         self.decide(state, state.graph.weights)
         task = Task(state, state.need_coupling(), state.need_cost(), lambda weights: self.decide(state, weights))
         hook = regulariser.hook(task)
-        log = train_state(state, recipe, name=self.name, hooks=(hook,))
+        log = train_state(state, recipe, name=self.name, hooks=(hook,), identity=pass_text(self))
         decision = hook.decision or self.decide(state, state.graph.weights)
         changed = deliver(state, decision)
         state.records[self.name] = self.record(state, log, hook, decision)
