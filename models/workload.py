@@ -339,11 +339,12 @@ class Workload:
         batch_size: int = 256,
         device: Device = "cpu",
         limit: int | None = None,
+        augment_seed: int | None = None,
     ) -> float:
         """The mean metric of a network in evaluation mode; device and modes of the network are restored.
 
         The user's `evaluate` decides on the complete test split; with `limit` (the first samples only) the per-sample
-        metric is used there too.
+        metric is used there too. ``augment_seed`` reads the samples as in training, shuffled by this seed.
 
         Raises:
             UserError: the network does not fit the data, or the metric is not one number per sample.
@@ -356,10 +357,11 @@ class Workload:
         with placed(module, device):
             set_mode(module, training=False)
             with torch.inference_mode():
-                if split == "test" and limit is None and self.evaluate is not None:
+                if split == "test" and limit is None and augment_seed is None and self.evaluate is not None:
                     return _number(self.evaluate(module))
                 total = torch.zeros((), dtype=torch.float64, device=device)
-                for inputs, targets in samples.batches(batch_size, device=device):
+                augment = augment_seed is not None
+                for inputs, targets in samples.batches(batch_size, seed=augment_seed, augment=augment, device=device):
                     total += self._scores(self.forward(module, inputs), targets).double().sum()
         return float(total) / len(samples)
 

@@ -22,7 +22,7 @@ from pruneopt.passes.transform.prune import check_leader
 
 __all__ = ["AdaptiveBN"]
 
-Switch = Literal["leader", "floor", "momentum", "sampling"]
+Switch = Literal["leader", "floor", "momentum", "sampling", "augment"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AdaptiveBN(Searched):
     summary: ClassVar[str] = "random plans on the budget, scored after adaptive batch norm (EagleEye, FNNP)"
 
     finetune_epochs: int = option(1, "epochs to decide between the best; 0 takes the best score")
-    compat: tuple[Switch, ...] = option((), "as the published code does it: leader, floor, momentum, sampling")
+    compat: tuple[Switch, ...] = option((), "as the published code does it: leader, floor, momentum, sampling, augment")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +43,8 @@ class AdaptiveBN(Searched):
         check_leader(self.leader(), self.criterion, "compat=leader")
         if {"floor", "sampling"} & set(self.compat) and not isinstance(self.searcher, RandomSearch):
             raise UserError("compat=floor and compat=sampling are about random plans: they need searcher=random")
-        if "momentum" in self.compat and not isinstance(self.evaluator, AdaptiveStatistics):
-            raise UserError("compat=momentum is about batch-norm statistics: it needs evaluator=abn or finetune")
+        if {"momentum", "augment"} & set(self.compat) and not isinstance(self.evaluator, AdaptiveStatistics):
+            raise UserError("compat=momentum and augment are about calibration: they need evaluator=abn or finetune")
 
     def leader(self) -> bool:
         return "leader" in self.compat
@@ -59,4 +59,6 @@ class AdaptiveBN(Searched):
             )
         if "momentum" in self.compat and isinstance(evaluator, AdaptiveStatistics):
             evaluator = replace(evaluator, momentum=PAPER.momentum, reset=PAPER.reset)
+        if "augment" in self.compat and isinstance(evaluator, AdaptiveStatistics):
+            evaluator = replace(evaluator, augment=True)
         return searcher, evaluator

@@ -100,9 +100,9 @@ def _refuse_functional(module: nn.Module) -> None:
 
 
 def calibration_inputs(
-    split: Split, batches: int, batch_size: int, *, seed: int, device: str | torch.device
+    split: Split, batches: int, batch_size: int, *, seed: int, device: str | torch.device, augment: bool = False
 ) -> Iterator[Tensor]:
-    """Exactly ``batches`` shuffled batches of inputs, without augmentation; the same arguments give the same batches.
+    """Exactly ``batches`` shuffled batches of inputs; the same arguments give the same batches.
 
     Incomplete batches are left out (they would weigh as much as full ones) unless the split has no full one; a split
     that is too small is passed over again, shuffled anew.
@@ -114,7 +114,8 @@ def calibration_inputs(
     done, turn = 0, 0
     while done < batches:
         order = seed * 100_003 + turn
-        for inputs, _ in split.batches(batch_size, seed=order, device=device, drop_last=whole_only):
+        drawn = split.batches(batch_size, seed=order, augment=augment, device=device, drop_last=whole_only)
+        for inputs, _ in drawn:
             yield inputs
             done += 1
             if done == batches:
@@ -130,6 +131,7 @@ def recalibrate_on(
     batch_size: int,
     averaging: Averaging = MEAN,
     whole: bool = False,
+    augment: bool = False,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> int:
@@ -137,7 +139,7 @@ def recalibrate_on(
     with placed(module, device), seeded(seed, device):
         return recalibrate(
             module,
-            calibration_inputs(workload.calibration, batches, batch_size, seed=seed, device=device),
+            calibration_inputs(workload.calibration, batches, batch_size, seed=seed, device=device, augment=augment),
             momentum=averaging.momentum,
             reset=averaging.reset,
             whole=whole,

@@ -35,6 +35,7 @@ class Settings:
         batches, batch_size: calibration batches for the batch-norm statistics; they are the same for all candidates.
         averaging: how the statistics are averaged over batches.
         whole: the complete network in training mode while they are taken (dropout drops).
+        augment: calibration and sub-validation images are read as in training, as EagleEye's code does.
         subval_limit: score on this many sub-validation images; None takes all.
         seed: which calibration batches.
         device: where networks run.
@@ -44,6 +45,7 @@ class Settings:
     batch_size: int = 128
     averaging: Averaging = MEAN
     whole: bool = False
+    augment: bool = False
     subval_limit: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -75,13 +77,17 @@ class CutNetworks:
             batch_size=with_settings.batch_size,
             averaging=with_settings.averaging,
             whole=with_settings.whole,
+            augment=with_settings.augment,
             seed=with_settings.seed,
             device=with_settings.device,
         )
 
     def score(self, module: nn.Module, split: str = "subval") -> float:
         """The mean metric on the sub-validation images (or another split), not rounded."""
-        return self.workload.score(module, split, device=self.settings.device)
+        settings = self.settings
+        return self.workload.score(
+            module, split, device=settings.device, augment_seed=settings.seed if settings.augment else None
+        )
 
     def tune(self, module: nn.Module, epochs: int) -> None:
         """Fine-tune in place as EagleEye does: SGD with momentum 0.9, rate 0.01, decay 1e-4, cosine."""

@@ -121,6 +121,7 @@ class AdaptiveStatistics(CutWeights):
     momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
     reset: bool = option(True, "forget the old statistics first")
     whole: bool = option(False, "the complete network in training mode for the statistics: dropout drops")
+    augment: bool = option(False, "read calibration and sub-validation images as in training, as EagleEye's code does")
     stale: bool = option(False, "also score every candidate before its statistics are recomputed")
 
     def __post_init__(self) -> None:
@@ -139,6 +140,7 @@ class AdaptiveStatistics(CutWeights):
             batches=self.calibration_batches,
             averaging=self.averaging,
             whole=self.whole,
+            augment=self.augment,
         )
 
     def open(self, trial: Trial) -> Judge:

@@ -313,6 +313,15 @@ def test_momentum_changes_the_averaging_alone(search: Run, monkeypatch: pytest.M
     assert [item.score for item in plain.candidates] != [item.score for item in paper.candidates]
 
 
+def test_augment_reads_images_as_in_training(search: Run, workload: Workload) -> None:
+    _, plain = search(finetune_epochs=0)
+    _, once = search(finetune_epochs=0, compat=("augment",))
+    _, twice = search(finetune_epochs=0, compat=("augment",))
+    assert essence(once) == essence(twice)
+    assert [item.widths for item in plain.candidates] == [item.widths for item in once.candidates]
+    assert [item.score for item in plain.candidates] != [item.score for item in once.candidates]
+
+
 def test_leader_changes_the_ranking_alone(search: Run) -> None:
     _, one = search(finetune_epochs=0, candidates=2)
     led, two = search(finetune_epochs=0, candidates=2, compat=("leader",))
