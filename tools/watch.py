@@ -15,6 +15,7 @@ from pruneopt.models.workload import Workload, top1
 from pruneopt.passes.base import Pass, State
 from pruneopt.passes.budget import check_reachable, parse_budget
 from pruneopt.passes.instrument import Instrument
+from pruneopt.passes.transform.regularised import Regularised
 from pruneopt.passes.transform.select import ladders
 
 __all__ = ["Score", "Watch", "metric_name", "stopped"]
@@ -72,7 +73,7 @@ class Watch(Instrument):
         elif step.name == "slice":
             self.sliced = dict(state.graph.weights)
             self._score(step.name, build_module(state.graph, state.graph.weights))
-        elif state.uncut is not None and step.name != "verify":
+        elif step.name != "verify" and (state.uncut is not None or isinstance(step, Regularised)):
             self._score(step.name, build_module(state.graph, state.graph.weights))
 
     def _check_budgets(self, state: State) -> None:
