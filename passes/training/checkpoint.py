@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import time
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.files import atomic_path
+from pruneopt.passes.training.identity import tensors_of
 from pruneopt.passes.training.parallel import Processes
 
-__all__ = ["SUFFIX", "Checkpoint", "Keeper", "fingerprint", "tensors_of", "write_tensors"]
+__all__ = ["SUFFIX", "Checkpoint", "Keeper", "write_tensors"]
 
 SUFFIX = ".ckpt"
 FORMAT = 1
@@ -38,11 +38,6 @@ class Checkpoint:
     identity: str = ""
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by name, also those that a state dict leaves out; shared ones once."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
 def write_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Set parameters and buffers in place."""
     with torch.no_grad():
@@ -50,22 +45,12 @@ def write_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters and buffers, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors_of(module).items():
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class Keeper:
     """Reads and writes the checkpoint of one run; process 0 alone touches the file. Without a place it does nothing."""
 
     def __init__(self, place: Checkpoint | None, identity: Mapping[str, Any], processes: Processes) -> None:
         self._path = None if place is None else place.path
-        self._identity = dict(identity) | {"what else": "" if place is None else place.identity}
+        self._identity = dict(identity) | {"options": "" if place is None else place.identity}
         self._processes = processes
         self._saved = time.monotonic()
 

@@ -133,7 +133,6 @@ def make_fabric(device: torch.device, precision: str, processes: Processes) -> F
     if not processes.launched:
         devices: Any = [device.index or 0] if device.type != "cpu" else 1
         return Fabric(accelerator=device.type, devices=devices, plugins=[plugin, LightningEnvironment()])
-    processes.join()
     fabric = Fabric(
         accelerator=device.type,
         devices=processes.local_world,

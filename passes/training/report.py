@@ -86,7 +86,7 @@ class Reporter:
         if self._board is not None:
             self._board.close()
 
-    def begin(self, run: Run, sums: Sums) -> None:
+    def begin(self, run: Run) -> None:
         """From here on time is measured."""
         self._began, self._first = time.perf_counter(), run.iteration
         if self._recipe.tensorboard and not self._silent and run.iteration < run.steps:

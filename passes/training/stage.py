@@ -9,10 +9,11 @@ from torch import nn
 from pruneopt.ir.codegen import build_module
 from pruneopt.passes.base import State
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
+from pruneopt.passes.training.groups import Decays
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
-from pruneopt.passes.training.trainer import Decays, train
+from pruneopt.passes.training.trainer import train
 
 __all__ = ["train_state"]
 

@@ -16,7 +16,7 @@ def points() -> Callable[..., Workload]:
     """``points(count=70, dtype=..., **changes)``: points in four dimensions and the sign of the first coordinate."""
 
     def make(count: int = 70, dtype: torch.dtype = torch.float32, **changes: object) -> Workload:
-        x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
         split = TensorSplit(x, (x[:, 0] > 0).long(), torch.arange(count))
         fields = {
             "name": "points",
