@@ -134,7 +134,7 @@ class AccuracyUnderLatency(Ranking):
             raise UserError("give the limit in milliseconds, such as limit=4")
 
     def fitness(self, measured: Measured) -> float:
-        milliseconds = 1000 * measured.cost("latency")
+        milliseconds = measured.cost("latency") / 1e6
         return measured.score if milliseconds <= self.limit else -milliseconds / self.limit
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
