@@ -39,7 +39,7 @@ LABELS = {
     "latency": "latency by table",
 }
 """Cost units as the reports call them; a report holds the latency only where there was a table."""
-STAGES = {"slice": "pruned", "recalibrate": "recalibrated", "finetune": "fine-tuned"}
+STAGES = {"slice": "pruned", "recalibrate": "recalibrated", "finetune": "fine-tuned", "scratch": "from scratch"}
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu")
 
 

@@ -57,7 +57,7 @@ class Watch(Instrument):
 
     def before_pass(self, index: int, step: Pass, state: State) -> None:
         self.state = state
-        if step.name == "finetune" and stopped(state.records):
+        if step.name in ("finetune", "scratch") and stopped(state.records):
             # Whoever stops a search does not want to wait for a training run: deliver what there is.
             raise KeyboardInterrupt
         state.progress(step.name)

@@ -1,0 +1,26 @@
+"""Rewarded Meta-Pruning (arXiv 2301.11063): MetaPruning whose structures are ranked by a reward.
+
+The reward, a product of an accuracy and a FLOPs coefficient, acts in the search and nowhere else: no loss and no
+gradient depends on it (`pruneopt.passes.search.ranking.Reward`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pruneopt.passes.base import option
+from pruneopt.passes.search.metapruning import MetaPruning
+from pruneopt.passes.search.ranking import Ranking, Reward
+
+__all__ = ["Rewarded"]
+
+
+@dataclass(frozen=True)
+class Rewarded(MetaPruning):
+    """MetaPruning ranked by accuracy and FLOPs in one number."""
+
+    name: ClassVar[str] = "rewarded"
+    summary: ClassVar[str] = "MetaPruning ranked by a reward for accuracy and FLOPs (Rewarded Meta-Pruning)"
+
+    ranking: Ranking = option(Reward(), "how judged structures are compared")  # noqa: RUF009  as dataclasses.field
