@@ -205,7 +205,7 @@ def layer_scores(
 def picked(
     state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]
 ) -> Picked:
-    """The groups with the lowest scores go, the first of equal ones: ``counts`` of each layer, as many in each block."""
+    """The groups with the lowest scores go the first of equals: ``counts`` of each layer, as many in each block."""
     plan = {group.name: np.arange(group.width) for group in state.need_coupling().free}
     masks: dict[str, Tensor] = {}
     for layer, count, score in zip(layers, counts, scores, strict=True):

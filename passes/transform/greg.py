@@ -1,0 +1,184 @@
+"""The passes ``greg1`` and ``greg2``: prune by a growing penalty (Wang et al., ICLR 2021, arXiv 2012.09243).
+
+Both train the network under the regulariser ``growing`` and then remove what was picked: GReg-1 by the weights before
+training, GReg-2 after a uniform penalty has driven the weights apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from pruneopt.errors import UserError
+from pruneopt.passes.analysis.criteria import L1Norm
+from pruneopt.passes.analysis.importance import Criterion
+from pruneopt.passes.base import State, option
+from pruneopt.passes.training.log import TrainingLog
+from pruneopt.passes.training.recipe import SGD, Recipe
+from pruneopt.passes.transform.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
+from pruneopt.passes.transform.growing import Growing
+from pruneopt.passes.transform.prunable import Granularity, Reach
+from pruneopt.passes.transform.prune import MINIMUM, ROUND
+from pruneopt.passes.transform.ratios import SkipRule
+from pruneopt.passes.transform.regularised import Decision, Regularised, Regulariser, RegulariserHook, Task
+
+__all__ = ["GReg1", "GReg2", "GRegRecord", "LayerCount"]
+
+RECIPE = SGD(lr=0.001, weight_decay=1e-4, batch_size=64, schedule="constant")
+"""The paper's for ImageNet; the epochs follow from the penalty."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCount:
+    """How many groups of weights a layer has, and how many of them went."""
+
+    name: str
+    groups: int
+    removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GRegRecord:
+    """What went from each layer, what the regulariser reports, and the training under it."""
+
+    layers: tuple[LayerCount, ...]
+    regulariser: Any
+    training: TrainingLog
+
+
+@dataclass(frozen=True)
+class GReg(Regularised):
+    """What both passes share."""
+
+    early: ClassVar[bool]
+
+    ratios: str | None = option(None, "what goes of each layer: 0.5, [0,0.5,0.6,0] by stage, [0-4:0.5] by number, layer1:0.5, or plan.json")
+    skip: tuple[str, ...] = option((), "layers that keep everything: ids such as 1.0 or 2.3.1, or names of modules")
+    compat: SkipRule = option("exact", "skip by whole numbers, or, as published, by the beginning of the id's text")  # noqa: RUF009
+    granularity: Granularity = option("filter", "what goes: filters, input channels, or single weights (masks)")  # noqa: RUF009
+    scope: Reach = option("internal", "only inside of branches and chains, as published, or whole channel groups")  # noqa: RUF009
+    criterion: Criterion = option(L1Norm(), "what is scored; l1 is the mean absolute weight")  # noqa: RUF009
+    round_to: int = option(1, ROUND)
+    minimum: float = option(1.0, MINIMUM)
+    regulariser: Regulariser = option(Growing(), "the penalty in training")  # noqa: RUF009
+    recipe: Recipe = option(RECIPE, "how to train under it; the penalty ends the training")  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rule()
+        if self.granularity == "weight" and not isinstance(self.criterion, L1Norm):
+            raise UserError(f"criterion={self.criterion.name} scores channels: single weights are picked by l1 alone")
+        if isinstance(self.regulariser, Growing) and self.regulariser.picks not in (None, self._picks):
+            other = "greg2" if self.early else "greg1"
+            raise UserError(f"{self.name} picks {self._picks}: leave picks out, or take {other}")
+
+    @property
+    def _picks(self) -> Any:
+        return "early" if self.early else "late"
+
+    @property
+    def _order(self) -> Pick:
+        """Which of the scored groups go."""
+        return "min"
+
+    def parts(self) -> tuple[Regulariser, Recipe]:
+        if isinstance(self.regulariser, Growing):
+            return _Over(self, replace(self.regulariser, picks=self._picks)), self.recipe
+        return self.regulariser, self.recipe
+
+    def run(self, state: State) -> bool:
+        if not isinstance(self.regulariser, Growing):
+            return super().run(state)
+        longest = self.regulariser.rates(self.early).iterations(self.early)
+        split = state.need_workload(self.name).train
+        recipe = _long_enough(self.recipe, longest, len(split))
+        state.progress(f"{self.name}: up to {longest:,} iterations, {recipe.epochs:,} epochs of this data")
+        return super(GReg, replace(self, recipe=recipe)).run(state)
+
+    def decide(self, state: State, weights: Mapping[str, Tensor]) -> Decision:
+        rule = self._rule()
+        layers = rule.layers(state)
+        counts = rule.counts(state, layers)
+        if self._order == "plan":
+            found = picked_as_in(self.ratios or "", state, layers)
+        else:
+            scores = layer_scores(state, layers, weights, self.criterion, self._order)
+            found = picked(state, layers, counts, scores)
+        return Decision(found.plan, found.masks)
+
+    def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> GRegRecord:
+        layers = []
+        for layer in self._rule().layers(state):
+            if layer.group is not None:
+                removed = layer.count - len(decision.plan[layer.group])
+            else:
+                mask = (decision.masks or {}).get(layer.shares[0].weight)
+                removed = 0 if mask is None else int((~mask).sum())
+            layers.append(LayerCount(layer.name, layer.count, removed))
+        return GRegRecord(tuple(layers), hook.report(), log)
+
+    def _rule(self) -> LayerRule:
+        return LayerRule(
+            self.ratios, self.skip, self.compat, self.granularity, self.scope, self.round_to, self.minimum
+        )
+
+
+def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:
+    """The recipe with as many epochs as the penalty may take; an own number of epochs must be enough.
+
+    Raises:
+        UserError: fewer epochs than that.
+    """
+    steps = samples // min(recipe.batch_size, samples)
+    epochs = math.ceil(longest / steps)
+    if recipe.epochs == type(recipe)().epochs:
+        return replace(recipe, epochs=epochs)
+    if recipe.epochs < epochs:
+        raise UserError(
+            f"epochs={recipe.epochs} of this data are {recipe.epochs * steps:,} iterations, but the growing penalty "
+            f"takes up to {longest:,} ({epochs:,} epochs): leave epochs out, or shorten it by "
+            f"regulariser=growing{{iterations={max(1, recipe.epochs * steps)}}}"
+        )
+    return recipe
+
+
+@dataclass(frozen=True)
+class _Over(Regulariser):
+    """The growing penalty over the layers from which a pass takes something."""
+
+    chooser: GReg
+    growing: Growing
+
+    def hook(self, task: Task) -> RegulariserHook:
+        rule = self.chooser._rule()
+        layers = rule.layers(task.state)
+        counts = rule.counts(task.state, layers)
+        return self.growing.hook_over([layer for layer, count in zip(layers, counts, strict=True) if count], task)
+
+
+@dataclass(frozen=True)
+class GReg1(GReg):
+    """What goes is picked before training; the penalty drives it to zero."""
+
+    name: ClassVar[str] = "greg1"
+    summary: ClassVar[str] = "drive picked weights to zero by a growing penalty, then remove them (GReg-1)"
+    early: ClassVar[bool] = True
+
+    pick: Pick = option("min", "what goes: the lowest or highest scores, random ones, or as in the plan of ratios")  # noqa: RUF009
+
+    @property
+    def _order(self) -> Pick:
+        return self.pick
+
+
+@dataclass(frozen=True)
+class GReg2(GReg):
+    """A uniform penalty drives the weights apart first; then the smallest are picked and driven to zero."""
+
+    name: ClassVar[str] = "greg2"
+    summary: ClassVar[str] = "let a growing penalty separate the weights, pick, and remove the smallest (GReg-2)"
+    early: ClassVar[bool] = False
