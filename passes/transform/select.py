@@ -36,6 +36,7 @@ __all__ = [
     "fill_up",
     "keep_best",
     "ladders",
+    "largest_share",
     "largest_within",
     "select",
     "step_scores",
@@ -246,20 +247,24 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
 
 def largest_within(family: Family, budgets: Sequence[Budget], cost: CostModel) -> np.ndarray:
     """The widths `[G]` of the largest share of a family that are inside all budgets; share 0 must be inside."""
+    widths: np.ndarray = family(np.array([largest_share(family, budgets, cost)]))[0]
+    return widths
+
+
+def largest_share(family: Family, budgets: Sequence[Budget], cost: CostModel) -> float:
+    """The largest share of a family whose widths are inside all budgets; share 0 must be inside."""
     low, high = 0.0, 1.0
-    best: np.ndarray = family(np.array([low]))[0]
     for _ in range(ROUNDS):
         shares = np.linspace(low, high, PROBES + 1)
-        widths = family(shares)
-        inside = np.flatnonzero(np.asarray(within(budgets, cost, widths)))
+        inside = np.flatnonzero(np.asarray(within(budgets, cost, family(shares))))
         if len(inside) == 0:
             break
         last = int(inside[-1])
-        low, best = float(shares[last]), widths[last]
+        low = float(shares[last])
         if last == PROBES:
             break
         high = float(shares[last + 1])
-    return best
+    return low
 
 
 def fill_up(
