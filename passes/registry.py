@@ -26,10 +26,15 @@ _BUILT_IN = {
     "l1": "pruneopt.passes.transform.prune:L1",
     "random": "pruneopt.passes.transform.prune:Random",
     "abn": "pruneopt.passes.search.abn:AdaptiveBN",
+    "metapruning": "pruneopt.passes.search.metapruning:MetaPruning",
+    "rewarded": "pruneopt.passes.search.rewarded:Rewarded",
+    "greg1": "pruneopt.passes.transform.greg:GReg1",
+    "greg2": "pruneopt.passes.transform.greg:GReg2",
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
     "recalibrate": "pruneopt.passes.search.adaptive_bn:Recalibrate",
     "finetune": "pruneopt.passes.transform.finetune:Finetune",
+    "scratch": "pruneopt.passes.transform.scratch:Scratch",
 }
 
 
@@ -63,6 +68,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "abn": "pruneopt.passes.search.evaluator:AdaptiveStatistics",
         "stale": "pruneopt.passes.search.evaluator:StaleStatistics",
         "finetune": "pruneopt.passes.search.evaluator:ShortTraining",
+        "pruning-net": "pruneopt.passes.search.pruning_net_judge:PruningNetWeights",
     },
     "ranking": {
         "accuracy": "pruneopt.passes.search.ranking:Accuracy",
@@ -70,7 +76,9 @@ _PARTS: dict[str, dict[str, str]] = {
         "accuracy-under-latency": "pruneopt.passes.search.ranking:AccuracyUnderLatency",
         "function": "pruneopt.passes.search.ranking:Function",
     },
-    "regulariser": {},
+    "regulariser": {
+        "growing": "pruneopt.passes.transform.growing:Growing",
+    },
     "recipe": {
         "sgd": "pruneopt.passes.training.recipe:SGD",
         "adamw": "pruneopt.passes.training.recipe:AdamW",
