@@ -57,7 +57,8 @@ def onto_budget(space: Space, ratios: np.ndarray) -> np.ndarray:
     def along(shares: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
             times = (1 - shares) / shares
-        return np.maximum(100 - np.minimum(times[:, None] * ray, 100.0), space.grid[0])
+        percent: np.ndarray = np.maximum(100 - np.minimum(times[:, None] * ray, 100.0), space.grid[0])
+        return percent
 
     share = largest_share(lambda shares: space.widths_of(indices(along(shares))), space.budgets, space.cost)
     percent = along(np.array([share]))[0]
