@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pruneopt.passes.analysis.annotate import annotate
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.latency_table import load_table
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
@@ -59,13 +60,17 @@ class Couple(Pass):
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """What the uncut network costs at batch 1, in the units of `CostModel.measure`."""
+    """What the uncut network costs at batch 1, in the units of `CostModel.measure`.
+
+    ``latency``: nanoseconds at the batch of the table; None without one.
+    """
 
     convention: str
     flops: float
     params: float
     bytes: float
     memory: float
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Cost(Pass):
     summary: ClassVar[str] = "compile FLOPs, parameters, bytes and memory to functions of the widths"
 
     convention: str = option("macs", "how FLOPs and parameters are counted: macs, 2x, or the convention of a paper")
+    latency: str | None = option(None, "a latency table, for budgets such as 4ms; `pruneopt profile` measures one")
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -84,8 +90,9 @@ class Cost(Pass):
 
     def run(self, state: State) -> bool:
         coupling = state.need_coupling()
-        state.cost = cost = CostModel(coupling.graph, coupling, self.convention)
-        full = {unit: float(cost.measure(unit, cost.full)) for unit in ("flops", "params", "bytes", "memory")}
+        table = None if self.latency is None else load_table(self.latency)
+        state.cost = cost = CostModel(coupling.graph, coupling, self.convention, table)
+        full = {unit: float(cost.measure(unit, cost.full)) for unit in cost.units}
         state.records[self.name] = CostReport(self.convention, **full)
         return False
 
