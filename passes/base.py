@@ -80,6 +80,7 @@ class State:
         verification: the proof, once verify ran.
         masks: weight name -> bool tensor of its shape, False where unstructured pruning keeps the weight at zero; None
             without.
+        unmasked: the masked weights as they were before; None without masks, or once training moved the others.
         trained_after_slice: whether the cut network's weights are no longer those of the original.
         workload: data, loss and metric; None without data.
         ignore: parameters, modules or groups that must not lose channels.
@@ -100,6 +101,7 @@ class State:
     plan: dict[str, np.ndarray] | None = None
     verification: Verification | None = None
     masks: dict[str, Tensor] | None = None
+    unmasked: dict[str, Tensor] | None = None
     trained_after_slice: bool = False
     workload: Workload | None = None
     ignore: tuple[str, ...] = ()
@@ -208,15 +210,21 @@ class BudgetUse:
         return self.value / self.full if self.full else 1.0
 
 
-def budget_uses(budgets: list[Budget], cost: CostModel, plan: Mapping[str, np.ndarray]) -> tuple[BudgetUse, ...]:
-    """What a plan uses of every budget, in their order."""
+def budget_uses(
+    budgets: list[Budget],
+    cost: CostModel,
+    plan: Mapping[str, np.ndarray],
+    masks: Mapping[str, Tensor] | None = None,
+) -> tuple[BudgetUse, ...]:
+    """What a plan uses of every budget, in their order. Parameters that masks hold at zero do not count."""
     widths = cost.widths(plan)
+    zeros = {"params": sum(int((~mask).sum()) for mask in (masks or {}).values())}
     return tuple(
         BudgetUse(
             budget.text,
             budget.unit,
             float(budget.limit(cost)),
-            float(cost.measure(budget.unit, widths)),
+            float(cost.measure(budget.unit, widths)) - zeros.get(budget.unit, 0),
             float(cost.measure(budget.unit, cost.full)),
         )
         for budget in budgets
@@ -235,6 +243,8 @@ class Result:
     """What the plan uses of every budget; empty without budgets, a plan or a cost model."""
     records: Mapping[str, object]
     timings: Mapping[str, float]
+    masks: Mapping[str, Tensor] | None = None
+    """Weight name -> bool, False where the weight is held at zero; None without."""
 
     @cached_property
     def module(self) -> nn.Module:
@@ -248,9 +258,16 @@ class Result:
         """The result of a state."""
         uses: tuple[BudgetUse, ...] = ()
         if state.cost is not None and state.plan is not None:
-            uses = budget_uses(state.budgets, state.cost, state.plan)
+            uses = budget_uses(state.budgets, state.cost, state.plan, state.masks)
         return cls(
-            state.graph, state.plan, state.coupling, state.verification, uses, dict(state.records), dict(state.timings)
+            state.graph,
+            state.plan,
+            state.coupling,
+            state.verification,
+            uses,
+            dict(state.records),
+            dict(state.timings),
+            state.masks,
         )
 
 

@@ -14,6 +14,7 @@ from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.trainer import train
+from pruneopt.passes.transform.masks import KeepMasks
 
 __all__ = ["train_state"]
 
@@ -32,7 +33,7 @@ def train_state(
 
     Its parameters carry the names of the graph's weights. With a run folder the state of the training is kept there,
     as ``<name>.ckpt`` (``<name>.2.ckpt`` where an earlier pass of that name has run), and a later call in the same
-    folder goes on from it, or takes over the result of a finished one.
+    folder goes on from it, or takes over the result of a finished one. Masked weights stay at zero.
 
     Args:
         teacher: what to learn from where `recipe.distil` is above 0; None is the network that the run began with.
@@ -46,6 +47,8 @@ def train_state(
     module = build_module(state.graph, state.graph.weights)
     if recipe.distil and teacher is None:
         teacher = build_module(state.original, state.original.weights)
+    if state.masks:
+        hooks = (*hooks, KeepMasks(state.masks))
     log = train(
         module,
         workload,
@@ -63,6 +66,7 @@ def train_state(
         trained = module.state_dict()
         state.graph.weights = {key: trained.get(key, tensor) for key, tensor in state.graph.weights.items()}
         state.trained_after_slice |= state.uncut is not None
+        state.unmasked = None
     return log
 
 

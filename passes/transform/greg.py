@@ -23,7 +23,7 @@ from pruneopt.passes.transform.by_ratio import LayerRule, Pick, layer_scores, pi
 from pruneopt.passes.transform.growing import Growing
 from pruneopt.passes.transform.prunable import Granularity, Reach
 from pruneopt.passes.transform.prune import MINIMUM, ROUND
-from pruneopt.passes.transform.ratios import SkipRule
+from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule
 from pruneopt.passes.transform.regularised import Decision, Regularised, Regulariser, RegulariserHook, Task
 
 __all__ = ["GReg1", "GReg2", "GRegRecord", "LayerCount"]
@@ -56,9 +56,9 @@ class GReg(Regularised):
 
     early: ClassVar[bool]
 
-    ratios: str | None = option(None, "what goes of each layer: 0.5, [0,0.5,0.6,0] by stage, [0-4:0.5] by number, layer1:0.5, or plan.json")
-    skip: tuple[str, ...] = option((), "layers that keep everything: ids such as 1.0 or 2.3.1, or names of modules")
-    compat: SkipRule = option("exact", "skip by whole numbers, or, as published, by the beginning of the id's text")  # noqa: RUF009
+    ratios: str | None = option(None, RATIOS)
+    skip: tuple[str, ...] = option((), SKIP)
+    compat: SkipRule = option("exact", COMPAT)  # noqa: RUF009
     granularity: Granularity = option("filter", "what goes: filters, input channels, or single weights (masks)")  # noqa: RUF009
     scope: Reach = option("internal", "only inside of branches and chains, as published, or whole channel groups")  # noqa: RUF009
     criterion: Criterion = option(L1Norm(), "what is scored; l1 is the mean absolute weight")  # noqa: RUF009

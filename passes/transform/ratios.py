@@ -25,12 +25,27 @@ from pruneopt.passes.analysis.places import Place, Places
 from pruneopt.passes.plan import load_plan
 from pruneopt.passes.transform.prunable import Prunable
 
-__all__ = ["FORMS", "SkipRule", "check_ratios", "is_plan", "pruned_count", "ratios_of", "skipped"]
+__all__ = [
+    "COMPAT",
+    "FORMS",
+    "RATIOS",
+    "SKIP",
+    "SkipRule",
+    "check_ratios",
+    "is_plan",
+    "pruned_count",
+    "ratios_of",
+    "skipped",
+]
 
 FORMS = (
     "one ratio (0.5), a list by stage ([0,0.5,0.6,0]), a map by layer number ([0-4:0.5,7-10:0.2]) or by name "
     "(layer1.0.conv1:0.5,layer2:0.3), or a plan.json"
 )
+RATIOS = "what goes of each layer: 0.5, [0,0.5,0.6,0] by stage, [0-4:0.5] by number, layer1:0.5, or plan.json"
+SKIP = "layers that keep everything: ids such as 1.0 or 2.3.1, or names of modules"
+COMPAT = "skip by whole numbers, or, as published, by the beginning of the id's text"
+"""The help of the options that passes share."""
 SkipRule = Literal["exact", "prefix"]
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _ID = re.compile(r"\d+(\.(\d+|-1))*")

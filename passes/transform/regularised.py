@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pruneopt.errors import UserError
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.base import Part, State, option
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
+from pruneopt.passes.transform.masks import deliver
 from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets
 from pruneopt.passes.transform.select import budget_report
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from pruneopt.passes.analysis.cost import CostModel
 
-__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", "deliver"]
+__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task"]
 
 
 @dataclass(frozen=True)
@@ -121,38 +120,12 @@ class Regularised(Choose):
         hook = regulariser.hook(task)
         log = train_state(state, recipe, name=self.name, hooks=(hook,), identity=pass_text(self))
         decision = hook.decision or self.decide(state, state.graph.weights)
-        changed = deliver(state, decision)
+        changed = deliver(state, decision.plan, decision.masks)
+        if state.budgets and decision.masks is None:
+            state.records["budget"] = budget_report(state.budgets, task.cost, decision.plan)
         state.records[self.name] = self.record(state, log, hook, decision)
         return changed or log.steps > 0
 
     @abstractmethod
     def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> Any:
         """What the pass has to report, as a dataclass."""
-
-
-def deliver(state: State, decision: Decision) -> bool:
-    """Write a decision into the state and the graph's header; whether the header, or any weight, changed.
-
-    Raises:
-        UserError: masks that do not fit the weights.
-    """
-    before = state.graph.channels
-    state.plan = dict(decision.plan)
-    write_plan(state.graph, state.plan)
-    if decision.masks is not None:
-        state.masks = dict(decision.masks)
-        state.graph.weights = _masked(state.graph.weights, state.masks)
-    if state.budgets and decision.masks is None:
-        state.records["budget"] = budget_report(state.budgets, state.need_cost(), state.plan)
-    return state.graph.channels != before or decision.masks is not None
-
-
-def _masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with zeros where a mask is False."""
-    for name, mask in masks.items():
-        if name not in weights or mask.shape != weights[name].shape:
-            raise UserError(f"the mask of {name} does not fit the network: it has no such weight of shape {mask.shape}")
-    return {
-        name: tensor * masks[name].to(tensor.device, tensor.dtype) if name in masks else tensor
-        for name, tensor in weights.items()
-    }

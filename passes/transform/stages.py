@@ -10,6 +10,7 @@ from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.latency_table import load_table
 from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.transform.masks import check_masks, slice_masks
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 
@@ -113,7 +114,10 @@ class Slice(Pass):
 
     def run(self, state: State) -> bool:
         state.uncut = state.graph
-        state.graph = slice_graph(state.graph, state.need_coupling(), state.plan or {})
+        coupling, plan = state.need_coupling(), state.plan or {}
+        state.graph = slice_graph(state.graph, coupling, plan)
+        if state.masks is not None:
+            state.masks = slice_masks(coupling, coupling.kept_units(plan), state.masks)
         return True
 
 
@@ -133,6 +137,8 @@ class Verify(Pass):
 
     def run(self, state: State) -> bool:
         assert state.uncut is not None
+        if state.masks is not None:
+            check_masks(state)
         state.verification = verify_pruned(
             state.uncut, state.need_coupling(), state.plan or {}, state.graph, _real_inputs(state), seed=state.seed
         )
