@@ -115,6 +115,10 @@ class LatencyTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON, whole or not at all; `UserError` where that fails."""
+        write_json(path, self.data())
+
+    def data(self) -> dict[str, Any]:
+        """The table as JSON holds it."""
         layers = {
             name: {
                 "inputs": times.inputs.tolist(),
@@ -124,7 +128,7 @@ class LatencyTable:
             for name, times in self.layers.items()
         }
         head = {"format": FORMAT, "version": VERSION, "network": self.network, "batch": self.batch}
-        write_json(path, {**head, "device": self.device, "threads": self.threads, "layers": layers})
+        return {**head, "device": self.device, "threads": self.threads, "layers": layers}
 
     def predictor(self, cost: CostModel) -> Callable[[np.ndarray], np.ndarray]:
         """The nanoseconds of width vectors, `[P, G]` -> `[P]`, for the network of a cost model.

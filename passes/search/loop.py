@@ -292,11 +292,12 @@ class Searched(Choose):
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:
         """What makes a search the one it is: everything its result depends on."""
-        workload, coupling = state.need_workload(self.name), state.need_coupling()
+        workload, coupling, table = state.need_workload(self.name), state.need_coupling(), state.need_cost().latency
         options = {
             "pass": pass_text(replace(self, budget=(), seed=None)),
             "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
             "convention": state.need_cost().convention.name,
+            "latency": None if table is None else table.data(),
             "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
         }
         metric, loss = workload.metric, workload.loss
