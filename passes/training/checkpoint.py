@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ class Keeper:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in many ways
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} cannot be read: remove it to train anew ({reason})") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -110,7 +109,7 @@ class Keeper:
             old, new = theirs.get(key), self._identity.get(key)
             if old != new:
                 raise UserError(
-                    f"{path} was left by another training run: {_difference(key, old, new)}; go on with the same "
+                    f"{path} was left by another training run ({_difference(key, old, new)}): go on with the same "
                     "settings, data and weights, or remove it to train anew"
                 )
         return found
@@ -119,5 +118,5 @@ class Keeper:
 def _difference(key: str, old: object, new: object) -> str:
     for value in (old, new):
         if not isinstance(value, int | float | str | tuple) or len(str(value)) > 60:
-            return f"its {key} {'are' if key.endswith('s') else 'is'} not the same"
-    return f"{key} was {old!r} and is {new!r} now"
+            return f"other {key}"
+    return f"{key} {old!r} there, {new!r} here"
