@@ -84,6 +84,11 @@ class Scratch(Pass):
     recipe: Recipe = option(SCRATCH, "how it is trained")  # noqa: RUF009  as dataclasses.field
     decay: Literal["recipe", "role"] = option("recipe", "what decays: as the recipe says, or MetaPruning's roles")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recipe.epochs < 1:
+            raise UserError("epochs=0 would deliver an untrained network: train for at least 1, or leave scratch out")
+
     @property
     def needs_data(self) -> str | None:
         return self.name
