@@ -50,6 +50,7 @@ class LayerRule:
         granularity: filters, channels or single weights.
         scope: only what is summed with nothing, or whole channel groups.
         round_to, minimum: see `ladders`; for filters and channels.
+        ignore: parameters or modules of which no single weight goes, beside those of the run.
 
     Raises:
         UserError: options that are wrong in any network.
@@ -62,6 +63,7 @@ class LayerRule:
     scope: Reach = "internal"
     round_to: int = 1
     minimum: float = 1.0
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ratios is not None:
@@ -78,13 +80,18 @@ class LayerRule:
         coupling = state.need_coupling()
         places = find_places(coupling.graph)
         if self.granularity == "weight":
-            found = tuple(layer for layer in prunable_weights(places) if not _named(layer, state.ignore))
+            ignore = (*state.ignore, *self.ignore)
+            found = tuple(layer for layer in prunable_weights(places) if not _named(layer, ignore))
         else:
             found = prunable_groups(coupling, places, self.granularity, self.scope)
         if not found:
             hint = ": try scope=coupled" if self.granularity != "weight" and self.scope == "internal" else ""
             raise UserError(f"{state.graph.name} has no layer that can be pruned by {self.granularity}{hint}")
         return found
+
+    def skipped(self, state: State, layers: Sequence[Prunable]) -> list[bool]:
+        """Which of the layers keep everything by request; `UserError` for a request that fits no layer."""
+        return skipped(layers, find_places(state.need_coupling().graph), self.skip, self.compat)
 
     def counts(self, state: State, layers: Sequence[Prunable]) -> list[int]:
         """How many groups go from each of the layers.
@@ -96,7 +103,7 @@ class LayerRule:
         if self.ratios is None and not state.budgets:
             raise UserError("there is nothing to aim at: give ratios such as ratios=0.5, or a budget such as 50%FLOPs")
         coupling, places = state.need_coupling(), find_places(state.need_coupling().graph)
-        still = skipped(layers, places, self.skip, self.compat)
+        still = self.skipped(state, layers)
         given: list[int] | None = None
         if self.ratios is not None:
             ratios = ratios_of(self.ratios, layers, places, coupling)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.annotate import write_plan
@@ -17,7 +17,12 @@ from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.transform.by_ratio import LayerRule, Pick
+from pruneopt.passes.transform.one_shot import prune_by_layer, prune_weights
+from pruneopt.passes.transform.prunable import Reach
+from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule
 from pruneopt.passes.transform.select import Scope, Scores, budget_report, select
+from pruneopt.passes.transform.semi_structured import prune_two_of_four
 
 __all__ = [
     "L1",
@@ -34,6 +39,8 @@ __all__ = [
 
 BUDGET = "what the result may cost, such as 50%FLOPs or 300MFLOPs; may be given several times"
 ROUND = "kept channel counts are multiples of this, where the width allows"
+GRANULARITY = "what goes: whole channel groups, filters or input channels of layers, or single weights (masks)"
+Granularity = Literal["unit", "filter", "channel", "weight", "2:4"]
 MINIMUM = "the fewest channels a group keeps; below 1: the smallest share of its width"
 
 
@@ -136,10 +143,14 @@ class Prune(Choose):
     round_to: int = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     ignore: tuple[str, ...] = option((), "parameters, modules or groups that keep all channels")
+    granularity: Literal["unit", "weight"] = option("unit", "what goes: whole groups, or single weights (masks)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_leader(self.leader, self.criterion, "leader")
+        _check_granularity(self.granularity, self.round_to, self.minimum)
+        if self.granularity == "weight" and (self.leader or not isinstance(self.criterion, L1Norm)):
+            raise UserError("single weights are scored by their magnitude: leave criterion and leader out")
 
     @property
     def needs_data(self) -> str | None:
@@ -148,6 +159,11 @@ class Prune(Choose):
     def run(self, state: State) -> bool:
         coupling = state.need_coupling()
         add_budgets(state, self.budget)
+        ignored = ignored_groups(coupling, self.ignore)
+        if self.granularity == "weight":
+            return prune_weights(
+                state, scope=self.scope, normalise=self.normalise, ratio=self.ratio, ignore=self.ignore
+            )
         scores = score_units(
             coupling,
             state.graph.weights,
@@ -158,7 +174,6 @@ class Prune(Choose):
             workload=state.workload,
             device=state.device,
         )
-        ignored = ignored_groups(coupling, self.ignore)
         return decide(
             state,
             scores,
@@ -201,34 +216,91 @@ class Uniform(Choose):
 
 
 @dataclass(frozen=True)
-class L1(Choose):
+class Baseline(Choose):
+    """A pass that prunes at once: whole channel groups for a budget, or layer by layer as GReg does."""
+
+    budget: tuple[str, ...] = option((), BUDGET)
+    round_to: int = option(1, ROUND)
+    minimum: float = option(1.0, MINIMUM)
+    granularity: Granularity = option("unit", GRANULARITY)  # noqa: RUF009
+    ratios: str | None = option(None, RATIOS)
+    skip: tuple[str, ...] = option((), SKIP)
+    compat: SkipRule = option("exact", COMPAT)  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_granularity(self.granularity, self.round_to, self.minimum)
+        if self.ratios is None and self.granularity in ("unit", "weight", "2:4"):
+            if self.skip or self.compat != "exact":
+                raise UserError("skip and compat go with ratios, or with granularity=filter or channel")
+        elif self.granularity == "2:4":
+            raise UserError("2:4 sparsity removes half of every layer: leave ratios out")
+        else:
+            self._rule()
+
+    @property
+    @abstractmethod
+    def order(self) -> Pick:
+        """Which of the scored groups go."""
+
+    @abstractmethod
+    def whole_units(self, state: State) -> bool:
+        """Decide on whole channel groups for the budgets."""
+
+    def run(self, state: State) -> bool:
+        add_budgets(state, self.budget)
+        if self.granularity == "2:4":
+            return prune_two_of_four(state)
+        if self.ratios is not None or self.granularity in ("filter", "channel"):
+            return prune_by_layer(state, self._rule(), self.order)
+        if self.granularity == "weight":
+            return prune_weights(state, pick=self.order)
+        return self.whole_units(state)
+
+    def _rule(self) -> LayerRule:
+        """Whole units are filters of whole groups; else the residual stream stays as it is."""
+        kind: Any = "filter" if self.granularity == "unit" else self.granularity
+        scope: Reach = "coupled" if self.granularity == "unit" else "internal"
+        return LayerRule(self.ratios, self.skip, self.compat, kind, scope, self.round_to, self.minimum)
+
+
+@dataclass(frozen=True)
+class L1(Baseline):
     """Rank all channels together by their L1 norm over their group's mean."""
 
     name: ClassVar[str] = "l1"
     summary: ClassVar[str] = "remove the channels with the smallest normalised L1 norm, wherever they are"
 
-    budget: tuple[str, ...] = option((), BUDGET)
-    round_to: int = option(1, ROUND)
-    minimum: float = option(1.0, MINIMUM)
+    pick: Literal["min", "max", "rand"] = option("min", "what goes: the smallest, the largest, or random ones")
 
-    def run(self, state: State) -> bool:
-        add_budgets(state, self.budget)
-        scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
+    @property
+    def order(self) -> Pick:
+        return self.pick
+
+    def whole_units(self, state: State) -> bool:
+        criterion = "random" if self.pick == "rand" else "l1"
+        scores = score_units(state.need_coupling(), state.graph.weights, criterion, normalise=True, seed=state.seed)
+        if self.pick == "max":
+            scores = {name: -score for name, score in scores.items()}
         return decide(state, scores, scope="global", round_to=self.round_to, minimum=self.minimum)
 
 
 @dataclass(frozen=True)
-class Random(Choose):
+class Random(Baseline):
     """Random widths moved onto the budget, and random channels: the weakest baseline."""
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "random widths on the budget and random channels, repeatable by the seed"
 
-    budget: tuple[str, ...] = option((), BUDGET)
-    round_to: int = option(1, ROUND)
-    minimum: float = option(1.0, MINIMUM)
+    @property
+    def order(self) -> Pick:
+        return "rand"
 
-    def run(self, state: State) -> bool:
-        add_budgets(state, self.budget)
+    def whole_units(self, state: State) -> bool:
         scores = score_units(state.need_coupling(), state.graph.weights, "random", seed=state.seed)
         return decide(state, scores, scope="random", round_to=self.round_to, minimum=self.minimum)
+
+
+def _check_granularity(granularity: Granularity, round_to: int, minimum: float) -> None:
+    if granularity in ("weight", "2:4") and (round_to != 1 or minimum != 1):
+        raise UserError("round-to and minimum count channels: leave them out where single weights go")

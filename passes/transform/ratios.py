@@ -176,8 +176,8 @@ def _check_used(text: str, values: Sequence[Fraction], stages: Sequence[Sequence
             shown = where if where != what else f"{what} {stage}"
             raise UserError(
                 f"ratios={text} gives {float(ratio):g} to {shown}, where nothing can be pruned in this way: give 0 "
-                "(channels that are summed with others go only with scope=coupled, single weights with "
-                "granularity=weight)"
+                "(channels that are summed with others go only in whole groups, with scope=coupled or "
+                "granularity=unit)"
             )
 
 

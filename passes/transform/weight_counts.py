@@ -30,8 +30,8 @@ def _needed(state: State, budget: Budget) -> int:
     cost = state.need_cost()
     if budget.unit != "params":
         raise UserError(
-            f"the budget '{budget.text}' cannot be met by single weights: zeros save no {budget.unit}, only parameters "
-            "that are not zero can be counted (such as 20%params)"
+            f"the budget '{budget.text}' cannot be met by single weights: zeros change no shape, only parameters that "
+            "are not zero can be counted (such as 20%params)"
         )
     full = int(cost.measure("params", cost.full))
     # The same tolerance as for widths: a share of a whole number is rarely a float.
