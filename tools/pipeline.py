@@ -11,6 +11,7 @@ from pruneopt.passes.base import Pass
 from pruneopt.passes.registry import pass_class
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.prune import Choose
+from pruneopt.passes.transform.repair import METHODS
 from pruneopt.passes.transform.stages import Cost
 
 __all__ = ["chosen_pass", "needs_data", "passes_of"]
@@ -31,14 +32,14 @@ def passes_of(options: argparse.Namespace) -> list[Pass]:
         raise UserError(f"the pipeline lacks {missing[0]}: write it as couple,cost,l1,slice,verify")
     if options.finetune_epochs:
         steps.append(_pass("finetune", epochs=options.finetune_epochs))
-    steps = _with_options(steps, options)
+    steps = _with_options(_repaired(steps, options.repair), options)
     chooser = chosen_pass(steps)
-    if not (options.budgets or getattr(chooser, "budget", ()) or getattr(chooser, "ratio", None) is not None):
+    if not (options.budgets or chooser.aims):
         raise UserError("there is nothing to aim at: give a budget, such as --budget 50%FLOPs")
     return steps
 
 
-def chosen_pass(steps: list[Pass]) -> Pass:
+def chosen_pass(steps: list[Pass]) -> Choose:
     """The pass that decides which channels stay; `UserError` where there is none."""
     found = next((step for step in steps if isinstance(step, Choose)), None)
     if found is None:
@@ -57,6 +58,13 @@ def _standard(text: str) -> list[Pass]:
     if len(given) != 1 or not isinstance(given[0], Choose):
         raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
     return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *given[0].after()]
+
+
+def _repaired(steps: list[Pass], methods: list[str]) -> list[Pass]:
+    """The steps with one repair for each method right after the proof, in the order in which they can follow."""
+    place = [step.name for step in steps].index("verify") + 1
+    repairs = [_pass("repair", method=method) for method in METHODS if method in methods]
+    return [*steps[:place], *repairs, *steps[place:]]
 
 
 def _pass(name: str, **values: Any) -> Pass:

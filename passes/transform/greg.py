@@ -77,6 +77,10 @@ class GReg(Regularised):
             raise UserError(f"{self.name} picks {self._picks}: leave picks out, or take {other}")
 
     @property
+    def aims(self) -> bool:
+        return super().aims or self.ratios is not None
+
+    @property
     def _picks(self) -> Any:
         return "early" if self.early else "late"
 

@@ -59,6 +59,11 @@ class Choose(Pass):
         """The passes that follow the proof in the standard pipeline, so that what is delivered is what was decided on."""
         return []
 
+    @property
+    def aims(self) -> bool:
+        """Whether the pass knows what to aim at without a budget of the run."""
+        return bool(getattr(self, "budget", ())) or getattr(self, "ratio", None) is not None
+
     @abstractmethod
     def run(self, state: State) -> bool: ...
 
@@ -237,6 +242,10 @@ class Baseline(Choose):
             raise UserError("2:4 sparsity removes half of every layer: leave ratios out")
         else:
             self._rule()
+
+    @property
+    def aims(self) -> bool:
+        return super().aims or self.ratios is not None or self.granularity == "2:4"
 
     @property
     @abstractmethod
