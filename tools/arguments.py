@@ -39,7 +39,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     parser.add_argument("--round-to", metavar="K", type=_positive, help="widths are multiples of K where they can be")
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue a search that was interrupted in --out")
+    again.add_argument("--resume", action="store_true", help="continue a search or training that was stopped in --out")
     again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else, on stdout")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the verdict")

@@ -1,7 +1,8 @@
 """The directory that a compile leaves: complete, or not there at all.
 
 Everything is written into a directory beside it, checked there, and takes the place of ``--out`` at the very end. Only
-a search's journal lives in ``--out`` before that, so that a killed search can be resumed.
+a search's journal and the states of training runs live in ``--out`` before that, so that a killed run can be resumed.
+The journal stays with the bundle; the states are there for as long as the run is unfinished.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from typing import Any
 
 from pruneopt.errors import UserError
 from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.training.checkpoint import SUFFIX
 
 __all__ = ["ARTEFACTS", "OutputDirectory", "fingerprint", "fingerprints"]
 
 ARTEFACTS = ("plan.json", "model.py", "weights.safetensors", "model.pt2", "model.onnx", "ir.before.txt", "ir.after.txt")
 RECORDS = ("report.json", "report.html", "run.json")
 OWN = {*ARTEFACTS, *RECORDS, JOURNAL, "model.onnx.data", "__pycache__"}
-"""What may lie in a directory that --force replaces."""
+"""What may lie in a directory that --force replaces, beside the states of training runs."""
+PARTIAL = ".partial-"
+"""How the folder of a file begins that was being written when its process was killed."""
 
 
 class OutputDirectory:
@@ -49,8 +53,11 @@ class OutputDirectory:
             for folder in (path.parent, path):
                 with tempfile.TemporaryFile(dir=folder) as file:
                     file.write(b"x")
-            if force:
-                (path / JOURNAL).unlink(missing_ok=True)
+            for entry in path.iterdir():
+                if entry.name.startswith(PARTIAL):
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif force and _resumes(entry.name):
+                    entry.unlink()
 
     def _check_content(self, resume: bool, force: bool) -> None:
         if not self.path.is_dir():
@@ -58,15 +65,16 @@ class OutputDirectory:
                 raise UserError(f"there is nothing to resume: {self.path} does not exist")
             return
         names = sorted(entry.name for entry in self.path.iterdir())
-        if resume and JOURNAL not in names:
-            raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL}")
+        if resume and not any(map(_resumes, names)):
+            raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL} and no state of a training")
         if not names or resume:
             return
-        foreign = [name for name in names if name not in OWN]
+        foreign = [name for name in names if not (name in OWN or _resumes(name) or name.startswith(PARTIAL))]
         if foreign:
             raise UserError(f"--out {self.path} holds files of others, such as {foreign[0]}: name another directory")
         if not force:
-            hint = "--force replaces it" + (", --resume continues its search" if JOURNAL in names else "")
+            what = "search" if JOURNAL in names else "training"
+            hint = "--force replaces it" + (f", --resume continues its {what}" if any(map(_resumes, names)) else "")
             raise UserError(f"--out {self.path} holds an earlier run: {hint}")
 
     def discard_if_empty(self) -> None:
@@ -78,8 +86,11 @@ class OutputDirectory:
                 return
 
     @contextmanager
-    def replacing(self) -> Iterator[Path]:
+    def replacing(self, *, unfinished: bool = False) -> Iterator[Path]:
         """A directory to write the bundle into; it takes the place of ``--out`` when the block ends without error.
+
+        Args:
+            unfinished: keep the states of training runs, for --resume.
 
         Raises:
             UserError: it cannot be written (a full disk, a missing permission).
@@ -88,8 +99,9 @@ class OutputDirectory:
             partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent))
             try:
                 yield partial
-                if (self.path / JOURNAL).exists():
-                    shutil.copy2(self.path / JOURNAL, partial / JOURNAL)
+                for entry in self.path.iterdir():
+                    if entry.name == JOURNAL or (unfinished and _resumes(entry.name)):
+                        shutil.copy2(entry, partial / entry.name)
                 shutil.rmtree(partial / "__pycache__", ignore_errors=True)
                 partial.chmod(self.path.stat().st_mode & 0o777)
                 self._swap(partial)
@@ -108,6 +120,11 @@ class OutputDirectory:
                 raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _resumes(name: str) -> bool:
+    """Whether a file of this name is something that --resume goes on from."""
+    return name == JOURNAL or name.endswith(SUFFIX)
 
 
 @contextmanager
