@@ -74,7 +74,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "accuracy": "pruneopt.passes.search.ranking:Accuracy",
         "reward": "pruneopt.passes.search.ranking:Reward",
         "accuracy-under-latency": "pruneopt.passes.search.ranking:AccuracyUnderLatency",
-        "function": "pruneopt.passes.search.ranking:Function",
+        "function": "pruneopt.passes.search.ranking_function:Function",
     },
     "regulariser": {
         "growing": "pruneopt.passes.transform.growing:Growing",

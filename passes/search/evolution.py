@@ -5,8 +5,10 @@ The next candidates are 25 mutations (a gene changes with probability 0.1, alway
 gene from one of two parents) and random structures for the rest. What was judged before, is in the generation already
 or breaks a constraint is drawn again. Genes are those of the space, so that tied widths change together.
 
-Where the published search rejects random vectors until one fits the FLOPs, a random vector is moved into the budget
-here (`Space.moved`); ``reject`` brings rejection back, and ``low`` and ``high`` the range that ResNet-50 is drawn from.
+Two things differ. Where the published search rejects random vectors until one fits the FLOPs, a random vector is moved
+into the budget here (`Space.moved`); ``reject`` brings rejection back, and ``low`` and ``high`` are the range that the
+published search of ResNet-50 draws from. And vectors that give the same widths are one structure, which is judged once:
+in groups of 34 channels and more every scale has a width of its own, but narrow ones have several scales for a width.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.base import option
+from pruneopt.passes.search.outcome import comparable
 from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 
@@ -37,8 +40,8 @@ class Evolution(Searcher):
     population: int = option(50, "structures in a generation")
     iterations: int = option(20, "generations")
     parents: int = option(10, "the best structures, from which children are made")
-    mutations: int = option(25, "children by mutation in a generation, at most")
-    crossovers: int = option(25, "children by crossover in a generation, at most")
+    mutations: int | None = option(None, "children by mutation in a generation, at most (half of it)")
+    crossovers: int | None = option(None, "children by crossover in a generation, at most (half of it)")
     probability: float = option(0.1, "that a gene mutates")
     reject: bool = option(False, "draw random structures until one fits, as published, instead of moving them")
     low: int = option(0, "the smallest grid index of a random structure (ResNet-50 was searched with 12)")
@@ -49,29 +52,53 @@ class Evolution(Searcher):
         for key in ("population", "iterations", "parents"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
-        if min(self.mutations, self.crossovers) < 0:
+        if min(self.children) < 0:
             raise UserError("mutations and crossovers must not be negative")
+        if sum(self.children) > self.population:
+            raise UserError(
+                f"{self.children[0]} mutations and {self.children[1]} crossovers are more than population="
+                f"{self.population}"
+            )
         if not 0 < self.probability <= 1:
             raise UserError(f"probability={self.probability:g} must be above 0 and at most 1")
         if self.low < 0 or (self.high is not None and self.high < self.low):
             raise UserError(f"random structures from grid index {self.low} to {self.high} are no range")
 
+    @property
+    def children(self) -> tuple[int, int]:
+        """The most mutations and crossovers in a generation; what is not given shares what is left."""
+        half, mutations, crossovers = self.population // 2, self.mutations, self.crossovers
+        if mutations is None:
+            mutations = min(half, max(0, self.population - (half if crossovers is None else crossovers)))
+        if crossovers is None:
+            crossovers = min(half, max(0, self.population - mutations))
+        return mutations, crossovers
+
     def open(self, space: Space, seed: int) -> Evolving:
-        if max(self.low, self.high or 0) >= len(space.grid):
+        high = len(space.grid) - 1 if self.high is None else self.high
+        if max(self.low, high) >= len(space.grid):
             raise UserError(f"low and high are indices into a grid of {len(space.grid)} scales, from 0")
+        space.check_range(self.low, high, f"low={self.low}", f"high={high}")
         return Evolving(self, space, seed)
 
 
 class Evolving(Asker):
-    """An evolution under way. ``judged`` holds every index vector with its fitness, in the order of judging."""
+    """An evolution under way.
+
+    Attributes:
+        judged: the fitness of every index vector that was judged, in the order of judging.
+        archive: the best of them, the best first: as many as a generation has, or parents.
+        generation: how many generations were made.
+    """
 
     def __init__(self, options: Evolution, space: Space, seed: int) -> None:
         self.options, self.space = options, space
         self.rng = np.random.default_rng([seed, 1])
         self.judged: dict[tuple[int, ...], float] = {}
         self.archive: list[tuple[int, ...]] = []
-        """The best structures so far, the best first, as many as a population."""
         self.generation = 0
+        self._known: set[tuple[int, ...]] = set()
+        """The widths of everything proposed."""
         self._queue: list[tuple[tuple[int, ...], int]] = []
         self._asked: tuple[int, ...] | None = None
         self._current: list[tuple[int, ...]] = []
@@ -87,6 +114,8 @@ class Evolving(Asker):
     def tell(self, proposal: Proposal, fitness: float) -> None:
         assert self._asked is not None
         self.judged[self._asked] = fitness
+        if not self._queue:
+            self._keep_best()
 
     def describe(self) -> str:
         options = self.options
@@ -99,11 +128,15 @@ class Evolving(Asker):
     def total(self) -> int:
         return self.options.population * self.options.iterations
 
+    @property
+    def parents(self) -> list[tuple[int, ...]]:
+        """The best structures so far, from which children are made."""
+        return self.archive[: self.options.parents]
+
     # Generations
 
     def _breed(self) -> None:
-        """Make the next generation of the answers to the last; none, where the space is exhausted."""
-        self._keep_best()
+        """Make the next generation; none, where the space is exhausted."""
         children: dict[tuple[int, ...], int] = {}
         if self.archive:
             self._mutate(children)
@@ -114,71 +147,66 @@ class Evolving(Asker):
         self.generation = self.generation + 1 if children else self.options.iterations
 
     def _keep_best(self) -> None:
-        pool = list(dict.fromkeys([*self.archive, *self._current]))
+        """Add a generation that was judged to the archive."""
+        pool = [*self.archive, *self._current]
         # Equal ones keep their order: the older first.
-        self.archive = sorted(pool, key=lambda genes: -self.judged[genes])[: self.options.population]
+        pool.sort(key=lambda genes: -comparable(self.judged[genes]))
+        self.archive = pool[: max(self.options.population, self.options.parents)]
 
-    @property
-    def parents(self) -> list[tuple[int, ...]]:
-        """The best structures so far, from which children are made."""
-        return self.archive[: self.options.parents]
-
-    def _accepts(self, genes: np.ndarray, children: dict[tuple[int, ...], int]) -> bool:
-        """Whether a child is new and inside the constraints."""
-        key = tuple(genes.tolist())
-        if key in self.judged or key in children:
+    def _take(self, genes: np.ndarray, children: dict[tuple[int, ...], int], attempts: int = 1) -> bool:
+        """Add a child if it is new and inside the constraints; whether it was."""
+        widths = self.space.widths_of(genes)
+        if tuple(widths.tolist()) in self._known or not self.space.feasible(widths[None])[0]:
             return False
-        return bool(self.space.feasible(self.space.widths_of(genes)[None])[0])
+        self._known.add(tuple(widths.tolist()))
+        children[tuple(genes.tolist())] = attempts
+        return True
 
     def _mutate(self, children: dict[tuple[int, ...], int]) -> None:
         """Up to ten rounds of as many draws as there are to be children."""
-        wanted, made = self.options.mutations, 0
+        wanted, made = self.options.children[0], 0
         parents, scales = self.parents, len(self.space.grid)
         for _ in range(10 * wanted):
-            if made == wanted or len(children) == self.options.population:
+            if made == wanted:
                 return
             child = np.array(parents[self.rng.integers(len(parents))])
             changes = self.rng.random(len(child)) < self.options.probability
             if scales > 1:
                 child[changes] = (child[changes] + self.rng.integers(1, scales, int(changes.sum()))) % scales
-            if self._accepts(child, children):
-                children[tuple(child.tolist())] = 1
-                made += 1
+            made += self._take(child, children)
 
     def _cross(self, children: dict[tuple[int, ...], int]) -> None:
         """Up to ten attempts for every child: two different parents, each gene from either."""
-        wanted, made = self.options.crossovers, 0
+        wanted, made = self.options.children[1], 0
         parents = self.parents
         if len(parents) < 2:
             return
         for _ in range(10 * wanted):
-            if made == wanted or len(children) == self.options.population:
+            if made == wanted:
                 return
             first, second = self.rng.choice(len(parents), 2, replace=False)
             from_first = self.rng.random(len(self.space.genes)) < 0.5
-            child = np.where(from_first, parents[first], parents[second])
-            if self._accepts(child, children):
-                children[tuple(child.tolist())] = 1
-                made += 1
+            made += self._take(np.where(from_first, parents[first], parents[second]), children)
 
     def _fill(self, children: dict[tuple[int, ...], int]) -> None:
-        """Random structures until the generation is full.
+        """Random structures until the generation is full, or the space seems to be exhausted.
 
         Raises:
             UserError: not a single structure fits.
         """
-        attempts = since = 0
+        options, attempts, since = self.options, 0, 0
         # Moving finds a structure every time unless nearly all are known already.
-        limit = ATTEMPTS if self.options.reject else 20 * self.options.population + 1000
-        while len(children) < self.options.population and attempts < limit:
+        limit = ATTEMPTS if options.reject else 20 * options.population + 1000
+        while len(children) < options.population and attempts < limit:
             attempts, since = attempts + 1, since + 1
-            genes: np.ndarray | None = self.space.uniform(self.rng, self.options.low, self.options.high)
-            if not self.options.reject and genes is not None:
-                genes = self.space.moved(genes, self.rng)
-            if genes is not None and self._accepts(genes, children):
-                children[tuple(genes.tolist())], since = since, 0
+            genes: np.ndarray | None = self.space.uniform(self.rng, options.low, options.high)
+            if not options.reject and genes is not None:
+                genes = self.space.moved(genes, self.rng, options.low, options.high)
+            if genes is not None and self._take(genes, children, since):
+                since = 0
         if not children and not self.judged:
+            instead = "or leave reject out" if options.reject else "or a larger budget"
             raise UserError(
                 f"none of {attempts} random structures is inside the budgets and above the window's lower end: "
-                "use a wider window, or leave reject out"
+                f"use a wider window, {instead}"
             )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-__all__ = ["Candidate", "Finalist", "Outcome"]
+__all__ = ["Candidate", "Finalist", "Outcome", "comparable"]
+
+
+def comparable(fitness: float) -> float:
+    """A fitness for sorting: NaN, from a loss that diverged, is worse than every number."""
+    return -math.inf if math.isnan(fitness) else fitness
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +75,17 @@ class Outcome:
     def ranking(self) -> list[Candidate]:
         """Candidates with different widths, the fittest first; of equals the first."""
         distinct: dict[tuple[int, ...], Candidate] = {}
-        for candidate in sorted(self.candidates, key=lambda item: (-item.fitness, item.index)):
+        for candidate in sorted(self.candidates, key=lambda item: (-comparable(item.fitness), item.index)):
             distinct.setdefault(tuple(candidate.widths.values()), candidate)
         return list(distinct.values())
 
     @property
     def winner(self) -> Candidate:
         """The fittest fine-tuned candidate, or the fittest of all where none was fine-tuned."""
-        tuned = [item for item in self.finalists if item.fitness is not None]
+        tuned = [(item.fitness, self._candidate(item.index)) for item in self.finalists if item.fitness is not None]
         if not tuned:
             return self.ranking[0]
-        best = max(tuned, key=lambda item: (item.fitness, self._candidate(item.index).fitness, -item.index))
-        return self._candidate(best.index)
+        return max(tuned, key=lambda pair: (comparable(pair[0]), comparable(pair[1].fitness), -pair[1].index))[1]
 
     @property
     def winning_finalist(self) -> Finalist | None:

@@ -1,17 +1,27 @@
-"""EagleEye's searcher: independent random ratios, one per channel group, moved onto the budget (see `sampling`)."""
+"""EagleEye's searcher: independent random ratios, one per channel group, moved onto the budget (see `sampling`).
+
+Where widths are tied, or some stay whole, ratios are those of the space's genes instead: random entries of its grid in
+the same range, moved into the budgets (`Space.moved`). That is MetaPruning's random search, the baseline of evolution.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from pruneopt.errors import UserError
 from pruneopt.passes.base import option
-from pruneopt.passes.search.sampling import WidthSampler
+from pruneopt.passes.search.sampling import ATTEMPTS, WidthSampler
 from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 
 __all__ = ["RandomSearch"]
+
+REDRAWS = 1000
+"""Vectors moved for one candidate, before the window's lower end counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class RandomSearch(Searcher):
             raise UserError(f"candidates={self.candidates} must be at least 1")
 
     def open(self, space: Space, seed: int) -> Asker:
+        if not space.untied:
+            return _OnGrid(self, space, seed)
         sampler = WidthSampler(
             space.coupling,
             space.cost,
@@ -46,28 +58,92 @@ class RandomSearch(Searcher):
             rejection=self.reject,
             seed=seed,
         )
-        return _Drawing(sampler, self.candidates)
+        return _Drawing(sampler, space, self.candidates)
 
 
-class _Drawing(Asker):
-    """Candidates 0, 1, 2, ... of a sampler."""
+class _Random(Asker):
+    """Counts candidates; nothing is learnt."""
 
-    def __init__(self, sampler: WidthSampler, candidates: int) -> None:
-        self.sampler, self.candidates, self.asked = sampler, candidates, 0
+    def __init__(self, candidates: int) -> None:
+        self.candidates, self.asked = candidates, 0
 
     def ask(self) -> Proposal | None:
         if self.asked == self.candidates:
             return None
-        draw = self.sampler.draw(self.asked)
         self.asked += 1
-        return Proposal(draw.widths, None, draw.attempts)
+        return self.next()
+
+    @abstractmethod
+    def next(self) -> Proposal:
+        """The next random structure."""
 
     def tell(self, proposal: Proposal, fitness: float) -> None:
         """Nothing is learnt."""
 
-    def describe(self) -> str:
-        return self.sampler.describe()
-
     @property
     def total(self) -> int:
         return self.candidates
+
+
+class _Drawing(_Random):
+    """Draws 0, 1, 2, ... of a sampler, but for those below the space's window."""
+
+    def __init__(self, sampler: WidthSampler, space: Space, candidates: int) -> None:
+        super().__init__(candidates)
+        self.sampler, self.space, self.drawn = sampler, space, 0
+
+    def next(self) -> Proposal:
+        attempts = 0
+        for _ in range(REDRAWS):
+            draw = self.sampler.draw(self.drawn)
+            self.drawn += 1
+            attempts += draw.attempts
+            if self.space.feasible(draw.widths[None])[0]:
+                return Proposal(draw.widths, None, attempts)
+        raise _none_fits(REDRAWS)
+
+    def describe(self) -> str:
+        return self.sampler.describe()
+
+
+class _OnGrid(_Random):
+    """Random entries of the grid, one per gene. Candidate i depends on the seed and i alone."""
+
+    def __init__(self, options: RandomSearch, space: Space, seed: int) -> None:
+        super().__init__(options.candidates)
+        if options.floor:
+            raise UserError("floor counts the units of groups one by one, but widths are tied here: leave it out")
+        self.options, self.space, self.seed = options, space, seed
+        kept = space.grid / 100
+        # A difference such as 1 - 0.7 must not miss the entry that it stands for.
+        places = np.flatnonzero((kept >= 1 - options.max_ratio - 1e-9) & (kept <= 1 - options.min_ratio + 1e-9))
+        if not len(places):
+            raise UserError(
+                f"no scale of the grid ({space.grid[0]} to 100 %) removes {options.min_ratio:g} to "
+                f"{options.max_ratio:g} of a width: give another min-ratio and max-ratio"
+            )
+        self.low, self.high = int(places[0]), int(places[-1])
+        space.check_range(self.low, self.high, f"max-ratio={options.max_ratio:g}", f"min-ratio={options.min_ratio:g}")
+
+    def next(self) -> Proposal:
+        rng = np.random.default_rng([self.seed, self.asked, 3])
+        limit = ATTEMPTS if self.options.reject else REDRAWS
+        for attempt in range(1, limit + 1):
+            genes: np.ndarray | None = self.space.uniform(rng, self.low, self.high)
+            if genes is not None and not self.options.reject:
+                genes = self.space.moved(genes, rng, self.low, self.high)
+            if genes is not None and self.space.feasible(self.space.widths_of(genes)[None])[0]:
+                return self.space.proposal(genes, attempt)
+        raise _none_fits(limit)
+
+    def describe(self) -> str:
+        how = "kept if they fit" if self.options.reject else "moved into the budget"
+        scales = f"{self.space.grid[self.low]} to {self.space.grid[self.high]} %"
+        return f"{len(self.space.genes)} random scales from {scales}, {how}"
+
+
+def _none_fits(attempts: int) -> UserError:
+    return UserError(
+        f"none of {attempts} random structures is inside the budgets and above the window's lower end: use a wider "
+        "window, another range of ratios, or leave reject out"
+    )

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -22,7 +20,11 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
     from pruneopt.passes.budget import Budget
 
-__all__ = ["Accuracy", "AccuracyUnderLatency", "Function", "Measured", "Ranking", "Reward", "reward"]
+__all__ = ["Accuracy", "AccuracyUnderLatency", "Measured", "Ranking", "Reward", "reward"]
+
+
+BEHIND = -1e6
+"""Below every score: metrics are mostly shares, but some are losses with a minus."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Ranking(Part):
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
         """Raise `UserError` before the search where the ranking cannot tell structures inside the budgets apart."""
+
+    def source(self) -> str:
+        """What fitness depends on besides the options, such as a hash of the user's code: part of what a search is."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -98,25 +104,29 @@ class Reward(Ranking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.accuracy_base <= 0 or (self.flops_base is not None and self.flops_base <= 0) or self.exponent <= 0:
+        bases = (self.accuracy_base, self.exponent, 1.0 if self.flops_base is None else self.flops_base)
+        if not min(bases) > 0:
             raise UserError("accuracy-base, flops-base and exponent must be above 0")
 
     def fitness(self, measured: Measured) -> float:
-        base = measured.full("flops") if self.flops_base is None else self.flops_base * 1e6
+        base = self._base(measured.full("flops"))
         return reward(100 * measured.score, measured.cost("flops"), self.accuracy_base, base, self.exponent)
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
-        if self.flops_base is None:
-            return
-        largest = min(
-            [budget.limit(cost) for budget in budgets if budget.unit == "flops"],
-            default=float(cost.measure("flops", cost.full)),
-        )
-        if self.flops_base * 1e6 <= largest:
+        full = float(cost.measure("flops", cost.full))
+        limit = min((budget.limit(cost) for budget in budgets if budget.unit == "flops"), default=full)
+        base = self._base(full)
+        # Whatever is pruned costs less than the original, but may cost all that the budget allows.
+        if base < full and base <= limit:
             raise UserError(
-                f"flops-base={self.flops_base:g} (MFLOPs) is not above what candidates may cost "
-                f"({largest / 1e6:.4g} MFLOPs): there the reward is 0 or less whatever the accuracy; give a larger one"
+                f"flops-base={base / 1e6:.4g} (MFLOPs) is not above what candidates may cost "
+                f"({min(limit, full) / 1e6:.4g} MFLOPs): there the reward is 0 or less whatever the accuracy; give a "
+                "larger one"
             )
+
+    def _base(self, full: float) -> float:
+        """F_base in FLOPs, for an original of so many."""
+        return full if self.flops_base is None else self.flops_base * 1e6
 
 
 @dataclass(frozen=True)
@@ -130,48 +140,12 @@ class AccuracyUnderLatency(Ranking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.limit <= 0:
+        if not self.limit > 0:
             raise UserError("give the limit in milliseconds, such as limit=4")
 
     def fitness(self, measured: Measured) -> float:
         milliseconds = measured.cost("latency") / 1e6
-        return measured.score if milliseconds <= self.limit else -milliseconds / self.limit
+        return measured.score if milliseconds <= self.limit else BEHIND * milliseconds / self.limit
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
         cost.measure("latency", cost.full)
-
-
-@dataclass(frozen=True)
-class Function(Ranking):
-    """A function of the user's own: it takes a `Measured` and returns a number, larger is better."""
-
-    name: ClassVar[str] = "function"
-    summary: ClassVar[str] = "a function of your own, by import path: takes a Measured, gives a number"
-
-    path: str = option("", "module:function")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        module, _, attribute = self.path.partition(":")
-        if not module or not attribute:
-            raise UserError(f"path={self.path!r} must name a function as module:function")
-
-    def fitness(self, measured: Measured) -> float:
-        value = self._function()(measured)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{self.path} must return a finite number, not {value!r}")
-        return float(value)
-
-    def check(self, cost: CostModel, budgets: list[Budget]) -> None:
-        self._function()
-
-    def _function(self) -> Callable[[Measured], object]:
-        module, _, attribute = self.path.partition(":")
-        try:
-            found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"the ranking function {self.path} cannot be loaded: {error}") from error
-        if not callable(found):
-            raise UserError(f"{self.path} is no function")
-        checked: Callable[[Measured], object] = found
-        return checked

@@ -81,7 +81,7 @@ class Space:
     ) -> None:
         if not cost.groups:
             raise UserError(f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why")
-        if list(grid) != sorted(set(grid)) or grid[0] < 1 or grid[-1] != 100:
+        if not len(grid) or list(grid) != sorted(set(grid)) or grid[0] < 1 or grid[-1] != 100:
             raise UserError("the scales of a grid are whole percentages in ascending order, and the last one is 100")
         if window is not None and not 0 < window <= 1:
             raise UserError(f"window={window:g} must be a share of the budget, above 0 and at most 1")
@@ -96,6 +96,12 @@ class Space:
         self._gene_of = self._columns()
         check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
         self._check_lowest()
+        self._check_window(cost.full, "the original uses", "give a smaller budget")
+
+    @property
+    def untied(self) -> bool:
+        """Whether every free group has a gene of its own."""
+        return len(self.genes) == len(self.cost.groups) == len({name for gene in self.genes for name in gene.groups})
 
     def _columns(self) -> np.ndarray:
         """The number of the gene of every group, -1 for none, int64 `[G]`."""
@@ -107,16 +113,35 @@ class Space:
         return found
 
     def _check_lowest(self) -> None:
-        """`BudgetError` where even the smallest structure of the grid is outside a budget."""
+        """`BudgetError`, with what is reachable, where even the smallest structure of the grid is outside a budget."""
         lowest = self.widths_of(np.zeros(len(self.genes), dtype=np.int64))
-        if not within(self.budgets, self.cost, lowest):
+        try:
+            check_reachable(self.budgets, self.cost, minimum=lowest)
+        except BudgetError as error:
+            raise BudgetError(f"{error}; the search keeps at least {self.grid[0]} % of every width") from error
+
+    def check_range(self, low: int, high: int, least: str, most: str) -> None:
+        """Refuse a range of grid indices without a feasible structure; the texts are the options that set the range.
+
+        Raises:
+            BudgetError: even its smallest structure is outside a budget.
+            UserError: even its largest one is below the window.
+        """
+        ends = self.widths_of(np.repeat([[low], [high]], len(self.genes), axis=1))
+        if not within(self.budgets, self.cost, ends[0]):
             texts = ", ".join(budget.text for budget in self.budgets)
-            reached = ", ".join(
-                f"{float(self.cost.measure(budget.unit, lowest)):.4g} {budget.unit}" for budget in self.budgets
-            )
-            raise BudgetError(
-                f"the smallest structure of the search, {self.grid[0]} % of every width, needs {reached} and does not "
-                f"reach {texts}: give a larger budget, or another pass such as abn with max-ratio=1"
+            raise BudgetError(f"random structures with {least} do not reach {texts}: let them be smaller")
+        self._check_window(ends[1], f"random structures with {most} use at most", "let them be larger")
+
+    def _check_window(self, widths: np.ndarray, what: str, remedy: str) -> None:
+        """`UserError` where not even structures as wide as ``widths`` `[G]` reach the window."""
+        if self.window is None or not self.budgets:
+            return
+        share, least = float(self.used(widths[None])[0]), 1 - self.window
+        if share < least:
+            raise UserError(
+                f"{what} {share:.1%} of the tightest budget, and window={self.window:g} asks for {least:.1%}: {remedy}"
+                ", or use a wider window"
             )
 
     # Structures
@@ -156,18 +181,44 @@ class Space:
         """Independent grid indices, each uniform on ``low`` to ``high`` (included), int64 `[L]`."""
         return rng.integers(low, len(self.grid) if high is None else high + 1, len(self.genes))
 
-    def moved(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-        """An index vector moved to a feasible one: down in random places until every budget is met, then up in random
-        places as far as the window asks; None where the grid has no such place.
+    def moved(
+        self, indices: np.ndarray, rng: np.random.Generator, low: int = 0, high: int | None = None
+    ) -> np.ndarray | None:
+        """An index vector moved to a feasible one: single steps down in random places until every budget is met, then
+        up in random places until the window is. Indices from ``low`` to ``high`` (included) stay there. None where no
+        such walk ends inside.
         """
-        found = indices.copy()
-        while not within(self.budgets, self.cost, self.widths_of(found)):
-            found[rng.choice(np.flatnonzero(found > 0))] -= 1
-        for gene in rng.permutation(len(self.genes)):
-            if self.feasible(self.widths_of(found)[None])[0]:
-                return found
-            higher = np.repeat(found[None], len(self.grid) - found[gene], axis=0)
-            higher[:, gene] = np.arange(found[gene], len(self.grid))
-            fits = np.flatnonzero(within(self.budgets, self.cost, self.widths_of(higher)))
-            found = higher[fits[-1]]
-        return found if self.feasible(self.widths_of(found)[None])[0] else None
+        top = len(self.grid) - 1 if high is None else high
+        down = _walk(indices, indices - low, -1, rng)
+        inside = np.flatnonzero(within(self.budgets, self.cost, self.widths_of(down)))
+        if not len(inside):
+            return None
+        found: np.ndarray = down[inside[0]]
+        room = top - found
+        while not self.feasible(self.widths_of(found)[None])[0]:
+            if not room.any():
+                return None
+            up = _walk(found, room, 1, rng)
+            widths = self.widths_of(up)
+            fits = np.flatnonzero(self.feasible(widths))
+            if len(fits):
+                return np.array(up[fits[0]])
+            # Costs grow with the widths: what does not fit now never will.
+            last = int(np.flatnonzero(within(self.budgets, self.cost, widths))[-1])
+            found, blocked = up[last], up[min(last + 1, len(up) - 1)] > up[last]
+            room = np.where(blocked | (room == 0), 0, top - found)
+        return found
+
+
+def _walk(start: np.ndarray, room: np.ndarray, sign: int, rng: np.random.Generator) -> np.ndarray:
+    """The places of a random walk from ``start`` `[L]` on, int64 `[1 + steps, L]`: every step moves one gene by
+    ``sign``, any of those that have ``room`` left with equal probability, until none has.
+    """
+    # Events of independent Poisson processes come in just this order.
+    times = rng.exponential(size=(len(start), int(room.max(initial=0)))).cumsum(axis=1)
+    owner, place = np.nonzero(np.arange(times.shape[1]) < room[:, None])
+    order = owner[np.argsort(times[owner, place])]
+    steps = np.zeros((1 + len(order), len(start)), dtype=np.int64)
+    steps[np.arange(1, len(steps)), order] = sign
+    walk: np.ndarray = start + steps.cumsum(axis=0)
+    return walk
