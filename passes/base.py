@@ -176,6 +176,11 @@ class Pass(Configured):
     """
 
     @property
+    def label(self) -> str:
+        """What reports and records call this pass: its name, unless it does several things that must be told apart."""
+        return self.name
+
+    @property
     def needs_data(self) -> str | None:
         """What of this pass cannot work without data (``abn``, ``prune with criterion=taylor``); None if nothing."""
         return None

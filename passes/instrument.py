@@ -28,7 +28,7 @@ class Instrument:
 
 
 class Timing(Instrument):
-    """Writes the seconds of each pass to `State.timings`; a repeated pass gets a number (``finetune.2``)."""
+    """Writes the seconds of each pass to `State.timings`, by label; a repeated one gets a number (``finetune.2``)."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -38,10 +38,10 @@ class Timing(Instrument):
         self._started = self._clock()
 
     def after_pass(self, index: int, step: Pass, state: State) -> None:
-        key, number = step.name, 1
+        key, number = step.label, 1
         while key in state.timings:
             number += 1
-            key = f"{step.name}.{number}"
+            key = f"{step.label}.{number}"
         state.timings[key] = self._clock() - self._started
 
 

@@ -32,6 +32,7 @@ _BUILT_IN = {
     "greg2": "pruneopt.passes.transform.greg:GReg2",
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
+    "repair": "pruneopt.passes.transform.repair:Repair",
     "recalibrate": "pruneopt.passes.search.adaptive_bn:Recalibrate",
     "finetune": "pruneopt.passes.transform.finetune:Finetune",
     "scratch": "pruneopt.passes.transform.scratch:Scratch",

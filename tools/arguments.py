@@ -8,6 +8,7 @@ from pathlib import Path
 __all__ = ["compile", "inspect", "new", "passes", "profile"]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
+REPAIRS = ("bias", "lstsq", "bn")
 MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
 BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms; repeat it for several budgets at once"
 
@@ -35,6 +36,14 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     )
     parser.add_argument(
         "--finetune-epochs", metavar="N", type=_count, default=0, help="train the pruned network for N epochs (0)"
+    )
+    parser.add_argument(
+        "--repair",
+        metavar="METHOD",
+        type=_repairs,
+        action="extend",
+        default=[],
+        help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; several joined by commas",
     )
     parser.add_argument("--round-to", metavar="K", type=_positive, help="widths are multiples of K where they can be")
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
@@ -100,6 +109,14 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+
+
+def _repairs(text: str) -> list[str]:
+    methods = text.split(",")
+    for method in methods:
+        if method not in REPAIRS:
+            raise argparse.ArgumentTypeError(f"there is no repair {method!r}: use {', '.join(REPAIRS)}")
+    return methods
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -39,7 +39,15 @@ LABELS = {
     "latency": "latency by table",
 }
 """Cost units as the reports call them; a report holds the latency only where there was a table."""
-STAGES = {"slice": "pruned", "recalibrate": "recalibrated", "finetune": "fine-tuned", "scratch": "from scratch"}
+STAGES = {
+    "slice": "pruned",
+    "repair-bias": "repaired by bias",
+    "repair-lstsq": "repaired by least squares",
+    "repair-bn": "repaired by batch norm",
+    "recalibrate": "recalibrated",
+    "finetune": "fine-tuned",
+    "scratch": "from scratch",
+}
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu")
 
 

@@ -60,7 +60,7 @@ class Watch(Instrument):
         if step.name in ("finetune", "scratch") and stopped(state.records):
             # Whoever stops a search does not want to wait for a training run: deliver what there is.
             raise KeyboardInterrupt
-        state.progress(step.name)
+        state.progress(step.label)
 
     def after_pass(self, index: int, step: Pass, state: State) -> None:
         self.state = state
@@ -74,7 +74,7 @@ class Watch(Instrument):
             self.sliced = dict(state.graph.weights)
             self._score(step.name, build_module(state.graph, state.graph.weights))
         elif step.name != "verify" and (state.uncut is not None or isinstance(step, Regularised)):
-            self._score(step.name, build_module(state.graph, state.graph.weights))
+            self._score(step.label, build_module(state.graph, state.graph.weights))
 
     def _check_budgets(self, state: State) -> None:
         """`BudgetError` for a budget below what the widths allowed by the pass's own options can reach."""
