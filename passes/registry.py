@@ -30,6 +30,7 @@ _BUILT_IN = {
     "rewarded": "pruneopt.passes.search.rewarded:Rewarded",
     "greg1": "pruneopt.passes.transform.greg:GReg1",
     "greg2": "pruneopt.passes.transform.greg:GReg2",
+    "hrank": "pruneopt.passes.transform.hrank:HRankPass",
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
     "repair": "pruneopt.passes.transform.repair:Repair",
@@ -57,6 +58,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "taylor": "pruneopt.passes.analysis.criteria:Taylor",
         "fpgm": "pruneopt.passes.analysis.criteria:FPGM",
         "random": "pruneopt.passes.analysis.criteria:RandomScore",
+        "hrank": "pruneopt.passes.transform.hrank:HRank",
     },
     "searcher": {
         "random": "pruneopt.passes.search.random_search:RandomSearch",
