@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import InternalError, UserError
 
@@ -43,6 +44,7 @@ __all__ = [
     "option_fields",
     "part_kind",
     "silent",
+    "without_none",
 ]
 
 T = TypeVar("T")
@@ -151,12 +153,14 @@ class Configured(ABC):
             raise InternalError(f"{cls.__qualname__} is named {name!r}; names of passes and parts are kebab-case")
 
     def __post_init__(self) -> None:
-        for key, kind in _part_fields(type(self)).items():
+        for key, (kind, optional) in _part_fields(type(self)).items():
             value = getattr(self, key)
             if isinstance(value, str):
                 from pruneopt.passes.spec import parse_part
 
                 object.__setattr__(self, key, parse_part(kind, value))
+            elif not (isinstance(value, kind) or (optional and value is None)):
+                raise UserError(f"{key.replace('_', '-')} must be a part of the kind {kind.kind}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -286,9 +290,17 @@ def part_kind(hint: Any) -> type[Part] | None:
     return hint if isinstance(hint, type) and issubclass(hint, Part) else None
 
 
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """``float | None`` as ``float`` and True; any other type as it is, and False."""
+    if get_origin(hint) in (Union, UnionType):
+        rest = [part for part in get_args(hint) if part is not type(None)]
+        return rest[0], len(rest) < len(get_args(hint))
+    return hint, False
+
+
 @cache
-def _part_fields(kind: type[Configured]) -> dict[str, type[Part]]:
-    """The options of a class that are parts."""
+def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[Part], bool]]:
+    """The options of a class that are parts, and whether they may be None."""
     hints = get_type_hints(kind)
-    found = {item.name: part_kind(hints[item.name]) for item in option_fields(kind)}
-    return {name: part for name, part in found.items() if part is not None}
+    found = {item.name: without_none(hints[item.name]) for item in option_fields(kind)}
+    return {name: (part, optional) for name, (hint, optional) in found.items() if (part := part_kind(hint))}

@@ -13,42 +13,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.base import Configured, Part, Pass, option_fields, part_kind
+from pruneopt.passes.base import Configured, Part, Pass, option_fields, part_kind, without_none
 from pruneopt.passes.registry import part_class, part_names, pass_class, pass_names
+from pruneopt.passes.spec_reader import Item, Option, Reader, Source
 
 __all__ = ["option_type", "parse_part", "parse_pipeline", "pass_text", "pipeline_text"]
 
 P = TypeVar("P", bound=Configured)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """``key=value`` as written; ``value`` is None for a bare key."""
-
-    key: str
-    key_span: _Span
-    value: str | None
-    value_span: _Span
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    name: str
-    span: _Span
-    options: tuple[_Option, ...]
 
 
 def parse_pipeline(text: str) -> list[Pass]:
@@ -57,8 +33,8 @@ def parse_pipeline(text: str) -> list[Pass]:
     Raises:
         UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything that is wrong.
     """
-    source = _Source(text)
-    return [_build_pass(source, item) for item in _Reader(source).items()]
+    source = Source(text)
+    return [_build_pass(source, item) for item in Reader(source, note=_pass_note()).items()]
 
 
 def parse_part(kind: type[Part], text: str) -> Part:
@@ -67,8 +43,8 @@ def parse_part(kind: type[Part], text: str) -> Part:
     Raises:
         UserError: ``KIND:1:COLUMN: error: ...`` as `parse_pipeline` does.
     """
-    source = _Source(text, kind.kind)
-    return _build_part(source, _Reader(source, what=kind.kind).only(len(text)), kind)
+    source = Source(text, kind.kind)
+    return _build_part(source, Reader(source, 0, kind.kind).only(len(text)), kind)
 
 
 def pipeline_text(passes: Iterable[Pass]) -> str:
@@ -89,7 +65,7 @@ def pass_text(step: Configured) -> str:
 
 def option_type(hint: Any) -> str:
     """A field's type in the user's words: ``int``, ``list of str``, ``l1|l2``."""
-    hint, _ = _without_none(hint)
+    hint, _ = without_none(hint)
     kind = part_kind(hint)
     if kind is not None:
         return "|".join(part_names(kind.kind))
@@ -103,141 +79,13 @@ def option_type(hint: Any) -> str:
 # Text to passes
 
 
-class _Source:
-    """The text of a pipeline, and errors that point into it."""
-
-    def __init__(self, text: str, what: str = "pipeline") -> None:
-        self.text, self.what = text, what
-
-    def fail(self, span: _Span, message: str, note: str = "") -> NoReturn:
-        """Raise the error for a span of the text."""
-        start = self.text.rfind("\n", 0, span.start) + 1
-        end = self.text.find("\n", start)
-        line = self.text[start:] if end < 0 else self.text[start:end]
-        row, column = self.text.count("\n", 0, span.start) + 1, span.start - start
-        width = max(1, min(span.stop, start + len(line)) - span.start)
-        # A tab must move the caret as far as it moves the text.
-        lead = "".join("\t" if mark == "\t" else " " for mark in line[:column])
-        shown = [f"{self.what}:{row}:{column + 1}: error: {message}", f"  {line}", f"  {lead}{'^' * width}"]
-        raise UserError("\n".join([*shown, f"  note: {note}"] if note else shown))
-
-
-class _Reader:
-    """Splits a pipeline into names, keys and values."""
-
-    def __init__(self, source: _Source, start: int = 0, what: str = "pass") -> None:
-        self.source, self.text, self.at, self.what = source, source.text, start, what
-
-    def only(self, stop: int) -> _Item:
-        """The one item that ends at ``stop``."""
-        self._skip_space()
-        item = self._item()
-        self._skip_space()
-        if self.at < stop:
-            self._fail_here(f"expected nothing more after {item.name}, not {self.text[self.at]!r}")
-        return item
-
-    def items(self) -> list[_Item]:
-        found = []
-        while True:
-            self._skip_space()
-            found.append(self._item())
-            self._skip_space()
-            if self.at == len(self.text):
-                return found
-            if self.text[self.at] != ",":
-                self._fail_here(f"expected ',' or the end after the pass {found[-1].name}, not {self.text[self.at]!r}")
-            self.at += 1
-
-    def _item(self) -> _Item:
-        name, span = self._word(",{} \t\n")
-        if not name:
-            ends = self.at == len(self.text) or self.text[self.at] == ","
-            article = "an" if self.what[0] in "aeiou" else "a"
-            missing = f"{article} {self.what} is missing here"
-            wrong = "" if ends else f"expected the name of {article} {self.what}, not {self.text[self.at]!r}"
-            self._fail_here(wrong or missing, _pass_note() if self.what == "pass" else "")
-        options: list[_Option] = []
-        self._skip_space()
-        if self.at < len(self.text) and self.text[self.at] == "{":
-            opened = self.at
-            self.at += 1
-            self._skip_space()
-            while not self._closes(opened):
-                options.append(self._option(name))
-                self._skip_space()
-        return _Item(name, span, tuple(options))
-
-    def _closes(self, opened: int) -> bool:
-        if self.at == len(self.text):
-            self.source.fail(_Span(opened, opened + 1), "this brace is never closed", "options end with '}'")
-        if self.text[self.at] == "}":
-            self.at += 1
-            return True
-        return False
-
-    def _option(self, name: str) -> _Option:
-        key, span = self._word("={}, \t\n")
-        if not key:
-            note = "options are written key=value, with spaces between"
-            self._fail_here(f"expected an option of {name}, not {self.text[self.at]!r}", note)
-        if self.at == len(self.text) or self.text[self.at] != "=":
-            return _Option(key, span, None, span)
-        self.at += 1
-        start = self.at
-        self._skip_value()
-        if self.at == start:
-            self.source.fail(_Span(span.start, start), f"the option {key!r} has no value behind '='")
-        return _Option(key, span, self.text[start : self.at], _Span(start, self.at))
-
-    def _skip_value(self) -> None:
-        """Move to the end of a value: a space or a closing brace outside its own braces and quotes."""
-        depth, opened = 0, self.at
-        while self.at < len(self.text):
-            mark = self.text[self.at]
-            if mark == '"':
-                self._skip_quoted()
-                continue
-            if depth == 0 and (mark.isspace() or mark == "}"):
-                return
-            if mark == "{":
-                depth, opened = depth + 1, self.at if depth == 0 else opened
-            elif mark == "}":
-                depth -= 1
-            self.at += 1
-        if depth:
-            self.source.fail(_Span(opened, opened + 1), "this brace is never closed")
-
-    def _skip_quoted(self) -> None:
-        start = self.at
-        self.at += 1
-        while self.at < len(self.text) and self.text[self.at] != '"':
-            self.at += 2 if self.text[self.at] == "\\" else 1
-        if self.at >= len(self.text):
-            self.source.fail(_Span(start, start + 1), "this quote is never closed")
-        self.at += 1
-
-    def _word(self, ends: str) -> tuple[str, _Span]:
-        start = self.at
-        while self.at < len(self.text) and self.text[self.at] not in ends:
-            self.at += 1
-        return self.text[start : self.at], _Span(start, self.at)
-
-    def _skip_space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
-    def _fail_here(self, message: str, note: str = "") -> NoReturn:
-        self.source.fail(_Span(self.at, self.at + 1), message, note)
-
-
-def _build_pass(source: _Source, item: _Item) -> Pass:
+def _build_pass(source: Source, item: Item) -> Pass:
     if item.name not in pass_names():
         source.fail(item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names()))
     return _build(source, item, pass_class(item.name))
 
 
-def _build_part(source: _Source, item: _Item, kind: type[Part]) -> Part:
+def _build_part(source: Source, item: Item, kind: type[Part]) -> Part:
     names = part_names(kind.kind)
     if item.name not in names:
         source.fail(item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names))
@@ -247,23 +95,18 @@ def _build_part(source: _Source, item: _Item, kind: type[Part]) -> Part:
     return _build(source, item, found)
 
 
-def _build(source: _Source, item: _Item, kind: type[P]) -> P:
+def _build(source: Source, item: Item, kind: type[P]) -> P:
     fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
-    inner: list[_Option] = []
+    inner: list[Option] = []
     for option in item.options:
         if option.key not in fields:
             inner.append(option)
             continue
         name = fields[option.key].name
-        value = _value(source, option, hints[name])
-        if isinstance(value, tuple) and name in given:
-            value = (*given[name], *value)
-        elif name in given:
-            source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
-        given[name] = value
-    _give_to_parts(source, inner, kind, hints, given)
+        _give(source, option, name, hints[name], given)
+    _give_to_parts(source, item, inner, kind, given)
     missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and field.name not in given]
     if missing:
         source.fail(item.span, f"{item.name} needs the option {missing[0]!r}", _options_note(kind))
@@ -273,35 +116,57 @@ def _build(source: _Source, item: _Item, kind: type[P]) -> P:
         source.fail(item.span, f"{item.name}: {error}", _options_note(kind))
 
 
+def _give(source: Source, option: Option, name: str, hint: Any, given: dict[str, Any]) -> None:
+    """Add the value of an option to those of one pass or part; lists grow, other options are given once."""
+    value = _value(source, option, hint)
+    if isinstance(value, tuple) and name in given:
+        value = (*given[name], *value)
+    elif name in given:
+        _fail_twice(source, option)
+    given[name] = value
+
+
+def _fail_twice(source: Source, option: Option) -> NoReturn:
+    source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
+
+
 def _give_to_parts(
-    source: _Source, options: list[_Option], kind: type[Configured], hints: dict[str, Any], given: dict[str, Any]
+    source: Source, item: Item, options: list[Option], kind: type[Configured], given: dict[str, Any]
 ) -> None:
     """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part that has them."""
-    parts: dict[str, Part] = {}
-    for field in option_fields(kind):
-        value = given.get(field.name, field.default)
-        if isinstance(value, Part):
-            parts[field.name] = value
+    values = {field.name: given.get(field.name, field.default) for field in option_fields(kind)}
+    parts = {name: value for name, value in values.items() if isinstance(value, Part)}
     changes: dict[str, dict[str, Any]] = {}
     for option in options:
         name = option.key.replace("-", "_")
-        owners = [key for key, part in parts.items() if name in {field.name for field in option_fields(type(part))}]
+        owners = [key for key, part in parts.items() if option.key in _keys(type(part))]
         if not owners:
             source.fail(option.key_span, f"{kind.name} has no option {option.key!r}", _options_note(kind, option.key))
         if len(owners) > 1:
             one, two = (key.replace("_", "-") for key in owners[:2])
             note = f"write {one}={parts[owners[0]].name}{{{option.key}=...}}"
             source.fail(option.key_span, f"both {one} and {two} have an option {option.key!r}", note)
-        mine = changes.setdefault(owners[0], {})
-        if name in mine:
-            source.fail(option.key_span, f"the option {option.key!r} is given twice", "it takes one value")
-        mine[name] = _value(source, option, get_type_hints(type(parts[owners[0]]))[name])
-    for key, values in changes.items():
+        if option.key in _written_inside(source, item, owners[0]):
+            _fail_twice(source, option)
+        hint = get_type_hints(type(parts[owners[0]]))[name]
+        _give(source, option, name, hint, changes.setdefault(owners[0], {}))
+    for key, change in changes.items():
         try:
-            given[key] = dataclasses.replace(parts[key], **values)
+            given[key] = dataclasses.replace(parts[key], **change)
         except UserError as error:
-            first = next(option for option in options if option.key.replace("-", "_") in values)
+            first = next(option for option in options if option.key.replace("-", "_") in change)
             source.fail(first.key_span, f"{parts[key].name}: {error}")
+
+
+def _keys(kind: type[Configured]) -> list[str]:
+    """The options of a pass or part as they are written."""
+    return [field.name.replace("_", "-") for field in option_fields(kind)]
+
+
+def _written_inside(source: Source, item: Item, name: str) -> set[str]:
+    """The options that are written in the braces of one of a pass's parts."""
+    found = [option for option in item.options if option.key.replace("-", "_") == name]
+    return {inner.key for option in found for inner in _part_item(source, option, "part")[1].options}
 
 
 def _pass_note() -> str:
@@ -319,9 +184,9 @@ def _options_note(kind: type[Configured], wrong: str = "") -> str:
         required = ", required" if field.default is dataclasses.MISSING else ""
         shown.append(f"{field.name.replace('_', '-')} ({option_type(hints[field.name])}{required})")
     note = f"options are {', '.join(shown)}"
-    guess = did_you_mean(wrong, [field.name.replace("_", "-") for field in fields]) if wrong else ""
+    guess = did_you_mean(wrong, _keys(kind)) if wrong else ""
     inner = [
-        f"{field.name.replace('_', '-')} takes {', '.join(f.name.replace('_', '-') for f in option_fields(type(part)))}"
+        f"{field.name.replace('_', '-')} takes {', '.join(_keys(type(part)))}"
         for field in fields
         if isinstance(part := field.default, Part) and option_fields(type(part))
     ]
@@ -332,16 +197,8 @@ def _options_note(kind: type[Configured], wrong: str = "") -> str:
 # Values
 
 
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    """``float | None`` as ``float`` and True."""
-    if get_origin(hint) in (Union, types.UnionType):
-        rest = [part for part in get_args(hint) if part is not type(None)]
-        return rest[0], len(rest) < len(get_args(hint))
-    return hint, False
-
-
-def _value(source: _Source, option: _Option, hint: Any) -> Any:
-    hint, optional = _without_none(hint)
+def _value(source: Source, option: Option, hint: Any) -> Any:
+    hint, optional = without_none(hint)
     if option.value is None:
         if hint is bool:
             return True
@@ -359,15 +216,22 @@ def _value(source: _Source, option: _Option, hint: Any) -> Any:
     return _single(source, option, option.value, hint)
 
 
-def _part(source: _Source, option: _Option, kind: type[Part]) -> Part:
+def _part(source: Source, option: Option, kind: type[Part]) -> Part:
     """A value that is a part; errors inside it point into the whole text."""
+    inner, item = _part_item(source, option, kind.kind)
+    return _build_part(inner, item, kind)
+
+
+def _part_item(source: Source, option: Option, kind: str) -> tuple[Source, Item]:
+    """The name and options that a part is written with, and the text they are in: quotes hold a text of their own."""
     start, stop = option.value_span.start, option.value_span.stop
     if source.text[start] == '"':
-        return parse_part(kind, _single(source, option, source.text[start:stop], str))
-    return _build_part(source, _Reader(source, start, kind.kind).only(stop), kind)
+        source = Source(_single(source, option, source.text[start:stop], str), kind)
+        start, stop = 0, len(source.text)
+    return source, Reader(source, start, kind).only(stop)
 
 
-def _split_list(source: _Source, option: _Option) -> list[str]:
+def _split_list(source: Source, option: Option) -> list[str]:
     """A comma list; commas inside braces or quotes belong to the value."""
     parts, depth, quoted, start = [], 0, False, 0
     text = option.value or ""
@@ -390,7 +254,7 @@ def _split_list(source: _Source, option: _Option) -> list[str]:
     return parts
 
 
-def _single(source: _Source, option: _Option, text: str, hint: Any) -> Any:
+def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
     if text.startswith('"'):
         try:
             text = json.loads(text)
@@ -454,7 +318,7 @@ def _example(hint: Any) -> str:
 def _option_text(key: str, value: Any, hint: Any) -> str:
     if value is True:
         return key
-    hint, _ = _without_none(hint)
+    hint, _ = without_none(hint)
     if get_origin(hint) in (tuple, list):
         if not value:
             return f"{key}=none"
@@ -490,9 +354,9 @@ def check_options(kind: type[Configured]) -> Sequence[str]:
     hints = get_type_hints(kind)
     wrong = []
     for field in option_fields(kind):
-        hint, _ = _without_none(hints[field.name])
+        hint, _ = without_none(hints[field.name])
         inner = get_args(hint)[0] if get_origin(hint) in (tuple, list) else hint
-        known = get_origin(inner) is Literal or inner in _CONVERT or part_kind(inner) is not None
+        known = get_origin(inner) is Literal or inner in _CONVERT or part_kind(hint) is not None
         if not known or not field.metadata.get("help"):
             wrong.append(field.name)
     return wrong

@@ -22,7 +22,7 @@ from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Trial
 from pruneopt.passes.search.journal import Journal, weights_digest
-from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
+from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
 from pruneopt.passes.search.sampling import RARE
@@ -127,9 +127,7 @@ class Search:
         judged = judge.judge(proposal)
         fitness = self._fitness(proposal.widths, judged.score)
         seconds = time.perf_counter() - started
-        return Candidate(
-            index, self._widths(proposal), judged.score, fitness, judged.stale, proposal.attempts, seconds
-        )
+        return Candidate(index, self._widths(proposal), judged.score, fitness, judged.stale, proposal.attempts, seconds)
 
     def _widths(self, proposal: Proposal) -> dict[str, int]:
         return dict(zip(self.space.cost.groups, proposal.widths.tolist(), strict=True))
@@ -145,7 +143,7 @@ class Search:
                 "of an evolution), or leave rejection out"
             )
             self.tell(outcome.notes[0], candidate.index + 1, self.asker.total)
-        best = max(outcome.candidates, key=lambda item: item.fitness)
+        best = max(outcome.candidates, key=lambda item: comparable(item.fitness))
         # Logs of a reward that call it accuracy have misled readers: say what is compared.
         ranked = "" if isinstance(self.ranking, Accuracy) else f" ({self.ranking.name} {best.fitness:.4g})"
         self.tell(
@@ -296,6 +294,7 @@ class Searched(Choose):
         options = {
             "pass": pass_text(replace(self, budget=(), seed=None)),
             "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
+            "ranking": self.ranking.source(),
             "convention": state.need_cost().convention.name,
             "latency": None if table is None else table.data(),
             "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
