@@ -251,10 +251,17 @@ def _skipped(skip: Sequence[str], places: Places, rule: SkipRule) -> set[Place]:
         hit = {place for place in places.layers if _has_id(place, text, places, rule)}
         hit = hit or {place for place in places.layers if _fits(text, [place.module])}
         if not hit:
-            known = [place.id if _ID.fullmatch(text) else place.module for place in places.layers]
+            ids = _ID.fullmatch(text) is not None
+            known = {name for place in places.layers for name in ([place.id] if ids else _modules(place))}
             raise UserError(f"skip={text} fits no layer: {did_you_mean(text, known)}")
         found |= hit
     return found
+
+
+def _modules(place: Place) -> list[str]:
+    """The module of a layer and those that hold it."""
+    parts = place.module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _has_id(place: Place, text: str, places: Places, rule: SkipRule) -> bool:
