@@ -30,6 +30,7 @@ from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.loading import captured, check_device, loaded_model
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.progress import progress_bar
+from pruneopt.tools.repairs import repair_notes, with_repairs
 from pruneopt.tools.report import (
     budgets_data,
     costs,
@@ -207,13 +208,13 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         "budgets": budgets_data(result.budgets),
         "flops_convention": cost.convention.name,
         "original": costs(cost, {}),
-        "pruned": costs(cost, result.plan),
+        "pruned": with_repairs(costs(cost, result.plan), result.records),
         "metric": None if job.workload is None else metric_name(job.workload),
         "scores": [asdict(score) for score in watch.scores],
         "verification": verification_data(result.verification, checks),
         "groups": groups_data(result.coupling, result.plan),
         "seconds": {stage: round(value, 3) for stage, value in job.seconds.items()},
-        "notes": list(dict.fromkeys(job.notes)),
+        "notes": list(dict.fromkeys([*job.notes, *repair_notes(result.records)])),
     }
     if watch.scores:
         report["original"]["accuracy"] = watch.scores[0].score

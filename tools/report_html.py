@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pruneopt.tools.repairs import repair_rows
 from pruneopt.tools.report import LABELS, STAGES, verdict
 from pruneopt.tools.text import FLOP_NOTE, amount, change, percent, seconds
 
@@ -33,7 +34,7 @@ BAR = 240
 def html_report(report: Mapping[str, Any]) -> str:
     """The whole page."""
     title = escape(f"{report['model']} pruned by {report['pass']}")
-    sections = (_budgets, _costs, _scores, _search, _groups, _frozen, _verification, _seconds, _artefacts)
+    sections = (_budgets, _costs, _scores, _repairs, _search, _groups, _frozen, _verification, _seconds, _artefacts)
     body = [
         f"<h1>{title}</h1>",
         f'<p class="verdict{" stopped" if report["interrupted"] else ""}">{escape(verdict(report))}</p>',
@@ -108,6 +109,18 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
         for item in report["scores"]
     ]
     yield from _table(("network", name), rows)
+
+
+def _repairs(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = [tuple(map(escape, row)) for row in repair_rows(report["records"])]
+    if not rows:
+        return
+    yield "<h2>Repair</h2>"
+    yield (
+        "<p class=\"quiet\">Error of a layer's outputs against the original's, relative, on the calibration images; of "
+        "a constant, its size and the tensor it is in.</p>"
+    )
+    yield from _table(("method", "layer", "before", "after"), rows, text=2)
 
 
 def _search(report: Mapping[str, Any]) -> Iterator[str]:
