@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -19,16 +20,18 @@ from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import Pass, Progress, Result
+from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
+from pruneopt.passes.training.parallel import Processes
 from pruneopt.tools.artefacts import write_artefacts
 from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.loading import captured, check_device, loaded_model
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
+from pruneopt.tools.processes import run_folder
 from pruneopt.tools.progress import progress_bar
 from pruneopt.tools.repairs import repair_notes, with_repairs
 from pruneopt.tools.report import (
@@ -73,29 +76,48 @@ class _Job:
 
 def run(options: argparse.Namespace) -> int:
     """Compile; returns 0, or 130 when a search was interrupted and its best result was delivered."""
+    processes = Processes.here()
+    if processes.rank:
+        with redirect_stdout(io.StringIO()):
+            _follow(options, processes)
+        return 0
     # What a model file prints must not end up in the JSON.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        report, folder = _checked_and_compiled(options)
+        report, folder = _checked_and_compiled(options, processes)
     _show(report, options, folder)
     return INTERRUPTED if report["interrupted"] else 0
 
 
-def _checked_and_compiled(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> tuple[dict[str, Any], Path]:
     """The report and where the bundle is."""
-    # Everything that can be refused is refused before the first second of work.
+    job = _prepared(options, processes)
+    out = OutputDirectory(options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force)
+    try:
+        report = _compile(job, out, processes)
+    finally:
+        out.discard_if_empty()
+    return report, out.path
+
+
+def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
+    """Everything that can be refused is refused here, before the first second of work."""
     budgets = [parse_budget(text) for text in options.budgets]
     steps = passes_of(options)
+    if processes.launched and options.device.startswith("cuda"):
+        options.device = str(processes.device(options.device))
     check_device(options.device)
     started = time.perf_counter()
     loaded = loaded_model(options)
     workload = _workload(options, loaded, steps)
-    out = OutputDirectory(options.out or Path("pruned") / loaded.name, resume=options.resume, force=options.force)
-    try:
-        job = _Job(options, steps, budgets, loaded, workload, {"load": time.perf_counter() - started})
-        report = _compile(job, out)
-    finally:
-        out.discard_if_empty()
-    return report, out.path
+    return _Job(options, steps, budgets, loaded, workload, {"load": time.perf_counter() - started})
+
+
+def _follow(options: argparse.Namespace, processes: Processes) -> None:
+    """What the other processes under torchrun do: the same passes, and nothing that is seen."""
+    job = _prepared(options, processes)
+    watch = Watch(job.loaded, None, tuple(job.steps), options.device)
+    with run_folder(processes, None) as folder:
+        _run_passes(job, captured(job.loaded), watch, silent, folder)
 
 
 def _workload(options: argparse.Namespace, loaded: LoadedModel, steps: list[Pass]) -> Workload | None:
@@ -114,7 +136,7 @@ def _workload(options: argparse.Namespace, loaded: LoadedModel, steps: list[Pass
     return workload
 
 
-def _compile(job: _Job, out: OutputDirectory) -> dict[str, Any]:
+def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str, Any]:
     """Everything between the checks and the words on the terminal; returns the report."""
     options = job.options
     with job.timed("capture"):
@@ -122,13 +144,14 @@ def _compile(job: _Job, out: OutputDirectory) -> dict[str, Any]:
     job.notes.extend(graph.notes)
     watch = Watch(job.loaded, job.workload, tuple(job.steps), options.device)
     with progress_bar(not (options.json or options.quiet)) as progress:
-        result = _run_passes(job, graph, watch, progress, out)
+        with run_folder(processes, out.path) as run_dir:
+            result = _run_passes(job, graph, watch, progress, run_dir)
         progress("writing the bundle")
-        with out.replacing() as folder:
+        with out.replacing(unfinished=job.interrupted) as folder:
             return _deliver(job, graph, watch, result, folder)
 
 
-def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, out: OutputDirectory) -> Result:
+def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path) -> Result:
     manager = PassManager(job.steps, instruments=[watch])
     try:
         result = manager.run(
@@ -139,7 +162,7 @@ def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, out: 
             device=job.options.device,
             ignore=job.options.ignore,
             progress=progress,
-            run_dir=out.path,
+            run_dir=run_dir,
         )
     except KeyboardInterrupt:
         # A network that is proved is worth delivering, whatever was to follow.

@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if _rank() is not None and not debug:
+        # Data parallel training remarks on its own settings below Python; read when torch is imported.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         options = _parser().parse_args(_with_values(words))
         # Kept for the run record: how to do the same again.
@@ -143,7 +146,13 @@ def _sentence(error: PruneoptError) -> str:
 def _report(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"pruneopt: {message}", file=sys.stderr)
+    who = f"process {_rank()}: " if _rank() else ""
+    print(f"pruneopt: {who}{message}", file=sys.stderr)
+
+
+def _rank() -> int | None:
+    """Which of the processes that torchrun started this is; None without torchrun."""
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 if __name__ == "__main__":

@@ -61,12 +61,15 @@ class Processes:
         """The device of this process: ``cuda`` means the GPU of its local rank.
 
         Raises:
-            UserError: another GPU is named, and there are several processes.
+            UserError: under torchrun another GPU is named, or there are fewer GPUs than processes.
         """
         place = torch.device(wanted)
         if place.type == "cuda" and self.launched:
             if place.index not in (None, self.local_rank):
                 raise UserError(f"under torchrun each process has a GPU of its own: say cuda instead of {place}")
+            count = torch.cuda.device_count()
+            if self.local_world > count:
+                raise UserError(f"{self.local_world} processes cannot share {count} GPUs: start one for each GPU")
             place = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(place)
         return torch.empty(0, device=place).device
