@@ -31,6 +31,7 @@ _BUILT_IN = {
     "greg1": "pruneopt.passes.transform.greg:GReg1",
     "greg2": "pruneopt.passes.transform.greg:GReg2",
     "hrank": "pruneopt.passes.transform.hrank:HRankPass",
+    "strategy": "pruneopt.passes.search.strategy:StrategyPass",
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
     "repair": "pruneopt.passes.transform.repair:Repair",

@@ -1,4 +1,4 @@
-"""Pruning strategies in the text that EagleEye's search writes: lines ``score ratio r_1 ... r_L``, read as plans.
+"""Pruning strategies in the text that EagleEye's search writes: lines ``score ratio r_1 ... r_L``, as plans and a pass.
 
 EagleEye (Li et al., ECCV 2020) prints one line per candidate: its score, the share of MACs that is left, and the share
 of channels that each layer loses. A group keeps ``C - floor(r C)`` channels, those with the best scores; the order of
@@ -11,16 +11,23 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from pruneopt.errors import UserError
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.branches import eagleeye_order
 from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.criteria import L1Norm
+from pruneopt.passes.analysis.importance import Criterion, score_units
+from pruneopt.passes.base import State, option
+from pruneopt.passes.budget import format_value, within
 from pruneopt.passes.search.sampling import floor_widths
-from pruneopt.passes.transform.select import Scores, best_units
+from pruneopt.passes.transform.prune import Choose, check_leader, data_for
+from pruneopt.passes.transform.select import Scores, best_units, budget_report
 
-__all__ = ["Strategy", "load_strategy", "read_strategies", "strategy_plan", "strategy_widths"]
+__all__ = ["Strategy", "StrategyPass", "load_strategy", "read_strategies", "strategy_plan", "strategy_widths"]
 
 FORM = "score ratio r_1 ... r_L"
 
@@ -117,3 +124,56 @@ def load_strategy(
         return strategy_plan(chosen.ratios, coupling, scores)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StrategyPass(Choose):
+    """Keep what a line of a strategy file says, by EagleEye's ranking of filters."""
+
+    name: ClassVar[str] = "strategy"
+    summary: ClassVar[str] = "the plan of a strategy file of EagleEye: lines of score, ratio, r_1 ... r_L"
+
+    file: str = option("", "the strategy file")
+    line: int | None = option(None, "which of its strategies, from 1 (the one with the best score)")
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
+    leader: bool = option(True, "score the first layer of a group only, as EagleEye does, not all of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.file:
+            raise UserError("give the strategy file, as in strategy{file=best.txt}")
+        check_leader(self.leader, self.criterion, "leader")
+
+    @property
+    def aims(self) -> bool:
+        return True
+
+    @property
+    def needs_data(self) -> str | None:
+        return data_for(self.name, self.criterion)
+
+    def run(self, state: State) -> bool:
+        coupling, cost = state.need_coupling(), state.need_cost()
+        scores = score_units(
+            coupling,
+            state.graph.weights,
+            self.criterion,
+            leader=self.leader,
+            seed=state.seed,
+            workload=state.workload,
+            device=state.device,
+        )
+        plan = load_strategy(self.file, coupling, scores, line=self.line)
+        for budget in state.budgets:
+            if not within([budget], cost, cost.widths(plan)):
+                value = format_value(budget.unit, float(cost.measure(budget.unit, cost.widths(plan))))
+                raise BudgetError(
+                    f"the strategy of {self.file} leaves {value}, more than the budget '{budget.text}' allows: take "
+                    "another line, or leave the budget out"
+                )
+        before = state.graph.channels
+        state.plan = plan
+        write_plan(state.graph, plan)
+        if state.budgets:
+            state.records["budget"] = budget_report(state.budgets, cost, plan)
+        return state.graph.channels != before

@@ -207,6 +207,10 @@ class HRankPass(Choose):
         self._parts()
 
     @property
+    def aims(self) -> bool:
+        return super().aims or self.ratios is not None
+
+    @property
     def needs_data(self) -> str | None:
         return self.name
 

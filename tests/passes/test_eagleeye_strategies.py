@@ -15,14 +15,18 @@ import torch
 import torchvision
 from torch import nn
 
-from pruneopt.errors import UserError
+from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.branches import eagleeye_order
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
 from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.search.strategy import load_strategy, read_strategies, strategy_widths
+from pruneopt.passes.base import Result
+from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.manager import PassManager
+from pruneopt.passes.search.strategy import StrategyPass, load_strategy, read_strategies, strategy_widths
+from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.slice import slice_graph
 
 MOBILENET_50 = """0.1411 0.50805 .34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166
@@ -116,6 +120,30 @@ def test_the_filters_with_the_smallest_norm_of_the_leader_go(tmp_path: Path) -> 
         norms = coupling.graph.weights[weight].abs().sum((1, 2, 3)).numpy()
         worst = np.sort(np.argsort(norms)[: len(norms) - len(plan[name])])
         assert np.setdiff1d(np.arange(len(norms)), plan[name]).tolist() == worst.tolist()
+
+
+def test_as_a_pass(tmp_path: Path) -> None:
+    """Through a pipeline, with the budget that it is inside of and one that it is not."""
+    coupling, plan = plan_of("mobilenet_v1", MOBILENET_50, tmp_path)
+    path = tmp_path / "strategy.txt"
+
+    def run(*budgets: str) -> Result:
+        steps = parse_pipeline(f"couple,cost{{convention=eagleeye}},strategy{{file={path}}},slice")
+        return PassManager(steps).run(coupling.graph, budgets=[parse_budget(text) for text in budgets])
+
+    result = run("51%FLOPs")
+    assert result.plan is not None
+    assert {name: kept.tolist() for name, kept in result.plan.items()} == {n: k.tolist() for n, k in plan.items()}
+    assert [round(use.kept, 4) for use in result.budgets] == [0.5081]
+    with pytest.raises(BudgetError, match=r"leaves 289 MFLOPs, more than the budget '50%FLOPs' allows"):
+        run("50%FLOPs")
+
+
+def test_the_pass_needs_a_file() -> None:
+    with pytest.raises(UserError, match="give the strategy file"):
+        StrategyPass()
+    with pytest.raises(UserError, match="random scores have no leader"):
+        StrategyPass(file="best.txt", criterion="random")  # type: ignore[arg-type]
 
 
 # Files
