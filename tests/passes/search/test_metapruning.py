@@ -1,0 +1,349 @@
+"""MetaPruning and Rewarded Meta-Pruning: the published search spaces, the budget, and what is delivered."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.ir.capture import capture
+from pruneopt.ir.graph import Graph
+from pruneopt.models import zoo
+from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.branches import metapruning_genes
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.base import State
+from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.manager import PassManager
+from pruneopt.passes.search.adaptive_bn import Recalibrate
+from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Judged, Trial
+from pruneopt.passes.search.evolution import Evolution
+from pruneopt.passes.search.metapruning import MetaPruning
+from pruneopt.passes.search.outcome import Outcome
+from pruneopt.passes.search.pruning_net_judge import PruningNetWeights
+from pruneopt.passes.search.rewarded import Rewarded
+from pruneopt.passes.search.space import Proposal, Space
+from pruneopt.passes.spec import parse_pipeline, pass_text
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.transform.finetune import Finetune
+from pruneopt.passes.transform.scratch import SCRATCH, Scratch
+from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
+
+FULL = 30
+
+
+@cache
+def coupling_of(name: str) -> Coupling:
+    if name in zoo.names():
+        module, shape = zoo.create(name), zoo.entry(name).input_shape
+    else:
+        module, shape = torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)
+    return couple(capture(module.eval(), torch.randn(shape)))
+
+
+@cache
+def space_of(name: str) -> Space:
+    coupling = coupling_of(name)
+    cost = CostModel(coupling.graph, coupling, "metapruning")
+    return Space(coupling, cost, [], {}, genes=metapruning_genes(coupling))
+
+
+def mflops(name: str, genes: Sequence[int]) -> float:
+    """Millions of FLOPs of a network encoding vector, by the published count."""
+    space = space_of(name)
+    return round(float(space.cost.measure("flops", space.widths_of(np.array(genes)))) / 1e6, 2)
+
+
+# The published network encoding vectors
+
+
+@pytest.mark.parametrize(
+    ("genes", "wanted"),
+    [
+        ([FULL] * 20, 4111.71),
+        ([17, 22, 19, 20, 16, 12, 21, 18, 23, 23, 20, 20, 17, 20, 22, 14, 23, 16, 22, 13], 1973.21),
+        ([23, 17, 16, 17, 16, 16, 18, 20, 18, 25, 11, 29, 22, 18, 13, 27, 17, 23, 23, 20], 2004.81),
+        ([19, 9, 15, 13, 10, 9, 10, 6, 9, 13, 11, 12, 7, 18, 7, 13, 12, 10, 19, 18], 1038.43),
+        ([14, 14, 16, 22, 21, 22, 20, 19, 16, 22, 16, 20, 22, 12, 25, 18, 15, 21, 21, 21], 1950.24),
+    ],
+)
+def test_resnet50_vectors(genes: list[int], wanted: float) -> None:
+    assert mflops("resnet50", genes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("genes", "wanted"),
+    [
+        ([FULL] * 13, 573.83),
+        ([28, 18, 10, 23, 23, 22, 22, 13, 17, 28, 17, 25, 29], 316.80),
+        ([19, 21, 7, 14, 21, 13, 24, 19, 22, 28, 23, 22, 20], 295.61),
+    ],
+)
+def test_mobilenet_v1_vectors(genes: list[int], wanted: float) -> None:
+    assert mflops("mobilenet_v1", genes) == wanted
+    widths = space_of("mobilenet_v1").widths_of(np.array([28, 18, 10, 23, 23, 22, 22, 13, 17, 28, 17, 25, 29]))
+    assert widths.tolist() == [30, 40, 51, 101, 202, 194, 389, 250, 312, 481, 312, 435, 993, 1024]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "middles", "wanted"),
+    [
+        ([FULL] * 18, [FULL] * 17, 579.30),
+        (
+            [7, 0, 22, 22, 8, 8, 8, 24, 24, 24, 24, 25, 25, 25, 20, 20, 20, 14],
+            [17, 6, 13, 16, 28, 8, 16, 5, 24, 22, 7, 0, 16, 4, 16, 17, 19],
+            187.72,
+        ),
+        (
+            [14, 12, 11, 11, 8, 8, 8, 7, 7, 7, 7, 8, 8, 8, 14, 14, 14, 8],
+            [6, 5, 2, 15, 7, 17, 14, 5, 11, 12, 12, 11, 6, 16, 14, 13, 14],
+            108.40,
+        ),
+        (
+            [7, 10, 16, 16, 18, 18, 18, 16, 16, 16, 16, 12, 12, 12, 18, 18, 18, 14],
+            [17, 11, 12, 24, 15, 12, 19, 25, 24, 14, 16, 10, 8, 21, 24, 21, 21],
+            199.83,
+        ),
+    ],
+)
+def test_mobilenet_v2_vectors(outputs: list[int], middles: list[int], wanted: float) -> None:
+    """The published vector repeats the index of a stage for each of its blocks; here a stage is one gene."""
+    starts = np.cumsum((0, 1, 1, 2, 3, 4, 3, 3))
+    assert mflops("mobilenet_v2_1_4", [*(outputs[i] for i in starts), *middles]) == wanted
+
+
+# The search lands close below the budget
+
+
+@dataclass(frozen=True)
+class Arbitrary(Evaluator):
+    """Scores structures by a checksum of their widths: free, repeatable, and without any order to exploit."""
+
+    name: ClassVar[str] = "arbitrary"
+    summary: ClassVar[str] = "a checksum"
+    constant: bool = False
+
+    def open(self, trial: Trial) -> Judge:
+        return _Checksum(self.constant)
+
+
+class _Checksum(Judge):
+    def __init__(self, constant: bool) -> None:
+        self.constant = constant
+
+    def judge(self, proposal: Proposal) -> Judged:
+        return Judged(0.5 if self.constant else zlib.crc32(proposal.widths.tobytes()) / 2**33)
+
+    def describe(self) -> str:
+        return "a checksum"
+
+
+def searched(
+    graph: Graph, workload: Workload, budget: str, kind: type[MetaPruning] = MetaPruning, **options: object
+) -> tuple[State, Outcome]:
+    """The state after the search on a graph with the published count."""
+    state = State(original=graph, graph=graph.copy(), workload=workload, budgets=[parse_budget(budget)])
+    for step in (Couple(), Cost("metapruning")):
+        step.run(state)
+    given = {"searcher": Evolution(population=10, iterations=3), "evaluator": Arbitrary(), **options}
+    kind(**given).run(state)  # type: ignore[arg-type]
+    outcome = state.records[kind.name]
+    assert isinstance(outcome, Outcome)
+    return state, outcome
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> Graph:
+    return coupling_of("mobilenet_v2_1_4").graph
+
+
+@pytest.mark.parametrize("budget", ["300MFLOPs", "140MFLOPs"])
+def test_mobilenet_v2_lands_a_percent_below_the_budget(mobilenet: Graph, workload: Workload, budget: str) -> None:
+    state, outcome = searched(mobilenet, workload, budget)
+    limit = parse_budget(budget).value
+    cost = state.need_cost()
+    assert state.plan is not None
+    assert 0.99 * limit <= float(cost.measure("flops", cost.widths(state.plan))) <= limit
+    assert len(outcome.candidates) == 30
+    for candidate in outcome.candidates:
+        used = float(cost.measure("flops", np.array(list(candidate.widths.values()))))
+        assert 0.99 * limit <= used <= limit
+    kept = {name: len(units) for name, units in state.plan.items()}
+    assert kept["conv_last"] == 1280, "what the classifier reads stays whole"
+    stages = {name: width for name, width in kept.items() if name not in ("conv_last",)}
+    full = {group.name: group.width for group in state.need_coupling().free}
+    assert all(width in {full[name] * (10 + 3 * i) // 100 for i in range(31)} for name, width in stages.items())
+
+
+def test_the_window_is_an_option(mobilenet: Graph, workload: Workload) -> None:
+    """ResNet-50 was searched between 1950 and 2050 M; MobileNets only below a cap."""
+    state, outcome = searched(mobilenet, workload, "300MFLOPs", window=None)
+    cost = state.need_cost()
+    used = [float(cost.measure("flops", np.array(list(item.widths.values())))) for item in outcome.candidates]
+    assert max(used) <= 300e6
+    assert min(used) < 0.9 * 300e6
+
+
+def test_a_budget_out_of_reach_is_refused(mobilenet: Graph, workload: Workload) -> None:
+    with pytest.raises(BudgetError):
+        searched(mobilenet, workload, "3MFLOPs")
+
+
+def test_the_reward_prefers_fewer_flops_of_equals(mobilenet: Graph, workload: Workload) -> None:
+    state, outcome = searched(mobilenet, workload, "300MFLOPs", Rewarded, evaluator=Arbitrary(True), window=0.2)
+    cost = state.need_cost()
+    used = [float(cost.measure("flops", np.array(list(item.widths.values())))) for item in outcome.candidates]
+    assert outcome.ranked_by == "reward"
+    assert outcome.winner.index == int(np.argmin(used))
+    # By hand: A = 50 %, A_base = 101 %, F_base = the original's.
+    wanted = (101 / (101 - 50)) ** 2 * -np.log(min(used) / float(cost.measure("flops", cost.full)))
+    assert outcome.winner.fitness == pytest.approx(wanted)
+
+
+class Straight(nn.Module):
+    """One layer, and the classifier that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_a_network_of_last_layers_has_nothing_to_search(workload: Workload) -> None:
+    graph = capture(Straight(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(UserError, match="no width to search"):
+        searched(graph, workload, "50%FLOPs")
+
+
+# What follows the search
+
+
+def test_the_winner_is_trained_from_scratch() -> None:
+    assert MetaPruning().after() == [Scratch(SCRATCH, "recipe")]
+    recipe = SGD(epochs=7)
+    assert MetaPruning(recipe=recipe, compat=("decay",)).after() == [Scratch(recipe, "role")]
+    assert MetaPruning(recipe=recipe, epochs=3).after() == [Scratch(SGD(epochs=3))]
+    assert MetaPruning(epochs=0).after() == []
+
+
+def test_or_its_weights_are_inherited_and_fine_tuned() -> None:
+    assert MetaPruning(weights="inherit").after() == [Recalibrate(), Finetune(epochs=10)]
+    judge = AdaptiveStatistics(calibration_batches=4, batch_size=16)
+    made = MetaPruning(weights="inherit", evaluator=judge, epochs=2).after()
+    assert made == [Recalibrate(batches=4, batch_size=16), Finetune(epochs=2)]
+    assert MetaPruning(weights="inherit", epochs=0).after() == [Recalibrate()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compat": ("floor",)}, "there is no compat switch 'floor'"),
+        ({"epochs": -1}, "must not be negative"),
+        ({"weights": "inherit", "compat": ("decay",)}, "needs weights=scratch"),
+        ({"weights": "inherit", "recipe": SGD()}, "with weights=inherit give epochs"),
+    ],
+)
+def test_mistakes(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MetaPruning(**options)  # type: ignore[arg-type]
+
+
+def test_the_published_defaults() -> None:
+    made = MetaPruning()
+    assert isinstance(made.searcher, Evolution)
+    assert (made.searcher.population, made.searcher.iterations, made.searcher.parents) == (50, 20, 10)
+    assert isinstance(made.evaluator, PruningNetWeights)
+    assert (made.evaluator.hidden, made.evaluator.inverted_hidden, made.evaluator.bn) == (32, 64, "bank")
+    assert (made.evaluator.recipe.epochs, made.recipe.epochs) == (64, 256)
+    assert Rewarded().ranking.name == "reward"
+
+
+def test_pipelines_read_back() -> None:
+    text = (
+        "rewarded{searcher=evolution{population=20} evaluator=pruning-net{recipe=sgd{epochs=8} bn=recalibrate} "
+        "ranking=reward{accuracy-base=70.6 flops-base=4100.0} compat=decay}"
+    )
+    (step,) = parse_pipeline(text)
+    assert parse_pipeline(pass_text(step)) == [step]
+    assert isinstance(step, Rewarded)
+    assert isinstance(step.evaluator, PruningNetWeights)
+    assert step.evaluator.recipe.epochs == 8
+
+
+# On data
+
+
+def pipeline(chosen: MetaPruning) -> list[object]:
+    return [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.after()]
+
+
+FAST = PruningNetWeights(
+    recipe=SGD(epochs=1, lr=0.05, batch_size=256), calibration_batches=3, batch_size=32, subval_limit=100
+)
+
+
+@pytest.mark.parametrize("kind", [MetaPruning, Rewarded])
+def test_one_command_from_search_to_trained_winner(trained: Graph, workload: Workload, kind: type[MetaPruning]) -> None:
+    chosen = kind(
+        ("50%FLOPs",),
+        searcher=Evolution(population=3, iterations=2),
+        evaluator=FAST,
+        window=0.1,
+        recipe=SGD(epochs=6, lr=0.1, batch_size=64),
+    )
+    result = PassManager(pipeline(chosen)).run(trained, workload=workload)  # type: ignore[arg-type]
+    outcome = result.records[kind.name]
+    assert isinstance(outcome, Outcome)
+    assert len(outcome.candidates) == 6
+    assert result.verification is not None
+    assert result.verification.equivalent
+    assert 0.9 <= result.budgets[0].share <= 1
+    assert {"pruning-net", "scratch", "budget"} <= set(result.records)
+    assert workload.score(result.module) > 0.4
+
+
+def test_trained_weights_are_judged_without_a_pruning_net(trained: Graph, workload: Workload) -> None:
+    chosen = MetaPruning(
+        ("50%FLOPs",),
+        searcher=Evolution(population=3, iterations=2),
+        evaluator=AdaptiveStatistics(calibration_batches=3, batch_size=32),
+        weights="inherit",
+        epochs=8,
+        window=0.1,
+    )
+    result = PassManager(pipeline(chosen)).run(trained, workload=workload)  # type: ignore[arg-type]
+    assert "pruning-net" not in result.records
+    assert workload.score(result.module) > 0.7
+
+
+@pytest.mark.slow
+def test_the_search_is_worth_it_on_digits(trained: Graph, workload: Workload) -> None:
+    """PruningNet ranks structures better than chance does, and the winner, trained from scratch, is a good network."""
+    evaluator = dataclasses.replace(FAST, recipe=SGD(epochs=25, lr=0.06, batch_size=64, schedule="linear"))
+    chosen = MetaPruning(
+        ("40%FLOPs",),
+        searcher=Evolution(population=8, iterations=4, parents=3, mutations=3, crossovers=3),
+        evaluator=dataclasses.replace(evaluator, calibration_batches=8, subval_limit=None),
+        window=0.05,
+        recipe=dataclasses.replace(SCRATCH, epochs=30, batch_size=64),
+    )
+    result = PassManager(pipeline(chosen)).run(trained, workload=workload)  # type: ignore[arg-type]
+    outcome = result.records["metapruning"]
+    assert isinstance(outcome, Outcome)
+    first = [item.score for item in outcome.candidates[:8]]
+    assert outcome.winner.score > np.mean(first) + 0.02
+    assert result.records["pruning-net"].full_width > 0.5  # type: ignore[attr-defined]
+    assert workload.score(result.module, "test") > 0.93
