@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -17,6 +17,7 @@ from pruneopt.ir.parser import parse_graph
 from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.plan import save_plan
+from pruneopt.passes.transform.masks import MASKS, save_masks
 
 __all__ = ["write_artefacts"]
 
@@ -30,6 +31,7 @@ def write_artefacts(
     coupling: Coupling,
     plan: Plan,
     examples: Sequence[Tensor],
+    masks: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write everything but the reports.
 
@@ -37,6 +39,7 @@ def write_artefacts(
         module: the pruned network, of the class that ``after`` generates.
         before: the original's graph with its channel groups and what the plan keeps of them.
         after: the pruned graph.
+        masks: which of its weights are held at zero, if any are.
     """
     save_plan(folder / "plan.json", plan, coupling)
     write_text(folder / "model.py", generate_source(after))
@@ -44,6 +47,8 @@ def write_artefacts(
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(safetensors.torch.save(state))
+    if masks is not None:
+        save_masks(folder / MASKS, masks)
     export_pt2(module, examples, folder / "model.pt2", dynamic_batch=after.dynamic_batch)
     export_onnx(module, examples, folder / "model.onnx", dynamic_batch=after.dynamic_batch)
     for name, graph in (("ir.before.txt", before), ("ir.after.txt", after)):

@@ -19,10 +19,14 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.training.checkpoint import SUFFIX
+from pruneopt.passes.transform.masks import MASKS
 
 __all__ = ["ARTEFACTS", "OutputDirectory", "fingerprint", "fingerprints"]
 
-ARTEFACTS = ("plan.json", "model.py", "weights.safetensors", "model.pt2", "model.onnx", "ir.before.txt", "ir.after.txt")
+ARTEFACTS = (
+    *("plan.json", "model.py", "weights.safetensors", MASKS, "model.pt2", "model.onnx"),
+    *("ir.before.txt", "ir.after.txt"),
+)
 RECORDS = ("report.json", "report.html", "run.json")
 OWN = {*ARTEFACTS, *RECORDS, JOURNAL, "model.onnx.data", "__pycache__"}
 """What may lie in a directory that --force replaces, beside the states of training runs."""

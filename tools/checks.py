@@ -24,6 +24,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.types import dim_size
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.plan import load_plan
+from pruneopt.passes.transform.masks import MASKS, check_saved_masks
 from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["TOLERANCES", "Check", "check_artefacts", "check_inputs"]
@@ -52,6 +53,7 @@ def check_artefacts(
     *,
     seed: int = 0,
     replay: tuple[Graph, Coupling, Mapping[str, Tensor]] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> list[Check]:
     """Load back what lies in a bundle's folder and compare it with the pruned network.
 
@@ -60,6 +62,7 @@ def check_artefacts(
         graph: its graph.
         examples: inputs of one call.
         replay: the original graph, its coupling, and the weights right after slicing: the plan must give these again.
+        masks: which weights must be zero, in the file of masks and in that of weights.
 
     Raises:
         VerificationError: an artefact that cannot be loaded, or whose outputs differ.
@@ -76,6 +79,10 @@ def check_artefacts(
     found = [_check(name, load, inputs, expected, sizes) for name, load in runners.items()]
     if replay is not None:
         found.append(_check_plan(folder / "plan.json", *replay))
+    if masks is not None:
+        with _naming(MASKS):
+            check_saved_masks(folder, masks)
+        found.append(Check(MASKS, (), 0.0, 0.0))
     return found
 
 

@@ -16,11 +16,13 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.base import BudgetUse
 from pruneopt.passes.transform.verify import Verification
 from pruneopt.tools.checks import Check
+from pruneopt.tools.sparsity import sparsity_lines
 from pruneopt.tools.text import FLOP_NOTE, amount, change, percent, table
 
 __all__ = [
     "LABELS",
     "STAGES",
+    "achieved",
     "budgets_data",
     "costs",
     "groups_data",
@@ -136,6 +138,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report.get("reached") == "one channel step":
         yield "note: the budget is not used to 99 %, but one more channel of any group would exceed it"
     yield FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs as counted by {report['flops_convention']}."
+    yield from sparsity_lines(report)
     yield _proof(report["verification"])
     changed = len(report["verification"]["notes"])
     if changed:
@@ -167,11 +170,16 @@ def _proof(verification: Mapping[str, Any]) -> str:
     )
 
 
+def achieved(item: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What a budget came to; parameters that masks hold at zero do not count."""
+    text = change(item["achieved"], item["original"], item["unit"])
+    return f"{text} not zero" if report.get("sparsity") and item["unit"] == "params" else text
+
+
 def verdict(report: Mapping[str, Any]) -> str:
     """One line: every budget with what was achieved, and that everything was checked."""
     parts = [
-        f"{item['text']} {'met' if item['met'] else 'NOT met'} with "
-        f"{change(item['achieved'], item['original'], item['unit'])}"
+        f"{item['text']} {'met' if item['met'] else 'NOT met'} with {achieved(item, report)}"
         for item in report["budgets"]
     ]
     checked = ", ".join(item["artefact"] for item in report["verification"]["artefacts"])

@@ -8,8 +8,9 @@ from html import escape
 from typing import Any
 
 from pruneopt.tools.repairs import repair_rows
-from pruneopt.tools.report import LABELS, STAGES, verdict
-from pruneopt.tools.text import FLOP_NOTE, amount, change, percent, seconds
+from pruneopt.tools.report import LABELS, STAGES, achieved, verdict
+from pruneopt.tools.sparsity import sparsity_lines, sparsity_rows
+from pruneopt.tools.text import FLOP_NOTE, amount, percent, seconds
 
 __all__ = ["html_report"]
 
@@ -34,7 +35,7 @@ BAR = 240
 def html_report(report: Mapping[str, Any]) -> str:
     """The whole page."""
     title = escape(f"{report['model']} pruned by {report['pass']}")
-    sections = (_budgets, _costs, _scores, _repairs, _search, _groups, _frozen, _verification, _seconds, _artefacts)
+    sections = (_budgets, _costs, _sparsity, _scores, _repairs, _search, _groups, _frozen, _verification, _seconds, _artefacts)
     body = [
         f"<h1>{title}</h1>",
         f'<p class="verdict{" stopped" if report["interrupted"] else ""}">{escape(verdict(report))}</p>',
@@ -69,7 +70,7 @@ def _budgets(report: Mapping[str, Any]) -> Iterator[str]:
         (
             escape(item["text"]),
             escape(amount(item["limit"], item["unit"])),
-            escape(change(item["achieved"], item["original"], item["unit"])),
+            escape(achieved(item, report)),
             "met" if item["met"] else "not met",
         )
         for item in report["budgets"]
@@ -156,6 +157,18 @@ def _frozen(report: Mapping[str, Any]) -> Iterator[str]:
         (escape(reason), escape(", ".join(names[reason])), str(channels)) for reason, channels in reasons.most_common()
     ]
     yield from _table(("reason", "groups", "channels"), rows, text=2)
+
+
+def _sparsity(report: Mapping[str, Any]) -> Iterator[str]:
+    if not report.get("sparsity"):
+        return
+    yield "<h2>Sparsity</h2>"
+    yield from (f"<p>{escape(line)}</p>" for line in sparsity_lines(report))
+    rows = [
+        (escape(name), f"{weights:,}", f"{zeros:,}", percent(zeros / weights, 2), _bar(weights - zeros, weights))
+        for name, weights, zeros in sparsity_rows(report)
+    ]
+    yield from _table(("layer", "weights", "zeros", "sparsity", "left"), rows)
 
 
 def _verification(report: Mapping[str, Any]) -> Iterator[str]:
