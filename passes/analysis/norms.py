@@ -10,7 +10,7 @@ from pruneopt.passes.analysis.importance import NORMS
 __all__ = ["BatchNorm", "batch_norms"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class BatchNorm:
     """A batch norm with a scale. ``op`` is the first that applies it; ``shift`` is None where there is none."""
 
