@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -133,15 +133,13 @@ class StrategyPass(Choose):
     name: ClassVar[str] = "strategy"
     summary: ClassVar[str] = "the plan of a strategy file of EagleEye: lines of score, ratio, r_1 ... r_L"
 
-    file: str = option("", "the strategy file")
+    file: str = field(metadata={"help": "the strategy file"})
     line: int | None = option(None, "which of its strategies, from 1 (the one with the best score)")
     criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
     leader: bool = option(True, "score the first layer of a group only, as EagleEye does, not all of them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.file:
-            raise UserError("give the strategy file, as in strategy{file=best.txt}")
         check_leader(self.leader, self.criterion, "leader")
 
     @property

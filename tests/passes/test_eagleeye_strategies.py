@@ -140,8 +140,8 @@ def test_as_a_pass(tmp_path: Path) -> None:
 
 
 def test_the_pass_needs_a_file() -> None:
-    with pytest.raises(UserError, match="give the strategy file"):
-        StrategyPass()
+    with pytest.raises(UserError, match="strategy needs the option 'file'"):
+        parse_pipeline("strategy")
     with pytest.raises(UserError, match="random scores have no leader"):
         StrategyPass(file="best.txt", criterion="random")  # type: ignore[arg-type]
 
