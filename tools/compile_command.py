@@ -45,12 +45,13 @@ from pruneopt.tools.report import (
     versions,
 )
 from pruneopt.tools.report_html import html_report
+from pruneopt.tools.sparsity import sparsity_data, sparsity_notes
 from pruneopt.tools.watch import Watch, metric_name, stopped
 
 __all__ = ["run"]
 
 INTERRUPTED = 130
-SHOWN_ELSEWHERE = ("verify", "cost", "budget")
+SHOWN_ELSEWHERE = ("verify", "cost", "budget", "masks")
 
 
 @dataclass
@@ -195,6 +196,7 @@ def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path
             coupling=coupling,
             plan=plan,
             examples=examples,
+            masks=result.masks,
         )
     with job.timed("checks"):
         checks = check_artefacts(
@@ -204,6 +206,7 @@ def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path
             examples,
             seed=job.options.seed,
             replay=(state.uncut, coupling, watch.sliced),
+            masks=result.masks,
         )
     warning = coverage_warning(coverage_of(coupling, state.need_cost()))
     if warning is not None:
@@ -237,8 +240,10 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         "verification": verification_data(result.verification, checks),
         "groups": groups_data(result.coupling, result.plan),
         "seconds": {stage: round(value, 3) for stage, value in job.seconds.items()},
-        "notes": list(dict.fromkeys([*job.notes, *repair_notes(result.records)])),
+        "notes": list(dict.fromkeys([*job.notes, *repair_notes(result.records), *sparsity_notes(result.records)])),
     }
+    if result.masks is not None:
+        report["sparsity"] = sparsity_data(result.graph, result.masks, report["pruned"]["params"])
     if watch.scores:
         report["original"]["accuracy"] = watch.scores[0].score
         report["pruned"]["accuracy"] = watch.scores[-1].score

@@ -35,7 +35,10 @@ BAR = 240
 def html_report(report: Mapping[str, Any]) -> str:
     """The whole page."""
     title = escape(f"{report['model']} pruned by {report['pass']}")
-    sections = (_budgets, _costs, _sparsity, _scores, _repairs, _search, _groups, _frozen, _verification, _seconds, _artefacts)
+    sections = (
+        *(_budgets, _costs, _sparsity, _scores, _repairs, _search, _groups, _frozen),
+        *(_verification, _seconds, _artefacts),
+    )
     body = [
         f"<h1>{title}</h1>",
         f'<p class="verdict{" stopped" if report["interrupted"] else ""}">{escape(verdict(report))}</p>',

@@ -44,8 +44,8 @@ def sparsity_lines(report: Mapping[str, Any]) -> Iterator[str]:
     found = report.get("sparsity")
     if found:
         yield (
-            f"Sparsity: {percent(found['share'], 2)} of {amount(found['weights'], 'params')} in convolutions and linear "
-            f"layers are zero ({amount(found['nonzero_params'], 'params')} are not, in all); {MASKS} says which."
+            f"Sparsity: {percent(found['share'], 2)} of the {amount(found['weights'], 'params')} of convolutions and "
+            f"linear layers are zero ({amount(found['nonzero_params'], 'params')} are not, in all); {MASKS} says which."
         )
         yield "Zeros change no shape: sizes, FLOPs and memory are those of the dense network."
 
