@@ -19,8 +19,10 @@ import torchvision
 
 from pruneopt.ir.capture import capture
 from pruneopt.models import zoo
+from pruneopt.passes.analysis.branches import metapruning_genes
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.search.space import Space
 
 FULL = 30
 """The index of the largest scale, 1.00."""
@@ -49,46 +51,28 @@ def millions(cost: CostModel, unit: str, widths: np.ndarray) -> float:
     return float(cost.measure(unit, widths)) / 1e6
 
 
-def scaled(full: int, gene: int) -> int:
-    """The width at an index into the scales 0.10, 0.13, ..., 1.00, truncated; integers give what the floats give."""
-    return full * (10 + 3 * gene) // 100
-
-
 # MetaPruning: from network encoding vectors to width vectors
 
 MBV2_REPEATS = (1, 1, 2, 3, 4, 3, 3, 1)
 
 
-def resnet50_genes(cost: CostModel, genes: Sequence[int]) -> np.ndarray:
-    """20 genes: stem, outputs of stages 1 to 3 (the last stage stays full), the middles of the 16 bottlenecks."""
-    middles = iter(genes[4:])
-    gene: dict[str, int] = {"conv1": genes[0], "layer4": FULL}
-    gene |= {f"layer{stage}": genes[stage] for stage in (1, 2, 3)}
-    for name in cost.groups:
-        if name.endswith(".conv1"):
-            gene[name] = gene[name.replace("conv1", "conv2")] = next(middles)
-    return np.array([scaled(int(full), gene[name]) for name, full in zip(cost.groups, cost.full, strict=True)])
+def vector(cost: CostModel, genes: Sequence[int]) -> np.ndarray:
+    """The widths of a network encoding vector, by MetaPruning's genes on its grid."""
+    space = Space(cost.coupling, cost, [], {}, genes=metapruning_genes(cost.coupling))
+    assert len(genes) == len(space.genes)
+    return space.widths_of(np.array(genes))
 
 
-def mobilenet_v1_genes(cost: CostModel, genes: Sequence[int]) -> np.ndarray:
-    """13 genes: the outputs of the stem and of the first 12 blocks; the last block stays full."""
-    return np.array([scaled(int(full), gene) for full, gene in zip(cost.full, (*genes, FULL), strict=True)])
-
-
-def mobilenet_v2_genes(cost: CostModel, outputs: Sequence[int], middles: Sequence[int]) -> np.ndarray:
-    """18 output genes, equal within a stage, and 17 middle genes; the last convolution stays full.
+def mobilenet_v2_genes(outputs: Sequence[int], middles: Sequence[int]) -> list[int]:
+    """18 output genes, equal within a stage, and 17 middle genes, as one gene for each stage and each middle.
 
     Coupling gives a stage's outputs one group, as the paper does. Where the pruned widths of two stages collide, the
     released code adds a shortcut across them, which no pruning can make; additions are free in this count.
     """
     starts = np.cumsum((0, *MBV2_REPEATS[:-1]))
     assert all(len(set(outputs[i : i + n])) == 1 for i, n in zip(starts, MBV2_REPEATS, strict=True))
-    middle_names = [name for name in cost.groups if re.fullmatch(r"blocks\.\d+", name)]
-    others = [name for name in cost.groups if name not in middle_names]
-    assert others[-1] == "conv_last"
-    gene = dict(zip(middle_names, middles, strict=True))
-    gene |= dict(zip(others, (*(outputs[i] for i in starts), FULL), strict=True))
-    return np.array([scaled(int(full), gene[name]) for name, full in zip(cost.groups, cost.full, strict=True)])
+    assert len(middles) == 17
+    return [*(outputs[i] for i in starts), *middles]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +88,7 @@ def mobilenet_v2_genes(cost: CostModel, outputs: Sequence[int], middles: Sequenc
 )
 def test_metapruning_resnet50(genes: list[int], convolutions: float | None, total: float) -> None:
     cost = cost_of("resnet50", "metapruning")
-    widths = resnet50_genes(cost, genes)
+    widths = vector(cost, genes)
     assert round(millions(cost, "flops", widths), 2) == total
     if convolutions is not None:
         assert round(conv_macs(cost, widths), 2) == convolutions
@@ -152,18 +136,18 @@ def test_mobilenet_v1_published_macs() -> None:
 def test_metapruning_mobilenet_v1_searched(genes: list[int], search: float, trained: float) -> None:
     """The search gives block i gene i; the released final model gives it gene i - 1, and the stem the last gene."""
     cost = cost_of("mobilenet_v1", "metapruning")
-    widths = mobilenet_v1_genes(cost, genes)
+    widths = vector(cost, genes)
     assert round(millions(cost, "flops", widths), 2) == search
-    shifted = mobilenet_v1_genes(cost, [genes[-1], *genes[:-1]])
+    shifted = vector(cost, [genes[-1], *genes[:-1]])
     assert round(millions(cost, "flops", shifted), 2) == trained
 
 
 def test_metapruning_mobilenet_v1_widths() -> None:
     cost = cost_of("mobilenet_v1", "metapruning")
     genes = [28, 18, 10, 23, 23, 22, 22, 13, 17, 28, 17, 25, 29]
-    widths = mobilenet_v1_genes(cost, genes)
+    widths = vector(cost, genes)
     assert widths.tolist() == [30, 40, 51, 101, 202, 194, 389, 250, 312, 481, 312, 435, 993, 1024]
-    shifted = mobilenet_v1_genes(cost, [genes[-1], *genes[:-1]])
+    shifted = vector(cost, [genes[-1], *genes[:-1]])
     assert shifted.tolist() == [31, 60, 81, 51, 202, 202, 389, 389, 250, 312, 481, 312, 870, 1024]
 
 
@@ -196,7 +180,7 @@ def test_metapruning_mobilenet_v2(
     outputs: list[int], middles: list[int], convolutions: float | None, total: float
 ) -> None:
     cost = cost_of("mobilenet_v2_1_4", "metapruning")
-    widths = mobilenet_v2_genes(cost, outputs, middles)
+    widths = vector(cost, mobilenet_v2_genes(outputs, middles))
     assert round(millions(cost, "flops", widths), 2) == total
     if convolutions is not None:
         assert round(conv_macs(cost, widths), 2) == convolutions

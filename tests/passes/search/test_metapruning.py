@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
@@ -20,9 +17,6 @@ from pruneopt.ir.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.branches import metapruning_genes
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import Coupling, couple
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.manager import PassManager
@@ -33,95 +27,12 @@ from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_judge import PruningNetWeights
 from pruneopt.passes.search.rewarded import Rewarded
-from pruneopt.passes.search.space import Proposal, Space
+from pruneopt.passes.search.space import Proposal
 from pruneopt.passes.spec import parse_pipeline, pass_text
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform.finetune import Finetune
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
-
-FULL = 30
-
-
-@cache
-def coupling_of(name: str) -> Coupling:
-    if name in zoo.names():
-        module, shape = zoo.create(name), zoo.entry(name).input_shape
-    else:
-        module, shape = torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)
-    return couple(capture(module.eval(), torch.randn(shape)))
-
-
-@cache
-def space_of(name: str) -> Space:
-    coupling = coupling_of(name)
-    cost = CostModel(coupling.graph, coupling, "metapruning")
-    return Space(coupling, cost, [], {}, genes=metapruning_genes(coupling))
-
-
-def mflops(name: str, genes: Sequence[int]) -> float:
-    """Millions of FLOPs of a network encoding vector, by the published count."""
-    space = space_of(name)
-    return round(float(space.cost.measure("flops", space.widths_of(np.array(genes)))) / 1e6, 2)
-
-
-# The published network encoding vectors
-
-
-@pytest.mark.parametrize(
-    ("genes", "wanted"),
-    [
-        ([FULL] * 20, 4111.71),
-        ([17, 22, 19, 20, 16, 12, 21, 18, 23, 23, 20, 20, 17, 20, 22, 14, 23, 16, 22, 13], 1973.21),
-        ([23, 17, 16, 17, 16, 16, 18, 20, 18, 25, 11, 29, 22, 18, 13, 27, 17, 23, 23, 20], 2004.81),
-        ([19, 9, 15, 13, 10, 9, 10, 6, 9, 13, 11, 12, 7, 18, 7, 13, 12, 10, 19, 18], 1038.43),
-        ([14, 14, 16, 22, 21, 22, 20, 19, 16, 22, 16, 20, 22, 12, 25, 18, 15, 21, 21, 21], 1950.24),
-    ],
-)
-def test_resnet50_vectors(genes: list[int], wanted: float) -> None:
-    assert mflops("resnet50", genes) == wanted
-
-
-@pytest.mark.parametrize(
-    ("genes", "wanted"),
-    [
-        ([FULL] * 13, 573.83),
-        ([28, 18, 10, 23, 23, 22, 22, 13, 17, 28, 17, 25, 29], 316.80),
-        ([19, 21, 7, 14, 21, 13, 24, 19, 22, 28, 23, 22, 20], 295.61),
-    ],
-)
-def test_mobilenet_v1_vectors(genes: list[int], wanted: float) -> None:
-    assert mflops("mobilenet_v1", genes) == wanted
-    widths = space_of("mobilenet_v1").widths_of(np.array([28, 18, 10, 23, 23, 22, 22, 13, 17, 28, 17, 25, 29]))
-    assert widths.tolist() == [30, 40, 51, 101, 202, 194, 389, 250, 312, 481, 312, 435, 993, 1024]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "middles", "wanted"),
-    [
-        ([FULL] * 18, [FULL] * 17, 579.30),
-        (
-            [7, 0, 22, 22, 8, 8, 8, 24, 24, 24, 24, 25, 25, 25, 20, 20, 20, 14],
-            [17, 6, 13, 16, 28, 8, 16, 5, 24, 22, 7, 0, 16, 4, 16, 17, 19],
-            187.72,
-        ),
-        (
-            [14, 12, 11, 11, 8, 8, 8, 7, 7, 7, 7, 8, 8, 8, 14, 14, 14, 8],
-            [6, 5, 2, 15, 7, 17, 14, 5, 11, 12, 12, 11, 6, 16, 14, 13, 14],
-            108.40,
-        ),
-        (
-            [7, 10, 16, 16, 18, 18, 18, 16, 16, 16, 16, 12, 12, 12, 18, 18, 18, 14],
-            [17, 11, 12, 24, 15, 12, 19, 25, 24, 14, 16, 10, 8, 21, 24, 21, 21],
-            199.83,
-        ),
-    ],
-)
-def test_mobilenet_v2_vectors(outputs: list[int], middles: list[int], wanted: float) -> None:
-    """The published vector repeats the index of a stage for each of its blocks; here a stage is one gene."""
-    starts = np.cumsum((0, 1, 1, 2, 3, 4, 3, 3))
-    assert mflops("mobilenet_v2_1_4", [*(outputs[i] for i in starts), *middles]) == wanted
-
 
 # The search lands close below the budget
 
@@ -165,7 +76,7 @@ def searched(
 
 @pytest.fixture(scope="module")
 def mobilenet() -> Graph:
-    return coupling_of("mobilenet_v2_1_4").graph
+    return capture(zoo.create("mobilenet_v2_1_4").eval(), torch.randn(1, 3, 224, 224))
 
 
 @pytest.mark.parametrize("budget", ["300MFLOPs", "140MFLOPs"])
