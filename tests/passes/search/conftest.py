@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,17 @@ def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Out
         return state, state.records["abn"]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chain() -> Callable[..., State]:
+    """``chain(widths)``: the state of 1x1 convolutions in a row, a channel group after each, on one pixel."""
+
+    def make(widths: Sequence[int]) -> State:
+        torch.manual_seed(2)
+        sizes = [3, *widths]
+        layers = [nn.Conv2d(a, b, 1, bias=False) for a, b in itertools.pairwise(sizes)]
+        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(sizes[-1], 5, bias=False))
+        return coupled(capture(network.eval(), torch.zeros(1, 3, 1, 1)), None)
+
+    return make
