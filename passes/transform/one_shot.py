@@ -58,11 +58,11 @@ def prune_weights(
     """
     if ratio is not None and state.budgets:
         raise UserError("a budget and a ratio contradict each other: give one of them")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UserError(f"ratio={ratio:g} must be the share of weights to remove, at least 0 and below 1")
     rule = LayerRule(None if ratio is None else repr(ratio), granularity="weight", ignore=tuple(ignore))
     if scope == "local":
         return prune_by_layer(state, rule, pick)
-    if ratio is not None and not 0 <= ratio < 1:
-        raise UserError(f"ratio={ratio:g} must be the share of weights to remove, at least 0 and below 1")
     if ratio is None and not state.budgets:
         raise UserError("there is nothing to aim at: give a budget such as 20%params, or a ratio")
     layers = rule.layers(state)
