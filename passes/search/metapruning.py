@@ -15,8 +15,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.branches import metapruning_genes
 from pruneopt.passes.base import Pass, State, option
-from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.evaluator import Evaluator
 from pruneopt.passes.search.evolution import Evolution
 from pruneopt.passes.search.loop import Searched
 from pruneopt.passes.search.pruning_net_judge import PruningNetWeights
@@ -87,6 +86,5 @@ class MetaPruning(Searched):
                 return []
             return [Scratch(recipe, "role" if "decay" in self.compat else "recipe")]
         epochs = INHERITED_EPOCHS if self.epochs is None else self.epochs
-        same = self.evaluator if isinstance(self.evaluator, AdaptiveStatistics) else AdaptiveStatistics()
-        fresh: list[Pass] = [Recalibrate(batches=same.calibration_batches, batch_size=same.batch_size)]
+        fresh = self.evaluator.after()
         return [*fresh, Finetune(epochs=epochs)] if epochs else fresh

@@ -182,6 +182,14 @@ def test_the_published_defaults() -> None:
     assert Rewarded().ranking.name == "reward"
 
 
+def test_an_option_of_a_recipe_changes_the_default_recipe() -> None:
+    (step,) = parse_pipeline("metapruning{evaluator=pruning-net{epochs=8} lr=0.5}")
+    assert isinstance(step, MetaPruning)
+    assert isinstance(step.evaluator, PruningNetWeights)
+    assert step.evaluator.recipe == dataclasses.replace(PruningNetWeights().recipe, epochs=8)
+    assert step.recipe == dataclasses.replace(SCRATCH, lr=0.5)
+
+
 def test_pipelines_read_back() -> None:
     text = (
         "rewarded{searcher=evolution{population=20} evaluator=pruning-net{recipe=sgd{epochs=8} bn=recalibrate} "
