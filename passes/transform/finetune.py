@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
+from pruneopt.ir.codegen import build_module
+from pruneopt.models.workload import Workload
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.registry import part_class
 from pruneopt.passes.training.objective import can_distil
-from pruneopt.passes.training.recipe import Momentum, Recipe
+from pruneopt.passes.training.recipe import Momentum, Recipe, TrainingOptions
 from pruneopt.passes.training.stage import train_state
 
 __all__ = ["Finetune"]
+
+PROBE = 1000
+"""On so many samples the original network must be better than chance to be a teacher."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Finetune(Momentum, Pass):
     """Train the network as it is now on the workload's training split.
 
     Its options are those of a recipe; `recipe` makes the recipe of them. The original network is the teacher where that
-    can help: once something was removed, in classification with the default cross-entropy.
+    can help: once something was removed, in classification with the default cross-entropy, and if it knows the task.
     """
 
     name: ClassVar[str] = "finetune"
@@ -35,8 +40,9 @@ class Finetune(Momentum, Pass):
         if self.optimiser not in ("sgd", "adamw"):
             raise UserError(f"there is no optimiser {self.optimiser!r}: use sgd or adamw")
         if self.optimiser != "sgd":
-            for field in dataclasses.fields(Momentum)[-2:]:
-                if getattr(self, field.name) != field.default:
+            shared = {field.name for field in dataclasses.fields(TrainingOptions)}
+            for field in dataclasses.fields(Momentum):
+                if field.name not in shared and getattr(self, field.name) != field.default:
                     raise UserError(f"{field.name} is for optimiser=sgd: leave it out")
 
     def recipe(self) -> Recipe:
@@ -58,7 +64,7 @@ class Finetune(Momentum, Pass):
         recipe = self.recipe()
         why = self._no_teacher(state)
         if why is not None:
-            recipe = dataclasses.replace(recipe, distil=0.0)
+            recipe = replace(recipe, distil=0.0)
         log = train_state(state, recipe, name=self.name)
         if why is not None:
             log.notes.append(f"without a teacher: {why}")
@@ -71,6 +77,19 @@ class Finetune(Momentum, Pass):
             return None
         if state.uncut is None and state.masks is None:
             return "nothing was removed from the network yet"
-        if not can_distil(state.need_workload(self.name)):
+        workload = state.need_workload(self.name)
+        if not can_distil(workload):
             return "distillation is for classification with the default cross-entropy"
+        return _ignorance(state, workload)
+
+
+def _ignorance(state: State, workload: Workload) -> str | None:
+    """What says that the original network was not trained for this task; None where it knows better than chance."""
+    samples = workload.calibration.head(PROBE)
+    original = build_module(state.original, state.original.weights)
+    score = replace(workload, calibration=samples).score(original, "calibration", device=state.device)
+    chance = 1 / (workload.num_classes or 1)
+    # Three standard deviations of guessing.
+    if score > chance + 3 * (chance * (1 - chance) / len(samples)) ** 0.5:
         return None
+    return f"the original network scores {score:.3g} on {len(samples)} calibration samples, which chance does too"
