@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from pruneopt.ir.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.branches import Gene
 from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import State
+from pruneopt.passes.base import Result, State
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search import optuna_searchers
 from pruneopt.passes.search.optuna_searchers import CMAES, NSGA2, TPE, OptunaSearcher, onto_budget
+from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
@@ -201,6 +203,7 @@ def test_answers_that_are_no_numbers_do_not_end_the_search(network: State, kind:
 def test_a_window_that_nothing_meets(network: State, monkeypatch: pytest.MonkeyPatch) -> None:
     space = space_of(network, "50%FLOPs", window=0.5)
     monkeypatch.setattr(space, "window", 1e-9)
+    monkeypatch.setattr(optuna_searchers, "ATTEMPTS", 10)
     with pytest.raises(UserError, match="use a wider window"):
         TPE().open(space, 0).ask()
 
@@ -218,6 +221,24 @@ def test_optuna_stays_silent(
     assert not [warning for warning in recwarn if "ptuna" in str(warning.category) + str(warning.filename)]
     assert optuna.logging.get_verbosity() == before
     assert logging.getLogger("optuna").propagate is False
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_killed_search_ends_as_one_that_was_not(
+    search: Callable[..., tuple[State, Outcome]], tmp_path: Path, kind: type[OptunaSearcher]
+) -> None:
+    """The pass abn with another searcher: the journal loses its last lines, and the search goes on from there."""
+    options = {"searcher": kind(candidates=6), "finetune_epochs": 0}
+    _, straight = search(tmp_path, **options)
+    path = tmp_path / "search.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:10])
+    state, resumed = search(tmp_path, **options)
+    assert [item.widths for item in resumed.candidates] == [item.widths for item in straight.candidates]
+    assert [item.score for item in resumed.candidates] == [item.score for item in straight.candidates]
+    assert resumed.candidates[:3] == straight.candidates[:3]
+    assert resumed.winner.widths == straight.winner.widths
+    assert all(use.share <= 1 for use in Result.of(state).budgets)
 
 
 # Options and packages
