@@ -28,6 +28,8 @@ _BUILT_IN = {
     "abn": "pruneopt.passes.search.abn:AdaptiveBN",
     "metapruning": "pruneopt.passes.search.metapruning:MetaPruning",
     "rewarded": "pruneopt.passes.search.rewarded:Rewarded",
+    "plan": "pruneopt.passes.transform.given_plan:GivenPlan",
+    "slimming": "pruneopt.passes.transform.slimming:Slimming",
     "greg1": "pruneopt.passes.transform.greg:GReg1",
     "greg2": "pruneopt.passes.transform.greg:GReg2",
     "hrank": "pruneopt.passes.transform.hrank:HRankPass",
@@ -82,6 +84,8 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "regulariser": {
         "growing": "pruneopt.passes.transform.growing:Growing",
+        "gamma-l1": "pruneopt.passes.transform.gamma:GammaL1",
+        "group-norm": "pruneopt.passes.transform.group_norm:GroupNorm",
     },
     "recipe": {
         "sgd": "pruneopt.passes.training.recipe:SGD",

@@ -73,12 +73,13 @@ def _pass(name: str, **values: Any) -> Pass:
 
 def _with_options(steps: list[Pass], options: argparse.Namespace) -> list[Pass]:
     """The passes with what --round-to, --min-channels and --flops-convention say; `UserError` for a pass without."""
-    given = {"round_to": options.round_to, "minimum": options.min_channels}
-    wanted = {name: value for name, value in given.items() if value is not None}
     found = []
     for step in steps:
-        if isinstance(step, Choose) and wanted:
+        if isinstance(step, Choose):
             known = {field.name for field in dataclasses.fields(step)}
+            least = "min_channels" if "min_channels" in known else "minimum"
+            given = {"round_to": options.round_to, least: options.min_channels}
+            wanted = {name: value for name, value in given.items() if value is not None}
             for name in wanted.keys() - known:
                 flag = "--round-to" if name == "round_to" else "--min-channels"
                 raise UserError(f"the pass {step.name} has no {name.replace('_', '-')}: leave {flag} out")

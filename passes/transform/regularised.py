@@ -8,7 +8,7 @@ leaves the decision to the pass, on the final weights. Every regulariser works u
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.base import Part, State, option
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.hooks import Hook
+from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
 from pruneopt.passes.transform.masks import deliver
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pruneopt.passes.analysis.cost import CostModel
 
-__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task"]
+__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", "Trained"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,15 @@ class Regulariser(Part):
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A training under a regulariser: its hook, what it did, and what goes."""
+
+    hook: RegulariserHook
+    log: TrainingLog
+    decision: Decision
+
+
+@dataclass(frozen=True)
 class Regularised(Choose):
     """A pass that trains under a regulariser and then removes units.
 
@@ -113,18 +123,33 @@ class Regularised(Choose):
 
     def run(self, state: State) -> bool:
         add_budgets(state, self.budget)
+        trained = self.train(state, lambda weights: self.decide(state, weights), name=self.name)
+        return self.conclude(state, trained)
+
+    def train(
+        self,
+        state: State,
+        decide: Callable[[Mapping[str, Tensor]], Decision],
+        *,
+        name: str,
+        hooks: Sequence[Hook] = (),
+    ) -> Trained:
+        """Train the state's network under the regulariser and other hooks, and take the decision."""
         regulariser, recipe = self.parts()
         # What cannot be reached is said before hours of training, not after.
-        self.decide(state, state.graph.weights)
-        task = Task(state, state.need_coupling(), state.need_cost(), lambda weights: self.decide(state, weights))
-        hook = regulariser.hook(task)
-        log = train_state(state, recipe, name=self.name, hooks=(hook,), identity=pass_text(self))
-        decision = hook.decision or self.decide(state, state.graph.weights)
+        decide(state.graph.weights)
+        hook = regulariser.hook(Task(state, state.need_coupling(), state.need_cost(), decide))
+        log = train_state(state, recipe, name=name, hooks=(hook, *hooks), identity=pass_text(self))
+        return Trained(hook, log, hook.decision or decide(state.graph.weights))
+
+    def conclude(self, state: State, trained: Trained) -> bool:
+        """Write a decision and its record into the state; whether the graph changed since before the training."""
+        decision = trained.decision
         changed = deliver(state, decision.plan, decision.masks)
         if state.budgets and decision.masks is None:
-            state.records["budget"] = budget_report(state.budgets, task.cost, decision.plan)
-        state.records[self.name] = self.record(state, log, hook, decision)
-        return changed or log.steps > 0
+            state.records["budget"] = budget_report(state.budgets, state.need_cost(), decision.plan)
+        state.records[self.name] = self.record(state, trained.log, trained.hook, decision)
+        return changed or trained.log.steps > 0
 
     @abstractmethod
     def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cut", "Cutter", "GroupCut"]
 
-Reason = Literal["threshold", "floor", "rounding", "blocks", "budget", "fixed", "kept"]
+Reason = Literal["threshold", "floor", "rounding", "blocks", "budget", "fixed", "kept", "regulariser"]
 
 PROBES = 64
 FALLBACK = 0.05
@@ -38,7 +38,7 @@ class GroupCut:
     """What became of a group: widths before and after, how many units survived the threshold, and what set the width.
 
     ``reason``: ``threshold``; ``floor``: too few survived; ``rounding``; ``blocks``: equal counts in every block;
-    ``budget``: more than survived still fitted; ``fixed``; ``kept``: all, by request.
+    ``budget``: more than survived still fitted; ``fixed``; ``kept``: all, by request; ``regulariser``: it picked.
     """
 
     group: str

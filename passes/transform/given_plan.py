@@ -1,0 +1,139 @@
+"""The pass ``plan``: channels that a file decides, a plan of pruneopt or a pruning result of pns, with its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruneopt.errors import BudgetError, InternalError, UserError
+from pruneopt.models.weights import read_weights
+from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.sizes import gather_kept, kept_mask
+from pruneopt.passes.base import State, option
+from pruneopt.passes.budget import format_value, within
+from pruneopt.passes.plan import load_plan
+from pruneopt.passes.pns.reader import read_json
+from pruneopt.passes.pns.result import PruningResult
+from pruneopt.passes.transform.prune import Choose
+from pruneopt.passes.transform.select import budget_report
+
+__all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
+
+
+def read_plan(path: str | os.PathLike[str], coupling: Coupling) -> tuple[dict[str, np.ndarray], PruningResult | None]:
+    """The plan in a file: one of pruneopt, or the result list of pns that it was read from.
+
+    Raises:
+        UserError: no such file, neither of the two, or a plan of another network.
+    """
+    data = read_json(path, "plan")
+    if isinstance(data, list):
+        result = PruningResult(data, coupling, str(path))
+        return result.plan(), result
+    return load_plan(path, coupling), None
+
+
+def take_plan(state: State, plan: Plan, origin: str) -> bool:
+    """Write a plan that was made elsewhere into a state; whether the graph's header changed.
+
+    Raises:
+        BudgetError: it is outside of a budget of the run; ``origin`` says where it is from.
+    """
+    cost = state.need_cost()
+    widths = cost.widths(plan)
+    for budget in state.budgets:
+        if not within([budget], cost, widths):
+            value = format_value(budget.unit, float(cost.measure(budget.unit, widths)))
+            raise BudgetError(f"{origin} leaves {value}, more than the budget '{budget.text}' allows")
+    before = state.graph.channels
+    state.plan = dict(plan)
+    write_plan(state.graph, plan)
+    if state.budgets:
+        state.records["budget"] = budget_report(state.budgets, cost, plan)
+    return state.graph.channels != before
+
+
+def with_kept_weights(
+    coupling: Coupling, plan: Plan, full: Mapping[str, Tensor], small: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """The weights of the original network with those of a cut one in place of what the plan keeps.
+
+    Raises:
+        UserError: ``small`` (from ``where``) lacks a tensor, or has one that has not the shape that the plan leaves.
+    """
+    kept = coupling.kept_units(plan)
+    found = dict(full)
+    for name, value in coupling.graph.params.items():
+        if value.kind == "constant":
+            continue
+        if name not in small:
+            if name.endswith("num_batches_tracked"):
+                continue
+            raise UserError(f"{where} lacks {name}, which {coupling.graph.name} needs")
+        slots, old = coupling.slots_of(value), full[name]
+        wanted, given = gather_kept(old, slots, kept), small[name].to(old.device, old.dtype)
+        if given.shape != wanted.shape:
+            raise UserError(
+                f"{name} of {where} has the shape {list(given.shape)}; the plan leaves {list(wanted.shape)}"
+            )
+        found[name] = _put(old, given, kept_mask(slots, tuple(old.shape), kept))
+        if not torch.equal(gather_kept(found[name], slots, kept), given):
+            raise InternalError(f"the kept weights of {name} did not go back to their places")
+    return found
+
+
+def _put(full: Tensor, small: Tensor, mask: Tensor) -> Tensor:
+    """A copy of a tensor with the elements under a mask replaced, in order."""
+    new = full.clone()
+    new[mask.to(new.device)] = small.reshape(-1)
+    return new
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """Which file decided, of which form (``pruneopt plan`` or ``pns result``), and whether it came with weights."""
+
+    file: str
+    form: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class GivenPlan(Choose):
+    """Keep the channels that a file names."""
+
+    name: ClassVar[str] = "plan"
+    summary: ClassVar[str] = "keep the channels that a file names: a plan.json, or a pruning result of pns"
+
+    file: str = field(metadata={"help": "a plan.json of pruneopt, or a pruning result of pns as JSON"})
+    weights: str | None = option(None, "the weights of the network that this plan was cut to, to put in place first")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for path in (self.file, self.weights):
+            if path is not None and not Path(path).is_file():
+                raise UserError(f"there is no file {path}")
+
+    @property
+    def aims(self) -> bool:
+        return True
+
+    def run(self, state: State) -> bool:
+        coupling = state.need_coupling()
+        plan, result = read_plan(self.file, coupling)
+        changed = take_plan(state, plan, f"the plan of {self.file}")
+        if self.weights is not None:
+            small = read_weights(Path(self.weights))
+            small = small if result is None else result.in_graph_order(small)
+            state.graph.weights = with_kept_weights(coupling, plan, state.graph.weights, small, self.weights)
+        form = "pruneopt plan" if result is None else "pns result"
+        state.records[self.name] = PlanRecord(self.file, form, self.weights)
+        return changed or self.weights is not None
