@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    || { echo "$$python cannot create virtual environments; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; \
 	fi
 	@echo "Installing pruneopt and its dependencies into .venv (minutes the first time: PyTorch is large)"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,timm]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,timm,search,tensorboard]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## prune a small network and show every step
