@@ -30,7 +30,7 @@ from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
-from pruneopt.passes.transform.select import budget_report, keep_best
+from pruneopt.passes.transform.select import budget_report, is_filled, keep_best
 
 __all__ = ["JOURNAL", "Search", "Searched"]
 
@@ -249,7 +249,9 @@ class Searched(Choose):
         state.plan = search.plan(outcome.winner)
         write_plan(state.graph, state.plan)
         state.records[self.name] = outcome
-        state.records["budget"] = budget_report(state.budgets, state.need_cost(), state.plan)
+        cost = state.need_cost()
+        filled = is_filled(cost.widths(state.plan), search.space.allowed, state.budgets, cost)
+        state.records["budget"] = budget_report(state.budgets, cost, state.plan, filled=filled)
         return state.graph.channels != before
 
     def prepare(self, state: State) -> Search:

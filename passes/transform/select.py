@@ -34,6 +34,7 @@ __all__ = [
     "best_units",
     "budget_report",
     "fill_up",
+    "is_filled",
     "keep_best",
     "ladders",
     "largest_share",
@@ -170,11 +171,12 @@ class BudgetReport:
     """How close a plan came to its budgets.
 
     ``reached`` says why it came no closer: ``within 1 %`` of the tightest budget; ``one channel step``: the next step
-    of any group would leave a budget; ``full``: nothing had to be removed.
+    of any group would leave a budget; ``full``: nothing had to be removed; ``less``: there is room left, as where the
+    widths of a search lie on a grid.
     """
 
     uses: tuple[BudgetUse, ...]
-    reached: Literal["within 1 %", "one channel step", "full"]
+    reached: Literal["within 1 %", "one channel step", "full", "less"]
 
     @property
     def tightest(self) -> BudgetUse:
@@ -182,12 +184,21 @@ class BudgetReport:
         return max(self.uses, key=lambda use: use.share)
 
 
-def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan) -> BudgetReport:
-    """The report of a plan that `select` made for at least one budget."""
+def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, filled: bool = True) -> BudgetReport:
+    """The report of a plan inside at least one budget; ``filled``: no allowed step of any group fits any more."""
     uses = budget_uses(list(budgets), cost, plan)
     if (cost.widths(plan) == cost.full).all():
         return BudgetReport(uses, "full")
-    return BudgetReport(uses, "within 1 %" if max(use.share for use in uses) >= CLOSE else "one channel step")
+    if max(use.share for use in uses) >= CLOSE:
+        return BudgetReport(uses, "within 1 %")
+    return BudgetReport(uses, "one channel step" if filled else "less")
+
+
+def is_filled(widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel) -> bool:
+    """Whether no group of widths `[G]` can climb to its next allowed width inside all budgets."""
+    above = steps.above(widths)
+    wider = np.where(np.eye(len(widths), dtype=bool), above, widths)[above > widths]
+    return not bool(within(budgets, cost, wider).any())
 
 
 # Widths
