@@ -36,7 +36,7 @@ class Measured:
     model: CostModel
 
     def cost(self, unit: str) -> float:
-        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency``, as `CostModel.measure` counts them."""
+        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency`` (nanoseconds), as `CostModel.measure` has it."""
         return float(self.model.measure(unit, self.widths))
 
     def full(self, unit: str) -> float:
@@ -105,7 +105,7 @@ class Reward(Ranking):
     def __post_init__(self) -> None:
         super().__post_init__()
         bases = (self.accuracy_base, self.exponent, 1.0 if self.flops_base is None else self.flops_base)
-        if not min(bases) > 0:
+        if not all(base > 0 for base in bases):
             raise UserError("accuracy-base, flops-base and exponent must be above 0")
 
     def fitness(self, measured: Measured) -> float:

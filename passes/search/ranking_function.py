@@ -54,8 +54,8 @@ class Function(Ranking):
 
     def source(self) -> str:
         """The hash of the file that holds the function; modules without one have none."""
-        file = self._module.__file__
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file is not None else ""
+        file = self._home()
+        return "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
     def _call(self, measured: Measured) -> object:
         function = self._load()
@@ -66,8 +66,13 @@ class Function(Ranking):
         except PruneoptError:
             raise
         except Exception as error:
-            file = Path(self._module.__file__ or self._module.__name__)
+            file = self._home() or Path(self._module.__name__)
             raise failure(error, file.parent, file, DOING) from error
+
+    def _home(self) -> Path | None:
+        """The file of the function's module; built-in ones have none."""
+        file = getattr(self._module, "__file__", None)
+        return Path(file) if isinstance(file, str) else None
 
     @cached_property
     def _file(self) -> UserFile | None:

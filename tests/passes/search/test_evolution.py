@@ -335,7 +335,7 @@ def test_without_children_it_is_random_search(network: State) -> None:
         ({"population": 4, "mutations": 2, "crossovers": 1}, (2, 1)),
     ],
 )
-def test_half_of_a_generation_is_made_in_each_way(options: dict[str, int], children: tuple[int, int]) -> None:
+def test_half_of_a_generation_is_made_in_each_way(options: dict[str, Any], children: tuple[int, int]) -> None:
     assert Evolution(**options).children == children
 
 
@@ -609,7 +609,7 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"low": 31}, {"high": 31}])
-def test_the_range_is_one_of_the_grid(network: State, options: dict[str, int]) -> None:
+def test_the_range_is_one_of_the_grid(network: State, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="indices into a grid of 31 scales"):
         Evolution(**options).open(space_of(network), 0)
 
