@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -74,6 +74,12 @@ class _GammaHook(RegulariserHook):
             if parameter.grad is not None:
                 parameter.grad.add_(torch.sign(parameter.detach()), alpha=self._scale)
                 self._reached.add(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": sorted(self._reached)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._reached = set(state["reached"])
 
     def report(self) -> PenaltyReport:
         skipped = tuple(name for name in self._names if name not in self._reached)

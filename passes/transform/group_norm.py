@@ -103,7 +103,8 @@ def _places(coupling: Coupling) -> Iterator[tuple[Slot, np.ndarray]]:
         if (slot.value, slot.axes) not in done:
             done.add((slot.value, slot.axes))
             made[slot.units[slot.units >= 0]] = True
-            yield slot, np.where(wanted[slot.units], slot.units, nobody)
+            if wanted[slot.units].any():
+                yield slot, np.where(wanted[slot.units], slot.units, nobody)
     bare = wanted & ~made
     for slot in coupling.slots:
         if slot.value.is_weight and slot.value.kind == "param" and bare[slot.units].any():
