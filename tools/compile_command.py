@@ -30,6 +30,7 @@ from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.loading import captured, check_device, loaded_model
+from pruneopt.tools.notes import pass_notes
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.processes import run_folder
 from pruneopt.tools.progress import progress_bar
@@ -240,7 +241,7 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         "verification": verification_data(result.verification, checks),
         "groups": groups_data(result.coupling, result.plan),
         "seconds": {stage: round(value, 3) for stage, value in job.seconds.items()},
-        "notes": list(dict.fromkeys([*job.notes, *repair_notes(result.records), *sparsity_notes(result.records)])),
+        "notes": _notes(job, result),
     }
     if result.masks is not None:
         report["sparsity"] = sparsity_data(result.graph, result.masks, report["pruned"]["params"])
@@ -257,6 +258,12 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         for name in ("winner", "winning_finalist"):
             report["search"][name] = plain(getattr(search, name, None))
     return report
+
+
+def _notes(job: _Job, result: Result) -> list[str]:
+    """What the user is told, each once."""
+    found = [*pass_notes(result.records), *repair_notes(result.records), *sparsity_notes(result.records)]
+    return list(dict.fromkeys([*job.notes, *found]))
 
 
 def _run_record(job: _Job, report: dict[str, Any]) -> dict[str, Any]:

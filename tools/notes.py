@@ -1,0 +1,17 @@
+"""What searches and trainings have to tell the user, taken from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pruneopt.passes.search.outcome import Outcome
+from pruneopt.passes.search.pruning_net_training import PruningNetReport
+from pruneopt.passes.training.log import TrainingLog
+
+__all__ = ["pass_notes"]
+
+
+def pass_notes(records: Mapping[str, object]) -> list[str]:
+    """The notes of all searches and trainings, in the order of the passes."""
+    said = (record for record in records.values() if isinstance(record, Outcome | PruningNetReport | TrainingLog))
+    return [note for record in said for note in record.notes]
