@@ -91,7 +91,8 @@ def _build_part(source: Source, item: Item, kind: type[Part]) -> Part:
         source.fail(item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names))
     found = part_class(kind.kind, item.name)
     if not issubclass(found, kind):
-        source.fail(item.span, f"the {kind.kind} {item.name!r} does not fit here", f"a {kind.__name__} is needed")
+        fitting = ", ".join(name for name in names if issubclass(part_class(kind.kind, name), kind))
+        source.fail(item.span, f"the {kind.kind} {item.name!r} does not fit here", f"those that do are {fitting}")
     return _build(source, item, found)
 
 
