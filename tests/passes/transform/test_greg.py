@@ -261,10 +261,10 @@ def test_removing_what_a_grown_penalty_has_emptied_costs_little(workload: Worklo
     train(module, workload, SGD(epochs=20, lr=0.05, batch_size=64))
     graph = capture(module.eval(), (torch.randn(1, 1, 8, 8),))
     full = workload.score(module, "test")
-    penalty = "regulariser=growing{iterations=1500} recipe=sgd{lr=0.01 batch-size=64 schedule=constant}"
+    penalty = "regulariser=growing{iterations=800} recipe=sgd{lr=0.01 batch-size=64 schedule=constant}"
     result = run(graph, workload, f"{name}{{ratios=0.5 {penalty}}}")
     at_once = run(graph, workload, "l1{ratios=0.5 granularity=filter}")
     assert full > 0.95
     assert workload.score(result.module, "test") > full - 0.02
     assert workload.score(at_once.module, "test") < full - 0.1
-    assert all(layer.ratio > 20 for layer in record_of(result).regulariser.layers)
+    assert all(layer.ratio > 8 for layer in record_of(result).regulariser.layers)
