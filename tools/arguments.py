@@ -58,8 +58,12 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt inspect`."""
     _model(parser)
     _budget(parser)
-    parser.add_argument("--plan", metavar="FILE", type=Path, help="show what this plan.json keeps, and what it costs")
+    parser.add_argument(
+        "--plan", metavar="FILE", type=Path, help="show what this plan.json (or pns result) keeps, and what it costs"
+    )
     parser.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
+    parser.add_argument("--pns-schema", metavar="FILE", type=Path, help="also write the network's pns pruning schema")
+    parser.add_argument("--pns-result", metavar="FILE", type=Path, help="also write --plan as a pns pruning result")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 

@@ -11,6 +11,8 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from pruneopt.errors import UserError
+from pruneopt.files import write_json
 from pruneopt.ir.data import graph_to_dict
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.printer import print_graph
@@ -19,7 +21,9 @@ from pruneopt.passes.analysis.cost import UNITS, CostModel
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, couple
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, parse_budget
-from pruneopt.passes.plan import load_plan
+from pruneopt.passes.pns.result import write_result
+from pruneopt.passes.pns.schema import write_schema
+from pruneopt.passes.transform.given_plan import read_plan
 from pruneopt.tools.coverage import (
     Coverage,
     coverage_data,
@@ -54,11 +58,17 @@ class _Found:
 def run(options: argparse.Namespace) -> int:
     """Print what is known about a network; `BudgetError` for a budget that it cannot reach."""
     budgets = [parse_budget(text) for text in options.budgets]
+    if options.pns_result is not None and options.plan is None:
+        raise UserError("--pns-result writes what a plan keeps: give it with --plan")
     # What a model file prints must not end up in the JSON.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         loaded = loaded_model(options)
         coupling = couple(captured(loaded), options.ignore)
-    plan = None if options.plan is None else load_plan(options.plan, coupling)
+    plan = None if options.plan is None else read_plan(options.plan, coupling)[0]
+    if options.pns_schema is not None:
+        write_json(options.pns_schema, write_schema(coupling))
+    if options.pns_result is not None:
+        write_json(options.pns_result, write_result(coupling, plan or {}))
     cost = CostModel(coupling.graph, coupling, options.flops_convention)
     graph = annotate(coupling)
     write_plan(graph, plan or {})

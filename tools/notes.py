@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_training import PruningNetReport
 from pruneopt.passes.training.log import TrainingLog
+from pruneopt.passes.transform.slimming import SlimmingRecord
 
 __all__ = ["pass_notes"]
+
+KINDS = (Outcome, PruningNetReport, SlimmingRecord, TrainingLog)
 
 
 def pass_notes(records: Mapping[str, object]) -> list[str]:
     """The notes of all searches and trainings, in the order of the passes."""
-    said = (record for record in records.values() if isinstance(record, Outcome | PruningNetReport | TrainingLog))
+    said = (record for record in records.values() if isinstance(record, KINDS))
     return [note for record in said for note in record.notes]

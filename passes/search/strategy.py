@@ -15,17 +15,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.errors import UserError
 from pruneopt.passes.analysis.branches import eagleeye_order
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import State, option
-from pruneopt.passes.budget import format_value, within
 from pruneopt.passes.search.sampling import floor_widths
+from pruneopt.passes.transform.given_plan import take_plan
 from pruneopt.passes.transform.prune import Choose, check_leader, data_for
-from pruneopt.passes.transform.select import Scores, best_units, budget_report
+from pruneopt.passes.transform.select import Scores, best_units
 
 __all__ = ["Strategy", "StrategyPass", "load_strategy", "read_strategies", "strategy_plan", "strategy_widths"]
 
@@ -151,7 +150,7 @@ class StrategyPass(Choose):
         return data_for(self.name, self.criterion)
 
     def run(self, state: State) -> bool:
-        coupling, cost = state.need_coupling(), state.need_cost()
+        coupling = state.need_coupling()
         scores = score_units(
             coupling,
             state.graph.weights,
@@ -162,16 +161,4 @@ class StrategyPass(Choose):
             device=state.device,
         )
         plan = load_strategy(self.file, coupling, scores, line=self.line)
-        for budget in state.budgets:
-            if not within([budget], cost, cost.widths(plan)):
-                value = format_value(budget.unit, float(cost.measure(budget.unit, cost.widths(plan))))
-                raise BudgetError(
-                    f"the strategy of {self.file} leaves {value}, more than the budget '{budget.text}' allows: take "
-                    "another line, or leave the budget out"
-                )
-        before = state.graph.channels
-        state.plan = plan
-        write_plan(state.graph, plan)
-        if state.budgets:
-            state.records["budget"] = budget_report(state.budgets, cost, plan)
-        return state.graph.channels != before
+        return take_plan(state, plan, f"the strategy of {self.file}")

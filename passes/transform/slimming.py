@@ -269,6 +269,7 @@ class Slimming(Regularised):
                     f"round {number}: training did not shrink the scales (their mean went from {item.before:.3g} to "
                     f"{item.after:.3g}): raise the scale of the penalty, or train longer"
                 )
+            found += item.training.notes
             skipped = getattr(item.regulariser, "skipped", ())
             if skipped and item.training.steps:
                 found.append(f"{len(skipped)} weights are frozen or unused and had no penalty, first {skipped[0]}")

@@ -223,8 +223,7 @@ def test_group_norm_in_single_precision_and_under_training() -> None:
     assert hook.report().reached == 3
     plain, pulled = net(), net()
     train(plain, images(), SGD(epochs=4, batch_size=16, lr=0.1))
-    train(
-        pulled, images(), SGD(epochs=4, batch_size=16, lr=0.1), hooks=[GroupNorm(scale=0.1).hook(task(net(), 2, 6, 6))]
-    )
-    norms = [m[0].weight.flatten(1).norm(dim=1).sum() for m in (plain, pulled)]  # type: ignore[operator, union-attr]
+    penalty = GroupNorm(scale=0.1).hook(task(net(), 2, 6, 6))
+    train(pulled, images(), SGD(epochs=4, batch_size=16, lr=0.1), hooks=[penalty])
+    norms = [m.get_parameter("0.weight").flatten(1).norm(dim=1).sum() for m in (plain, pulled)]
     assert norms[1] < 0.8 * norms[0]
