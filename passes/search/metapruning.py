@@ -88,3 +88,8 @@ class MetaPruning(Searched):
         epochs = INHERITED_EPOCHS if self.epochs is None else self.epochs
         fresh = self.evaluator.after()
         return [*fresh, Finetune(epochs=epochs)] if epochs else fresh
+
+    def _identity(self, state: State, seed: int) -> dict[str, object]:
+        """How the winner is trained has no part in which one it is: a finished search serves another training."""
+        plain = replace(self, weights="scratch", recipe=SCRATCH, epochs=None, compat=())
+        return super(MetaPruning, plain)._identity(state, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -251,6 +252,20 @@ def test_trained_weights_are_judged_without_a_pruning_net(trained: Graph, worklo
     result = PassManager(pipeline(chosen)).run(trained, workload=workload)  # type: ignore[arg-type]
     assert "pruning-net" not in result.records
     assert workload.score(result.module) > 0.7
+
+
+def test_another_final_training_takes_over_the_search(trained: Graph, workload: Workload, tmp_path: Path) -> None:
+    state = State(original=trained, graph=trained.copy(), workload=workload, run_dir=tmp_path)
+    for step in (Couple(), Cost()):
+        step.run(state)
+    chosen = MetaPruning(("50%FLOPs",), Evolution(population=3, iterations=1), Arbitrary(), window=0.2)
+    chosen.run(state)
+    journal = (tmp_path / "search.jsonl").read_bytes()
+    dataclasses.replace(chosen, weights="inherit", epochs=3).run(state)
+    dataclasses.replace(chosen, recipe=SGD(epochs=5), compat=("decay",)).run(state)
+    assert (tmp_path / "search.jsonl").read_bytes() == journal
+    with pytest.raises(UserError, match="another search"):
+        dataclasses.replace(chosen, window=0.3).run(state)
 
 
 @pytest.mark.slow
