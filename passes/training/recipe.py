@@ -56,7 +56,7 @@ class TrainingOptions(Configured):
     distil: float = option(0.0, "weight of the teacher's outputs in the loss, 0 to 1; 0 is off")
     temperature: float = option(4.0, "at which the outputs are compared with the teacher's")
     clip_norm: float = option(0.0, "the largest norm of the gradient; 0 is off")
-    tensorboard: str = option("", "a directory to write TensorBoard logs to")
+    tensorboard: str | None = option(None, "a directory to write TensorBoard logs to")
 
     def __post_init__(self) -> None:
         super().__post_init__()

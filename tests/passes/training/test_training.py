@@ -2,7 +2,10 @@
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from pruneopt.errors import UserError
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload, seeded
+from pruneopt.passes.training.checkpoint import Checkpoint
+from pruneopt.passes.training.hooks import Hook, Run
 from pruneopt.passes.training.recipe import SCHEDULES, SGD
 from pruneopt.passes.training.trainer import train
 
@@ -68,6 +73,24 @@ def test_the_steps_are_those_of_a_plain_loop(points: Points, net: Net, schedule:
     trained = module.state_dict()
     assert all(torch.equal(trained[name], value) for name, value in reference.state_dict().items())
     assert [entry.loss for entry in log.epochs] == pytest.approx(losses, rel=1e-6)
+
+
+def test_fabric_waits_and_is_silent() -> None:
+    """Importing the trainer does not import Fabric, which takes seconds; training prints nothing."""
+    code = """
+import sys, torch
+from pruneopt.models.data import load_data
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
+assert "lightning_fabric" not in sys.modules
+data = load_data("digits", input_shape=(1, 1, 8, 8))
+for precision in ("32-true", "bf16-mixed", "16-mixed"):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    train(net, data, SGD(epochs=1, precision=precision))
+assert "lightning_fabric" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_same_call_same_weights(points: Points, net: Net, weights: Weights) -> None:
@@ -145,3 +168,33 @@ def test_on_a_gpu() -> None:
     on_cpu, on_gpu = (workload.score(module, "test", device=device) for device in ("cpu", "cuda"))
     assert on_cpu == pytest.approx(on_gpu, abs=0.004)
     assert on_cpu > 0.95
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_stopped_on_a_gpu(tmp_path: Path, precision: str) -> None:
+    """A resumed run ends near an uninterrupted one; kernels need not repeat every bit."""
+
+    class Stop(Hook):
+        def before_step(self, run: Run) -> None:
+            assert all(p.grad is None or bool((p.grad.abs() < 100).all()) for p in run.module.parameters())
+            if run.iteration == 20 and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                raise KeyboardInterrupt
+
+    workload = load_data("digits", input_shape=(1, 1, 8, 8))
+    recipe = SGD(epochs=3, lr=0.05, batch_size=64, precision=precision, ema=0.9)  # type: ignore[arg-type]
+    scores = []
+    for place in (None, Checkpoint(tmp_path / "a.ckpt")):
+        with seeded(0):
+            module = zoo.create("digits_resnet")
+        if place is not None:
+            with pytest.raises(KeyboardInterrupt):
+                train(module, workload, recipe, hooks=[Stop()], device="cuda", checkpoint=place)
+            with seeded(0):
+                module = zoo.create("digits_resnet")
+        (tmp_path / "stopped").touch()
+        train(module, workload, recipe, hooks=[Stop()], device="cuda", checkpoint=place)
+        (tmp_path / "stopped").unlink()
+        scores.append(workload.score(module, "test"))
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
