@@ -1,7 +1,8 @@
 """Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and back.
 
 Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces inside a value are
-its own (``4ms@ort-cpu{threads=2}``), and a value in double quotes is a JSON string. What a value means is decided by
+its own (``4ms@ort-cpu{threads=2}``), as are spaces in brackets that it begins with (``[0-4:0.5, 7:0.2]``), and a value
+in double quotes is a JSON string. What a value means is decided by
 the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words, or a list of these, written with
 commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``. The
 value of a part is written as a pass is: ``abn{searcher=evolution{population=20}}``. An option that only one part of a
@@ -342,6 +343,8 @@ def _value_text(value: Any, *, inside_list: bool = False) -> str:
 
 def _is_bare(text: str, inside_list: bool) -> bool:
     """Whether a text can stand without quotes."""
+    if text.startswith("[") and "]" not in text:
+        return False
     depth = 0
     for mark in text:
         depth += {"{": 1, "}": -1}.get(mark, 0)

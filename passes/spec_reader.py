@@ -136,6 +136,8 @@ class Reader:
     def _skip_value(self) -> None:
         """Move to the end of a value: a space or a closing brace outside its own braces and quotes."""
         depth, opened = 0, self.at
+        if self.text.startswith("[", self.at):
+            self._skip_bracket()
         while self.at < len(self.text):
             mark = self.text[self.at]
             if mark == '"':
@@ -150,6 +152,13 @@ class Reader:
             self.at += 1
         if depth:
             self.source.fail(Span(opened, opened + 1), "this brace is never closed")
+
+    def _skip_bracket(self) -> None:
+        """A list in brackets at the start of a value may hold spaces."""
+        closed = self.text.find("]", self.at)
+        if closed < 0:
+            self.source.fail(Span(self.at, self.at + 1), "this bracket is never closed")
+        self.at = closed + 1
 
     def _skip_quoted(self) -> None:
         start = self.at

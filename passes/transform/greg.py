@@ -145,7 +145,7 @@ def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:
         raise UserError(
             f"epochs={recipe.epochs} of this data are {recipe.epochs * steps:,} iterations, but the growing penalty "
             f"takes up to {longest:,} ({epochs:,} epochs): leave epochs out, or shorten it by "
-            f"regulariser=growing{{iterations={max(1, recipe.epochs * steps)}}}"
+            f"iterations={max(1, recipe.epochs * steps)}"
         )
     return recipe
 

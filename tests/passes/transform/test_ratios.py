@@ -166,10 +166,20 @@ def test_every_way_of_writing() -> None:
 
 
 def test_pipelines_hold_ratios() -> None:
-    for text in ("ratios=[0,.5,.6,.4,0] skip=1.0,2.0", 'ratios="[0-4:0.5, 7-10:0.2]"', "ratios=layer1:0.5,layer2:0.1"):
+    for text in (
+        "ratios=[0,.5,.6,.4,0] skip=1.0,2.0",
+        'ratios="[0-4:0.5, 7-10:0.2]"',
+        "ratios=[0-4:0.5, 7-10:0.2] granularity=channel",
+        "ratios=layer1:0.5,layer2:0.1",
+    ):
         (step,) = parse_pipeline(f"greg2{{{text}}}")
         assert isinstance(step, GReg2)
         assert parse_pipeline(pass_text(step)) == [step]
+    assert parse_pipeline("greg2{ratios=[0-4:0.5, 7:0.2]}") == [GReg2(ratios="[0-4:0.5, 7:0.2]")]
+    with pytest.raises(UserError, match="this bracket is never closed"):
+        parse_pipeline("greg2{ratios=[0,.5}")
+    with pytest.raises(UserError, match=r"\[0 has an empty place|'\[0' is no ratio"):
+        parse_pipeline(pass_text(GReg2()).replace("greg2", 'greg2{ratios="[0"}'))
     assert parse_pipeline("greg2{ratios=[0,.5,0,0,0] skip=1.0 skip=2.0}")[0] == GReg2(
         ratios="[0,.5,0,0,0]", skip=("1.0", "2.0")
     )
