@@ -117,6 +117,12 @@ class GrowingHook(RegulariserHook):
         """Iterations done."""
 
     def start(self, run: Run) -> None:
+        longest = self.growth.rates.iterations(self.growth.early)
+        if run.steps < longest:
+            raise UserError(
+                f"training lasts {run.steps:,} iterations, but the growing penalty takes up to {longest:,}: train for "
+                f"more epochs, or shorten it by iterations={run.steps}"
+            )
         self.growth.start(self._weights(run))
 
     def before_backward(self, run: Run) -> None:

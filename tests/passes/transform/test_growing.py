@@ -135,6 +135,13 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(graph: Graph, workload: Wo
         torch.testing.assert_close(state.graph.weights[name], wanted.detach())
 
 
+def test_a_training_too_short_for_the_schedule(graph: Graph, workload: Workload) -> None:
+    state = state_of(graph, workload)
+    hook = Growing(iterations=20).hook(task_of(state))
+    with pytest.raises(UserError, match=r"training lasts 19 iterations, .* takes up to 20: .* iterations=19"):
+        train_state(state, SGD(epochs=19, batch_size=24), name="t", hooks=(hook,))
+
+
 class Stopped(Exception):
     pass
 

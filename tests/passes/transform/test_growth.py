@@ -280,7 +280,7 @@ def alone(count: int = 4) -> Prunable:
 
 
 def test_greg2_at_iteration_48200() -> None:
-    """The one number that a user's log shows: 0.87404 (issue 4 of the released code).
+    """The one number that a user's log shows: 0.87404.
 
     The log prints after the update of iteration 48,200, the 9,641st. In single precision, which it used, 1,000 times
     0.00001 is 0.00999996, so picking takes 1,001 updates and 8,640 follow. In exact decimals 1,000 are enough: when the
