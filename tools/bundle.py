@@ -81,6 +81,11 @@ class OutputDirectory:
             hint = "--force replaces it" + (f", --resume continues its {what}" if any(map(_resumes, names)) else "")
             raise UserError(f"--out {self.path} holds an earlier run: {hint}")
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether something lies here that ``--resume`` goes on from."""
+        return self.path.is_dir() and any(_resumes(entry.name) for entry in self.path.iterdir())
+
     def discard_if_empty(self) -> None:
         """Remove the directories that were made here and hold nothing (a run that failed before it wrote)."""
         for folder in self._made:

@@ -96,6 +96,8 @@ def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> 
     out = OutputDirectory(options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force)
     try:
         report = _compile(job, out, processes)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("--resume continues it" if out.can_resume else "") from stop
     finally:
         out.discard_if_empty()
     return report, out.path

@@ -98,8 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more on its way out and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except KeyboardInterrupt:
-        _report("interrupted: no bundle was written", debug)
+    except KeyboardInterrupt as stop:
+        hint = f"; {stop}" if str(stop) else ""
+        _report(f"interrupted: no bundle was written{hint}", debug)
         return INTERRUPTED
     except PruneoptError as error:
         _report(_sentence(error), debug)
