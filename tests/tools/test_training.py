@@ -121,3 +121,17 @@ def test_files_of_others_stay(call: Call, example: str, tmp_path: Path, option: 
     done = call(*words(example, out, 1), option)
     assert done.code == 2
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_interrupted_before_the_proof_it_says_how_to_go_on(
+    start: Start, call: Call, example: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "o"
+    options = "slimming{budget=70%FLOPs recipe=sgd{epochs=400 batch-size=16}}"
+    process = start("compile", example, "--pass", options, "--out", out, "--quiet")
+    wait_for(out / "slimming.ckpt", 1, process)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=60)
+    assert (process.returncode, text) == (130, "")
+    assert errors.strip() == "pruneopt: interrupted: no bundle was written; --resume continues it"
+    assert (out / "slimming.ckpt").exists()
