@@ -128,12 +128,27 @@ def _repairs(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _search(report: Mapping[str, Any]) -> Iterator[str]:
-    search = report.get("search")
-    if not search:
-        return
-    yield "<h2>Search</h2>"
+    search = report.get("search") or {}
     simple = {key: value for key, value in search.items() if isinstance(value, bool | int | float | str)}
-    yield from _table(("", ""), [(escape(key.replace("_", " ")), escape(str(simple[key]))) for key in simple])
+    if simple:
+        yield "<h2>Search</h2>"
+        yield from _table(("", ""), [(escape(key.replace("_", " ")), escape(str(simple[key]))) for key in simple])
+    training = search.get("regulariser") or {}
+    if isinstance(training, Mapping) and training.get("layers"):
+        yield "<h2>Growing penalty</h2>"
+        rows = [
+            (
+                escape(item["name"]),
+                str(item["groups"]),
+                str(item["removed"]),
+                f"{item['penalty']:.4g}",
+                "" if item["ratio"] is None else f"{item['ratio']:.4g}",
+                "" if item["finished"] is None else f"{item['finished']:,}",
+            )
+            for item in training["layers"]
+        ]
+        head = ("layer", "groups", "removed", "last penalty", "kept over removed magnitude", "finished at iteration")
+        yield from _table(head, rows)
 
 
 def _groups(report: Mapping[str, Any]) -> Iterator[str]:

@@ -127,6 +127,7 @@ class Growth:
         """The iteration of the last update."""
         self.of = {layer.name: LayerGrowth() for layer in layers}
         self._penalties: list[tuple[str, Tensor]] | None = None
+        self._places: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
         """Before the first iteration: GReg-1 picks by the weights as they are."""
@@ -189,25 +190,37 @@ class Growth:
                 parameter.grad.addcmul_(penalty, parameter.detach())
 
     def _spread(self, layer: Prunable, parameters: Mapping[str, torch.nn.Parameter]) -> list[tuple[str, Tensor]]:
-        """The penalties of a layer in the shapes of its weights."""
-        at = self.of[layer.name]
-        goes, stays = (float(value) for value in self.values(at))
-        values = torch.full((layer.count + 1,), stays, dtype=torch.float64)
-        if at.removed is not None:
-            values[:-1][at.removed] = goes
-        values[-1] = 0.0  # where number -1 points: elements of other groups
+        """The penalties of a layer in the shapes of its weights, or in shapes that spread to them."""
+        goes, stays = (float(value) for value in self.values(self.of[layer.name]))
         found = []
-        for share in layer.shares:
+        for number, share in enumerate(layer.shares):
             parameter = parameters[share.weight]
-            whole = share.units is None
-            spread = values[:-1].reshape(parameter.shape) if whole else values[torch.from_numpy(share.units)]
-            found.append((share.weight, spread.to(parameter.device, parameter.dtype)))
+            inside, mine = self._members(layer, number, parameter)
+            spread = torch.where(inside, parameter.new_tensor(goes), parameter.new_tensor(stays)).detach()
+            found.append((share.weight, spread if mine is None else spread * mine))
         return found
+
+    def _members(self, layer: Prunable, number: int, parameter: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Which elements of a weight go, and which belong to the layer's groups (None: all); kept on the device."""
+        key = (layer.name, number)
+        if key not in self._places:
+            share, removed = layer.shares[number], self.of[layer.name].removed
+            inside, mine = torch.zeros((), dtype=torch.bool), None
+            if share.units is None:
+                inside = inside if removed is None else removed.reshape(parameter.shape)
+            else:
+                units = torch.from_numpy(share.units)
+                mine = None if bool((units >= 0).all()) else (units >= 0).to(parameter.device)
+                # Number -1 stands for elements of other groups.
+                inside = inside if removed is None else torch.cat([removed, inside[None]])[units]
+            self._places[key] = (inside.to(parameter.device), mine)
+        return self._places[key]
 
     def _pick(self, weights: Mapping[str, Tensor]) -> None:
         for layer, removed in zip(self.layers, self._decide(weights), strict=True):
             if self.of[layer.name].removed is None:
                 self.of[layer.name].removed = removed
+        self._penalties, self._places = None, {}
 
     def _average(self, growing: Sequence[tuple[Prunable, LayerGrowth]], weights: Mapping[str, Tensor]) -> None:
         """One step of the moving averages."""
@@ -244,7 +257,7 @@ class Growth:
             raise InternalError("the state of a growing penalty is that of other layers")
         self.state, self.since = state["state"], state["since"]
         self.of = {name: LayerGrowth(**state["layers"][name]) for name in self.of}
-        self._penalties = None
+        self._penalties, self._places = None, {}
 
 
 def _any(at: LayerGrowth) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.greg import GReg1, GReg2, GRegRecord
 from pruneopt.passes.transform.growing import Growing, GrowingReport
+from pruneopt.tools.main import main
 
 FAST = "regulariser=growing{iterations=50 interval=2} recipe=sgd{lr=0.02 batch-size=64 schedule=constant}"
 INSIDE = {"layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1", "layer3.0.conv1", "layer3.1.conv1"}
@@ -250,6 +253,37 @@ def test_what_cannot_be_is_said_before_training(graph: Graph, workload: Workload
 def test_contradictions(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "greg1{ratios=0.5 regulariser=gamma-l1 epochs=1}",
+        "greg2{budget=60%FLOPs granularity=channel regulariser=group-norm epochs=1}",
+        "slimming{budget=60%FLOPs regulariser=growing{iterations=20 picks=early} epochs=4}",
+        "slimming{budget=60%FLOPs regulariser=growing{iterations=20} epochs=4}",
+    ],
+)
+def test_regularisers_and_passes_go_together(graph: Graph, workload: Workload, choice: str) -> None:
+    result = run(graph, workload, choice)
+    assert result.verification is not None
+    assert all(use.value <= use.limit * (1 + 1e-9) for use in result.budgets)
+    assert any(len(kept) < result.coupling.group(name).width for name, kept in (result.plan or {}).items())  # type: ignore[union-attr]
+
+
+def test_the_command_and_its_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["compile", "zoo:digits_resnet?width=0.25", "--input", "1x1x8x8", "--data", "digits", "--quiet"]
+    chosen = ["--pass", "greg2{ratios=[0,.5,.5,.5,0] iterations=20 lr=0.02}", "--out", str(tmp_path / "o")]
+    assert main([*words, *chosen]) == 0
+    report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
+    grown = report["search"]["regulariser"]
+    assert {item["name"]: item["removed"] for item in grown["layers"]} == {
+        name: next(group["width"] for group in report["groups"] if group["name"] == name) // 2 for name in INSIDE
+    }
+    page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Growing penalty</h2>" in page
+    assert "<h2>Search</h2>" not in page
+    assert "verified" in capfd.readouterr().out
 
 
 @pytest.mark.slow
