@@ -1,4 +1,4 @@
-"""The machine behind GReg: against its text written out naively, step by step, and against published numbers."""
+"""The machine behind GReg against its text, written out naively, step by step."""
 
 from __future__ import annotations
 
