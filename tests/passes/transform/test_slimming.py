@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pruneopt.models.data import load_data
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.sizes import gather_kept
-from pruneopt.passes.base import Result
+from pruneopt.passes.base import Result, option_fields
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.spec import parse_pipeline, pass_text
@@ -314,6 +315,22 @@ def test_the_text_of_a_pass_reads_back() -> None:
         regulariser="gamma-l1{scale=1e-5 ignore=layer4}",  # type: ignore[arg-type]
     )
     assert parse_pipeline(pass_text(step)) == [step]
+
+
+def test_the_commands_of_the_documentation_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "slimming.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("result.json", "pruned.pth"):
+        Path(name).touch()
+    pipelines = re.findall(r"--(?:pipeline|pass) '(.*)'", text)
+    assert sum("slimming{" in pipeline for pipeline in pipelines) == 4
+    for pipeline in [*pipelines, *re.findall(r"^    (couple,.*)$", text, re.MULTILINE)]:
+        assert parse_pipeline(pipeline)
+    (section,) = re.findall(r"## Options\n(.*?)\n## ", text, re.DOTALL)
+    named = set(
+        re.findall(r"`([a-z-]+)`", "".join(line.split("|")[1] for line in section.splitlines() if "| `" in line))
+    )
+    assert named == {field.name.replace("_", "-") for field in option_fields(Slimming)}
 
 
 def test_a_stopped_run_goes_on(graph: Graph, digits: Workload, tmp_path: Path) -> None:
