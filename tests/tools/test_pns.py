@@ -51,24 +51,16 @@ def test_a_result_needs_a_plan(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert done.sentence == "--pns-result writes what a plan keeps: give it with --plan"
 
 
-def test_slimming_from_the_command_line(call: Call, tmp_path: Path) -> None:
+def test_slimming_from_the_command_line(call: Call, tiny: Path, tmp_path: Path) -> None:
     """Sparse training, the cut, the proof, and what the floor kept as a note of the report."""
     text = "slimming{ratio=0.9 regulariser=gamma-l1{scale=0.01} recipe=sgd{epochs=1 lr=0.1 batch-size=64}}"
-    words = [
-        "zoo:digits_resnet",
-        "--data",
-        "digits?subval=300&calibration=100",
-        "--pass",
-        text,
-        "--out",
-        tmp_path / "o",
-    ]
-    done = call("compile", *words, "--min-channels", "4", "--json")
+    words = ["--data", "digits?subval=300&calibration=100", "--min-channels", "4", "--out", tmp_path / "o", "--json"]
+    done = call("compile", tiny, "--pass", text, *words)
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert "min-channels=4" in report["pass"]
     assert report["search"]["variant"] == "network slimming"
-    assert report["search"]["rounds"][0]["regulariser"]["reached"] == 15
+    assert report["search"]["rounds"][0]["regulariser"]["reached"] == 2
     kept = {group["name"]: group["kept"] for group in report["groups"] if group["frozen"] is None}
     assert min(kept.values()) == 4
     floors = [note for note in report["notes"] if "its floor keeps 4" in note]
