@@ -86,7 +86,8 @@ def methods(setting: Setting) -> dict[str, str]:
         "metapruning (abn)": f"metapruning{{{evolution} {judge} weights=inherit epochs=0}}",
         "metapruning": f"metapruning{{{evolution} {hyper} weights=inherit epochs=0}}",
         "rewarded": f"rewarded{{{evolution} {hyper} weights=inherit epochs=0 window=0.2}}",
-        "slimming": f"slimming{{{regularised}}}",
+        # The pull of the penalty is its scale times the steps: the published 1e-4 is for hundreds of epochs.
+        "slimming": f"slimming{{regulariser=gamma-l1{{scale=0.02}} {regularised}}}",
         "greg1": f"greg1{{{growing}}}",
         "greg2": f"greg2{{{growing}}}",
     }
@@ -133,7 +134,8 @@ def run_all(options: argparse.Namespace) -> None:
         setting = SETTINGS[network]
         chosen = options.methods.split(",") if options.methods else list(methods(setting))
         for seed in map(int, options.seeds.split(",")):
-            wanted = [(m, b) for b in setting.budgets for m in chosen if (network, m, b, seed) not in done]
+            budgets = options.budgets.split(",") if options.budgets else setting.budgets
+            wanted = [(m, b) for b in budgets for m in chosen if (network, m, b, seed) not in done]
             if not wanted:
                 continue
             graph, workload = load(network, setting, seed, options)
@@ -184,6 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", default="digits_resnet", help=f"of {', '.join(SETTINGS)}, joined by commas")
     parser.add_argument("--methods", help="only these rows, joined by commas")
+    parser.add_argument("--budgets", help="instead of both of a network's budgets, joined by commas")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas")
     parser.add_argument("--data", help="for the CIFAR networks: cifar10:DIR?normalise=imagenet")
     parser.add_argument("--weights", type=Path, help="for the CIFAR networks: the folder of the trained weights")
