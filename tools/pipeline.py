@@ -9,6 +9,7 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
 from pruneopt.passes.registry import pass_class
+from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.prune import Choose
 from pruneopt.passes.transform.repair import METHODS
@@ -25,7 +26,7 @@ def passes_of(options: argparse.Namespace) -> list[Pass]:
     Raises:
         UserError: no such pass or option, a pipeline without a stage that a result needs, or nothing to aim at.
     """
-    steps = parse_pipeline(options.pipeline) if options.pipeline else _standard(options.pass_text)
+    steps = parse_pipeline(options.pipeline) if options.pipeline else _standard(options.pass_text, options.repair)
     names = [step.name for step in steps]
     missing = [name for name in NEEDED if name not in names]
     if missing:
@@ -52,12 +53,17 @@ def needs_data(steps: list[Pass]) -> str | None:
     return next((step.needs_data for step in steps if step.needs_data is not None), None)
 
 
-def _standard(text: str) -> list[Pass]:
-    """The pipeline around one pass."""
+def _standard(text: str, repairs: list[str]) -> list[Pass]:
+    """The pipeline around one pass.
+
+    Layers fitted by least squares belong to the statistics under which they were fitted: the fresh ones that a search
+    gives its winner would undo the fit, and are left out.
+    """
     given = parse_pipeline(text)
     if len(given) != 1 or not isinstance(given[0], Choose):
         raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
-    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *given[0].after()]
+    after = [step for step in given[0].after() if not ("lstsq" in repairs and isinstance(step, Recalibrate))]
+    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *after]
 
 
 def _repaired(steps: list[Pass], methods: list[str]) -> list[Pass]:
