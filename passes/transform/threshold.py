@@ -263,6 +263,10 @@ class Cutter:
             if name not in known:
                 guess = did_you_mean(name, known)
                 raise UserError(f"fixed={name}: no layer with scales and no channel group has this name: {guess}")
+            mine = [g.name for g in self._groups if name in (g.name, *(layer.name for layer in self._layers[g.name]))]
+            if set(mine) <= self.rule.whole:
+                why = "they are to be kept whole" if mine else "they are frozen"
+                raise UserError(f"fixed={name}: none of its channels may be removed, {why}")
         for group in self._groups:
             if group.name not in self.rule.whole and not self._total[group.units].all():
                 raise UserError(

@@ -14,6 +14,7 @@ from pruneopt.ir.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.transform.scales import Rule, Scales, gamma_scales, ratio_threshold, unit_scales
 from pruneopt.passes.transform.slice import slice_graph
@@ -197,6 +198,10 @@ def test_a_fixed_share_is_not_cut_short_by_floating_point() -> None:
 def test_names_and_ratios_are_checked(digits: Network) -> None:
     with pytest.raises(UserError, match="fixed=layer9: no layer with scales and no channel group"):
         digits.cutter(Rule(fixed={"layer9": 0.5}))
+    with pytest.raises(UserError, match="fixed=classifier: none of its channels may be removed, they are frozen"):
+        digits.cutter(Rule(fixed={"classifier": 0.5}))
+    with pytest.raises(UserError, match=r"fixed=layer2\.0\.bn1: none of its channels .* kept whole"):
+        digits.cutter(Rule(fixed={"layer2.0.bn1": 0.5}, whole=frozenset({"layer2.0.conv1"})))
     with pytest.raises(UserError, match="must be above 0 and below 1"):
         Rule(fixed={"bn1": 1.0})
     with pytest.raises(UserError, match="min-channels=0 is impossible"):
@@ -242,6 +247,19 @@ def test_the_solved_threshold_is_the_smallest_inside(digits: Network) -> None:
     assert not within(budgets, digits.cost, digits.cost.widths(cutter.at(float(levels[place - 1])).plan))
     for group in cut.groups:
         assert group.reason == "budget" or group.after == len(cutter.at(cut.threshold).plan[group.group])
+
+
+def test_a_budget_in_milliseconds() -> None:
+    """Two layers whose times are given: the second is slow only while all seven channels stay."""
+    network = Network(nn.Sequential(nn.Conv2d(3, 7, 1), nn.BatchNorm2d(7), nn.Conv2d(7, 5, 1)), (3, 4, 4))
+    network.graph.weights["1.weight"] = torch.tensor([0.3, 0.9, 0.1, 0.8, 0.2, 0.7, 0.4])
+    first = LayerTimes(np.array([3]), np.array([1, 7]), np.array([[1.0, 7.0]]) / 1e3)
+    second = LayerTimes(np.array([1, 3, 7]), np.array([5]), np.array([[1.0], [1.0], [9.0]]) / 1e3)
+    table = LatencyTable("net", 1, "cpu", 1, {"0": first, "2": second})
+    network.cost = CostModel(network.graph, network.coupling, latency=table)
+    for budget, kept in (("16ms", 7), ("4ms", 3), ("4.5ms", 3), ("7ms", 4), ("25%latency", 3)):
+        cut = network.cutter(Rule(min_channels=1)).inside([parse_budget(budget)])
+        assert cut.plan["0"].tolist() == sorted([1, 3, 5, 6, 0, 4, 2][:kept])
 
 
 def test_a_budget_that_needs_no_pruning_prunes_nothing(digits: Network) -> None:
