@@ -56,7 +56,7 @@ class Choose(Pass):
         return "run cost first" if state.cost is None else None
 
     def after(self) -> list[Pass]:
-        """The passes that follow the proof in the standard pipeline, so that what is delivered is what was decided on."""
+        """The passes that follow the proof in the standard pipeline: what is delivered is what was decided on."""
         return []
 
     @property

@@ -144,7 +144,10 @@ def test_leader_scores_the_first_producer_only(net: tuple[nn.Module, Coupling, d
     np.testing.assert_allclose(scores[wide], score_units(coupling, weights, "l1")[wide])
 
 
-@pytest.mark.parametrize("criterion", [name for name in part_names("criterion") if not part_class("criterion", name).data])
+WITHOUT_DATA = [name for name in part_names("criterion") if not part_class("criterion", name).data]
+
+
+@pytest.mark.parametrize("criterion", WITHOUT_DATA)
 def test_normalised_scores_have_mean_one(net: tuple[nn.Module, Coupling, dict[str, Tensor]], criterion: str) -> None:
     _, coupling, weights = net
     plain, scaled = (score_units(coupling, weights, criterion, normalise=n) for n in (False, True))

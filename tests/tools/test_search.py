@@ -106,7 +106,7 @@ def test_interrupted_while_training_it_delivers_what_was_proved(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruneopt.passes.transform.stages.finetune", stop)
+    monkeypatch.setattr("pruneopt.passes.transform.finetune.train_state", stop)
     done = call("compile", example, "--budget", "50%FLOPs", "--finetune-epochs", 9, "--out", tmp_path / "o")
     assert (done.code, done.err) == (130, "")
     report = report_of(tmp_path / "o")
