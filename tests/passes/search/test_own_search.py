@@ -1,0 +1,27 @@
+"""The program of docs/abn.md, "The score in a search of your own", as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruneopt.ir.codegen import build_module
+from pruneopt.ir.graph import Graph
+from pruneopt.models.workload import Workload
+from pruneopt.passes.search.adaptive_bn import recalibrate_on
+from pruneopt.passes.transform.slice import slice_graph
+
+PAGE = Path(__file__).parents[3] / "docs" / "abn.md"
+
+
+def test_the_documented_program_gives_the_score_of_the_cut_network(trained: Graph, workload: Workload) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {"graph": trained, "workload": workload}
+    exec(program, names)
+    cost, widths = names["cost"], names["widths"]
+    assert {name: len(kept) for name, kept in names["plan"].items()} == dict(zip(cost.groups, widths, strict=True))
+    cut = slice_graph(trained, names["coupling"], names["plan"])
+    module = build_module(cut, cut.weights)
+    recalibrate_on(module, workload, batches=20, batch_size=64, seed=0)
+    assert 0 < names["reward"] == pytest.approx(workload.score(module))
