@@ -74,7 +74,7 @@ def methods(setting: Setting) -> dict[str, str]:
         f"recipe=sgd{{epochs={4 * setting.training} lr=0.05 batch-size=64 schedule=linear label-smoothing=0.1}}}}"
     )
     regularised = f"recipe=sgd{{epochs={setting.training} lr=0.01 batch-size=64}}"
-    growing = f"regulariser=growing{{iterations={steps}}} recipe=sgd{{lr=0.001 batch-size=64 schedule=constant}}"
+    growing = f"regulariser=growing{{iterations={steps}}} recipe=sgd{{lr=0.01 batch-size=64 schedule=constant}}"
     return {
         "random": "random",
         "uniform": "uniform",
