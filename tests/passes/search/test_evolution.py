@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,26 @@ def test_mutations_and_crossovers_are_those_of_the_naive_search(network: State) 
         error = np.sqrt(a.var() / len(a) + b.var() / len(b))
         assert abs(a.mean() - b.mean()) < 4 * error
         assert 0.85 < a.std() / b.std() < 1.18
+
+
+def test_what_is_drawn_in_vain(network: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of mutations those that change nothing, 0.9^20 = 12 %; of crossovers none, for the two parents are different."""
+    taken: dict[str, list[bool]] = {"_mutate": [], "_cross": []}
+    take = Evolving._take
+
+    def spy(self: Evolving, *args: Any) -> bool:
+        result = take(self, *args)
+        caller = sys._getframe(1).f_code.co_name
+        if caller in taken:
+            taken[caller].append(result)
+        return result
+
+    monkeypatch.setattr(Evolving, "_take", spy)
+    for seed in range(30):
+        run(Evolution(iterations=2, parents=2).open(space_of(network), seed), peaks)
+    assert sum(taken["_mutate"]) == sum(taken["_cross"]) == 30 * 25
+    assert abs(1 - np.mean(taken["_mutate"]) - 0.9**GENES) < 0.04
+    assert np.mean(taken["_cross"]) > 0.99
 
 
 def test_whole_searches_end_as_the_naive_ones_do(network: State) -> None:
