@@ -161,8 +161,8 @@ class WidthSampler:
             self._target()
             if self.low + self.high > 1:
                 raise UserError(
-                    f"compat=sampling draws ratios up to min-ratio + max-ratio, here {self.low + self.high:g}: their "
-                    "sum must be at most 1"
+                    "rejection (compat=sampling) draws ratios up to min-ratio + max-ratio, here "
+                    f"{self.low + self.high:g}: their sum must be at most 1"
                 )
         elif not within(self.budgets, self.cost, self.ranged.lowest):
             for percent in range(int(self.high * 100) + 1, 101):
@@ -180,7 +180,9 @@ class WidthSampler:
         """The share of FLOPs that rejection sampling aims at."""
         flops = [budget for budget in self.budgets if budget.unit == "flops"]
         if len(flops) != 1:
-            raise UserError("compat=sampling aims at a share of FLOPs: give one FLOPs budget, such as 50%FLOPs")
+            raise UserError(
+                "rejection (compat=sampling) aims at a share of FLOPs: give one FLOPs budget, such as 50%FLOPs"
+            )
         return flops[0].limit(self.cost) / float(self.cost.measure("flops", self.cost.full))
 
     def _rejected(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
@@ -200,7 +202,7 @@ class WidthSampler:
         raise UserError(
             f"none of {ATTEMPTS} random vectors with {self.describe()} was within {200 * TOLERANCE:g} points below "
             f"{target:.1%} of the FLOPs and inside every budget (acceptance below "
-            f"{1 / ATTEMPTS:.3%}): change max-ratio, or leave compat=sampling out, which solves for the budget"
+            f"{1 / ATTEMPTS:.3%}): change max-ratio, or leave rejection out, which solves for the budget"
         )
 
 
