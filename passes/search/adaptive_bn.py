@@ -169,6 +169,7 @@ class Recalibrate(Pass):
     momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
     reset: bool = option(True, "forget the old statistics first")
     whole: bool = option(False, "the complete network in training mode: dropout drops")
+    augment: bool = option(False, "read the images as in training, with random shifts, flips or crops")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,6 +195,7 @@ class Recalibrate(Pass):
             batch_size=self.batch_size,
             averaging=averaging,
             whole=self.whole,
+            augment=self.augment,
             seed=state.seed,
             device=state.device,
         )

@@ -154,6 +154,7 @@ class AdaptiveStatistics(CutWeights):
                 momentum=self.momentum,
                 reset=self.reset,
                 whole=self.whole,
+                augment=self.augment,
             )
         ]
 

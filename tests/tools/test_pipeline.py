@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from pruneopt.passes.base import Pass
+from pruneopt.passes.search.adaptive_bn import Recalibrate
+from pruneopt.passes.transform.repair import Repair
 from pruneopt.tools.pipeline import passes_of
 
 
-def names(**options: Any) -> list[str]:
+def steps(**options: Any) -> list[Pass]:
     defaults: dict[str, Any] = {
         "pipeline": None,
         "pass_text": "l1",
@@ -19,8 +22,11 @@ def names(**options: Any) -> list[str]:
         "min_channels": None,
         "flops_convention": "macs",
     }
-    steps = passes_of(argparse.Namespace(**{**defaults, **options}))
-    return [f"{step.name} {step.method}" if step.name == "repair" else step.name for step in steps]
+    return passes_of(argparse.Namespace(**{**defaults, **options}))
+
+
+def names(**options: Any) -> list[str]:
+    return [f"repair {step.method}" if isinstance(step, Repair) else step.name for step in steps(**options)]
 
 
 HEAD = ["couple", "cost"]
@@ -49,3 +55,9 @@ HEAD = ["couple", "cost"]
 )
 def test_the_passes_of_options(options: dict[str, Any], expected: list[str]) -> None:
     assert names(**options) == [*HEAD, *expected]
+
+
+def test_the_winner_is_recalibrated_as_it_was_judged() -> None:
+    text = "abn{calibration-batches=7 batch-size=16 whole compat=momentum,augment}"
+    after = next(step for step in steps(pass_text=text) if isinstance(step, Recalibrate))
+    assert after == Recalibrate(batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True)
