@@ -396,6 +396,12 @@ class Workload:
             raise UserError(f"metric(outputs, targets) must give one score per sample, [{len(targets)}], not {shape}")
         return scores
 
+    @property
+    def task(self) -> tuple[str, str]:
+        """The names of the metric and of the loss."""
+        metric, loss = (getattr(item, "__qualname__", type(item).__name__) for item in (self.metric, self.loss))
+        return metric, loss
+
     def describe(self) -> dict[str, object]:
         """What a run record needs to name this data exactly: sizes, and SHA-256 of the cut index lists."""
         return {

@@ -6,34 +6,16 @@ last line is dropped. A journal of another search is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pruneopt.errors import UserError
+from pruneopt.passes.digest import digest
 
-__all__ = ["Journal", "digest", "weights_digest"]
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a value as sorted JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors by name: names, types, shapes and content."""
-    found = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+__all__ = ["Journal"]
 
 
 class Journal:

@@ -19,9 +19,10 @@ from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Trial
-from pruneopt.passes.search.journal import Journal, weights_digest
+from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
@@ -29,7 +30,7 @@ from pruneopt.passes.search.sampling import RARE
 from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets, aims_of
 from pruneopt.passes.transform.select import budget_report, is_filled, keep_best
 
 __all__ = ["JOURNAL", "Search", "Searched"]
@@ -292,21 +293,16 @@ class Searched(Choose):
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:
         """What makes a search the one it is: everything its result depends on."""
-        workload, coupling, table = state.need_workload(self.name), state.need_coupling(), state.need_cost().latency
+        workload = state.need_workload(self.name)
         options = {
             "pass": pass_text(replace(self, budget=(), seed=None)),
-            "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
             "ranking": self.ranking.source(),
-            "convention": state.need_cost().convention.name,
-            "latency": None if table is None else table.data(),
-            "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
+            **aims_of(state),
         }
-        metric, loss = workload.metric, workload.loss
-        task = [getattr(item, "__qualname__", type(item).__name__) for item in (metric, loss)]
         return {
-            "the graph": print_graph(coupling.graph),
+            "the graph": print_graph(state.need_coupling().graph),
             "the weights": weights_digest(state.graph.weights),
-            "the data": {**workload.describe(), "task": task},
+            "the data": {**workload.describe(), "task": workload.task},
             "the options": options,
             "the seed": seed,
             "the device": state.device.partition(":")[0],

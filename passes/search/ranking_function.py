@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import numbers
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.models.user_code import UserFile, failure
 from pruneopt.passes.base import option
+from pruneopt.passes.digest import file_digest
 from pruneopt.passes.search.ranking import Measured, Ranking
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Function(Ranking):
     def source(self) -> str:
         """The hash of the file that holds the function; modules without one have none."""
         file = self._home()
-        return "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+        return "" if file is None else file_digest(file)
 
     def _call(self, measured: Measured) -> object:
         function = self._load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,26 +11,17 @@ from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload
+from pruneopt.passes.digest import digest, weights_digest
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.training.recipe import Recipe
 
-__all__ = ["fingerprint", "run_identity", "tensors_of"]
+__all__ = ["run_identity", "tensors_of"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by name, also those that a state dict leaves out; shared ones once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters and buffers, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors_of(module).items():
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def run_identity(
@@ -53,7 +43,6 @@ def run_identity(
     """
     # Where logs go changes no weight.
     settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key != "tensorboard"}
-    names = ",".join(name for name, flag in decayed.items() if flag)
     identity = {
         "optimiser": recipe.name,
         **settings,
@@ -61,10 +50,11 @@ def run_identity(
         "device": device.type,
         "processes": processes.world,
         "hooks": ", ".join(type(hook).__name__ for hook in hooks),
-        "decayed weights": hashlib.sha256(names.encode()).hexdigest(),
+        "decayed weights": digest([name for name, flag in decayed.items() if flag]),
         "data": str(workload.describe()),
-        "initial weights": fingerprint(module),
-        "teacher": "" if teacher is None else fingerprint(teacher),
+        "task": ", ".join(workload.task),
+        "initial weights": weights_digest(tensors_of(module)),
+        "teacher": "" if teacher is None else weights_digest(tensors_of(teacher)),
     }
     for other in processes.gather(identity):
         for key in identity:

@@ -17,13 +17,14 @@ from pruneopt.errors import UserError
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion
 from pruneopt.passes.base import State, option
+from pruneopt.passes.digest import file_digest
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.transform.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
 from pruneopt.passes.transform.growing import Growing
 from pruneopt.passes.transform.prunable import Granularity, Reach
 from pruneopt.passes.transform.prune import MINIMUM, ROUND
-from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule
+from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule, is_plan
 from pruneopt.passes.transform.regularised import Decision, Regularised, Regulariser, RegulariserHook, Task
 
 __all__ = ["GReg1", "GReg2", "GRegRecord", "LayerCount"]
@@ -125,10 +126,11 @@ class GReg(Regularised):
             layers.append(LayerCount(layer.name, layer.count, removed))
         return GRegRecord(tuple(layers), hook.report(), log)
 
+    def source(self) -> str:
+        return file_digest(self.ratios) if self.ratios is not None and is_plan(self.ratios) else ""
+
     def _rule(self) -> LayerRule:
-        return LayerRule(
-            self.ratios, self.skip, self.compat, self.granularity, self.scope, self.round_to, self.minimum
-        )
+        return LayerRule(self.ratios, self.skip, self.compat, self.granularity, self.scope, self.round_to, self.minimum)
 
 
 def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:

@@ -31,6 +31,7 @@ __all__ = [
     "Random",
     "Uniform",
     "add_budgets",
+    "aims_of",
     "check_leader",
     "data_for",
     "decide",
@@ -74,6 +75,20 @@ def add_budgets(state: State, texts: Sequence[str]) -> None:
         budget = parse_budget(text)
         if budget not in state.budgets:
             state.budgets.append(budget)
+
+
+def aims_of(state: State) -> dict[str, object]:
+    """What a decision aims at and is free to do, beside the options of its pass, as plain values.
+
+    What a pass leaves on the disk is for these only: a run that is resumed may have been given others.
+    """
+    coupling, cost = state.need_coupling(), state.need_cost()
+    return {
+        "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
+        "convention": cost.convention.name,
+        "latency": None if cost.latency is None else cost.latency.data(),
+        "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
+    }
 
 
 def check_leader(leader: bool, criterion: Criterion, option: str) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.base import Part, State, option
+from pruneopt.passes.digest import digest
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
 from pruneopt.passes.transform.masks import deliver
-from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets
+from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets, aims_of
 from pruneopt.passes.transform.select import budget_report
 
 if TYPE_CHECKING:
@@ -139,8 +140,19 @@ class Regularised(Choose):
         # What cannot be reached is said before hours of training, not after.
         decide(state.graph.weights)
         hook = regulariser.hook(Task(state, state.need_coupling(), state.need_cost(), decide))
-        log = train_state(state, recipe, name=name, hooks=(hook, *hooks), identity=pass_text(self))
+        log = train_state(state, recipe, name=name, hooks=(hook, *hooks), identity=self._identity(state))
         return Trained(hook, log, hook.decision or decide(state.graph.weights))
+
+    def source(self) -> str:
+        """What the decision depends on besides the options, such as the digest of a file that one of them names."""
+        return ""
+
+    def _identity(self, state: State) -> str:
+        """What the state of a training is for. Where the penalty picks, that state holds the picks, so they must be
+        those for these budgets, groups and files.
+        """
+        text = pass_text(replace(self, budget=()))
+        return f"{text} {digest({**aims_of(state), 'ignore': state.ignore, 'source': self.source()})}"
 
     def conclude(self, state: State, trained: Trained) -> bool:
         """Write a decision and its record into the state; whether the graph changed since before the training."""

@@ -29,6 +29,7 @@ from pruneopt.passes.analysis.norms import batch_norms
 from pruneopt.passes.analysis.sizes import kept_mask
 from pruneopt.passes.base import State, option
 from pruneopt.passes.budget import Budget
+from pruneopt.passes.digest import file_digest
 from pruneopt.passes.pns.reader import read_schema
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
@@ -213,6 +214,9 @@ class Slimming(Regularised):
             fixed={**dict(schema.fixed), **rule.fixed},
             whole=rule.whole | (schema.unpruned(coupling) & free),
         )
+
+    def source(self) -> str:
+        return "" if self.schema is None else file_digest(self.schema)
 
     # Options
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.passes.search.journal import Journal, weights_digest
+from pruneopt.passes.digest import weights_digest
+from pruneopt.passes.search.journal import Journal
 
 PARTS = {"the graph": "g", "the weights": [1, 2], "the seed": 0}
 ENTRIES = [{"index": number, "score": number / 3} for number in range(3)]

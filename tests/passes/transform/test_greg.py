@@ -21,6 +21,7 @@ from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import Result, State
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.plan import save_plan
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
@@ -239,6 +240,31 @@ def test_what_cannot_be_is_said_before_training(graph: Graph, workload: Workload
     assert not any(text.startswith("epoch") for text in said)
     with pytest.raises(UserError, match="greg2 cannot run here: it needs data"):
         PassManager.parse("couple,cost,greg2{ratios=0.5}").run(graph)
+
+
+def test_picks_for_another_budget_are_not_taken_up(graph: Graph, workload: Workload, tmp_path: Path) -> None:
+    """The checkpoint holds the picks: for other budgets, frozen layers or another plan file they are wrong."""
+    text = "greg1{%s" + FAST.replace("iterations=50", "iterations=6") + "}"
+    plain = text % ""
+    first = run(graph, workload, plain, budgets=["70%FLOPs"], run_dir=tmp_path)
+    again = run(graph, workload, plain, budgets=["70%FLOPs"], run_dir=tmp_path)
+    assert {name: kept.tolist() for name, kept in (first.plan or {}).items()} == {
+        name: kept.tolist() for name, kept in (again.plan or {}).items()
+    }
+    for other in ({"budgets": ["60%FLOPs"]}, {"budgets": ["70%FLOPs"], "ignore": ["layer1.0.conv1"]}):
+        with pytest.raises(UserError, match=r"greg1\.ckpt was left by another training run \(other options\)"):
+            run(graph, workload, plain, run_dir=tmp_path, **other)
+    file = tmp_path / "plan.json"
+    coupling = couple(graph)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        plan = {name: np.arange(coupling.group(name).width)[half] for name in INSIDE}
+        save_plan(file, plan, coupling)
+        copied = text % f"ratios={file} pick=plan "
+        if half.start == 0:
+            run(graph, workload, copied, run_dir=tmp_path / "b")
+        else:
+            with pytest.raises(UserError, match="was left by another training run"):
+                run(graph, workload, copied, run_dir=tmp_path / "b")
 
 
 @pytest.mark.parametrize(
