@@ -45,13 +45,22 @@ def write_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 class Keeper:
-    """Reads and writes the checkpoint of one run; process 0 alone touches the file. Without a place it does nothing."""
+    """Reads and writes the checkpoint of one run; process 0 alone touches the file. Without a place it does nothing.
+
+    Raises:
+        UserError: the folder of the file cannot be made.
+    """
 
     def __init__(self, place: Checkpoint | None, identity: Mapping[str, Any], processes: Processes) -> None:
         self._path = None if place is None else place.path
         self._identity = dict(identity) | {"options": "" if place is None else place.identity}
         self._processes = processes
         self._saved = time.monotonic()
+        if self._path is not None and processes.rank == 0:
+            try:  # now, not after the first epoch
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make {self._path.parent}: {error.strerror or error}") from error
 
     @property
     def active(self) -> bool:

@@ -233,3 +233,31 @@ def test_files_that_are_no_states(net: Net, tmp_path: Path) -> None:
         run(net, path)
     with pytest.raises(UserError, match=r"cannot write .*nowhere"):
         run(net, tmp_path / "nowhere" / "a.ckpt")
+
+
+def test_the_folder_of_a_checkpoint_is_made_before_training(net: Net, tmp_path: Path) -> None:
+    place = Checkpoint(tmp_path / "new" / "run" / "a.ckpt")
+    train(net(), noisy(), replace(RECIPE, epochs=1), checkpoint=place)
+    assert place.path.exists()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"cannot make .*file"):
+        train(
+            net(),
+            noisy(),
+            RECIPE,
+            checkpoint=Checkpoint(tmp_path / "file" / "a.ckpt"),
+            progress=lambda text, done=0, total=None: said.append(text),
+        )
+    assert not said
+
+
+def test_another_loss_is_another_run(net: Net, tmp_path: Path) -> None:
+    def own(outputs: object, targets: Tensor) -> Tensor:
+        assert isinstance(outputs, Tensor)
+        return torch.nn.functional.cross_entropy(outputs, targets) * 2
+
+    place = Checkpoint(tmp_path / "a.ckpt")
+    train(net(), noisy(), RECIPE, checkpoint=place)
+    with pytest.raises(UserError, match=r"left by another training run \(task "):
+        train(net(), replace(noisy(), loss=own), RECIPE, checkpoint=place)
