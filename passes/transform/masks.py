@@ -84,7 +84,7 @@ class KeepMasks(Hook):
 
 
 def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Tensor] | None) -> bool:
-    """Write what was decided into the state: the plan, and the masks with the weights that they leave.
+    """Write what was decided into the state: the plan, and the masks, beside those of before, with what they leave.
 
     Returns whether the graph changed, its header or its weights.
     """
@@ -93,9 +93,13 @@ def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Te
     write_plan(state.graph, state.plan)
     if masks is None:
         return state.graph.channels != before
-    state.masks = dict(masks)
-    state.unmasked = {name: state.graph.weights[name] for name in masks if name in state.graph.weights}
-    state.graph.weights = masked(state.graph.weights, state.masks)
+    # What an earlier pass has masked stays at zero, whatever this one takes.
+    earlier, unmasked = state.masks or {}, state.unmasked or {}
+    both = {name: masks[name] & earlier[name].to(masks[name].device) for name in masks.keys() & earlier.keys()}
+    weights = state.graph.weights
+    state.masks = {**earlier, **masks, **both}
+    state.unmasked = {name: unmasked.get(name, weights[name]) for name in state.masks if name in weights}
+    state.graph.weights = masked(weights, state.masks)
     state.records["masks"] = sparsity(state.graph, state.masks)
     return True
 

@@ -175,6 +175,23 @@ def test_what_is_ignored_keeps_all(graph: Graph) -> None:
     assert zeros_of(by_run) == zeros_of(by_pass) == zeros_of(by_skip) == {"a": 36, "head": 24}
 
 
+def test_what_an_earlier_pass_masked_stays_at_zero(graph: Graph, workload: Workload) -> None:
+    """Two passes over different layers and one over both: masks add up, also through a training in between."""
+    first = run(graph, "l1{granularity=weight ratios=a:0.5}")
+    kept = (first.masks or {})["a.weight"]
+    for train_between in ("", ",finetune{epochs=1 batch-size=8 distil=0}"):
+        text = f"l1{{granularity=weight ratios=a:0.5}}{train_between},l1{{granularity=weight ratios=b:0.25}}"
+        result = run(graph, text, workload)
+        assert zeros_of(result) == {"a": 36, "b": 216}
+        assert torch.equal((result.masks or {})["a.weight"], kept)
+        assert int((result.graph.weights["a.weight"] == 0).sum()) == 36
+    other = run(graph, "random{granularity=weight ratios=0.5},l1{granularity=weight ratios=a:0.5}")
+    chance = run(graph, "random{granularity=weight ratios=0.5}")
+    mask, of_chance = ((result.masks or {})["a.weight"] for result in (other, chance))
+    assert not (mask & ~of_chance).any()
+    assert torch.equal((other.masks or {})["b.weight"], (chance.masks or {})["b.weight"])
+
+
 # The network afterwards
 
 
