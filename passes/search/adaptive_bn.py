@@ -170,11 +170,14 @@ class Recalibrate(Pass):
     reset: bool = option(True, "forget the old statistics first")
     whole: bool = option(False, "the complete network in training mode: dropout drops")
     augment: bool = option(False, "read the images as in training, with random shifts, flips or crops")
+    seed: int | None = option(None, "decides the batches (the run's seed)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batches < 1 or self.batch_size < 2:
             raise UserError("recalibrate needs batches of at least 1 and a batch-size of at least 2")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
 
     @property
     def needs_data(self) -> str | None:
@@ -196,7 +199,7 @@ class Recalibrate(Pass):
             averaging=averaging,
             whole=self.whole,
             augment=self.augment,
-            seed=state.seed,
+            seed=state.seed if self.seed is None else self.seed,
             device=state.device,
         )
         after = workload.score(module, device=state.device)

@@ -70,8 +70,11 @@ class Evaluator(Part):
         """How cut networks are scored, for those that look at them again."""
         return Settings(seed=seed, device=device)
 
-    def after(self) -> list[Pass]:
-        """The passes that give the delivered network what the judged ones had (fresh statistics)."""
+    def after(self, seed: int | None) -> list[Pass]:
+        """The passes that give the delivered network what the judged ones had (fresh statistics).
+
+        ``seed``: the search's own, where it has one.
+        """
         return []
 
 
@@ -146,7 +149,7 @@ class AdaptiveStatistics(CutWeights):
     def open(self, trial: Trial) -> Judge:
         return _Adaptive(trial, self.networks(trial), self.stale)
 
-    def after(self) -> list[Pass]:
+    def after(self, seed: int | None) -> list[Pass]:
         return [
             Recalibrate(
                 batches=self.calibration_batches,
@@ -155,6 +158,7 @@ class AdaptiveStatistics(CutWeights):
                 reset=self.reset,
                 whole=self.whole,
                 augment=self.augment,
+                seed=seed,
             )
         ]
 

@@ -218,7 +218,7 @@ class Searched(Choose):
 
     def after(self) -> list[Pass]:
         """A plan that was judged with fresh statistics is delivered with these."""
-        return self.parts()[1].after()
+        return self.parts()[1].after(self.seed)
 
     def parts(self) -> tuple[Searcher, Evaluator]:
         """The searcher and the evaluator, with what the pass's own options make of them."""

@@ -86,7 +86,7 @@ class MetaPruning(Searched):
                 return []
             return [Scratch(recipe, "role" if "decay" in self.compat else "recipe")]
         epochs = INHERITED_EPOCHS if self.epochs is None else self.epochs
-        fresh = self.evaluator.after()
+        fresh = self.evaluator.after(self.seed)
         return [*fresh, Finetune(epochs=epochs)] if epochs else fresh
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:

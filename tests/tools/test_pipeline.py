@@ -58,6 +58,6 @@ def test_the_passes_of_options(options: dict[str, Any], expected: list[str]) -> 
 
 
 def test_the_winner_is_recalibrated_as_it_was_judged() -> None:
-    text = "abn{calibration-batches=7 batch-size=16 whole compat=momentum,augment}"
+    text = "abn{calibration-batches=7 batch-size=16 whole seed=5 compat=momentum,augment}"
     after = next(step for step in steps(pass_text=text) if isinstance(step, Recalibrate))
-    assert after == Recalibrate(batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True)
+    assert after == Recalibrate(batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True, seed=5)

@@ -72,12 +72,14 @@ def test_the_winner_is_inside_the_budget_and_the_best(search: Run) -> None:
     assert state.graph.channels != state.original.channels
 
 
+@pytest.mark.parametrize("seed", [None, 5])
 def test_a_whole_pipeline_delivers_the_winners_score(
-    trained: Graph, workload: Workload, abn: Callable[..., AdaptiveBN]
+    trained: Graph, workload: Workload, abn: Callable[..., AdaptiveBN], seed: int | None
 ) -> None:
     options: dict[str, Any] = {"candidates": 3, "calibration_batches": 4, "batch_size": 32, "finetune_epochs": 0}
-    chosen = abn(budget=("50%FLOPs",), stale=True, **options)
-    steps = [Couple(), Cost(), chosen, Slice(), Verify(), Recalibrate(batches=4, batch_size=32)]
+    chosen = abn(budget=("50%FLOPs",), stale=True, seed=seed, **options)
+    assert chosen.after() == [Recalibrate(batches=4, batch_size=32, seed=seed)]
+    steps = [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.after()]
     result = PassManager(steps).run(trained, workload=workload)
     outcome = result.records["abn"]
     assert isinstance(outcome, Outcome)
