@@ -105,11 +105,18 @@ def prunable_groups(
         ops = _layers_of(structure, group.name, granularity, reach, places)
         shares = [share for op in ops for share in _shares(coupling, group.name, op, granularity)]
         known = [place for place in (places.of(op) for op in ops) if place is not None]
-        if shares and known:
+        # What makes queries and keys is read by no weight: such units have no weights to score or to penalise.
+        if known and _covered(shares, group.width):
             name = known[0].module if reach == "internal" else group.name
             ruling = tuple(dict.fromkeys(known)) if reach == "coupled" else (known[0],)
             found.append(Prunable(name, group.name, group.width, group.blocks, tuple(shares), ruling))
     return tuple(sorted(found, key=lambda item: item.places[0].index))
+
+
+def _covered(shares: list[Share], count: int) -> bool:
+    """Whether every group of weights has some."""
+    ranks = [share.units.reshape(-1) for share in shares if share.units is not None]
+    return len(np.intersect1d(np.arange(count), np.concatenate(ranks))) == count if ranks else False
 
 
 def _layers_of(

@@ -297,3 +297,26 @@ def test_two_groups_in_one_weight() -> None:
         reg = torch.tensor(wanted)[None, :, None, None].expand(weight.shape)
         assert weight.grad is not None
         torch.testing.assert_close(weight.grad, reg * weight.detach())
+
+
+class Attending(nn.Module):
+    """Queries and keys meet each other; only values are read by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.attention(x, x, x, need_weights=False)[0]
+        return self.last(self.head(mixed).relu())  # type: ignore[no-any-return]
+
+
+def test_what_no_weight_reads_is_not_pruned_by_input_channels() -> None:
+    coupling = couple(capture(Attending().eval(), (torch.randn(1, 4, 8),)))
+    places = find_places(coupling.graph)
+    assert [layer.group for layer in prunable_groups(coupling, places, "filter", "coupled")] == ["attention", "attention.out_proj", "head"]
+    layers = prunable_groups(coupling, places, "channel", "coupled")
+    assert [layer.group for layer in layers] == ["attention.out_proj", "head"]
+    assert all(layer.magnitudes(coupling.graph.weights).isfinite().all() for layer in layers)
