@@ -36,6 +36,7 @@ def results(folder: Path) -> list[Any]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
+@pytest.mark.slow
 def test_an_evolution_killed_and_resumed_gives_the_same(
     start: Callable[..., subprocess.Popen[str]], call: Call, tmp_path: Path
 ) -> None:

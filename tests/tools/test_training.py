@@ -55,6 +55,7 @@ def test_killed_and_resumed_it_gives_the_same(start: Start, call: Call, example:
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(start: Start, call: Call, example: str, tmp_path: Path) -> None:
     """Killed in the second run, the first is taken from its state."""
     out = tmp_path / "o"
@@ -75,6 +76,7 @@ def test_a_finished_training_is_not_repeated(start: Start, call: Call, example: 
     assert not list(out.glob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_interrupted_the_proved_network_is_delivered_and_training_can_go_on(
     start: Start, call: Call, example: str, tmp_path: Path
 ) -> None:
