@@ -22,10 +22,22 @@ from pruneopt.passes.analysis.layers import LAYERS as LAYERS
 from pruneopt.passes.analysis.layers import layer_weight
 from pruneopt.passes.analysis.units import Slot, Units, find_units
 
-__all__ = ["Coupling", "Group", "Member", "Plan", "SemanticNote", "UnknownOp", "check_kept", "couple", "freeze_named"]
+__all__ = [
+    "Coupling",
+    "Group",
+    "Member",
+    "Plan",
+    "SemanticNote",
+    "UnknownOp",
+    "check_kept",
+    "couple",
+    "freeze_named",
+    "is_within",
+]
 
 Plan = Mapping[str, np.ndarray]
 """Group name -> sorted indices of the units that stay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -232,6 +244,11 @@ def _semantic_notes(
     return tuple(SemanticNote(op, tuple(sorted(names))) for op, names in found.items() if names)
 
 
+def is_within(name: str, module: str) -> bool:
+    """Whether a qualified name is that of a module (or parameter), or of something inside it."""
+    return name == module or name.startswith(f"{module}.")
+
+
 def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
     """Freeze named groups, and the channels that named modules or parameters make: a layer's output channels, all
     channels of any other weight. `UserError` for a name without match.
@@ -242,10 +259,10 @@ def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
         hit = {i for i, group in enumerate(coupling.groups) if group.name == name}
         for slot in coupling.slots:
             weight = slot.value
-            named = weight.is_weight and (weight.name == name or weight.name.startswith(f"{name}."))
+            named = weight.is_weight and is_within(weight.name, name)
             if named and slot.axes[-1] == out_axis.get(weight, slot.axes[-1]):
                 hit.update(groups_in(slot, coupling.unit_group))
-        known = any(v == name or v.startswith(f"{name}.") for v in coupling.graph.params)
+        known = any(is_within(v, name) for v in coupling.graph.params)
         if not hit and not known:
             raise UserError(f"--ignore {name}: no parameter, module or channel group has this name")
         chosen |= hit
@@ -304,5 +321,3 @@ def _first_location(graph: Graph, weights: list[str]) -> Location:
         if users:
             return users[0].loc
     return Location()
-
-

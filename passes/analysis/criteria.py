@@ -18,7 +18,8 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.models.workload import Workload, placed, set_mode
 from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.importance import Criterion, Given, Measure, SlotCriterion, norm_slots, summed
+from pruneopt.passes.analysis.importance import Criterion, Given, Measure, SlotCriterion, summed
+from pruneopt.passes.analysis.norms import batch_norms
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import option
 
@@ -59,7 +60,7 @@ class NormScale(SlotCriterion):
     summary: ClassVar[str] = "the absolute scales of a channel's batch norms (Network Slimming)"
 
     def slots(self, coupling: Coupling) -> Iterator[Slot]:
-        return norm_slots(coupling)
+        return (slot for norm in batch_norms(coupling.graph) for slot in coupling.slots_of(norm.scale))
 
     def measuring(self, given: Given) -> Measure:
         return lambda slot: summed(given.tensor(slot.value).abs(), slot)

@@ -23,10 +23,9 @@ from pruneopt.passes.analysis.coupling import LAYERS, Coupling
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import Part
 
-__all__ = ["Criterion", "Given", "Measure", "SlotCriterion", "norm_slots", "produced_slots", "score_units", "summed"]
+__all__ = ["Criterion", "Given", "Measure", "SlotCriterion", "produced_slots", "score_units", "summed"]
 
 Measure = Callable[[Slot], Tensor]
-NORMS = ("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm")
 
 
 @dataclass(frozen=True)
@@ -192,14 +191,6 @@ def produced_slots(coupling: Coupling) -> Iterator[Slot]:
                 flipped = "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm", "addmm")
                 axis = len(weight.type.dims) - 1 if op.base in ("matmul", "bmm") else int(flipped)
                 yield from (slot for slot in coupling.slots_of(weight) if slot.axes == (axis,))
-
-
-def norm_slots(coupling: Coupling) -> Iterator[Slot]:
-    """The slots of the scales (gamma) of batch norms, in graph order."""
-    for op in coupling.graph.ops:
-        scale = op.value(1) if op.base in NORMS else None
-        if scale is not None and scale.is_weight:
-            yield from coupling.slots_of(scale)
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:

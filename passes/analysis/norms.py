@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.passes.analysis.importance import NORMS
 
-__all__ = ["BatchNorm", "batch_norms"]
+__all__ = ["NORMS", "BatchNorm", "batch_norms"]
+
+NORMS = ("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm")
+"""The ops that are batch norms; their second and third operands are scale and shift."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

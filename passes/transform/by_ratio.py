@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.analysis.places import find_places
@@ -142,7 +143,7 @@ class LayerRule:
 def _named(layer: Prunable, names: Sequence[str]) -> bool:
     """Whether a layer is one of the named modules or parameters, or inside one."""
     weight = layer.shares[0].weight
-    return any(weight == name or weight.startswith(f"{name}.") for name in names)
+    return any(is_within(weight, name) for name in names)
 
 
 def _uniform_widths(state: State, steps: Ladders) -> np.ndarray:

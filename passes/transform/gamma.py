@@ -12,6 +12,7 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
+from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.norms import BatchNorm, batch_norms
 from pruneopt.passes.base import option
 from pruneopt.passes.training.hooks import Run
@@ -102,12 +103,8 @@ def _without(norms: Sequence[BatchNorm], ignore: Sequence[str]) -> list[BatchNor
     """The batch norms that no name is for; `UserError` for a name that is for none."""
     left = list(norms)
     for name in ignore:
-        if not any(_under(norm.name, name) for norm in norms):
+        if not any(is_within(norm.name, name) for norm in norms):
             guess = did_you_mean(name, [norm.name for norm in norms])
             raise UserError(f"gamma-l1{{ignore={name}}}: no batch norm is this module or inside it: {guess}")
-        left = [norm for norm in left if not _under(norm.name, name)]
+        left = [norm for norm in left if not is_within(norm.name, name)]
     return left
-
-
-def _under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")

@@ -25,8 +25,9 @@ from pruneopt.ir.types import dim_size
 from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Group
 from pruneopt.passes.analysis.criteria import L1Norm
-from pruneopt.passes.analysis.importance import NORMS, Criterion, Given
+from pruneopt.passes.analysis.importance import Criterion, Given
 from pruneopt.passes.analysis.layers import layer_weight
+from pruneopt.passes.analysis.norms import NORMS
 from pruneopt.passes.base import State, option
 from pruneopt.passes.transform.by_ratio import LayerRule, picked
 from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.coupling import Coupling, is_within
 from pruneopt.passes.analysis.places import Place, Places
 from pruneopt.passes.plan import load_plan
 from pruneopt.passes.transform.prunable import Prunable
@@ -165,7 +165,7 @@ class _ByName:
 
 
 def _fits(name: str, names: Sequence[str]) -> bool:
-    return any(known == name or known.startswith(f"{name}.") for known in names)
+    return any(is_within(known, name) for known in names)
 
 
 def _check_used(text: str, values: Sequence[Fraction], stages: Sequence[Sequence[int]], what: str) -> None:

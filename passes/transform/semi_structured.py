@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
+from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.layers import CONVOLUTIONS, layer_weight
 from pruneopt.passes.analysis.places import Place, find_places
 from pruneopt.passes.base import State
@@ -84,7 +85,7 @@ def prune_two_of_four(state: State) -> bool:
 def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
     """Why a layer cannot be masked; None where it can."""
     name = place.weight.name
-    if any(name == item or name.startswith(f"{item}.") for item in ignore):
+    if any(is_within(name, item) for item in ignore):
         return "ignored by request"
     layer = layer_weight(place.op)
     # The rows of other layers do not lie one after the other.
