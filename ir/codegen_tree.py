@@ -50,7 +50,7 @@ class ModuleTree:
 
     def __init__(self, graph: Graph, layers: Mapping[str, str]) -> None:
         self.graph = graph
-        self.links = _links(graph)
+        self.links = _links(graph, layers)
         self.root = _Node()
         for name in (*graph.params, *graph.aliases):
             node, parts = self.root, name.split(".")
@@ -162,8 +162,12 @@ def _shell(node: _Node) -> str:
     return f"nn.ModuleList([{', '.join(texts)}])"
 
 
-def _links(graph: Graph) -> dict[str, str]:
-    """Modules that are a second name of another one: all below them is an alias of the same leaf of the other."""
+def _links(graph: Graph, layers: Mapping[str, str]) -> dict[str, str]:
+    """Modules that are a second name of another one: all below them is an alias of the same leaf of the other.
+
+    Layers that share all their weights are two modules where they compute different things: an embedding and the
+    linear layer without bias that is tied to it.
+    """
     names = {**{name: name for name in graph.params}, **graph.aliases}
     links: dict[str, str] = {}
     for alias, name in graph.aliases.items():
@@ -173,7 +177,7 @@ def _links(graph: Graph) -> dict[str, str]:
             if any(f"{second}.".startswith(f"{known}.") for known in links):
                 break
             first = name.removesuffix(f".{leaf}")
-            if first != name and _same_below(names, second, first):
+            if first != name and _same_below(names, second, first) and _same_layers(layers, second, first):
                 links[second] = first
                 break
     return links
@@ -183,3 +187,8 @@ def _same_below(names: Mapping[str, str], second: str, first: str) -> bool:
     below = {n.removeprefix(f"{second}."): t for n, t in names.items() if n.startswith(f"{second}.")}
     original = {n.removeprefix(f"{first}."): n for n in names if n.startswith(f"{first}.")}
     return below == original
+
+
+def _same_layers(layers: Mapping[str, str], second: str, first: str) -> bool:
+    below = {name.removeprefix(second): text for name, text in layers.items() if f"{name}.".startswith(f"{second}.")}
+    return all(layers.get(f"{first}{rest}") == text for rest, text in below.items())

@@ -119,6 +119,19 @@ class Tied(nn.Module):
         return self.decoder(self.words(x))
 
 
+class TiedWhole(nn.Module):
+    """An embedding and a linear layer share all they have, and are still two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        self.decoder = nn.Linear(8, 11, bias=False)
+        self.decoder.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.words(x))
+
+
 class RawParameters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -243,6 +256,7 @@ CASES: dict[str, Case] = {
     "concat_split_shuffle": (ConcatSplitShuffle, (torch.randn(3, 4, 6, 6),)),
     "shared": (Shared, (torch.randn(5, 6),)),
     "tied": (Tied, (torch.randint(0, 11, (3, 4)),)),
+    "tied_whole": (TiedWhole, (torch.randint(0, 11, (3, 4)),)),
     "raw_parameters": (RawParameters, (torch.randn(3, 4, 6),)),
     "dict_output": (DictOutput, (torch.randn(2, 3, 6, 6),)),
     "two_inputs": (TwoInputs, (torch.randn(4, 4), torch.randn(4, 3))),
@@ -428,8 +442,8 @@ def test_source_is_plain_pytorch() -> None:
 
 
 def test_shared_and_tied_weights_stay_one() -> None:
-    pairs = [("tied", "words.weight", "decoder.weight"), ("shared", "many.0.weight", "many.2.weight")]
-    for name, first, second in pairs:
+    tied = [(name, "words.weight", "decoder.weight") for name in ("tied", "tied_whole")]
+    for name, first, second in (*tied, ("shared", "many.0.weight", "many.2.weight")):
         model, inputs = network(name)
         graph = capture(model, inputs)
         parameters = dict(build_module(graph, graph.weights).named_parameters(remove_duplicate=False))
