@@ -26,7 +26,7 @@ from pruneopt.passes.plan import load_plan
 from pruneopt.passes.transform.prunable import Granularity, Prunable, Reach, prunable_groups, prunable_weights
 from pruneopt.passes.transform.ratios import SkipRule, check_ratios, is_plan, pruned_count, ratios_of, skipped
 from pruneopt.passes.transform.select import Ladders, fill_up, ladders, largest_within
-from pruneopt.passes.transform.weight_counts import check_weight_budgets, uniform_counts
+from pruneopt.passes.transform.weight_counts import check_weight_budgets, keeping_all, uniform_counts
 
 __all__ = ["LayerRule", "Pick", "Picked", "layer_scores", "picked"]
 
@@ -81,7 +81,7 @@ class LayerRule:
         coupling = state.need_coupling()
         places = find_places(coupling.graph)
         if self.granularity == "weight":
-            ignore = (*state.ignore, *self.ignore)
+            ignore = keeping_all(state, self.ignore)
             found = tuple(layer for layer in prunable_weights(places) if not _named(layer, ignore))
         else:
             found = prunable_groups(coupling, places, self.granularity, self.scope)

@@ -19,7 +19,7 @@ from pruneopt.passes.analysis.layers import CONVOLUTIONS, layer_weight
 from pruneopt.passes.analysis.places import Place, find_places
 from pruneopt.passes.base import State
 from pruneopt.passes.transform.masks import deliver
-from pruneopt.passes.transform.weight_counts import check_weight_budgets
+from pruneopt.passes.transform.weight_counts import check_weight_budgets, keeping_all
 
 __all__ = ["TwoOfFour", "is_two_of_four", "prune_two_of_four", "to_semi_structured", "two_of_four"]
 
@@ -65,11 +65,12 @@ def prune_two_of_four(state: State) -> bool:
         BudgetError: a budget on parameters that this does not meet.
         UserError: a budget on anything else, or no layer that can be masked.
     """
+    ignore = keeping_all(state)
     masks: dict[str, Tensor] = {}
     masked: list[str] = []
     left: list[str] = []
     for place in find_places(state.need_coupling().graph).layers:
-        why = _obstacle(place, state.ignore)
+        why = _obstacle(place, ignore)
         if why is None:
             masks[place.weight.name] = two_of_four(state.graph.weights[place.weight.name])
             masked.append(place.module)

@@ -9,12 +9,26 @@ from fractions import Fraction
 import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import Budget, format_value
 from pruneopt.passes.transform.prunable import Prunable
 from pruneopt.passes.transform.ratios import pruned_count
 
-__all__ = ["check_weight_budgets", "uniform_counts", "weights_to_remove"]
+__all__ = ["check_weight_budgets", "keeping_all", "uniform_counts", "weights_to_remove"]
+
+
+def keeping_all(state: State, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The modules and parameters of which no single weight goes: those that the run ignores, and ``names``.
+
+    Raises:
+        UserError: the name of a channel group that is no module: it says nothing about single weights.
+    """
+    found = (*state.ignore, *names)
+    for name in found:
+        if not any(is_within(param, name) for param in state.graph.params):
+            raise UserError(f"ignore={name} is a channel group, but single weights go: name modules or parameters")
+    return found
 
 
 def weights_to_remove(state: State) -> int:

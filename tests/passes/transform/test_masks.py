@@ -192,6 +192,27 @@ def test_what_an_earlier_pass_masked_stays_at_zero(graph: Graph, workload: Workl
     assert torch.equal((other.masks or {})["b.weight"], (chance.masks or {})["b.weight"])
 
 
+def test_a_group_that_is_no_module_says_nothing_about_single_weights() -> None:
+    """A linear layer whose outputs are split makes two groups; the second has a name that only groups have."""
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.left, self.right = nn.Linear(4, 16), nn.Linear(4, 4), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.both(x).split([4, 12], 1)
+            return self.left(left) + self.right(torch.relu(right))  # type: ignore[no-any-return]
+
+    graph = capture(Split().eval(), (torch.randn(2, 4),))
+    (name,) = (group.name for group in couple(graph).free if f"{group.name}.weight" not in graph.params)
+    for text in ("l1{granularity=weight ratios=0.5}", "l1{granularity=2:4}"):
+        with pytest.raises(UserError, match=f"ignore={name} is a channel group, but single weights go"):
+            PassManager.parse(f"couple,cost,{text}").run(graph, ignore=[name])
+    kept = PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5}").run(graph, ignore=["both"])
+    assert set(zeros_of(kept)) == {"left", "right"}
+
+
 # The network afterwards
 
 
