@@ -68,7 +68,7 @@ class MaskedOriginal:
         self, weights: Mapping[str, Tensor], *inputs: Tensor
     ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
         """Run at the original's size, op by op, from the original's weights; returns the outputs."""
-        self._double = _is_double(inputs)
+        self._double = _is_double(inputs, weights)
         boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
         self._small = slice_weights(self.coupling, self.kept, {name: weights[name] for name in boxed})
         return self._interpreter.steps(weights, *inputs)
@@ -144,8 +144,12 @@ def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
     return [_to_double(item) if double else item for item in result]
 
 
-def _is_double(inputs: Sequence[Tensor]) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in inputs) or not any(t.is_floating_point() for t in inputs)
+def _is_double(inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether a run is in float64: the inputs say so or, where all of them are whole numbers, the weights."""
+    floating = [tensor for tensor in inputs if tensor.is_floating_point()]
+    if floating:
+        return any(tensor.dtype == torch.float64 for tensor in floating)
+    return all(weight.dtype == torch.float64 for weight in weights.values() if weight.is_floating_point())
 
 
 def _to_double(tensor: Tensor) -> Tensor:
@@ -279,7 +283,7 @@ def _prove(
     """Run the masked original and the pruned network side by side and compare the kept elements of every value."""
     outputs = set(reference.coupling.graph.output_values)
     worst = scale = 0.0
-    double = _is_double(inputs)
+    double = _is_double(inputs, small)
     mine_of = Interpreter(pruned, lambda op, operands, compute: evaluate(op, operands, double))
     left, right = reference.steps(weights, *inputs), mine_of.steps(small, *inputs)
     for op, results in left:

@@ -305,3 +305,24 @@ def test_single_precision_inside_is_proved_in_double(make_plan: Plans) -> None:
 
     graph, coupling, plan, pruned = prepared(Upcast(), TOKENS, make_plan)
     assert verify_pruned(graph, coupling, plan, pruned).max_abs_error < 1e-12
+
+
+class Words(nn.Module):
+    """Tokens in, scores of the next one out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.head = nn.Embedding(7, 6), nn.Linear(6, 8), nn.Linear(8, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(torch.relu(self.inner(self.words(x))))
+        return scores
+
+
+def test_whole_numbers_as_real_input_are_proved_in_single(make_plan: Plans) -> None:
+    tokens = torch.randint(0, 7, (2, 3))
+    graph, coupling, plan, pruned = prepared(Words(), tokens, make_plan)
+    proof = verify_pruned(graph, coupling, plan, pruned, [tokens])
+    assert proof.max_abs_error < 1e-12
+    assert proof.max_abs_error_float32 is not None
+    assert proof.max_abs_error_float32 < 1e-5
