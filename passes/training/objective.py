@@ -83,7 +83,8 @@ def objective(workload: Workload, recipe: Recipe, teacher: nn.Module | None) -> 
     if recipe.label_smoothing:
         if task is not cross_entropy:
             raise UserError(
-                "label smoothing needs the default cross-entropy: put it into your own loss function instead"
+                "label smoothing needs the default cross-entropy: set label-smoothing=0 in the recipe, and put it into "
+                "your own loss function instead"
             )
         task = partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     if recipe.distil and not can_distil(workload):

@@ -152,7 +152,7 @@ def test_nothing_to_train_and_odd_losses(points: Points, net: Net) -> None:
         train(net().requires_grad_(False), points(), SGD(epochs=1))
     with pytest.raises(UserError, match=r"must give one number, not a tensor of shape \[70, 2\]"):
         train(net(), points(loss=lambda outputs, targets: outputs), SGD(epochs=1))
-    with pytest.raises(UserError, match="label smoothing needs the default cross-entropy"):
+    with pytest.raises(UserError, match="label smoothing needs the default cross-entropy: set label-smoothing=0"):
         train(net(), points(loss=lambda outputs, targets: outputs.sum()), SGD(epochs=1, label_smoothing=0.1))
     with pytest.raises(UserError, match="does not take a batch of shape"):
         train(nn.Linear(9, 2), points(), SGD(epochs=1))
