@@ -161,6 +161,9 @@ class Configured(ABC):
                 object.__setattr__(self, key, parse_part(kind, value))
             elif not (isinstance(value, kind) or (optional and value is None)):
                 raise UserError(f"{key.replace('_', '-')} must be a part of the kind {kind.kind}, not {value!r}")
+        for key in _list_fields(type(self)):
+            if isinstance(value := getattr(self, key), str):  # it would be read letter by letter
+                raise UserError(f"{key.replace('_', '-')} must be a list, such as [{value!r}], not the text {value!r}")
 
 
 @dataclass(frozen=True)
@@ -304,3 +307,10 @@ def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[Part], bool]]:
     hints = get_type_hints(kind)
     found = {item.name: without_none(hints[item.name]) for item in option_fields(kind)}
     return {name: (part, optional) for name, (hint, optional) in found.items() if (part := part_kind(hint))}
+
+
+@cache
+def _list_fields(kind: type[Configured]) -> tuple[str, ...]:
+    hints = get_type_hints(kind)
+    names = (item.name for item in option_fields(kind))
+    return tuple(name for name in names if get_origin(without_none(hints[name])[0]) is tuple)

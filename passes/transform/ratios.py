@@ -60,7 +60,9 @@ def pruned_count(ratio: Fraction, count: int, step: int = 1) -> int:
 
 
 def check_ratios(text: str) -> None:
-    """`UserError` for a text in none of the `FORMS`."""
+    """`UserError` for a text in none of the `FORMS`, or for something that is no text."""
+    if not isinstance(text, str):
+        raise UserError(f"ratios={text!r} must be a text, such as ratios='0.5': write {FORMS}")
     if not is_plan(text):
         _parse(text)
 

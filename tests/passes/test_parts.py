@@ -29,6 +29,7 @@ from pruneopt.passes.search.ranking import Ranking
 from pruneopt.passes.search.searcher import Searcher
 from pruneopt.passes.spec import check_options, parse_part, parse_pipeline, pass_text, pipeline_text
 from pruneopt.passes.training.recipe import Recipe
+from pruneopt.passes.transform.greg import GReg1
 from pruneopt.passes.transform.prune import Prune
 from pruneopt.passes.transform.regularised import Regulariser
 
@@ -449,3 +450,10 @@ def test_abns_options_are_explained() -> None:
     note = str(error.value).splitlines()[-1]
     assert "searcher takes candidates, max-ratio" in note
     assert "evaluator takes subval-limit, batch-size" in note
+
+
+def test_options_of_the_wrong_kind_in_python() -> None:
+    with pytest.raises(UserError, match=r"budget must be a list, such as \['50%FLOPs'\], not the text '50%FLOPs'"):
+        Prune(budget="50%FLOPs")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"ratios=0\.5 must be a text, such as ratios='0\.5'"):
+        GReg1(ratios=0.5)  # type: ignore[arg-type]
