@@ -13,6 +13,7 @@ from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.prune import Choose
 from pruneopt.passes.transform.repair import METHODS
+from pruneopt.passes.transform.scratch import Scratch
 from pruneopt.passes.transform.stages import Cost
 
 __all__ = ["chosen_pass", "needs_data", "passes_of"]
@@ -62,6 +63,11 @@ def _standard(text: str, repairs: list[str]) -> list[Pass]:
     given = parse_pipeline(text)
     if len(given) != 1 or not isinstance(given[0], Choose):
         raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
+    if repairs and any(isinstance(step, Scratch) for step in given[0].after()):
+        raise UserError(
+            f"{given[0].name} trains its result from new weights, which leaves nothing to repair: leave --repair out, "
+            "or give weights=inherit"
+        )
     after = [step for step in given[0].after() if not ("lstsq" in repairs and isinstance(step, Recalibrate))]
     return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *after]
 

@@ -179,6 +179,16 @@ class Loop:
             mean = {name: value for name, value in averaged.items() if value.is_floating_point()}
             write_tensors(self.run.module, tensors_of(self.run.module) | mean)
         self.processes.spread(list(self.run.module.buffers()))
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """The last step's weights never met a loss: look at them before they are delivered."""
+        for name, tensor in tensors_of(self.run.module).items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise UserError(
+                    f"training ended with {name} infinite or NaN after {self.run.iteration} steps: lower the learning "
+                    f"rate (now {self._rate():.3g}) or check the loss function and the data"
+                )
 
     # State
 

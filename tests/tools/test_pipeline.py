@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.transform.repair import Repair
@@ -61,3 +62,9 @@ def test_the_winner_is_recalibrated_as_it_was_judged() -> None:
     text = "abn{calibration-batches=7 batch-size=16 whole seed=5 compat=momentum,augment}"
     after = next(step for step in steps(pass_text=text) if isinstance(step, Recalibrate))
     assert after == Recalibrate(batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True, seed=5)
+
+
+def test_nothing_is_repaired_before_new_weights() -> None:
+    with pytest.raises(UserError, match="leaves nothing to repair"):
+        names(pass_text="metapruning", repair=["lstsq"])
+    assert names(pass_text="metapruning{weights=inherit}", repair=["lstsq"])[-2:] == ["repair lstsq", "finetune"]

@@ -145,6 +145,9 @@ def test_a_diverging_loss_stops(points: Points, net: Net) -> None:
         train(net(), points(loss=lambda outputs, targets: outputs.sum() * torch.nan), SGD(epochs=2))
     with pytest.raises(UserError, match="by step 4: lower the learning rate"):
         train(nn.Linear(4, 2), points(), SGD(epochs=40, lr=1e30, batch_size=16))
+    # No loss is seen after the last step.
+    with pytest.raises(UserError, match="training ended with weight infinite or NaN after 1 steps: lower"):
+        train(nn.Linear(4, 2), points(), SGD(epochs=1, lr=1e30, weight_decay=1e10, batch_size=70))
 
 
 def test_nothing_to_train_and_odd_losses(points: Points, net: Net) -> None:
