@@ -59,7 +59,7 @@ class Redundant(nn.Module):
                 self._repeat(tensor, 3)
             self.norm.running_mean.view(3, 3)[:, 2] = 2 * self.norm.running_mean.view(3, 3)[:, 0]
             self.norm.running_var.view(3, 3)[:, 2] = 4 * self.norm.running_var.view(3, 3)[:, 0]
-            self.norm.eps = 0.0
+            self.norm.eps = 1e-12
             self.norm.weight.view(3, 3)[:, 2] = self.norm.weight.view(3, 3)[:, 0]
             self.norm.bias.view(3, 3)[:, 2] = self.norm.bias.view(3, 3)[:, 0]
             for tensor in (self.grouped.weight, self.grouped.bias, self.deep.weight, self.deep.bias):
