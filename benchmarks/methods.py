@@ -93,6 +93,24 @@ def methods(setting: Setting) -> dict[str, str]:
     }
 
 
+def variants(setting: Setting) -> dict[str, str]:
+    """Rows that take an explanation of the table apart; only made when ``--methods`` names them."""
+    long = 8 * setting.training
+    sparse = f"regulariser=gamma-l1{{scale=0.02}} recipe=sgd{{epochs={long} lr=0.01 batch-size=64}}"
+    return {
+        # Slimming: is it the scales, the one threshold over all layers, the merging, or the short training?
+        "bn-scale, one threshold": "prune{criterion=bn-scale normalise=false}",
+        "bn-scale, normalised": "prune{criterion=bn-scale}",
+        "bn-scale, uniform": "uniform{criterion=bn-scale}",
+        "slimming (and)": methods(setting)["slimming"].replace("slimming{", "slimming{merge=and "),
+        "slimming (8 x)": f"slimming{{{sparse}}}",
+        # The criterion alone, with the same widths as the uniform row.
+        "hrank, uniform": "uniform{criterion=hrank}",
+        "taylor, uniform": "uniform{criterion=taylor}",
+        "random, uniform": "uniform{criterion=random}",
+    }
+
+
 def one_run(graph: Graph, workload: Workload, setting: Setting, step: str, budget: str, seed: int) -> dict[str, Any]:
     """Prune, prove, recalibrate, fine-tune; accuracies are shares, on the sub-validation and the test images."""
     started = time.perf_counter()
@@ -132,7 +150,8 @@ def run_all(options: argparse.Namespace) -> None:
     done = {(r["network"], r["method"], r["budget"], r["seed"]) for r in lines(options.out)}
     for network in options.networks.split(","):
         setting = SETTINGS[network]
-        chosen = options.methods.split(",") if options.methods else list(methods(setting))
+        known = methods(setting) | variants(setting)
+        chosen = options.methods.split(";") if options.methods else list(methods(setting))
         for seed in map(int, options.seeds.split(",")):
             budgets = options.budgets.split(",") if options.budgets else setting.budgets
             wanted = [(m, b) for b in budgets for m in chosen if (network, m, b, seed) not in done]
@@ -141,7 +160,7 @@ def run_all(options: argparse.Namespace) -> None:
             graph, workload = load(network, setting, seed, options)
             base = workload.score(build_module(graph, graph.weights), "test")
             for method, budget in wanted:
-                found = one_run(graph, workload, setting, methods(setting)[method], budget, seed)
+                found = one_run(graph, workload, setting, known[method], budget, seed)
                 row = {"network": network, "method": method, "budget": budget, "seed": seed, "original": base, **found}
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -185,7 +204,7 @@ def _spread(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", default="digits_resnet", help=f"of {', '.join(SETTINGS)}, joined by commas")
-    parser.add_argument("--methods", help="only these rows, joined by commas")
+    parser.add_argument("--methods", help="only these rows, or those of variants(), joined by semicolons")
     parser.add_argument("--budgets", help="instead of both of a network's budgets, joined by commas")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas")
     parser.add_argument("--data", help="for the CIFAR networks: cifar10:DIR?normalise=imagenet")

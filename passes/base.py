@@ -44,6 +44,7 @@ __all__ = [
     "option_fields",
     "part_kind",
     "silent",
+    "without_data",
     "without_none",
 ]
 
@@ -281,6 +282,11 @@ class Result:
             dict(state.timings),
             state.masks,
         )
+
+
+def without_data(state: State) -> str | None:
+    """What `Pass.requires` says where there is no data; None where there is."""
+    return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
 
 
 def option_fields(kind: type[Configured]) -> tuple[dataclasses.Field[Any], ...]:

@@ -20,7 +20,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import Split, Workload, placed, seeded, set_mode
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.base import Pass, State, option, without_data
 
 __all__ = ["MEAN", "PAPER", "Recalibrate", "calibration_inputs", "recalibrate", "recalibrate_on"]
 
@@ -184,7 +184,7 @@ class Recalibrate(Pass):
         return self.name
 
     def requires(self, state: State) -> str | None:
-        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+        return without_data(state)
 
     def run(self, state: State) -> bool:
         workload = state.need_workload(self.name)

@@ -15,10 +15,9 @@ import torch
 
 from pruneopt.errors import UserError
 from pruneopt.ir.printer import print_graph
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Trial
@@ -31,7 +30,8 @@ from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets, aims_of
-from pruneopt.passes.transform.select import budget_report, is_filled, keep_best
+from pruneopt.passes.transform.select import is_filled, keep_best
+from pruneopt.passes.transform.settle import settle
 
 __all__ = ["JOURNAL", "Search", "Searched"]
 
@@ -76,8 +76,11 @@ class Search:
 
     def plan(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """The units of the trained network that a candidate keeps."""
-        widths = np.array([candidate.widths[name] for name in self.space.cost.groups])
-        return keep_best(widths, self.space.scores, self.space.coupling, self.space.cost)
+        return keep_best(self.widths(candidate), self.space.scores, self.space.coupling, self.space.cost)
+
+    def widths(self, candidate: Candidate) -> np.ndarray:
+        """The width vector `[G]` of a candidate."""
+        return np.array([candidate.widths[name] for name in self.space.cost.groups])
 
     # Candidates
 
@@ -158,27 +161,27 @@ class Search:
     def _finish(self, top: int, epochs: int) -> None:
         chosen = self.outcome.ranking[:top]
         known = {item.index for item in self.outcome.finalists}
+        networks: CutNetworks | None = None
         for place, candidate in enumerate(chosen, 1):
             if candidate.index in known:
                 continue
-            finalist = self._second_look(candidate, epochs)
+            networks = networks or self.networks()
+            finalist = self._second_look(candidate, epochs, networks)
             self.journal.append(asdict(finalist))
             self.outcome.finalists.append(finalist)
             text = f"candidate {candidate.index}: {candidate.score:.4f}, {finalist.tuned:.4f} fine-tuned"
             self.tell(text, place, len(chosen))
 
-    def _second_look(self, candidate: Candidate, epochs: int) -> Finalist:
+    def _second_look(self, candidate: Candidate, epochs: int, networks: CutNetworks) -> Finalist:
         """From the original weights again: stale score, fresh statistics, fine-tuning."""
         started = time.perf_counter()
-        networks = self.networks()
         module = networks.network(self.plan(candidate))
         stale = networks.score(module) if candidate.stale is None else candidate.stale
         networks.recalibrate(module)
         networks.tune(module, epochs)
         tuned = networks.score(module)
-        widths = np.array([candidate.widths[name] for name in self.space.cost.groups])
         seconds = time.perf_counter() - started
-        return Finalist(candidate.index, stale, tuned, self._fitness(widths, tuned), seconds)
+        return Finalist(candidate.index, stale, tuned, self._fitness(self.widths(candidate), tuned), seconds)
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,7 @@ class Searched(Choose):
         return self.name
 
     def requires(self, state: State) -> str | None:
-        needs_data = "it needs data: give --data, or a model file with data()"
-        return super().requires(state) or (needs_data if state.workload is None else None)
+        return super().requires(state) or without_data(state)
 
     def after(self) -> list[Pass]:
         """A plan that was judged with fresh statistics is delivered with these."""
@@ -246,14 +248,10 @@ class Searched(Choose):
             raise UserError(f"{self.name} needs a budget to aim at: give one, such as 50%FLOPs")
         search = self.prepare(state)
         outcome = search.run(self.top or TOP, self.finetune_epochs)
-        before = state.graph.channels
-        state.plan = search.plan(outcome.winner)
-        write_plan(state.graph, state.plan)
         state.records[self.name] = outcome
-        cost = state.need_cost()
-        filled = is_filled(cost.widths(state.plan), search.space.allowed, state.budgets, cost)
-        state.records["budget"] = budget_report(state.budgets, cost, state.plan, filled=filled)
-        return state.graph.channels != before
+        widths = search.widths(outcome.winner)
+        filled = is_filled(widths, search.space.allowed, state.budgets, state.need_cost())
+        return settle(state, search.plan(outcome.winner), filled=filled)
 
     def prepare(self, state: State) -> Search:
         """The search of a state, to be continued from its journal where there is one.

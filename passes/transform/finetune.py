@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.registry import part_class
 from pruneopt.passes.training.objective import can_distil
 from pruneopt.passes.training.recipe import Momentum, Recipe, TrainingOptions
@@ -58,7 +58,7 @@ class Finetune(Momentum, Pass):
         return self.name
 
     def requires(self, state: State) -> str | None:
-        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+        return without_data(state)
 
     def run(self, state: State) -> bool:
         recipe = self.recipe()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pruneopt.errors import BudgetError, InternalError, UserError
 from pruneopt.models.weights import read_weights
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.analysis.sizes import gather_kept, kept_mask
 from pruneopt.passes.base import State, option
@@ -23,7 +22,7 @@ from pruneopt.passes.plan import load_plan
 from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.pns.result import PruningResult
 from pruneopt.passes.transform.prune import Choose
-from pruneopt.passes.transform.select import budget_report
+from pruneopt.passes.transform.settle import settle
 
 __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
 
@@ -53,12 +52,7 @@ def take_plan(state: State, plan: Plan, origin: str) -> bool:
         if not within([budget], cost, widths):
             value = format_value(budget.unit, float(cost.measure(budget.unit, widths)))
             raise BudgetError(f"{origin} leaves {value}, more than the budget '{budget.text}' allows")
-    before = state.graph.channels
-    state.plan = dict(plan)
-    write_plan(state.graph, plan)
-    if state.budgets:
-        state.records["budget"] = budget_report(state.budgets, cost, plan)
-    return state.graph.channels != before
+    return settle(state, plan)
 
 
 def with_kept_weights(

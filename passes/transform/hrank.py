@@ -22,7 +22,6 @@ from pruneopt.errors import UserError
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import dim_size
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Group
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, Given
@@ -32,7 +31,7 @@ from pruneopt.passes.base import State, option
 from pruneopt.passes.transform.by_ratio import LayerRule, picked
 from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
 from pruneopt.passes.transform.ratios import RATIOS, SKIP
-from pruneopt.passes.transform.select import budget_report
+from pruneopt.passes.transform.settle import settle
 
 __all__ = ["HRank", "HRankPass", "HRankRecord", "feature_map"]
 
@@ -234,11 +233,6 @@ class HRankPass(Choose):
         given = Given(coupling, state.graph.weights, seed=state.seed, workload=workload, device=state.device)
         total = criterion.score_groups(given, cut)
         scores = [torch.from_numpy(total[group.units]) for group in groups]
-        before = state.graph.channels
-        state.plan = picked(state, layers, counts, scores).plan
-        write_plan(state.graph, state.plan)
         removed = {group.name: count for group, count in zip(groups, counts, strict=True) if count}
         state.records[self.name] = HRankRecord(min(self.images, len(workload.calibration)), removed)
-        if state.budgets:
-            state.records["budget"] = budget_report(state.budgets, state.need_cost(), state.plan)
-        return state.graph.channels != before
+        return settle(state, picked(state, layers, counts, scores).plan)

@@ -19,11 +19,11 @@ from torch import Tensor
 from pruneopt.errors import UserError, VerificationError
 from pruneopt.files import atomic_path
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.places import find_places
 from pruneopt.passes.base import State
 from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.transform.settle import set_plan
 from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = [
@@ -83,16 +83,12 @@ class KeepMasks(Hook):
 # In a run of passes
 
 
-def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Tensor] | None) -> bool:
+def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Tensor]) -> bool:
     """Write what was decided into the state: the plan, and the masks, beside those of before, with what they leave.
 
-    Returns whether the graph changed, its header or its weights.
+    Returns that the graph changed.
     """
-    before = state.graph.channels
-    state.plan = dict(plan)
-    write_plan(state.graph, state.plan)
-    if masks is None:
-        return state.graph.channels != before
+    set_plan(state, plan)
     # What an earlier pass has masked stays at zero, whatever this one takes.
     earlier, unmasked = state.masks or {}, state.unmasked or {}
     both = {name: masks[name] & earlier[name].to(masks[name].device) for name in masks.keys() & earlier.keys()}

@@ -15,7 +15,7 @@ from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.base import State
 from pruneopt.passes.transform.by_ratio import LayerRule, Pick, Picked, layer_scores, picked
 from pruneopt.passes.transform.masks import deliver
-from pruneopt.passes.transform.select import budget_report
+from pruneopt.passes.transform.settle import settle
 from pruneopt.passes.transform.weight_counts import check_reach, check_weight_budgets, weights_to_remove
 
 __all__ = ["prune_by_layer", "prune_weights"]
@@ -91,9 +91,6 @@ def _lowest(scores: Sequence[Tensor], total: int) -> list[int]:
 
 def _deliver(state: State, found: Picked) -> bool:
     if found.masks is None:
-        changed = deliver(state, found.plan, None)
-        if state.budgets:
-            state.records["budget"] = budget_report(state.budgets, state.need_cost(), found.plan)
-        return changed
+        return settle(state, found.plan)
     check_weight_budgets(state, sum(int((~mask).sum()) for mask in found.masks.values()))
     return deliver(state, found.plan, found.masks)

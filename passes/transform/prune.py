@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Coupling, freeze_named
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
@@ -21,8 +20,9 @@ from pruneopt.passes.transform.by_ratio import LayerRule, Pick
 from pruneopt.passes.transform.one_shot import prune_by_layer, prune_weights
 from pruneopt.passes.transform.prunable import Reach
 from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule
-from pruneopt.passes.transform.select import Scope, Scores, budget_report, select
+from pruneopt.passes.transform.select import Scope, Scores, select
 from pruneopt.passes.transform.semi_structured import prune_two_of_four
+from pruneopt.passes.transform.settle import settle
 
 __all__ = [
     "L1",
@@ -118,11 +118,10 @@ def decide(
         BudgetError: a budget that cannot be reached.
         UserError: an impossible option.
     """
-    cost = state.need_cost()
     plan = select(
         scores,
         state.need_coupling(),
-        cost,
+        state.need_cost(),
         state.budgets,
         scope=scope,
         round_to=round_to,
@@ -131,12 +130,7 @@ def decide(
         ratio=ratio,
         seed=state.seed,
     )
-    before = state.graph.channels
-    state.plan = plan
-    write_plan(state.graph, plan)
-    if state.budgets:
-        state.records["budget"] = budget_report(state.budgets, cost, plan)
-    return state.graph.channels != before
+    return settle(state, plan)
 
 
 def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:

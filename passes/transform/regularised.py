@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.base import Part, State, option
+from pruneopt.passes.base import Part, State, option, without_data
 from pruneopt.passes.digest import digest
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.hooks import Hook
@@ -22,7 +22,7 @@ from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
 from pruneopt.passes.transform.masks import deliver
 from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets, aims_of
-from pruneopt.passes.transform.select import budget_report
+from pruneopt.passes.transform.settle import settle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +111,7 @@ class Regularised(Choose):
         return self.name
 
     def requires(self, state: State) -> str | None:
-        needs_data = "it needs data: give --data, or a model file with data()"
-        return super().requires(state) or (needs_data if state.workload is None else None)
+        return super().requires(state) or without_data(state)
 
     @abstractmethod
     def parts(self) -> tuple[Regulariser, Recipe]:
@@ -157,9 +156,10 @@ class Regularised(Choose):
     def conclude(self, state: State, trained: Trained) -> bool:
         """Write a decision and its record into the state; whether the graph changed since before the training."""
         decision = trained.decision
-        changed = deliver(state, decision.plan, decision.masks)
-        if state.budgets and decision.masks is None:
-            state.records["budget"] = budget_report(state.budgets, state.need_cost(), decision.plan)
+        if decision.masks is None:
+            changed = settle(state, decision.plan)
+        else:
+            changed = deliver(state, decision.plan, decision.masks)
         state.records[self.name] = self.record(state, trained.log, trained.hook, decision)
         return changed or trained.log.steps > 0
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.transform.repair_bias import BiasShift, fold_means
 from pruneopt.passes.transform.repair_lstsq import Fit, LayerFit, fit_layers
@@ -94,7 +94,7 @@ class Repair(Pass):
             return "there is nothing to repair yet: run slice and verify first"
         if self.method == "bias" and state.trained_after_slice:
             return "the weights have changed since slice: method=bias must come first, right after verify"
-        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+        return without_data(state)
 
     def run(self, state: State) -> bool:
         split = state.need_workload(self.label).calibration

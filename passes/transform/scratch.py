@@ -18,7 +18,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.blocks import layer_places
 from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.training.stage import train_state
 
@@ -98,7 +98,7 @@ class Scratch(Pass):
             return "there is no cut network yet: run slice and verify first"
         if state.verification is None:
             return "run verify first: afterwards nothing is left to compare with"
-        return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+        return without_data(state)
 
     def run(self, state: State) -> bool:
         fresh, bare = fresh_weights(state.graph, state.seed)

@@ -1,0 +1,26 @@
+"""Writing a decided plan into the state of a run, with what it uses of the budgets."""
+
+from __future__ import annotations
+
+from pruneopt.passes.analysis.annotate import write_plan
+from pruneopt.passes.analysis.coupling import Plan
+from pruneopt.passes.base import State
+from pruneopt.passes.transform.select import budget_report
+
+__all__ = ["set_plan", "settle"]
+
+
+def set_plan(state: State, plan: Plan) -> bool:
+    """Make a plan that of the state, and write it into the graph's header; whether the header changed."""
+    before = state.graph.channels
+    state.plan = dict(plan)
+    write_plan(state.graph, state.plan)
+    return state.graph.channels != before
+
+
+def settle(state: State, plan: Plan, *, filled: bool = True) -> bool:
+    """`set_plan`, and the record of what the plan uses of the budgets (``filled``: see `budget_report`)."""
+    changed = set_plan(state, plan)
+    if state.budgets:
+        state.records["budget"] = budget_report(state.budgets, state.need_cost(), plan, filled=filled)
+    return changed
