@@ -26,10 +26,10 @@ from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
 from pruneopt.passes.base import State
+from pruneopt.passes.repair.lstsq import LayerFit
+from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.transform.prune import L1
-from pruneopt.passes.transform.repair import Repair, RepairReport
-from pruneopt.passes.transform.repair_lstsq import LayerFit
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 RESULTS = Path(__file__).resolve().parent / "results" / "repair.json"

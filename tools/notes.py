@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pruneopt.passes.regularised.slimming import SlimmingRecord
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_training import PruningNetReport
 from pruneopt.passes.training.log import TrainingLog
-from pruneopt.passes.transform.slimming import SlimmingRecord
 
 __all__ = ["pass_notes"]
 

@@ -9,10 +9,10 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
 from pruneopt.passes.registry import pass_class
+from pruneopt.passes.repair.repair import METHODS
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.transform.prune import Choose
-from pruneopt.passes.transform.repair import METHODS
 from pruneopt.passes.transform.scratch import Scratch
 from pruneopt.passes.transform.stages import Cost
 

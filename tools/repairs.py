@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pruneopt.passes.transform.repair import RepairReport
+from pruneopt.passes.repair.repair import RepairReport
 
 __all__ = ["repair_notes", "repair_rows", "with_repairs"]
 

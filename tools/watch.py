@@ -15,7 +15,7 @@ from pruneopt.models.workload import Workload, top1
 from pruneopt.passes.base import Pass, State
 from pruneopt.passes.budget import check_reachable, parse_budget
 from pruneopt.passes.instrument import Instrument
-from pruneopt.passes.transform.regularised import Regularised
+from pruneopt.passes.regularised.regularised import Regularised
 from pruneopt.passes.transform.select import ladders
 
 __all__ = ["Score", "Watch", "metric_name", "stopped"]

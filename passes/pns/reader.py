@@ -13,7 +13,7 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.pns.network import Network
 from pruneopt.passes.pns.schema import Cat, Schema, Tie, contradictions
-from pruneopt.passes.transform.scales import Merge, Rounding
+from pruneopt.passes.regularised.scales import Merge, Rounding
 
 __all__ = ["read_json", "read_schema", "schema_of"]
 

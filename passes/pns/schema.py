@@ -17,7 +17,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.pns.network import Layer, Network, merge_sets
-from pruneopt.passes.transform.scales import Merge, Rounding
+from pruneopt.passes.regularised.scales import Merge, Rounding
 
 __all__ = ["Cat", "Schema", "Tie", "contradictions", "write_schema"]
 

@@ -21,6 +21,8 @@ from pruneopt.passes.analysis.criteria import L1Norm, Taylor
 from pruneopt.passes.analysis.importance import Criterion
 from pruneopt.passes.base import Part, Pass, State, option, option_fields
 from pruneopt.passes.registry import PART_GROUPS, all_passes, part_class, part_kinds, part_names
+from pruneopt.passes.regularised.greg import GReg1
+from pruneopt.passes.regularised.regularised import Regulariser
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, StaleStatistics
 from pruneopt.passes.search.evolution import Evolution
@@ -29,9 +31,7 @@ from pruneopt.passes.search.ranking import Ranking
 from pruneopt.passes.search.searcher import Searcher
 from pruneopt.passes.spec import check_options, parse_part, parse_pipeline, pass_text, pipeline_text
 from pruneopt.passes.training.recipe import Recipe
-from pruneopt.passes.transform.greg import GReg1
 from pruneopt.passes.transform.prune import Prune
-from pruneopt.passes.transform.regularised import Regulariser
 
 BASES: dict[str, type[Part]] = {
     "criterion": Criterion,

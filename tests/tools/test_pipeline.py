@@ -7,8 +7,8 @@ import pytest
 
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
+from pruneopt.passes.repair.repair import Repair
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.transform.repair import Repair
 from pruneopt.tools.pipeline import passes_of
 
 

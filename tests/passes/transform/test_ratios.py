@@ -23,9 +23,9 @@ from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.plan import save_plan
+from pruneopt.passes.regularised.greg import GReg1, GReg2
 from pruneopt.passes.spec import parse_pipeline, pass_text
 from pruneopt.passes.transform.by_ratio import LayerRule, picked
-from pruneopt.passes.transform.greg import GReg1, GReg2
 from pruneopt.passes.transform.ratios import check_ratios, pruned_count
 
 

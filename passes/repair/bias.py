@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Op
-from pruneopt.passes.transform.repair_layers import Home, Site, add_constant
-from pruneopt.passes.transform.repair_material import Material
+from pruneopt.passes.repair.layers import Home, Site, add_constant
+from pruneopt.passes.repair.material import Material
 
 __all__ = ["BiasShift", "fold_means"]
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -16,49 +17,16 @@ from pruneopt.ir.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.places import find_places
-from pruneopt.passes.transform.growth import Growth, Rates
+from pruneopt.passes.regularised.growth import Growth, Rates
 from pruneopt.passes.transform.prunable import Prunable, prunable_groups
 
-
-class Tiny(nn.Module):
-    """Two convolutions whose filters can go, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=True), nn.BatchNorm2d(4)
-        self.b = nn.Conv2d(4, 6, 3, padding=1, bias=False)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.b(torch.relu(self.norm(self.a(x)))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    torch.manual_seed(0)
-    return capture(Tiny().eval(), (torch.randn(2, 1, 6, 6),))
+Smallest = Callable[[Mapping[str, int]], Any]
 
 
 @pytest.fixture(scope="module")
 def layers(graph: Graph) -> tuple[Prunable, ...]:
     coupling = couple(graph)
     return prunable_groups(coupling, find_places(coupling.graph), "filter", "internal")
-
-
-def smallest(counts: Mapping[str, int]) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
-    """Picks so many filters of every layer, those with the smallest mean magnitude."""
-
-    def decide(weights: Mapping[str, Tensor]) -> list[Tensor]:
-        found = []
-        for name, count in counts.items():
-            score = weights[f"{name}.weight"].abs().mean((1, 2, 3))
-            removed = torch.zeros(len(score), dtype=torch.bool)
-            removed[torch.argsort(score)[:count]] = True
-            found.append(removed)
-        return found
-
-    return decide
 
 
 # The machine, written from the text, with loops and Python numbers
@@ -161,7 +129,13 @@ FAST = Rates(
 
 
 def walk(
-    layers: tuple[Prunable, ...], graph: Graph, rates: Rates, counts: dict[str, int], early: bool, rate: float
+    layers: tuple[Prunable, ...],
+    graph: Graph,
+    rates: Rates,
+    counts: dict[str, int],
+    early: bool,
+    rate: float,
+    smallest: Smallest,
 ) -> list[str]:
     """Run both machines beside each other under the same noisy descent, starting the tested one anew from its own
     state in every iteration; returns the states passed through.
@@ -218,17 +192,25 @@ def walk(
 )
 @pytest.mark.parametrize("counts", [{"a": 2, "b": 3}, {"a": 0, "b": 5}])
 def test_every_step_is_that_of_the_text(
-    graph: Graph, layers: tuple[Prunable, ...], rates: Rates, rate: float, early: bool, counts: dict[str, int]
+    graph: Graph,
+    layers: tuple[Prunable, ...],
+    rates: Rates,
+    rate: float,
+    early: bool,
+    counts: dict[str, int],
+    smallest: Smallest,
 ) -> None:
     # A late machine cannot know before it picks that a layer loses nothing: such layers are not given to it.
     mine = layers if early else tuple(layer for layer in layers if counts[layer.name])
     asked = counts if early else {name: count for name, count in counts.items() if count}
-    states = walk(mine, graph, rates, asked, early, rate)
+    states = walk(mine, graph, rates, asked, early, rate, smallest)
     wanted = ["update+picked", "stabilise+picked"] if early else ["update", "update+picked", "stabilise+picked"]
     assert list(dict.fromkeys(states)) == wanted
 
 
-def test_ratios_finish_globally_in_greg1_and_by_layer_in_greg2(layers: tuple[Prunable, ...]) -> None:
+def test_ratios_finish_globally_in_greg1_and_by_layer_in_greg2(
+    layers: tuple[Prunable, ...], smallest: Smallest
+) -> None:
     rates = replace(FAST, interval=1, pick_ceiling=Fraction(1, 100), limit=10.0, ceiling=Fraction(100))
     apart = torch.tensor([1.0, 1.0, 0.01, 0.01])[:, None, None, None].expand(4, 1, 3, 3)
     close = torch.tensor([1.0, 1.0, 1.0, 0.9, 0.9, 0.9])[:, None, None, None].expand(6, 4, 3, 3)
@@ -249,7 +231,7 @@ def test_ratios_finish_globally_in_greg1_and_by_layer_in_greg2(layers: tuple[Pru
         assert machine.of["b"].finished == 3
 
 
-def test_thresholds_are_strict_where_the_paper_is(layers: tuple[Prunable, ...]) -> None:
+def test_thresholds_are_strict_where_the_paper_is(layers: tuple[Prunable, ...], smallest: Smallest) -> None:
     weights = {"a.weight": torch.ones(4, 1, 3, 3), "b.weight": torch.ones(6, 4, 3, 3)}
     rates = replace(FAST, interval=1, grow=Fraction(1, 2), limit=1.0)
     machine = Growth(layers, replace(rates, limit=1.5), early=True, decide=smallest({"a": 1, "b": 1}))

@@ -17,9 +17,9 @@ from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.analysis.sizes import gather_kept
 from pruneopt.passes.base import State
+from pruneopt.passes.repair.lstsq import LayerFit
+from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.transform.repair import Repair, RepairReport
-from pruneopt.passes.transform.repair_lstsq import LayerFit
 
 CutState = Callable[..., State]
 

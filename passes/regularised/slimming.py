@@ -31,14 +31,14 @@ from pruneopt.passes.base import State, option
 from pruneopt.passes.budget import Budget
 from pruneopt.passes.digest import file_digest
 from pruneopt.passes.pns.reader import read_schema
+from pruneopt.passes.regularised.gamma import GammaL1
+from pruneopt.passes.regularised.regularised import Decision, Regularised, Regulariser, RegulariserHook, Trained
+from pruneopt.passes.regularised.scales import Compat, Merge, Rounding, Rule, Scales, gamma_scales, unit_scales
+from pruneopt.passes.regularised.threshold import Cut, Cutter, GroupCut
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
-from pruneopt.passes.transform.gamma import GammaL1
 from pruneopt.passes.transform.masks import KeepMasks, masked
 from pruneopt.passes.transform.prune import add_budgets, ignored_groups
-from pruneopt.passes.transform.regularised import Decision, Regularised, Regulariser, RegulariserHook, Trained
-from pruneopt.passes.transform.scales import Compat, Merge, Rounding, Rule, Scales, gamma_scales, unit_scales
-from pruneopt.passes.transform.threshold import Cut, Cutter, GroupCut
 
 __all__ = ["Round", "Slimming", "SlimmingRecord", "unit_masks"]
 

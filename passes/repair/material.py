@@ -18,7 +18,7 @@ from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.layers import layer_weight
 from pruneopt.passes.analysis.sizes import gather_kept, kept_parts
 from pruneopt.passes.base import Progress, State
-from pruneopt.passes.transform.repair_layers import Home, Site, find_home, make_bias, sites_of
+from pruneopt.passes.repair.layers import Home, Site, find_home, make_bias, sites_of
 from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = ["Batching", "Left", "Material"]

@@ -18,7 +18,7 @@ from pruneopt.ir.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.analysis.sizes import gather_kept
 from pruneopt.passes.base import State
-from pruneopt.passes.transform.repair import Repair, RepairReport
+from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.tools.artefacts import write_artefacts
 
 CutState = Callable[..., State]

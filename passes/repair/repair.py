@@ -17,10 +17,10 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.passes.repair.bias import BiasShift, fold_means
+from pruneopt.passes.repair.lstsq import Fit, LayerFit, fit_layers
+from pruneopt.passes.repair.material import Batching, Left, Material
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.transform.repair_bias import BiasShift, fold_means
-from pruneopt.passes.transform.repair_lstsq import Fit, LayerFit, fit_layers
-from pruneopt.passes.transform.repair_material import Batching, Left, Material
 
 __all__ = ["METHODS", "Repair", "RepairReport"]
 

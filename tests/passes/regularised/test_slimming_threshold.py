@@ -16,9 +16,9 @@ from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
 from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.budget import parse_budget, within
-from pruneopt.passes.transform.scales import Rule, Scales, gamma_scales, ratio_threshold, unit_scales
+from pruneopt.passes.regularised.scales import Rule, Scales, gamma_scales, ratio_threshold, unit_scales
+from pruneopt.passes.regularised.threshold import Cut, Cutter
 from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.threshold import Cut, Cutter
 from pruneopt.passes.transform.verify import verify_pruned
 
 # digits_resnet: its shortcuts tie these layers (as its source says), every other layer stands alone.

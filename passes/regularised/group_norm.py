@@ -19,9 +19,9 @@ from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.importance import produced_slots, summed
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import option
+from pruneopt.passes.regularised.gamma import PenaltyReport, checked_scale, live_parameters
+from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run
-from pruneopt.passes.transform.gamma import PenaltyReport, checked_scale, live_parameters
-from pruneopt.passes.transform.regularised import Regulariser, RegulariserHook, Task
 
 __all__ = ["GroupNorm"]
 

@@ -15,12 +15,12 @@ from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.base import State
+from pruneopt.passes.regularised.gamma import GammaL1
+from pruneopt.passes.regularised.group_norm import GroupNorm
+from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Hook, Run
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
-from pruneopt.passes.transform.gamma import GammaL1
-from pruneopt.passes.transform.group_norm import GroupNorm
-from pruneopt.passes.transform.regularised import Decision, Regulariser, RegulariserHook, Task
 
 
 def task(model: nn.Module, *shape: int) -> Task:

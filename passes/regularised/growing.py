@@ -15,10 +15,10 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.places import find_places
 from pruneopt.passes.base import option
+from pruneopt.passes.regularised.growth import Growth, Rates
+from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run
-from pruneopt.passes.transform.growth import Growth, Rates
 from pruneopt.passes.transform.prunable import Prunable, prunable_groups
-from pruneopt.passes.transform.regularised import Decision, Regulariser, RegulariserHook, Task
 
 __all__ = ["Growing", "GrowingHook", "GrowingReport", "LayerReport"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.passes.transform.repair_layers import Site
+from pruneopt.passes.repair.layers import Site
 
 __all__ = ["Batches", "LockStep"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruneopt.passes.analysis.labels import number, numbers
 from pruneopt.passes.analysis.layers import CONVOLUTIONS, TRANSPOSED
-from pruneopt.passes.transform.repair_layers import Site
+from pruneopt.passes.repair.layers import Site
 
 __all__ = ["Form", "form_of"]
 

@@ -17,7 +17,7 @@ from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan
 from pruneopt.passes.budget import check_reachable, within
-from pruneopt.passes.transform.scales import Merge, Rule, Scales, ratio_threshold
+from pruneopt.passes.regularised.scales import Merge, Rule, Scales, ratio_threshold
 from pruneopt.passes.transform.select import Ladders, best_units, fill_up, ladders, step_scores
 
 if TYPE_CHECKING:

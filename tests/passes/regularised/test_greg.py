@@ -22,11 +22,11 @@ from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import Result, State
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.plan import save_plan
+from pruneopt.passes.regularised.greg import GReg1, GReg2, GRegRecord
+from pruneopt.passes.regularised.growing import Growing, GrowingReport
 from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
-from pruneopt.passes.transform.greg import GReg1, GReg2, GRegRecord
-from pruneopt.passes.transform.growing import Growing, GrowingReport
 from pruneopt.tools.main import main
 
 FAST = "regulariser=growing{iterations=50 interval=2} recipe=sgd{lr=0.02 batch-size=64 schedule=constant}"

@@ -26,10 +26,10 @@ from pruneopt.passes.analysis.sizes import gather_kept
 from pruneopt.passes.base import Result, option_fields
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pns.schema import write_schema
+from pruneopt.passes.regularised.scales import gamma_scales, ratio_threshold
+from pruneopt.passes.regularised.slimming import Slimming, SlimmingRecord, unit_masks
 from pruneopt.passes.spec import parse_pipeline, pass_text
-from pruneopt.passes.transform.scales import gamma_scales, ratio_threshold
 from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.slimming import Slimming, SlimmingRecord, unit_masks
 
 FAST = "recipe=sgd{epochs=2 lr=0.1 batch-size=64} regulariser=gamma-l1{scale=0.01}"
 

@@ -15,8 +15,8 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.norms import BatchNorm, batch_norms
 from pruneopt.passes.base import option
+from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run
-from pruneopt.passes.transform.regularised import Regulariser, RegulariserHook, Task
 
 __all__ = ["GammaL1", "PenaltyReport", "checked_scale", "live_parameters"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.ir.capture import capture
-from pruneopt.passes.transform.repair_forms import Form, form_of
-from pruneopt.passes.transform.repair_layers import sites_of
+from pruneopt.passes.repair.forms import Form, form_of
+from pruneopt.passes.repair.layers import sites_of
 
 
 class Product(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruneopt.passes.transform.repair_normal import Normal, pooled, solve
+from pruneopt.passes.repair.normal import Normal, pooled, solve
 
 G, N, FEATURES, OUT = 3, 40, 5, 4
 

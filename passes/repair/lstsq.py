@@ -17,11 +17,11 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
 from pruneopt.passes.analysis.layers import layer_weight
-from pruneopt.passes.transform.repair_forms import Form, form_of
-from pruneopt.passes.transform.repair_layers import Home, Site, add_constant
-from pruneopt.passes.transform.repair_material import Material
-from pruneopt.passes.transform.repair_normal import Normal, pooled, solve
-from pruneopt.passes.transform.repair_walk import LockStep
+from pruneopt.passes.repair.forms import Form, form_of
+from pruneopt.passes.repair.layers import Home, Site, add_constant
+from pruneopt.passes.repair.material import Material
+from pruneopt.passes.repair.normal import Normal, pooled, solve
+from pruneopt.passes.repair.walk import LockStep
 from pruneopt.passes.transform.verify import PRODUCTS
 
 __all__ = ["Fit", "LayerFit", "fit_layers"]

@@ -13,52 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.base import State
+from pruneopt.passes.regularised.growing import Growing
+from pruneopt.passes.regularised.regularised import Decision, Task
 from pruneopt.passes.training.hooks import Hook, Run
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.stage import train_state
-from pruneopt.passes.transform.growing import Growing
-from pruneopt.passes.transform.regularised import Decision, Task
-
-
-class Tiny(nn.Module):
-    """Two convolutions whose filters can go, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=True), nn.BatchNorm2d(4)
-        self.b = nn.Conv2d(4, 6, 3, padding=1, bias=False)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.b(torch.relu(self.norm(self.a(x)))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    torch.manual_seed(0)
-    return capture(Tiny().eval(), (torch.randn(2, 1, 6, 6),))
-
-
-def smallest(counts: Mapping[str, int]) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
-    """Picks so many filters of every layer, those with the smallest mean magnitude."""
-
-    def decide(weights: Mapping[str, Tensor]) -> list[Tensor]:
-        found = []
-        for name, count in counts.items():
-            score = weights[f"{name}.weight"].abs().mean((1, 2, 3))
-            removed = torch.zeros(len(score), dtype=torch.bool)
-            removed[torch.argsort(score)[:count]] = True
-            found.append(removed)
-        return found
-
-    return decide
 
 
 @pytest.mark.parametrize(
@@ -98,18 +62,27 @@ def state_of(graph: Graph, workload: Workload, folder: Path | None = None) -> St
     )
 
 
-def task_of(state: State) -> Task:
-    coupling = state.need_coupling()
+TaskOf = Callable[[State], Task]
 
-    def decide(weights: Mapping[str, Tensor]) -> Decision:
-        removed = dict(zip("ab", smallest({"a": 2, "b": 3})(weights), strict=True))
-        return Decision({name: np.flatnonzero(~flags.numpy()) for name, flags in removed.items()})
 
-    return Task(state, coupling, state.need_cost(), decide)
+@pytest.fixture
+def task_of(smallest: Callable[[Mapping[str, int]], Any]) -> TaskOf:
+    """What a pass asks of its regulariser: two filters of a and three of b go."""
+
+    def make(state: State) -> Task:
+        def decide(weights: Mapping[str, Tensor]) -> Decision:
+            removed = dict(zip("ab", smallest({"a": 2, "b": 3})(weights), strict=True))
+            return Decision({name: np.flatnonzero(~flags.numpy()) for name, flags in removed.items()})
+
+        return Task(state, state.need_coupling(), state.need_cost(), decide)
+
+    return make
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_penalty_comes_on_top_of_the_weight_decay(graph: Graph, workload: Workload, accumulate: int) -> None:
+def test_the_penalty_comes_on_top_of_the_weight_decay(
+    graph: Graph, workload: Workload, task_of: TaskOf, tiny: nn.Module, accumulate: int
+) -> None:
     """One step of SGD, by hand: W - lr * (dloss/dW + decay * W + reg * W); norms and biases have no penalty."""
     state = state_of(graph, workload)
     growing = Growing(picks="early", grow=0.25, interval=1, stabilise=0, ceiling=0.1)
@@ -118,7 +91,7 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(graph: Graph, workload: Wo
     recipe = replace(recipe, accumulate=accumulate, augment=False)
     log = train_state(state, recipe, name="t", hooks=(hook,))
     assert log.steps == 1
-    model = Tiny()
+    model = tiny
     model.load_state_dict(graph.weights)
     model.train()
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
@@ -135,7 +108,7 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(graph: Graph, workload: Wo
         torch.testing.assert_close(state.graph.weights[name], wanted.detach())
 
 
-def test_a_training_too_short_for_the_schedule(graph: Graph, workload: Workload) -> None:
+def test_a_training_too_short_for_the_schedule(graph: Graph, workload: Workload, task_of: TaskOf) -> None:
     state = state_of(graph, workload)
     hook = Growing(iterations=20).hook(task_of(state))
     with pytest.raises(UserError, match=r"training lasts 19 iterations, .* takes up to 20: .* iterations=19"):
@@ -160,7 +133,7 @@ class StopAt(Hook):
 @pytest.mark.parametrize("picks", ["early", "late"])
 @pytest.mark.parametrize("stop", [3, 7, 12, 19])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    graph: Graph, workload: Workload, tmp_path: Path, picks: Any, stop: int
+    graph: Graph, workload: Workload, task_of: TaskOf, tmp_path: Path, picks: Any, stop: int
 ) -> None:
     """Before the pick, after it, under the growing and under the final penalty."""
     options = {"interval": 2, "stabilise": 6, "grow": 0.3, "pick_grow": 0.01, "pick_ceiling": 0.02, "recover": -0.01}

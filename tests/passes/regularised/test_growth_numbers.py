@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.passes.transform.growing import Growing
-from pruneopt.passes.transform.growth import Growth
+from pruneopt.passes.regularised.growing import Growing
+from pruneopt.passes.regularised.growth import Growth
 from pruneopt.passes.transform.prunable import Prunable, Share
 
 PAPER = Growing().rates(early=False)
@@ -88,5 +88,3 @@ def test_too_short_a_schedule() -> None:
         PAPER.fitted(5, early=False)
     assert PAPER.fitted(1, early=True).iterations(True) == 1
     assert PAPER.fitted(10**6, early=True) == PAPER
-
-
