@@ -19,6 +19,7 @@ from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.annotate import annotate, write_plan
 from pruneopt.passes.analysis.cost import UNITS, CostModel
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, couple
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, parse_budget
 from pruneopt.passes.pns.result import write_result
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     # What a model file prints must not end up in the JSON.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         loaded = loaded_model(options)
-        coupling = couple(captured(loaded), options.ignore)
+        coupling = freeze_named(couple(captured(loaded)), options.ignore)
     plan = None if options.plan is None else read_plan(options.plan, coupling)[0]
     if options.pns_schema is not None:
         write_json(options.pns_schema, write_schema(coupling))

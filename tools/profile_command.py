@@ -8,6 +8,7 @@ from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.latency_measure import measure_table
 from pruneopt.passes.analysis.latency_table import timed_layers
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.tools.loading import captured, check_device, loaded_model
 from pruneopt.tools.progress import progress_bar
 from pruneopt.tools.text import amount, percent
@@ -19,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure and write the table; says what it covers and how long the original takes by it."""
     check_device(options.device)
     graph = captured(loaded_model(options))
-    coupling = couple(graph, options.ignore)
+    coupling = freeze_named(couple(graph), options.ignore)
     cost = CostModel(graph, coupling, options.flops_convention)
     with progress_bar(True) as progress:
         table = measure_table(

@@ -6,8 +6,8 @@ so that one width describes them. `couple` computes both from a graph alone: no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -31,8 +31,6 @@ __all__ = [
     "UnknownOp",
     "check_kept",
     "couple",
-    "freeze_named",
-    "is_within",
 ]
 
 Plan = Mapping[str, np.ndarray]
@@ -199,12 +197,10 @@ def check_kept(group: Group, ranks: np.ndarray) -> None:
         )
 
 
-def couple(graph: Graph, ignore: Iterable[str] = ()) -> Coupling:
-    """Find the channel groups of a graph. ``ignore`` freezes the groups of these parameters, modules or group names."""
+def couple(graph: Graph) -> Coupling:
+    """Find the channel groups of a graph."""
     labels = propagate(graph, apply_rule)
-    coupling = _assemble(graph, labels, find_units(labels))
-    names = list(ignore)
-    return freeze_named(coupling, names) if names else coupling
+    return _assemble(graph, labels, find_units(labels))
 
 
 def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
@@ -242,34 +238,6 @@ def _semantic_notes(
         numbers = np.unique(unit_group[inside[inside >= 0]])
         found.setdefault(note.op, set()).update(groups[n].name for n in numbers if groups[n].frozen is None)
     return tuple(SemanticNote(op, tuple(sorted(names))) for op, names in found.items() if names)
-
-
-def is_within(name: str, module: str) -> bool:
-    """Whether a qualified name is that of a module (or parameter), or of something inside it."""
-    return name == module or name.startswith(f"{module}.")
-
-
-def freeze_named(coupling: Coupling, names: list[str]) -> Coupling:
-    """Freeze named groups, and the channels that named modules or parameters make: a layer's output channels, all
-    channels of any other weight. `UserError` for a name without match.
-    """
-    out_axis = {layer.value: layer.out_axis for layer in map(layer_weight, coupling.graph.ops) if layer is not None}
-    chosen: set[int] = set()
-    for name in names:
-        hit = {i for i, group in enumerate(coupling.groups) if group.name == name}
-        for slot in coupling.slots:
-            weight = slot.value
-            named = weight.is_weight and is_within(weight.name, name)
-            if named and slot.axes[-1] == out_axis.get(weight, slot.axes[-1]):
-                hit.update(groups_in(slot, coupling.unit_group))
-        known = any(is_within(v, name) for v in coupling.graph.params)
-        if not hit and not known:
-            raise UserError(f"--ignore {name}: no parameter, module or channel group has this name")
-        chosen |= hit
-    groups = tuple(
-        replace(g, frozen=g.frozen or "ignored by request") if i in chosen else g for i, g in enumerate(coupling.groups)
-    )
-    return replace(coupling, groups=groups)
 
 
 class _Names:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import is_within
+from pruneopt.passes.analysis.naming import is_within
 from pruneopt.passes.analysis.norms import BatchNorm, batch_norms
 from pruneopt.passes.base import option
 from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task

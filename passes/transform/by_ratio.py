@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
+from pruneopt.passes.analysis.naming import is_within
 from pruneopt.passes.analysis.places import find_places
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import check_reachable, format_value, within

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling, freeze_named
+from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.transform.by_ratio import LayerRule, Pick
@@ -137,7 +138,7 @@ def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:
     """The free groups that the named parameters, modules or groups belong to; `UserError` for a name without match."""
     if not names:
         return set()
-    left = {group.name for group in freeze_named(coupling, list(names)).free}
+    left = {group.name for group in freeze_named(coupling, names).free}
     return {group.name for group in coupling.free} - left
 
 

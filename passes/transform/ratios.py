@@ -20,7 +20,8 @@ from typing import Literal
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import Coupling, is_within
+from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.naming import is_within
 from pruneopt.passes.analysis.places import Place, Places
 from pruneopt.passes.plan import load_plan
 from pruneopt.passes.transform.prunable import Prunable
@@ -60,9 +61,7 @@ def pruned_count(ratio: Fraction, count: int, step: int = 1) -> int:
 
 
 def check_ratios(text: str) -> None:
-    """`UserError` for a text in none of the `FORMS`, or for something that is no text."""
-    if not isinstance(text, str):
-        raise UserError(f"ratios={text!r} must be a text, such as ratios='0.5': write {FORMS}")
+    """`UserError` for a text in none of the `FORMS`."""
     if not is_plan(text):
         _parse(text)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import is_within
 from pruneopt.passes.analysis.layers import CONVOLUTIONS, layer_weight
+from pruneopt.passes.analysis.naming import is_within
 from pruneopt.passes.analysis.places import Place, find_places
 from pruneopt.passes.base import State
 from pruneopt.passes.transform.masks import deliver

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.coupling import is_within
+from pruneopt.passes.analysis.naming import is_within
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import Budget, format_value
 from pruneopt.passes.transform.prunable import Prunable

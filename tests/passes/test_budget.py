@@ -17,6 +17,7 @@ from pruneopt.ir.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.cost import UNITS, CostModel
 from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.budget import (
     FORMS,
     Budget,
@@ -31,7 +32,7 @@ from pruneopt.passes.budget import (
 @cache
 def cost_model(ignore: tuple[str, ...] = ()) -> CostModel:
     graph = capture(zoo.create("resnet20").eval(), torch.randn(1, 3, 32, 32))
-    return CostModel(graph, couple(graph, ignore))
+    return CostModel(graph, freeze_named(couple(graph), ignore))
 
 
 # Grammar

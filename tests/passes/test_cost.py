@@ -25,6 +25,7 @@ from pruneopt.models.source import load_model
 from pruneopt.passes.analysis.conventions import Convention, conventions, register_convention
 from pruneopt.passes.analysis.cost import UNITS, CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.transform.slice import slice_graph
 
 
@@ -281,7 +282,7 @@ def test_shared_weights_count_once_and_work_twice() -> None:
 
 def test_nothing_to_prune() -> None:
     coupling = small_coupling("products")
-    frozen = couple(coupling.graph, ignore=[group.name for group in coupling.free])
+    frozen = freeze_named(coupling, [group.name for group in coupling.free])
     cost = CostModel(coupling.graph, frozen)
     assert cost.groups == ()
     assert cost.measure("flops", np.empty((3, 0))).tolist() == [counted_macs(coupling.graph)] * 3

@@ -10,6 +10,7 @@ import pruneopt
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.naming import freeze_named
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,10 @@ def graph() -> Graph:
     ],
 )
 def test_what_a_name_freezes(graph: Graph, name: str, frozen: set[str]) -> None:
-    groups = couple(graph, [name]).groups
+    groups = freeze_named(couple(graph), [name]).groups
     assert {group.name for group in groups if group.frozen is not None} == {*frozen, "fc"}
 
 
 def test_an_unknown_name_is_refused(graph: Graph) -> None:
     with pytest.raises(UserError, match="layer9: no parameter, module or channel group has this name"):
-        couple(graph, ["layer9"])
+        freeze_named(couple(graph), ["layer9"])

@@ -28,6 +28,7 @@ from pruneopt.passes.analysis.latency_table import (
     monotone,
     timed_layers,
 )
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import check_reachable, format_value, parse_budget, within
 from pruneopt.passes.transform.select import select
@@ -328,7 +329,7 @@ def test_refused_files(tmp_path: Path) -> None:
 
 
 def test_a_table_serves_a_network_of_which_less_is_free(coupling: Coupling, stored: Path) -> None:
-    frozen = couple(coupling.graph, ["hidden"])
+    frozen = freeze_named(coupling, ["hidden"])
     cost = CostModel(frozen.graph, frozen, latency=load_table(stored))
     whole = timed(coupling)
     assert cost.measure("latency", cost.full) == whole.measure("latency", whole.full)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import Coupling, freeze_named
+from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.importance import score_units
+from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import Budget, parse_budget, within
 from pruneopt.passes.search import sampling
