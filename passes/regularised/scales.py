@@ -14,6 +14,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.norms import batch_norms
+from pruneopt.passes.transform.ladders import Bounds, Ties
 from pruneopt.passes.transform.select import Scores
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Rule:
         rounding: widths go up to a multiple of eight channels, or to a power of two (in every block); at most to full.
         fixed: name of a layer or a group -> the share of its channels that goes, whatever the threshold.
         whole: names of groups that keep all.
+        bounds, tied: see `ladders`; tied groups get the largest width that one of them asks for.
         compat: what is done as published instead. ``floor``: layer by layer before merging, only where nothing
             survives, and groups that ``and`` leaves empty keep 5 %. ``rounding``: layer by layer before merging.
     """
@@ -63,6 +65,8 @@ class Rule:
     rounding: Rounding = "none"
     fixed: Mapping[str, float] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
+    bounds: Bounds = field(default_factory=dict)
+    tied: Ties = ()
     compat: tuple[Compat, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ per block then give its width, and the units with the greatest scales fill it. U
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan
 from pruneopt.passes.budget import check_reachable, within
 from pruneopt.passes.regularised.scales import Merge, Rule, Scales, ratio_threshold
-from pruneopt.passes.transform.select import Ladders, best_units, fill_up, ladders, step_scores
+from pruneopt.passes.transform.ladders import Ladders, common_rungs, ladders
+from pruneopt.passes.transform.select import best_units, fill_up, step_scores
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cut", "Cutter", "GroupCut"]
 
-Reason = Literal["threshold", "floor", "rounding", "blocks", "budget", "fixed", "kept", "regulariser"]
+Reason = Literal["threshold", "floor", "rounding", "blocks", "budget", "fixed", "asked", "kept", "regulariser"]
 
 PROBES = 64
 FALLBACK = 0.05
@@ -38,7 +39,8 @@ class GroupCut:
     """What became of a group: widths before and after, how many units survived the threshold, and what set the width.
 
     ``reason``: ``threshold``; ``floor``: too few survived; ``rounding``; ``blocks``: equal counts in every block;
-    ``budget``: more than survived still fitted; ``fixed``; ``kept``: all, by request; ``regulariser``: it picked.
+    ``budget``: more than survived still fitted; ``fixed``; ``asked``: by bounds or a tie; ``kept``: all, by request;
+    ``regulariser``: it picked.
     """
 
     group: str
@@ -180,6 +182,10 @@ class Cutter:
                 count = self.rule.share(group.width, FALLBACK)
             place = min(int(np.searchsorted(rungs, count)), len(rungs) - 1)
             found.append(_Left(int(flags.sum()), count, int(rungs[place])))
+        for columns in self.ladders.tied:
+            width = max(found[column].width for column in columns)
+            for column in columns:
+                found[column] = replace(found[column], width=width)
         return found
 
     def _count(self, group: Group, flags: np.ndarray) -> int:
@@ -213,7 +219,7 @@ class Cutter:
         if compat and (left.survivors == 0 or {layer.name for layer in self._layers[group.name]} & set(empty)):
             return "floor"
         if width != left.count:
-            return "rounding"
+            return "asked" if self._is_asked(group) else "rounding"
         return "threshold" if left.count == left.survivors else "blocks"
 
     # Constraints
@@ -229,11 +235,23 @@ class Cutter:
         fixed = self.rule.fixed
         return group.name in fixed or all(layer.name in fixed for layer in self._layers[group.name])
 
+    def _is_asked(self, group: Group) -> bool:
+        """Whether a group has bounds, or is tied to another."""
+        tied = any(group.name == self.cost.groups[column] for columns in self.ladders.tied for column in columns)
+        return tied or group.name in self.rule.bounds
+
     def _ladders(self) -> Ladders:
         eight = self.rule.rounding == "eight" and "rounding" not in self.rule.compat
-        base = ladders(self.coupling, self.cost, round_to=8 if eight else 1, ignore=self.rule.whole)
-        pairs = zip(self._groups, base.rungs, strict=True)
-        return Ladders(tuple(self._rungs(group, rungs) for group, rungs in pairs))
+        base = ladders(
+            self.coupling,
+            self.cost,
+            round_to=8 if eight else 1,
+            ignore=self.rule.whole,
+            bounds=self.rule.bounds,
+            tied=self.rule.tied,
+        )
+        rungs = [self._rungs(group, found) for group, found in zip(self._groups, base.rungs, strict=True)]
+        return Ladders(tuple(common_rungs(self.cost, rungs, base.tied)), base.tied)
 
     def _rungs(self, group: Group, rungs: np.ndarray) -> np.ndarray:
         """The widths that a group may get, ascending, of those that its step and rounding allow."""

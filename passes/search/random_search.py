@@ -54,6 +54,8 @@ class RandomSearch(Searcher):
             min_ratio=self.min_ratio,
             round_to=space.round_to,
             minimum=space.minimum,
+            bounds=space.bounds,
+            tied=space.tied,
             floor=self.floor,
             rejection=self.reject,
             seed=seed,

@@ -19,7 +19,8 @@ import numpy as np
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.budget import check_reachable, within
-from pruneopt.passes.transform.select import Ladders, Scores, fill_up, keep_best, ladders, largest_within
+from pruneopt.passes.transform.ladders import Bounds, Ladders, Ties, ladders
+from pruneopt.passes.transform.select import Scores, fill_up, keep_best, largest_within
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
@@ -77,6 +78,7 @@ class WidthSampler:
         max_ratio, min_ratio: the range of the share of units that a group loses.
         round_to: kept channel counts are multiples of this (see `ladders`); the range gives way to it.
         minimum: the fewest units a group keeps, or, below 1, the smallest share (see `ladders`).
+        bounds, tied: see `ladders`; the range gives way to them.
         floor: EagleEye's count, ``C - floor(r C)`` without filling up, and what ties with the removed goes too.
         rejection: EagleEye's sampling, see `_rejected`.
         seed: with a candidate's number, decides its ratios.
@@ -97,6 +99,8 @@ class WidthSampler:
         min_ratio: float = 0.0,
         round_to: int = 1,
         minimum: float = 1,
+        bounds: Bounds | None = None,
+        tied: Ties = (),
         floor: bool = False,
         rejection: bool = False,
         seed: int = 0,
@@ -107,7 +111,7 @@ class WidthSampler:
             raise UserError(f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why")
         self.coupling, self.cost, self.budgets, self.scores = coupling, cost, tuple(budgets), scores
         self.low, self.high, self.floor, self.rejection, self.seed = min_ratio, max_ratio, floor, rejection, seed
-        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum)
+        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum, bounds=bounds, tied=tied)
         self.ranged = _cut(self.allowed, cost, min_ratio, max_ratio)
         check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
         self._check_range()
@@ -137,7 +141,7 @@ class WidthSampler:
         """The widths of the smallest multiple of ``ratios`` inside all budgets, filled up unless ``floor``."""
         full, ladder = self.cost.full, self.ranged
         if not self.budgets:
-            free: np.ndarray = ladder.floor(floor_widths(ratios, full)[None])[0]
+            free: np.ndarray = ladder.floor(ladder.even(floor_widths(ratios, full)[None]))[0]
             return free
         # No ratio is 0 exactly, so that the far end of the ray is the largest ratio everywhere.
         ray = np.maximum(ratios, 1e-9)
@@ -146,7 +150,7 @@ class WidthSampler:
             with np.errstate(divide="ignore"):
                 times = (1 - shares) / shares
             scaled = np.clip(times[:, None] * ray, self.low, self.high)
-            return ladder.floor(floor_widths(scaled, full))
+            return ladder.floor(ladder.even(floor_widths(scaled, full)))
 
         widths = largest_within(family, self.budgets, self.cost)
         if self.floor:
@@ -194,7 +198,7 @@ class WidthSampler:
         target, full = self._target(), float(self.cost.measure("flops", self.cost.full))
         for first in range(0, ATTEMPTS, CHUNK):
             ratios = rng.random((CHUNK, len(self.cost.groups))) * self.high + self.low
-            widths = self.allowed.floor(floor_widths(ratios, self.cost.full))
+            widths = self.allowed.floor(self.allowed.even(floor_widths(ratios, self.cost.full)))
             near = self.cost.measure("flops", widths) / full >= target - 2 * TOLERANCE
             hits = np.flatnonzero(near & within(self.budgets, self.cost, widths))
             if len(hits):
@@ -208,10 +212,4 @@ class WidthSampler:
 
 def _cut(allowed: Ladders, cost: CostModel, low: float, high: float) -> Ladders:
     """The rungs between the range's ends; where none lies between, the next above."""
-    rungs = []
-    most, least = floor_widths(np.array(low), cost.full), floor_widths(np.array(high), cost.full)
-    for rung, top, bottom in zip(allowed.rungs, most, least, strict=True):
-        above = rung[rung >= bottom]
-        inside = above[above <= top]
-        rungs.append(inside if len(inside) else above[:1])
-    return Ladders(tuple(rungs))
+    return allowed.cut(floor_widths(np.array(high), cost.full), floor_widths(np.array(low), cost.full))

@@ -17,7 +17,8 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.branches import Gene
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.budget import check_reachable, within
-from pruneopt.passes.transform.select import Scores, ladders
+from pruneopt.passes.transform.ladders import Bounds, Ties, ladders
+from pruneopt.passes.transform.select import Scores
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
@@ -49,6 +50,19 @@ def untied_genes(coupling: Coupling) -> list[Gene]:
     return [Gene((group.name,), group.width) for group in coupling.free]
 
 
+def tied_genes(genes: Sequence[Gene], sets: Sequence[Sequence[str]]) -> list[Gene]:
+    """The genes with those that share groups of a tied set made one; what a frozen one is tied to is frozen too."""
+    found = list(genes)
+    for names in sets:
+        mine = [gene for gene in found if set(gene.groups) & set(names)]
+        if len(mine) > 1:
+            groups = tuple(dict.fromkeys(name for gene in mine for name in gene.groups))
+            frozen = next((gene.frozen for gene in mine if gene.frozen is not None), None)
+            found[found.index(mine[0])] = Gene(groups, mine[0].width, frozen)
+            found = [gene for gene in found if gene not in mine]
+    return found
+
+
 class Space:
     """The structures that a search may propose.
 
@@ -59,7 +73,7 @@ class Space:
         genes: see the module's text; frozen ones keep their full width.
         grid: scales in percent, ascending, the last one 100.
         window: proposals must use at least ``1 - window`` of the tightest budget; None sets no lower bound.
-        round_to, minimum: see `ladders`.
+        round_to, minimum, bounds, tied: see `ladders`; genes that a tie joins are one.
 
     Raises:
         BudgetError: a budget that no structure of the grid reaches.
@@ -78,6 +92,8 @@ class Space:
         window: float | None = None,
         round_to: int = 1,
         minimum: float = 1,
+        bounds: Bounds | None = None,
+        tied: Ties = (),
     ) -> None:
         if not cost.groups:
             raise UserError(f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why")
@@ -88,20 +104,22 @@ class Space:
         self.coupling, self.cost, self.budgets, self.scores = coupling, cost, tuple(budgets), scores
         self.round_to, self.minimum, self.window = round_to, minimum, window
         self.grid = np.array(grid, dtype=np.int64)
-        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum)
-        chosen = untied_genes(coupling) if genes is None else list(genes)
+        self.bounds, self.tied = bounds, tied
+        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum, bounds=bounds, tied=tied)
+        sets = [[cost.groups[column] for column in columns] for columns in self.allowed.tied]
+        chosen = tied_genes(untied_genes(coupling) if genes is None else genes, sets)
         self.genes = tuple(gene for gene in chosen if gene.frozen is None)
         if not self.genes:
             raise UserError(f"no gene of {cost.graph.name} is free to be searched; `pruneopt inspect` says why")
         self._gene_of = self._columns()
         check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
         self._check_lowest()
-        self._check_window(cost.full, "the original uses", "give a smaller budget")
+        self._check_window(self.allowed.highest, "the original uses", "give a smaller budget")
 
     @property
     def untied(self) -> bool:
-        """Whether every free group has a gene of its own."""
-        return len(self.genes) == len(self.cost.groups) == len({name for gene in self.genes for name in gene.groups})
+        """Whether every free group has a gene of its own, or one with those that it is tied to."""
+        return len(self.genes) == len(self.allowed.moves) and bool((self._gene_of >= 0).all())
 
     def _columns(self) -> np.ndarray:
         """The number of the gene of every group, -1 for none, int64 `[G]`."""

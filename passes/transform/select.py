@@ -1,15 +1,14 @@
 """From scores and budgets to a plan: which units stay.
 
-Widths first. Every group has a ladder of allowed widths: multiples of its step (blocks keep equal counts) and of the
-rounding, from the minimum to the full width. A one-parameter family of width vectors, from everything to the minimum,
-is bisected for the largest vector inside all budgets (`local`: one ratio for all groups; `global`: one score threshold
-over all units; `random`: a random vector scaled as a whole). What the budget still has room for is then filled up rung
-by rung. Every probe is one vectorised call of the cost model. Then, per block, the units with the best scores stay.
+Widths first. Every group has a ladder of allowed widths (`pruneopt.passes.transform.ladders`). A one-parameter family
+of width vectors, from everything to the minimum, is bisected for the largest vector inside all budgets (`local`: one
+ratio for all groups; `global`: one score threshold over all units; `random`: a random vector scaled as a whole). What
+the budget still has room for is then filled up rung by rung. Every probe is one vectorised call of the cost model.
+Then, per block, the units with the best scores stay.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,9 +17,9 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan
-from pruneopt.passes.analysis.importance import produced_slots
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, within
+from pruneopt.passes.transform.ladders import Bounds, Ladders, Ties, ladders
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
@@ -54,69 +53,6 @@ CLOSE = 0.99
 """A plan that uses this share of its tightest budget counts as on it."""
 
 
-@dataclass(frozen=True)
-class Ladders:
-    """The allowed widths of every group of a cost model, ascending; the last one is the full width."""
-
-    rungs: tuple[np.ndarray, ...]
-
-    @property
-    def lowest(self) -> np.ndarray:
-        """The smallest allowed widths, int64 `[G]`."""
-        return np.array([rung[0] for rung in self.rungs], dtype=np.int64)
-
-    def floor(self, widths: np.ndarray) -> np.ndarray:
-        """The largest allowed widths that are not above ``widths`` `[P, G]` (the lowest, where all are above)."""
-        places = [np.searchsorted(rung, widths[:, i], side="right") - 1 for i, rung in enumerate(self.rungs)]
-        return np.stack([rung[np.maximum(at, 0)] for rung, at in zip(self.rungs, places, strict=True)], axis=1)
-
-    def above(self, widths: np.ndarray) -> np.ndarray:
-        """The next allowed widths above ``widths`` `[G]`; the same where there is none."""
-        places = [np.searchsorted(rung, width, side="right") for rung, width in zip(self.rungs, widths, strict=True)]
-        return np.array([rung[min(at, len(rung) - 1)] for rung, at in zip(self.rungs, places, strict=True)], np.int64)
-
-
-def ladders(
-    coupling: Coupling, cost: CostModel, *, round_to: int = 1, minimum: float = 1, ignore: Collection[str] = ()
-) -> Ladders:
-    """The allowed widths of every group.
-
-    Args:
-        round_to: kept channel counts are multiples of this (a unit may own several channels of a tensor); the full
-            width stays allowed, and groups with fewer channels than this keep all.
-        minimum: the fewest units a group keeps, or, below 1, the smallest share of its width.
-        ignore: groups that keep all.
-
-    Raises:
-        UserError: ``round_to`` below 1, or ``minimum`` not above 0.
-    """
-    if round_to < 1:
-        raise UserError(f"round-to={round_to} is impossible: use 1 (no rounding) or more, such as 8")
-    if not minimum > 0:
-        raise UserError(f"minimum={minimum:g} is impossible: no group may vanish; use a share (0.1), or 1, 2, ...")
-    owned = _channels_per_unit(coupling) if round_to > 1 else np.ones(len(coupling.groups), dtype=np.int64)
-    channels = {group.name: int(count) for group, count in zip(coupling.groups, owned, strict=True)}
-    found = []
-    for i, name in enumerate(cost.groups):
-        full, step = int(cost.full[i]), int(cost.step[i])
-        grain = math.lcm(step, round_to // math.gcd(round_to, channels[name]))
-        least = math.ceil(minimum * full - 1e-9) if minimum < 1 else min(full, math.ceil(minimum))
-        first = -(-max(least, int(cost.minimum[i]), 1) // grain) * grain
-        rungs = [] if name in ignore else list(range(first, full, grain))
-        found.append(np.array([*rungs, full], dtype=np.int64))
-    return Ladders(tuple(found))
-
-
-def _channels_per_unit(coupling: Coupling) -> np.ndarray:
-    """How many output channels of its layers a unit owns, int64 `[groups]`; the common divisor where they differ."""
-    common = np.zeros(len(coupling.groups), dtype=np.int64)
-    for slot in produced_slots(coupling):
-        units = slot.units[slot.units >= 0]
-        owners, counts = np.unique(units, return_counts=True)
-        np.gcd.at(common, coupling.unit_group[owners], counts)
-    return np.maximum(common, 1)
-
-
 def select(
     scores: Scores,
     coupling: Coupling,
@@ -127,6 +63,8 @@ def select(
     round_to: int = 1,
     minimum: float = 1,
     ignore: Collection[str] = (),
+    bounds: Bounds | None = None,
+    tied: Ties = (),
     ratio: float | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -136,7 +74,7 @@ def select(
         scores: a score per unit of every free group; for the global scope comparable between groups (normalised).
         scope: ``local`` gives all groups one ratio, ``global`` ranks all units together (a step of a group with blocks
             is one unit of every block, with the sum of their scores), ``random`` gives every group a random ratio.
-        round_to, minimum, ignore: see `ladders`.
+        round_to, minimum, ignore, bounds, tied: see `ladders`.
         ratio: without a budget: the share of units to remove, at least 0 and below 1.
         seed: for the random scope.
 
@@ -144,7 +82,7 @@ def select(
         BudgetError: a budget below what the constraints allow; before any work.
         UserError: an impossible option.
     """
-    steps = ladders(coupling, cost, round_to=round_to, minimum=minimum, ignore=ignore)
+    steps = ladders(coupling, cost, round_to=round_to, minimum=minimum, ignore=ignore, bounds=bounds, tied=tied)
     if not budgets and ratio is None:
         raise UserError("there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5")
     if budgets and ratio is not None:
@@ -196,8 +134,8 @@ def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, fil
 
 def is_filled(widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel) -> bool:
     """Whether no group of widths `[G]` can climb to its next allowed width inside all budgets."""
-    above = steps.above(widths)
-    wider = np.where(np.eye(len(widths), dtype=bool), above, widths)[above > widths]
+    wider = steps.moved(widths, steps.above(widths))
+    wider = wider[(wider > widths).any(axis=1)]
     return not bool(within(budgets, cost, wider).any())
 
 
@@ -218,9 +156,9 @@ def _family(scope: Scope, gains: list[np.ndarray], cost: CostModel, steps: Ladde
         return _by_threshold(gains, cost, steps)
     if scope == "local":
         # As EagleEye counts: what is removed is rounded down, and what stays then goes down to its rung.
-        return lambda shares: steps.floor(cost.full - _whole(np.outer(1 - shares, cost.full)))
+        return lambda shares: steps.floor(steps.even(cost.full - _whole(np.outer(1 - shares, cost.full))))
     start = np.random.default_rng(seed).random(len(cost.groups))
-    return lambda shares: steps.floor(_whole(_scaled(start, shares[:, None]) * cost.full))
+    return lambda shares: steps.floor(steps.even(_whole(_scaled(start, shares[:, None]) * cost.full)))
 
 
 def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -251,7 +189,7 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
         cut = np.searchsorted(removed, aim, side="right") - 1
         gone = np.stack([np.searchsorted(place, cut) for place in places], axis=1)
         left: np.ndarray = cost.full - gone * cost.step
-        return steps.floor(left)
+        return steps.floor(steps.even(left))
 
     return widths
 
@@ -291,32 +229,36 @@ def fill_up(
 
     ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps ratios equal.
     """
-    widths, climbed = widths.copy(), np.zeros(len(widths), dtype=np.int64)
-    open_ = np.ones(len(widths), dtype=bool)
+    widths, climbed = widths.copy(), np.zeros(len(steps.moves), dtype=np.int64)
+    open_ = np.ones(len(steps.moves), dtype=bool)
     while True:
         above = steps.above(widths)
-        open_ &= above > widths
+        trials = steps.moved(widths, above)
+        open_ &= (trials > widths).any(axis=1)
         rows = np.flatnonzero(open_)
         if len(rows) == 0:
             return widths
-        trials = np.repeat(widths[None], len(rows), axis=0)
-        trials[np.arange(len(rows)), rows] = above[rows]
-        fits = np.asarray(within(budgets, cost, trials))
+        fits = np.asarray(within(budgets, cost, trials[rows]))
         # Costs grow with the widths: what does not fit now never will.
         open_[rows[~fits]] = False
         if not fits.any():
             return widths
         rows = rows[fits]
-        worth = np.array([_worth(gains[i], cost, int(i), int(widths[i]), int(above[i])) for i in rows])
+        worth = np.array([_worth(gains, cost, steps.moves[row], widths, above) for row in rows])
         chosen = rows[np.lexsort((-worth, climbed[rows] if evenly else np.zeros(len(rows))))[0]]
-        widths[chosen] = above[chosen]
+        widths = trials[chosen]
         climbed[chosen] += 1
 
 
-def _worth(gain: np.ndarray, cost: CostModel, group: int, width: int, above: int) -> float:
-    """The mean score of the steps between two widths of a group."""
-    step, full = int(cost.step[group]), int(cost.full[group])
-    return float(gain[(full - above) // step : (full - width) // step].mean())
+def _worth(
+    gains: Sequence[np.ndarray], cost: CostModel, columns: np.ndarray, widths: np.ndarray, above: np.ndarray
+) -> float:
+    """The mean score of the steps between two widths of the groups that move together."""
+    parts = []
+    for i in columns:
+        step, full = int(cost.step[i]), int(cost.full[i])
+        parts.append(gains[i][(full - int(above[i])) // step : (full - int(widths[i])) // step])
+    return float(np.concatenate(parts).mean())
 
 
 # Units

@@ -210,6 +210,20 @@ def test_names_and_ratios_are_checked(digits: Network) -> None:
         Rule(min_ratio=2)
 
 
+def test_bounds_and_ties_hold_whatever_survives(digits: Network) -> None:
+    names = [group.name for group in digits.coupling.free]
+    first, second, third = (name for name in names if digits.coupling.group(name).width == 32)
+    rule = Rule(bounds={"layer1.0.conv1": (3, 5)}, tied=((first, second),))
+    for cut in (digits.cutter(rule).at_ratio(0.7), digits.cutter(rule).inside([parse_budget("40%FLOPs")])):
+        groups = {group.group: group for group in cut.groups}
+        assert 3 <= groups["layer1.0.conv1"].after <= 5
+        assert groups[first].after == groups[second].after
+        assert groups[third].reason != "asked"
+    free = {group.group: group.after for group in digits.cutter().at_ratio(0.7).groups}
+    tied = {group.group: group.after for group in digits.cutter(rule).at_ratio(0.7).groups}
+    assert tied[first] == max(free[first], free[second])
+
+
 def test_groups_kept_whole_still_count_for_the_threshold(digits: Network) -> None:
     whole = frozenset({"layer3.0.conv1"})
     cut = digits.cutter(Rule(whole=whole)).at_ratio(0.7)
