@@ -17,6 +17,8 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import InternalError, UserError
+from pruneopt.passes.constraints import Constraints, Limits
+from pruneopt.passes.option_types import fits, wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +89,8 @@ class State:
         trained_after_slice: whether the cut network's weights are no longer those of the original.
         workload: data, loss and metric; None without data.
         ignore: parameters, modules or groups that must not lose channels.
+        constraints: widths, largest shares to lose and ties, by the user's names.
+        limits: what the constraints mean for the groups (set by couple); every plan obeys them.
         seed: drives every random choice of the run.
         device: where data runs through networks.
         records: what each pass has to report, by the pass's name.
@@ -108,6 +112,8 @@ class State:
     trained_after_slice: bool = False
     workload: Workload | None = None
     ignore: tuple[str, ...] = ()
+    constraints: Constraints = field(default_factory=Constraints)
+    limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: str = "cpu"
     records: dict[str, object] = field(default_factory=dict)
@@ -162,9 +168,12 @@ class Configured(ABC):
                 object.__setattr__(self, key, parse_part(kind, value))
             elif not (isinstance(value, kind) or (optional and value is None)):
                 raise UserError(f"{key.replace('_', '-')} must be a part of the kind {kind.kind}, not {value!r}")
-        for key in _list_fields(type(self)):
-            if isinstance(value := getattr(self, key), str):  # it would be read letter by letter
+        for key, hint in _plain_fields(type(self)).items():
+            value = getattr(self, key)
+            if get_origin(hint) is tuple and isinstance(value, str):  # it would be read letter by letter
                 raise UserError(f"{key.replace('_', '-')} must be a list, such as [{value!r}], not the text {value!r}")
+            if not fits(value, hint):
+                raise UserError(f"{key.replace('_', '-')} must be {wanted(hint)}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -316,7 +325,7 @@ def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[Part], bool]]:
 
 
 @cache
-def _list_fields(kind: type[Configured]) -> tuple[str, ...]:
+def _plain_fields(kind: type[Configured]) -> dict[str, Any]:
+    """The types of the options of a class that are no parts."""
     hints = get_type_hints(kind)
-    names = (item.name for item in option_fields(kind))
-    return tuple(name for name in names if get_origin(without_none(hints[name])[0]) is tuple)
+    return {item.name: hints[item.name] for item in option_fields(kind) if item.name not in _part_fields(kind)}

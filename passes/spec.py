@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.base import Configured, Part, Pass, option_fields, part_kind, without_none
+from pruneopt.passes.option_types import wanted
 from pruneopt.passes.registry import part_class, part_names, pass_class, pass_names
 from pruneopt.passes.spec_reader import Item, Option, Reader, Source
 
@@ -266,7 +267,7 @@ def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
     try:
         return convert(text, hint)
     except ValueError:
-        source.fail(option.value_span, f"the option {option.key!r} must be {_wanted(hint)}, not {text!r}")
+        source.fail(option.value_span, f"the option {option.key!r} must be {wanted(hint)}, not {text!r}")
 
 
 def _boolean(text: str, hint: Any) -> bool:
@@ -295,12 +296,6 @@ _CONVERT: dict[Any, Callable[[str, Any], Any]] = {
     float: _finite,
     str: lambda text, hint: text,
 }
-
-
-def _wanted(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
 
 
 def _example(hint: Any) -> str:

@@ -9,7 +9,7 @@ plan. See docs/abn.md for what differs from the published code, and for the swit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from pruneopt.errors import UserError
 from pruneopt.passes.base import option
@@ -37,9 +37,6 @@ class AdaptiveBN(Searched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for switch in self.compat:
-            if switch not in get_args(Switch):
-                raise UserError(f"there is no compat switch {switch!r}: use {', '.join(get_args(Switch))}")
         check_leader(self.leader(), self.criterion, "compat=leader")
         if {"floor", "sampling"} & set(self.compat) and not isinstance(self.searcher, RandomSearch):
             raise UserError("compat=floor and compat=sampling are about random plans: they need searcher=random")

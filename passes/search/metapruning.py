@@ -8,7 +8,7 @@ cut is made, and proved, on the given weights all the same. See docs/metapruning
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -48,9 +48,6 @@ class MetaPruning(Searched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for switch in self.compat:
-            if switch not in get_args(Switch):
-                raise UserError(f"there is no compat switch {switch!r}: use {', '.join(get_args(Switch))}")
         if self.epochs is not None and self.epochs < 0:
             raise UserError(f"epochs={self.epochs} must not be negative")
         if self.weights == "inherit":
@@ -76,6 +73,8 @@ class MetaPruning(Searched):
             window=self.window,
             round_to=self.round_to,
             minimum=self.minimum,
+            bounds=state.limits.bounds,
+            tied=state.limits.tied,
         )
 
     def after(self) -> list[Pass]:

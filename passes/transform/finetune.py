@@ -37,8 +37,6 @@ class Finetune(Momentum, Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimiser not in ("sgd", "adamw"):
-            raise UserError(f"there is no optimiser {self.optimiser!r}: use sgd or adamw")
         if self.optimiser != "sgd":
             shared = {field.name for field in dataclasses.fields(TrainingOptions)}
             for field in dataclasses.fields(Momentum):

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from pruneopt.passes.base import Part, Pass, State, option, option_fields
 from pruneopt.passes.registry import PART_GROUPS, all_passes, part_class, part_kinds, part_names
 from pruneopt.passes.regularised.greg import GReg1
 from pruneopt.passes.regularised.regularised import Regulariser
+from pruneopt.passes.regularised.slimming import Slimming
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, StaleStatistics
 from pruneopt.passes.search.evolution import Evolution
@@ -30,7 +32,7 @@ from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Ranking
 from pruneopt.passes.search.searcher import Searcher
 from pruneopt.passes.spec import check_options, parse_part, parse_pipeline, pass_text, pipeline_text
-from pruneopt.passes.training.recipe import Recipe
+from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.transform.prune import Prune
 
 BASES: dict[str, type[Part]] = {
@@ -455,5 +457,17 @@ def test_abns_options_are_explained() -> None:
 def test_options_of_the_wrong_kind_in_python() -> None:
     with pytest.raises(UserError, match=r"budget must be a list, such as \['50%FLOPs'\], not the text '50%FLOPs'"):
         Prune(budget="50%FLOPs")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"ratios=0\.5 must be a text, such as ratios='0\.5'"):
+    with pytest.raises(UserError, match=r"ratios must be text or none, not 0\.5"):
         GReg1(ratios=0.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="ratio must be a number or none, not 'a'"):
+        Slimming(ratio="a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="merge must be one of or, and, not 'xor'"):
+        Slimming(merge="xor")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"passes must be a whole number, not 1\.5"):
+        Slimming(passes=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="lr must be a number, not nan"):
+        SGD(lr=float("nan"))
+
+
+def test_options_of_numpy_in_python() -> None:
+    assert Slimming(ratio=np.float64(0.5), passes=np.int64(2)).passes == 2  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_or_its_weights_are_inherited_and_fine_tuned() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compat": ("floor",)}, "there is no compat switch 'floor'"),
+        ({"compat": ("floor",)}, "compat must be a list, each one of decay, not"),
         ({"epochs": -1}, "must not be negative"),
         ({"weights": "inherit", "compat": ("decay",)}, "needs weights=scratch"),
         ({"weights": "inherit", "recipe": SGD()}, "with weights=inherit give epochs"),
