@@ -11,6 +11,7 @@ from pruneopt.ir.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.base import Pass, Progress, Result, State, silent
 from pruneopt.passes.budget import Budget, parse_budget
+from pruneopt.passes.constraints import Constraints, MaxRatios, Ties, Widths
 from pruneopt.passes.instrument import Instrument, Timing
 from pruneopt.passes.spec import parse_pipeline, pipeline_text
 
@@ -60,10 +61,14 @@ class PassManager:
         seed: int = 0,
         device: str = "cpu",
         ignore: Iterable[str] = (),
+        width: Widths = (),
+        max_ratio: MaxRatios = (),
+        tie: Ties = (),
         progress: Progress = silent,
         run_dir: str | Path | None = None,
     ) -> Result:
-        """Run the passes on a copy of ``graph``; see `State` for the arguments.
+        """Run the passes on a copy of ``graph``; see `State` for the arguments, and `pruneopt.passes.constraints` for the
+        forms in which ``width``, ``max_ratio`` and ``tie`` may be written.
 
         Raises:
             UserError: something the user can mend: a pass out of order, an impossible budget, data that does not fit.
@@ -76,6 +81,7 @@ class PassManager:
             budgets=[parse_budget(item) if isinstance(item, str) else item for item in budgets],
             workload=workload,
             ignore=tuple(ignore),
+            constraints=Constraints.parse(width, max_ratio, tie),
             seed=seed,
             device=device,
             progress=progress,

@@ -137,7 +137,7 @@ class Regularised(Choose):
         """Train the state's network under the regulariser and other hooks, and take the decision."""
         regulariser, recipe = self.parts()
         # What cannot be reached is said before hours of training, not after.
-        decide(state.graph.weights)
+        state.limits.check(state.need_coupling(), decide(state.graph.weights).plan)
         hook = regulariser.hook(Task(state, state.need_coupling(), state.need_cost(), decide))
         log = train_state(state, recipe, name=name, hooks=(hook, *hooks), identity=self._identity(state))
         return Trained(hook, log, hook.decision or decide(state.graph.weights))

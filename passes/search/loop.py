@@ -236,6 +236,8 @@ class Searched(Choose):
             window=self.window,
             round_to=self.round_to,
             minimum=self.minimum,
+            bounds=state.limits.bounds,
+            tied=state.limits.tied,
         )
 
     def leader(self) -> bool:

@@ -127,7 +127,13 @@ class LayerRule:
         frozen = {name for number, name in enumerate(cost.groups) if number not in columns}
         frozen |= {layer.group or "" for layer, stays in zip(layers, still, strict=True) if stays}
         steps = ladders(
-            state.need_coupling(), cost, round_to=self.round_to, minimum=self.minimum, ignore=frozen
+            state.need_coupling(),
+            cost,
+            round_to=self.round_to,
+            minimum=self.minimum,
+            ignore=frozen,
+            bounds=state.limits.bounds,
+            tied=state.limits.tied,
         )
         if given is None:
             widths = _uniform_widths(state, steps)

@@ -87,6 +87,7 @@ def aims_of(state: State) -> dict[str, object]:
     return {
         "budgets": [(item.unit, item.value, item.relative) for item in state.budgets],
         "convention": cost.convention.name,
+        "limits": (sorted(state.limits.bounds.items()), sorted(map(sorted, state.limits.tied))),
         "latency": None if cost.latency is None else cost.latency.data(),
         "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
     }
@@ -128,6 +129,8 @@ def decide(
         round_to=round_to,
         minimum=minimum,
         ignore=ignore,
+        bounds=state.limits.bounds,
+        tied=state.limits.tied,
         ratio=ratio,
         seed=state.seed,
     )

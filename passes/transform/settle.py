@@ -11,7 +11,12 @@ __all__ = ["set_plan", "settle"]
 
 
 def set_plan(state: State, plan: Plan) -> bool:
-    """Make a plan that of the state, and write it into the graph's header; whether the header changed."""
+    """Make a plan that of the state, and write it into the graph's header; whether the header changed.
+
+    Raises:
+        UserError: the plan is outside of the limits on widths that the user set.
+    """
+    state.limits.check(state.need_coupling(), plan)
     before = state.graph.channels
     state.plan = dict(plan)
     write_plan(state.graph, state.plan)

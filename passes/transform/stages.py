@@ -9,6 +9,7 @@ from pruneopt.passes.analysis.annotate import annotate
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.latency_table import load_table
+from pruneopt.passes.analysis.limits import limits_of
 from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.transform.masks import check_masks, slice_masks
@@ -50,6 +51,7 @@ class Couple(Pass):
 
     def run(self, state: State) -> bool:
         state.coupling = coupling = freeze_named(couple(state.graph), state.ignore)
+        state.limits = limits_of(coupling, state.constraints)
         state.graph = annotate(coupling)
         state.records[self.name] = CoupleReport(
             len(coupling.groups),
