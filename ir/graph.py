@@ -61,6 +61,9 @@ Structure = (
     None | bool | int | float | str | Value | tuple["Structure", ...] | list["Structure"] | dict[str, "Structure"]
 )
 
+NAMESPACES = ("aten", "prims", "torchvision")
+"""Libraries in which an op's name alone says what it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -94,8 +97,11 @@ class Op:
 
     @property
     def base(self) -> str:
-        """The op's name without namespace and overload: ``conv2d``."""
-        return self.target.split(".")[1]
+        """The op's name without overload: ``conv2d``. An op of a user's library keeps its namespace, ``mylib.conv2d``, as
+        it need not mean what PyTorch's op of that name does.
+        """
+        namespace, base, _ = self.target.split(".")
+        return base if namespace in NAMESPACES else f"{namespace}.{base}"
 
     @property
     def inputs(self) -> Iterator[Value]:

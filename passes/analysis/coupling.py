@@ -15,7 +15,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Location
-from pruneopt.passes.analysis import label_layers, label_moves  # noqa: F401  register their rules
+from pruneopt.passes.analysis import label_layers, label_moves, label_recurrent  # noqa: F401  register their rules
 from pruneopt.passes.analysis.label_rules import apply_rule
 from pruneopt.passes.analysis.labels import Labels, propagate
 from pruneopt.passes.analysis.layers import LAYERS as LAYERS

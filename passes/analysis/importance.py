@@ -19,7 +19,8 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import LAYERS, Coupling
+from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.layers import layer_weights
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import Part
 
@@ -185,12 +186,9 @@ def _add_up(given: Given, slots: list[Slot], measure: Measure) -> tuple[np.ndarr
 def produced_slots(coupling: Coupling) -> Iterator[Slot]:
     """The output-axis slots of the weights of layers, in graph order."""
     for op in coupling.graph.ops:
-        if op.base in LAYERS:
-            weight = op.value(0) if op.base == "embedding" else op.value(2 if op.base == "addmm" else 1)
-            if weight is not None and weight.is_weight:
-                flipped = "transpose" in op.base or op.base in ("embedding", "matmul", "mm", "bmm", "addmm")
-                axis = len(weight.type.dims) - 1 if op.base in ("matmul", "bmm") else int(flipped)
-                yield from (slot for slot in coupling.slots_of(weight) if slot.axes == (axis,))
+        for layer in layer_weights(op):
+            if layer.value.is_weight:
+                yield from (slot for slot in coupling.slots_of(layer.value) if slot.axes == (layer.out_axis,))
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:

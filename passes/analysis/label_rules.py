@@ -18,10 +18,12 @@ from pruneopt.ir.schema import overload
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
-__all__ = ["RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
+__all__ = ["CREATED", "RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
 
 Rule = Callable[[Labels, Op], None]
 RULES: dict[str, Rule] = {}
+CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+"""Ops that make a tensor of one number."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -157,7 +159,7 @@ def along_axis(labels: Labels, op: Op) -> None:
     labels.set(op.result, labels.of(x))
 
 
-@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+@rule(*CREATED)
 def created(labels: Labels, op: Op) -> None:
     """A tensor of one number may have any size: its labels are those of whatever it is combined with."""
     labels.set(op.result, copies(labels, op, range(op.result.type.rank)))

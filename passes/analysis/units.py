@@ -192,7 +192,7 @@ def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
         Cell(link.root(int(families[members[0]])), tuple(members.tolist()))
         for members in (np.split(order, borders) if len(order) else [])
     ]
-    if _cells_are_uneven(labels, cells, demands):
+    if _cells_are_uneven(labels, cells, demands, units.frozen):
         return True
     units.cells = cells
     return False
@@ -258,15 +258,19 @@ def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
     return True
 
 
-def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[_Demand]) -> bool:
-    """Cells of one family must be equally large, and larger than one unit where a row is; else channels are tied."""
+def _cells_are_uneven(
+    labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: list[str | None]
+) -> bool:
+    """Cells of one family must be equally large, and larger than one unit where a row is; else channels are tied. Of
+    what is frozen one unit will do: it stays.
+    """
     sizes: dict[int, set[int]] = {}
     count: dict[int, int] = {}
     for cell in cells:
         sizes.setdefault(cell.family, set()).add(len(cell.units))
         count[cell.family] = count.get(cell.family, 0) + 1
     bad = {unit for cell in cells if len(sizes[cell.family]) > 1 for unit in cell.units}
-    single = {u for c in cells if sizes[c.family] == {1} and count[c.family] > 1 for u in c.units}
+    single = {u for c in cells if sizes[c.family] == {1} and count[c.family] > 1 for u in c.units if frozen[u] is None}
     uneven = [demand for demand in demands if not bad.isdisjoint(demand.rows.reshape(-1).tolist())]
     for demand in uneven:
         labels.tie(demand.block.plane, range(demand.axis))

@@ -24,7 +24,7 @@ from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.schema import DTYPES, call, torch_value
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.analysis.labels import BATCH
-from pruneopt.passes.analysis.layers import layer_weight
+from pruneopt.passes.analysis.layers import layer_weights
 from pruneopt.passes.analysis.sizes import gather_kept, kept_mask, kept_parts
 from pruneopt.passes.transform.slice import slice_weights
 
@@ -87,8 +87,9 @@ class MaskedOriginal:
         if op.base in PRODUCTS:
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_operand(operand, operands[index])
-        elif (layer := layer_weight(op)) is not None and layer.in_axis is not None:
-            operands[1] = self._zero(layer.value, operands[1], layer.in_axis)
+        elif read := {layer.value: layer.in_axis for layer in layer_weights(op) if layer.in_axis is not None}:
+            for index, operand in enumerate(op.operands):
+                operands[index] = self._zero_read(operand, operands[index], read)
         return evaluate(op, operands, self._double)
 
     def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
@@ -97,6 +98,14 @@ class MaskedOriginal:
             return self._zero(operand, tensor)
         if isinstance(operand, tuple):
             return [self._zero_operand(value, item) for value, item in zip(operand, tensor, strict=True)]
+        return tensor
+
+    def _zero_read(self, operand: Operand, tensor: Any, read: Mapping[Value, int]) -> Any:
+        """Weights of a layer: what they would read of removed channels counts as zero."""
+        if isinstance(operand, tuple):
+            return [self._zero_read(value, item, read) for value, item in zip(operand, tensor, strict=True)]
+        if isinstance(operand, Value) and operand in read:
+            return self._zero(operand, tensor, read[operand])
         return tensor
 
     def _zero(self, value: Value, tensor: Tensor, axis: int | None = None) -> Tensor:

@@ -306,7 +306,7 @@ CASES = {
     # Recurrence and attention
     "bidirectional lstm": Case(
         net(lstm, a=c(3, 8), m=lambda: nn.LSTM(8, 4, 2, bidirectional=True, batch_first=True), out=lin(8, 5)),
-        {}, {"a": "no rule"},
+        {"a": 8, "m": 16},
     ),
     "nn.MultiheadAttention": Case(multihead, {"a": 12, "m": 24}, shapes=(TOKENS,)),
     "fused qkv": Case(net(fused, **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1),
