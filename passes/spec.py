@@ -15,7 +15,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from contextlib import suppress
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
@@ -75,6 +76,8 @@ def option_type(hint: Any) -> str:
         return "|".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
         return f"list of {option_type(get_args(hint)[0])}"
+    if get_origin(hint) is Union:
+        return "|".join(map(option_type, get_args(hint)))
     return str(hint.__name__)
 
 
@@ -263,11 +266,21 @@ def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
             text = json.loads(text)
         except json.JSONDecodeError:
             source.fail(option.value_span, f"{text} is not one quoted text")
-    convert = _choice if get_origin(hint) is Literal else _CONVERT[hint]
     try:
-        return convert(text, hint)
+        return _converted(text, hint)
     except ValueError:
         source.fail(option.value_span, f"the option {option.key!r} must be {wanted(hint)}, not {text!r}")
+
+
+def _converted(text: str, hint: Any) -> Any:
+    """A text as a value of a plain type, or of the first of several that it can be; `ValueError` for none."""
+    if get_origin(hint) is Union:
+        for part in get_args(hint):
+            with suppress(ValueError):
+                return _converted(text, part)
+        raise ValueError
+    convert = _choice if get_origin(hint) is Literal else _CONVERT[hint]
+    return convert(text, hint)
 
 
 def _boolean(text: str, hint: Any) -> bool:
@@ -306,6 +319,8 @@ def _example(hint: Any) -> str:
         return _example(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return str(get_args(hint)[0])
+    if get_origin(hint) is Union:
+        return _example(get_args(hint)[0])
     return {int: "8", float: "0.5", bool: "true", str: "..."}[hint]
 
 
@@ -355,7 +370,8 @@ def check_options(kind: type[Configured]) -> Sequence[str]:
     for field in option_fields(kind):
         hint, _ = without_none(hints[field.name])
         inner = get_args(hint)[0] if get_origin(hint) in (tuple, list) else hint
-        known = get_origin(inner) is Literal or inner in _CONVERT or part_kind(hint) is not None
+        kinds = get_args(inner) if get_origin(inner) is Union else (inner,)
+        known = all(get_origin(kind) is Literal or kind in _CONVERT for kind in kinds) or part_kind(hint) is not None
         if not known or not field.metadata.get("help"):
             wrong.append(field.name)
     return wrong

@@ -10,6 +10,7 @@ __all__ = ["compile", "inspect", "new", "passes", "profile"]
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
 MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
+ROUND_TO = "widths are multiples of K where they can be; auto: of what the device likes, auto:cuda-fp16: another target"
 BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms; repeat it for several budgets at once"
 
 
@@ -45,7 +46,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         default=[],
         help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; several joined by commas",
     )
-    parser.add_argument("--round-to", metavar="K", type=_positive, help="widths are multiples of K where they can be")
+    parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue a search or training that was stopped in --out")
@@ -139,6 +140,10 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole(text, 1)
+
+
+def _multiple(text: str) -> int | str:
+    return text if text.startswith("auto") else _positive(text)
 
 
 def _whole(text: str, least: int) -> int:

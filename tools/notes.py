@@ -1,4 +1,4 @@
-"""What searches and trainings have to tell the user, taken from their records."""
+"""What searches, trainings and rounding have to tell the user, taken from their records."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pruneopt.passes.regularised.slimming import SlimmingRecord
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_training import PruningNetReport
 from pruneopt.passes.training.log import TrainingLog
+from pruneopt.passes.transform.rounding import Rounding
 
 __all__ = ["pass_notes"]
 
-KINDS = (Outcome, PruningNetReport, SlimmingRecord, TrainingLog)
+KINDS = (Outcome, PruningNetReport, SlimmingRecord, TrainingLog, Rounding)
 
 
 def pass_notes(records: Mapping[str, object]) -> list[str]:
-    """The notes of all searches and trainings, in the order of the passes."""
+    """The notes of all of them, in the order of the passes."""
     said = (record for record in records.values() if isinstance(record, KINDS))
     return [note for record in said for note in record.notes]

@@ -12,11 +12,12 @@ from torch.export import ExportedProgram
 from pruneopt.ir.codegen import build_module
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload, top1
+from pruneopt.passes.analysis.alignment import alignment_of
 from pruneopt.passes.base import Pass, State
 from pruneopt.passes.budget import check_reachable, parse_budget
 from pruneopt.passes.instrument import Instrument
 from pruneopt.passes.regularised.regularised import Regularised
-from pruneopt.passes.transform.select import ladders
+from pruneopt.passes.transform.ladders import ladders
 
 __all__ = ["Score", "Watch", "metric_name", "stopped"]
 
@@ -87,7 +88,7 @@ class Watch(Instrument):
                 allowed = ladders(
                     state.need_coupling(),
                     cost,
-                    round_to=getattr(step, "round_to", 1),
+                    round_to=alignment_of(getattr(step, "round_to", 1), state.graph, state.device),
                     minimum=getattr(step, "minimum", 1),
                 )
                 check_reachable(budgets, cost, minimum=allowed.lowest)

@@ -24,8 +24,9 @@ from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.transform.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
 from pruneopt.passes.transform.prunable import Granularity, Reach
-from pruneopt.passes.transform.prune import MINIMUM, ROUND
+from pruneopt.passes.transform.prune import MINIMUM
 from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule, is_plan
+from pruneopt.passes.transform.rounding import ROUND, RoundTo
 
 __all__ = ["GReg1", "GReg2", "GRegRecord", "LayerCount"]
 
@@ -63,7 +64,7 @@ class GReg(Regularised):
     granularity: Granularity = option("filter", "what goes: filters, input channels, or single weights (masks)")  # noqa: RUF009
     scope: Reach = option("internal", "only inside of branches and chains, as published, or whole channel groups")  # noqa: RUF009
     criterion: Criterion = option(L1Norm(), "what is scored; l1 is the mean absolute weight")  # noqa: RUF009
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
     regulariser: Regulariser = option(Growing(), "the penalty in training")  # noqa: RUF009
     recipe: Recipe = option(RECIPE, "how to train under it; the penalty ends the training")  # noqa: RUF009

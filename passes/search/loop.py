@@ -15,6 +15,7 @@ import torch
 
 from pruneopt.errors import UserError
 from pruneopt.ir.printer import print_graph
+from pruneopt.passes.analysis.alignment import Alignment, alignment_of
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option, without_data
@@ -29,7 +30,8 @@ from pruneopt.passes.search.sampling import RARE
 from pruneopt.passes.search.searcher import Asker, Searcher
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets, aims_of
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, Choose, add_budgets, aims_of
+from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.transform.select import is_filled, keep_best
 from pruneopt.passes.transform.settle import settle
 
@@ -195,7 +197,7 @@ class Searched(Choose):
     criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
     top: int | None = option(None, "how many of the best are fine-tuned (2)")
     finetune_epochs: int = option(0, "epochs to decide between the best; 0 takes the best fitness")
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
     window: float | None = option(None, "candidates use at least 1 - window of the tightest budget")
     seed: int | None = option(None, "decides the candidates and batches (the run's seed)")
@@ -234,7 +236,7 @@ class Searched(Choose):
             state.budgets,
             scores,
             window=self.window,
-            round_to=self.round_to,
+            round_to=rounding(state, self.round_to),
             minimum=self.minimum,
             bounds=state.limits.bounds,
             tied=state.limits.tied,
@@ -294,8 +296,10 @@ class Searched(Choose):
     def _identity(self, state: State, seed: int) -> dict[str, object]:
         """What makes a search the one it is: everything its result depends on."""
         workload = state.need_workload(self.name)
+        aligned = alignment_of(self.round_to, state.graph, state.device)
         options = {
             "pass": pass_text(replace(self, budget=(), seed=None)),
+            **({"round-to": aligned.target} if isinstance(aligned, Alignment) else {}),
             "ranking": self.ranking.source(),
             **aims_of(state),
         }

@@ -23,6 +23,7 @@ from pruneopt.passes.search.searcher import Searcher
 from pruneopt.passes.search.space import Space
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.transform.finetune import Finetune
+from pruneopt.passes.transform.rounding import rounding
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch
 
 __all__ = ["MetaPruning"]
@@ -71,7 +72,7 @@ class MetaPruning(Searched):
             scores,
             genes=genes,
             window=self.window,
-            round_to=self.round_to,
+            round_to=rounding(state, self.round_to),
             minimum=self.minimum,
             bounds=state.limits.bounds,
             tied=state.limits.tied,

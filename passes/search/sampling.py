@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.alignment import Alignment
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.budget import check_reachable, within
 from pruneopt.passes.transform.ladders import Bounds, Ladders, Ties, ladders
@@ -97,7 +98,7 @@ class WidthSampler:
         *,
         max_ratio: float = 0.7,
         min_ratio: float = 0.0,
-        round_to: int = 1,
+        round_to: int | Alignment = 1,
         minimum: float = 1,
         bounds: Bounds | None = None,
         tied: Ties = (),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.alignment import Alignment
 from pruneopt.passes.analysis.branches import Gene
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.budget import check_reachable, within
@@ -90,7 +91,7 @@ class Space:
         genes: Sequence[Gene] | None = None,
         grid: Sequence[int] = GRID,
         window: float | None = None,
-        round_to: int = 1,
+        round_to: int | Alignment = 1,
         minimum: float = 1,
         bounds: Bounds | None = None,
         tied: Ties = (),

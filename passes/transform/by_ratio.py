@@ -25,6 +25,7 @@ from pruneopt.passes.budget import check_reachable, format_value, within
 from pruneopt.passes.plan import load_plan
 from pruneopt.passes.transform.prunable import Granularity, Prunable, Reach, prunable_groups, prunable_weights
 from pruneopt.passes.transform.ratios import SkipRule, check_ratios, is_plan, pruned_count, ratios_of, skipped
+from pruneopt.passes.transform.rounding import RoundTo, rounding
 from pruneopt.passes.transform.select import Ladders, fill_up, ladders, largest_within
 from pruneopt.passes.transform.weight_counts import check_weight_budgets, keeping_all, uniform_counts
 
@@ -62,7 +63,7 @@ class LayerRule:
     compat: SkipRule = "exact"
     granularity: Granularity = "filter"
     scope: Reach = "internal"
-    round_to: int = 1
+    round_to: RoundTo = 1
     minimum: float = 1.0
     ignore: tuple[str, ...] = ()
 
@@ -129,7 +130,7 @@ class LayerRule:
         steps = ladders(
             state.need_coupling(),
             cost,
-            round_to=self.round_to,
+            round_to=rounding(state, self.round_to),
             minimum=self.minimum,
             ignore=frozen,
             bounds=state.limits.bounds,

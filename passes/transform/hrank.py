@@ -29,8 +29,9 @@ from pruneopt.passes.analysis.layers import layer_weight
 from pruneopt.passes.analysis.norms import NORMS
 from pruneopt.passes.base import State, option
 from pruneopt.passes.transform.by_ratio import LayerRule, picked
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, ROUND, Choose, add_budgets
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, Choose, add_budgets
 from pruneopt.passes.transform.ratios import RATIOS, SKIP
+from pruneopt.passes.transform.rounding import ROUND, RoundTo
 from pruneopt.passes.transform.settle import settle
 
 __all__ = ["HRank", "HRankPass", "HRankRecord", "feature_map"]
@@ -199,7 +200,7 @@ class HRankPass(Choose):
     images: int = option(IMAGES, IMAGES_HELP)
     flat: Flat = option("refuse", FLAT_HELP)  # noqa: RUF009  a word
     budget: tuple[str, ...] = option((), BUDGET)
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
 
     def __post_init__(self) -> None:

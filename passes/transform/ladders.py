@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruneopt.errors import UserError
+from pruneopt.passes.analysis.alignment import Alignment
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.importance import produced_slots
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost import CostModel
 
-__all__ = ["Bounds", "Ladders", "Ties", "common_rungs", "ladders", "tied_columns"]
+__all__ = ["Bounds", "Ladders", "Ties", "channels_per_unit", "common_rungs", "ladders", "tied_columns"]
 
 Bounds = Mapping[str, tuple[int, int]]
 """Group -> the smallest and the largest width it may get."""
@@ -105,7 +106,7 @@ def ladders(
     coupling: Coupling,
     cost: CostModel,
     *,
-    round_to: int = 1,
+    round_to: int | Alignment = 1,
     minimum: float = 1,
     ignore: Collection[str] = (),
     bounds: Bounds | None = None,
@@ -115,7 +116,8 @@ def ladders(
 
     Args:
         round_to: kept channel counts are multiples of this (a unit may own several channels of a tensor); the full
-            width stays allowed, and groups with fewer channels than this keep all.
+            width stays allowed, and groups with fewer channels than this keep all. What a target likes gives every
+            group a multiple of its own.
         minimum: the fewest units a group keeps, or, below 1, the smallest share of its width.
         ignore: groups that keep all.
         bounds: the smallest and largest width of free groups. A single width (both are the same) is taken as it is,
@@ -125,18 +127,19 @@ def ladders(
     Raises:
         UserError: ``round_to`` below 1, ``minimum`` not above 0, a name that is no free group, or no width left.
     """
-    if round_to < 1:
+    if not isinstance(round_to, Alignment) and round_to < 1:
         raise UserError(f"round-to={round_to} is impossible: use 1 (no rounding) or more, such as 8")
     if not minimum > 0:
         raise UserError(f"minimum={minimum:g} is impossible: no group may vanish; use a share (0.1), or 1, 2, ...")
     sets = tied_columns(coupling, cost, tied)
     limits = _limits(coupling, cost, bounds or {}, sets)
-    owned = _channels_per_unit(coupling) if round_to > 1 else np.ones(len(coupling.groups), dtype=np.int64)
-    channels = {group.name: int(count) for group, count in zip(coupling.groups, owned, strict=True)}
+    channels = channels_per_unit(coupling) if round_to != 1 else {}
     found = []
     for i, name in enumerate(cost.groups):
         full, step = int(cost.full[i]), int(cost.step[i])
-        grain = math.lcm(step, round_to // math.gcd(round_to, channels[name]))
+        own = channels.get(name, 1)
+        multiple = round_to.multiple(full * own) if isinstance(round_to, Alignment) else round_to
+        grain = math.lcm(step, multiple // math.gcd(multiple, own))
         least = math.ceil(minimum * full - 1e-9) if minimum < 1 else min(full, math.ceil(minimum))
         first = -(-max(least, int(cost.minimum[i]), 1) // grain) * grain
         rungs = np.array([full] if name in ignore else [*range(first, full, grain), full], dtype=np.int64)
@@ -223,11 +226,11 @@ def _shown(rungs: np.ndarray) -> str:
     return ", ".join(texts if len(texts) <= SHOWN else [*texts[: SHOWN - 2], "...", texts[-1]])
 
 
-def _channels_per_unit(coupling: Coupling) -> np.ndarray:
-    """How many output channels of its layers a unit owns, int64 `[groups]`; the common divisor where they differ."""
+def channels_per_unit(coupling: Coupling) -> dict[str, int]:
+    """How many output channels of its layers a unit of every group owns; the common divisor where they differ."""
     common = np.zeros(len(coupling.groups), dtype=np.int64)
     for slot in produced_slots(coupling):
         units = slot.units[slot.units >= 0]
         owners, counts = np.unique(units, return_counts=True)
         np.gcd.at(common, coupling.unit_group[owners], counts)
-    return np.maximum(common, 1)
+    return {group.name: max(1, int(count)) for group, count in zip(coupling.groups, common, strict=True)}

@@ -21,6 +21,7 @@ from pruneopt.passes.transform.by_ratio import LayerRule, Pick
 from pruneopt.passes.transform.one_shot import prune_by_layer, prune_weights
 from pruneopt.passes.transform.prunable import Reach
 from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule
+from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.transform.select import Scope, Scores, select
 from pruneopt.passes.transform.semi_structured import prune_two_of_four
 from pruneopt.passes.transform.settle import settle
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 BUDGET = "what the result may cost, such as 50%FLOPs or 300MFLOPs; may be given several times"
-ROUND = "kept channel counts are multiples of this, where the width allows"
 GRANULARITY = "what goes: whole channel groups, filters or input channels of layers, or single weights (masks)"
 Granularity = Literal["unit", "filter", "channel", "weight", "2:4"]
 MINIMUM = "the fewest channels a group keeps; below 1: the smallest share of its width"
@@ -109,7 +109,7 @@ def decide(
     scores: Scores,
     *,
     scope: Scope,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     minimum: float = 1,
     ignore: Collection[str] = (),
     ratio: float | None = None,
@@ -126,7 +126,7 @@ def decide(
         state.need_cost(),
         state.budgets,
         scope=scope,
-        round_to=round_to,
+        round_to=rounding(state, round_to),
         minimum=minimum,
         ignore=ignore,
         bounds=state.limits.bounds,
@@ -158,7 +158,7 @@ class Prune(Choose):
     leader: bool = option(False, "score the first layer of a group only, as EagleEye does, not all of them")
     budget: tuple[str, ...] = option((), BUDGET)
     ratio: float | None = option(None, "without a budget: the share of channels to remove, such as 0.5")
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
     ignore: tuple[str, ...] = option((), "parameters, modules or groups that keep all channels")
     granularity: Literal["unit", "weight"] = option("unit", "what goes: whole groups, or single weights (masks)")
@@ -212,7 +212,7 @@ class Uniform(Choose):
 
     budget: tuple[str, ...] = option((), BUDGET)
     criterion: Criterion = option(L1Norm(), "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
 
     @property
@@ -238,7 +238,7 @@ class Baseline(Choose):
     """A pass that prunes at once: whole channel groups for a budget, or layer by layer as GReg does."""
 
     budget: tuple[str, ...] = option((), BUDGET)
-    round_to: int = option(1, ROUND)
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
     minimum: float = option(1.0, MINIMUM)
     granularity: Granularity = option("unit", GRANULARITY)  # noqa: RUF009
     ratios: str | None = option(None, RATIOS)
@@ -323,6 +323,6 @@ class Random(Baseline):
         return decide(state, scores, scope="random", round_to=self.round_to, minimum=self.minimum)
 
 
-def _check_granularity(granularity: Granularity, round_to: int, minimum: float) -> None:
+def _check_granularity(granularity: Granularity, round_to: RoundTo, minimum: float) -> None:
     if granularity in ("weight", "2:4") and (round_to != 1 or minimum != 1):
         raise UserError("round-to and minimum count channels: leave them out where single weights go")

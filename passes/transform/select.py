@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pruneopt.errors import UserError
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.alignment import Alignment
 from pruneopt.passes.analysis.coupling import Coupling, Group, Plan
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, within
+from pruneopt.passes.transform.allocate import allocate
 from pruneopt.passes.transform.ladders import Bounds, Ladders, Ties, ladders
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def select(
     budgets: Sequence[Budget] = (),
     *,
     scope: Scope = "global",
-    round_to: int = 1,
+    round_to: int | Alignment = 1,
     minimum: float = 1,
     ignore: Collection[str] = (),
     bounds: Bounds | None = None,
@@ -74,7 +77,8 @@ def select(
         scores: a score per unit of every free group; for the global scope comparable between groups (normalised).
         scope: ``local`` gives all groups one ratio, ``global`` ranks all units together (a step of a group with blocks
             is one unit of every block, with the sum of their scores), ``random`` gives every group a random ratio.
-        round_to, minimum, ignore, bounds, tied: see `ladders`.
+        round_to, minimum, ignore, bounds, tied: see `ladders`. What a target likes makes the global scope weigh scores
+            against costs, rung by rung (`allocate`); what no such rung can use of the budget, smaller multiples may.
         ratio: without a budget: the share of units to remove, at least 0 and below 1.
         seed: for the random scope.
 
@@ -82,7 +86,8 @@ def select(
         BudgetError: a budget below what the constraints allow; before any work.
         UserError: an impossible option.
     """
-    steps = ladders(coupling, cost, round_to=round_to, minimum=minimum, ignore=ignore, bounds=bounds, tied=tied)
+    allowed = partial(ladders, coupling, cost, minimum=minimum, ignore=ignore, bounds=bounds, tied=tied)
+    steps = allowed(round_to=round_to)
     if not budgets and ratio is None:
         raise UserError("there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5")
     if budgets and ratio is not None:
@@ -101,7 +106,32 @@ def select(
     else:
         widths = largest_within(family, budgets, cost)
         widths = fill_up(widths, gains, steps, budgets, cost, evenly=scope == "local")
+        if isinstance(round_to, Alignment):
+            if scope == "global":
+                afterwards = _rounded_afterwards(gains, cost, allowed(round_to=1), steps, budgets)
+                widths = allocate(gains, steps, budgets, cost, (widths, afterwards))
+            if not _is_close(widths, budgets, cost):
+                fine = allowed(round_to=round_to.finest())
+                widths = fill_up(widths, gains, fine, budgets, cost, evenly=scope == "local")
     return keep_best(widths, scores, coupling, cost)
+
+
+def _rounded_afterwards(
+    gains: list[np.ndarray], cost: CostModel, every: Ladders, steps: Ladders, budgets: Sequence[Budget]
+) -> np.ndarray:
+    """The widths `[G]` of a plan without rounding, each taken down to its rung, and filled up."""
+    try:
+        check_reachable(budgets, cost, minimum=every.lowest)
+    except BudgetError:
+        return steps.lowest
+    plain = fill_up(largest_within(_by_threshold(gains, cost, every), budgets, cost), gains, every, budgets, cost)
+    floor = steps.floor(plain[None])[0]
+    return fill_up(floor, gains, steps, budgets, cost) if within(budgets, cost, floor) else steps.lowest
+
+
+def _is_close(widths: np.ndarray, budgets: Sequence[Budget], cost: CostModel) -> bool:
+    """Whether widths `[G]` use up the tightest of the budgets."""
+    return any(float(cost.measure(b.unit, widths)) >= CLOSE * b.limit(cost) for b in budgets)
 
 
 @dataclass(frozen=True, slots=True)

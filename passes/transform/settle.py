@@ -5,6 +5,7 @@ from __future__ import annotations
 from pruneopt.passes.analysis.annotate import write_plan
 from pruneopt.passes.analysis.coupling import Plan
 from pruneopt.passes.base import State
+from pruneopt.passes.transform.rounding import record_rounding
 from pruneopt.passes.transform.select import budget_report
 
 __all__ = ["set_plan", "settle"]
@@ -20,6 +21,7 @@ def set_plan(state: State, plan: Plan) -> bool:
     before = state.graph.channels
     state.plan = dict(plan)
     write_plan(state.graph, state.plan)
+    record_rounding(state)
     return state.graph.channels != before
 
 

@@ -23,11 +23,12 @@ def test_passes_lists_every_option(call: Call) -> None:
     heads = [line.partition(":")[0] for line in shown]
     parts = [f"{name} ({kind})" for kind in part_kinds() for name in part_names(kind)]
     assert heads == [*pass_names(), *parts]
-    assert "round-to (int, 1)" in done.out
+    assert "round-to (int|auto|auto:cuda-fp16|" in done.out
     data = {item["name"]: item for item in json.loads(call("passes", "--json").out) if item["kind"] == "pass"}
     assert list(data) == list(pass_names())
     options = {option["name"]: option for option in data["l1"]["options"]}
-    assert (options["round-to"]["type"], options["round-to"]["default"]) == ("int", 1)
+    assert options["round-to"]["type"].startswith("int|auto|auto:cuda-fp16|")
+    assert options["round-to"]["default"] == 1
     assert all(option["help"] for item in data.values() for option in item["options"])
 
 

@@ -36,6 +36,8 @@ BUDGET = ("--budget", "50%FLOPs")
         (["compile", "MODEL", "--pass", "abm", *BUDGET], "there is no pass 'abm'"),
         (["compile", "MODEL", "--pass", "l1{rond-to=8}", *BUDGET], "did you mean round-to?"),
         (["compile", "MODEL", "--pass", "l1{round-to=eight}", *BUDGET], "must be a whole number"),
+        (["compile", "MODEL", "--pass", "l1{round-to=auto:tpu}", *BUDGET], "or one of auto, auto:cuda-fp16"),
+        (["compile", "MODEL", "--round-to", "auto:tpu", *BUDGET], "round-to must be a whole number or one of auto"),
         (["compile", "MODEL", "--pass", "l1,random", *BUDGET], "one pass that chooses channels"),
         (["compile", "MODEL", "--pass", "slice", *BUDGET], "one pass that chooses channels"),
         (["compile", "MODEL", "--pipeline", "couple,cost,l1,slice", *BUDGET], "the pipeline lacks verify"),
