@@ -63,6 +63,8 @@ Structure = (
 
 NAMESPACES = ("aten", "prims", "torchvision")
 """Libraries in which an op's name alone says what it does."""
+ROLES: dict[str, str] = {}
+"""Ops of users' libraries that do what an op of PyTorch does: base -> base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class Op:
         """
         namespace, base, _ = self.target.split(".")
         return base if namespace in NAMESPACES else f"{namespace}.{base}"
+
+    @property
+    def role(self) -> str:
+        """What the op does: its base, or that of the op of PyTorch it was declared to be like (`ROLES`)."""
+        return ROLES.get(self.base, self.base)
 
     @property
     def inputs(self) -> Iterator[Value]:

@@ -55,12 +55,12 @@ def _conv(op: Op) -> list[Count]:
     x, weight = op.operands[:2]
     if not isinstance(x, Value) or not isinstance(weight, Value):
         return []
-    transposed = op.base in TRANSPOSED or op.attrs.get("transposed") is True
+    transposed = op.role in TRANSPOSED or op.attrs.get("transposed") is True
     return [Count(elements(x if transposed else op.result) + elements(weight, 1))]
 
 
 def _product(op: Op) -> list[Count]:
-    left = op.value(PRODUCTS[op.base])
+    left = op.value(PRODUCTS[op.role])
     return [] if left is None else [Count((*elements(op.result), (left, left.type.rank - 1)))]
 
 
@@ -133,15 +133,15 @@ def _pairs(op: Op, count: int) -> list[tuple[int, int]]:
 
 
 def _macs(op: Op) -> list[Count]:
-    if op.base in CONVS or op.base in TRANSPOSED:
+    if op.role in CONVS or op.role in TRANSPOSED:
         return _conv(op)
-    if op.base in PRODUCTS:
+    if op.role in PRODUCTS:
         return _product(op)
-    if "scaled_dot_product" in op.base:
+    if "scaled_dot_product" in op.role:
         return _attention(op)
-    if op.base in RECURRENT:
+    if op.role in RECURRENT:
         return _recurrent(op)
-    return _einsum(op) if op.base == "einsum" else []
+    return _einsum(op) if op.role == "einsum" else []
 
 
 # The papers' ways of counting
@@ -149,11 +149,11 @@ def _macs(op: Op) -> list[Count]:
 
 def _is_linear(op: Op) -> bool:
     """A product with a weight: nn.Linear in the forms capture and other exporters give it."""
-    return op.base == "linear" or (op.base in PRODUCTS and any(value.is_weight for value in op.inputs))
+    return op.role == "linear" or (op.role in PRODUCTS and any(value.is_weight for value in op.inputs))
 
 
 def _is_layer(op: Op) -> bool:
-    return op.base in CONVS or op.base in TRANSPOSED or _is_linear(op)
+    return op.role in CONVS or op.role in TRANSPOSED or _is_linear(op)
 
 
 def _layer_macs(op: Op) -> list[Count]:
@@ -169,14 +169,14 @@ def _layer_flops(op: Op) -> list[Count]:
 
 
 def _metapruning(op: Op) -> list[Count]:
-    if op.base in CONVS or op.base in TRANSPOSED:
+    if op.role in CONVS or op.role in TRANSPOSED:
         return _conv(op)
-    if op.base == "linear":
+    if op.role == "linear":
         return [Count(elements(value)) for value in op.inputs if value.is_weight]
     x = op.value(0)
-    if x is not None and (op.base == "batch_norm" or (op.base == "relu" and op.loc.module_type == "ReLU")):
+    if x is not None and (op.role == "batch_norm" or (op.role == "relu" and op.loc.module_type == "ReLU")):
         return [Count(elements(x))]
-    if op.base.startswith(("max_pool", "avg_pool")):
+    if op.role.startswith(("max_pool", "avg_pool")):
         return [Count(elements(op.results[0]), _window(op))]
     return []
 
@@ -185,7 +185,7 @@ def _window(op: Op) -> int:
     """The number of values under a pooling window; one number stands for all its sides."""
     size = op.attrs["kernel_size"]
     sides = [side for side in size if isinstance(side, int)] if isinstance(size, tuple) else [int(str(size))]
-    dimensions = int(op.base.split("pool")[1][0])
+    dimensions = int(op.role.split("pool")[1][0])
     return math.prod(sides) if len(sides) == dimensions else sides[0] ** dimensions
 
 

@@ -233,11 +233,21 @@ def _semantic_notes(
 ) -> tuple[SemanticNote, ...]:
     """The noted ops with the free groups over which they run."""
     found: dict[Op, set[str]] = {}
+    active: np.ndarray | None = None
     for note in labels.notes:
         inside = np.unique(units.of_label[note.plane.numpy()])
+        if note.of_weights:
+            active = _units_of_activations(labels, units) if active is None else active
+            inside = inside[np.isin(inside, active)]
         numbers = np.unique(unit_group[inside[inside >= 0]])
         found.setdefault(note.op, set()).update(groups[n].name for n in numbers if groups[n].frozen is None)
     return tuple(SemanticNote(op, tuple(sorted(names))) for op, names in found.items() if names)
+
+
+def _units_of_activations(labels: Labels, units: Units) -> np.ndarray:
+    """The units that occur in anything but weights and what is computed from them."""
+    found = [np.unique(slot.units) for slot in units.slots if not labels.is_weight(slot.value)]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
 class _Names:

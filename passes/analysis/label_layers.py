@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
-from pruneopt.passes.analysis.labels import Blocks, Labels, number
+from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
 __all__ = ["Side", "contract"]
@@ -223,6 +223,8 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
             target = passing if all(letter in out for letter in varying(spread)) else crossing
             target.append((spread, place))
     _meet(labels, op, crossing, sides, spans, out)
+    if all(labels.is_weight(side.value) for side in sides):
+        labels.notes.extend(Note(op, plane, of_weights=True) for plane, _ in crossing)
     planes = _pass(labels, op, passing, sides, spans)
     shapes = [[plane.shape[letter] for letter in out] for plane in planes]
     order = [*out, *(letter for letter in range(count) if letter not in out)]

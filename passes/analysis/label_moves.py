@@ -32,9 +32,9 @@ def source(labels: Labels, op: Op) -> Value | None:
 def move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int = 0) -> Plane:
     """One plane of operand 0 through a movement op; ``index`` picks one of several results."""
     after = op.results[index].type.shape(BATCH)
-    if op.base in RESHAPES:
+    if op.role in RESHAPES:
         return reshape(plane, shape, after)
-    spread = plane if op.base in COMPACT else expand(plane, shape)
+    spread = plane if op.role in COMPACT else expand(plane, shape)
     attrs = {name: torch_value(attr, BATCH, False, torch.device("cpu")) for name, attr in op.attrs.items()}
     moved = call(op.target, [spread, *op.operands[1:]], attrs)
     result: Tensor = moved[index] if isinstance(moved, tuple | list) else moved
@@ -51,7 +51,7 @@ def move(labels: Labels, op: Op) -> None:
         labels.give_up(op, "it counts by a tensor")
         return
     shape = labels.shape(value)
-    planes = cut_at(labels, op, value) if op.base in SPLITS else labels.of(value)
+    planes = cut_at(labels, op, value) if op.role in SPLITS else labels.of(value)
     for index, result in enumerate(op.results):
         labels.set(result, [move_plane(op, plane, shape, index) for plane in planes])
 
@@ -90,7 +90,7 @@ def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
     if axis != axes[-1]:
         labels.blocks.append(Blocks(plane.reshape(sizes), op, pinned=axes.index(axis) + 1))
         return plane
-    if op.base.startswith("select") or op.attrs.get("step", 1) != 1:
+    if op.role.startswith("select") or op.attrs.get("step", 1) != 1:
         shape = plane.shape
         return labels.tie(plane, axes[:-1]).expand(shape)
     before = (number(op, "start") if op.attrs["start"] is not None else 0) % sizes[-1]
@@ -134,7 +134,7 @@ def resize(labels: Labels, op: Op) -> None:
         labels.give_up(op, "operands are missing")
         return
     shape, after = labels.shape(value), labels.shape(op.result)
-    if op.base in ("view_as", "reshape_as"):
+    if op.role in ("view_as", "reshape_as"):
         planes = [reshape(plane, shape, after) for plane in labels.of(value)]
     else:
         planes = [align(plane, len(after)) for plane in labels.of(value)]
@@ -181,10 +181,10 @@ def roll(labels: Labels, op: Op) -> None:
 def index(labels: Labels, op: Op) -> None:
     """Indexing along an axis without channels keeps the others; along channels it is frozen."""
     value = source(labels, op)
-    if value is None or op.base == "gather" or any(labels.of(v) for v in op.inputs if v is not value):
+    if value is None or op.role == "gather" or any(labels.of(v) for v in op.inputs if v is not value):
         labels.give_up(op, "its indices carry channels")
         return
-    if op.base == "index_select":
+    if op.role == "index_select":
         axes = {number(op, "dim") % value.type.rank}
         start, width = min(axes), 1
     else:
@@ -328,7 +328,7 @@ def pixel_shuffle(labels: Labels, op: Op) -> None:
     if value is None:
         labels.give_up(op, "operands are missing")
         return
-    axis = value.type.rank - (3 if op.base == "pixel_shuffle" else 2)
+    axis = value.type.rank - (3 if op.role == "pixel_shuffle" else 2)
     ratio = labels.shape(value)[axis] // op.result.type.shape(BATCH)[op.result.type.rank - 3]
     out = []
     for plane in labels.of(value):

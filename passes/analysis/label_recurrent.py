@@ -96,9 +96,9 @@ def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> Non
     hidden channels.
     """
     rank = state.type.rank
-    spread = not op.base.endswith("_cell")
+    spread = not op.role.endswith("_cell")
     plane = torch.stack(rows).reshape([len(rows), *[1] * (rank - 2), -1] if spread else [*[1] * (rank - 1), -1])
-    if state.producer is not None and state.producer.base in CREATED and state.users == (op,):
+    if state.producer is not None and state.producer.role in CREATED and state.users == (op,):
         labels.planes[state] = (plane,)  # one number everywhere: it takes any labels
         return
     if state.is_weight:
@@ -116,7 +116,7 @@ def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> Non
 
 def _set_results(labels: Labels, op: Op, kinds: list[list[Tensor]], last: list[Tensor]) -> None:
     """The output has the channels of the last layer, directions beside each other; last states those of every cell."""
-    if op.base.endswith("_cell"):
+    if op.role.endswith("_cell"):
         for value, rows in zip(op.results, kinds, strict=True):
             labels.set(value, [rows[0].reshape(1, -1) if value.type.rank == 2 else rows[0]])
         return

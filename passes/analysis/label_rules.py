@@ -18,12 +18,12 @@ from pruneopt.ir.schema import overload
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
-__all__ = ["CREATED", "RULES", "apply_rule", "copies", "merge_pointwise", "rule"]
+__all__ = ["CREATED", "RULES", "Rule", "apply_rule", "copies", "merge_pointwise", "rule"]
 
 Rule = Callable[[Labels, Op], None]
 RULES: dict[str, Rule] = {}
-CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
-"""Ops that make a tensor of one number."""
+CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
+"""Ops that make a tensor of one number, or of none yet."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -39,7 +39,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def apply_rule(labels: Labels, op: Op) -> None:
     """Propagate labels through one op."""
-    found = RULES.get(op.base)
+    found = RULES.get(op.role)
     if found is not None:
         found(labels, op)
     elif is_pointwise(op):
@@ -241,7 +241,7 @@ def reduction(labels: Labels, op: Op) -> None:
     not tied but noted, and the rows stay.
     """
     x = op.value(0)
-    if x is None or (op.base in ("max", "min") and op.value(1) is not None):
+    if x is None or (op.role in ("max", "min") and op.value(1) is not None):
         pointwise(labels, op)
         return
     if len(op.results) == 2 and op.results[1].users:
@@ -273,16 +273,16 @@ def reduction(labels: Labels, op: Op) -> None:
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
-@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "zero", "log_sigmoid")
+@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "empty_like", "zero")
 @rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
-@rule("copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
+@rule("log_sigmoid", "copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
-    if op.base in ("prelu", "_prelu_kernel"):
+    if op.role in ("prelu", "_prelu_kernel"):
         prelu(labels, op)
         return
     values = list(dict.fromkeys(op.inputs))
-    if op.base == "type_as":
+    if op.role == "type_as":
         values = values[:1]
     if not any(labels.of(value) for value in values):
         weights = [value for value in values if value.is_weight]

@@ -32,6 +32,10 @@ class Note:
 
     op: Op
     plane: Plane
+    of_weights: bool = False
+    """A product of weights alone: a statistic where its channels are also those of an activation (the norm of a weight
+    by power iteration), else a layer in itself (the rank of a factorised weight).
+    """
 
 
 @dataclass(frozen=True, slots=True)

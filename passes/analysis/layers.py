@@ -32,19 +32,19 @@ class LayerWeight:
 
 def layer_weight(op: Op) -> LayerWeight | None:
     """The weight that a layer contracts its input with; None for other ops, and for products of activations."""
-    if op.base in CONVOLUTIONS or op.base in TRANSPOSED:
+    if op.role in CONVOLUTIONS or op.role in TRANSPOSED:
         weight, axes = op.value(1), (0, 1)
-        if op.base in TRANSPOSED or op.attrs.get("transposed") is True:
+        if op.role in TRANSPOSED or op.attrs.get("transposed") is True:
             axes = (1, 0)
         return None if weight is None else LayerWeight(weight, *axes)
-    if op.base == "linear":
+    if op.role == "linear":
         weight = op.value(1)
         return None if weight is None else LayerWeight(weight, 0, weight.type.rank - 1)
-    if op.base == "embedding":
+    if op.role == "embedding":
         weight = op.value(0)
         return None if weight is None else LayerWeight(weight, 1, None)
-    if op.base in (*MATMULS, "addmm", "baddbmm"):
-        left, right = (op.value(i) for i in ((1, 2) if op.base in ("addmm", "baddbmm") else (0, 1)))
+    if op.role in (*MATMULS, "addmm", "baddbmm"):
+        left, right = (op.value(i) for i in ((1, 2) if op.role in ("addmm", "baddbmm") else (0, 1)))
         if right is not None and right.is_weight and right.type.rank > 1:
             return LayerWeight(right, right.type.rank - 1, right.type.rank - 2)
         if left is not None and left.is_weight and left.type.rank > 1:
@@ -100,13 +100,13 @@ class Recurrence:
 
 def recurrence_of(op: Op) -> Recurrence | None:
     """How a recurrent op is made up; None for other ops, and for those on packed sequences."""
-    kind = op.base.removesuffix("_cell")
+    kind = op.role.removesuffix("_cell")
     gates = GATES.get(kind)
-    if gates is None or (kind == op.base and not op.target.endswith(".input")):
+    if gates is None or (kind == op.role and not op.target.endswith(".input")):
         return None
     states = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
     found = tuple(state for state in states if state is not None)
-    if kind != op.base:
+    if kind != op.role:
         cells = _cells([op.value(index) for index in range(2, len(op.operands))], 4, False)
         return Recurrence(gates, cells, 1, found) if cells else None
     weights = op.operands[2] if isinstance(op.operands[2], tuple) else ()

@@ -29,7 +29,7 @@ def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
     """
     found: dict[Value, BatchNorm] = {}
     for op in graph.ops:
-        scale, shift = (op.value(1), op.value(2)) if op.base in NORMS else (None, None)
+        scale, shift = (op.value(1), op.value(2)) if op.role in NORMS else (None, None)
         if scale is not None and scale.is_weight:
             name = scale.name.rpartition(".")[0] or scale.name
             found.setdefault(scale, BatchNorm(name, op, scale, shift if shift and shift.is_weight else None))

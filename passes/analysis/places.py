@@ -145,7 +145,7 @@ def _blocks(graph: Graph, layers: set[Op]) -> list[_Block]:
     found: list[_Block] = []
     covered: set[Op] = set()
     for op in reversed(graph.ops):
-        if op in covered or op.base not in SUMS:
+        if op in covered or op.role not in SUMS:
             continue
         branches = [value for value in op.inputs if not value.is_weight]
         fork = dominators.of(op)

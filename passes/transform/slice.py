@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.schema import signature
 from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
 from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.custom_ops import SIZES
+from pruneopt.passes.analysis.label_rules import CREATED
 from pruneopt.passes.analysis.labels import number, numbers
 from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, gather_kept, shrunk_type
 
@@ -46,9 +49,11 @@ def slice_graph(graph: Graph, coupling: Coupling, plan: Plan) -> Graph:
     for old_op, op in zip(coupling.graph.ops, new.ops, strict=True):
         touched = [*old_op.inputs, *old_op.results]
         if any(coupling.slots_of(value) for value in touched):
-            remake = REMAKE.get(op.base)
+            remake = REMAKE.get(op.role)
+            site = _Site(new, op, old_op, coupling, kept)
             if remake is not None:
-                remake(_Site(new, op, old_op, coupling, kept))
+                remake(site)
+            _remake_declared(site)
     if graph.weights:
         made = {name: new.weights[name] for name in new.params if name not in graph.params}
         new.weights = {**slice_weights(coupling, kept, graph.weights), **made}
@@ -203,7 +208,7 @@ def _remake_slice(site: _Site) -> None:
     steps = np.unique(np.diff(positions))
     if len(steps) <= 1:
         first, last = int(positions[0]), int(positions[-1])
-        if site.op.base == "narrow":
+        if site.op.role == "narrow":
             site.set("start", first)
             site.set("length", last + 1 - first)
         elif (first, last + 1, len(flags)) != (start, end, int(flags.sum())):
@@ -221,7 +226,7 @@ def _remake_slice(site: _Site) -> None:
 
 def _range_of(op: Op, size: int) -> tuple[int, int, int]:
     """First, past last and step of a slice of an axis of ``size`` positions."""
-    if op.base == "narrow":
+    if op.role == "narrow":
         first = number(op, "start") % size
         return first, first + number(op, "length"), 1
     return slice(*(op.attrs[name] for name in ("start", "end", "step"))).indices(size)
@@ -250,6 +255,15 @@ def _remake_attention(site: _Site) -> None:
             site.set("scale", 1.0 / math.sqrt(width))
 
 
+def _remake_declared(site: _Site) -> None:
+    """The arguments of a user's op that were declared to be numbers of channels."""
+    for name, (source, axis) in SIZES.get(site.old.base, {}).items():
+        names = [argument.name for argument in signature(site.op.target).operands]
+        value = site.op.results[0] if source == "result" else site.op.value(names.index(source))
+        if value is not None:
+            site.set(name, value.type.shape()[axis])
+
+
 REMAKE: dict[str, Callable[[_Site], None]] = {
     "unflatten": _remake_unflatten,
     "layer_norm": _remake_layer_norm,
@@ -265,7 +279,7 @@ REMAKE: dict[str, Callable[[_Site], None]] = {
     "narrow": _remake_slice,
     "squeeze": _remake_squeeze,
     "scaled_dot_product_attention": _remake_attention,
-    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), _remake_sizes("size")),
+    **dict.fromkeys(CREATED, _remake_sizes("size")),
     **dict.fromkeys(("view", "expand", "_unsafe_view", "view_copy", "expand_copy"), _remake_sizes("size")),
     **dict.fromkeys(("reshape",), _remake_sizes("shape")),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _remake_conv),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruneopt.errors import VerificationError
+from pruneopt.errors import UserError, VerificationError
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.schema import DTYPES, call, torch_value
@@ -31,6 +31,8 @@ from pruneopt.passes.transform.slice import slice_weights
 __all__ = ["MaskedOriginal", "Verification", "verify_pruned"]
 
 PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+"""Ops whose result holds whatever lay in memory."""
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
 """Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
@@ -84,13 +86,22 @@ class MaskedOriginal:
     def _override(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         if op in self._boxed:
             return self._run_on_kept(op, operands)
-        if op.base in PRODUCTS:
+        if op.role in PRODUCTS:
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_operand(operand, operands[index])
         elif read := {layer.value: layer.in_axis for layer in layer_weights(op) if layer.in_axis is not None}:
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_read(operand, operands[index], read)
-        return evaluate(op, operands, self._double)
+        return self._evaluate(op, operands)
+
+    def _evaluate(self, op: Op, operands: list[Any]) -> Any:
+        try:
+            return evaluate(op, operands, self._double)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if "." not in op.base:  # an op of PyTorch
+                raise
+            kind = " in float64" if self._double else ""
+            raise UserError(f"{op} does not run on the CPU{kind}, which the proof needs ({error})") from error
 
     def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
         """Products of activations: removed elements of every operand count as zero."""
@@ -305,7 +316,7 @@ def _prove(
                 continue  # nobody reads it (torch 2.11 records another shape for the states of an LSTM than it gives)
             if tuple(tensor.shape) != small_value.type.shape(BATCH):
                 return _Proof(math.inf, scale, f"{op}, whose result has another shape than its type says")
-            if not full.numel():
+            if not full.numel() or op.role in UNWRITTEN:
                 continue
             error, size = _difference(reference.keep(value, full).reshape(-1), tensor)
             if not error <= tolerance * size + TINY:

@@ -270,7 +270,15 @@ CASES = {
     "spectral norm": Case(
         net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8),
             b=lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), out=c(6, 5, 1)),
-        {"a": 8, "b": 6},
+        {"a": 8, "b": 6}, noted=2,  # the largest singular value is taken of what is left
+    ),
+    "factorised weight": Case(
+        net(lambda s, x: s.out(F.linear(s.a(x), s.u @ s.v).relu()), a=lin(12, 8), u=rand(6, 4), v=rand(4, 8),
+            out=lin(6, 5)),
+        {"v": 8, "u": 6}, shapes=(TOKENS,),
+    ),
+    "memory filled later": Case(
+        net(lambda s, x: s.out((y := s.a(x)) * torch.empty_like(y).fill_(0.5)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}
     ),
     "einsum with a parameter": Case(
         net(lambda s, x: s.out(torch.einsum("bchw,oc->bohw", s.a(x), s.w)), a=c(3, 8), w=rand(6, 8), out=c(6, 5, 1)),
