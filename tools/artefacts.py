@@ -19,7 +19,12 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.plan import save_plan
 from pruneopt.passes.transform.masks import MASKS, save_masks
 
-__all__ = ["write_artefacts"]
+__all__ = ["foreign_ops", "write_artefacts"]
+
+
+def foreign_ops(graph: Graph) -> list[str]:
+    """The ops of users' libraries in a graph: ONNX has no word for them, so their networks are delivered without it."""
+    return sorted({op.base for op in graph.ops if "." in op.base})
 
 
 def write_artefacts(
@@ -50,7 +55,8 @@ def write_artefacts(
     if masks is not None:
         save_masks(folder / MASKS, masks)
     export_pt2(module, examples, folder / "model.pt2", dynamic_batch=after.dynamic_batch)
-    export_onnx(module, examples, folder / "model.onnx", dynamic_batch=after.dynamic_batch)
+    if not foreign_ops(after):
+        export_onnx(module, examples, folder / "model.onnx", dynamic_batch=after.dynamic_batch)
     for name, graph in (("ir.before.txt", before), ("ir.after.txt", after)):
         text = print_graph(graph)
         if not same_graph(parse_graph(text), graph):
