@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.constraints import Constraints, Limits
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from pruneopt.ir.graph import Graph
     from pruneopt.models.workload import Workload
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+M = TypeVar("M", bound="nn.Module")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -275,6 +277,37 @@ class Result:
 
         return build_module(self.graph, self.graph.weights)
 
+    def apply_(
+        self,
+        model: M,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        weights: Literal["result", "model"] = "result",
+        inputs: Sequence[Tensor] | None = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> M:
+        """Slim your own module in place, and return it: what was captured, or another instance of the same network.
+
+        It stays the same object, with its class, module names, hooks, modes and parameters: every parameter remains the
+        object that it is, with ``requires_grad``, its gradient cut along, and shared as before. Attributes such as
+        ``out_channels`` follow. An optimizer goes on where it was: its moments are cut with the parameters. Then the
+        module is run beside the pruned network; if its code fixes a size, everything is put back.
+
+        Args:
+            optimizer: one or several that train the module.
+            weights: ``result`` gives the module the weights of the pruned network, as trained or repaired by the
+                passes; ``model`` keeps what the plan leaves of its own.
+            inputs: example inputs for the comparison; random ones if left out.
+            forward: as it was given to `capture`.
+
+        Raises:
+            UserError: another network than the one captured, an optimizer whose state cannot be cut, or code that fixes
+                a size; the message names the line, and nothing was changed.
+        """
+        from pruneopt.passes.apply.apply import apply_to
+
+        return apply_to(self, model, optimizer, weights=weights, inputs=inputs, forward=forward)
+
     @classmethod
     def of(cls, state: State) -> Result:
         """The result of a state."""
@@ -312,7 +345,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
     """``float | None`` as ``float`` and True; any other type as it is, and False."""
     if get_origin(hint) in (Union, UnionType):
         rest = [part for part in get_args(hint) if part is not type(None)]
-        return rest[0], len(rest) < len(get_args(hint))
+        return Union[tuple(rest)], len(rest) < len(get_args(hint))  # noqa: UP007  made from a list
     return hint, False
 
 

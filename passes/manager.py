@@ -67,8 +67,8 @@ class PassManager:
         progress: Progress = silent,
         run_dir: str | Path | None = None,
     ) -> Result:
-        """Run the passes on a copy of ``graph``; see `State` for the arguments, and `pruneopt.passes.constraints` for the
-        forms in which ``width``, ``max_ratio`` and ``tie`` may be written.
+        """Run the passes on a copy of ``graph``; see `State` for the arguments, and `passes.constraints` for the forms
+        in which ``width``, ``max_ratio`` and ``tie`` may be written.
 
         Raises:
             UserError: something the user can mend: a pass out of order, an impossible budget, data that does not fit.

@@ -90,6 +90,8 @@ class Watch(Instrument):
                     cost,
                     round_to=alignment_of(getattr(step, "round_to", 1), state.graph, state.device),
                     minimum=getattr(step, "minimum", 1),
+                    bounds=state.limits.bounds,
+                    tied=state.limits.tied,
                 )
                 check_reachable(budgets, cost, minimum=allowed.lowest)
 

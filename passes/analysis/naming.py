@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.coupling import Coupling, Group, groups_in
-from pruneopt.passes.analysis.layers import layer_weight
+from pruneopt.passes.analysis.layers import layer_weights
 
 __all__ = ["freeze_named", "groups_named", "is_within"]
 
@@ -59,7 +59,7 @@ def groups_named(coupling: Coupling, name: str, option: str) -> tuple[Group, ...
 
 def _found(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
     """The groups that modules and parameters of a name make, or that match a pattern; `UserError` for no match."""
-    out_axis = {layer.value: layer.out_axis for layer in map(layer_weight, coupling.graph.ops) if layer is not None}
+    out_axis = {layer.value: layer.out_axis for op in coupling.graph.ops for layer in layer_weights(op)}
     hit = {i for i, group in enumerate(coupling.groups) if _is_pattern(name) and fnmatchcase(group.name, name)}
     for slot in coupling.slots:
         weight = slot.value

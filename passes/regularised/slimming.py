@@ -202,6 +202,8 @@ class Slimming(Regularised):
             fixed=self._fixed(),
             whole=frozenset(ignored_groups(coupling, self.ignore)),
             compat=self.compat,
+            bounds=state.limits.bounds,
+            tied=state.limits.tied,
         )
         if self.schema is None:
             return rule

@@ -1,0 +1,188 @@
+"""Whether a user's module, cut in place, computes what the pruned network computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pruneopt.calling import calling
+from pruneopt.errors import UserError
+from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.schema import DTYPES
+from pruneopt.passes.analysis.labels import BATCH
+from pruneopt.passes.apply.places import Twin, first_difference, place_of, told
+from pruneopt.passes.apply.undo import borrowed
+from pruneopt.passes.transform.verify import evaluate
+
+__all__ = ["Rehearsal", "check_same"]
+
+DOUBLE = 1e-6
+"""Largest error in float64, relative to the largest output. Code that computes in float32 by itself is checked so."""
+SINGLE = 1e-3
+
+
+def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
+    """Run both on the same input and weights, in evaluation mode: in float64, or as the module is where it cannot.
+
+    The weights are varied for this, so that none of them is zero or like another.
+
+    Raises:
+        UserError: the module fails, or gives something else; it names the place.
+    """
+    native = next((item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32)
+    failure: Exception | None = None
+    for dtype in dict.fromkeys((torch.float64, native)):
+        weights, given = _varied(twin, dtype), _inputs(twin, inputs, dtype)
+        try:
+            got = _outputs(twin, weights, given)
+        except Exception as error:  # the user's code may raise anything
+            failure = error
+            continue
+        exact = dtype == torch.float64 and not _casts(twin.graph)
+        if not _same(_wanted(twin.graph, weights, given), got, DOUBLE if exact else SINGLE):
+            raise UserError(told(twin, first_difference(twin, random_inputs(twin.graph, 0, native))))
+        return
+    assert failure is not None
+    raise UserError(told(twin, place_of(twin, failure))) from failure
+
+
+@torch.no_grad()
+def _wanted(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    double = any(tensor.dtype == torch.float64 for tensor in weights.values())
+
+    def in_double(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
+        return evaluate(op, operands, True)
+
+    return _tensors(Interpreter(graph, in_double if double else None).run(weights, *inputs))
+
+
+def _varied(twin: Twin, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for item in twin.owned:
+        tensor = item.tensor.detach()
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            tensor = (tensor.double() * (0.75 + 0.5 * noise) + 0.05 * noise).to(dtype)
+        found[item.name] = tensor
+    rest = {name: tensor for name, tensor in twin.graph.weights.items() if name not in found}
+    return found | {name: t.to(dtype) if t.is_floating_point() else t for name, t in rest.items()}
+
+
+def random_inputs(graph: Graph, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """Normal numbers for floating inputs, zeros and ones for others, at the batch size of the analysis."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for value in graph.inputs:
+        shape, kind = value.type.shape(BATCH), DTYPES[value.type.dtype]
+        if kind.is_floating_point:
+            found.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        else:
+            found.append(torch.randint(0, 2, shape, generator=generator).to(kind))
+    return found
+
+
+def _inputs(twin: Twin, given: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
+    """What both run on, on the device of the module."""
+    device = next((item.tensor.device for item in twin.owned), None)
+    if given is None:
+        return [item.to(device) for item in random_inputs(twin.graph, 0, dtype)]
+    rows = [_rows(value, tensor) for value, tensor in zip(twin.graph.inputs, given, strict=True)]
+    return [item.to(device, dtype) if item.is_floating_point() else item.to(device) for item in rows]
+
+
+def _rows(value: Value, tensor: Tensor) -> Tensor:
+    """As many rows of an input as the analysis has, repeated where it has fewer."""
+    if not value.type.dims or isinstance(value.type.dims[0], int):
+        return tensor
+    count = value.type.shape(BATCH)[0]
+    return torch.cat([tensor] * -(-count // max(1, tensor.shape[0])))[:count]
+
+
+def _outputs(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What the module gives with other weights; it is left as it was."""
+    with _in_mode(twin.model, training=False), torch.no_grad(), borrowed() as undo, calling(twin.model, twin.forward):
+        for item in twin.owned:
+            # The module's own elements stay untouched, whatever a forward does to buffers.
+            undo.set_data(item.tensor, weights[item.name].clone(), item.tensor.grad)
+        return _tensors(twin.model(*inputs))
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The module in evaluation or training mode; all modes and the random state are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model.train(training)
+            yield
+        finally:
+            for module, before in modes:
+                module.training = before
+
+
+class Rehearsal:
+    """A forward pass in training mode of a module with weights that evaluation leaves out, such as auxiliary heads.
+
+    They were not cut, so they may no longer fit what they read: what ran before the cut must run after it.
+    """
+
+    def __init__(self, twin: Twin, inputs: Sequence[Tensor] | None) -> None:
+        known = {id(item.tensor) for item in twin.owned}
+        self.twin = twin
+        self.left = [name for name, param in twin.model.named_parameters() if id(param) not in known]
+        native = next((item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32)
+        self.inputs = _inputs(twin, inputs, native)
+        try:
+            self.worth = bool(self.left) and self._run()
+        except Exception:  # it needs more than inputs, such as targets: nothing can be said
+            self.worth = False
+
+    def _run(self) -> bool:
+        with _in_mode(self.twin.model, training=True), torch.no_grad(), borrowed() as undo:
+            for buffer in self.twin.model.buffers():
+                undo.set_data(buffer, buffer.detach().clone(), buffer.grad)
+            self.twin.model(*self.inputs)
+        return True
+
+    def repeat(self) -> None:
+        """`UserError` if what ran before no longer does."""
+        if self.worth:
+            try:
+                self._run()
+            except Exception as error:
+                place = place_of(self.twin, error)
+                raise UserError(
+                    f"{self.left[0]} takes no part in evaluation, so it was not cut, and training needs it: "
+                    f"{told(self.twin, place)}"
+                ) from error
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _same(wanted: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> bool:
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
+        return False
+    for left, right in zip(wanted, got, strict=True):
+        one, other = left.double(), right.double()
+        unlike = ~((one == other) | (one.isnan() & other.isnan()))
+        scale = float(one[one.isfinite()].abs().max()) if bool(one.isfinite().any()) else 0.0
+        error = float((one - other)[unlike].abs().max()) if bool(unlike.any()) else 0.0
+        if not error <= tolerance * scale + 1e-12 or math.isnan(error):
+            return False
+    return True
+
+
+def _casts(graph: Graph) -> bool:
+    """Whether an op asks for a float type that is not that of the network."""
+    names = {getattr(attr, "name", None) for op in graph.ops for attr in op.attrs.values()}
+    return not names.isdisjoint(("f32", "f16", "bf16"))
