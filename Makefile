@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/.installed
 SUPPORTED = import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup demo test lint typecheck imports test-slow coverage wheel clean
+.PHONY: help setup demo test lint typecheck imports test-slow fuzz coverage wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -54,6 +54,9 @@ imports: $(STAMP) ## who may import whom (import-linter)
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+fuzz: $(STAMP) ## prune FUZZ_N random networks from number FUZZ_SEED on; goes on after failures
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/fuzz $(BIN)/python -m randomnets
 
 coverage: $(STAMP) ## which networks compile, and how far they can be pruned
 	$(BIN)/python benchmarks/coverage.py

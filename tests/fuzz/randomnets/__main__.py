@@ -1,0 +1,110 @@
+"""Draw networks by number, check each, and go on after failures: ``make fuzz``.
+
+``FUZZ_N`` networks from number ``FUZZ_SEED`` on, of up to ``FUZZ_STEPS`` steps. A single network (``FUZZ_N=1``) that
+fails is made smaller, step by step, and printed with the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from types import FrameType
+
+import torch
+
+from randomnets.base import Dice, SeededDice
+from randomnets.check import COUNTS, Failure, check
+from randomnets.network import Network, draw_network, upto, without
+
+SECONDS = 300
+"""The longest a network may take."""
+
+
+def attempt(model: Network, dice: Dice) -> Failure | None:
+    """The failure of a network, if it fails."""
+    try:
+        check(model, dice)
+    except Failure as failure:
+        return failure
+    except AssertionError as error:
+        return _wrap("WRONG", error)
+    except Exception as error:
+        return _wrap("CRASH", error)
+    return None
+
+
+def _wrap(kind: str, error: Exception) -> Failure:
+    failure = Failure(kind, "the checks", f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def drawn(seed: int, most: int) -> tuple[Network, SeededDice]:
+    """The network of a number, and the dice for its weights and plans."""
+    dice = SeededDice(seed)
+    return draw_network(dice, most), dice
+
+
+def shrink(seed: int, most: int, failure: Failure) -> Network:
+    """The smallest network with the same kind of failure at the same place that leaving out steps leads to."""
+
+    def fails(model: Network) -> bool:
+        found = attempt(model, SeededDice(seed))
+        return found is not None and (found.kind, found.where) == (failure.kind, failure.where)
+
+    small, _ = drawn(seed, most)
+    for count in range(1, len(small.plan.steps)):
+        first = upto(drawn(seed, most)[0], count)
+        if fails(first):
+            small = first
+            break
+    index = len(small.plan.steps) - 1
+    while index >= 0:
+        less = without(small, index)
+        if less is not None and fails(less):
+            small = less
+        index -= 1
+    return small
+
+
+def _expire(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"longer than {SECONDS} s")
+
+
+def main() -> int:
+    """The exit code: 0 when no network failed."""
+    total, first = int(os.environ.get("FUZZ_N", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
+    most = int(os.environ.get("FUZZ_STEPS", "8"))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, _expire)
+    failures: Counter[str] = Counter()
+    start = time.monotonic()
+    for seed in range(first, first + total):
+        signal.alarm(SECONDS)
+        model, dice = drawn(seed, most)
+        failure = attempt(model, dice)
+        signal.alarm(0)
+        if failure is not None:
+            failures[failure.kind] += 1
+            again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed}" + ("" if most == 8 else f" FUZZ_STEPS={most}")
+            print(f"{failure} [{again}]", flush=True)
+            if total == 1:
+                print(shrink(seed, most, failure))
+                traceback.print_exception(failure.__cause__ or failure)
+        if (seed + 1 - first) % 100 == 0:
+            print(f"{seed + 1 - first} networks, {sum(failures.values())} failures, {time.monotonic() - start:.0f} s",
+                flush=True)
+    for name, times in COUNTS.most_common():
+        print(f"{times:8d}  {name}")
+    print(f"{total} networks from {first} on: {sum(failures.values())} failures {dict(failures) or ''}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Two references that share no code with `verify_pruned` and never run our graph: the drawn module itself.
+
+`zeroed`: the module at full size, with the elements of its weights that read removed channels at zero.
+`smaller`: the module's own Python with the sliced weights put into it, as a user would slim it by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruneopt.passes.analysis.coupling import Coupling, Plan
+from randomnets.base import Free
+from randomnets.network import Network
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+READERS = (*CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
+    """The module that reads removed channels as zeros; None where that is not the pruned function: a statistic runs
+    over removed channels, or activations are multiplied with each other.
+    """
+    removed = [g.name for g in coupling.groups if g.name in plan and len(plan[g.name]) < g.width]
+    noted = {name for note in coupling.notes for name in note.groups}
+    if noted & set(removed) or any(step.made.product for step in model.plan.steps):
+        return None
+    gone = np.zeros(len(coupling.unit_group) + 1, dtype=bool)  # the last is the unit -1 of no channel
+    for group in coupling.groups:
+        keep = np.asarray(plan.get(group.name, np.arange(group.width)))
+        gone[np.delete(group.units, keep)] = True
+    twin = copy.deepcopy(model)
+    for name, module in twin.named_modules():
+        for own, tensor in module.named_parameters(recurse=False):
+            value = coupling.graph.params.get(f"{name}.{own}" if name else own)
+            for slot in coupling.slots_of(value) if value is not None else ():
+                if _reads(module, own, slot.axes, twin):
+                    mask = torch.from_numpy(gone[slot.units])
+                    tensor.data.masked_fill_(mask.expand(tensor.shape), 0)
+    return twin
+
+
+def _reads(module: nn.Module, name: str, axes: tuple[int, ...], model: Network) -> bool:
+    """Whether labels over these axes of a parameter are channels that the module reads, not those it makes."""
+    if "weight" not in name and "original" not in name:
+        return False
+    if isinstance(module, TRANSPOSED):
+        return axes == (0,)
+    if isinstance(module, nn.Embedding):
+        return module is getattr(model, "words", None)  # tied: read as the matrix of a product, too
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return axes[-1] == 1
+    if isinstance(module, Free):
+        return True
+    return isinstance(module, READERS) and axes[-1] > 0
+
+
+def smaller(model: Network, weights: Mapping[str, Tensor]) -> Network | None:
+    """The module with its weights replaced by sliced ones; None where its Python spells out sizes."""
+    if any(step.made.sized for step in model.plan.steps):
+        return None
+    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    twins: dict[str, Tensor] = {}
+    twin = copy.deepcopy(model)
+    for mine, theirs in zip(model.modules(), twin.modules(), strict=True):
+        for table, new in ((mine._parameters, theirs._parameters), (mine._buffers, theirs._buffers)):
+            for own, tensor in table.items():
+                name = names.get(id(tensor), "")
+                if name in weights:
+                    made = weights[name].clone()
+                    fresh = nn.Parameter(made, made.is_floating_point()) if table is mine._parameters else made
+                    new[own] = twins.setdefault(name, fresh)
+        _refresh(mine, theirs)
+    return twin
+
+
+def _group_for_each_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Inputs and outputs of a depthwise convolution with a multiplier may go: only the input tells which did."""
+    layer.groups = inputs[0].shape[1]
+
+
+def _refresh(old: nn.Module, new: nn.Module) -> None:
+    """Bring the sizes that a layer of torch remembers into line with its weights."""
+    if isinstance(old, TRANSPOSED) and isinstance(new, TRANSPOSED):
+        if old.groups == old.in_channels:
+            new.groups = new.weight.shape[0]
+    elif isinstance(old, CONVOLUTIONS) and isinstance(new, CONVOLUTIONS) and 1 < old.groups == old.in_channels:
+        new.register_forward_pre_hook(_group_for_each_channel)
+    elif isinstance(old, nn.LayerNorm | nn.RMSNorm) and isinstance(new, nn.LayerNorm | nn.RMSNorm):
+        new.normalized_shape = tuple(new.weight.shape)
+    elif isinstance(old, nn.GroupNorm) and isinstance(new, nn.GroupNorm):
+        new.num_channels = new.weight.shape[0]
+        if old.num_groups == old.num_channels:
+            new.num_groups = new.num_channels
+    elif isinstance(new, BATCH_NORMS):
+        tensors = [t for t in (new.weight, new.running_mean) if t is not None]
+        new.num_features = tensors[0].shape[0] if tensors else new.num_features

@@ -1,0 +1,85 @@
+"""What random networks have found wrong, each as the smallest module that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from randomnets.check import compare, leaves, run
+from randomnets.plans import make_plan
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from pruneopt.ir.capture import capture
+from pruneopt.ir.codegen import build_module
+from pruneopt.ir.execute import Interpreter
+from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.transform.verify import verify_pruned
+
+
+class Net(nn.Module):
+    """Modules by name, and a forward function of them."""
+
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._forward(self, *inputs)
+
+
+def survive(model: nn.Module, *inputs: Tensor, training: bool = True) -> Coupling:
+    """Captured, equal in both modes, and pruned to the least and at random, with proof."""
+    torch.manual_seed(0)
+    model.double().eval()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    graph = capture(model, inputs)
+    module = build_module(graph, graph.weights)
+    compare(run(module, inputs), run(model, inputs), "evaluation mode")
+    if training:
+        results = []
+        for each in (module.train(), model.train()):
+            torch.manual_seed(1)
+            results.append(run(each, inputs))
+        compare(*results, "training mode")
+    coupling = couple(graph)
+    for kind in ("least", "random", "almost"):
+        plan = make_plan(coupling, kind, 0)
+        pruned = slice_graph(graph, coupling, plan)
+        verify_pruned(graph, coupling, plan, pruned, inputs)
+        with torch.no_grad():
+            mine = leaves(Interpreter(pruned).run(pruned.weights, *inputs))
+        compare(run(build_module(pruned, pruned.weights), inputs), mine, "generated")
+    return coupling
+
+
+def test_what_is_read_beside_its_dropout_stays_whole_in_training() -> None:
+    """In evaluation mode dropout returns its very input, and the tracer took one for the other."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.b(s.drop(y)) + y.sum(1, keepdim=True)
+
+    survive(Net(forward, a=nn.Linear(4, 8), drop=nn.Dropout(0.5), b=nn.Linear(8, 3)), torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_spectral_norm_over_removed_channels_is_noted(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """The proof counted its product with u as one that consumes channels, and saw no change of the kept ones."""
+    model = Net(lambda s, x: s.b(s.a(x)), a=wrap(nn.Linear(4, 8)), b=nn.Linear(8, 3))
+    coupling = survive(model, torch.randn(2, 4), training=False)  # in training a step of the power iteration is made
+    assert any(note.groups for note in coupling.notes)
+
+
+def test_memory_that_is_written_later_is_not_compared() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)
+        z: Tensor = s.b(torch.empty_like(y).fill_(0.5).mul_(F.relu(y)))
+        return z
+
+    assert survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 4)).free
