@@ -7,7 +7,7 @@ graph serves training and evaluation at any batch size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
+from pruneopt.calling import calling
 from pruneopt.errors import UserError
+from pruneopt.ir.autograd_functions import backward_notes, watched_functions
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, read_program
 from pruneopt.ir.verifier import IRError, verify_graph
@@ -32,12 +35,17 @@ def capture(
     *,
     dynamic_batch: bool = True,
     name: str | None = None,
+    forward: Callable[..., Any] | None = None,
 ) -> Graph:
     """Capture a model as a `Graph` that holds its weights by name.
 
     ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a ``.pt2`` file; the last
     two need no inputs. ``example_inputs`` are the tensors of one call of ``forward``. With ``dynamic_batch`` the first
     dimension of every input is the symbol ``N`` where the network allows it; where not, a note on the graph says why.
+
+    ``forward``, called as ``forward(model, *example_inputs)``, is captured in the place of the model's own: the part of
+    a network up to where sizes depend on the data (a detector's raw outputs), or the way in and out of one that takes
+    or returns something else than tensors. What other code reads of the network has to be among its outputs.
 
     The model is left as it was: mode, hooks, gradients, device, and the random state. Raises `UserError` when the model
     cannot be traced or its inputs do not fit.
@@ -55,17 +63,19 @@ def capture(
     if not inputs or not all(isinstance(item, torch.Tensor) for item in inputs):
         raise UserError("example inputs must be tensors, one for each argument of forward")
     name = name or re.sub(r"\W", "_", type(model).__name__)
-    with _evaluation(model) as frozen:
+    with calling(model, forward), _evaluation(model) as frozen, watched_functions() as functions:
         notes = _training_notes(model)
         if dynamic_batch:
             try:
                 program = _export(model, inputs, dynamic=True)
                 _check_dynamic(program, size=inputs[0].shape[0])
-                return _checked(read_program(program, ModuleTable(model, frozen), name, notes))
+                own = (*notes, *backward_notes(functions))
+                return _checked(read_program(program, ModuleTable(model, frozen), name, own))
             except NotDynamicError as reason:
                 shape = tuple(inputs[0].shape)
                 notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
-        return read_program(_export(model, inputs, dynamic=False), ModuleTable(model, frozen), name, notes)
+        program = _export(model, inputs, dynamic=False)
+        return read_program(program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions)))
 
 
 def _load_program(path: Path) -> ExportedProgram:
@@ -113,6 +123,35 @@ def _drop_rate(module: nn.Module) -> float:
     return float(rate or 0.0)
 
 
+DROPOUTS = {torch.feature_dropout} | {
+    getattr(home, name)
+    for home in (torch, torch.nn.functional)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+    if hasattr(home, name)
+}
+
+
+class _DropoutsLeaveTheirInput(TorchFunctionMode):
+    """Dropout in evaluation mode returns its very input, and the tracer knows tensors by identity.
+
+    Without a new name for the input, whatever else reads it would read the dropout's result: wrong in training. The
+    reader takes the alias for what it names.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS and args and isinstance(args[0], torch.Tensor) and not _in_place(func, args, kwargs):
+            args = (torch.ops.aten.alias.default(args[0]), *args[1:])
+        return func(*args, **kwargs)
+
+
+def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a dropout of `torch.nn.functional` writes into its input: ``inplace`` is the fourth argument."""
+    return bool(kwargs.get("inplace", args[3] if len(args) > 3 else False))
+
+
 def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool) -> ExportedProgram:
     """The exported program; `NotDynamicError` or `UserError` where torch.export refuses."""
     shapes: tuple[Any, ...] | None = None
@@ -127,7 +166,8 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
         shapes = tuple({0: auto} if b else None for b in batched)
     dynamic_shapes = _by_parameter(model, shapes) if shapes is not None else None
     try:
-        return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        with _DropoutsLeaveTheirInput():
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         if dynamic:
             raise NotDynamicError(first_line(error)) from error

@@ -248,8 +248,12 @@ class _Reader:
             self.grad_enabled = bool(node.args[0])
         elif text == "wrap_with_set_grad_enabled":
             self._inline_no_grad(node)
+        elif text == "wrap_with_autocast":
+            self._inline_autocast(node)
         elif any(word in text for word in IGNORED_OPS):
             self.env[node] = None
+        elif target is torch.ops.aten.alias.default:
+            self.env[node] = self._lookup(node.args[0])
         elif isinstance(target, torch._ops.OpOverload):
             self._read_op(node, target)
         else:
@@ -259,12 +263,25 @@ class _Reader:
     def _inline_no_grad(self, node: torch.fx.Node) -> None:
         enabled, submodule, *args = (self._lookup(arg) for arg in node.args)
         outer, self.grad_enabled = self.grad_enabled, bool(enabled)
+        self._inline(node, submodule, args)
+        self.grad_enabled = outer
+
+    def _inline_autocast(self, node: torch.fx.Node) -> None:
+        """A region with autocast switched off is plain code; one with it on casts as the graph does not say."""
+        device, dtype, enabled, _, submodule, *args = (self._lookup(arg) for arg in node.args)
+        if enabled:
+            where = self._location(node)
+            what = f"autocast to {str(dtype).removeprefix('torch.')} on {device}"
+            raise UserError(f"{what} at {where} cannot be held in a graph: switch it on around the network, not inside")
+        self._inline(node, submodule, args)
+
+    def _inline(self, node: torch.fx.Node, submodule: torch.fx.GraphModule, args: list[Any]) -> None:
+        """Read a subgraph where it is called."""
         for placeholder, arg in zip((n for n in submodule.graph.nodes if n.op == "placeholder"), args, strict=True):
             self.env[placeholder] = arg
         self.calls.append(node)
         self.env[node] = self._walk(submodule)
         self.calls.pop()
-        self.grad_enabled = outer
 
     def _leave_no_grad(self, value: Value) -> Value:
         """A value computed without gradients is detached where ordinary code reads it."""
@@ -390,7 +407,7 @@ class _Reader:
         root = self.root.get(written, written)
         family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
         others = family if root.is_weight or root.kind == "input" else family - {written}
-        if any(self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)):
+        if others and any(self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)):
             raise _NeedsFunctionalization
         for key, value in list(self.env.items()):
             if value is written:

@@ -13,6 +13,12 @@ and, if it likes, what to score and train with:
     def metric(outputs, targets): ...        # one score per sample, larger is better; top-1 if absent
     def evaluate(model): ...                 # a number, larger is better: your own test, used for the final figure
 
+and, where the whole network cannot be captured, or takes or returns something else than tensors, the part to prune:
+
+    def forward(model, images): ...          # called in the place of the network's own, with the example inputs
+
+What code outside of this part reads (the features that boxes are cut out of) has to be among the outputs of `forward`.
+
 `model.py:name` takes another network or factory than the default.
 """
 
@@ -27,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneopt.calling import replace_forward
 from pruneopt.errors import UserError
 from pruneopt.models.spec import checked_shape, did_you_mean
 from pruneopt.models.user_code import UserFile
@@ -71,9 +78,13 @@ def read_model_file(
         raise UserError(f"{file.path.name} defines no '{name}': {did_you_mean(name, _own_names(file))}")
     found = getattr(file.module, name)
     evaluate = _function(file, "evaluate")
+    module = _network(file, name, found, options)
+    forward = _function(file, "forward")
+    if forward is not None:
+        replace_forward(module, forward)
     return ModelFile(
         path=file.path,
-        module=_network(file, name, found, options),
+        module=module,
         example_inputs=(torch.randn(input_shape),) if input_shape else _example_inputs(file),
         factory=type(found) if isinstance(found, nn.Module) else found,
         data=_data(file),

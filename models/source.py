@@ -3,9 +3,11 @@
 | spec | what it is |
 | --- | --- |
 | `model.py`, `model.py:factory` | a file of the user's: see pruneopt.models.model_file |
-| `torchvision:resnet50`, `timm:convnext_tiny` | a library network, with the library's default input size |
+| `torchvision:resnet50`, `timm:convnext_tiny` | a library network, with its default input size |
 | `zoo:resnet56` | one of ours: see pruneopt.models.zoo |
 | `program.pt2` | saved by `torch.export.save` |
+
+Of torchvision's detectors, the part up to the raw outputs is taken: see pruneopt.models.detection.
 
 Options after `?` go to the factory: `zoo:vgg19_cifar?num_classes=100`, `model.py:make?width=0.5`. Nothing is ever
 downloaded: library networks start from random weights, always the same ones, unless a weights file is given.
@@ -28,6 +30,7 @@ from torch.export import ExportedProgram
 from pruneopt.errors import UserError
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
+from pruneopt.models.detection import RAW, raw_outputs
 from pruneopt.models.model_file import DataSource, read_model_file
 from pruneopt.models.spec import checked_shape, did_you_mean, option_values, split_options
 from pruneopt.models.user_code import failure
@@ -175,8 +178,12 @@ def _from_torchvision(spec: str, name: str, options: dict[str, Any], shape: tupl
     # Segmentation and detection networks fetch their backbone's weights unless told not to.
     none = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
     module = _built(spec, lambda: builder(**none, **options))
+    summary, raw = _first_line(builder), raw_outputs(module)
+    if raw is not None:
+        examples = (torch.randn(shape), *raw[1:]) if shape else raw
+        return LoadedModel(name, spec, module, examples, summary=f"{summary} ({RAW})")
     examples = _example(shape) if shape else _torchvision_example(name, module)
-    return LoadedModel(name, spec, module, examples, summary=_first_line(builder))
+    return LoadedModel(name, spec, module, examples, summary=summary)
 
 
 def _torchvision_example(name: str, module: nn.Module) -> tuple[Tensor, ...]:

@@ -47,6 +47,11 @@ def make_model() -> nn.Module:
 # The shape of one input, batch first. For several inputs: example_inputs = (tensor, tensor).
 input_shape = (1, 1, 8, 8)
 
+# The part to prune, where the whole network cannot be captured or does not take and return tensors (a detector up to
+# its raw outputs). Called with the example inputs; what code outside of this part reads must be among its outputs:
+# def forward(model: nn.Module, images: torch.Tensor) -> object:
+#     return model.head(model.backbone(images))
+
 # What to score and train with. "digits" comes with scikit-learn; others are "cifar10:DIR", "folder:DIR" (one folder of
 # images per class, or train/ and val/ holding such folders) and "npz:FILE". Paths start at this file's folder.
 data = "digits"

@@ -467,3 +467,64 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     path.write_text("not a program")
     with pytest.raises(UserError, match=r"net\.pt2 is not an exported program that this torch can load"):
         capture(path)
+
+
+class ReadsBeside(nn.Module):
+    """A tensor that is read beside its dropout, which in evaluation mode returns that very tensor."""
+
+    def __init__(self, dropout: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 6), dropout
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return self.dropout(y, self.training), y * 2
+
+
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        lambda y, training: nn.functional.dropout(y, 0.5, training),
+        lambda y, training: torch.dropout(y, 0.5, training),
+        lambda y, training: nn.functional.alpha_dropout(y, 0.5, training),
+        lambda y, training: nn.functional.dropout2d(y[:, :, None, None], 0.5, training),
+    ],
+)
+def test_what_is_read_beside_its_dropout_is_not_dropped(dropout: Callable[[Tensor, bool], Tensor]) -> None:
+    model, x = ReadsBeside(dropout), torch.randn(3, 4)
+    graph = check(model, x)
+    torch.manual_seed(0)
+    dropped, whole = run(graph, x, training=True)
+    assert torch.equal(whole, 2 * model.layer(x))
+    torch.manual_seed(0)
+    assert torch.equal(dropped, model.train()(x)[0])
+
+
+def test_what_is_dropped_in_place_is_dropped_for_every_reader() -> None:
+    model = ReadsBeside(lambda y, training: nn.functional.dropout(y, 0.5, training, inplace=True))
+    graph = check(model, x := torch.randn(3, 4))
+    dropped, read = run(graph, x, training=True)
+    assert torch.equal(read, 2 * dropped)
+
+
+class Region(nn.Module):
+    """A part in full precision, as attention of some libraries has it."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.enabled = nn.Linear(4, 6), nn.Linear(6, 3), enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            y = self.two(y.float())
+        return y * 2
+
+
+def test_a_region_without_autocast_is_read_as_it_is() -> None:
+    assert targets(check(Region(enabled=False), torch.randn(2, 4))).count("linear") == 2
+
+
+def test_a_region_with_autocast_is_refused() -> None:
+    with pytest.raises(UserError, match=r"autocast to bfloat16 on cpu"):
+        capture(Region(enabled=True), torch.randn(2, 4))

@@ -206,7 +206,7 @@ def test_captured_network_reads_back(build: Callable[[], nn.Module]) -> None:
     check_both_forms(capture(build(), torch.randn(2, 3, 32, 32)))
 
 
-NETWORKS = (Path(__file__).parents[2] / "benchmarks" / "networks.txt").read_text(encoding="utf-8").split()
+NETWORKS = (Path(__file__).parents[2] / "benchmarks" / "networks" / "quick.txt").read_text(encoding="utf-8").split()
 
 
 @pytest.mark.slow

@@ -350,3 +350,40 @@ def test_published_weights_load(shared: Path, name: str) -> None:
     module = module_of(load_model(f"zoo:{name}", weights=path))
     stored = load_file(path)
     assert all(torch.equal(value, stored[key]) for key, value in module.named_parameters())
+
+
+# Parts of networks
+
+
+def test_a_file_may_choose_the_part_to_prune(write: Write) -> None:
+    text = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, batch):
+        return {"out": self.head(self.body(batch["x"]))}
+
+model = Net()
+input_shape = (1, 4)
+
+def forward(model, x):
+    return model({"x": x})["out"]
+"""
+    loaded = load_model(str(write("model.py", text)))
+    assert module_of(loaded)(*loaded.example_inputs).shape == (1, 2)
+    names = sorted(dict(module_of(loaded).named_parameters()))
+    assert names == ["body.bias", "body.weight", "head.bias", "head.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "inputs"), [("ssdlite320_mobilenet_v3_large", 1), ("fasterrcnn_resnet50_fpn", 2)])
+def test_detectors_are_taken_up_to_their_raw_outputs(name: str, inputs: int) -> None:
+    loaded = load_model(f"torchvision:{name}")
+    assert len(loaded.example_inputs) == inputs
+    found = module_of(loaded).eval()(*loaded.example_inputs)
+    assert "boxes" in found or "bbox_regression" in found

@@ -83,7 +83,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tiny_vit": (tiny_vit, (1, 3, 32, 32)),
 }
 FAST = ["mixed", "tiny_vit", "zoo:resnet20", "resnet18", "mobilenet_v2", "shufflenet_v2_x1_0"]
-SLOW = (Path(__file__).parents[2] / "benchmarks" / "networks.txt").read_text(encoding="utf-8").split()
+SLOW = (Path(__file__).parents[2] / "benchmarks" / "networks" / "quick.txt").read_text(encoding="utf-8").split()
 
 
 def coupling_of(name: str) -> Coupling:

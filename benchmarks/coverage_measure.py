@@ -1,0 +1,225 @@
+"""One network through every stage of pruneopt, with the processor seconds of each; runs in a process of its own.
+
+Random weights suffice: nothing is trained. Every stage checks its own result, so that a network which goes wrong is
+told from one that merely does not compile: the captured graph against the module, the cut network by the float64
+proof, the generated module against the graph, and onnxruntime against the generated module.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pruneopt.errors import UserError
+from pruneopt.ir.capture import capture
+from pruneopt.ir.codegen import build_module
+from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.export import export_onnx, run_onnx, same_outputs
+from pruneopt.ir.graph import Graph
+from pruneopt.ir.verifier import verify_graph
+from pruneopt.models.source import LoadedModel, load_model
+from pruneopt.passes.analysis.annotate import annotate
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.analysis.importance import score_units
+from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.transform.select import select
+from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.transform.verify import verify_pruned
+
+__all__ = ["STAGES", "enliven", "measure"]
+
+STAGES = ("load", "capture", "couple", "prune", "slice", "verify", "run", "onnx")
+SHARE = 0.5
+"""Of the FLOPs: what is asked for."""
+MARGIN = 0.05
+"""Added to the smallest reachable share where that is above `SHARE`."""
+RATIO = 0.3
+"""Of the channels of every group: for the comparison with tools that know ratios only."""
+SAME = 1e-4
+"""Largest difference, relative to the largest output, between two float32 runs of one network."""
+ONNX = 1e-3
+
+
+@dataclass
+class Run:
+    """What the stages hand to one another, and the row that they fill."""
+
+    spec: str
+    row: dict[str, Any]
+    loaded: LoadedModel = field(init=False)
+    graph: Graph = field(init=False)
+    coupling: Coupling = field(init=False)
+    cost: CostModel = field(init=False)
+    plan: dict[str, Any] = field(init=False)
+    pruned: Graph = field(init=False)
+    module: nn.Module = field(init=False)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.loaded.example_inputs
+
+
+def measure(spec: str, until: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The row of one network, all stages up to ``until``; ``tell`` hears each stage's name before it begins.
+
+    Raises whatever a stage raises: the caller makes a row of it.
+    """
+    torch.manual_seed(0)
+    run = Run(spec, {"spec": spec, "until": until, "seconds": {}})
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        tell(stage)
+        start = time.process_time()
+        _STAGES[stage](run)
+        run.row["seconds"][stage] = round(time.process_time() - start, 2)
+    return run.row
+
+
+def _load(run: Run) -> None:
+    run.loaded = load_model(run.spec)
+    module = run.loaded.module
+    assert isinstance(module, nn.Module)
+    enliven(module, run.inputs)
+    run.row["parameters"] = sum(p.numel() for p in module.parameters())
+
+
+def _capture(run: Run) -> None:
+    module = run.loaded.module
+    run.graph = capture(module, run.inputs)
+    with torch.no_grad():
+        wanted = module.eval()(*run.inputs)
+        got = Interpreter(run.graph).run(run.graph.weights, *run.inputs)
+    graph = run.graph
+    run.row |= {"ops": len(list(graph.ops)), "dynamic_batch": graph.dynamic_batch, "notes": list(graph.notes)}
+    run.row["capture_error"] = _compare(got, wanted, SAME)
+
+
+def _couple(run: Run) -> None:
+    run.coupling = couple(run.graph)
+    run.graph = annotate(run.coupling)
+    verify_graph(run.graph)
+    groups, free = run.coupling.groups, run.coupling.free
+    run.row |= {
+        "groups": len(free),
+        "prunable_channels": sum(g.width for g in free) / max(1, sum(g.width for g in groups)),
+        "unknown_ops": sorted({f"{item.op.target}: {item.why}" for item in run.coupling.unknown}),
+        "frozen": sorted({group.frozen for group in groups if group.frozen})[:8],
+        "by_construction": len(run.coupling.notes),
+    }
+
+
+def _prune(run: Run) -> None:
+    """L1 over all groups at half the FLOPs, or a bit above the smallest reachable share; the plan at one ratio too."""
+    run.cost = cost = CostModel(run.coupling.graph, run.coupling)
+    full, least = (float(cost.measure("flops", widths)) for widths in (cost.full, cost.minimum))
+    run.row |= {"flops": full, "smallest_flops": least / full if full else 1.0}
+    if not cost.groups:
+        raise UserError("no channel of this network can be removed")
+    target = SHARE if least <= SHARE * full else min(1.0, least / full + MARGIN)
+    scores = score_units(run.coupling, run.graph.weights, "l1", normalise=True)
+    run.plan = select(scores, run.coupling, cost, [parse_budget(f"{100 * target:.2f}%FLOPs")])
+    alike = select(scores, run.coupling, cost, scope="local", ratio=RATIO)
+    run.row |= {"target": round(target, 4)}
+    for key, plan in (("achieved", run.plan), ("at_ratio", alike)):
+        for unit in ("flops", "params"):
+            share = cost.measure(unit, cost.widths(plan)) / cost.measure(unit, cost.full)
+            run.row[f"{key}_{unit}"] = round(float(share), 4)
+
+
+def _slice(run: Run) -> None:
+    run.pruned = slice_graph(run.graph, run.coupling, run.plan)
+    verify_graph(run.pruned)
+
+
+def _verify(run: Run) -> None:
+    found = verify_pruned(run.graph, run.coupling, run.plan, run.pruned)
+    run.row |= {"proof_error": found.max_abs_error, "proof_scale": found.scale}
+
+
+def _run(run: Run) -> None:
+    """The generated module against the graph, at batch 3 where the batch is free."""
+    run.module = build_module(run.pruned, run.pruned.weights).eval()
+    inputs = _batch_of_three(run)
+    with torch.no_grad():
+        wanted = Interpreter(run.pruned).run(run.pruned.weights, *inputs)
+        run.row["module_error"] = _compare(run.module(*inputs), wanted, SAME)
+
+
+def _onnx(run: Run) -> None:
+    inputs = _batch_of_three(run)
+    with torch.no_grad():
+        wanted = run.module(*inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(run.module, run.inputs, path, dynamic_batch=run.pruned.dynamic_batch)
+        got = run_onnx(path, inputs)
+    run.row["onnx_error"] = _compare(got, pytree.tree_leaves(wanted), ONNX)
+
+
+_STAGES: dict[str, Callable[[Run], None]] = {
+    "load": _load,
+    "capture": _capture,
+    "couple": _couple,
+    "prune": _prune,
+    "slice": _slice,
+    "verify": _verify,
+    "run": _run,
+    "onnx": _onnx,
+}
+
+
+def enliven(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Make random weights carry a signal to the outputs, so that comparing outputs means something.
+
+    Batch norm takes the statistics of random inputs, as it would have after training; weights that start at zero (the
+    head of a ViT, the last norm of a residual branch) become small random numbers.
+    """
+    norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.numel() > 1 and not weight.any():
+                weight.normal_(std=0.02)
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train(norm.track_running_stats)
+        if norms:
+            module(*(_noise(x) for x in examples))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+
+
+def _noise(example: Tensor) -> Tensor:
+    """Two random samples like an example; whole numbers as they are."""
+    shape = (2, *example.shape[1:]) if example.dim() and example.shape[0] == 1 else example.shape
+    return torch.randn(shape) if example.is_floating_point() else example.expand(shape).clone()
+
+
+
+
+def _batch_of_three(run: Run) -> tuple[Tensor, ...]:
+    """The example repeated to batch 3; as it is where the batch is fixed."""
+    if not run.graph.dynamic_batch:
+        return run.inputs
+    follow = [bool(v.type.dims) and not isinstance(v.type.dims[0], int) for v in run.graph.inputs]
+    pairs = zip(run.inputs, follow, strict=True)
+    return tuple(torch.cat([x] * 3)[: 3 * x.shape[0]] if free else x for x, free in pairs)
+
+
+def _compare(got: Any, wanted: Any, tolerance: float) -> float:
+    """The largest difference relative to the largest output; raises where it is beyond the tolerance."""
+    tensors = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)]
+    scale = max([1e-3, *(float(t.abs().max()) for t in tensors if t.numel() and t.is_floating_point())])
+    return same_outputs(
+        [leaf for leaf in pytree.tree_leaves(got) if leaf is not None], tensors, tolerance * scale, 0.0
+    ) / scale

@@ -1,0 +1,3 @@
+def save(rows): pass
+def summary(rows): return ""
+def table(rows): return ""
