@@ -249,7 +249,7 @@ def budget_uses(
             budget.unit,
             float(budget.limit(cost)),
             float(cost.measure(budget.unit, widths)) - zeros.get(budget.unit, 0),
-            float(cost.measure(budget.unit, cost.full)),
+            cost.original(budget.unit),
         )
         for budget in budgets
     )

@@ -58,7 +58,7 @@ class Budget:
 
     def limit(self, cost: CostModel) -> float:
         """The limit in the unit's own amount, for a network."""
-        return self.value * float(cost.measure(self.unit, cost.full)) if self.relative else self.value
+        return self.value * cost.original(self.unit) if self.relative else self.value
 
     def __str__(self) -> str:
         return self.text
@@ -184,7 +184,7 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
     """An amount as a budget of the same kind, rounded up."""
     if not budget.relative:
         return _format(budget.unit, value, math.ceil)
-    share = math.ceil(1e4 * value / float(cost.measure(budget.unit, cost.full))) / 100
+    share = math.ceil(1e4 * value / cost.original(budget.unit)) / 100
     return f"{share:.15g}%{_SHARE_NAMES[budget.unit]}"
 
 

@@ -27,9 +27,17 @@ VERSION = 1
 
 
 def save_plan(
-    path: str | os.PathLike[str], plan: Plan, coupling: Coupling, meta: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    plan: Plan,
+    coupling: Coupling,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    dropped: Mapping[str, str] | None = None,
 ) -> None:
     """Write a plan, whole or not at all; ``meta`` is anything JSON that belongs with it (budgets, seed, scores).
+
+    ``dropped``: whole blocks that the network has no more, by name, with the value that was the sum of each: the plan
+    fits no network that still has them.
 
     Raises:
         UserError: the plan breaks a constraint of the coupling, or the file cannot be written.
@@ -40,7 +48,8 @@ def save_plan(
         for name, kept in plan.items()
     }
     head = {"format": FORMAT, "version": VERSION, "network": coupling.graph.name}
-    write_json(path, {**head, "groups": groups, "meta": dict(meta or {})})
+    blocks = {"dropped": dict(dropped)} if dropped else {}
+    write_json(path, {**head, **blocks, "groups": groups, "meta": dict(meta or {})})
 
 
 def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.ndarray]:
@@ -50,6 +59,17 @@ def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.
         UserError: no such file, not a plan, or a plan of another network.
     """
     data = _read(Path(path))
+    values = {value.name for value in coupling.graph.values}
+    blocks = data.get("dropped", {})
+    if not isinstance(blocks, dict):
+        raise UserError(f"{path}: dropped blocks must be written as {{name: value}}")
+    still = [name for name, total in blocks.items() if total in values]
+    if still:
+        options = " ".join(f"blocks={name}" for name in still)
+        raise UserError(
+            f"{path}: the plan is for a network without the blocks {', '.join(still)}: drop them before couple, with "
+            f"drop-blocks{{{options}}}"
+        )
     plan: dict[str, np.ndarray] = {}
     names = [group.name for group in coupling.groups]
     for name, entry in data["groups"].items():

@@ -19,6 +19,7 @@ __all__ = ["GROUP", "PART_GROUPS", "all_passes", "part_class", "part_kinds", "pa
 GROUP = "pruneopt.passes"
 
 _BUILT_IN = {
+    "drop-blocks": "pruneopt.passes.depth.drop_blocks:DropBlocks",
     "couple": "pruneopt.passes.transform.stages:Couple",
     "cost": "pruneopt.passes.transform.stages:Cost",
     "prune": "pruneopt.passes.transform.prune:Prune",

@@ -37,6 +37,7 @@ def write_artefacts(
     plan: Plan,
     examples: Sequence[Tensor],
     masks: Mapping[str, Tensor] | None = None,
+    dropped: Mapping[str, str] | None = None,
 ) -> None:
     """Write everything but the reports.
 
@@ -45,8 +46,9 @@ def write_artefacts(
         before: the original's graph with its channel groups and what the plan keeps of them.
         after: the pruned graph.
         masks: which of its weights are held at zero, if any are.
+        dropped: whole blocks that ``before`` lacks, see `save_plan`.
     """
-    save_plan(folder / "plan.json", plan, coupling)
+    save_plan(folder / "plan.json", plan, coupling, dropped=dropped)
     write_text(folder / "model.py", generate_source(after))
     # A safetensors file holds no shared memory: a tied weight is written under each of its names.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}

@@ -22,6 +22,7 @@ from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload
 from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
+from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.parallel import Processes
@@ -39,6 +40,7 @@ from pruneopt.tools.report import (
     budgets_data,
     costs,
     groups_data,
+    original_costs,
     plain,
     report_lines,
     verdict,
@@ -200,6 +202,7 @@ def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path
             plan=plan,
             examples=examples,
             masks=result.masks,
+            dropped=dropped_blocks(result.records),
         )
     with job.timed("checks"):
         checks = check_artefacts(
@@ -236,7 +239,7 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         "interrupted": job.interrupted,
         "budgets": budgets_data(result.budgets),
         "flops_convention": cost.convention.name,
-        "original": costs(cost, {}),
+        "original": original_costs(cost),
         "pruned": with_repairs(costs(cost, result.plan), result.records),
         "metric": None if job.workload is None else metric_name(job.workload),
         "scores": [asdict(score) for score in watch.scores],

@@ -1,9 +1,10 @@
-"""What searches, trainings and rounding have to tell the user, taken from their records."""
+"""What searches, trainings, rounding and dropped blocks have to tell the user, taken from their records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pruneopt.passes.depth.drop_blocks import DroppedBlocks
 from pruneopt.passes.regularised.slimming import SlimmingRecord
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_training import PruningNetReport
@@ -12,7 +13,7 @@ from pruneopt.passes.transform.rounding import Rounding
 
 __all__ = ["pass_notes"]
 
-KINDS = (Outcome, PruningNetReport, SlimmingRecord, TrainingLog, Rounding)
+KINDS = (Outcome, PruningNetReport, SlimmingRecord, TrainingLog, Rounding, DroppedBlocks)
 
 
 def pass_notes(records: Mapping[str, object]) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "budgets_data",
     "costs",
     "groups_data",
+    "original_costs",
     "plain",
     "report_lines",
     "verdict",
@@ -57,6 +58,11 @@ def costs(cost: CostModel, plan: Plan) -> dict[str, int]:
     """What a plan costs, in every unit."""
     widths = cost.widths(plan)
     return {unit: int(cost.measure(unit, widths)) for unit in cost.units}
+
+
+def original_costs(cost: CostModel) -> dict[str, int]:
+    """What the original costs, in every unit, with the blocks that were dropped."""
+    return {unit: int(cost.original(unit)) for unit in cost.units}
 
 
 def budgets_data(uses: Sequence[BudgetUse]) -> list[dict[str, Any]]:

@@ -78,6 +78,8 @@ class CostModel:
         """Widths are multiples of these (every block keeps the same number), [G]."""
         self.minimum = self.step.copy()
         """The smallest widths: one unit in each block, [G]."""
+        self.before: dict[str, float] = {}
+        """What the network cost before whole blocks were dropped from it, by unit; empty where none was."""
         self._lengths = _Lengths(coupling, self.full)
         self._measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         if latency is not None:
@@ -116,6 +118,10 @@ class CostModel:
         parts = [function(table[start : start + CHUNK]) for start in range(0, len(table), CHUNK)]
         result = np.rint(np.concatenate(parts) if parts else np.empty(0)).astype(np.int64)
         return result.reshape(rows.shape[:-1])
+
+    def original(self, unit: str) -> float:
+        """What the original cost, dropped blocks included: a budget that is a share is a share of this."""
+        return self.before[unit] if unit in self.before else float(self.measure(unit, self.full))
 
     def describe(self, widths: ArrayLike | None = None) -> tuple[OpCost, ...]:
         """The ops that cost FLOPs or own parameters, in graph order, at a width vector [G] (default: the original)."""

@@ -12,6 +12,7 @@ from pruneopt.passes.analysis.latency_table import load_table
 from pruneopt.passes.analysis.limits import limits_of
 from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.depth.drop_blocks import RECORD, whole_cost
 from pruneopt.passes.transform.masks import check_masks, slice_masks
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
@@ -96,6 +97,9 @@ class Cost(Pass):
         coupling = state.need_coupling()
         table = None if self.latency is None else load_table(self.latency)
         state.cost = cost = CostModel(coupling.graph, coupling, self.convention, table)
+        if RECORD in state.records:
+            whole = whole_cost(state.original, self.convention)
+            cost.before = {unit: whole.original(unit) for unit in whole.units}
         full = {unit: float(cost.measure(unit, cost.full)) for unit in cost.units}
         state.records[self.name] = CostReport(self.convention, **full)
         return False

@@ -28,7 +28,17 @@ from pruneopt.passes.analysis.layers import layer_weights
 from pruneopt.passes.analysis.sizes import gather_kept, kept_mask, kept_parts
 from pruneopt.passes.transform.slice import slice_weights
 
-__all__ = ["MaskedOriginal", "Verification", "verify_pruned"]
+__all__ = [
+    "EXACT",
+    "TINY",
+    "MaskedOriginal",
+    "Verification",
+    "difference",
+    "evaluate",
+    "perturbed",
+    "random_inputs",
+    "verify_pruned",
+]
 
 PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
@@ -195,11 +205,11 @@ def verify_pruned(
         for note in coupling.notes
         if _pruned_any(coupling, plan, note.groups)
     )
-    weights = _perturbed(original, seed)
+    weights = perturbed(original, seed)
     reference = MaskedOriginal(original, coupling, plan, pruned)
     small = slice_weights(coupling, reference.kept, weights)
     small.update({name: pruned.weights[name] for name in pruned.params if name not in small})
-    proof = _prove(reference, pruned, weights, small, _random_inputs(original, seed), EXACT)
+    proof = _prove(reference, pruned, weights, small, random_inputs(original, seed), EXACT)
     if proof.wrong is not None:
         raise VerificationError(
             f"the pruned network is not the original with channels removed: it differs by {proof.error:.3g} "
@@ -237,7 +247,7 @@ def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
     return any(name in plan and len(plan[name]) < coupling.group(name).width for name in names)
 
 
-def _perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
+def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
     """Float64 weights in which no two channels of any axis are alike: scaled along each axis, and vectors shifted."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -262,7 +272,7 @@ def _perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
     return result
 
 
-def _random_inputs(graph: Graph, seed: int) -> list[Tensor]:
+def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = []
     for value in graph.inputs:
@@ -318,7 +328,7 @@ def _prove(
                 return _Proof(math.inf, scale, f"{op}, whose result has another shape than its type says")
             if not full.numel() or op.role in UNWRITTEN:
                 continue
-            error, size = _difference(reference.keep(value, full).reshape(-1), tensor)
+            error, size = difference(reference.keep(value, full).reshape(-1), tensor)
             if not error <= tolerance * size + TINY:
                 return _Proof(error, size, str(op))
             if value in outputs:
@@ -326,7 +336,7 @@ def _prove(
     return _Proof(worst, scale, None)
 
 
-def _difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
+def difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
     """Largest absolute difference (infinite for another number of elements) and largest absolute element."""
     mine = tensor.reshape(-1)
     if mine.shape != kept.shape:
