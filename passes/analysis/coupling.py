@@ -15,7 +15,13 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Location
-from pruneopt.passes.analysis import label_layers, label_moves, label_recurrent  # noqa: F401  register their rules
+from pruneopt.passes.analysis import (  # noqa: F401  register their rules
+    label_attention,
+    label_fourier,
+    label_layers,
+    label_moves,
+    label_recurrent,
+)
 from pruneopt.passes.analysis.label_rules import apply_rule
 from pruneopt.passes.analysis.labels import Labels, propagate
 from pruneopt.passes.analysis.layers import LAYERS as LAYERS
@@ -23,6 +29,7 @@ from pruneopt.passes.analysis.layers import layer_weight
 from pruneopt.passes.analysis.units import Slot, Units, find_units
 
 __all__ = [
+    "HEADS",
     "Coupling",
     "Group",
     "Member",
@@ -33,6 +40,8 @@ __all__ = [
     "couple",
 ]
 
+HEADS = ("width", "count")
+"""How attention shrinks."""
 Plan = Mapping[str, np.ndarray]
 """Group name -> sorted indices of the units that stay."""
 
@@ -197,9 +206,15 @@ def check_kept(group: Group, ranks: np.ndarray) -> None:
         )
 
 
-def couple(graph: Graph) -> Coupling:
-    """Find the channel groups of a graph."""
-    labels = propagate(graph, apply_rule)
+def couple(graph: Graph, *, heads: str = "width") -> Coupling:
+    """Find the channel groups of a graph.
+
+    ``heads`` says how attention shrinks: by ``width``, where every head keeps equally many of its channels, or by
+    ``count``, where whole heads go. `UserError` for anything else.
+    """
+    if heads not in HEADS:
+        raise UserError(f"heads must be one of {', '.join(HEADS)}, not {heads!r}")
+    labels = propagate(graph, apply_rule, whole_heads=heads == "count")
     return _assemble(graph, labels, find_units(labels))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import ROLES, Op, Value
 from pruneopt.ir.schema import call, overload, signature, torch_value
-from pruneopt.passes.analysis import label_layers, label_moves, label_recurrent  # noqa: F401  register their rules
+from pruneopt.passes.analysis import coupling  # noqa: F401  it registers all rules
 from pruneopt.passes.analysis.label_rules import RULES, Rule, merge_pointwise
 from pruneopt.passes.analysis.labels import BATCH, Labels, Note
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, varying

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
+from pruneopt.passes.analysis.label_heads import tie_contracted
 from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
-__all__ = ["Side", "contract"]
+__all__ = ["Side", "channel_labels", "contract", "meet_weight", "pinned"]
 
 
 # Convolutions
@@ -215,13 +216,15 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
             alone = span[letter] > 1 and all(other is span or other[letter] == 1 for other in spans)
             if alone and letter in out:
                 labels.axis_labels(side.value, axis)
+    spreads = [[_spread(plane, side.letters, count) for plane in labels.of(side.value)] for side in sides]
+    if labels.whole_heads and not any(labels.is_weight(side.value) for side in sides):
+        spreads = tie_contracted(labels, spreads, out)
     crossing: list[tuple[Plane, int]] = []
     passing: list[tuple[Plane, int]] = []
-    for place, side in enumerate(sides):
-        for plane in labels.of(side.value):
-            spread = _spread(plane, side.letters, count)
-            target = passing if all(letter in out for letter in varying(spread)) else crossing
-            target.append((spread, place))
+    for place, spread in enumerate(spreads):
+        for plane in spread:
+            target = passing if all(letter in out for letter in varying(plane)) else crossing
+            target.append((plane, place))
     _meet(labels, op, crossing, sides, spans, out)
     if all(labels.is_weight(side.value) for side in sides):
         labels.notes.extend(Note(op, plane, of_weights=True) for plane, _ in crossing)
@@ -288,7 +291,7 @@ def _meet(
                 labels.freeze(plane, f"contracted with a tensor without channels, {op}")
         stay = [letter for letter in varying(plane) if letter in out]
         if stay:
-            labels.blocks.append(_pinned(plane, stay, op))
+            labels.blocks.append(pinned(plane, stay, op))
 
 
 def _pass(
@@ -318,12 +321,12 @@ def _pass(
             labels.freeze(plane, f"combined with a tensor whose channels cannot be removed, {op}")
             continue
         if stay:
-            labels.blocks.append(_pinned(plane, sorted(stay), op))
+            labels.blocks.append(pinned(plane, sorted(stay), op))
         kept.append(plane)
     return kept
 
 
-def _pinned(plane: Plane, stay: list[int], op: Op) -> Blocks:
+def pinned(plane: Plane, stay: list[int], op: Op) -> Blocks:
     """Blocks in which the axes ``stay`` come first and must stay."""
     order = [*stay, *(letter for letter in varying(plane) if letter not in stay)]
     rest = [letter for letter in range(plane.dim()) if letter not in order]
@@ -391,54 +394,3 @@ def einsum(labels: Labels, op: Op) -> None:
         Side(value, tuple(place[letter] for letter in term)) for value, term in zip(values, inputs, strict=True)
     ]
     labels.set(op.result, contract(labels, op, sides, tuple(place[letter] for letter in out)))
-
-
-@rule("scaled_dot_product_attention")
-def attention(labels: Labels, op: Op) -> None:
-    """Scores contract queries with keys; values keep their channels within heads that stay."""
-    q, k, v, mask = (op.value(i) for i in range(4))
-    if q is None or k is None or v is None:
-        labels.give_up(op, "operands are missing")
-        return
-    labels.freeze_value(mask, f"mask of {op}")
-    rank = q.type.rank
-    heads = range(rank - 2)
-    met = {value: _over_queries(labels, op, value, q) for value in (q, k, v)}
-    scores: list[Plane] = []
-    for value in (q, k):
-        for plane in met[value]:
-            if rank - 1 not in varying(plane):
-                labels.freeze(plane, f"channels lie along the tokens or heads of {op}")
-                continue
-            plane = labels.tie(plane, [rank - 2])
-            for own in scores:
-                labels.unite(own, plane, f"{op}")
-            scores.append(plane)
-        if not scores and value is q:
-            for plane in met[k]:
-                labels.freeze(plane, f"contracted with a tensor without channels, {op}")
-            break
-        if value is k and not any(rank - 1 in varying(plane) for plane in met[k]):
-            for plane in scores:
-                labels.freeze(plane, f"contracted with a tensor without channels, {op}")
-    out = []
-    for plane in met[v]:
-        if rank - 1 not in varying(plane) or rank - 2 in varying(plane):
-            labels.freeze(plane, f"channels lie along the tokens or heads of {op}")
-        else:
-            out.append(plane)
-    for plane in (*scores, *out):
-        stay = [axis for axis in varying(plane) if axis in heads]
-        if stay:
-            labels.blocks.append(_pinned(plane, stay, op))
-    labels.set(op.result, out)
-
-
-def _over_queries(labels: Labels, op: Op, value: Value, query: Value) -> list[Plane]:
-    """Planes of keys or values with as many heads as the queries (grouped-query attention repeats each head)."""
-    axis = query.type.rank - 3
-    repeat = labels.shape(query)[axis] // labels.shape(value)[axis] if op.attrs.get("enable_gqa") is True else 1
-    return [
-        plane.repeat_interleave(repeat, axis) if repeat > 1 and axis in varying(plane) else plane
-        for plane in labels.of(value)
-    ]

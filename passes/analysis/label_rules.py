@@ -15,6 +15,7 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import overload
+from pruneopt.passes.analysis.label_heads import apart, tie_inner
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
@@ -101,14 +102,15 @@ def layer_norm(labels: Labels, op: Op) -> None:
     normalized = op.attrs["normalized_shape"]
     count = len(normalized) if isinstance(normalized, tuple) else 1
     first = x.type.rank - count
-    for plane in labels.of(x):
+    planes = [tie_inner(labels, plane, range(first, x.type.rank)) for plane in labels.of(x)]
+    for plane in planes:
         if any(axis >= first for axis in varying(plane)):
             labels.notes.append(Note(op, plane))
             for index in (1, 2):
                 labels.adopt(op.value(index), plane, f"{op}")
-    if not any(axis >= first for plane in labels.of(x) for axis in varying(plane)):
+    if not any(axis >= first for plane in planes for axis in varying(plane)):
         freeze_weights(labels, op)
-    labels.set(op.results[0], labels.of(x))
+    labels.set(op.results[0], planes)
 
 
 @rule("group_norm")
@@ -153,10 +155,11 @@ def along_axis(labels: Labels, op: Op) -> None:
         return
     dim = op.attrs.get("dim")
     axis = (dim if isinstance(dim, int) else -1) % x.type.rank
-    for plane in labels.of(x):
+    planes = [tie_inner(labels, plane, (axis,)) for plane in labels.of(x)]
+    for plane in planes:
         if axis in varying(plane):
             labels.notes.append(Note(op, plane))
-    labels.set(op.result, labels.of(x))
+    labels.set(op.result, planes)
 
 
 @rule(*CREATED)
@@ -257,7 +260,7 @@ def reduction(labels: Labels, op: Op) -> None:
         if inside and len(inside) == len(varying(plane)):
             labels.notes.append(Note(op, plane))
             continue
-        if keep and inside and inside[-1] == varying(plane)[-1]:
+        if keep and inside and inside[-1] == varying(plane)[-1] and not labels.whole_heads:
             labels.notes.append(Note(op, plane))
             rows = plane.reshape([plane.shape[axis] for axis in varying(plane)])
             labels.blocks.append(Blocks(rows, op, pinned=rows.dim() - len(inside)))
@@ -275,7 +278,7 @@ def reduction(labels: Labels, op: Op) -> None:
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
 @rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "empty_like", "zero")
 @rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
-@rule("log_sigmoid", "copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
+@rule("log_sigmoid", "real", "imag", "copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
     if op.role in ("prelu", "_prelu_kernel"):
@@ -312,6 +315,8 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
     axis without labels of its own freezes it, unless it is a weight, which adopts the labels.
     """
     merged: list[Plane] = []
+    if labels.whole_heads:
+        sides = apart(labels, op, sides)
     for planes, _ in sides:
         for plane in planes:
             partners = [own for own in merged if set(varying(own)) & set(varying(plane))]
@@ -326,11 +331,13 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
         rank = merged[0].dim() if merged else 0
         shape = (1,) * (rank - value.type.rank) + labels.shape(value)
         covered = {axis for plane in planes for axis in varying(plane)}
-        for plane in merged:
+        for index, plane in enumerate(merged):
             spanned = [axis for axis in varying(plane) if shape[axis] > 1]
             if not spanned or covered & set(varying(plane)):
                 continue
-            if value.is_weight:
+            if labels.whole_heads and len(spanned) < len(varying(plane)):
+                merged[index] = tie_inner(labels, plane, spanned)
+            elif value.is_weight:
                 labels.adopt(value, plane, f"{op}")
             else:
                 labels.freeze(plane, f"combined with a tensor whose channels cannot be removed, {op}")

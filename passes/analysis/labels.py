@@ -61,6 +61,8 @@ class Labels:
     """Labels per value, and what was learned about them: edges (same unit), frozen labels, blocks, notes."""
 
     graph: Graph
+    whole_heads: bool = False
+    """Whether attention loses whole heads, not channels within each; see `label_heads`."""
     planes: dict[Value, tuple[Plane, ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -250,9 +252,9 @@ def _is_uneven(dim: Dim) -> bool:
     return isinstance(dim, BatchSize) and (dim.offset != 0 or dim.divisor != 1)
 
 
-def propagate(graph: Graph, apply: Callable[[Labels, Op], None]) -> Labels:
+def propagate(graph: Graph, apply: Callable[[Labels, Op], None], whole_heads: bool = False) -> Labels:
     """Labels of every value. A weight may get labels after an op has read it bare; then the graph is run once more."""
-    labels = Labels(graph)
+    labels = Labels(graph, whole_heads)
     for _ in range(MAX_SWEEPS):
         labels.edges, labels.frozen, labels.blocks, labels.notes, labels.unknown = [], [], [], [], []
         seen: list[tuple[Value, int]] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pruneopt.errors import UserError
 from pruneopt.passes.analysis.annotate import annotate
 from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.coupling import HEADS, couple
 from pruneopt.passes.analysis.latency_table import load_table
 from pruneopt.passes.analysis.limits import limits_of
 from pruneopt.passes.analysis.naming import freeze_named
@@ -44,6 +45,12 @@ class Couple(Pass):
 
     name: ClassVar[str] = "couple"
     summary: ClassVar[str] = "find which channels must be removed together"
+    heads: str = option("width", "how attention shrinks: width (channels within every head) or count (whole heads)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads not in HEADS:
+            raise UserError(f"heads must be one of {', '.join(HEADS)}, not {self.heads!r}")
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -51,7 +58,7 @@ class Couple(Pass):
         return "the channel groups are known already: run couple once" if state.coupling is not None else None
 
     def run(self, state: State) -> bool:
-        state.coupling = coupling = freeze_named(couple(state.graph), state.ignore)
+        state.coupling = coupling = freeze_named(couple(state.graph, heads=self.heads), state.ignore)
         state.limits = limits_of(coupling, state.constraints)
         state.graph = annotate(coupling)
         state.records[self.name] = CoupleReport(

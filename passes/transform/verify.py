@@ -76,9 +76,7 @@ class MaskedOriginal:
         self._small: dict[str, Tensor] = {}
         self._double = False
 
-    def steps(
-        self, weights: Mapping[str, Tensor], *inputs: Tensor
-    ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
+    def steps(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
         """Run at the original's size, op by op, from the original's weights; returns the outputs."""
         self._double = _is_double(inputs, weights)
         boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
@@ -183,6 +181,8 @@ def _is_double(inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> bool:
 
 
 def _to_double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
@@ -341,6 +341,8 @@ def difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
     mine = tensor.reshape(-1)
     if mine.shape != kept.shape:
         return math.inf, 0.0
+    if kept.is_complex():
+        kept, mine = torch.view_as_real(kept), torch.view_as_real(mine)
     if not kept.is_floating_point():
         return float((kept != mine).any()), 0.0
     error, size = float((kept - mine).abs_().max()), float(kept.abs().max())

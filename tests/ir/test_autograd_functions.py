@@ -1,4 +1,4 @@
-"""Functions with a backward of their own: the graph computes what their forward does, and says that the rest is gone."""
+"""Functions with a backward of their own: the graph computes their forward, and says that the rest is left out."""
 
 from __future__ import annotations
 

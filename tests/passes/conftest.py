@@ -58,9 +58,11 @@ def at_batch(inputs: Sequence[torch.Tensor], graph: Graph, size: int) -> list[to
 def prove() -> Callable[..., Coupling]:
     """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run, regenerate each."""
 
-    def run(model: nn.Module, *inputs: torch.Tensor, seeds: Sequence[int | None] = (None, 0, 1)) -> Coupling:
+    def run(
+        model: nn.Module, *inputs: torch.Tensor, seeds: Sequence[int | None] = (None, 0, 1), heads: str = "width"
+    ) -> Coupling:
         graph = capture(awaken(model), inputs)
-        coupling = couple(graph)
+        coupling = couple(graph, heads=heads)
         for seed in seeds:
             plan = random_plan(coupling, seed)
             pruned = slice_graph(graph, coupling, plan)

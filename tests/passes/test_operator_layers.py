@@ -277,6 +277,21 @@ CASES = {
             out=lin(6, 5)),
         {"v": 8, "u": 6}, shapes=(TOKENS,),
     ),
+    "mixed over tokens by a Fourier transform": Case(
+        net(lambda s, x: s.out(torch.fft.fft(s.a(x), dim=1, norm="ortho").real), a=lin(12, 8), out=lin(8, 5)),
+        {"a": 8}, shapes=(TOKENS,),
+    ),
+    "global filter": Case(
+        net(
+            lambda s, x: s.out(torch.fft.irfft2(torch.fft.rfft2(s.a(x)) * torch.view_as_complex(s.w), s=(8, 8))),
+            a=c(3, 8), w=rand(8, 5, 2), out=c(8, 5, 1),
+        ),
+        {"a": 8},
+    ),
+    "transformed along channels": Case(
+        net(lambda s, x: s.out(torch.fft.fft(s.a(x)).real), a=lin(12, 8), out=lin(8, 5)),
+        {}, {"a": "transformed along channels"}, shapes=(TOKENS,),
+    ),
     "memory filled later": Case(
         net(lambda s, x: s.out((y := s.a(x)) * torch.empty_like(y).fill_(0.5)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}
     ),
