@@ -28,7 +28,7 @@ PRICES = 96
 TURNS = 6
 EXCHANGES = 200
 SHAKES = 24
-ALTERNATIVES = 1500
+ALTERNATIVES = 600
 """Rungs looked at in an exchange, of all groups together; beyond, only those near the present ones."""
 TRIALS = 4096
 """Exchanges measured exactly at a time, those first that gain most."""

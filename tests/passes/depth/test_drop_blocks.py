@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,34 @@ def test_a_search_and_training_follow(workload: Workload) -> None:
     result = ran(graph, f"{text},finetune{{epochs=1}}", workload=workload)
     assert dropped(result) == [name]
     assert result.budgets[0].value <= result.budgets[0].limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "text", "gone"),
+    [
+        ("resnet56", "count=6", 6),
+        ("mobilenet_v2", "blocks=features.6.*,features.16.conv", 2),
+        ("vit", "blocks=*encoder_layer_1.mlp,*encoder_layer_0.self_attention", 2),
+    ],
+)
+def test_real_networks_lose_blocks_and_channels(name: str, text: str, gone: int) -> None:
+    from torchvision.models import VisionTransformer, mobilenet_v2
+
+    from pruneopt.models.resnet_cifar import resnet56
+
+    torch.manual_seed(0)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "resnet56": resnet56,
+        "mobilenet_v2": mobilenet_v2,
+        "vit": lambda: VisionTransformer(32, 8, 3, 4, 64, 128),
+    }
+    model = makers[name]().eval()
+    graph = capture(model, (torch.randn(2, 3, 32, 32),))
+    result = ran(graph, f"drop-blocks{{{text}}},couple,cost,l1{{budget=50%FLOPs}},slice,verify")
+    assert len(dropped(result)) == gone
+    assert result.verification is not None
+    assert result.verification.equivalent
+    assert result.budgets[0].value <= 0.5 * whole_cost(graph).original("flops")
+    with torch.no_grad():
+        assert result.module.eval()(torch.randn(3, 3, 32, 32)).shape == model(torch.randn(3, 3, 32, 32)).shape
