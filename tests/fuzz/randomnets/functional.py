@@ -130,7 +130,7 @@ def shared(dice: Dice, shape: Shape) -> Made:
         half: nn.Module = nn.Linear(c // 2, 4) if shape.kind in ("tokens", "vector") else CONV[dims](c // 2, 4, 1)
         return Made("shared by both halves", shape.wide(8),
             lambda m, x: torch.cat([m(y) for y in x.chunk(2, axis)], axis), [half])
-    norm = nn.PReLU(1) if shape.kind in ("tokens", "vector") else nn.GroupNorm(1, c)
+    norm = nn.PReLU(1) if shape.kind in ("tokens", "vector") or shape.positions < 3 else nn.GroupNorm(1, c)
     run: Callable[..., Tensor] = {
         "twice": lambda m, n, x: m(m(x).relu()),
         "recursive": lambda m, n, x: x + m(x + m(x).tanh()).tanh(),

@@ -18,6 +18,7 @@ from randomnets import (  # noqa: F401  the families register their operators
     gates,
     normalisation,
     pointwise,
+    rare,
     recurrent,
     resampling,
     tokens,

@@ -29,12 +29,12 @@ class FrozenBatchNorm(nn.Module):
 def norm(dice: Dice, shape: Shape) -> Made | None:
     c, dims = shape.channels, len(shape.size)
     kind = dice.pick(["batch", "batch", "frozen", "group", "instance", "all", "bare batch", "local"])
-    if kind in ("instance", "all") and shape.positions < 3:
+    if kind in ("instance", "all", "group") and shape.positions < 3:
         return None
     layer: nn.Module = {
         "batch": lambda: BATCH_NORM[dims](c),
         "frozen": lambda: FrozenBatchNorm(c),
-        "group": lambda: nn.GroupNorm(dice.pick([1, *divisors(c), c if shape.positions > 2 else 1]), c),
+        "group": lambda: nn.GroupNorm(dice.pick([1, *divisors(c), c]), c),
         "instance": lambda: INSTANCE_NORM[dims](c, affine=dice.flag(), track_running_stats=dice.flag()),
         "all": lambda: nn.LayerNorm((c, *shape.size)),
         "bare batch": lambda: BATCH_NORM[dims](c, affine=False),
@@ -60,9 +60,11 @@ def layer_norm_2d(dice: Dice, shape: Shape) -> Made:
 
 
 @unary("tokens", times=3)
-def token_norm(dice: Dice, shape: Shape) -> Made:
+def token_norm(dice: Dice, shape: Shape) -> Made | None:
     c = shape.channels
     kind = dice.pick(["layer", "layer", "rms", "bare", "batch", "group", "written rms", "both"])
+    if kind == "group" and shape.positions < 3:
+        return None  # a statistic of one number, once one channel of each group is left
     if kind == "written rms":
         return Made("written-out rms norm", shape,
             lambda p, x: p.weight * (x * (x.pow(2).mean(-1, keepdim=True) + 1e-2).rsqrt()), [Free(c)])

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.passes.analysis.coupling import Coupling, Plan
-from randomnets.base import Free
 from randomnets.network import Network
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-READERS = (*CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -37,28 +35,20 @@ def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
         gone[np.delete(group.units, keep)] = True
     twin = copy.deepcopy(model)
     for name, module in twin.named_modules():
-        for own, tensor in module.named_parameters(recurse=False):
+        for own, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             value = coupling.graph.params.get(f"{name}.{own}" if name else own)
             for slot in coupling.slots_of(value) if value is not None else ():
-                if _reads(module, own, slot.axes, twin):
+                if _may_be_zero(own, tensor, slot.axes):
                     mask = torch.from_numpy(gone[slot.units])
                     tensor.data.masked_fill_(mask.expand(tensor.shape), 0)
     return twin
 
 
-def _reads(module: nn.Module, name: str, axes: tuple[int, ...], model: Network) -> bool:
-    """Whether labels over these axes of a parameter are channels that the module reads, not those it makes."""
-    if "weight" not in name and "original" not in name:
-        return False
-    if isinstance(module, TRANSPOSED):
-        return axes == (0,)
-    if isinstance(module, nn.Embedding):
-        return module is getattr(model, "words", None)  # tied: read as the matrix of a product, too
-    if isinstance(module, nn.utils.parametrize.ParametrizationList):
-        return axes[-1] == 1
-    if isinstance(module, Free):
-        return True
-    return isinstance(module, READERS) and axes[-1] > 0
+def _may_be_zero(name: str, tensor: Tensor, axes: tuple[int, ...]) -> bool:
+    """Whether the removed elements of a parameter may be zero: those that are read must, those that make channels may
+    (nobody reads these), but vectors (a scale before a norm) and directions of a weight norm (0 / 0) are left alone.
+    """
+    return tensor.dim() > 1 and (axes[-1] == 1 or not name.endswith(("_v", "original1")))
 
 
 def smaller(model: Network, weights: Mapping[str, Tensor]) -> Network | None:
