@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
 from pruneopt.ir.autograd_functions import backward_notes, watched_functions
+from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, read_program
+from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import IRError, verify_graph
 
 __all__ = ["capture"]
@@ -65,6 +67,9 @@ def capture(
     name = name or re.sub(r"\W", "_", type(model).__name__)
     with calling(model, forward), _evaluation(model) as frozen, watched_functions() as functions:
         notes = _training_notes(model)
+        if dynamic_batch and forward is None:
+            with suppress(CannotRecordError):
+                return recorded_graph(model, inputs, ModuleTable(model, frozen), name, notes)
         if dynamic_batch:
             try:
                 program = _export(model, inputs, dynamic=True)

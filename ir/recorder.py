@@ -1,0 +1,467 @@
+"""One run of a module on tensors without data, written down call by call.
+
+Nothing is computed: parameters, buffers and inputs are replaced by meta tensors for the time of the run, and every ATen
+call that the module makes is recorded before PyTorch decomposes it, as torch.export does, but without fake tensors,
+symbols and proxies. What cannot be recorded faithfully (a value is read, a tensor comes from nowhere, the module
+changes its own state) raises `CannotRecordError`; the module is always left as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
+
+__all__ = ["Call", "CannotRecordError", "GradMode", "Recording", "Ref", "record"]
+
+TORCH_HOME = f"{Path(torch.__file__).parent}/"
+META = torch.device("meta")
+LIKE_FIRST = frozenset(
+    (
+        *("batch_norm", "instance_norm", "group_norm", "layer_norm"),
+        *(
+            "relu",
+            "hardtanh",
+            "hardswish",
+            "hardsigmoid",
+            "sigmoid",
+            "tanh",
+            "silu",
+            "gelu",
+            "mish",
+            "elu",
+            "leaky_relu",
+        ),
+        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    )
+)
+"""Ops whose one result is a new tensor with the first operand's shape and dtype (a dropout, too, in training), which
+PyTorch derives slowly.
+"""
+FRESH = frozenset(
+    (
+        *("conv1d", "conv2d", "conv3d", "linear", "matmul", "scaled_dot_product_attention"),
+        *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "softmax", "add", "mul", "sub", "div"),
+    )
+)
+"""Ops that always give one new tensor: calls alike are run once."""
+DEPTH = 3
+"""How deep lists and dictionaries in a module's attributes are looked into for what a run has changed."""
+
+
+class CannotRecordError(Exception):
+    """This module needs a real tracer; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor among the arguments of a call: result ``index`` of call ``source``, or a weight or input by name."""
+
+    source: int | str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An ATen call: its overload, its arguments with a `Ref` for each tensor, and dtype and shape of its results.
+
+    ``several`` tells a list of results from one; None among the results is a result that the call did not give.
+    """
+
+    target: torch._ops.OpOverload[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: tuple[tuple[torch.dtype, tuple[int, ...]] | None, ...]
+    several: bool
+    module: str
+    module_type: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class GradMode:
+    """The module switched gradients on or off."""
+
+    enabled: bool
+
+
+@dataclass
+class Recording:
+    """What one run did: its calls in order, and what it returned (a `Ref` for each tensor)."""
+
+    steps: list[Call | GradMode] = field(default_factory=list)
+    leaves: list[Any] = field(default_factory=list)
+    spec: Any = None
+
+
+def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Sequence[Tensor]]) -> list[Recording]:
+    """The calls that ``model(*inputs)`` makes, for each of several inputs. ``weights`` are meta tensors for all its
+    parameters and buffers, by qualified name; inputs are meta tensors.
+    """
+    paths = _paths(model)
+    with _in_place_of_tensors(model, weights), _as_exporting():
+        try:
+            return [_run(model, paths, weights, inputs) for inputs in runs]
+        except CannotRecordError:
+            raise
+        except Exception as error:
+            raise CannotRecordError(f"{type(error).__name__}: {error}") from error
+
+
+def _run(
+    model: nn.Module, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> Recording:
+    recorder = _Recorder(paths, weights, inputs)
+    with _watched(recorder):
+        outputs = model(*inputs)
+    recorder.finish(outputs)
+    return recorder.recording
+
+
+class _Recorder:
+    """Where every tensor came from, and what was called."""
+
+    def __init__(self, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> None:
+        self.recording = Recording()
+        self.modules: list[tuple[str, str]] = []
+        self.paths = paths
+        self._refs: dict[int, Ref] = {}
+        self._alive: list[Tensor] = []
+        """Keeps the numbers by which tensors are known from being given out again."""
+        named = [*weights.items(), *((f"input {number}", tensor) for number, tensor in enumerate(inputs))]
+        for name, tensor in named:
+            self._note(tensor, Ref(name))
+        self._known: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        self._fixed = {tensor.untyped_storage()._cdata for _, tensor in named}
+
+    def _note(self, tensor: Tensor, ref: Ref) -> None:
+        self._refs[id(tensor)] = ref
+        self._alive.append(tensor)
+
+    def adopt(self, tensor: Tensor, name: str) -> None:
+        """Functions that make tensors (``zeros``) return another object than the ATen call of that name gave them."""
+        steps = self.recording.steps
+        if id(tensor) not in self._refs and steps:
+            last = steps[-1]
+            if isinstance(last, Call) and last.target._overloadpacket.__name__ == name and len(last.results) == 1:
+                self._note(tensor, Ref(len(steps) - 1))
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        ref = self._refs.get(id(tensor))
+        if ref is None:
+            raise CannotRecordError("a tensor is used that is no parameter, buffer or input")
+        return ref
+
+    def _written(self, item: Any) -> Any:
+        """An argument with every tensor replaced by where it came from."""
+        if isinstance(item, Tensor):
+            return self._ref(item)
+        if isinstance(item, tuple | list):
+            return tuple(map(self._written, item))
+        return item
+
+    def call(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Record a call and make it."""
+        if torch._C._is_any_autocast_enabled():
+            raise CannotRecordError("autocast")
+        if target._schema.is_mutable:
+            self._check_written(target, args, kwargs)
+        written = tuple(map(self._written, args))
+        named = {name: self._written(item) for name, item in kwargs.items()}
+        result = self._result(target, args, kwargs)
+        several = isinstance(result, tuple | list)
+        results = list(result) if several else [result]
+        if not all(item is None or isinstance(item, Tensor) for item in results):
+            raise CannotRecordError(f"{target} gives no tensor")
+        number = len(self.recording.steps)
+        module, kind = self.modules[-1] if self.modules else ("", "")
+        self.recording.steps.append(
+            Call(
+                target,
+                written,
+                named,
+                tuple(None if item is None else (item.dtype, tuple(item.shape)) for item in results),
+                several,
+                module,
+                kind,
+                *_user_line(),
+            )
+        )
+        for index, item in enumerate(results):
+            if item is not None:
+                self._note(item, Ref(number, index))
+        return result
+
+    def _result(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a call gives; nothing is run where that is known."""
+        name = target._overloadpacket.__name__
+        if name in LIKE_FIRST:
+            return torch.empty_like(args[0])
+        if _writes_in_place(target):
+            return args[0]
+        key = _key(target, args, kwargs) if name in FRESH else None
+        known = self._known.get(key) if key is not None else None
+        if known is not None:
+            return torch.empty_strided(known[0], known[1], dtype=known[2], device=META)
+        with no_python_dispatcher(), torch._C._AutoDispatchBelowAutograd():
+            result = target(*args, **kwargs)
+        if key is not None and isinstance(result, Tensor):
+            self._known[key] = (result.shape, result.stride(), result.dtype)
+        return result
+
+    def _check_written(
+        self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Refuse to write into an input or a weight, under whatever view."""
+        for position, argument in enumerate(target._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in given if isinstance(given, tuple | list) else [given]:
+                    if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata in self._fixed:
+                        raise CannotRecordError(f"{target} writes into an input or a weight")
+
+    def finish(self, outputs: Any) -> None:
+        """Record what the run returned."""
+        leaves, self.recording.spec = pytree.tree_flatten(outputs)
+        self.recording.leaves = [self._written(leaf) for leaf in leaves]
+
+
+@cache
+def _writes_in_place(target: torch._ops.OpOverload[..., Any]) -> bool:
+    """Whether a call writes into its first operand, returns it, and leaves its shape as it is."""
+    schema = target._schema
+    writes = [argument for argument in schema.arguments if argument.alias_info is not None]
+    return (
+        schema.name.endswith("_")
+        and torch.Tag.inplace_view not in target.tags
+        and "resize" not in schema.name
+        and "set_" not in schema.name
+        and len(schema.returns) == len(writes) == 1
+        and schema.returns[0].alias_info is not None
+        and writes[0] is schema.arguments[0]
+        and str(writes[0].type) == "Tensor"
+    )
+
+
+def _key(target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Equal for calls with results alike, as long as nothing reads values; None where arguments have no key."""
+
+    def described(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item.shape, item.stride(), item.dtype
+        if isinstance(item, tuple | list):
+            return tuple(map(described, item))
+        return type(item), item
+
+    return target, *map(described, args), *((name, described(item)) for name, item in kwargs.items())
+
+
+class _Calls(SchemaCheckMode):
+    """Sees every ATen call before autograd and before composite ops are taken apart.
+
+    PyTorch admits only classes of its own to this place; this one has the state of `SchemaCheckMode` and no more.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._dispatch_key = torch._C.DispatchKey.PreDispatch
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.recorder.call(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    """Lets tensors without data say that they are on the CPU, and makes new ones without data as well."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.constructors = _device_constructors()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            self.recorder.recording.steps.append(GradMode(bool(args[0])))
+            return func(*args)
+        if func is torch.Tensor.device.__get__:
+            return torch.device("cpu")
+        if func in _REFUSED:
+            raise CannotRecordError("the module asks what a tensor without data cannot tell")
+        if func in self.constructors and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": META}
+        elif "device" in kwargs or any(isinstance(item, torch.device) for item in args):
+            args = tuple(META if isinstance(item, torch.device) else item for item in args)
+            kwargs = {name: META if name == "device" and item is not None else item for name, item in kwargs.items()}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.recorder.adopt(result, getattr(func, "__name__", ""))
+        return result
+
+
+_REFUSED = frozenset(
+    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "is_meta")
+)
+"""Properties in which a run without data and gradients differs from a real one."""
+
+
+@contextmanager
+def _watched(recorder: _Recorder) -> Iterator[None]:
+    """Calls of modules, functions and ATen ops go through the recorder."""
+    plain_call = nn.Module.__call__
+    plain_apply: Any = vars(torch.autograd.Function)["apply"]
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = recorder.paths.get(id(module))
+        if path is None:
+            return plain_call(module, *args, **kwargs)
+        recorder.modules.append((path, type(module).__name__))
+        try:
+            return plain_call(module, *args, **kwargs)
+        finally:
+            recorder.modules.pop()
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        raise CannotRecordError("a torch.autograd.Function")
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    torch.autograd.Function.apply = apply
+    try:
+        with enable_python_dispatcher(), _Functions(recorder), _Calls(recorder):
+            yield
+    finally:
+        nn.Module.__call__ = plain_call  # type: ignore[method-assign]
+        torch.autograd.Function.apply = plain_apply
+
+
+def _paths(model: nn.Module) -> dict[int, str]:
+    """The qualified name of every module, by identity."""
+    paths: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if id(module) in paths:
+            raise CannotRecordError(f"{path} and {paths[id(module)]} are one module")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CannotRecordError(f"{path} is a script")
+        paths[id(module)] = path
+    return paths
+
+
+@contextmanager
+def _in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The module with ``weights`` for its parameters and buffers; all its attributes are put back afterwards, and what
+    the run has changed in them is a `CannotRecordError`.
+    """
+    modules = list(model.named_modules())
+    before = [_Attributes(module) for _, module in modules]
+    try:
+        for path, module in modules:
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        store[name] = weights[f"{path}.{name}" if path else name]
+        yield
+    finally:
+        # All of them, before the first complaint.
+        changed = [path for (path, _), attributes in zip(modules, before, strict=True) if attributes.restore()]
+    if changed:
+        raise CannotRecordError(f"{changed[0] or 'the module'} changes its own attributes")
+
+
+class _Attributes:
+    """The attributes of a module as they were, the user's lists and dictionaries in them included."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        self.stores = [(store, dict(store)) for store in stores]
+        self.own = dict(vars(module))
+        self.held: list[tuple[Any, Any]] = []
+        self._hold([item for name, item in self.own.items() if name not in _OF_EVERY_MODULE], DEPTH)
+
+    def _hold(self, items: Iterable[Any], depth: int) -> None:
+        for item in items:
+            if isinstance(item, dict | list | set):
+                self.held.append((item, item.copy()))
+                if depth > 1 and not isinstance(item, set):
+                    self._hold(item.values() if isinstance(item, dict) else item, depth - 1)
+
+    def restore(self) -> bool:
+        """Put everything back; whether the run had changed anything."""
+        for store, saved in self.stores:
+            store.clear()
+            store.update(saved)
+        changed = False
+        for item, saved in ((vars(self.module), self.own), *self.held):
+            if not _same(item, saved):
+                changed = True
+                _refill(item, saved)
+        return changed
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _same(now: Any, saved: Any) -> bool:
+    """Whether a container holds the same objects as before."""
+    if len(now) != len(saved):
+        return False
+    if isinstance(now, dict):
+        return all(key in now and now[key] is item for key, item in saved.items())
+    if isinstance(now, list):
+        return all(a is b for a, b in zip(now, saved, strict=True))
+    return bool(now == saved)
+
+
+def _refill(item: Any, saved: Any) -> None:
+    item.clear()
+    if isinstance(item, list):
+        item.extend(saved)
+    else:
+        item.update(saved)
+
+
+@contextmanager
+def _as_exporting() -> Iterator[None]:
+    """Networks that ask are told what torch.export tells them."""
+    flags = torch.compiler
+    before = flags._is_compiling_flag, flags._is_exporting_flag
+    flags._is_compiling_flag = flags._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        flags._is_compiling_flag, flags._is_exporting_flag = before
+
+
+_passed_over: dict[CodeType, bool] = {}
+
+
+def _user_line() -> tuple[str, int]:
+    """File and line of the innermost `forward` outside PyTorch that led to the call, as torch.export tells it."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        inside = _passed_over.get(code)
+        if inside is None:
+            name = code.co_filename
+            inside = _passed_over[code] = code.co_name != "forward" or name.startswith(TORCH_HOME)
+        if not inside:
+            return code.co_filename, frame.f_lineno
+        if code is _run.__code__:
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return "", 0
