@@ -154,11 +154,14 @@ def _search(report: Mapping[str, Any]) -> Iterator[str]:
 def _groups(report: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Channel groups</h2>"
     free = [group for group in report["groups"] if group["frozen"] is None]
-    rows = [
-        (escape(group["name"]), str(group["width"]), str(group["kept"]), _bar(group["kept"], group["width"]))
-        for group in free
-    ]
-    yield from _table(("group", "width", "kept", ""), rows)
+    rounded = report["records"].get("round-to", {}).get("multiples")
+    head = ("group", "width", "kept", *(() if rounded is None else ("multiple of",)), "")
+    rows = []
+    for group in free:
+        multiple = () if rounded is None else (str(rounded.get(group["name"], "")),)
+        bar = _bar(group["kept"], group["width"])
+        rows.append((escape(group["name"]), str(group["width"]), str(group["kept"]), *multiple, bar))
+    yield from _table(head, rows)
 
 
 def _frozen(report: Mapping[str, Any]) -> Iterator[str]:

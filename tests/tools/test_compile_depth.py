@@ -36,7 +36,12 @@ def test_the_bundle_tells_what_was_dropped(call: Call, tmp_path: Path) -> None:
     assert report["records"]["round-to"]["target"] == "cpu-avx2"
     plan = json.loads((out / "plan.json").read_text())
     assert plan["dropped"] == {branch.name: branch.add.result.name}
-    assert "dropped" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert f"dropped {branch.name}: " in page
+    name, multiple = next(iter(report["records"]["round-to"]["multiples"].items()))
+    kept = next(group for group in report["groups"] if group["name"] == name)
+    cells = "".join(f'<td class="number">{number}</td>' for number in (kept["width"], kept["kept"], multiple))
+    assert f'<td class="name">{name}</td>{cells}' in page
     whole = call("compile", "zoo:digits_resnet", "--pass", f"plan{{file={out / 'plan.json'}}}", "--out", tmp_path / "b")
     assert whole.code == 2
     assert f"drop-blocks{{blocks={branch.name}}}" in whole.err
