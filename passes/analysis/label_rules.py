@@ -335,7 +335,7 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
             spanned = [axis for axis in varying(plane) if shape[axis] > 1]
             if not spanned or covered & set(varying(plane)):
                 continue
-            if labels.whole_heads and len(spanned) < len(varying(plane)):
+            if labels.whole_heads and varying(plane)[0] not in spanned:
                 merged[index] = tie_inner(labels, plane, spanned)
             elif value.is_weight:
                 labels.adopt(value, plane, f"{op}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
-from pruneopt.passes.analysis.layers import layer_weight
+from pruneopt.passes.analysis.layers import layer_weights
 from pruneopt.passes.repair.forms import Form, form_of
 from pruneopt.passes.repair.layers import Home, Site, add_constant
 from pruneopt.passes.repair.material import Material
@@ -148,7 +148,7 @@ def _changed(material: Material) -> set[Value]:
     boxed = {note.op for note in material.coupling.notes}
     changed: set[Value] = set()
     for op in material.original.ops:
-        contracts = op in boxed or op.base in PRODUCTS or layer_weight(op) is not None
+        contracts = op in boxed or op.role in PRODUCTS or bool(layer_weights(op))
         lost = contracts and any(material.removed(value) for value in op.inputs if not value.is_weight)
         if lost or any(value in changed for value in op.inputs):
             changed.update(op.results)

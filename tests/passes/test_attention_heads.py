@@ -128,11 +128,13 @@ class Transposed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 5)
+        self.temperature = nn.Parameter(torch.rand(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 4, 1).unbind(0)
-        maps = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1)
+        maps = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        maps = maps.softmax(-1)
         return self.out((maps @ v).permute(0, 3, 1, 2).reshape(b, n, 12))
 
 
