@@ -48,6 +48,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     )
     parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
+    _constraints(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue a search or training that was stopped in --out")
     again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
@@ -105,7 +106,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="modules, parameters or groups that keep their channels",
+        help="modules, parameters or groups that keep their channels; * stands for any text",
     )
     parser.add_argument(
         "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
@@ -114,6 +115,23 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+
+
+def _constraints(parser: argparse.ArgumentParser) -> None:
+    """What groups, by names or patterns that `pruneopt inspect --groups` shows, must obey beside the budgets."""
+    parser.add_argument(
+        "--width", metavar="NAME=K", action="append", default=[], help="how many channels a group keeps; repeat it"
+    )
+    parser.add_argument(
+        "--max-ratio",
+        metavar="[NAME=]R",
+        action="append",
+        default=[],
+        help="the largest share of channels that a group loses, or every group without a NAME; repeat it",
+    )
+    parser.add_argument(
+        "--tie", metavar="A,B", action="append", default=[], help="groups that stay equally wide; may be a pattern"
+    )
 
 
 def _repairs(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload
 from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
+from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
@@ -108,6 +109,7 @@ def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> 
 def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     """Everything that can be refused is refused here, before the first second of work."""
     budgets = [parse_budget(text) for text in options.budgets]
+    Constraints.parse(options.width, options.max_ratio, options.tie)
     steps = passes_of(options)
     if processes.launched and options.device.startswith("cuda"):
         options.device = str(processes.device(options.device))
@@ -167,6 +169,9 @@ def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, run_d
             seed=job.options.seed,
             device=job.options.device,
             ignore=job.options.ignore,
+            width=job.options.width,
+            max_ratio=job.options.max_ratio,
+            tie=job.options.tie,
             progress=progress,
             run_dir=run_dir,
         )

@@ -18,7 +18,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.annotate import annotate, write_plan
 from pruneopt.passes.analysis.cost import UNITS, CostModel
-from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, couple
+from pruneopt.passes.analysis.coupling import Coupling, Plan, couple
 from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, parse_budget
@@ -33,8 +33,9 @@ from pruneopt.tools.coverage import (
     coverage_warning,
     unknown_ops,
 )
+from pruneopt.tools.group_table import GroupTable
 from pruneopt.tools.loading import captured, loaded_model
-from pruneopt.tools.text import FLOP_NOTE, change, table, times
+from pruneopt.tools.text import FLOP_NOTE, change, times
 
 __all__ = ["run"]
 
@@ -51,9 +52,10 @@ class _Found:
     uses: tuple[BudgetUse, ...]
     coverage: Coverage
 
-    def kept(self, group: Group) -> int:
-        """How many units the plan keeps of a group."""
-        return len(self.plan[group.name]) if self.plan is not None and group.name in self.plan else group.width
+    @property
+    def groups(self) -> GroupTable:
+        """The channel groups as a table."""
+        return GroupTable(self.coupling, self.cost, self.plan)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lines(found: _Found, *, groups_only: bool) -> Iterator[str]:
-    yield _group_table(found) if groups_only else print_graph(found.graph).rstrip("\n")
+    yield found.groups.text() if groups_only else print_graph(found.graph).rstrip("\n")
     yield ""
     for note in found.graph.notes:
         yield f"note: {note}"
@@ -128,38 +130,12 @@ def _costs(found: _Found) -> Iterator[str]:
         yield f"  {unit:7} {change(value, full, unit)}"
 
 
-def _group_table(found: _Found) -> str:
-    rows = [("group", "width", "kept", "blocks", "where", "frozen")]
-    for group in found.coupling.groups:
-        rows.append(
-            (
-                group.name,
-                str(group.width),
-                str(found.kept(group)),
-                str(group.step),
-                str(group.location),
-                group.frozen or "",
-            )
-        )
-    return table(rows, text_columns=(0, 4, 5))
-
-
 def _data(found: _Found) -> dict[str, Any]:
     coupling = found.coupling
     data: dict[str, Any] = {
         "model": found.name,
         "graph": graph_to_dict(found.graph),
-        "groups": [
-            {
-                "name": group.name,
-                "width": group.width,
-                "kept": found.kept(group),
-                "blocks": group.step,
-                "frozen": group.frozen,
-                "location": str(group.location),
-            }
-            for group in coupling.groups
-        ],
+        "groups": list(found.groups.data()),
         "notes": list(found.graph.notes),
         "unknown_ops": [
             {"op": name, "count": count, "first": place, "why": why}

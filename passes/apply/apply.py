@@ -15,6 +15,7 @@ from pruneopt.passes.apply.check import Rehearsal, check_same
 from pruneopt.passes.apply.places import Twin
 from pruneopt.passes.apply.tensors import cut_optimizer, cut_tensors, new_biases, owned_tensors
 from pruneopt.passes.apply.undo import transaction
+from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.transform.slice import slice_graph
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def apply_to(
         raise UserError(f"weights={weights!r} must be 'result' or 'model'")
     if result.coupling is None or result.plan is None:
         raise UserError("no pass has decided which channels stay: there is nothing to apply")
+    dropped = dropped_blocks(result.records)
+    if dropped:
+        raise UserError(
+            f"the block {next(iter(dropped))} was dropped, and {type(model).__name__} still runs it: use result.module"
+        )
     _check_class(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
     coupling, masks = result.coupling, result.masks or {}

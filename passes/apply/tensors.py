@@ -90,7 +90,8 @@ def cut_tensors(
         new = small.clone() if given is None else given[item.name].detach().to(old.device, old.dtype, copy=True)
         if item.name in masks:
             new = new * masks[item.name].to(new.device)
-        undo.set_data(item.tensor, _laid_out(new, old), None if grad is None else gather_kept(grad, item.slots, kept))
+        small_grad = None if grad is None else _laid_out(gather_kept(grad, item.slots, kept), old)
+        undo.set_data(item.tensor, _laid_out(new, old), small_grad)
 
 
 def _laid_out(new: Tensor, old: Tensor) -> Tensor:

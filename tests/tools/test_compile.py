@@ -161,6 +161,15 @@ def test_a_pipeline_of_ones_own(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert {g["name"]: g["frozen"] for g in report["groups"]}["conv1"] == "ignored by request"
 
 
+def test_widths_by_name(call: Call, tiny: Path, tmp_path: Path) -> None:
+    words = ["--width", "conv1=5", "--max-ratio", "*conv2=0.25", "--budget", "70%FLOPs"]
+    done = call("compile", tiny, *words, "--out", tmp_path / "o", "--json")
+    assert done.code == 0
+    kept = {group["name"]: group["kept"] for group in json.loads(done.out)["groups"]}
+    assert kept["conv1"] == 5
+    assert kept["conv2"] >= 9
+
+
 def test_a_fixed_batch_stays_fixed(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "fixed.py"
     path.write_text(
