@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import time
 import warnings
 from collections.abc import Iterable
@@ -25,35 +26,41 @@ from typing import Any
 import torch
 from coverage_measure import STAGES, measure
 from coverage_networks import LISTS, named
+from coverage_peer import peer
 from coverage_process import run_alone
-from coverage_report import save, summary, table
+from coverage_report import failures, save, summary, table
 
 ROOT = Path(__file__).parents[1]
+HOMES = re.compile(rf"[^\s\"']*/site-packages/|{re.escape(str(ROOT))}/")
 LOG = ROOT / "runs" / "coverage.jsonl"
-PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime")
+PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime", "torch_pruning", "transformers")
 
 Rows = dict[str, dict[str, Any]]
 
 
 def read_log(path: Path) -> Rows:
-    """The last row of every network."""
+    """The last row of every network, with the last result of the peer."""
     rows: Rows = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            rows[row["spec"]] = rows.get(row["spec"], {}) | row if row.get("only") else row
+            old = rows.get(row["spec"], {})
+            if "until" in row:  # our own row: it replaces the former one
+                old = {"peer": old["peer"]} if "peer" in old else {}
+            rows[row["spec"]] = old | row
     return rows
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to the log, with files named as they lie in their package."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(HOMES.sub("", json.dumps(row)) + "\n")
 
 
 def finished(row: dict[str, Any] | None, until: str) -> bool:
     """Whether a row reaches ``until``, or failed before."""
-    return row is not None and ("error" in row or STAGES.index(row["until"]) >= STAGES.index(until))
+    return row is not None and "until" in row and ("error" in row or STAGES.index(row["until"]) >= STAGES.index(until))
 
 
 def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None:
@@ -62,18 +69,31 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
     for spec in specs:
         if time.monotonic() > deadline:
             break
-        old = rows.get(spec)
-        again = options.again or (options.failed and old is not None and "error" in old)
-        if options.failed and not again:
-            continue
-        if not again and finished(old, options.until):
-            continue
-        work = partial(measure, spec, options.until)
-        row = {"spec": spec, "until": options.until} | run_alone(work, timeout=options.timeout, memory=options.memory)
-        rows[spec] = row
-        append(options.log, row)
-        said = f"FAILED at {row['stage']}: {row['error']}" if "error" in row else "ok"
-        print(f"{spec}: {said} ({row['wall']:.0f} s)", flush=True)
+        if wanted(rows.get(spec), options):
+            work = partial(measure, spec, options.until)
+            row = {"spec": spec, "until": options.until}
+            row |= run_alone(work, timeout=options.timeout, memory=options.memory)
+            rows[spec] = row
+            append(options.log, row)
+            say(spec, row)
+        if options.peer and (options.again or "peer" not in rows.get(spec, {})):
+            outputs = rows.get(spec, {}).get("output_layers", [])
+            found = run_alone(partial(peer, spec, outputs), timeout=options.timeout, memory=options.memory)
+            rows[spec] = rows.get(spec, {"spec": spec}) | {"peer": found}
+            append(options.log, {"spec": spec, "peer": found})
+            say(f"{spec} (torch-pruning)", found)
+
+
+def wanted(row: dict[str, Any] | None, options: argparse.Namespace) -> bool:
+    """Whether a network is to be measured, given what is known of it."""
+    if options.failed:
+        return row is not None and "error" in row
+    return options.again or not finished(row, options.until)
+
+
+def say(name: str, row: dict[str, Any]) -> None:
+    result = f"FAILED at {row['stage']}: {row['error']}" if "error" in row else "ok"
+    print(f"{name}: {result} ({row['wall']:.0f} s)", flush=True)
 
 
 def preload() -> None:
@@ -97,6 +117,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure networks that have a row already")
     parser.add_argument("--failed", action="store_true", help="measure only networks whose last row is a failure")
     parser.add_argument("--log", type=Path, default=LOG, help="where rows are appended (default: runs/coverage.jsonl)")
+    parser.add_argument("--peer", action="store_true", help="prune each network with torch-pruning as well")
     parser.add_argument("--report", action="store_true", help="write results/coverage.json, print the tables and stop")
     options = parser.parse_args()
     rows = read_log(options.log)
@@ -105,7 +126,7 @@ def main() -> int:
         sweep(named(options.networks), rows, options)
         return 0
     save(rows)
-    print(summary(rows), table(rows), sep="\n\n")
+    print(summary(rows), failures(rows), table(rows), sep="\n\n")
     return 0
 
 

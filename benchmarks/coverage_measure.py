@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coverage_networks import located
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruneopt.errors import UserError
+from pruneopt.errors import UserError, VerificationError
 from pruneopt.ir.capture import capture
 from pruneopt.ir.codegen import build_module
 from pruneopt.ir.execute import Interpreter
@@ -30,14 +31,15 @@ from pruneopt.passes.analysis.annotate import annotate
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import Coupling, couple
 from pruneopt.passes.analysis.importance import score_units
+from pruneopt.passes.base import Result
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.transform.select import select
 from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.transform.verify import Verification, verify_pruned
 
 __all__ = ["STAGES", "enliven", "measure"]
 
-STAGES = ("load", "capture", "couple", "prune", "slice", "verify", "run", "onnx")
+STAGES = ("load", "capture", "couple", "prune", "slice", "verify", "run", "onnx", "apply")
 SHARE = 0.5
 """Of the FLOPs: what is asked for."""
 MARGIN = 0.05
@@ -61,6 +63,7 @@ class Run:
     cost: CostModel = field(init=False)
     plan: dict[str, Any] = field(init=False)
     pruned: Graph = field(init=False)
+    proof: Verification = field(init=False)
     module: nn.Module = field(init=False)
 
     @property
@@ -84,7 +87,7 @@ def measure(spec: str, until: str, tell: Callable[[str], None]) -> dict[str, Any
 
 
 def _load(run: Run) -> None:
-    run.loaded = load_model(run.spec)
+    run.loaded = load_model(located(run.spec))
     module = run.loaded.module
     assert isinstance(module, nn.Module)
     enliven(module, run.inputs)
@@ -113,7 +116,24 @@ def _couple(run: Run) -> None:
         "unknown_ops": sorted({f"{item.op.target}: {item.why}" for item in run.coupling.unknown}),
         "frozen": sorted({group.frozen for group in groups if group.frozen})[:8],
         "by_construction": len(run.coupling.notes),
+        "output_layers": _output_layers(run.graph),
     }
+
+
+def _output_layers(graph: Graph) -> list[str]:
+    """The modules whose channels the network returns: the first ones with a weight, going back from the outputs."""
+    found, seen = set(), set()
+    waiting = [value.producer for value in graph.output_values]
+    while waiting:
+        op = waiting.pop()
+        if op is None or op in seen:
+            continue
+        seen.add(op)
+        if any(value.is_weight and len(value.type.dims) > 1 for value in op.inputs):
+            found.add(op.loc.module)
+        else:
+            waiting += [value.producer for value in op.inputs]
+    return sorted(found)
 
 
 def _prune(run: Run) -> None:
@@ -140,8 +160,8 @@ def _slice(run: Run) -> None:
 
 
 def _verify(run: Run) -> None:
-    found = verify_pruned(run.graph, run.coupling, run.plan, run.pruned)
-    run.row |= {"proof_error": found.max_abs_error, "proof_scale": found.scale}
+    run.proof = verify_pruned(run.graph, run.coupling, run.plan, run.pruned)
+    run.row |= {"proof_error": run.proof.max_abs_error, "proof_scale": run.proof.scale}
 
 
 def _run(run: Run) -> None:
@@ -164,6 +184,22 @@ def _onnx(run: Run) -> None:
     run.row["onnx_error"] = _compare(got, pytree.tree_leaves(wanted), ONNX)
 
 
+def _apply(run: Run) -> None:
+    """The user's own module slimmed in place. A class whose code fixes a size is refused with its line: no failure."""
+    result = Result(run.pruned, run.plan, run.coupling, run.proof, (), {}, {})
+    own = run.loaded.module
+    assert isinstance(own, nn.Module)
+    try:
+        result.apply_(own, inputs=run.inputs)
+    except (UserError, VerificationError) as refusal:
+        run.row |= {"applied": False, "refused": " ".join(str(refusal).split())[:400]}
+        return
+    inputs = _batch_of_three(run)
+    with torch.no_grad():
+        _compare(own.eval()(*inputs), run.module(*inputs), SAME)
+    run.row["applied"] = True
+
+
 _STAGES: dict[str, Callable[[Run], None]] = {
     "load": _load,
     "capture": _capture,
@@ -173,6 +209,7 @@ _STAGES: dict[str, Callable[[Run], None]] = {
     "verify": _verify,
     "run": _run,
     "onnx": _onnx,
+    "apply": _apply,
 }
 
 

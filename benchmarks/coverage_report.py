@@ -1,3 +1,107 @@
-def save(rows): pass
-def summary(rows): return ""
-def table(rows): return ""
+"""What was measured, as a file and as Markdown: counts by family, failures with their reasons, one line a network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from coverage_networks import family
+from environment import environment
+
+from pruneopt.files import write_json
+
+__all__ = ["failures", "save", "summary", "table"]
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def save(rows: Rows) -> None:
+    """Write the rows; what the file holds of an earlier program (under ``earlier``) stays."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept = {"earlier": found["earlier"]} if "earlier" in found else {}
+    data = {"environment": environment(), "budget": "50%FLOPs", "ratio": 0.3, "networks": dict(rows)}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS, data | kept)
+
+
+def summary(rows: Rows) -> str:
+    """By family: networks run, how many are right up to each check, and how far they can be pruned."""
+    columns = ["family", "networks", "captured", "cut and proved", "module right", "ONNX right", "own module slimmed"]
+    columns += ["at 50 % of the FLOPs", "peer right", "peer runs, unchecked", "peer wrong or failed"]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    families = dict.fromkeys(sorted(family(spec) for spec in rows))
+    for name in families:
+        mine = [row for spec, row in rows.items() if family(spec) == name]
+        reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
+        counts = [sum(key in row for row in mine) for key in ("capture_error", "proof_error")]
+        counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
+        lines.append(_line([name, len(mine), *counts, len(reached), *_peer_counts(mine)]))
+    return "\n".join(lines)
+
+
+def _of(rows: list[Mapping[str, Any]], key: str) -> str:
+    """How many have a check of how many that were put to it; a dash for none."""
+    stage = {"module_error": "run", "onnx_error": "onnx", "applied": "apply"}[key]
+    asked = [row for row in rows if stage in row.get("seconds", {}) or row.get("stage") == stage]
+    good = sum(row.get(key, False) is not False for row in asked)  # an error of 0.0 is no failure
+    return f"{good}/{len(asked)}" if asked else "-"
+
+
+def _peer_counts(rows: list[Mapping[str, Any]]) -> list[str | int]:
+    peers = [row["peer"] for row in rows if "peer" in row]
+    if not peers:
+        return ["-"] * 3
+    kinds = Counter(_peer_kind(item) for item in peers)
+    return [f"{kinds['right']}/{len(peers)}", kinds["unchecked"], kinds["wrong"] + kinds["failed"]]
+
+
+def _peer_kind(item: Mapping[str, Any]) -> str:
+    if "kind" in item:
+        return "failed"
+    if not item["same_shapes"] or item["right"] is False:
+        return "wrong"
+    return "right" if item["right"] else "unchecked"
+
+
+def failures(rows: Rows) -> str:
+    """A list of the networks that stopped, with the stage and the reason."""
+    found = [(spec, row) for spec, row in rows.items() if "error" in row]
+    return "\n".join(f"- `{spec}`, at {row['stage']}: {row['error']}" for spec, row in found) or "- none"
+
+
+def table(rows: Rows) -> str:
+    """One line a network."""
+    columns = ["network", "groups", "FLOPs left at least", "FLOPs", "parameters", "proof error", "ONNX error"]
+    columns += ["seconds", "parameters at 30 %", "peer's", "peer"]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 2), "---"])]
+    for spec, row in rows.items():
+        if "proof_error" not in row:
+            lines.append(_line([spec, f"failed at {row.get('stage', row['until'])}", *[""] * (len(columns) - 2)]))
+            continue
+        cells = [spec, row["groups"], f"{row['smallest_flops']:.1%}", f"{row['achieved_flops']:.2%}"]
+        cells += [f"{row['achieved_params']:.1%}", f"{row['proof_error']:.1e}", _error(row.get("onnx_error"))]
+        cells += [f"{sum(row['seconds'].values()):.1f}", f"{row['at_ratio_params']:.1%}", *_peer_cells(row.get("peer"))]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _peer_cells(item: Mapping[str, Any] | None) -> list[str]:
+    if item is None:
+        return ["", ""]
+    kind = _peer_kind(item)
+    if kind == "failed":
+        return ["", f"{item['kind']} at {item['stage']}"]
+    return [f"{item['params']:.1%}", f"{kind}, {item['seconds']:.1f} s"]
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _line(cells: list[Any]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"

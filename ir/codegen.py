@@ -115,6 +115,7 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
     arguments = "".join(f", {name}: torch.Tensor" for name in inputs)
     returns = " -> torch.Tensor" if isinstance(graph.outputs, Value) else ""
     yield wrap(f"def forward(self{arguments}){returns}:", 4)
+    yield from _fixed_batch(graph, inputs)
     if _needs_batch_size(graph):
         yield f"        n = {_batch_source(graph, text)}"
     scope = Scope(text, f"{inputs[0]}.device" if inputs else '"cpu"', weights)
@@ -129,6 +130,15 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
             scope.prelude.clear()
             yield wrap(line, 8)
     yield wrap(f"return {_structure_text(graph.outputs, text)}", 8)
+
+
+def _fixed_batch(graph: Graph, inputs: list[str]) -> Iterator[str]:
+    """A check of the batch size where sizes in the code fix it: some kernels read past a tensor that is too short."""
+    for name, value in zip(inputs[:1], graph.inputs, strict=False):
+        if not graph.dynamic_batch and value.type.dims:
+            size = value.type.shape()[0]
+            yield f"        if {name}.shape[0] != {size}:"
+            yield f'            raise ValueError(f"this network takes a batch of {size}, not {{{name}.shape[0]}}")'
 
 
 def _statement(op: Op, call: LayerCall | None, scope: Scope, tree: ModuleTree) -> str:

@@ -636,3 +636,21 @@ def test_torchvision(name: str) -> None:
     for key, value in module.named_buffers():
         if key in buffers:
             assert_same(value, buffers[key], 1e-4)
+
+
+def test_a_network_of_one_batch_size_refuses_others() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + torch.arange(6.0).view(2, 3)
+
+    x = torch.randn(2, 4)
+    graph = capture(model := Fixed(), x)
+    assert not graph.dynamic_batch
+    module = build_module(graph, graph.weights)
+    assert torch.equal(module(x), model(x))
+    with pytest.raises(ValueError, match="takes a batch of 2, not 1"):
+        module(x[:1])
