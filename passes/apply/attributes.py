@@ -5,8 +5,8 @@ that ran in them. Of any other module an attribute is changed only if all of thi
 sequence of such; its name speaks of channels (`CHANNEL_WORDS`, `CHANNEL_NAMES`); it equals the length that a channel
 axis had, in what the module computes itself or else in what its submodules do; and all such axes of that length there
 have one and the same new length. For a name that begins with ``in`` or ``out`` only what goes in, or comes out, is
-asked. All else stays as it is, numbers
-that are computed from sizes too: the scale of attention is that of the original.
+asked; for a number of heads (`HEADS`) only the axes, but the last, of views that split one. All else stays as it is,
+numbers that are computed from sizes too: the scale of attention is that of the original.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.types import BatchSize
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.sizes import axis_shares
 
@@ -108,13 +109,13 @@ class _Run:
             self.by_path.setdefault(old.loc.module, []).append((old, new))
             self.twins.update(zip(old.results, new.results, strict=True))
 
-    def sizes(self, values: Iterable[Value]) -> Sizes:
-        """The lengths of the channel axes of values of the graph before the cut."""
+    def sizes(self, values: Iterable[Value], *, last: bool = True) -> Sizes:
+        """The lengths of the channel axes of values of the graph before the cut; with or without their last axes."""
         found: dict[int, set[int]] = {}
         for value in values:
             for share in axis_shares(self.coupling, value):
                 before, after = value.type.dims[share.axis], self.twins[value].type.shape()[share.axis]
-                if isinstance(before, int):
+                if not isinstance(before, BatchSize) and (last or share.axis < value.type.rank - 1):
                     found.setdefault(value.type.shape()[share.axis], set()).add(after)
         return found
 
@@ -285,7 +286,7 @@ def _known(module: nn.Module, scope: _Scope) -> dict[str, Any]:
 
 
 def _guessed(module: nn.Module, scope: _Scope, known: Mapping[str, Any]) -> Iterator[Change]:
-    named = [name for name in vars(module) if name not in known and (speaks_of_channels(name) or name in GROUPS)]
+    named = [name for name in vars(module) if name not in known and speaks_of_sizes(name)]
     if not named:
         return
     near, far = ({op for op, _ in scope.own}, scope.inside)
@@ -293,10 +294,18 @@ def _guessed(module: nn.Module, scope: _Scope, known: Mapping[str, Any]) -> Iter
         before = vars(module)[name]
         if name in GROUPS:
             after = _renamed(before, [_group_counts(scope)])
+        elif name in HEADS:
+            after = _renamed(before, [scope.run.sizes(_split(near), last=False)])
         else:
             after = _renamed(before, [scope.run.sizes(_seen(name, ops)) for ops in (near, far)])
         if after is not None and after != before and not (name == "dim" and before < SMALLEST):
             yield Change(module, name, after)
+
+
+def _split(ops: Iterable[Op]) -> list[Value]:
+    """What came out of views that made several axes of one, such as heads and what each has."""
+    views = [op for op in ops if op.base in ("view", "reshape", "unflatten", "_unsafe_view")]
+    return [op.result for op in views if (x := op.value(0)) is not None and x.type.rank < op.result.type.rank]
 
 
 def _seen(name: str, ops: Collection[Op]) -> list[Value]:
@@ -310,12 +319,13 @@ def _seen(name: str, ops: Collection[Op]) -> list[Value]:
 
 
 GROUPS = ("groups", "num_groups")
+HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "num_key_value_heads")
 
 
-def speaks_of_channels(name: str) -> bool:
-    """Whether an attribute's name says that it counts channels."""
+def speaks_of_sizes(name: str) -> bool:
+    """Whether an attribute's name says that it counts channels, groups or heads."""
     words = name.lower().strip("_").split("_")
-    if name in CHANNEL_NAMES or name in COUNTED:
+    if name in CHANNEL_NAMES or name in COUNTED or name in GROUPS or name in HEADS:
         return True
     return bool(CHANNEL_WORDS.intersection(words)) and not NO_CHANNELS.intersection(words)
 

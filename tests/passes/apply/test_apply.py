@@ -214,6 +214,16 @@ def test_a_transformer_block_with_heads_of_its_own() -> None:
     assert_same(model, result, x)
 
 
+def test_whole_heads() -> None:
+    torch.manual_seed(0)
+    model, x = Block().eval(), batch(2, 5, 7)
+    manager = pruneopt.PassManager.parse("couple{heads=count},cost,uniform{budget=50%FLOPs},slice,verify")
+    result = manager.run(pruneopt.capture(model, x))
+    result.apply_(model)
+    assert (model.attention.num_heads, model.attention.head_dim) in ((1, 8), (2, 8))
+    assert_same(model, result, x)
+
+
 @pytest.mark.filterwarnings("ignore")  # export on the weights of an LSTM
 def test_recurrent_layers() -> None:
     class Recurrent(nn.Module):
