@@ -214,6 +214,17 @@ def test_a_transformer_block_with_heads_of_its_own() -> None:
     assert_same(model, result, x)
 
 
+def test_attention_of_torch_that_is_left_whole() -> None:
+    """Its queries, keys and values must be as wide as the stream; the rest of the network can be cut."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48, "num_classes": 5}
+    model, x = torchvision.models.VisionTransformer(image_size=16, patch_size=8, **sizes).eval(), batch(2, 3, 16, 16)
+    result = pruned(model, x, text="prune{ratio=0.4 scope=local}", ignore=["*.self_attention"])
+    result.apply_(model)
+    assert model.encoder.layers[0].mlp[0].out_features == 29
+    assert_same(model, result, x)
+
+
 def test_whole_heads() -> None:
     torch.manual_seed(0)
     model, x = Block().eval(), batch(2, 5, 7)
