@@ -10,7 +10,7 @@ from randomnets.check import COUNTS, check
 from randomnets.network import draw_network
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=50,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -22,12 +22,12 @@ SETTINGS = settings(
 @given(st.data())
 def test_random_networks(data: st.DataObject) -> None:
     dice = DrawnDice(data.draw)
-    check(draw_network(dice, 5), dice)
+    check(draw_network(dice, 4), dice)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@settings(SETTINGS, max_examples=600, derandomize=False, print_blob=True)
+@settings(SETTINGS, max_examples=500, derandomize=False, print_blob=True)
 @given(st.data())
 def test_many_random_networks(data: st.DataObject) -> None:
     dice = DrawnDice(data.draw)
@@ -41,18 +41,19 @@ def test_a_number_gives_the_same_network() -> None:
 
 
 def test_networks_hold_every_family() -> None:
-    """A few hundred networks draw nearly all operators: none has become impossible to draw."""
-    drawn = {step.made.text.split()[0] for seed in range(400) for step in draw_network(SeededDice(seed), 12).plan.steps}
+    """Two hundred networks draw nearly all operators: none has become impossible to draw."""
+    drawn = {step.made.text.split()[0] for seed in range(200) for step in draw_network(SeededDice(seed), 12).plan.steps}
     assert len(drawn) > 150
     assert {kind for kinds, _ in UNARY for kind in kinds} == {"image", "series", "volume", "tokens", "vector"}
 
 
 def test_no_reference_is_idle() -> None:
-    """Both references that are independent of the proof do compare, in the first twenty networks."""
+    """Both references that are independent of the proof do compare, within a few networks."""
     COUNTS.clear()
-    for seed in (4, 5):
+    references = ("zeroed original", "original Python at smaller widths", "training mode", "text round trip")
+    for seed in range(12):
         dice = SeededDice(seed)
-        check(draw_network(dice), dice)
-    assert COUNTS["zeroed original"]
-    assert COUNTS["original Python at smaller widths"]
-    assert COUNTS["training mode"]
+        check(draw_network(dice, 3), dice)
+        if all(COUNTS[name] for name in references):
+            break
+    assert all(COUNTS[name] for name in references)

@@ -76,34 +76,48 @@ def _expire(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"longer than {SECONDS} s")
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(seed: int, most: int, failure: Failure, alone: bool) -> None:
+    """One line that repeats the failure; of a single network also what is left of it, and the traceback."""
+    again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed}" + ("" if most == 8 else f" FUZZ_STEPS={most}")
+    print(f"{failure} [{again}]", flush=True)
+    if alone:
+        print(shrink(seed, most, failure))
+        traceback.print_exception(failure.__cause__ or failure)
+
+
 def main() -> int:
-    """The exit code: 0 when no network failed."""
+    """The exit code: 0 when no network failed. A run that is stopped ends with its counts, too."""
     total, first = int(os.environ.get("FUZZ_N", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
     most = int(os.environ.get("FUZZ_STEPS", "8"))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _expire)
+    signal.signal(signal.SIGTERM, _stop)
     failures: Counter[str] = Counter()
-    start = time.monotonic()
-    for seed in range(first, first + total):
-        signal.alarm(SECONDS)
-        model, dice = drawn(seed, most)
-        failure = attempt(model, dice)
-        signal.alarm(0)
-        if failure is not None:
-            failures[failure.kind] += 1
-            again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed}" + ("" if most == 8 else f" FUZZ_STEPS={most}")
-            print(f"{failure} [{again}]", flush=True)
-            if total == 1:
-                print(shrink(seed, most, failure))
-                traceback.print_exception(failure.__cause__ or failure)
-        if (seed + 1 - first) % 100 == 0:
-            print(f"{seed + 1 - first} networks, {sum(failures.values())} failures, {time.monotonic() - start:.0f} s",
-                flush=True)
+    start, done = time.monotonic(), 0
+    try:
+        for seed in range(first, first + total):
+            signal.alarm(SECONDS)
+            model, dice = drawn(seed, most)
+            failure = attempt(model, dice)
+            signal.alarm(0)
+            done += 1
+            if failure is not None:
+                failures[failure.kind] += 1
+                _report(seed, most, failure, alone=total == 1)
+            if done % 100 == 0:
+                seconds = time.monotonic() - start
+                print(f"{done} networks, {sum(failures.values())} failures, {seconds:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        print("stopped")
     for name, times in COUNTS.most_common():
         print(f"{times:8d}  {name}")
-    print(f"{total} networks from {first} on: {sum(failures.values())} failures {dict(failures) or ''}")
-    return 1 if failures else 0
+    print(f"{done} networks from {first} on: {sum(failures.values())} failures {dict(failures) or ''}", flush=True)
+    return 1 if failures or done < total else 0
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def draw_network(dice: Dice, most: int = 8) -> Network:
     shapes = [INPUTS[name] for name in inputs]
     steps: list[Step] = []
     for _ in range(dice.whole(2, most)):
-        step = _again(dice, steps, shapes, len(inputs)) if steps and dice.whole(0, 7) == 0 else _step(dice, shapes)
+        step = _again(dice, steps, shapes, len(inputs)) if steps and dice.whole(0, 7) == 7 else _step(dice, shapes)
         if step is not None:
             steps.append(step)
             shapes.append(step.made.shape)
