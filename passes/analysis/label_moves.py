@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
+from pruneopt.passes.analysis.label_heads import tie_inner
 from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
@@ -288,8 +289,10 @@ def pad(labels: Labels, op: Op) -> None:
     rank = value.type.rank
     by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
     constant = op.attrs.get("mode", "constant") == "constant"
+    padded = [axis for axis, sizes in by_axis.items() if sizes != (0, 0)]
     out = []
     for plane in labels.of(value):
+        plane = tie_inner(labels, plane, padded)
         inside = [axis for axis in varying(plane) if by_axis.get(axis, (0, 0)) != (0, 0)]
         if inside and (not constant or len(varying(plane)) > 1 or min(by_axis[inside[0]]) < 0):
             labels.freeze(plane, f"padded along channels by {op}")

@@ -138,6 +138,20 @@ class Transposed(nn.Module):
         return self.out((maps @ v).permute(0, 3, 1, 2).reshape(b, n, 12))
 
 
+class Linear(nn.Module):
+    """Linear attention, as EfficientViT has it: a row of ones beside the values sums up the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = q.relu() @ (k.relu().transpose(-2, -1) @ F.pad(v, (0, 1), value=1.0))
+        return self.out((y[..., :-1] / (y[..., -1:] + 1.0)).transpose(1, 2).reshape(b, n, 12))
+
+
 def attention(*flags: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: Net(**dict.fromkeys(flags, True), **options)
 
@@ -156,6 +170,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int], list[
     "maps returned": (Averaged, TOKENS, [12, 24], [3, 12]),
     "shifted windows": (Windows, (2, 3, 4, 4), [12, 12, 24], [3, 12, 12]),
     "between channels": (Transposed, TOKENS, [], [3]),
+    "linear": (Linear, TOKENS, [], [3]),
 }
 
 
