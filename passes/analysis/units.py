@@ -231,12 +231,25 @@ def _signatures(count: int, member: np.ndarray, *columns: np.ndarray) -> np.ndar
     """A number per unit, equal for units with the same rows of ``columns``; numbered by first occurrence."""
     order = np.lexsort((*reversed(columns), member))
     table = np.stack([column[order] for column in columns], axis=1).astype(np.int64)
+    starts = np.searchsorted(member[order], np.arange(count + 1))
+    first = np.flatnonzero(_differs_from_last(member[order], table, np.diff(starts)))
     content, width = table.tobytes(), table.itemsize * len(columns)
-    borders = (np.searchsorted(member[order], np.arange(count + 1)) * width).tolist()
+    ends = (starts[first + 1] * width).tolist()
     numbers: dict[bytes, int] = {}
-    return np.array(
-        [numbers.setdefault(content[borders[i] : borders[i + 1]], len(numbers)) for i in range(count)], dtype=np.int64
-    )
+    found = [
+        numbers.setdefault(content[start:end], len(numbers))
+        for start, end in zip((starts[first] * width).tolist(), ends, strict=True)
+    ]
+    return np.repeat(np.array(found, dtype=np.int64), np.diff(np.append(first, count)))
+
+
+def _differs_from_last(member: np.ndarray, table: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which units have other rows than the unit before them (neighbours are mostly alike); the first one does."""
+    other = np.append(True, lengths[1:] != lengths[:-1])[: len(lengths)]
+    comparable = np.flatnonzero(~other[member])
+    differ = (table[comparable] != table[comparable - lengths[member[comparable]]]).any(axis=1)
+    other[member[comparable[differ]]] = True
+    return other
 
 
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
