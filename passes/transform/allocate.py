@@ -10,6 +10,7 @@ Every step compares with what was there before and keeps the better, so the resu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,16 @@ PRICES = 96
 TURNS = 6
 EXCHANGES = 200
 SHAKES = 24
+SHAKEN = 300
+"""Only problems with at most so many other rungs are shaken: with many groups, exchanges alone use up a budget."""
 ALTERNATIVES = 600
 """Rungs looked at in an exchange, of all groups together; beyond, only those near the present ones."""
-TRIALS = 4096
-"""Exchanges measured exactly at a time, those first that gain most."""
-BATCHES = 4
-MARGIN = 0.05
+TRIALS = (64, 512, 2048)
+"""How many exchanges, those first that gain most, are measured exactly: as many as these, until one fits."""
+MARGIN = 0.02
 """Estimated costs of an exchange may lie so far above a budget: the true ones are often lower."""
+ROUNDING = 1 + 1e-12
+"""Shares of a budget are counted as `within` counts them."""
 GAIN = 1e-9
 """Relative gain below which an exchange is rounding."""
 
@@ -134,29 +138,34 @@ class _Problem:
 
     def repaired(self, point: np.ndarray, but: int = -1) -> np.ndarray:
         """A point taken down inside the budgets in this way; the move ``but`` goes last."""
-        while not self.fit(point[None])[0]:
+        now = self.used(point[None])[0]
+        while (now > ROUNDING).any():
             moves = np.flatnonzero(point > 0)
             moves = moves[moves != but] if (moves != but).any() else moves
             trials = np.repeat(point[None], len(moves), axis=0)
             trials[np.arange(len(moves)), moves] -= 1
-            over = np.maximum(self.used(point[None])[0] - 1, 0)
-            saved = np.maximum(self.used(point[None]) - self.used(trials), 0) @ over
+            used = self.used(trials)
+            saved = np.maximum(now - used, 0) @ np.maximum(now - 1, 0)
             lost = self.score(point) - self.scores(trials)
-            point = trials[int(np.argmax((saved + 1e-15) / (lost + 1e-12)))]
+            best = int(np.argmax((saved + 1e-15) / (lost + 1e-12)))
+            point, now = trials[best], used[best]
         return point
 
     def filled(self, point: np.ndarray) -> np.ndarray:
         """A point inside all budgets with the rungs added that fit, the best score for what they cost first."""
         point, open_ = point.copy(), np.ones(len(point), dtype=bool)
+        now = self.used(point[None])[0]
         while len(moves := np.flatnonzero(open_ & (point < self.sizes - 1))):
             trials = np.repeat(point[None], len(moves), axis=0)
             trials[np.arange(len(moves)), moves] += 1
-            fits = self.fit(trials)
+            used = self.used(trials)
+            fits = (used <= ROUNDING).all(axis=1)
             open_[moves[~fits]] = False  # costs grow with the widths: what does not fit now never will
             if fits.any():
-                paid = (self.used(trials[fits]) - self.used(point[None])).max(axis=1)
-                won = self.scores(trials[fits]) - self.score(point)
-                point = trials[fits][int(np.argmax((won + 1e-15) / (paid + 1e-12)))]
+                paid = (used - now).max(axis=1)
+                won = self.scores(trials) - self.score(point)
+                best = int(np.argmax(np.where(fits, (won + 1e-15) / (paid + 1e-12), -1.0)))
+                point, now = trials[best], used[best]
         return point
 
 
@@ -165,13 +174,13 @@ def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
     best = point
     for _ in range(TURNS):
         found = _priced(problem, best)
-        if found is None or problem.score(found) <= problem.score(best) * (1 + GAIN):
+        if problem.score(found) <= problem.score(best) * (1 + GAIN):
             break
         best = found
     return best
 
 
-def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray | None:
+def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
     """The best point inside the budgets of those that are optimal at some price, with costs linear around ``point``."""
     moves, rungs = np.indices(problem.values.shape).reshape(2, -1)
     real = rungs < problem.sizes[moves]
@@ -181,18 +190,19 @@ def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray | None:
     real = real.reshape(problem.values.shape)
     # One budget alone binds at most points; the mean of all stands for the others.
     weighted = np.concatenate([costs, costs.mean(axis=-1, keepdims=True)], axis=-1)
-    points = []
+    found = []
     for column in range(weighted.shape[-1]):
         spent = weighted[..., column]
         scale = np.ptp(problem.values, axis=1).sum() / max(float(np.ptp(spent, axis=1).sum()), 1e-12)
-        for price in scale * np.geomspace(1e-2, 1e2, PRICES):
-            points.append(np.where(real, problem.values - price * spent, -np.inf).argmax(axis=1))
-    found = np.unique(np.array(points), axis=0)
-    found = found[problem.fit(found)]
-    if not len(found):
-        return None
-    order = np.argsort(-problem.scores(found))[:4]
-    return max((problem.filled(found[row]) for row in order), key=problem.score)
+        prices = scale * np.geomspace(1e-2, 1e2, PRICES)
+        for _ in range(2):  # the second time between the last price that is too low and the first that is not
+            points = np.array([np.where(real, problem.values - price * spent, -np.inf).argmax(1) for price in prices])
+            inside = np.flatnonzero(problem.fit(points))
+            if not len(inside):
+                break
+            found.append(points[inside[int(np.argmax(problem.scores(points[inside])))]])
+            prices = np.linspace(prices[max(inside[0] - 1, 0)], prices[inside[0]], PRICES)
+    return problem.filled(max(found, key=problem.score)) if found else point
 
 
 def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
@@ -208,6 +218,8 @@ def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
 def _shaken(problem: _Problem, point: np.ndarray) -> np.ndarray:
     """A point after forced changes of single rungs, each repaired, filled up and exchanged, that gained something."""
     moves, rungs = problem.alternatives(point)
+    if len(moves) > SHAKEN:
+        return point
     near = np.argsort(abs(rungs - point[moves]), kind="stable")[:SHAKES]
     for move, rung in zip(moves[near], rungs[near], strict=True):
         trial = point.copy()
@@ -234,9 +246,9 @@ def _best_exchange(problem: _Problem, point: np.ndarray) -> np.ndarray | None:
     shared = np.where((first == second)[:, None], paid[first], paid[first] + paid[second])
     fits = (shared <= room).all(axis=1)
     first, second, gained = first[fits], second[fits], gained[fits]
-    order = np.argsort(-gained, kind="stable")[: BATCHES * TRIALS]
-    for start in range(0, len(order), TRIALS):
-        rows = order[start : start + TRIALS]
+    order = np.argsort(-gained, kind="stable")
+    for start, stop in itertools.pairwise((0, *TRIALS)):
+        rows = order[start:stop]
         points = np.repeat(point[None], len(rows), axis=0)
         points[np.arange(len(rows)), moves[first[rows]]] = rungs[first[rows]]
         points[np.arange(len(rows)), moves[second[rows]]] = rungs[second[rows]]
