@@ -51,8 +51,11 @@ class Given:
     device: str = "cpu"
 
     def tensor(self, value: Value) -> Tensor:
-        """A weight in float64."""
-        return self.weights[value.name].detach().double()
+        """A weight in float64; `UserError` for one on the `meta` device."""
+        tensor = self.weights[value.name].detach()
+        if tensor.is_meta:
+            raise UserError(f"{value.name} has no values (device meta), and scores need them: load the weights first")
+        return tensor.double()
 
     def need_workload(self, what: str) -> Workload:
         """The workload; `UserError` that says ``what`` needs data."""

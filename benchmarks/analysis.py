@@ -1,0 +1,330 @@
+"""How long capture, analysis and the whole way to a pruned network take, beside Torch-Pruning in the same run.
+
+Every network runs in a process of its own for each of the two, forked from one that has imported both. Finished rows
+are kept in the JSON file, and a second run only does what is missing (``--again``: all).
+
+    python benchmarks/analysis.py                       # the default list, smallest first
+    python benchmarks/analysis.py torchvision:resnet50 --again
+    python benchmarks/analysis.py --markdown            # only print the tables of what was measured
+    python benchmarks/analysis.py --cost --memory       # width vectors per second; memory of weights without values
+
+Seconds are processor time of the process (one thread): other work on the machine disturbs it less than wall time, which
+is kept beside it. What both tools do: nothing is given but the module and an example input; half of the channels of
+every layer but the last go, by L1. Analysis is, for pruneopt, `couple` on the captured graph; for the peer,
+`DependencyGraph.build_dependency` (which runs the network once) and `get_all_groups`. The whole way is, for pruneopt,
+capture, analysis, cost model, scores, selection, slicing and the new module; for the peer, `MagnitudePruner` and its
+step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from environment import environment
+from torch import nn
+
+from pruneopt.files import write_json
+from pruneopt.ir.capture import capture
+from pruneopt.ir.codegen import build_module
+from pruneopt.models.source import LoadedModel, load_model
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.importance import score_units
+from pruneopt.passes.transform.select import select
+from pruneopt.passes.transform.slice import slice_graph
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"
+RATIO = 0.5
+SHORT = 2.0
+"""Seconds of processor time below which a stage is run again, up to three times; the best counts."""
+
+# fmt: off
+NETWORKS = (
+    "squeezenet1_1", "alexnet", "resnet18", "mobilenet_v2", "resnet50", "googlenet", "mnasnet1_0",
+    "mobilenet_v3_large", "shufflenet_v2_x1_0", "regnet_y_400mf", "vit_b_32", "r3d_18", "lraspp_mobilenet_v3_large",
+    "resnext50_32x4d", "convnext_tiny", "efficientnet_b0", "densenet121", "vgg11", "inception_v3",
+    "deeplabv3_mobilenet_v3_large", "vit_b_16", "resnet152", "swin_t", "squeezenet1_0", "resnet34", "mnasnet0_5",
+    "mobilenet_v3_small", "regnet_x_400mf", "regnet_x_800mf", "regnet_y_800mf", "mc3_18", "r2plus1d_18",
+    "wide_resnet50_2", "resnet101", "vgg16_bn", "efficientnet_b2", "fcn_resnet50", "deeplabv3_resnet50",
+    "convnext_small", "efficientnet_v2_s", "regnet_y_16gf", "densenet169", "shufflenet_v2_x0_5", "densenet201",
+    "densenet161", "efficientnet_b5", "swin_v2_t", "maxvit_t", "s3d", "mvit_v1_b",
+)
+# fmt: on
+DEFAULT = [f"torchvision:{name}" for name in NETWORKS]
+LARGE = 60_000_000
+"""Parameters from which a network is not copied to be pruned three times."""
+STAGES = ("capture", "couple", "cost", "score", "select", "slice", "build")
+
+
+class Clock:
+    """Processor and wall seconds of stages."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+
+    def time(self, stage: str, function: Callable[[], Any], tries: int = 3) -> Any:
+        """Run a stage, again while it is short; keeps the best and returns the last result."""
+        best, best_wall = float("inf"), float("inf")
+        gc.collect()
+        for _ in range(tries):
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = function()
+            spent, passed = time.process_time() - cpu, time.perf_counter() - wall
+            best, best_wall = min(best, spent), min(best_wall, passed)
+            if spent > SHORT:
+                break
+        self.cpu[stage], self.wall[stage] = round(best, 4), round(best_wall, 4)
+        return result
+
+
+def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
+    """Seconds of every stage, and what came out."""
+    clock = Clock()
+    graph = clock.time("capture", lambda: capture(loaded.module, loaded.example_inputs))
+    coupling = clock.time("couple", lambda: couple(graph))
+
+    def compiled() -> CostModel:
+        model = CostModel(graph, coupling)
+        model.measure("flops", model.full)
+        return model
+
+    cost = clock.time("cost", compiled)
+    scores = clock.time("score", lambda: score_units(coupling, graph.weights, "l1"))
+    plan = clock.time("select", lambda: select(scores, coupling, cost, ratio=RATIO, scope="local"))
+    small = clock.time("slice", lambda: slice_graph(graph, coupling, plan))
+    module = clock.time("build", lambda: build_module(small, small.weights))
+    return {
+        "ops": len(graph.ops),
+        "groups": len(coupling.free),
+        "params": sum(p.numel() for p in module.parameters()),
+        "cpu": clock.cpu,
+        "wall": clock.wall,
+    }
+
+
+def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an error where it has one."""
+    model, inputs = loaded.module.eval(), loaded.example_inputs
+    clock = Clock()
+
+    def heads(network: nn.Module) -> list[nn.Module]:
+        return [item for item in network.modules() if isinstance(item, nn.Linear | nn.modules.conv._ConvNd)][-1:]
+
+    def analysed() -> int:
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs[0])
+        return len(list(graph.get_all_groups(ignored_layers=heads(model))))
+
+    def pruned() -> int:
+        small = copies.pop()
+        pruner = tp.pruner.MagnitudePruner(
+            small,
+            inputs[0],
+            importance=tp.importance.MagnitudeImportance(p=1),
+            pruning_ratio=RATIO,
+            ignored_layers=heads(small),
+            num_heads={item: item.num_heads for item in small.modules() if isinstance(item, nn.MultiheadAttention)},
+        )
+        pruner.step()
+        return sum(p.numel() for p in small.parameters())
+
+    row: dict[str, Any] = {"cpu": clock.cpu, "wall": clock.wall}
+    tries = 3 if sum(p.numel() for p in model.parameters()) < LARGE else 1
+    copies = [copy.deepcopy(model) for _ in range(tries)]
+    try:
+        row["groups"] = clock.time("analysis", analysed)
+        send(row)
+        row["params"] = clock.time("whole", pruned, tries)
+    except Exception as error:
+        row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return row
+
+
+def child(spec: str, part: str, pipe: Connection) -> None:
+    """Measure one network with one tool."""
+    torch.manual_seed(0)
+    loaded = load_model(spec)
+    try:
+        pipe.send(measure_ours(loaded) if part == "ours" else measure_peer(loaded, pipe.send))
+    except Exception as error:
+        pipe.send({"cpu": {}, "error": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
+
+
+def run_one(spec: str, timeout: float) -> dict[str, Any]:
+    """Both tools on one network, one after the other."""
+    row: dict[str, Any] = {"network": spec}
+    for part in ("ours", "peer"):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=child, args=(spec, part, theirs))
+        process.start()
+        theirs.close()
+        process.join(timeout)
+        late = process.is_alive()
+        if late:
+            process.kill()
+            process.join()
+        found: dict[str, Any] = {"cpu": {}}
+        while ours.poll():
+            try:
+                found = ours.recv()
+            except EOFError:
+                break
+        if late:
+            found["error"] = f"not finished in {timeout:.0f} s of wall time"
+        elif process.exitcode:
+            found["error"] = f"exit code {process.exitcode}"
+        row[part] = found
+    return row
+
+
+def warm_up() -> None:
+    """Import what both tools import when they are first used."""
+    loaded = load_model("torchvision:squeezenet1_1")
+    measure_ours(loaded)
+    measure_peer(loaded, lambda row: None)
+    gc.collect()
+    gc.freeze()  # a collection in a child need not look at what was imported
+
+
+# Tables
+
+
+def whole(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Processor seconds of the whole way, of both tools."""
+    ours = row["ours"]["cpu"]
+    return (sum(ours.values()) if len(ours) == len(STAGES) else None), row["peer"]["cpu"].get("whole")
+
+
+def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Processor seconds of the analysis, of both tools."""
+    return row["ours"]["cpu"].get("couple"), row["peer"]["cpu"].get("analysis")
+
+
+def cells(pair: tuple[float | None, float | None]) -> str:
+    ours, peer = pair
+    ratio = f"{peer / ours:.1f}" if ours and peer is not None else ""
+    return f"{'' if ours is None else f'{ours:.3f}'} | {'' if peer is None else f'{peer:.3f}'} | {ratio}"
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Processor seconds of analysis and of the whole way, and their sums where both tools finished."""
+    rows = list(rows)
+    lines = ["| network | analysis | peer | ratio | whole way | peer | ratio | of it capture | peer's outcome |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    for row in rows:
+        captured = row["ours"]["cpu"].get("capture")
+        outcome = row["peer"].get("error", "") + (f" (ours: {row['ours']['error']})" if "error" in row["ours"] else "")
+        lines.append(
+            f"| {row['network'].partition(':')[2]} | {cells(analysis(row))} | {cells(whole(row))} "
+            f"| {'' if captured is None else f'{captured:.3f}'} | {outcome[:90]} |"
+        )
+    sums = []
+    for part in (analysis, whole):
+        both = [pair for pair in map(part, rows) if None not in pair]
+        sums.append(cells((sum(ours for ours, _ in both), sum(peer for _, peer in both))) if both else " | | ")
+    lines.append(f"| sum where both finished | {sums[0]} | {sums[1]} | | |")
+    return "\n".join(lines)
+
+
+# Cost model and memory
+
+
+def cost_rate() -> dict[str, float]:
+    """Width vectors of ResNet-50 measured per second of processor time, by unit, in one thread."""
+    loaded = load_model("torchvision:resnet50")
+    graph = capture(loaded.module, loaded.example_inputs)
+    model = CostModel(graph, couple(graph))
+    widths = np.random.default_rng(0).integers(1, model.full + 1, size=(100_000, len(model.full)))
+    clock = Clock()
+    for unit in ("flops", "params"):
+        model.measure(unit, widths[:10])
+        clock.time(unit, partial(model.measure, unit, widths))
+    return {unit: round(len(widths) / seconds) for unit, seconds in clock.cpu.items()}
+
+
+def status(entry: str) -> int:
+    """A line of this process's state, in kB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{entry}:")).split()[1])
+
+
+def memory_of(name: str) -> dict[str, float]:
+    """Peak memory, in GB, of capturing and analysing a network whose weights have no values, above that before."""
+    from torchvision import models
+
+    module = models.get_model(name).to("meta")
+    size = getattr(module, "image_size", 224)
+    gc.collect()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    clock = Clock()
+    graph = clock.time("capture", lambda: capture(module, torch.empty(1, 3, size, size)), tries=1)
+    coupling = clock.time("couple", lambda: couple(graph), tries=1)
+
+    def planned() -> np.ndarray:
+        cost = CostModel(graph, coupling)
+        for unit in cost.units:
+            cost.measure(unit, cost.full)
+        return cost.full // 2
+
+    clock.time("cost", planned, tries=1)
+    peak = status("VmHWM")
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return {"above_gb": round((peak - before) / 1e6, 3), "weights_gb": round(weights / 1e9, 2), **clock.cpu}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", help="model specs (default: the list of the documentation)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="wall seconds for each tool on one network")
+    parser.add_argument("--again", action="store_true", help="measure networks that have a row already")
+    parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
+    parser.add_argument("--cost", action="store_true", help="width vectors per second, too")
+    parser.add_argument("--memory", action="store_true", help="memory of the largest networks without values, too")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.one:
+        print(json.dumps(memory_of(options.networks[0])))
+        return 0
+    saved: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    rows = saved["networks"]
+    if options.cost:
+        saved["vectors_per_second"] = cost_rate()
+    for name in ("vit_h_14", "regnet_y_128gf") if options.memory else ():
+        command = [sys.executable, __file__, name, "--one"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        saved.setdefault("memory", {})[name] = json.loads(done.stdout.splitlines()[-1])
+    extra = options.cost or options.memory
+    wanted = () if options.markdown else options.networks or (() if extra else DEFAULT)
+    missing = [spec for spec in wanted if options.again or spec not in rows]
+    if missing:
+        warm_up()
+    for spec in missing:
+        rows[spec] = run_one(spec, options.timeout)
+        print(table([rows[spec]]).splitlines()[2], flush=True)
+        write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
+    write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
+    print(table(rows.values()))
+    print(json.dumps({key: saved[key] for key in ("vectors_per_second", "memory") if key in saved}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
