@@ -83,3 +83,13 @@ def test_memory_that_is_written_later_is_not_compared() -> None:
         return z
 
     assert survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 4)).free
+
+
+def test_complex_values_are_compared_as_numbers() -> None:
+    """They are no floating-point tensors to torch, and were compared bit by bit."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        z: Tensor = s.b(torch.fft.fft(s.a(x), dim=1, norm="ortho").real)
+        return z
+
+    survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 6, 4))
