@@ -148,7 +148,7 @@ def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str,
     """Everything between the checks and the words on the terminal; returns the report."""
     options = job.options
     with job.timed("capture"):
-        graph = captured(job.loaded)
+        graph = captured(job.loaded, check=True)
     job.notes.extend(graph.notes)
     watch = Watch(job.loaded, job.workload, tuple(job.steps), options.device)
     with progress_bar(not (options.json or options.quiet)) as progress:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 
 import torch
+from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture import capture
+from pruneopt.ir.check_capture import check_capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel, load_model
 
@@ -28,6 +30,10 @@ def loaded_model(options: argparse.Namespace) -> LoadedModel:
     return load_model(options.model, weights=options.weights, input_shape=options.input)
 
 
-def captured(loaded: LoadedModel) -> Graph:
-    """The network's graph, under the name of its source."""
-    return capture(loaded.module, loaded.example_inputs, name=loaded.name)
+def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
+    """The network's graph, under the name of its source; with ``check`` compared with the network itself."""
+    graph = capture(loaded.module, loaded.example_inputs, name=loaded.name)
+    if check and isinstance(loaded.module, nn.Module):
+        note = check_capture(loaded.module, graph, loaded.example_inputs)
+        graph.notes = graph.notes if note is None else (*graph.notes, note)
+    return graph
