@@ -99,8 +99,8 @@ class Op:
 
     @property
     def base(self) -> str:
-        """The op's name without overload: ``conv2d``. An op of a user's library keeps its namespace, ``mylib.conv2d``, as
-        it need not mean what PyTorch's op of that name does.
+        """The op's name without overload: ``conv2d``. An op of a user's library keeps its namespace, ``mylib.conv2d``,
+        as it need not mean what PyTorch's op of that name does.
         """
         namespace, base, _ = self.target.split(".")
         return base if namespace in NAMESPACES else f"{namespace}.{base}"
