@@ -208,9 +208,11 @@ class _Terms:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """[P, G] -> [P, T]"""
-        values = np.broadcast_to(self.scale, (len(rows), len(self.scale)))
+        values = np.tile(self.scale, (len(rows), 1))
         for factor in self.factors:
-            values = values * (rows @ factor[:-1] + factor[-1])
+            lengths = rows @ factor[:-1]
+            lengths += factor[-1]
+            values *= lengths
         return values
 
     @staticmethod
