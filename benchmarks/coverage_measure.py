@@ -7,9 +7,11 @@ proof, the generated module against the graph, and onnxruntime against the gener
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from pruneopt.ir.codegen import build_module
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.export import export_onnx, run_onnx, same_outputs
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.passes.analysis.annotate import annotate
@@ -36,6 +39,8 @@ from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.transform.select import select
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import Verification, verify_pruned
+
+capture_module = sys.modules[capture.__module__]
 
 __all__ = ["STAGES", "enliven", "measure"]
 
@@ -96,13 +101,33 @@ def _load(run: Run) -> None:
 
 def _capture(run: Run) -> None:
     module = run.loaded.module
-    run.graph = capture(module, run.inputs)
+    with _reasons_for_export(run.row):
+        run.graph = capture(module, run.inputs)
     with torch.no_grad():
         wanted = module.eval()(*run.inputs)
         got = Interpreter(run.graph).run(run.graph.weights, *run.inputs)
     graph = run.graph
     run.row |= {"ops": len(list(graph.ops)), "dynamic_batch": graph.dynamic_batch, "notes": list(graph.notes)}
     run.row["capture_error"] = _compare(got, wanted, SAME)
+
+
+@contextmanager
+def _reasons_for_export(row: dict[str, Any]) -> Iterator[None]:
+    """Note in the row why a network was not recorded but exported by torch, which takes longer."""
+    record = capture_module.recorded_graph
+
+    def noted(*args: Any) -> Graph:
+        try:
+            return record(*args)
+        except CannotRecordError as reason:
+            row["exported"] = " ".join(str(reason).split())[:200]
+            raise
+
+    capture_module.recorded_graph = noted
+    try:
+        yield
+    finally:
+        capture_module.recorded_graph = record
 
 
 def _couple(run: Run) -> None:

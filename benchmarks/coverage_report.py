@@ -38,7 +38,8 @@ def summary(rows: Rows) -> str:
     for name in families:
         mine = [row for spec, row in rows.items() if family(spec) == name]
         reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
-        counts = [sum(key in row for row in mine) for key in ("capture_error", "proof_error")]
+        captured = [row for row in mine if row.get("stage") not in ("start", "load", "capture")]
+        counts: list[int | str] = [len(captured), sum("proof_error" in row for row in mine)]
         counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
         lines.append(_line([name, len(mine), *counts, len(reached), *_peer_counts(mine)]))
     return "\n".join(lines)

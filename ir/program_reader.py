@@ -183,6 +183,8 @@ class _Reader:
         if type(expr).__name__ == "FloorDiv" and expr.args[1].is_Integer:
             divisor, expr = int(expr.args[1]), expr.args[0]
         expr = expr.xreplace(self.symbols)
+        if expr.is_Integer:  # a quotient of the first sizes of two inputs
+            return int(expr) // divisor
         if expr.free_symbols != {_BATCH}:
             raise NotDynamicError(f"sizes depend on more than the batch size ({expr})")
         try:

@@ -528,3 +528,17 @@ def test_a_region_without_autocast_is_read_as_it_is() -> None:
 def test_a_region_with_autocast_is_refused() -> None:
     with pytest.raises(UserError, match=r"autocast to bfloat16 on cpu"):
         capture(Region(enabled=True), torch.randn(2, 4))
+
+
+class TwoInputs(nn.Module):
+    """A size that is a quotient of the first sizes of two inputs, both of which are the batch."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.reshape(b.shape[0], -1) + b
+
+
+def test_the_first_sizes_of_two_inputs_are_one_batch() -> None:
+    graph = check(TwoInputs(), torch.randn(2, 2, 3), torch.randn(2, 6))
+    assert graph.dynamic_batch, graph.notes
+    a, b = torch.randn(5, 2, 3), torch.randn(5, 6)
+    assert torch.equal(run(graph, a, b), TwoInputs()(a, b))
