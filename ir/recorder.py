@@ -58,6 +58,7 @@ FRESH = frozenset(
     )
 )
 """Ops that always give one new tensor: calls alike are run once."""
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DEPTH = 3
 """How deep lists and dictionaries in a module's attributes are looked into for what a run has changed."""
 
@@ -115,7 +116,9 @@ def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Seque
     paths = _paths(model)
     with _in_place_of_tensors(model, weights), _as_exporting():
         try:
-            return [_run(model, paths, weights, inputs) for inputs in runs]
+            found = [_run(model, paths, weights, runs[0])]
+            found += [_run(model, paths, weights, inputs, limit=len(found[0].steps)) for inputs in runs[1:]]
+            return found
         except CannotRecordError:
             raise
         except Exception as error:
@@ -123,9 +126,13 @@ def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Seque
 
 
 def _run(
-    model: nn.Module, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+    model: nn.Module,
+    paths: Mapping[int, str],
+    weights: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    limit: int | None = None,
 ) -> Recording:
-    recorder = _Recorder(paths, weights, inputs)
+    recorder = _Recorder(paths, weights, inputs, limit)
     with _watched(recorder):
         outputs = model(*inputs)
     recorder.finish(outputs)
@@ -133,10 +140,15 @@ def _run(
 
 
 class _Recorder:
-    """Where every tensor came from, and what was called."""
+    """Where every tensor came from, and what was called: at most ``limit`` calls, as a loop over the rows of a large
+    batch would never end.
+    """
 
-    def __init__(self, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor], limit: int | None
+    ) -> None:
         self.recording = Recording()
+        self.limit = limit
         self.modules: list[tuple[str, str]] = []
         self.paths = paths
         self._refs: dict[int, Ref] = {}
@@ -178,6 +190,10 @@ class _Recorder:
         """Record a call and make it."""
         if torch._C._is_any_autocast_enabled():
             raise CannotRecordError("autocast")
+        if self.limit is not None and len(self.recording.steps) >= self.limit:
+            raise CannotRecordError("the calls depend on the batch size")
+        if target._overloadpacket.__name__ in RECURRENT:
+            raise CannotRecordError(f"{target} is taken step by step, and its steps may be the first dimension")
         if target._schema.is_mutable:
             self._check_written(target, args, kwargs)
         written = tuple(map(self._written, args))

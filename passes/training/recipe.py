@@ -69,7 +69,7 @@ class TrainingOptions(Configured):
         """Name, value, whether it is in range, and what it must do."""
         return [
             ("epochs", self.epochs, self.epochs >= 0, "not be negative"),
-            ("lr", self.lr, 0 < self.lr < 1e6, "be above 0, and no millions"),
+            ("lr", self.lr, 0 < self.lr < 1e38, "be above 0, and a number of float32"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "not be negative"),
             ("batch_size", self.batch_size, self.batch_size >= 1, "be at least 1"),
             ("milestones", self.milestones, all(0 < share < 1 for share in self.milestones), "lie between 0 and 1"),

@@ -183,3 +183,16 @@ def test_weights_without_values_are_enough() -> None:
     graph = capture(module, X)
     assert same_graph(graph, capture(Residual(), X))
     assert all(tensor.is_meta for tensor in graph.weights.values())
+
+
+def test_a_loop_over_the_first_dimension_ends_at_the_second_run() -> None:
+    """The third run has hundreds of thousands of rows."""
+
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = [row.relu() for row in x]
+            return torch.stack(rows)
+
+    for module in (Rows(), nn.GRU(4, 3)):
+        with pytest.raises(CannotRecordError, match=r"depend on the batch size|taken step by step"):
+            recorded(module, torch.randn(2, 5, 4))

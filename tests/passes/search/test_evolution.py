@@ -619,7 +619,7 @@ def test_answers_that_are_no_numbers_are_the_worst(network: State) -> None:
         ({"mutations": 30, "crossovers": 30}, "30 mutations and 30 crossovers are more than population=50"),
         ({"probability": 0.0}, "probability=0 must be above 0 and at most 1"),
         ({"probability": 1.1}, "probability=1.1 must be above 0 and at most 1"),
-        ({"probability": float("nan")}, "probability=nan must be above 0"),
+        ({"probability": float("nan")}, "probability must be a number, not nan"),
         ({"low": -1}, "are no range"),
         ({"low": 5, "high": 4}, "from grid index 5 to 4 are no range"),
     ],
