@@ -10,7 +10,7 @@ from randomnets.check import COUNTS, check
 from randomnets.network import draw_network
 
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),

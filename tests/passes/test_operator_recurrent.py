@@ -102,7 +102,11 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LAYERS)
+FAST = ("gru, time first", "projected, two layers, both directions", "states of its own", "weight norm")
+"""Each capture goes through torch.export, which takes seconds for a recurrence: the others are slow tests."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in LAYERS])
 def test_a_recurrent_layer_loses_hidden_channels(name: str, prove: Callable[..., Any]) -> None:
     make, free = LAYERS[name]
     torch.manual_seed(0)
@@ -152,7 +156,9 @@ def test_two_recurrences_that_share_their_states(prove: Callable[..., Any]) -> N
     assert {group.name: group.width for group in coupling.free} == {"a": 8, "m": 8}
 
 
-@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+@pytest.mark.parametrize(
+    "kind", [nn.LSTMCell, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (nn.GRUCell, nn.RNNCell))]
+)
 def test_cells_called_step_by_step(kind: type[nn.RNNCellBase], prove: Callable[..., Any]) -> None:
     coupling = prove(Stepping(kind), torch.randn(2, 3, 6))
     assert {group.name: group.width for group in coupling.free} == {"a": 8, "low": 4, "high": 6}
