@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 from coverage_networks import located
+from coverage_process import Tell
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError, VerificationError
 from pruneopt.ir.capture import capture
 from pruneopt.ir.codegen import build_module
+from pruneopt.ir.compare import same_outputs
 from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.export import export_onnx, run_onnx, same_outputs
+from pruneopt.ir.export import export_onnx, run_onnx
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import verify_graph
@@ -76,15 +78,15 @@ class Run:
         return self.loaded.example_inputs
 
 
-def measure(spec: str, until: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The row of one network, all stages up to ``until``; ``tell`` hears each stage's name before it begins.
+def measure(spec: str, stages: Sequence[str], tell: Tell) -> dict[str, Any]:
+    """The row of one network, with the results of the given stages, which are in the order of `STAGES`.
 
     Raises whatever a stage raises: the caller makes a row of it.
     """
     torch.manual_seed(0)
-    run = Run(spec, {"spec": spec, "until": until, "seconds": {}})
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        tell(stage)
+    run = Run(spec, {"seconds": {}})
+    for stage in stages:
+        tell(stage, run.row)
         start = time.process_time()
         _STAGES[stage](run)
         run.row["seconds"][stage] = round(time.process_time() - start, 2)
@@ -265,8 +267,6 @@ def _noise(example: Tensor) -> Tensor:
     """Two random samples like an example; whole numbers as they are."""
     shape = (2, *example.shape[1:]) if example.dim() and example.shape[0] == 1 else example.shape
     return torch.randn(shape) if example.is_floating_point() else example.expand(shape).clone()
-
-
 
 
 def _batch_of_three(run: Run) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.autograd_functions import backward_notes, watched_functions
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.modes import in_mode
 from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, read_program
 from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import IRError, verify_graph
@@ -99,16 +100,11 @@ def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
     Frozen is what was in evaluation mode inside a network in training mode, and what stays there after ``train()``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    modes = {path: module.training for path, module in modules.items()}
-    with torch.random.fork_rng(devices=[]):
-        try:
-            model.train()
-            stay = {path for path, module in modules.items() if not module.training}
-            model.eval()
-            yield frozenset(stay | {path for path, training in modes.items() if modes[""] and not training})
-        finally:
-            for path, module in modules.items():
-                module.training = modes[path]
+    frozen = {path for path, module in modules.items() if model.training and not module.training}
+    with in_mode(model, training=True):
+        stay = {path for path, module in modules.items() if not module.training}
+        model.eval()
+        yield frozenset(stay | frozen)
 
 
 def _training_notes(model: nn.Module) -> tuple[str, ...]:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
-from pruneopt.errors import UserError, VerificationError
+from pruneopt.errors import UserError
 from pruneopt.files import atomic_folder, atomic_path
+from pruneopt.ir.compare import array_of
+from pruneopt.ir.modes import in_mode
 
-__all__ = ["export_onnx", "export_pt2", "run_onnx", "same_outputs"]
+__all__ = ["export_onnx", "export_pt2", "run_onnx"]
 
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights above which ONNX keeps them in a second file (a protocol buffer ends at 2 GB)."""
@@ -96,33 +97,12 @@ def run_onnx(
     names = [item.name for item in session.get_inputs()]
     if len(names) != len(inputs):
         raise UserError(f"{os.fspath(path)} takes {len(names)} inputs, {len(inputs)} were given")
-    feed = {name: _array(item) for name, item in zip(names, inputs, strict=True)}
+    feed = {name: array_of(item) for name, item in zip(names, inputs, strict=True)}
     try:
         return [np.asarray(item) for item in session.run(None, feed)]
     except Exception as error:
         shapes = ", ".join(str(tuple(item.shape)) for item in feed.values())
         raise UserError(f"{os.fspath(path)} does not run on inputs of shape {shapes}: {_first_line(error)}") from error
-
-
-def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
-    """The largest absolute difference between two (nested) outputs of tensors or arrays.
-
-    `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol * |b|``.
-    """
-    left, right = ([_array(leaf) for leaf in pytree.tree_leaves(item)] for item in (a, b))
-    if [x.shape for x in left] != [y.shape for y in right]:
-        raise VerificationError(f"outputs of shape {[x.shape for x in left]} against {[y.shape for y in right]}")
-    largest = 0.0
-    for index, (x, y) in enumerate(zip(left, right, strict=True)):
-        x, y = (z.astype(np.complex128 if np.iscomplexobj(z) else np.float64) for z in (x, y))
-        with np.errstate(invalid="ignore"):
-            error = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
-            close = (error == 0) | (error <= atol + rtol * np.abs(y))
-        worst = float(error.max(initial=0.0))
-        if not np.all(close):
-            raise VerificationError(f"output {index} is off by {worst:.3g} (atol {atol:g}, rtol {rtol:g})")
-        largest = max(largest, worst)
-    return largest
 
 
 # Tracing
@@ -150,16 +130,11 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         # torch.export takes a size of one for a constant: a batch of one is traced as two.
         inputs = tuple(torch.cat([x, x]) if b and size == 1 else x for x, b in zip(inputs, batched, strict=True))
         shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
-    modes = {part: part.training for part in module.modules()}
     try:
-        with _quiet(), torch.no_grad():
-            module.eval()
+        with _quiet(), torch.no_grad(), in_mode(module):
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise UserError(f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
     if dynamic_batch:
         _check_batch(program, inputs, batched, type(module).__name__)
     return program
@@ -228,14 +203,6 @@ def _name_batch(path: Path) -> None:
 
 
 # Small things
-
-
-def _array(item: Any) -> np.ndarray[Any, Any]:
-    if isinstance(item, Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
-    array: np.ndarray[Any, Any] = np.asarray(item)
-    return array
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,7 +21,13 @@ from torch import Tensor, fx, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Operand
-from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, _NeedsFunctionalization, _Reader, _short_path
+from pruneopt.ir.program_reader import (
+    ModuleTable,
+    NeedsFunctionalizationError,
+    NotDynamicError,
+    ProgramReader,
+    short_path,
+)
 from pruneopt.ir.recorder import META, Call, CannotRecordError, GradMode, Recording, Ref, record
 from pruneopt.ir.schema import DTYPE_NAMES
 from pruneopt.ir.types import Attr, BatchSize, Location, TensorType
@@ -58,7 +64,7 @@ def recorded_graph(
     try:
         graph = reader.read(notes)
         verify_graph(graph, types=False)  # they come from running the ops
-    except (_NeedsFunctionalization, NotDynamicError, UserError, IRError) as error:
+    except (NeedsFunctionalizationError, NotDynamicError, UserError, IRError) as error:
         raise CannotRecordError(f"{type(error).__name__} {error}") from error
     return graph
 
@@ -90,7 +96,7 @@ def _sized(tensor: Tensor, batch: int) -> Tensor:
 
 
 def _program(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor], runs: list[Recording]) -> Any:
-    """What `_Reader` reads of an exported program: a torch.fx graph with types for values, and where weights belong."""
+    """What `ProgramReader` reads of a program: a torch.fx graph with types for values, and where weights belong."""
     graph = fx.Graph()
     buffers = dict(model.named_buffers(remove_duplicate=False))
     to_name: list[dict[str, str]] = [{}, {}]
@@ -179,7 +185,7 @@ def _alike(call: Call, other: Call) -> bool:
 
 
 def _place(call: Call) -> tuple[str, int]:
-    return (_short_path(Path(call.file)), call.line) if call.file else ("", 0)
+    return (short_path(Path(call.file)), call.line) if call.file else ("", 0)
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -232,7 +238,7 @@ def _argument(nodes: Mapping[tuple[int | str, int], fx.Node], items: Sequence[An
 
 
 @dataclass
-class _RecordedReader(_Reader):
+class _RecordedReader(ProgramReader):
     """Reads a program whose values have types in place of tensors."""
 
     def _declare_input(self, node: fx.Node) -> None:

@@ -42,7 +42,7 @@ class NotDynamicError(Exception):
     """The batch size cannot stay symbolic; the message says why."""
 
 
-class _NeedsFunctionalization(Exception):
+class NeedsFunctionalizationError(Exception):
     """An in-place op writes into a tensor that is read again through another view."""
 
 
@@ -75,17 +75,17 @@ class ModuleTable:
 def read_program(program: ExportedProgram, modules: ModuleTable | None, name: str, notes: tuple[str, ...]) -> Graph:
     """Read an exported program; functionalised first if an in-place op cannot be undone locally."""
     try:
-        return _Reader(program, modules, name).read(notes)
-    except _NeedsFunctionalization:
+        return ProgramReader(program, modules, name).read(notes)
+    except NeedsFunctionalizationError:
         # Functionalisation takes dropout in evaluation mode for the identity.
         drops = [node for node in program.graph.nodes if "dropout" in str(node.target) and node.args[1] != 0]
         if drops:
             notes = (*notes, f"dropout is left out of a network with in-place writes into views ({len(drops)} calls)")
-        return _Reader(program.run_decompositions({}), modules, name).read(notes)
+        return ProgramReader(program.run_decompositions({}), modules, name).read(notes)
 
 
 @dataclass
-class _Reader:
+class ProgramReader:
     """Reads the torch.fx graph of an exported program into a `Graph`."""
 
     program: ExportedProgram
@@ -388,11 +388,11 @@ class _Reader:
         twin = f"{namespace}.{base.removesuffix('_')}.{overload_name}"
         written = self._lookup(node.args[0]) if node.args else None
         if not base.endswith("_") or not isinstance(written, Value):
-            raise _NeedsFunctionalization
+            raise NeedsFunctionalizationError
         try:
             signature(twin)
         except UserError:
-            raise _NeedsFunctionalization from None
+            raise NeedsFunctionalizationError from None
         return twin, written
 
     def _note_alias(self, op: Op) -> None:
@@ -410,7 +410,7 @@ class _Reader:
         family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
         others = family if root.is_weight or root.kind == "input" else family - {written}
         if others and any(self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)):
-            raise _NeedsFunctionalization
+            raise NeedsFunctionalizationError
         for key, value in list(self.env.items()):
             if value is written:
                 self.env[key] = result
@@ -460,10 +460,10 @@ def _user_frame(trace: str) -> tuple[str, int]:
     if not outside:
         return "", 0
     file, line = outside[-1]
-    return _short_path(Path(file)), line
+    return short_path(Path(file)), line
 
 
-def _short_path(path: Path) -> str:
+def short_path(path: Path) -> str:
     """An installed file by its path in the package, a user's file from the working directory."""
     if "site-packages" in path.parts:
         return path.as_posix().rpartition("site-packages/")[2]

@@ -36,7 +36,7 @@ def fits(value: Any, hint: Any) -> bool:
         inner = get_args(hint)[0]
         return isinstance(value, tuple | list) and all(fits(item, inner) for item in value)
     if hint is type(None) or hint is bool or hint is str:
-        return value is None if hint is type(None) else isinstance(value, hint)
+        return isinstance(value, hint)
     if isinstance(value, bool):
         return hint not in (int, float)
     if hint is int:

@@ -16,10 +16,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pruneopt.errors import VerificationError
-from pruneopt.ir.export import run_onnx, same_outputs
+from pruneopt.ir.compare import same_outputs, tensor_leaves
+from pruneopt.ir.export import run_onnx
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.types import dim_size
 from pruneopt.passes.analysis.coupling import Coupling
@@ -128,7 +128,7 @@ def _check(
 
 def _scale(outputs: Any) -> float:
     """The largest finite absolute output."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.numel()]
+    leaves = [leaf for leaf in tensor_leaves(outputs) if leaf.numel()]
     finite = [torch.nan_to_num(leaf.abs().double(), posinf=0.0).max() for leaf in leaves]
     return max((float(item) for item in finite), default=1.0)
 

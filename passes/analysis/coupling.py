@@ -14,6 +14,7 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.module_paths import common_module
 from pruneopt.ir.types import Location
 from pruneopt.passes.analysis import (  # noqa: F401  register their rules
     label_attention,
@@ -299,13 +300,7 @@ def _common_name(weights: list[str]) -> str:
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
     if len(modules) == 1:
         return modules[0]
-    parts = [module.split(".") for module in modules]
-    shared: list[str] = []
-    for pieces in zip(*parts, strict=False):
-        if len(set(pieces)) > 1:
-            break
-        shared.append(pieces[0])
-    return ".".join(shared) or modules[0]
+    return common_module(modules) or modules[0]
 
 
 def _first_location(graph: Graph, weights: list[str]) -> Location:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
+from pruneopt.ir.compare import difference, tensor_leaves
 from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.ir.schema import DTYPES
-from pruneopt.passes.analysis.labels import BATCH
+from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.modes import in_mode
 from pruneopt.passes.apply.places import Twin, first_difference, place_of, told
 from pruneopt.passes.apply.undo import borrowed
-from pruneopt.passes.transform.verify import evaluate
+from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inputs
 
 __all__ = ["Rehearsal", "check_same"]
 
 DOUBLE = 1e-6
 """Largest error in float64, relative to the largest output. Code that computes in float32 by itself is checked so."""
 SINGLE = 1e-3
+ROUNDING = 1e-12
 
 
 def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
@@ -47,7 +45,7 @@ def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
             continue
         exact = dtype == torch.float64 and not _casts(twin.graph)
         if not _same(_wanted(twin.graph, weights, given), got, DOUBLE if exact else SINGLE):
-            raise UserError(told(twin, first_difference(twin, random_inputs(twin.graph, 0, native))))
+            raise UserError(told(twin, first_difference(twin, _inputs(twin, None, native))))
         return
     assert failure is not None
     raise UserError(told(twin, place_of(twin, failure))) from failure
@@ -60,7 +58,7 @@ def _wanted(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor
     def in_double(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         return evaluate(op, operands, True)
 
-    return _tensors(Interpreter(graph, in_double if double else None).run(weights, *inputs))
+    return tensor_leaves(Interpreter(graph, in_double if double else None).run(weights, *inputs))
 
 
 def _varied(twin: Twin, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -76,56 +74,23 @@ def _varied(twin: Twin, dtype: torch.dtype) -> dict[str, Tensor]:
     return found | {name: t.to(dtype) if t.is_floating_point() else t for name, t in rest.items()}
 
 
-def random_inputs(graph: Graph, seed: int, dtype: torch.dtype) -> list[Tensor]:
-    """Normal numbers for floating inputs, zeros and ones for others, at the batch size of the analysis."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for value in graph.inputs:
-        shape, kind = value.type.shape(BATCH), DTYPES[value.type.dtype]
-        if kind.is_floating_point:
-            found.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
-        else:
-            found.append(torch.randint(0, 2, shape, generator=generator).to(kind))
-    return found
-
-
 def _inputs(twin: Twin, given: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
     """What both run on, on the device of the module."""
     device = next((item.tensor.device for item in twin.owned), None)
     if given is None:
-        return [item.to(device) for item in random_inputs(twin.graph, 0, dtype)]
-    rows = [_rows(value, tensor) for value, tensor in zip(twin.graph.inputs, given, strict=True)]
+        rows = random_inputs(twin.graph, 0)
+    else:
+        rows = [analysis_rows(value, tensor) for value, tensor in zip(twin.graph.inputs, given, strict=True)]
     return [item.to(device, dtype) if item.is_floating_point() else item.to(device) for item in rows]
-
-
-def _rows(value: Value, tensor: Tensor) -> Tensor:
-    """As many rows of an input as the analysis has, repeated where it has fewer."""
-    if not value.type.dims or isinstance(value.type.dims[0], int):
-        return tensor
-    count = value.type.shape(BATCH)[0]
-    return torch.cat([tensor] * -(-count // max(1, tensor.shape[0])))[:count]
 
 
 def _outputs(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the module gives with other weights; it is left as it was."""
-    with _in_mode(twin.model, training=False), torch.no_grad(), borrowed() as undo, calling(twin.model, twin.forward):
+    with in_mode(twin.model), torch.no_grad(), borrowed() as undo, calling(twin.model, twin.forward):
         for item in twin.owned:
             # The module's own elements stay untouched, whatever a forward does to buffers.
             undo.set_data(item.tensor, weights[item.name].clone(), item.tensor.grad)
-        return _tensors(twin.model(*inputs))
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The module in evaluation or training mode; all modes and the random state are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            model.train(training)
-            yield
-        finally:
-            for module, before in modes:
-                module.training = before
+        return tensor_leaves(twin.model(*inputs))
 
 
 class Rehearsal:
@@ -146,7 +111,7 @@ class Rehearsal:
             self.worth = False
 
     def _run(self) -> bool:
-        with _in_mode(self.twin.model, training=True), torch.no_grad(), borrowed() as undo:
+        with in_mode(self.twin.model, training=True), torch.no_grad(), borrowed() as undo:
             for buffer in self.twin.model.buffers():
                 undo.set_data(buffer, buffer.detach().clone(), buffer.grad)
             self.twin.model(*self.inputs)
@@ -165,21 +130,11 @@ class Rehearsal:
                 ) from error
 
 
-def _tensors(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
 def _same(wanted: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> bool:
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
         return False
-    for left, right in zip(wanted, got, strict=True):
-        one, other = left.double(), right.double()
-        unlike = ~((one == other) | (one.isnan() & other.isnan()))
-        scale = float(one[one.isfinite()].abs().max()) if bool(one.isfinite().any()) else 0.0
-        error = float((one - other)[unlike].abs().max()) if bool(unlike.any()) else 0.0
-        if not error <= tolerance * scale + 1e-12 or math.isnan(error):
-            return False
-    return True
+    apart = [difference(left, right) for left, right in zip(wanted, got, strict=True)]
+    return all(error <= tolerance * scale + ROUNDING for error, scale in apart)
 
 
 def _casts(graph: Graph) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.module_paths import common_module
 from pruneopt.passes.analysis.layers import layer_weights
 
 __all__ = ["Branch", "find_branches", "weights_of"]
@@ -169,7 +170,7 @@ def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
 
 def _names(branches: Sequence[Branch]) -> list[str]:
     """A name for every branch, each once: the module around its weights, with the heaviest part if it has several."""
-    modules = [_common([name.rpartition(".")[0] for name in weights_of(branch)]) for branch in branches]
+    modules = [common_module([name.rpartition(".")[0] for name in weights_of(branch)]) for branch in branches]
     pairs = list(zip(branches, modules, strict=True))
 
     def alone(branch: Branch, module: str) -> bool:
@@ -183,17 +184,6 @@ def _names(branches: Sequence[Branch]) -> list[str]:
         name if name and again[name] == 1 else f"{name or 'sum'}:{branch.add.result.name}"
         for branch, name in zip(branches, names, strict=True)
     ]
-
-
-def _common(modules: Iterable[str]) -> str:
-    """The innermost module around all of some modules."""
-    parts = [module.split(".") for module in modules]
-    shared = []
-    for column in zip(*parts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return ".".join(shared)
 
 
 def _heaviest(branch: Branch, module: str) -> str:

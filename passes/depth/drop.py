@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import VerificationError
+from pruneopt.ir.compare import difference
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.passes.depth.branches import Branch
-from pruneopt.passes.transform.verify import EXACT, TINY, difference, evaluate, perturbed, random_inputs
+from pruneopt.passes.transform.verify import EXACT, TINY, evaluate, perturbed, random_inputs
 
 __all__ = ["DropProof", "drop_branches", "prove_dropped", "without"]
 
@@ -127,7 +128,7 @@ class _Run:
 def _check_equal(full: Any, tensor: Any, where: str) -> tuple[float, float]:
     if not isinstance(full, Tensor) or not full.numel():
         return 0.0, 0.0
-    error, size = difference(full.reshape(-1), tensor)
+    error, size = difference(full, tensor)
     if full.shape != tensor.shape or not error <= EXACT * size + TINY:
         raise _failed(f"it differs by {error:.3g} at {where}")
     return error, size

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError
+from pruneopt.ir.compare import tensor_leaves
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.base import State
@@ -68,4 +68,4 @@ def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> 
 
 def _outputs(graph: Graph, dropped: Sequence[Branch], weights: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
     outputs = Interpreter(graph, without(dropped, False)).run(weights, x)
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in tensor_leaves(outputs) if leaf.is_floating_point()]

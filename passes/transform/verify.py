@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError, VerificationError
+from pruneopt.ir.compare import difference
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.schema import DTYPES, call, torch_value
@@ -33,7 +34,7 @@ __all__ = [
     "TINY",
     "MaskedOriginal",
     "Verification",
-    "difference",
+    "analysis_rows",
     "evaluate",
     "perturbed",
     "random_inputs",
@@ -218,7 +219,7 @@ def verify_pruned(
     _check_delivered(original, coupling, reference.kept, pruned)
     single = None
     if inputs is not None:
-        rows = [_two_rows(value, tensor) for value, tensor in zip(original.inputs, inputs, strict=True)]
+        rows = [analysis_rows(value, tensor) for value, tensor in zip(original.inputs, inputs, strict=True)]
         real = _prove(reference, pruned, original.weights, pruned.weights, rows, math.inf)
         single = real.error
         if not single <= SINGLE * max(real.scale, 1.0):
@@ -273,6 +274,7 @@ def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
 
 
 def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
+    """Normal numbers in float64 for floating inputs, zeros and ones for others, at the batch size of the analysis."""
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = []
     for value in graph.inputs:
@@ -284,7 +286,7 @@ def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
     return inputs
 
 
-def _two_rows(value: Value, tensor: Tensor) -> Tensor:
+def analysis_rows(value: Value, tensor: Tensor) -> Tensor:
     """The first rows of an input, as many as the analysis has; a single row is repeated."""
     if not value.type.dims or isinstance(value.type.dims[0], int):
         return tensor
@@ -326,29 +328,11 @@ def _prove(
                 continue  # nobody reads it (torch 2.11 records another shape for the states of an LSTM than it gives)
             if tuple(tensor.shape) != small_value.type.shape(BATCH):
                 return _Proof(math.inf, scale, f"{op}, whose result has another shape than its type says")
-            if not full.numel() or op.role in UNWRITTEN:
+            if op.role in UNWRITTEN:
                 continue
-            error, size = difference(reference.keep(value, full).reshape(-1), tensor)
+            error, size = difference(reference.keep(value, full), tensor)
             if not error <= tolerance * size + TINY:
                 return _Proof(error, size, str(op))
             if value in outputs:
                 worst, scale = max(worst, error), max(scale, size)
     return _Proof(worst, scale, None)
-
-
-def difference(kept: Tensor, tensor: Tensor) -> tuple[float, float]:
-    """Largest absolute difference (infinite for another number of elements) and largest absolute element."""
-    mine = tensor.reshape(-1)
-    if mine.shape != kept.shape:
-        return math.inf, 0.0
-    if kept.is_complex():
-        kept, mine = torch.view_as_real(kept), torch.view_as_real(mine)
-    if not kept.is_floating_point():
-        return float((kept != mine).any()), 0.0
-    error, size = float((kept - mine).abs_().max()), float(kept.abs().max())
-    if math.isfinite(error) and math.isfinite(size):
-        return error, size
-    # The same infinity or NaN on both sides (an attention mask) is no difference.
-    same = (kept == mine) | (kept.isnan() & mine.isnan())
-    difference = torch.where(same, 0.0, (kept.double() - mine.double()).abs())
-    return float(difference.max()), float(torch.nan_to_num(kept.double(), posinf=0.0, neginf=0.0).abs().max())

@@ -36,6 +36,15 @@ class Moody(nn.Module):
         return x * random.random()
 
 
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.fc(x))
+
+
 def test_a_faithful_graph_passes_and_the_network_is_left_alone() -> None:
     net, x = Net().train(), torch.randn(4, 3, 6, 6)
     net.bn.eval()
@@ -63,6 +72,26 @@ def test_outputs_that_are_not_finite_are_so_at_the_same_places() -> None:
     graph = capture(net, (x,))
     assert check_capture(net, graph, (x,)) is None
     graph.weights["bias"] = graph.weights["bias"].flip(0).roll(1)
+    with pytest.raises(InternalError, match="does not compute"):
+        check_capture(net, graph, (x,))
+
+
+def test_an_infinity_of_the_other_sign_is_refused() -> None:
+    net, x = nn.Linear(3, 3), torch.randn(2, 3)
+    with torch.no_grad():
+        net.bias[1] = torch.inf
+    graph = capture(net, (x,))
+    graph.weights["bias"] = torch.tensor([*net.bias[:1].tolist(), -torch.inf, *net.bias[2:].tolist()])
+    with pytest.raises(InternalError, match="does not compute"):
+        check_capture(net, graph, (x,))
+
+
+def test_complex_outputs_may_differ_by_rounding() -> None:
+    net, x = Spectrum(), torch.randn(2, 8)
+    graph = capture(net, (x,))
+    graph.weights["fc.weight"] = graph.weights["fc.weight"] * (1 + 1e-6)
+    assert check_capture(net, graph, (x,)) is None
+    graph.weights["fc.weight"] = graph.weights["fc.weight"] * 1.1
     with pytest.raises(InternalError, match="does not compute"):
         check_capture(net, graph, (x,))
 

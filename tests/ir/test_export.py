@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruneopt import files
-from pruneopt.errors import UserError, VerificationError
+from pruneopt.errors import UserError
 from pruneopt.ir import export
 from pruneopt.ir.capture import capture
 from pruneopt.ir.codegen import build_module
-from pruneopt.ir.export import export_onnx, export_pt2, run_onnx, same_outputs
+from pruneopt.ir.compare import same_outputs
+from pruneopt.ir.export import export_onnx, export_pt2, run_onnx
 
 
 class Convolutions(nn.Module):
@@ -189,18 +189,6 @@ def test_number_of_inputs(tmp_path: Path) -> None:
     export_onnx(module, inputs(2), tmp_path / "net.onnx")
     with pytest.raises(UserError, match="takes 2 inputs, 1 were given"):
         run_onnx(tmp_path / "net.onnx", inputs(2)[:1])
-
-
-def test_same_outputs() -> None:
-    a = {"x": torch.tensor([1.0, float("nan"), float("inf")]), "y": [torch.tensor(2)]}
-    b = [np.array([1.0625, np.nan, np.inf]), np.array(2)]
-    assert same_outputs(a, b, 0.1, 0.0) == 0.0625
-    with pytest.raises(VerificationError, match=r"output 0 is off by 0\.0625"):
-        same_outputs(a, b, 1e-3, 0.0)
-    with pytest.raises(VerificationError, match="off by nan"):
-        same_outputs(torch.tensor(float("nan")), torch.tensor(0.0), 1.0, 0.0)
-    with pytest.raises(VerificationError, match="outputs of shape"):
-        same_outputs(torch.zeros(2), torch.zeros(3), 1.0, 0.0)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Whether two runs gave the same: tensors of any type, and nested outputs of tensors or arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pruneopt.errors import VerificationError
+
+__all__ = ["array_of", "difference", "same_outputs", "tensor_leaves"]
+
+
+def tensor_leaves(outputs: object) -> list[Tensor]:
+    """The tensors of a nested output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Largest absolute difference (infinite for another number of elements) and largest finite absolute element of
+    ``one``. The same infinity, or NaN, on both sides is no difference; whole numbers and truth values differ by 1.
+    """
+    one, other = one.reshape(-1), other.reshape(-1)
+    if one.shape != other.shape:
+        return math.inf, 0.0
+    if not one.numel():
+        return 0.0, 0.0
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    if not one.is_floating_point():
+        return float((one != other).any()), 0.0
+    error, size = float((one - other).abs_().max()), float(one.abs().max())
+    if math.isfinite(error) and math.isfinite(size):
+        return error, size
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
+    return float(apart.max()), float(torch.nan_to_num(one.double(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())
+
+
+def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
+    """The largest absolute difference between two (nested) outputs of tensors or arrays.
+
+    `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol * |b|``.
+    """
+    left, right = ([array_of(leaf) for leaf in pytree.tree_leaves(item)] for item in (a, b))
+    if [x.shape for x in left] != [y.shape for y in right]:
+        raise VerificationError(f"outputs of shape {[x.shape for x in left]} against {[y.shape for y in right]}")
+    largest = 0.0
+    for index, (x, y) in enumerate(zip(left, right, strict=True)):
+        x, y = (z.astype(np.complex128 if np.iscomplexobj(z) else np.float64) for z in (x, y))
+        with np.errstate(invalid="ignore"):
+            error = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
+            close = (error == 0) | (error <= atol + rtol * np.abs(y))
+        worst = float(error.max(initial=0.0))
+        if not np.all(close):
+            raise VerificationError(f"output {index} is off by {worst:.3g} (atol {atol:g}, rtol {rtol:g})")
+        largest = max(largest, worst)
+    return largest
+
+
+def array_of(item: Any) -> np.ndarray[Any, Any]:
+    """A tensor, on any device, or what NumPy takes, as an array; bfloat16 as float32."""
+    if isinstance(item, Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    array: np.ndarray[Any, Any] = np.asarray(item)
+    return array
