@@ -4,7 +4,8 @@ Every network runs in a process of its own, with a time-out and a memory limit. 
 it is known, so that a stopped run goes on where it was; the last row of a network counts.
 
     python benchmarks/coverage.py                                  # all lists of benchmarks/networks/
-    python benchmarks/coverage.py torchvision --until verify       # one list, without ONNX
+    python benchmarks/coverage.py torchvision --until verify       # one list, up to the proof
+    python benchmarks/coverage.py timm --skip onnx                 # all stages but the export
     python benchmarks/coverage.py torchvision:resnet18 timm:dpn68  # single networks
     python benchmarks/coverage.py timm --failed                    # what failed, once more
     python benchmarks/coverage.py --report                         # no measuring: the tables, and results/coverage.json
@@ -16,9 +17,10 @@ import argparse
 import importlib
 import json
 import re
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from coverage_networks import LISTS, named
 from coverage_peer import peer
 from coverage_process import run_alone
 from coverage_report import failures, save, summary, table
+
+from pruneopt.ir.export import export_onnx
 
 ROOT = Path(__file__).parents[1]
 HOMES = re.compile(rf"[^\s\"']*/site-packages/|{re.escape(str(ROOT))}/")
@@ -58,9 +62,9 @@ def append(path: Path, row: dict[str, Any]) -> None:
         file.write(HOMES.sub("", json.dumps(row)) + "\n")
 
 
-def finished(row: dict[str, Any] | None, until: str) -> bool:
-    """Whether a row reaches ``until``, or failed before."""
-    return row is not None and "until" in row and ("error" in row or STAGES.index(row["until"]) >= STAGES.index(until))
+def finished(row: dict[str, Any] | None, stages: Sequence[str]) -> bool:
+    """Whether a row holds all stages asked for, or failed before."""
+    return row is not None and "until" in row and ("error" in row or set(stages) <= set(row["seconds"]))
 
 
 def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None:
@@ -70,7 +74,7 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
         if time.monotonic() > deadline:
             break
         if wanted(rows.get(spec), options):
-            work = partial(measure, spec, options.until)
+            work = partial(measure, spec, asked(options))
             row = {"spec": spec, "until": options.until}
             row |= run_alone(work, timeout=options.timeout, memory=options.memory)
             rows[spec] = row
@@ -88,7 +92,13 @@ def wanted(row: dict[str, Any] | None, options: argparse.Namespace) -> bool:
     """Whether a network is to be measured, given what is known of it."""
     if options.failed:
         return row is not None and "error" in row
-    return options.again or not finished(row, options.until)
+    return options.again or not finished(row, asked(options))
+
+
+def asked(options: argparse.Namespace) -> list[str]:
+    """The stages to go through: what later ones need is never skipped."""
+    stages = STAGES[: STAGES.index(options.until) + 1]
+    return [stage for stage in stages if stage not in options.skip]
 
 
 def say(name: str, row: dict[str, Any]) -> None:
@@ -97,7 +107,7 @@ def say(name: str, row: dict[str, Any]) -> None:
 
 
 def preload() -> None:
-    """Import once what every forked process needs."""
+    """Import once what every forked process needs; the first export to ONNX imports by far the most."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for name in PRELOAD:
@@ -105,12 +115,15 @@ def preload() -> None:
             importlib.import_module(name)
         except ModuleNotFoundError:
             continue
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(torch.nn.Linear(1, 1), torch.zeros(1, 1), Path(folder) / "model.onnx")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", help=f"model specs, or lists ({', '.join(LISTS)}; default: all lists)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
+    parser.add_argument("--skip", choices=("onnx", "apply"), action="append", default=[], help="a stage to leave out")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one network")
     parser.add_argument("--memory", type=float, default=12.0, help="gigabytes for one network")
     parser.add_argument("--stop-after", type=float, default=None, metavar="S", help="begin no network after S seconds")

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from coverage_measure import RATIO, enliven
 from coverage_networks import located
+from coverage_process import Tell
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -31,7 +32,7 @@ EXACT = (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 """Modules with weights for which zeroing the readers is the same as removing channels."""
 
 
-def peer(spec: str, outputs: Sequence[str], tell: Callable[[str], None]) -> dict[str, Any]:
+def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
     """A row: shares of parameters and FLOPs that stay, processor seconds, and whether the result is right.
 
     Args:
@@ -46,7 +47,7 @@ def peer(spec: str, outputs: Sequence[str], tell: Callable[[str], None]) -> dict
     enliven(module, inputs)
     original = copy.deepcopy(module)
     before = torch_pruning.utils.count_ops_and_params(module, inputs)
-    tell("graph")
+    tell("graph", {})
     start = time.process_time()
     pruner = torch_pruning.pruner.BasePruner(
         module,
@@ -56,7 +57,7 @@ def peer(spec: str, outputs: Sequence[str], tell: Callable[[str], None]) -> dict
         ignored_layers=[part for name, part in module.named_modules() if name in set(outputs)],
         num_heads={part: part.num_heads for part in module.modules() if isinstance(part, nn.MultiheadAttention)},
     )
-    tell("prune")
+    tell("prune", {})
     removed: dict[tuple[nn.Module, str], list[Tensor]] = {}
     for group in pruner.step(interactive=True):
         for item in group:
@@ -64,11 +65,11 @@ def peer(spec: str, outputs: Sequence[str], tell: Callable[[str], None]) -> dict
             removed.setdefault(key, []).append(torch.as_tensor(item.idxs))
         group.prune()
     row: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
-    tell("run")
+    tell("run", row)
     after = torch_pruning.utils.count_ops_and_params(module, inputs)
     row |= {"flops": round(after[0] / before[0], 4), "params": round(after[1] / before[1], 4)}
     row["same_shapes"] = _shapes(module, inputs) == _shapes(original, inputs)
-    tell("compare")
+    tell("compare", row)
     names = {part: name for name, part in module.named_modules()}
     named = [(names[part], kind, lists) for (part, kind), lists in removed.items() if part in names]
     row["difference"] = _error(original, module, inputs, named) if row["same_shapes"] else None

@@ -15,19 +15,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_alone"]
+__all__ = ["Tell", "run_alone"]
 
 POLL = 0.5
 """Seconds between two looks at a process."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Row = dict[str, Any]
-Work = Callable[[Callable[[str], None]], Row]
-"""Takes a function that is told the stage; returns the row."""
+Tell = Callable[[str, Row], None]
+"""Hears each stage's name before it begins, and the row so far: what was measured survives a crash or a time-out."""
+Work = Callable[[Tell], Row]
 
 
 def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
-    """The row that ``work`` returns, or one with ``error``, ``kind`` and ``stage``.
+    """The row that ``work`` returns, or what it told before it failed, with ``error``, ``kind`` and ``stage``.
 
     Args:
         timeout: wall-clock seconds.
@@ -40,6 +41,7 @@ def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
     process.start()
     theirs.close()
     stage, peak, row = "start", 0.0, None
+    told: Row = {}
     while row is None:
         peak = max(peak, _resident(process.pid))
         if time.monotonic() - start > timeout:
@@ -48,18 +50,21 @@ def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
             row = _failed("memory", f"more than {memory:g} GB")
         elif ours.poll(POLL):
             try:
-                kind, content = ours.recv()
+                kind, *content = ours.recv()
             except EOFError:
                 process.join()
                 row = _failed("crash", f"the process ended with exit code {process.exitcode}")
             else:
-                stage, row = (content, None) if kind == "stage" else (stage, content)
+                if kind == "stage":
+                    stage, told = content
+                else:
+                    row = content[0]
     if process.is_alive():
         process.join(1.0)
         process.kill()
     process.join()
     if "error" in row:
-        row["stage"] = stage
+        row = told | row | {"stage": stage}
     return row | {"wall": round(time.monotonic() - start, 1), "peak_gb": round(peak, 2)}
 
 
@@ -69,7 +74,7 @@ def _child(work: Work, pipe: Connection) -> None:
     os.dup2(null, 1)
     os.dup2(null, 2)
     try:
-        row = work(lambda stage: pipe.send(("stage", stage)))
+        row = work(lambda stage, row: pipe.send(("stage", stage, row)))
     except BaseException as error:
         row = _failed(type(error).__name__, " ".join(str(error).split())[:600])
         row["where"] = _where(error)
