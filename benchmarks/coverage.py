@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", help=f"model specs, or lists ({', '.join(LISTS)}; default: all lists)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
     parser.add_argument("--skip", choices=("onnx", "apply"), action="append", default=[], help="a stage to leave out")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one network")
+    parser.add_argument("--timeout", type=float, default=600.0, help="processor seconds for one network")
     parser.add_argument("--memory", type=float, default=12.0, help="gigabytes for one network")
     parser.add_argument("--stop-after", type=float, default=None, metavar="S", help="begin no network after S seconds")
     parser.add_argument("--again", action="store_true", help="measure networks that have a row already")

@@ -20,6 +20,9 @@ __all__ = ["Tell", "run_alone"]
 POLL = 0.5
 """Seconds between two looks at a process."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
+TICK = os.sysconf("SC_CLK_TCK")
+PATIENCE = 20.0
+"""Wall-clock seconds for every processor second that is allowed: for processes that wait for ever."""
 
 Row = dict[str, Any]
 Tell = Callable[[str, Row], None]
@@ -31,7 +34,7 @@ def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
     """The row that ``work`` returns, or what it told before it failed, with ``error``, ``kind`` and ``stage``.
 
     Args:
-        timeout: wall-clock seconds.
+        timeout: processor seconds, so that other work on the machine fails no network.
         memory: resident gigabytes beyond which the process is ended.
     """
     context = multiprocessing.get_context("fork")
@@ -44,8 +47,8 @@ def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
     told: Row = {}
     while row is None:
         peak = max(peak, _resident(process.pid))
-        if time.monotonic() - start > timeout:
-            row = _failed("time-out", f"not finished in {timeout:.0f} s")
+        if _processor_seconds(process.pid) > timeout or time.monotonic() - start > PATIENCE * timeout:
+            row = _failed("time-out", f"not finished in {timeout:.0f} s of processor time")
         elif peak > memory:
             row = _failed("memory", f"more than {memory:g} GB")
         elif ours.poll(POLL):
@@ -103,5 +106,14 @@ def _resident(pid: int | None) -> float:
     """Resident gigabytes of a process; 0 once it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _processor_seconds(pid: int | None) -> float:
+    """What a process used of the processor; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
     except (OSError, IndexError):
         return 0.0
