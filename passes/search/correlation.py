@@ -145,7 +145,7 @@ def _sample(sampler: WidthSampler, networks: CutNetworks, index: int, epochs: in
     networks.recalibrate(module)
     adaptive = networks.score(module)
     scored = time.perf_counter()
-    networks.tune(module, epochs)
+    networks.tune(module, draw.plan, epochs)
     seconds = scored - started, time.perf_counter() - scored
     share = float(cost.measure("flops", draw.widths)) / float(cost.measure("flops", cost.full))
     return Sample(index, share, stale, adaptive, networks.score(module, split), *seconds)

@@ -20,6 +20,7 @@ from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.search.adaptive_bn import MEAN, recalibrate_on
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
+from pruneopt.passes.transform.masks import KeepMasks, slice_masks
 from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["CutNetworks", "Settings"]
@@ -52,10 +53,20 @@ class Settings:
 
 
 class CutNetworks:
-    """Makes and scores candidates of one network; its weights are never written."""
+    """Makes and scores candidates of one network; its weights are never written.
 
-    def __init__(self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings) -> None:
-        self.graph, self.coupling, self.settings = graph, coupling, settings
+    ``masks`` are those of the network's weights, by name: what they set to zero stays zero in a fine-tuned candidate.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        workload: Workload,
+        settings: Settings,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.graph, self.coupling, self.settings, self.masks = graph, coupling, settings, masks
         # Cut here once: every new split would be decoded again.
         calibration = workload.calibration.head(settings.batches * settings.batch_size)
         limit = len(workload.subval) if settings.subval_limit is None else settings.subval_limit
@@ -89,11 +100,21 @@ class CutNetworks:
             module, split, device=settings.device, augment_seed=settings.seed if settings.augment else None
         )
 
-    def tune(self, module: nn.Module, epochs: int) -> None:
-        """Fine-tune in place as EagleEye does: SGD with momentum 0.9, rate 0.01, decay 1e-4, cosine."""
+    def tune(self, module: nn.Module, plan: Mapping[str, np.ndarray], epochs: int) -> None:
+        """Fine-tune the network of a plan in place as EagleEye does: SGD with momentum 0.9, rate 0.01, decay 1e-4,
+        cosine.
+        """
         settings = self.settings
-        recipe = SGD(epochs=epochs, batch_size=settings.batch_size)
-        train(module, self.workload, recipe, seed=settings.seed, device=settings.device, name="fine-tuning")
+        kept = self.coupling.kept_units(plan)
+        train(
+            module,
+            self.workload,
+            SGD(epochs=epochs, batch_size=settings.batch_size),
+            hooks=[KeepMasks(slice_masks(self.coupling, kept, self.masks))] if self.masks else (),
+            seed=settings.seed,
+            device=settings.device,
+            name="fine-tuning",
+        )
 
 
 def _resident(split: Split) -> Split:

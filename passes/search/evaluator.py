@@ -7,9 +7,11 @@ trains it for a short while first. Each network is cut from the one copy of the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 from torch import nn
 
 from pruneopt.errors import UserError
@@ -99,7 +101,7 @@ class CutWeights(Evaluator):
         """What makes and scores the cut networks."""
         state = trial.state
         settings = self.settings(trial.seed, state.device)
-        return CutNetworks(state.graph, trial.space.coupling, state.need_workload(self.name), settings)
+        return CutNetworks(state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks)
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,9 @@ class _Stale(Judge):
     def judge(self, proposal: Proposal) -> Judged:
         space = self.trial.space
         plan = keep_best(proposal.widths, space.scores, space.coupling, space.cost)
-        return self.scored(self.networks.network(plan))
+        return self.scored(self.networks.network(plan), plan)
 
-    def scored(self, module: nn.Module) -> Judged:
+    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
         """The score of a network that was just cut."""
         return Judged(self.networks.score(module))
 
@@ -203,7 +205,7 @@ class _Adaptive(_Stale):
         super().__init__(trial, networks)
         self.stale = stale
 
-    def scored(self, module: nn.Module) -> Judged:
+    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
         before = self.networks.score(module) if self.stale else None
         self.networks.recalibrate(module)
         return Judged(self.networks.score(module), before)
@@ -218,10 +220,10 @@ class _Tuned(_Adaptive):
         super().__init__(trial, networks, stale)
         self.epochs = epochs
 
-    def scored(self, module: nn.Module) -> Judged:
+    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
         before = self.networks.score(module) if self.stale else None
         self.networks.recalibrate(module)
-        self.networks.tune(module, self.epochs)
+        self.networks.tune(module, plan, self.epochs)
         return Judged(self.networks.score(module), before)
 
     def describe(self) -> str:

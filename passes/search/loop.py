@@ -177,10 +177,11 @@ class Search:
     def _second_look(self, candidate: Candidate, epochs: int, networks: CutNetworks) -> Finalist:
         """From the original weights again: stale score, fresh statistics, fine-tuning."""
         started = time.perf_counter()
-        module = networks.network(self.plan(candidate))
+        plan = self.plan(candidate)
+        module = networks.network(plan)
         stale = networks.score(module) if candidate.stale is None else candidate.stale
         networks.recalibrate(module)
-        networks.tune(module, epochs)
+        networks.tune(module, plan, epochs)
         tuned = networks.score(module)
         seconds = time.perf_counter() - started
         return Finalist(candidate.index, stale, tuned, self._fitness(self.widths(candidate), tuned), seconds)
@@ -287,7 +288,7 @@ class Searched(Choose):
             asker,
             lambda: evaluator.open(Trial(state, space, seed)),
             self.ranking,
-            lambda: CutNetworks(state.graph, space.coupling, workload, settings),
+            lambda: CutNetworks(state.graph, space.coupling, workload, settings, state.masks),
             Journal(path, self._identity(state, seed)),
             Outcome("from the journal", asker.describe(), self.ranking.name),
             state.progress,

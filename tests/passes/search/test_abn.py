@@ -22,15 +22,17 @@ from torch import nn
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import within
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
+from pruneopt.passes.transform.masks import masked, slice_masks
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 Run = Callable[..., tuple[State, Outcome]]
@@ -145,6 +147,22 @@ def test_equal_widths_are_fine_tuned_once() -> None:
     assert [item.index for item in outcome.ranking] == [0, 3]
     outcome.finalists = [Finalist(0, 0.1, 0.6, 0.6, 0.0), Finalist(3, 0.1, 0.7, 0.7, 0.0)]
     assert outcome.winner.index == 3
+
+
+def test_masked_weights_stay_zero_in_candidates_that_are_fine_tuned(trained: Graph, workload: Workload) -> None:
+    name = "layer1.0.conv1.weight"
+    masks = {name: trained.weights[name].abs() > trained.weights[name].abs().median()}
+    graph = trained.copy()
+    graph.weights = masked(trained.weights, masks)
+    coupling = couple(graph)
+    plan = {group.name: np.arange(group.width // 2) for group in coupling.free}
+    kept = slice_masks(coupling, coupling.kept_units(plan), masks)[name]
+    assert not kept.all()
+    for given in (masks, None):
+        networks = CutNetworks(graph, coupling, workload, Settings(batches=2, batch_size=32), given)
+        network = networks.network(plan)
+        networks.tune(network, plan, 1)
+        assert bool((dict(network.named_parameters())[name][~kept] == 0).all()) == (given is not None)
 
 
 # Continuing
