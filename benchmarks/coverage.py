@@ -30,7 +30,7 @@ from coverage_measure import STAGES, measure
 from coverage_networks import LISTS, named
 from coverage_peer import peer
 from coverage_process import run_alone
-from coverage_report import failures, save, summary, table
+from coverage_report import failures, remarks, save, summary, table
 
 from pruneopt.ir.export import export_onnx
 
@@ -139,7 +139,7 @@ def main() -> int:
         sweep(named(options.networks), rows, options)
         return 0
     save(rows)
-    print(summary(rows), failures(rows), table(rows), sep="\n\n")
+    print(summary(rows), failures(rows), remarks(rows), table(rows), sep="\n\n")
     return 0
 
 

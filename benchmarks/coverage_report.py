@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coverage_networks import family
+from coverage_networks import LISTS, family, named
 from environment import environment
 
 from pruneopt.files import write_json
 
-__all__ = ["failures", "save", "summary", "table"]
+__all__ = ["failures", "remarks", "save", "summary", "table"]
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 
@@ -30,19 +31,25 @@ def save(rows: Rows) -> None:
 
 
 def summary(rows: Rows) -> str:
-    """By family: networks run, how many are right up to each check, and how far they can be pruned."""
-    columns = ["family", "networks", "captured", "cut and proved", "module right", "ONNX right", "own module slimmed"]
-    columns += ["at 50 % of the FLOPs", "peer right", "peer runs, unchecked", "peer wrong or failed"]
+    """By family and list: networks measured, how many are right up to each check, and how far they can be pruned."""
+    columns = ["family", "in the list", "measured", "captured", "cut and proved", "module right", "ONNX right"]
+    columns += ["own module slimmed", "at 50 % of the FLOPs"]
+    columns += ["peer right", "peer runs, unchecked", "peer wrong or failed"]
+    listed = named([name for name in LISTS if name != "quick"])
+    families = dict.fromkeys(sorted(map(family, {*listed, *rows})))
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
-    families = dict.fromkeys(sorted(family(spec) for spec in rows))
-    for name in families:
-        mine = [row for spec, row in rows.items() if family(spec) == name]
-        reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
-        captured = [row for row in mine if row.get("stage") not in ("start", "load", "capture")]
-        counts: list[int | str] = [len(captured), sum("proof_error" in row for row in mine)]
-        counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
-        lines.append(_line([name, len(mine), *counts, len(reached), *_peer_counts(mine)]))
+    lines += [_counts(name, [spec for spec in listed if family(spec) == name], rows) for name in families]
+    lines.append(_counts("torchvision, all", [spec for spec in listed if spec.startswith("torchvision:")], rows))
     return "\n".join(lines)
+
+
+def _counts(name: str, listed: list[str], rows: Rows) -> str:
+    mine = [rows[spec] for spec in listed if spec in rows]
+    reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
+    captured = [row for row in mine if row.get("stage") not in ("start", "load", "capture")]
+    counts: list[int | str] = [len(listed), len(mine), len(captured), sum("proof_error" in row for row in mine)]
+    counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
+    return _line([name, *counts, len(reached), *_peer_counts(mine)])
 
 
 def _of(rows: list[Mapping[str, Any]], key: str) -> str:
@@ -73,6 +80,29 @@ def failures(rows: Rows) -> str:
     """A list of the networks that stopped, with the stage and the reason."""
     found = [(spec, row) for spec, row in rows.items() if "error" in row]
     return "\n".join(f"- `{spec}`, at {row['stage']}: {row['error']}" for spec, row in found) or "- none"
+
+
+def remarks(rows: Rows) -> str:
+    """What is no failure but worth knowing, with the networks: refusals, ops without a rule, what is frozen."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for spec, row in rows.items():
+        kinds = {"own module refused": [row["refused"]] if "refused" in row else [], "frozen": row.get("frozen", [])}
+        kinds |= {"no rule": row.get("unknown_ops", []), "exported": [row["exported"]] if "exported" in row else []}
+        kinds["above half of the FLOPs"] = [f"{row['target']:.0%}"] if row.get("target", 0) > 0.5 else []
+        for kind, texts in kinds.items():
+            for text in texts:
+                found.setdefault(kind, {}).setdefault(_general(text), {})[spec] = None
+    lines = []
+    for kind, texts in found.items():
+        lines.append(f"{kind}:")
+        for text, specs in sorted(texts.items(), key=lambda item: -len(item[1])):
+            lines.append(f"- {len(specs)} ({', '.join(list(specs)[:6])}{', ...' if len(specs) > 6 else ''}): {text}")
+    return "\n".join(lines)
+
+
+def _general(text: str) -> str:
+    """A message without names and numbers, so that the same cause in many networks is one cause."""
+    return re.sub(r"%\w+|\d+|[\w/]+\.py", "*", text)[:200]
 
 
 def table(rows: Rows) -> str:
