@@ -133,6 +133,8 @@ def _argument_text(argument: Argument, value: Any, scope: Scope, lists: bool) ->
 
 def _by_schema(op: Op, scope: Scope) -> str:
     given = _all_given(op)
+    if any(argument.is_tensor and isinstance(value, tuple) and None in value for argument, value in given):
+        return _by_ops(op, given, scope)  # torch's own functions take no gaps among indices
     function = _functional_name(op, given)
     if function is not None:
         return f"{function}({', '.join(_arguments(given, scope))})"
@@ -145,6 +147,10 @@ def _by_schema(op: Op, scope: Scope) -> str:
     function = _torch_name(op)
     if function is not None:
         return f"{function}({', '.join(_arguments(given, scope))})"
+    return _by_ops(op, given, scope)
+
+
+def _by_ops(op: Op, given: Given, scope: Scope) -> str:
     target = op.target.removesuffix(".default")
     return f"torch.ops.{target}({', '.join(_arguments(given, scope, lists=True))})"
 

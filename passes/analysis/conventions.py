@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
+from pruneopt.passes.analysis.einsum import terms_of
+from pruneopt.passes.analysis.labels import numbers
 
 __all__ = ["Convention", "Count", "convention_named", "conventions", "elements", "register_convention"]
 
@@ -64,6 +66,19 @@ def _product(op: Op) -> list[Count]:
     return [] if left is None else [Count((*elements(op.result), (left, left.type.rank - 1)))]
 
 
+def _tensordot(op: Op) -> list[Count]:
+    """Every value of the result sums over the named axes of the first operand."""
+    left = op.value(0)
+    summed = numbers(op, "dims_self")
+    return [] if left is None else [Count((*elements(op.result), *((left, a % left.type.rank) for a in summed)))]
+
+
+def _bilinear(op: Op) -> list[Count]:
+    """Every row meets the whole weight `[outputs, first inputs, second inputs]`."""
+    weight = op.value(2)
+    return [] if weight is None else [Count((*elements(op.result)[:-1], *elements(weight)))]
+
+
 def _attention(op: Op) -> list[Count]:
     """Scores (every query value meets every key) and their product with the values."""
     query, key = op.value(0), op.value(1)
@@ -87,18 +102,17 @@ def _einsum(op: Op) -> list[Count]:
 
     An index that only one of the two has, and that nothing reads later, is summed out before.
     """
-    tensors = op.operands[0]
-    equation = str(op.attrs["equation"]).replace(" ", "")
-    if not isinstance(tensors, tuple):
+    entries = op.operands[0]
+    if not isinstance(entries, tuple):
         return []
-    sides, arrow, output = equation.partition("->")
-    terms = [_indices(text, t.type.rank) for text, t in zip(sides.split(","), tensors, strict=True) if t is not None]
+    tensors = [tensor for tensor in entries if tensor is not None]
+    terms, output = terms_of(op, [tensor.type.rank for tensor in tensors])
     axis: dict[str, AxisOf] = {}
-    for term, tensor in zip(terms, filter(None, tensors), strict=True):
+    for term, tensor in zip(terms, tensors, strict=True):
         for position, index in enumerate(term):
             if index not in axis or tensor.type.shape()[position] != 1:
                 axis[index] = (tensor, position)
-    kept = set(_indices(output, op.result.type.rank)) if arrow else _implied(terms)
+    kept = set(output)
     counts = []
     left = [set(term) for term in terms]
     for first, second in _pairs(op, len(left)):
@@ -109,19 +123,6 @@ def _einsum(op: Op) -> list[Count]:
         # A path names the pair's places before both are taken out; without one, the result goes on from the left.
         left = [*rest, (a | b) & later] if op.attrs.get("path") else [(a | b) & later, *rest]
     return counts
-
-
-def _indices(text: str, rank: int) -> list[str]:
-    """One name per axis; the axes under an ellipsis are counted from the right, where they broadcast."""
-    before, dots, after = text.partition("...")
-    hidden = rank - len(before) - len(after) if dots else 0
-    return [*before, *(f"...{hidden - i}" for i in range(hidden)), *after]
-
-
-def _implied(terms: list[list[str]]) -> set[str]:
-    """The indices of the result where the equation does not say: those that occur once, and all under an ellipsis."""
-    every = [index for term in terms for index in term]
-    return {index for index in every if every.count(index) == 1 or index.startswith("...")}
 
 
 def _pairs(op: Op, count: int) -> list[tuple[int, int]]:
@@ -141,7 +142,8 @@ def _macs(op: Op) -> list[Count]:
         return _attention(op)
     if op.role in RECURRENT:
         return _recurrent(op)
-    return _einsum(op) if op.role == "einsum" else []
+    special = {"einsum": _einsum, "tensordot": _tensordot, "bilinear": _bilinear}.get(op.role)
+    return [] if special is None else special(op)
 
 
 # The papers' ways of counting

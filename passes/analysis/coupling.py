@@ -19,8 +19,10 @@ from pruneopt.ir.types import Location
 from pruneopt.passes.analysis import (  # noqa: F401  register their rules
     label_attention,
     label_fourier,
+    label_index,
     label_layers,
     label_moves,
+    label_products,
     label_recurrent,
 )
 from pruneopt.passes.analysis.label_rules import apply_rule

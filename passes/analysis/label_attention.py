@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.label_heads import Planes
-from pruneopt.passes.analysis.label_layers import pinned
+from pruneopt.passes.analysis.label_products import pinned
 from pruneopt.passes.analysis.label_rules import merge_pointwise, rule
 from pruneopt.passes.analysis.labels import Labels
 from pruneopt.passes.analysis.planes import Plane, align, varying

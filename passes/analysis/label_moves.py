@@ -15,7 +15,7 @@ from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
-__all__ = ["move_plane"]
+__all__ = ["move_plane", "source", "view_blocks"]
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
 SPLITS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -178,34 +178,6 @@ def roll(labels: Labels, op: Op) -> None:
     labels.set(op.result, labels.of(value))
 
 
-@rule("index", "index_select", "gather")
-def index(labels: Labels, op: Op) -> None:
-    """Indexing along an axis without channels keeps the others; along channels it is frozen."""
-    value = source(labels, op)
-    if value is None or op.role == "gather" or any(labels.of(v) for v in op.inputs if v is not value):
-        labels.give_up(op, "its indices carry channels")
-        return
-    if op.role == "index_select":
-        axes = {number(op, "dim") % value.type.rank}
-        start, width = min(axes), 1
-    else:
-        entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
-        axes = {axis for axis, entry in enumerate(entries) if entry is not None}
-        start = min(axes)
-        width = op.result.type.rank - (value.type.rank - len(axes))
-        if axes != set(range(start, start + len(axes))):
-            labels.give_up(op, "it indexes separate axes")
-            return
-    out = []
-    for plane in labels.of(value):
-        if axes & set(varying(plane)):
-            labels.freeze(plane, f"indexed along channels by {op}")
-            continue
-        rest = [size for axis, size in enumerate(plane.shape) if axis not in axes]
-        out.append(plane.reshape([*rest[:start], *[1] * width, *rest[start:]]))
-    labels.set(op.result, out)
-
-
 @rule("cat", "concat", "concatenate")
 def cat(labels: Labels, op: Op) -> None:
     """Planes along the joined axis are joined; planes along other axes are united."""
@@ -293,12 +265,13 @@ def pad(labels: Labels, op: Op) -> None:
     out = []
     for plane in labels.of(value):
         plane = tie_inner(labels, plane, padded)
-        inside = [axis for axis in varying(plane) if by_axis.get(axis, (0, 0)) != (0, 0)]
-        if inside and (not constant or len(varying(plane)) > 1 or min(by_axis[inside[0]]) < 0):
+        inside = [axis for axis in varying(plane) if axis in padded]
+        if inside and (not constant or len(inside) > 1 or min(by_axis[inside[0]]) < 0):
             labels.freeze(plane, f"padded along channels by {op}")
             continue
         for axis in inside:
             before, after = by_axis[axis]
+            plane = labels.tie(plane, [a for a in varying(plane) if a != axis])  # one pad serves every row
             vector = torch.cat([labels.fresh(before), plane.reshape(-1), labels.fresh(after)])
             plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
         out.append(plane)

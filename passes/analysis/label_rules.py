@@ -310,6 +310,14 @@ def prelu(labels: Labels, op: Op) -> None:
     labels.set(op.result, planes)
 
 
+def parted_sides(
+    labels: Labels, sides: Sequence[tuple[list[Plane], Value | None]]
+) -> list[tuple[list[Plane], Value | None]]:
+    """`Labels.parted` for the planes of several operands together."""
+    every = iter(labels.parted(plane for planes, _ in sides for plane in planes))
+    return [([next(every) for _ in planes], value) for planes, value in sides]
+
+
 def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], Value | None]]) -> list[Plane]:
     """The planes of an element-by-element result. Planes that meet on an axis are united; a side that spans a labelled
     axis without labels of its own freezes it, unless it is a weight, which adopts the labels.
@@ -317,6 +325,7 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
     merged: list[Plane] = []
     if labels.whole_heads:
         sides = apart(labels, op, sides)
+    sides = parted_sides(labels, sides)
     for planes, _ in sides:
         for plane in planes:
             partners = [own for own in merged if set(varying(own)) & set(varying(plane))]

@@ -92,6 +92,7 @@ class Labels:
         compact = [compress(plane) for plane in planes]
         if len(compact) > 1:
             compact.sort(key=self._is_soft)
+            compact = self.parted(compact)
         for plane in compact:
             axes = varying(plane)
             rivals = [own for own in kept if set(varying(own)) & set(axes)]
@@ -107,6 +108,20 @@ class Labels:
                     self.freeze(own, f"channels of two kinds run along one axis of {value.producer}")
                 kept = kept if soft else [own for own in kept if not any(own is rival for rival in rivals)]
         self.planes[value] = tuple(kept)
+
+    def parted(self, planes: Iterable[Plane]) -> list[Plane]:
+        """Planes that share an axis (heads) and have another each for themselves (a product of keys and values over
+        tokens) lose the shared one: the same channels of every head go. Where whole heads go, nothing is done.
+        """
+        found: list[Plane] = []
+        for plane in planes:
+            for index, rival in enumerate(() if self.whole_heads else found):
+                mine, theirs = set(varying(plane)), set(varying(rival))
+                shared = mine & theirs
+                if shared and mine - shared and theirs - shared:
+                    plane, found[index] = self.tie(plane, shared), self.tie(rival, shared)
+            found.append(plane)
+        return found
 
     def _is_soft(self, plane: Plane) -> bool:
         """Whether no layer produces any of the labels."""

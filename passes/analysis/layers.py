@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pruneopt.ir.graph import Op, Value
+from pruneopt.passes.analysis.labels import numbers
 
 __all__ = ["GATES", "LAYERS", "Cell", "LayerWeight", "Recurrence", "layer_weight", "layer_weights", "recurrence_of"]
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 MATMULS = ("matmul", "bmm", "mm")
-LAYERS = (*CONVOLUTIONS, *TRANSPOSED, "linear", "embedding", "addmm", "baddbmm", *MATMULS, "einsum")
+PRODUCTS = ("addmm", "baddbmm", *MATMULS, "einsum", "tensordot", "bilinear")
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, "linear", "embedding", *PRODUCTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,26 @@ def layer_weight(op: Op) -> LayerWeight | None:
     if op.role == "embedding":
         weight = op.value(0)
         return None if weight is None else LayerWeight(weight, 1, None)
+    if op.role == "bilinear":
+        weight = op.value(2)
+        return None if weight is None else LayerWeight(weight, 0, 1)
+    if op.role == "tensordot":
+        return _of_tensordot(op)
     if op.role in (*MATMULS, "addmm", "baddbmm"):
         left, right = (op.value(i) for i in ((1, 2) if op.role in ("addmm", "baddbmm") else (0, 1)))
         if right is not None and right.is_weight and right.type.rank > 1:
             return LayerWeight(right, right.type.rank - 1, right.type.rank - 2)
         if left is not None and left.is_weight and left.type.rank > 1:
             return LayerWeight(left, left.type.rank - 2, left.type.rank - 1)
+    return None
+
+
+def _of_tensordot(op: Op) -> LayerWeight | None:
+    """A matrix of which one axis is summed over."""
+    for index, name in ((1, "dims_other"), (0, "dims_self")):
+        weight, summed = op.value(index), numbers(op, name)
+        if weight is not None and weight.is_weight and weight.type.rank == 2 and len(summed) == 1:
+            return LayerWeight(weight, 1 - summed[0] % 2, summed[0] % 2)
     return None
 
 

@@ -41,7 +41,10 @@ __all__ = [
     "verify_pruned",
 ]
 
-PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+PRODUCTS = (
+    *("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "tensordot", "bilinear"),
+    "scaled_dot_product_attention",
+)
 UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 """Ops whose result holds whatever lay in memory."""
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)

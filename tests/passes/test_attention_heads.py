@@ -169,8 +169,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int], list[
     "maps mixed over heads": (attention("mixed"), TOKENS, [12, 12, 12], [3, 12]),
     "maps returned": (Averaged, TOKENS, [12, 24], [3, 12]),
     "shifted windows": (Windows, (2, 3, 4, 4), [12, 12, 24], [3, 12, 12]),
-    "between channels": (Transposed, TOKENS, [], [3]),
-    "linear": (Linear, TOKENS, [], [3]),
+    "between channels": (Transposed, TOKENS, [8], [3]),
+    "linear": (Linear, TOKENS, [16], [3]),
 }
 
 

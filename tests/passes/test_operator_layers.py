@@ -240,7 +240,7 @@ CASES = {
     ),
     "argmax over channels": Case(
         net(lambda s, x: s.out((y := s.a(x)) * y.argmax(1, keepdim=True)), a=c(3, 8), out=c(8, 5, 1)), {},
-            {"a": "no rule"}
+            {"a": "places along channels are numbered"}
     ),
     "where the maximum is": Case(
         net(lambda s, x: s.out((y := s.a(x)) * y.max(1, keepdim=True)[1]), a=c(3, 8), out=c(8, 5, 1)),

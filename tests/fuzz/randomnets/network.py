@@ -112,6 +112,8 @@ def draw_network(dice: Dice, most: int = 8) -> Network:
     if dice.whole(0, 2) == 0:
         heads.append(dice.whole(len(inputs), len(shapes) - 1) if steps else 0)
     structure = dice.pick(["plain", "plain", "plain", "dict", "tuple", "words"])
+    if structure == "words" and "words" in inputs:
+        heads = heads[:1]  # a second one would be read by nobody
     return Network(_alive(Plan(inputs, tuple(shapes), steps, structure, tuple(heads), dice.flag())))
 
 
