@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch.utils import _pytree as pytree
 
 from pruneopt.errors import VerificationError
 
-__all__ = ["array_of", "difference", "same_outputs", "tensor_leaves"]
+__all__ = ["CHUNK", "array_of", "difference", "same_outputs", "tensor_leaves"]
+
+CHUNK = 1 << 16
+"""Elements that a processor compares at once: what comes between then stays in its cache."""
 
 
 def tensor_leaves(outputs: object) -> list[Tensor]:
@@ -33,12 +37,21 @@ def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
         one, other = torch.view_as_real(one), torch.view_as_real(other)
     if not one.is_floating_point():
         return float((one != other).any()), 0.0
-    error, size = float((one - other).abs_().max()), float(one.abs().max())
+    chunk = CHUNK if one.device.type == "cpu" else one.numel()
+    pieces = one.split(chunk)
+    error = _largest(a - b for a, b in zip(pieces, other.split(chunk), strict=True))
+    size = _largest(pieces)
     if math.isfinite(error) and math.isfinite(size):
         return error, size
     same = (one == other) | (one.isnan() & other.isnan())
     apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
     return float(apart.max()), float(torch.nan_to_num(one.double(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())
+
+
+def _largest(pieces: Iterable[Tensor]) -> float:
+    """Largest absolute element; NaN where there is one."""
+    ends = [end for piece in pieces for end in torch.aminmax(piece)]
+    return float(torch.stack(ends).abs().max())
 
 
 def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from pruneopt.errors import VerificationError
-from pruneopt.ir.compare import difference, same_outputs, tensor_leaves
+from pruneopt.ir.compare import CHUNK, difference, same_outputs, tensor_leaves
 
 INF, NAN = math.inf, math.nan
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -27,6 +27,15 @@ def test_the_difference_is_that_of_numpy(a: np.ndarray, data: st.DataObject) -> 
     error, size = difference(torch.from_numpy(a), torch.from_numpy(b))
     np.testing.assert_allclose(error, apart.max(initial=0.0), rtol=1e-6)
     assert size == np.abs(a[np.isfinite(a)]).max(initial=0.0)
+
+
+@pytest.mark.parametrize("place", [0, CHUNK, 2 * CHUNK + 2])
+def test_large_tensors_are_compared_to_the_end(place: int) -> None:
+    one = torch.zeros(2 * CHUNK + 3)
+    one[place] = -3.0
+    assert difference(one, torch.zeros_like(one)) == (3.0, 3.0)
+    one[-1] = INF
+    assert difference(one, torch.zeros_like(one))[0] == INF
 
 
 @pytest.mark.parametrize(
