@@ -9,21 +9,24 @@ changes its own state) raises `CannotRecordError`; the module is always left as 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
+
+from pruneopt.ir.fast_calls import FAST, PLAIN, Shape, result_shape
+from pruneopt.ir.module_state import CannotRecordError, in_place_of_tensors
 
 __all__ = ["Call", "CannotRecordError", "GradMode", "Recording", "Ref", "record"]
 
@@ -59,24 +62,16 @@ FRESH = frozenset(
 )
 """Ops that always give one new tensor: calls alike are run once."""
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-DEPTH = 3
-"""How deep lists and dictionaries in a module's attributes are looked into for what a run has changed."""
 
 
-class CannotRecordError(Exception):
-    """This module needs a real tracer; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """A tensor among the arguments of a call: result ``index`` of call ``source``, or a weight or input by name."""
+class Ref(NamedTuple):
+    """A tensor among the arguments of a call: result ``part`` of call ``source``, or a weight or input by name."""
 
     source: int | str
-    index: int = 0
+    part: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """An ATen call: its overload, its arguments with a `Ref` for each tensor, and dtype and shape of its results.
 
     ``several`` tells a list of results from one; None among the results is a result that the call did not give.
@@ -93,8 +88,7 @@ class Call:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class GradMode:
+class GradMode(NamedTuple):
     """The module switched gradients on or off."""
 
     enabled: bool
@@ -114,7 +108,7 @@ def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Seque
     parameters and buffers, by qualified name; inputs are meta tensors.
     """
     paths = _paths(model)
-    with _in_place_of_tensors(model, weights), _as_exporting():
+    with in_place_of_tensors(model, weights), _as_exporting():
         try:
             found = [_run(model, paths, weights, runs[0])]
             found += [_run(model, paths, weights, inputs, limit=len(found[0].steps)) for inputs in runs[1:]]
@@ -186,8 +180,14 @@ class _Recorder:
             return tuple(map(self._written, item))
         return item
 
-    def call(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Record a call and make it."""
+    def call(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        shape: Shape | None = None,
+    ) -> Any:
+        """Record a call and make it; ``shape`` is that of its result, where it is known (see `result_shape`)."""
         if torch._C._is_any_autocast_enabled():
             raise CannotRecordError("autocast")
         if self.limit is not None and len(self.recording.steps) >= self.limit:
@@ -198,7 +198,7 @@ class _Recorder:
             self._check_written(target, args, kwargs)
         written = tuple(map(self._written, args))
         named = {name: self._written(item) for name, item in kwargs.items()}
-        result = self._result(target, args, kwargs)
+        result = self._result(target, args, kwargs, shape)
         several = isinstance(result, tuple | list)
         results = list(result) if several else [result]
         if not all(item is None or isinstance(item, Tensor) for item in results):
@@ -210,7 +210,7 @@ class _Recorder:
                 target,
                 written,
                 named,
-                tuple(None if item is None else (item.dtype, tuple(item.shape)) for item in results),
+                tuple(None if item is None else (item.dtype, item.shape) for item in results),
                 several,
                 module,
                 kind,
@@ -222,18 +222,30 @@ class _Recorder:
                 self._note(item, Ref(number, index))
         return result
 
-    def _result(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _result(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        shape: Shape | None,
+    ) -> Any:
         """What a call gives; nothing is run where that is known."""
-        name = target._overloadpacket.__name__
-        if name in LIKE_FIRST:
-            return torch.empty_like(args[0])
         if _writes_in_place(target):
             return args[0]
-        key = _key(target, args, kwargs) if name in FRESH else None
-        known = self._known.get(key) if key is not None else None
-        if known is not None:
-            return torch.empty_strided(known[0], known[1], dtype=known[2], device=META)
-        with no_python_dispatcher(), torch._C._AutoDispatchBelowAutograd():
+        with torch._C._DisablePythonDispatcher(), torch._C._AutoDispatchBelowAutograd():
+            if shape is not None:
+                first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+                return torch.empty(shape, dtype=first.dtype, device=META)
+            name = target._overloadpacket.__name__
+            if name in LIKE_FIRST:
+                first = args[0]
+                if first.is_contiguous():
+                    return torch.empty(first.shape, dtype=first.dtype, device=META)
+                return torch.empty_like(first)
+            key = _key(target, args, kwargs) if name in FRESH else None
+            known = self._known.get(key) if key is not None else None
+            if known is not None:
+                return torch.empty_strided(known[0], known[1], dtype=known[2], device=META)
             result = target(*args, **kwargs)
         if key is not None and isinstance(result, Tensor):
             self._known[key] = (result.shape, result.stride(), result.dtype)
@@ -311,6 +323,11 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in PLAIN:
+            return func(*args, **kwargs)
+        found = _translated(func, args, kwargs)
+        if found is not None:
+            return self.recorder.call(*found)
         if func is torch._C._set_grad_enabled:
             self.recorder.recording.steps.append(GradMode(bool(args[0])))
             return func(*args)
@@ -327,6 +344,18 @@ class _Functions(TorchFunctionMode):
         if isinstance(result, Tensor):
             self.recorder.adopt(result, getattr(func, "__name__", ""))
         return result
+
+
+def _translated(func: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], Shape | None] | None:
+    """The ATen call that a function of torch makes, and the shape of what it gives, where these are known."""
+    translate = FAST.get(func)
+    if translate is None:
+        return None
+    try:
+        found = translate(*args, **kwargs)
+    except TypeError:  # called in a way that the table does not foresee
+        return None
+    return None if found is None else (*found, {}, result_shape(*found))
 
 
 _REFUSED = frozenset(
@@ -365,90 +394,13 @@ def _watched(recorder: _Recorder) -> Iterator[None]:
 
 
 def _paths(model: nn.Module) -> dict[int, str]:
-    """The qualified name of every module, by identity."""
+    """The first qualified name of every module, by identity."""
     paths: dict[int, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if id(module) in paths:
-            raise CannotRecordError(f"{path} and {paths[id(module)]} are one module")
+    for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CannotRecordError(f"{path} is a script")
         paths[id(module)] = path
     return paths
-
-
-@contextmanager
-def _in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The module with ``weights`` for its parameters and buffers; all its attributes are put back afterwards, and what
-    the run has changed in them is a `CannotRecordError`.
-    """
-    modules = list(model.named_modules())
-    before = [_Attributes(module) for _, module in modules]
-    try:
-        for path, module in modules:
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for store in stores:
-                for name, tensor in store.items():
-                    if tensor is not None:
-                        store[name] = weights[f"{path}.{name}" if path else name]
-        yield
-    finally:
-        # All of them, before the first complaint.
-        changed = [path for (path, _), attributes in zip(modules, before, strict=True) if attributes.restore()]
-    if changed:
-        raise CannotRecordError(f"{changed[0] or 'the module'} changes its own attributes")
-
-
-class _Attributes:
-    """The attributes of a module as they were, the user's lists and dictionaries in them included."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        self.stores = [(store, dict(store)) for store in stores]
-        self.own = dict(vars(module))
-        self.held: list[tuple[Any, Any]] = []
-        self._hold([item for name, item in self.own.items() if name not in _OF_EVERY_MODULE], DEPTH)
-
-    def _hold(self, items: Iterable[Any], depth: int) -> None:
-        for item in items:
-            if isinstance(item, dict | list | set):
-                self.held.append((item, item.copy()))
-                if depth > 1 and not isinstance(item, set):
-                    self._hold(item.values() if isinstance(item, dict) else item, depth - 1)
-
-    def restore(self) -> bool:
-        """Put everything back; whether the run had changed anything."""
-        for store, saved in self.stores:
-            store.clear()
-            store.update(saved)
-        changed = False
-        for item, saved in ((vars(self.module), self.own), *self.held):
-            if not _same(item, saved):
-                changed = True
-                _refill(item, saved)
-        return changed
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _same(now: Any, saved: Any) -> bool:
-    """Whether a container holds the same objects as before."""
-    if len(now) != len(saved):
-        return False
-    if isinstance(now, dict):
-        return all(key in now and now[key] is item for key, item in saved.items())
-    if isinstance(now, list):
-        return all(a is b for a, b in zip(now, saved, strict=True))
-    return bool(now == saved)
-
-
-def _refill(item: Any, saved: Any) -> None:
-    item.clear()
-    if isinstance(item, list):
-        item.extend(saved)
-    else:
-        item.update(saved)
 
 
 @contextmanager

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.ir import capture as capture_file
+from pruneopt.ir import recorder
 from pruneopt.ir.capture import capture
+from pruneopt.ir.check_capture import check_capture
+from pruneopt.ir.codegen import build_module
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph, same_graph
 from pruneopt.ir.program_reader import ModuleTable
@@ -100,6 +103,96 @@ def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.Mon
     assert {key: tensor.data_ptr() for key, tensor in graph.weights.items()} == {
         key: tensor.data_ptr() for key, tensor in other.weights.items()
     }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_short_way_writes_down_the_same_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = NETWORKS[name]()
+    graph = recorded(module, x)
+    monkeypatch.setattr(recorder, "FAST", {})
+    monkeypatch.setattr(recorder, "PLAIN", frozenset())
+    assert same_graph(graph, recorded(module, x))
+
+
+def masked(module: Any, x: Tensor) -> Tensor:
+    """Swin's mask: regions are numbered by writing into slices."""
+    mask = x.new_zeros((8, 8))
+    for number, rows in enumerate((slice(0, 3), slice(3, -2), slice(-2, None))):
+        mask[rows, 1:] = number
+    mask[2, -1] = 5
+    mask[:, 3] = x.new_ones(8)
+    return module.conv((x + mask) * mask.view(2, 4, 8).permute(1, 0, 2).reshape(8, 8))
+
+
+def viewed(module: Any, x: Tensor) -> Tensor:
+    """Views that were made before their tensor is written."""
+    y = module.conv(x)
+    flat, (left, right), first = y.view(y.shape[0], 4, -1), y.chunk(2, 1), y[:, 0]
+    y.mul_(2)
+    first += 1
+    y[..., 1:, :].relu_()
+    return y + flat.sum() + torch.cat([right, left], 1) * first.unsqueeze(1)
+
+
+def unread(module: Any, x: Tensor) -> Tensor:
+    y = module.conv(x)
+    y[:, 1:3].sigmoid_()
+    z = y[:, :2]
+    z -= 3
+    return z
+
+
+def without_gradients(module: Any, x: Tensor) -> Tensor:
+    y = module.conv(x)
+    with torch.no_grad():
+        scale = y.new_ones((1, 4, 1, 1))
+        scale[:, 2] = 4
+    return y * scale
+
+
+WRITES = {"a mask": masked, "views": viewed, "a part": unread, "without gradients": without_gradients}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_into_parts_of_tensors_reach_the_whole(name: str) -> None:
+    module = Module(WRITES[name])
+    graph = recorded(module, X)
+    verify_graph(graph)
+    assert check_capture(module, graph, (X,)) is None
+
+
+def test_a_write_through_a_view_that_is_no_slice_is_left_to_export() -> None:
+    def through(module: Any, x: Tensor) -> Tensor:
+        y = module.conv(x)
+        y.transpose(1, 2)[:, 1:] = 0
+        return y
+
+    with pytest.raises(CannotRecordError, match="no slice"):
+        recorded(Module(through), X)
+
+
+class Shared(nn.Module):
+    """One layer under two names, one called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.again = self.first
+        self.blocks = nn.ModuleList([nn.Sequential(self.first, self.norm), nn.ReLU()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.again(self.blocks[0](self.first(x)))) + self.blocks[1](x)
+
+
+def test_a_module_under_two_names_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Shared()
+    graph = recorded(module, X)
+    assert check_capture(module.eval(), graph, (X,)) is None
+    other = exported(module, X, monkeypatch=monkeypatch)
+    assert graph.aliases == other.aliases
+    assert [op.target for op in graph.ops] == [op.target for op in other.ops]
+    built = build_module(graph, graph.weights)
+    assert torch.allclose(built(X), module(X), atol=1e-6)
 
 
 def test_a_slice_that_takes_all_of_the_batch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

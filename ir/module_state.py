@@ -1,0 +1,93 @@
+"""The state of a module while it is recorded: its tensors are replaced, and everything is put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["CannotRecordError", "in_place_of_tensors"]
+
+DEPTH = 3
+"""How deep lists and dictionaries in a module's attributes are looked into for what a run has changed."""
+
+
+class CannotRecordError(Exception):
+    """This module needs a real tracer; the message says why."""
+
+
+@contextmanager
+def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The module with ``weights`` for its parameters and buffers; all its attributes are put back afterwards, and what
+    the run has changed in them is a `CannotRecordError`.
+    """
+    modules = list(model.named_modules())
+    before = [_Attributes(module) for _, module in modules]
+    try:
+        for path, module in modules:
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        store[name] = weights[f"{path}.{name}" if path else name]
+        yield
+    finally:
+        # All of them, before the first complaint.
+        changed = [path for (path, _), attributes in zip(modules, before, strict=True) if attributes.restore()]
+    if changed:
+        raise CannotRecordError(f"{changed[0] or 'the module'} changes its own attributes")
+
+
+class _Attributes:
+    """The attributes of a module as they were, the user's lists and dictionaries in them included."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        self.stores = [(store, dict(store)) for store in stores]
+        self.own = dict(vars(module))
+        self.held: list[tuple[Any, Any]] = []
+        self._hold([item for name, item in self.own.items() if name not in _OF_EVERY_MODULE], DEPTH)
+
+    def _hold(self, items: Iterable[Any], depth: int) -> None:
+        for item in items:
+            if isinstance(item, dict | list | set):
+                self.held.append((item, item.copy()))
+                if depth > 1 and not isinstance(item, set):
+                    self._hold(item.values() if isinstance(item, dict) else item, depth - 1)
+
+    def restore(self) -> bool:
+        """Put everything back; whether the run had changed anything."""
+        for store, saved in self.stores:
+            store.clear()
+            store.update(saved)
+        changed = False
+        for item, saved in ((vars(self.module), self.own), *self.held):
+            if not _same(item, saved):
+                changed = True
+                _refill(item, saved)
+        return changed
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _same(now: Any, saved: Any) -> bool:
+    """Whether a container holds the same objects as before."""
+    if len(now) != len(saved):
+        return False
+    if isinstance(now, dict):
+        return all(key in now and now[key] is item for key, item in saved.items())
+    if isinstance(now, list):
+        return all(a is b for a, b in zip(now, saved, strict=True))
+    return bool(now == saved)
+
+
+def _refill(item: Any, saved: Any) -> None:
+    item.clear()
+    if isinstance(item, list):
+        item.extend(saved)
+    else:
+        item.update(saved)
