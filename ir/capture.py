@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from pruneopt.calling import calling
@@ -22,8 +23,8 @@ from pruneopt.errors import UserError
 from pruneopt.ir.autograd_functions import backward_notes, watched_functions
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.modes import in_mode
-from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, read_program
+from pruneopt.ir.modes import in_mode, quiet
+from pruneopt.ir.program_reader import ModuleTable, NotDynamicError, read_program, short_path
 from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import IRError, verify_graph
 
@@ -167,13 +168,25 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
         shapes = tuple({0: auto} if b else None for b in batched)
     dynamic_shapes = _by_parameter(model, shapes) if shapes is not None else None
     try:
-        with _DropoutsLeaveTheirInput():
+        with quiet(), _DropoutsLeaveTheirInput():
             return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         if dynamic:
             raise NotDynamicError(first_line(error)) from error
         _run_plainly(model, inputs)
-        raise UserError(f"{type(model).__name__} cannot be captured by torch.export: {first_line(error)}") from error
+        raise UserError(f"{type(model).__name__} cannot be captured{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why torch.export refuses, with the line of the network that does what no graph can hold."""
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return f" by torch.export: {first_line(error)}"
+    places = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    at = f" at {short_path(Path(places[-1][0]))}:{places[-1][1]}" if places else ""
+    return (
+        f": it reads the value of a tensor in Python{at}, to decide or to compute with it, which a graph cannot hold; "
+        "compute with tensors there (torch.where), or capture a part of the network (forward=)"
+    )
 
 
 def _check_dynamic(program: ExportedProgram, size: int) -> None:

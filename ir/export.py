@@ -6,13 +6,10 @@ whole and checked.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import BytesIO, StringIO
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from pruneopt.errors import UserError
 from pruneopt.files import atomic_folder, atomic_path
 from pruneopt.ir.compare import array_of
-from pruneopt.ir.modes import in_mode
+from pruneopt.ir.modes import in_mode, quiet
 
 __all__ = ["export_onnx", "export_pt2", "run_onnx"]
 
@@ -48,7 +45,7 @@ def export_pt2(
     # torch reports a full disk as a RuntimeError of its zip writer; a plain write says what is wrong.
     buffer = BytesIO()
     path = _named(path, ".pt2")
-    with _quiet():
+    with quiet():
         torch.export.save(program, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -74,7 +71,7 @@ def export_onnx(
     onnx_program = _translate(program, opset)
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     large = sum(t.numel() * t.element_size() for t in tensors.values()) > SINGLE_FILE_LIMIT
-    with atomic_folder(path) as folder, _quiet():
+    with atomic_folder(path) as folder, quiet():
         temporary = folder / path.name
         onnx_program.save(temporary, external_data=large)
         if dynamic_batch:
@@ -131,7 +128,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         inputs = tuple(torch.cat([x, x]) if b and size == 1 else x for x, b in zip(inputs, batched, strict=True))
         shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
     try:
-        with _quiet(), torch.no_grad(), in_mode(module):
+        with quiet(), torch.no_grad(), in_mode(module):
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise UserError(f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
@@ -150,7 +147,7 @@ def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: 
     for take in (lambda x: x[:1], lambda x: torch.cat([x, x[:1]])):
         given = [take(x) if b else x for x, b in zip(inputs, batched, strict=True)]
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 program.module()(*given)
         except Exception as error:
             reason = reason or _first_line(error)
@@ -163,7 +160,7 @@ def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: 
 
 def _translate(program: ExportedProgram, opset: int | None) -> Any:
     try:
-        with _quiet():
+        with quiet():
             found = torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=True)
     except Exception as error:
         reason = f"the op {_failing_op(error)}" if _failing_op(error) else _first_line(error)
@@ -208,16 +205,3 @@ def _name_batch(path: Path) -> None:
 def _first_line(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No prints, warnings or log lines from the exporters; what matters comes back as an error."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)

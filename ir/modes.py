@@ -1,14 +1,17 @@
-"""Running somebody's module without leaving a trace."""
+"""Running somebody's module, or PyTorch's exporters, without a trace: modes come back, and nothing is printed."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 import torch
 from torch import nn
 
-__all__ = ["in_mode"]
+__all__ = ["in_mode", "quiet"]
 
 
 @contextmanager
@@ -22,3 +25,16 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         finally:
             for module, before in modes:
                 module.training = before
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No prints, warnings or log lines from tracing and exporting; what matters comes back as an error."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
