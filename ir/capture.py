@@ -87,7 +87,8 @@ def capture(
 
 def _load_program(path: Path) -> ExportedProgram:
     try:
-        return torch.export.load(path)
+        with quiet():
+            return torch.export.load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:

@@ -450,7 +450,7 @@ def program_with_free_width() -> torch.export.ExportedProgram:
         (Net(), ("x",), "example inputs must be tensors"),
         (Net(), (torch.randn(2, 4, 8, 8),), r"Net does not run on example inputs of shape \(2, 4, 8, 8\): "),
         (Net(), (torch.randn(2, 3, 8, 8),) * 2, "Net does not run on example inputs"),
-        (DependsOnData(), (torch.randn(2, 3),), r"cannot be captured: it reads the value of a tensor in Python at .*test_capture\.py:\d+"),
+        (DependsOnData(), (torch.randn(2, 3),), r"it reads the value of a tensor in Python at .*test_capture\.py:\d"),
         (Counts(), (torch.randn(2, 3),), "changes a buffer or an input"),
         (Path("nowhere.pt2"), None, "nowhere.pt2: no such file"),
         (program_with_free_width(), None, "this exported program cannot be captured: sizes depend on more than"),
