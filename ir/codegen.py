@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.ir.codegen_layers import FROZEN, LayerCall, find_layers
@@ -63,7 +64,7 @@ def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
     namespace: dict[str, Any] = {"__name__": "pruneopt_generated"}
     # Tracebacks and debuggers find the lines here.
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    with torch.random.fork_rng(devices=[]):
+    with _Blank(), torch.random.fork_rng(devices=[]):
         exec(compile(source, file, "exec"), namespace)
         module = namespace[name]()
     if not isinstance(module, nn.Module):
@@ -71,19 +72,59 @@ def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
     return _load(module, graph, weights).eval()
 
 
+class _Blank(TorchFunctionMode):
+    """Layers made under this mode have weights without data, which nothing fills: all of them are loaded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLS:
+            return args[0]
+        kwargs = kwargs or {}
+        if func in _MAKES and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+_FILLS = frozenset((Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_))
+_MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.tensor))
+
+
 def _load(module: nn.Module, graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Give every parameter and buffer of a module a copy of its weight; one for all the names of a tensor."""
     missing = [name for name in graph.params if name not in weights]
     if missing:
         raise UserError(f"the weights lack {missing[0]}, which {graph.name} needs")
     state = {name: weights[name] for name in graph.params}
     state |= {alias: weights[name] for alias, name in graph.aliases.items()}
-    for name, tensor in module.state_dict().items():
-        if name in state and tensor.shape != state[name].shape:
-            shape = tuple(state[name].shape)
-            raise UserError(f"{name} has shape {shape} in the weights, {graph.name} takes {tuple(tensor.shape)}")
-    module.to(next((tensor.device for tensor in state.values()), torch.device("cpu")))
-    module.load_state_dict(state)
+    device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+    made: dict[int, Tensor] = {}
+    held: list[Tensor] = []
+    placed: set[str] = set()
+    for path, owner in module.named_modules():
+        stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for store in stores:
+            for leaf, blank in store.items():
+                name = f"{path}.{leaf}" if path else leaf
+                if blank is None:
+                    continue
+                if id(blank) not in made:
+                    held.append(blank)  # no other tensor may get its number
+                    made[id(blank)] = _filled(blank, state.get(name), device, name, graph.name)
+                    placed.add(graph.aliases.get(name, name))
+                store[leaf] = made[id(blank)]
+    if not placed.issuperset(graph.params):
+        raise InternalError(f"the source of {graph.name} has no place for {min(set(graph.params) - placed)}")
     return module
+
+
+def _filled(blank: Tensor, weight: Tensor | None, device: torch.device, name: str, graph: str) -> Tensor:
+    """A copy of a weight in the form of the tensor it replaces."""
+    if weight is None:
+        raise InternalError(f"the source of {graph} declares {name}, which the graph does not have")
+    if blank.shape != weight.shape:
+        shape = tuple(weight.shape)
+        raise UserError(f"{name} has shape {shape} in the weights, {graph} takes {tuple(blank.shape)}")
+    copy = torch.empty(blank.shape, dtype=blank.dtype, device=device).copy_(weight.detach())
+    return nn.Parameter(copy, blank.requires_grad) if isinstance(blank, nn.Parameter) else copy
 
 
 def _class_name(name: str) -> str:

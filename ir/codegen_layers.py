@@ -46,9 +46,12 @@ def find_layers(graph: Graph) -> dict[Op, LayerCall]:
         parts = name.split(".")
         for depth in range(len(parts)):
             under.setdefault(".".join(parts[:depth]), set()).add(".".join(parts[depth:]))
+    aliases: dict[str, list[str]] = {}
+    for alias, name in graph.aliases.items():
+        aliases.setdefault(name, []).append(alias)
     calls: dict[Op, LayerCall] = {}
     for op in graph.ops:
-        call = _layer_call(op, names, under)
+        call = _layer_call(op, names, under, aliases)
         if call is not None:
             calls[op] = call
     declarations: dict[str, set[str]] = {}
@@ -57,7 +60,9 @@ def find_layers(graph: Graph) -> dict[Op, LayerCall]:
     return {op: call for op, call in calls.items() if len(declarations[call.prefix]) == 1}
 
 
-def _layer_call(op: Op, names: Mapping[str, str], under: Mapping[str, set[str]]) -> LayerCall | None:
+def _layer_call(
+    op: Op, names: Mapping[str, str], under: Mapping[str, set[str]], aliases: Mapping[str, list[str]]
+) -> LayerCall | None:
     pattern = PATTERNS.get(op.target)
     if pattern is None:
         return None
@@ -74,7 +79,7 @@ def _layer_call(op: Op, names: Mapping[str, str], under: Mapping[str, set[str]])
     expected = set(held) | ({COUNTER} if "running_mean" in held else set())
     fitting = [
         prefix
-        for prefix in _prefixes(held, names)
+        for prefix in _prefixes(held, aliases)
         if under[prefix] == expected and all(names[f"{prefix}.{leaf}"] == v.name for leaf, v in held.items())
     ]
     if not fitting:
@@ -82,10 +87,10 @@ def _layer_call(op: Op, names: Mapping[str, str], under: Mapping[str, set[str]])
     return LayerCall(op.loc.module if op.loc.module in fitting else fitting[0], declaration, source)
 
 
-def _prefixes(held: Mapping[str, Value], names: Mapping[str, str]) -> Iterator[str]:
+def _prefixes(held: Mapping[str, Value], aliases: Mapping[str, list[str]]) -> Iterator[str]:
     """The names under which the first weight is known, without its leaf: its own name first, then its aliases."""
     leaf, value = next(iter(held.items()))
-    for name in (value.name, *(alias for alias, target in names.items() if target == value.name and alias != target)):
+    for name in (value.name, *aliases.get(value.name, ())):
         prefix, _, last = name.rpartition(".")
         if prefix and last == leaf:
             yield prefix

@@ -165,7 +165,7 @@ def _functional_name(op: Op, given: Given) -> str | None:
         return f"F.{name}"
     if not inspect.isfunction(function):
         return None
-    parameters = list(inspect.signature(function).parameters)
+    parameters = _parameters(function)
     for index, (argument, value) in enumerate(given):
         by_name = argument.name in parameters or (index == 0 and argument.name == "self")
         in_place = index == 0 or (index < len(parameters) and parameters[index] == argument.name)
@@ -173,7 +173,12 @@ def _functional_name(op: Op, given: Given) -> str | None:
             return None
     # A tensor with a default is written by position: its place must agree too.
     names = [argument.name for argument, _ in given if argument.is_tensor][1:]
-    return f"F.{name}" if [p for p in parameters[1:] if p in names] == names else None
+    return f"F.{name}" if [parameter for parameter in parameters[1:] if parameter in names] == names else None
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def _is_method(op: Op, given: Given) -> bool:

@@ -14,8 +14,10 @@ def wrap(line: str, indent: int, end: str = "") -> str:
     What is inside goes on one line of its own if it fits there, else one item to a line.
     """
     text = " " * indent + line + end
+    if len(text) <= WIDTH:
+        return text
     opening = _last_bracket(line)
-    if len(text) <= WIDTH or opening is None:
+    if opening is None:
         return text
     start, stop = opening, _closing(line, opening)
     if line[start + 1] in CLOSING and _closing(line, start + 1) == stop - 1:  # f([...]): open both together

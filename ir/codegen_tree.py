@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from keyword import iskeyword
 from typing import Literal
 
@@ -29,6 +30,11 @@ class _Node:
     leaves: list[str] = field(default_factory=list)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether what lies below is the module's own, or another's, to declare."""
+        return self.layer is not None or self.link is not None
+
+    @cached_property
     def kind(self) -> Literal["layer", "link", "list", "dict", "plain"]:
         if self.layer is not None:
             return "layer"
@@ -57,18 +63,22 @@ class ModuleTree:
             for depth, part in enumerate(parts[:-1], 1):
                 path = ".".join(parts[:depth])
                 node = node.children.setdefault(part, _Node(layers.get(path), self.links.get(path)))
-                if node.kind in ("layer", "link"):
+                if node.is_closed:
                     break
             else:
                 node.leaves.append(name)
+        self._places: dict[str, tuple[str, _Node]] = {"": ("self", self.root)}
 
     def path(self, name: str) -> str:
         """The Python expression of a module or weight by its qualified name: ``self.layer1[0].conv1``."""
-        text, node = "self", self.root
-        for part in name.split(".") if name else ():
-            text = _member(text, node.kind, part)
-            node = node.children.get(part, _Node(layer=""))
-        return text
+        return self._place(name)[0]
+
+    def _place(self, name: str) -> tuple[str, _Node]:
+        if name not in self._places:
+            parent, _, part = name.rpartition(".")
+            text, node = self._place(parent)
+            self._places[name] = _member(text, node.kind, part), node.children.get(part, _Node(layer=""))
+        return self._places[name]
 
     @property
     def base(self) -> str:
@@ -96,7 +106,7 @@ class ModuleTree:
             if node.kind == "plain" and child.kind != "link":
                 shell = _shell(child)
                 yield f"{inner} = {shell}" if is_plain_name(part) else f'{text}.add_module("{part}", {shell})'
-            if child.kind not in ("layer", "link"):
+            if not child.is_closed:
                 yield from self._fill(child, inner, f"{prefix}{part}.")
 
     def _declare(self, text: str, leaf: str, value: Value) -> str:
