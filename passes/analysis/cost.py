@@ -76,8 +76,8 @@ class CostModel:
         """The widths of the original, [G]."""
         self.step = np.array([group.step for group in free], dtype=np.int64)
         """Widths are multiples of these (every block keeps the same number), [G]."""
-        self.minimum = self.step.copy()
-        """The smallest widths: one unit in each block, [G]."""
+        self.minimum = np.array([group.minimum for group in free], dtype=np.int64)
+        """The smallest widths: one unit in each block, or two, [G]."""
         self.before: dict[str, float] = {}
         """What the network cost before whole blocks were dropped from it, by unit; empty where none was."""
         self._lengths = _Lengths(coupling, self.full)

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 HEADS = ("width", "count")
-"""How attention shrinks."""
+"""How attention shrinks, and how layers with groups do."""
 Plan = Mapping[str, np.ndarray]
 """Group name -> sorted indices of the units that stay."""
 
@@ -67,6 +67,8 @@ class Group:
     blocks: tuple[np.ndarray, ...]
     frozen: str | None
     location: Location
+    least: int = 1
+    """The fewest units that a block keeps: two where one alone would be normalised to a constant."""
 
     @property
     def width(self) -> int:
@@ -77,6 +79,11 @@ class Group:
     def step(self) -> int:
         """Widths are multiples of this: every block keeps the same number of units."""
         return len(self.blocks)
+
+    @property
+    def minimum(self) -> int:
+        """The smallest width."""
+        return self.least * self.step
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,17 +214,24 @@ def check_kept(group: Group, ranks: np.ndarray) -> None:
         raise UserError(
             f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal"
         )
+    if len(ranks) < group.minimum:
+        raise UserError(
+            f"the plan keeps {len(ranks)} channels of group {group.name}, over which a statistic is taken: at least "
+            f"{group.minimum} must stay"
+        )
 
 
-def couple(graph: Graph, *, heads: str = "width") -> Coupling:
+def couple(graph: Graph, *, heads: str = "width", groups: str = "width") -> Coupling:
     """Find the channel groups of a graph.
 
     ``heads`` says how attention shrinks: by ``width``, where every head keeps equally many of its channels, or by
-    ``count``, where whole heads go. `UserError` for anything else.
+    ``count``, where whole heads go. ``groups`` says the same of grouped convolutions and group norms: with ``count``,
+    the inputs and outputs of a group go together. `UserError` for anything else.
     """
-    if heads not in HEADS:
-        raise UserError(f"heads must be one of {', '.join(HEADS)}, not {heads!r}")
-    labels = propagate(graph, apply_rule, whole_heads=heads == "count")
+    for name, way in (("heads", heads), ("groups", groups)):
+        if way not in HEADS:
+            raise UserError(f"{name} must be one of {', '.join(HEADS)}, not {way!r}")
+    labels = propagate(graph, apply_rule, whole_heads=heads == "count", whole_groups=groups == "count")
     return _assemble(graph, labels, find_units(labels))
 
 
@@ -237,13 +251,28 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
         reasons = [units.frozen[u] for u in members if units.frozen[u] is not None]
         drafts.append((members, blocks, reasons[0] if reasons else None))
     names = _Names(graph, units.slots, unit_group, len(drafts))
+    pairs = _groups_in_pairs(labels, units, unit_group)
     groups = tuple(
-        Group(names.names[i], members, blocks, frozen, names.locations[i])
+        Group(names.names[i], members, blocks, frozen, names.locations[i], 2 if i in pairs else 1)
         for i, (members, blocks, frozen) in enumerate(drafts)
     )
     unknown = tuple(UnknownOp(item.op, item.why) for item in labels.unknown)
     notes = _semantic_notes(labels, units, groups, unit_group)
     return Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, notes, unknown)
+
+
+def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> set[int]:
+    """The numbers of the groups that keep two units of every block: a row of `Labels.pairs` holds nothing else."""
+    cell_of = np.empty(units.count, dtype=np.int64)
+    for number, cell in enumerate(units.cells):
+        cell_of[list(cell.units)] = number
+    found = set()
+    for plane in labels.pairs:
+        for row in units.of_label[plane.numpy()]:
+            times = np.unique(row, return_counts=True)[1]
+            if len(times) > 1 and row.min() >= 0 and times.min() == 1 and len(np.unique(cell_of[row])) == 1:
+                found.add(int(unit_group[row[0]]))
+    return found
 
 
 def _semantic_notes(

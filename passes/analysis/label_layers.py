@@ -30,8 +30,11 @@ def conv(labels: Labels, op: Op) -> None:
     out = labels.axis_labels(weight, 0)
     if groups == 1:
         meet_weight(labels, op, weight, 1, channels)
-    elif ins == 1 and channels is not None:
+    elif channels is not None and (ins == 1 or labels.whole_groups):
         out = depthwise(labels, op, out, channels, groups, outs)
+        for plane in labels.of(weight) if ins > 1 else ():
+            if 1 in varying(plane):
+                labels.freeze(plane, f"read by whole groups of {op}")
     else:
         grouped(labels, op, weight, channels, groups, (outs, ins))
         if out is not None:
@@ -55,8 +58,8 @@ def conv_transpose(labels: Labels, op: Op) -> None:
         meet_weight(labels, op, weight, 0, channels)
     else:
         meet_weight(labels, op, weight, 0, channels)
-        if groups == ins and channels is not None:
-            out = channels.repeat_interleave(each)
+        if channels is not None and (groups == ins or labels.whole_groups):
+            out = labels.tie(channels.reshape(groups, -1), [1]).reshape(-1).repeat_interleave(each)
         else:
             out = grouped_outputs(labels, op, weight, groups)
             if channels is not None:
@@ -88,11 +91,12 @@ def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor 
 
 
 def depthwise(labels: Labels, op: Op, out: Tensor | None, channels: Tensor, groups: int, outs: int) -> Tensor:
-    """Each input channel lives and dies with the outputs made from it alone."""
+    """Each input channel, or the channels of each group, live and die with the outputs made from them alone."""
+    rows = labels.tie(channels.reshape(groups, -1), [1])
     if out is None:
         labels.freeze(channels, f"depthwise weight with fixed channels, {op}")
-        return channels.repeat_interleave(outs // groups)
-    labels.unite(channels.reshape(groups, 1), out.reshape(groups, -1), f"depthwise {op}")
+        return rows.reshape(-1).repeat_interleave(outs // groups)
+    labels.unite(rows, out.reshape(groups, -1), f"depthwise {op}")
     return out
 
 

@@ -106,6 +106,8 @@ def layer_norm(labels: Labels, op: Op) -> None:
     for plane in planes:
         if any(axis >= first for axis in varying(plane)):
             labels.notes.append(Note(op, plane))
+            if op.role.endswith("layer_norm"):
+                labels.needs_two(plane, range(first, x.type.rank), labels.shape(x))
             for index in (1, 2):
                 labels.adopt(op.value(index), plane, f"{op}")
     if not any(axis >= first for plane in planes for axis in varying(plane)):
@@ -122,8 +124,12 @@ def group_norm(labels: Labels, op: Op) -> None:
     groups = number(op, "num_groups")
     out = per_channel(labels, op, x, (1, 2))
     for plane in out:
-        if 1 in varying(plane) and plane.numel() > groups:
+        if 1 in varying(plane) and labels.whole_groups and groups > 1:
+            labels.tie(plane.reshape(groups, -1), [1])  # statistics of whole groups: nothing to note
+        elif 1 in varying(plane) and plane.numel() > groups:
             labels.notes.append(Note(op, plane))
+            if all(size == 1 for size in labels.shape(x)[2:]):
+                labels.pairs.append(plane.reshape(groups, -1))
             if groups > 1:
                 labels.blocks.append(Blocks(plane.reshape(groups, -1), op, pinned=1))
     labels.set(op.result, out)
@@ -159,6 +165,8 @@ def along_axis(labels: Labels, op: Op) -> None:
     for plane in planes:
         if axis in varying(plane):
             labels.notes.append(Note(op, plane))
+            if "softmax" in op.role:
+                labels.needs_two(plane, [axis], labels.shape(x))
     labels.set(op.result, planes)
 
 
@@ -257,6 +265,8 @@ def reduction(labels: Labels, op: Op) -> None:
     out = []
     for plane in labels.of(x):
         inside = [axis for axis in varying(plane) if axis in axes]
+        if op.role in ("std", "var"):
+            labels.needs_two(plane, axes, labels.shape(x))
         if inside and len(inside) == len(varying(plane)):
             labels.notes.append(Note(op, plane))
             continue

@@ -7,7 +7,7 @@ without a rule freezes what it touches. The rules stand in `label_rules`; this f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +63,8 @@ class Labels:
     graph: Graph
     whole_heads: bool = False
     """Whether attention loses whole heads, not channels within each; see `label_heads`."""
+    whole_groups: bool = False
+    """Whether grouped convolutions and group norms lose whole groups, not channels within each."""
     planes: dict[Value, tuple[Plane, ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -73,6 +75,8 @@ class Labels:
     """Results computed from weights alone."""
     blocks: list[Blocks] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    pairs: list[Tensor] = field(default_factory=list)
+    """Rows of labels over which a statistic runs that says nothing of a single number: at least two of each stay."""
     unknown: list[Unknown] = field(default_factory=list)
 
     def of(self, value: Value | None) -> tuple[Plane, ...]:
@@ -168,6 +172,14 @@ class Labels:
                 self.unite(first, plane, why)
                 plane = first
         return plane
+
+    def needs_two(self, plane: Plane, axes: Iterable[int], shape: Sequence[int]) -> None:
+        """Channels over which, and over nothing else, a statistic runs: one alone would be normalised to a constant."""
+        inside = [axis for axis in axes if plane.shape[axis] > 1]
+        if inside and all(shape[axis] == 1 for axis in axes if axis not in inside):
+            last = range(plane.dim() - len(inside), plane.dim())
+            rows = plane.movedim(inside, tuple(last))
+            self.pairs.append(rows.reshape(-1, rows.shape[last[0] :].numel()))
 
     def freeze(self, labels: Tensor, why: str) -> None:
         array = torch.unique(labels).numpy()
@@ -267,11 +279,14 @@ def _is_uneven(dim: Dim) -> bool:
     return isinstance(dim, BatchSize) and (dim.offset != 0 or dim.divisor != 1)
 
 
-def propagate(graph: Graph, apply: Callable[[Labels, Op], None], whole_heads: bool = False) -> Labels:
+def propagate(
+    graph: Graph, apply: Callable[[Labels, Op], None], whole_heads: bool = False, whole_groups: bool = False
+) -> Labels:
     """Labels of every value. A weight may get labels after an op has read it bare; then the graph is run once more."""
-    labels = Labels(graph, whole_heads)
+    labels = Labels(graph, whole_heads, whole_groups)
     for _ in range(MAX_SWEEPS):
-        labels.edges, labels.frozen, labels.blocks, labels.notes, labels.unknown = [], [], [], [], []
+        labels.edges, labels.frozen, labels.blocks, labels.notes = [], [], [], []
+        labels.pairs, labels.unknown = [], []
         seen: list[tuple[Value, int]] = []
         for op in graph.ops:
             apply(labels, op)

@@ -58,11 +58,11 @@ def _free(groups: tuple[Group, ...], text: str) -> list[Group]:
 
 def _check_allowed(group: Group, width: int, text: str) -> None:
     """`UserError`, with the widths that are allowed, for one that a group cannot have."""
-    if width > group.width or width % group.step:
-        step, full = group.step, group.width
-        allowed = f"1 to {full}" if step == 1 else ", ".join(map(str, range(step, full + 1, step)))
+    if not group.minimum <= width <= group.width or width % group.step:
+        low, step, full = group.minimum, group.step, group.width
+        allowed = f"{low} to {full}" if step == 1 else ", ".join(map(str, range(low, full + 1, step)))
         if step > 1 and full // step > 8:
-            allowed = f"{step}, {2 * step}, {3 * step}, ..., {full} (multiples of {step})"
+            allowed = f"{low}, {low + step}, {low + 2 * step}, ..., {full} (multiples of {step})"
         raise UserError(f"{text}: group {group.name} may keep {allowed} channels")
 
 

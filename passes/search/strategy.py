@@ -74,7 +74,8 @@ def _strategy(where: str, line: str) -> Strategy:
 def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
     """How many units every free group keeps under ratios `[L]` in the order of `eagleeye_order`.
 
-    A group with blocks keeps as many of each: the count is taken block by block. At least one always stays.
+    A group with blocks keeps as many of each: the count is taken block by block. At least one always stays, or two
+    where a statistic over them needs it.
 
     Raises:
         UserError: another number of ratios than free groups.
@@ -87,7 +88,8 @@ def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
         )
     steps = np.array([group.step for group in groups], dtype=np.int64)
     full = np.array([group.width for group in groups], dtype=np.int64)
-    kept = np.maximum(floor_widths(np.asarray(ratios, dtype=np.float64), full // steps), 1) * steps
+    least = np.array([group.least for group in groups], dtype=np.int64)
+    kept = np.maximum(floor_widths(np.asarray(ratios, dtype=np.float64), full // steps), least) * steps
     return {group.name: int(width) for group, width in zip(groups, kept, strict=True)}
 
 

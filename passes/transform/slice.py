@@ -139,16 +139,20 @@ def _remake_conv(site: _Site) -> None:
 
 
 def _remake_conv_transpose(site: _Site) -> None:
-    """Groups stay, except that of a depthwise convolution: one for each channel."""
-    weight, old = site.op.value(1), site.old.value(1)
-    if weight is not None and old is not None and site.old.attrs["groups"] == old.type.shape()[0]:
-        site.set("groups", weight.type.shape()[0])
+    """The weight holds the outputs of one group."""
+    x, weight = site.op.value(0), site.op.value(1)
+    if x is not None and weight is not None:
+        axis = x.type.rank - weight.type.rank + 1
+        site.set("groups", site.op.result.type.shape()[axis] // weight.type.shape()[1])
 
 
 def _remake_group_norm(site: _Site) -> None:
-    x, old = site.op.value(0), site.old.value(0)
-    if x is not None and old is not None and site.old.attrs["num_groups"] == old.type.shape()[1]:
-        site.set("num_groups", x.type.shape()[1])
+    """Groups of which each is one unit are as many as are kept; else all stay."""
+    share = site.share(site.old.value(0), 1)
+    if share is not None:
+        rows = share.units.reshape(number(site.old, "num_groups"), -1)
+        if bool((rows == rows[:, :1]).all()):
+            site.set("num_groups", int(np.append(site.kept, True)[rows[:, 0]].sum()))
 
 
 def _remake_layer_norm(site: _Site) -> None:

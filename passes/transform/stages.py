@@ -46,11 +46,13 @@ class Couple(Pass):
     name: ClassVar[str] = "couple"
     summary: ClassVar[str] = "find which channels must be removed together"
     heads: str = option("width", "how attention shrinks: width (channels within every head) or count (whole heads)")
+    groups: str = option("width", "the same for grouped convolutions and group norms: width, or count (whole groups)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads not in HEADS:
-            raise UserError(f"heads must be one of {', '.join(HEADS)}, not {self.heads!r}")
+        for name, way in (("heads", self.heads), ("groups", self.groups)):
+            if way not in HEADS:
+                raise UserError(f"{name} must be one of {', '.join(HEADS)}, not {way!r}")
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -58,7 +60,8 @@ class Couple(Pass):
         return "the channel groups are known already: run couple once" if state.coupling is not None else None
 
     def run(self, state: State) -> bool:
-        state.coupling = coupling = freeze_named(couple(state.graph, heads=self.heads), state.ignore)
+        found = couple(state.graph, heads=self.heads, groups=self.groups)
+        state.coupling = coupling = freeze_named(found, state.ignore)
         state.limits = limits_of(coupling, state.constraints)
         state.graph = annotate(coupling)
         state.records[self.name] = CoupleReport(

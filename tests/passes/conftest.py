@@ -24,7 +24,7 @@ def random_plan(coupling: Coupling, seed: int | None) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     plan = {}
     for group in coupling.free:
-        count = 1 if seed is None else int(random.integers(1, len(group.blocks[0]) + 1))
+        count = group.least if seed is None else int(random.integers(group.least, len(group.blocks[0]) + 1))
         kept = [random.permutation(block)[:count] for block in group.blocks]
         plan[group.name] = np.sort(np.concatenate(kept))
     return plan
@@ -59,10 +59,14 @@ def prove() -> Callable[..., Coupling]:
     """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run, regenerate each."""
 
     def run(
-        model: nn.Module, *inputs: torch.Tensor, seeds: Sequence[int | None] = (None, 0, 1), heads: str = "width"
+        model: nn.Module,
+        *inputs: torch.Tensor,
+        seeds: Sequence[int | None] = (None, 0, 1),
+        heads: str = "width",
+        groups: str = "width",
     ) -> Coupling:
         graph = capture(awaken(model), inputs)
-        coupling = couple(graph, heads=heads)
+        coupling = couple(graph, heads=heads, groups=groups)
         for seed in seeds:
             plan = random_plan(coupling, seed)
             pruned = slice_graph(graph, coupling, plan)

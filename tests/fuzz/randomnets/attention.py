@@ -12,7 +12,8 @@ from randomnets.base import Dice, Free, Made, Shape, unary, width
 
 MAX_TOKENS = 64
 SOURCES = ("3hd", "h3d", "hd3", "chunk", "split", "separate", "separate", "kv")
-CORES = ("sdpa", "sdpa scaled", "causal", "mask", "manual", "einsum", "linear", "cosine", "sigmoid")
+CORES = ("sdpa", "sdpa scaled", "causal", "mask", "manual", "einsum", "linear", "cosine", "sigmoid",
+    "between channels")
 SHARED = ("all", "all", "interleave", "expand", "flag")
 ROTARY = ("no", "no", "no", "halves", "pairs")
 
@@ -28,7 +29,9 @@ class Attention(nn.Module):
         self.core, self.rotary = dice.pick(CORES), dice.pick(ROTARY)
         self.shared = dice.pick(SHARED) if self.source == "separate" and self.heads > 1 else "all"
         self.merged = dice.pick(["flatten", "reshape", "einsum"])
-        if self.source != "separate":
+        if self.core == "between channels" and (self.shared == "flag" or not own):
+            self.core = "manual"
+        if self.source != "separate" or self.core == "between channels":
             self.value_dim = self.dim
         qk, bias = self.heads * self.dim, dice.flag()
         if self.source in ("3hd", "h3d", "hd3", "chunk", "split"):
@@ -121,6 +124,8 @@ class Attention(nn.Module):
         if self.core == "linear":
             context = k.softmax(-2).mT @ v
             return q.softmax(-1) @ context
+        if self.core == "between channels":
+            return ((q.mT @ k * self.temperature / q.shape[-2]).softmax(-1) @ v.mT).mT
         if self.core == "cosine":
             q, k = F.normalize(q, dim=-1, eps=1e-2), F.normalize(k, dim=-1, eps=1e-2)
         if self.core == "einsum":

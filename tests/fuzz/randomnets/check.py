@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,20 @@ class Failure(AssertionError):
         self.kind, self.where = kind, where
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How attention and layers with groups shrink."""
+
+    heads: str
+    groups: str
+
+    def couple(self, graph: Graph) -> Coupling:
+        return couple(graph, heads=self.heads, groups=self.groups)
+
+    def __str__(self) -> str:
+        return f"heads by {self.heads}, groups by {self.groups}"
+
+
 @contextmanager
 def stage(where: str) -> Iterator[None]:
     """Say where an error arose."""
@@ -62,18 +77,18 @@ def check(model: Network, dice: Dice) -> None:
     awaken(model, seed)
     inputs = model.examples(2, seed)
     graph = captured(model, inputs, dynamic=dice.whole(0, 15) < 15)
-    heads = dice.pick(["width", "width", "count"])
-    with stage(f"couple, heads by {heads}"):
-        coupling = couple(graph, heads=heads)
+    ways = Ways(dice.pick(["width", "width", "count"]), dice.pick(["width", "width", "count"]))
+    with stage(f"couple, {ways}"):
+        coupling = ways.couple(graph)
     count(coupling)
-    check_partition(coupling, heads)
+    check_partition(coupling, ways)
     check_both_modes(model, graph, inputs)
     if dice.whole(0, 15) == 15:  # rare, for it is slow; hypothesis likes zeros
-        check_export(model, coupling, heads, inputs)
+        check_export(model, coupling, ways, inputs)
     kinds = ["least", "random", dice.pick(KINDS)] if coupling.free else ["least"]
     for kind in kinds:
         plan = make_plan(coupling, kind, seed)
-        check_plan(model, graph, coupling, plan, inputs, f"{kind}, heads by {heads}")
+        check_plan(model, graph, coupling, plan, inputs, ways, kind)
     check_text(coupling, make_plan(coupling, "random", seed))
     if dice.whole(0, 5) == 5:
         check_twice(graph, coupling, seed, inputs)
@@ -138,7 +153,7 @@ def count(coupling: Coupling) -> None:
         COUNTS[f"no rule for {unknown.op.base} ({unknown.why})"] += 1
 
 
-def check_partition(coupling: Coupling, heads: str) -> None:
+def check_partition(coupling: Coupling, ways: Ways) -> None:
     """Every unit is in one group, every rank in one block; and coupling looks at no weight."""
     units = np.concatenate([np.zeros(0, dtype=np.int64), *(group.units for group in coupling.groups)])
     assert sorted(units.tolist()) == list(range(len(coupling.unit_group)))
@@ -147,7 +162,7 @@ def check_partition(coupling: Coupling, heads: str) -> None:
         assert len({len(block) for block in group.blocks}) == 1
     bare = coupling.graph.copy()
     bare.weights = {}
-    other = couple(bare, heads=heads)
+    other = ways.couple(bare)
     assert [(g.name, g.width, g.frozen) for g in other.groups] == [(g.name, g.width, g.frozen) for g in coupling.groups]
 
 
@@ -178,12 +193,12 @@ def check_both_modes(model: Network, graph: Graph, inputs: Sequence[Tensor]) -> 
     model.eval()
 
 
-def check_export(model: Network, coupling: Coupling, heads: str, inputs: Sequence[Tensor]) -> None:
+def check_export(model: Network, coupling: Coupling, ways: Ways, inputs: Sequence[Tensor]) -> None:
     """The graph of torch.export, which is taken for a part of a network, is the same as the recorded one."""
     with stage("export"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = capture(model, inputs, forward=lambda m, *x: m(*x))
-        other = couple(graph, heads=heads)
+        other = ways.couple(graph)
         with torch.no_grad():
             compare(leaves(Interpreter(graph).run(graph.weights, *inputs)), run(model, inputs), "export")
         mine, theirs = (
@@ -201,9 +216,10 @@ def _train(model: Network) -> None:
 
 
 def check_plan(
-    model: Network, graph: Graph, coupling: Coupling, plan: Plan, inputs: Sequence[Tensor], kind: str
+    model: Network, graph: Graph, coupling: Coupling, plan: Plan, inputs: Sequence[Tensor], ways: Ways, kind: str
 ) -> None:
     """Sliced, proved, run in every way, and equal to the drawn module cut by hand."""
+    kind = f"{kind}, {ways}"
     with stage(f"slice, plan {kind}"):
         pruned = slice_graph(graph, coupling, plan)
     with stage(f"verify, plan {kind}"):
@@ -224,8 +240,8 @@ def check_plan(
     if masked is not None:
         with stage("zeroed original"):
             compare(results, run(masked, inputs), "zeroed original")
-    fewer_heads = kind.endswith("count") and any(step.made.product for step in model.plan.steps)
-    slim = None if fewer_heads else smaller(model, pruned.weights)
+    fewer_heads = ways.heads == "count" and any(step.made.product for step in model.plan.steps)
+    slim = None if fewer_heads else smaller(model, pruned.weights, whole_groups=ways.groups == "count")
     if slim is not None:
         with stage("original Python at smaller widths"):
             compare(results, run(slim, inputs), "original Python at smaller widths")

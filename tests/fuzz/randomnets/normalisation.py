@@ -29,12 +29,14 @@ class FrozenBatchNorm(nn.Module):
 def norm(dice: Dice, shape: Shape) -> Made | None:
     c, dims = shape.channels, len(shape.size)
     kind = dice.pick(["batch", "batch", "frozen", "group", "instance", "all", "bare batch", "local"])
-    if kind in ("instance", "all", "group") and shape.positions < 3:
+    if kind in ("instance", "all") and shape.positions < 3:
         return None
+    if kind == "group" and shape.positions == 1 and not divisors(c):
+        return None  # torch refuses a group of a single number
     layer: nn.Module = {
         "batch": lambda: BATCH_NORM[dims](c),
         "frozen": lambda: FrozenBatchNorm(c),
-        "group": lambda: nn.GroupNorm(dice.pick([1, *divisors(c), c]), c),
+        "group": lambda: nn.GroupNorm(dice.pick([1, *divisors(c), *([c] if shape.positions > 1 else [])]), c),
         "instance": lambda: INSTANCE_NORM[dims](c, affine=dice.flag(), track_running_stats=dice.flag()),
         "all": lambda: nn.LayerNorm((c, *shape.size)),
         "bare batch": lambda: BATCH_NORM[dims](c, affine=False),

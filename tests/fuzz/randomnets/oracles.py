@@ -51,7 +51,7 @@ def _may_be_zero(name: str, tensor: Tensor, axes: tuple[int, ...]) -> bool:
     return tensor.dim() > 1 and (axes[-1] == 1 or not name.endswith(("_v", "original1")))
 
 
-def smaller(model: Network, weights: Mapping[str, Tensor]) -> Network | None:
+def smaller(model: Network, weights: Mapping[str, Tensor], *, whole_groups: bool = False) -> Network | None:
     """The module with its weights replaced by sliced ones; None where its Python spells out sizes."""
     if any(step.made.sized for step in model.plan.steps):
         return None
@@ -66,28 +66,28 @@ def smaller(model: Network, weights: Mapping[str, Tensor]) -> Network | None:
                     made = weights[name].clone()
                     fresh = nn.Parameter(made, made.is_floating_point()) if table is mine._parameters else made
                     new[own] = twins.setdefault(name, fresh)
-        _refresh(mine, theirs)
+        _refresh(mine, theirs, whole_groups)
     return twin
 
 
-def _group_for_each_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Inputs and outputs of a depthwise convolution with a multiplier may go: only the input tells which did."""
-    layer.groups = inputs[0].shape[1]
+def _group_for_each_weight(layer: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+    """Inputs and outputs of a group may go, or whole groups: only the input tells which did."""
+    layer.groups = inputs[0].shape[1] // layer.weight.shape[1]
 
 
-def _refresh(old: nn.Module, new: nn.Module) -> None:
+def _refresh(old: nn.Module, new: nn.Module, whole_groups: bool) -> None:
     """Bring the sizes that a layer of torch remembers into line with its weights."""
     if isinstance(old, TRANSPOSED) and isinstance(new, TRANSPOSED):
-        if old.groups == old.in_channels:
-            new.groups = new.weight.shape[0]
-    elif isinstance(old, CONVOLUTIONS) and isinstance(new, CONVOLUTIONS) and 1 < old.groups == old.in_channels:
-        new.register_forward_pre_hook(_group_for_each_channel)
+        if old.groups == old.in_channels or (whole_groups and old.groups > 1):
+            new.groups = new.weight.shape[0] * old.groups // old.in_channels
+    elif isinstance(old, CONVOLUTIONS) and isinstance(new, CONVOLUTIONS) and old.groups > 1:
+        new.register_forward_pre_hook(_group_for_each_weight)
     elif isinstance(old, nn.LayerNorm | nn.RMSNorm) and isinstance(new, nn.LayerNorm | nn.RMSNorm):
         new.normalized_shape = tuple(new.weight.shape)
     elif isinstance(old, nn.GroupNorm) and isinstance(new, nn.GroupNorm):
         new.num_channels = new.weight.shape[0]
-        if old.num_groups == old.num_channels:
-            new.num_groups = new.num_channels
+        if old.num_groups == old.num_channels or (whole_groups and old.num_groups > 1):
+            new.num_groups = new.num_channels * old.num_groups // old.num_channels
     elif isinstance(new, BATCH_NORMS):
         tensors = [t for t in (new.weight, new.running_mean) if t is not None]
         new.num_features = tensors[0].shape[0] if tensors else new.num_features

@@ -18,11 +18,11 @@ def make_plan(coupling: Coupling, kind: str, seed: int) -> dict[str, np.ndarray]
     for group in free:
         most = len(group.blocks[0])
         count = {
-            "least": 1,
-            "alone": 1,
-            "random": int(random.integers(1, most + 1)),
-            "almost": max(1, most - 1),
-            "mixed": int(random.choice([1, most, max(1, most // 2)])),
+            "least": group.least,
+            "alone": group.least,
+            "random": int(random.integers(group.least, most + 1)),
+            "almost": max(group.least, most - 1),
+            "mixed": int(random.choice([group.least, most, max(group.least, most // 2)])),
         }[kind]
         plan[group.name] = _kept(group, count if group.name in chosen else most, random)
     return plan

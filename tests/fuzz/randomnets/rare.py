@@ -18,7 +18,8 @@ def rare_tokens(dice: Dice, shape: Shape) -> Made:
     n, c = shape.size[0], shape.channels
     k = dice.whole(1, n)
     name = dice.pick(["fourier", "filter", "chosen", "gathered", "similarity", "distances", "spread", "codes", "pairs",
-        "ellipsis", "tensordot", "median", "pooled query"])
+        "ellipsis", "tensordot", "median", "pooled query", "bilinear", "implied", "replaced", "put back", "ranks",
+        "ones"])
     score, filters, codes = nn.Linear(c, 1), Free(n // 2 + 1, c, 2, scale=0.3), Free(5, c)
 
     def chosen(m: nn.Module, x: Tensor) -> Tensor:
@@ -33,7 +34,22 @@ def rare_tokens(dice: Dice, shape: Shape) -> Made:
         nearest = torch.cdist(x, p.weight[None].expand(x.shape[0], -1, -1)).argmin(-1)
         return x + (F.embedding(nearest, p.weight) - x).detach()
 
+    def put_back(m: nn.Module, x: Tensor) -> Tensor:
+        best = m(x).topk(k, 1).indices.expand(-1, -1, x.shape[-1])
+        return x + torch.zeros_like(x).scatter(1, best, x.gather(1, best).sin())
+
+    def replaced(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, k - 1] = m(x)[:, 0]
+        return y
+
     table: dict[str, tuple[Shape, Callable[..., Tensor], list[nn.Module], bool]] = {
+        "bilinear": (shape.wide(4), lambda m, x: m(x, x.flip(1)), [nn.Bilinear(c, c, 4)], False),
+        "implied": (Shape("tokens", n, (4,)), lambda p, x: torch.einsum("bxi,ij", x, p.weight), [Free(c, 4)], False),
+        "replaced": (shape, replaced, [nn.Linear(c, c)], False),
+        "put back": (shape, put_back, [score], False),
+        "ranks": (shape, lambda x: x + x.argsort(dim=1, stable=True) / n, [], False),
+        "ones": (shape.wide(c + 1), lambda x: F.pad(x, (0, 1), value=1.0), [], False),
         "fourier": (shape, lambda x: torch.fft.fft(x, dim=1, norm="ortho").real, [], False),
         "filter": (shape, lambda p, x: torch.fft.irfft(
             torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(p.weight), n=n, dim=1, norm="ortho"),
