@@ -18,7 +18,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.models.workload import Workload, placed, set_mode
 from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.importance import Criterion, Given, Measure, SlotCriterion, summed
+from pruneopt.passes.analysis.importance import Criterion, Given, Measure, SlotCriterion, by_rows, summed
 from pruneopt.passes.analysis.norms import batch_norms
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import option
@@ -34,7 +34,12 @@ class L1Norm(SlotCriterion):
     summary: ClassVar[str] = "the sum of the absolute weights that make a channel"
 
     def measuring(self, given: Given) -> Measure:
-        return lambda slot: summed(given.tensor(slot.value).abs(), slot)
+        return lambda slot: by_rows(given.weight(slot.value), slot, _absolute_sums)
+
+
+def _absolute_sums(rows: Tensor) -> Tensor:
+    sums: Tensor = torch.linalg.vector_norm(rows, 1, 1)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class L2Norm(SlotCriterion):
     summary: ClassVar[str] = "the Euclidean norm of the weights that make a channel"
 
     def measuring(self, given: Given) -> Measure:
-        return lambda slot: summed(given.tensor(slot.value).square(), slot)
+        return lambda slot: by_rows(given.weight(slot.value), slot, lambda rows: rows.square().sum(1))
 
     def combined(self, total: np.ndarray) -> np.ndarray:
         root: np.ndarray = np.sqrt(total)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
@@ -24,9 +25,11 @@ from pruneopt.passes.analysis.layers import layer_weights
 from pruneopt.passes.analysis.units import Slot
 from pruneopt.passes.base import Part
 
-__all__ = ["Criterion", "Given", "Measure", "SlotCriterion", "produced_slots", "score_units", "summed"]
+__all__ = ["Criterion", "Given", "Measure", "SlotCriterion", "by_rows", "produced_slots", "score_units", "summed"]
 
 Measure = Callable[[Slot], Tensor]
+PART = 2**16
+"""Elements measured at a time: few enough for the cache."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ class Given:
 
     def tensor(self, value: Value) -> Tensor:
         """A weight in float64; `UserError` for one on the `meta` device."""
+        return self.weight(value).double()
+
+    def weight(self, value: Value) -> Tensor:
+        """A weight in its own dtype; `UserError` for one on the `meta` device."""
         tensor = self.weights[value.name].detach()
         if tensor.is_meta:
             raise UserError(f"{value.name} has no values (device meta), and scores need them: load the weights first")
-        return tensor.double()
+        return tensor
 
     def need_workload(self, what: str) -> Workload:
         """The workload; `UserError` that says ``what`` needs data."""
@@ -178,8 +185,13 @@ def _add_up(given: Given, slots: list[Slot], measure: Measure) -> tuple[np.ndarr
         fresh = units >= 0
         if given.leader:
             fresh &= ~seen[units]
-        total += np.bincount(units[fresh], score[fresh], minlength=count)
-        seen[units[units >= 0]] = True
+        if not fresh.any():
+            continue
+        mine = units[fresh]
+        first = mine.min()
+        sums = np.bincount(mine - first, score[fresh])
+        total[first : first + len(sums)] += sums
+        seen[mine] = True
     return total, seen
 
 
@@ -192,6 +204,18 @@ def produced_slots(coupling: Coupling) -> Iterator[Slot]:
         for layer in layer_weights(op):
             if layer.value.is_weight:
                 yield from (slot for slot in coupling.slots_of(layer.value) if slot.axes == (layer.out_axis,))
+
+
+def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``measure`` makes of the weights of each of a slot's units: rows in float64 `[P, n]` -> `[P]`, a part of
+    them at a time: a large weight is never there in float64 as a whole.
+    """
+    varying = [axis for axis, size in enumerate(slot.units.shape) if size > 1]
+    others = [axis for axis in range(tensor.dim()) if axis not in varying]
+    rows = tensor.permute(*varying, *others).reshape(slot.units.size, -1)
+    if rows.numel() <= PART:
+        return measure(rows.double())
+    return torch.cat([measure(part.double()) for part in rows.split(max(1, PART // rows.shape[1]))])
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:
