@@ -75,12 +75,6 @@ def replaced_by_the_input(s: Net, x: Tensor) -> Tensor:
     return s.out(y)
 
 
-def one_channel_replaced(s: Net, x: Tensor) -> Tensor:
-    y = s.a(x).clone()
-    y[..., 2] = s.b(x)[..., 0]
-    return s.out(y)
-
-
 def causal(s: Net, x: Tensor) -> Tensor:
     y = s.a(x)
     mask = torch.ones(6, 6).tril()
@@ -125,7 +119,9 @@ FROZEN: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
     "number of the largest of all": (lambda s, x: s.out(s.a(x) * s.b(x).argmax()), {"b": NUMBERED}),
     "triangle over channels": (lambda s, x: s.out(s.a(x).tril()), {"a": NUMBERED}),
     "summed into channels": (lambda s, x: s.out(s.a(x).index_add(2, PLACES, s.b(x)[..., :6])), {"a": NUMBERED}),
-    "one channel replaced": (one_channel_replaced, {"a": NUMBERED}),
+    "one channel replaced": (
+        lambda s, x: s.out(torch.select_scatter(s.a(x), s.b(x)[..., 0], 2, 3)), {"a": NUMBERED},
+    ),
     "replaced by the input": (replaced_by_the_input, {"a": "combined with a tensor whose channels cannot be removed"}),
 }  # fmt: skip
 
