@@ -20,10 +20,12 @@ from pruneopt.passes.analysis import (  # noqa: F401  register their rules
     label_attention,
     label_fourier,
     label_index,
+    label_joins,
     label_layers,
     label_moves,
     label_products,
     label_recurrent,
+    label_windows,
 )
 from pruneopt.passes.analysis.label_rules import apply_rule
 from pruneopt.passes.analysis.labels import Labels, propagate

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
-from pruneopt.passes.analysis.label_heads import tie_inner
 from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
@@ -176,106 +175,6 @@ def roll(labels: Labels, op: Op) -> None:
             labels.set(op.result, [])
             return
     labels.set(op.result, labels.of(value))
-
-
-@rule("cat", "concat", "concatenate")
-def cat(labels: Labels, op: Op) -> None:
-    """Planes along the joined axis are joined; planes along other axes are united."""
-    tensors = op.operands[0]
-    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
-    rank = op.result.type.rank
-    axis = number(op, "dim") % rank
-    if any(value.type.rank != rank for value in values):
-        labels.give_up(op, "its tensors differ in rank")
-        return
-    for value in values:
-        labels.label_axes(value)
-    along = [[plane for plane in labels.of(value) if axis in varying(plane)] for value in values]
-    across: list[tuple[list[Plane], Value | None]] = [
-        ([plane for plane in labels.of(value) if axis not in varying(plane)], value) for value in values
-    ]
-    out = merge_across(labels, op, across, axis)
-    if any(along):
-        out.append(join(labels, op, values, along, axis))
-    labels.set(op.result, out)
-
-
-def merge_across(
-    labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int
-) -> list[Plane]:
-    """Planes that do not vary along the joined axis: all tensors share them."""
-    merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
-    free: list[Plane] = []
-    for plane in merged:
-        axes = set(varying(plane))
-        bare = [
-            value
-            for planes, value in sides
-            if value is not None
-            and not axes & {a for p in planes for a in varying(p)}
-            and any(labels.shape(value)[a] > 1 for a in axes)
-        ]
-        if bare:
-            labels.freeze(plane, f"joined to a tensor whose channels cannot be removed, {op}")
-        else:
-            free.append(plane)
-    return free
-
-
-def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:
-    """One plane along the joined axis; a tensor without labels there contributes channels that always stay."""
-    pieces: list[Plane] = []
-    others = {a for planes in along for plane in planes for a in varying(plane) if a != axis}
-    for value, planes in zip(values, along, strict=True):
-        shape = [1] * len(labels.shape(value))
-        for a in (axis, *others):
-            shape[a] = labels.shape(value)[a]
-        if not planes:
-            pieces.append(torch.zeros(shape, dtype=torch.int64))
-            continue
-        for extra in planes[1:]:
-            labels.unite(planes[0], extra, f"{op}")
-        pieces.append(expand(planes[0], tuple(shape)))
-    return torch.cat(pieces, axis)
-
-
-@rule("stack")
-def stack(labels: Labels, op: Op) -> None:
-    """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
-    tensors = op.operands[0]
-    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
-    axis = number(op, "dim") % op.result.type.rank
-    sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
-    merged = merge_across(labels, op, sides, axis)
-    labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
-
-
-@rule("constant_pad_nd", "pad")
-def pad(labels: Labels, op: Op) -> None:
-    """Padding along channels makes channels of its own, which may go like any other."""
-    value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
-    pads = numbers(op, "pad")
-    rank = value.type.rank
-    by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
-    constant = op.attrs.get("mode", "constant") == "constant"
-    padded = [axis for axis, sizes in by_axis.items() if sizes != (0, 0)]
-    out = []
-    for plane in labels.of(value):
-        plane = tie_inner(labels, plane, padded)
-        inside = [axis for axis in varying(plane) if axis in padded]
-        if inside and (not constant or len(inside) > 1 or min(by_axis[inside[0]]) < 0):
-            labels.freeze(plane, f"padded along channels by {op}")
-            continue
-        for axis in inside:
-            before, after = by_axis[axis]
-            plane = labels.tie(plane, [a for a in varying(plane) if a != axis])  # one pad serves every row
-            vector = torch.cat([labels.fresh(before), plane.reshape(-1), labels.fresh(after)])
-            plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
-        out.append(plane)
-    labels.set(op.result, out)
 
 
 @rule("im2col")
