@@ -18,13 +18,28 @@ from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.plan import save_plan
 from pruneopt.passes.transform.masks import MASKS, save_masks
+from pruneopt.passes.transform.verify import DRAWS
 
-__all__ = ["foreign_ops", "write_artefacts"]
+__all__ = ["drawing_ops", "foreign_ops", "onnx_notes", "write_artefacts"]
 
 
 def foreign_ops(graph: Graph) -> list[str]:
     """The ops of users' libraries in a graph: ONNX has no word for them, so their networks are delivered without it."""
     return sorted({op.base for op in graph.ops if "." in op.base})
+
+
+def drawing_ops(graph: Graph) -> list[str]:
+    """The ops of a graph that draw random numbers in evaluation mode too: another runtime draws others."""
+    return sorted({op.base for op in graph.ops if op.base in DRAWS})
+
+
+def onnx_notes(graph: Graph) -> list[str]:
+    """What sets the ONNX file of a network apart from its other artefacts."""
+    if foreign := foreign_ops(graph):
+        return [f"there is no model.onnx: ONNX has no word for {', '.join(foreign)}"]
+    if drawing := drawing_ops(graph):
+        return [f"model.onnx was not compared: it draws random numbers of its own ({', '.join(drawing)})"]
+    return []
 
 
 def write_artefacts(

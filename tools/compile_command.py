@@ -27,7 +27,7 @@ from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.parallel import Processes
-from pruneopt.tools.artefacts import write_artefacts
+from pruneopt.tools.artefacts import onnx_notes, write_artefacts
 from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
@@ -222,6 +222,7 @@ def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path
     warning = coverage_warning(coverage_of(coupling, state.need_cost()))
     if warning is not None:
         job.notes.append(warning)
+    job.notes += onnx_notes(result.graph)
     report = _report(job, watch, result, checks)
     report["artefacts"] = fingerprints(folder)
     write_json(folder / "run.json", _run_record(job, report))

@@ -30,6 +30,7 @@ from pruneopt.passes.analysis.sizes import gather_kept, kept_mask, kept_parts
 from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = [
+    "DRAWS",
     "EXACT",
     "TINY",
     "MaskedOriginal",
@@ -47,6 +48,11 @@ PRODUCTS = (
 )
 UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 """Ops whose result holds whatever lay in memory."""
+DRAWS = (
+    *("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional"),
+    *("poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform"),
+)
+"""Ops that draw numbers, whatever the mode: the pruned network gets the kept ones of the original's."""
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
 """Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
@@ -74,7 +80,7 @@ class MaskedOriginal:
     def __init__(self, original: Graph, coupling: Coupling, plan: Plan, pruned: Graph) -> None:
         self.original, self.coupling = original, coupling
         self.kept = coupling.kept_units(plan)
-        self._twin = dict(zip(coupling.graph.ops, pruned.ops, strict=True))
+        self.twin = dict(zip(coupling.graph.ops, pruned.ops, strict=True))
         self._boxed = {note.op for note in coupling.notes}
         self._interpreter = Interpreter(coupling.graph, self._override)
         self._small: dict[str, Tensor] = {}
@@ -141,7 +147,7 @@ class MaskedOriginal:
 
     def _run_on_kept(self, op: Op, operands: list[Any]) -> Any:
         """Run a statistic over the kept elements only, and put the result back where those elements were."""
-        twin = self._twin[op]
+        twin = self.twin[op]
         pairs = zip(op.operands, operands, strict=True)
         small = [self._small_operand(operand, tensor) for operand, tensor in pairs]
         result = evaluate(twin, small, self._double)
@@ -306,6 +312,7 @@ class _Proof:
     wrong: str | None
 
 
+@torch.random.fork_rng(devices=[])
 @torch.no_grad()
 def _prove(
     reference: MaskedOriginal,
@@ -319,9 +326,16 @@ def _prove(
     outputs = set(reference.coupling.graph.output_values)
     worst = scale = 0.0
     double = _is_double(inputs, small)
-    mine_of = Interpreter(pruned, lambda op, operands, compute: evaluate(op, operands, double))
-    left, right = reference.steps(weights, *inputs), mine_of.steps(small, *inputs)
+    drawn: dict[Op, Tensor] = {}
+
+    def run(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
+        return drawn.pop(op) if op in drawn else evaluate(op, operands, double)
+
+    left, right = reference.steps(weights, *inputs), Interpreter(pruned, run).steps(small, *inputs)
     for op, results in left:
+        if op.base in DRAWS:
+            twin = reference.twin[op]
+            drawn[twin] = reference.keep(op.result, results[0]).reshape(twin.result.type.shape(BATCH))
         try:
             twin, mine = next(right)
         except (RuntimeError, IndexError, ValueError) as failure:

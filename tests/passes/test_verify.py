@@ -93,6 +93,28 @@ def test_a_right_network_is_proved(make_plan: Plans) -> None:
     assert verify_pruned(graph, coupling, plan, pruned).max_abs_error_float32 is None
 
 
+class Noisy(nn.Module):
+    """Numbers are drawn in evaluation mode, for all channels alike and as often as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(self.a(x) + torch.randn(x.shape[0], 1, 1, 1)).relu()
+        return self.out((x * torch.rand(1)).mean((2, 3)))
+
+
+def test_what_is_drawn_is_drawn_once_for_both(make_plan: Plans) -> None:
+    graph, coupling, plan, pruned = prepared(Noisy(), IMAGE, make_plan)
+    state = torch.random.get_rng_state()
+    assert verify_pruned(graph, coupling, plan, pruned, [IMAGE]).equivalent
+    assert torch.equal(state, torch.random.get_rng_state())
+    pruned.weights["b.weight"] = pruned.weights["b.weight"].flip(0)
+    with pytest.raises(VerificationError, match=r"b\.weight"):
+        verify_pruned(graph, coupling, plan, pruned)
+
+
 # Wrong weights: they must be the original's slices, bit by bit
 
 

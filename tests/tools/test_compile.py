@@ -239,6 +239,23 @@ def test_a_full_disk(call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"], "no part of a bundle stays"
 
 
+def test_a_network_that_draws_numbers(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "class Noisy(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.b(self.a(x) + torch.randn(x.shape[0], 1))\n\n\n"
+        "model, example_inputs = Noisy(), (torch.zeros(2, 4),)\n"
+    )
+    done = call("compile", tmp_path / "noisy.py", "--pass", "l1", "--budget", "50%FLOPs", "--out", tmp_path / "o")
+    assert done.code == 0
+    assert "model.onnx was not compared: it draws random numbers of its own (randn)" in done.out
+    assert "model.py, model.pt2, plan.json loaded back equal" in done.out
+
+
 # Wrong artefacts
 
 
