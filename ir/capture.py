@@ -82,7 +82,13 @@ def capture(
                 shape = tuple(inputs[0].shape)
                 notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
         program = _export(model, inputs, dynamic=False)
-        return read_program(program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions)))
+        try:
+            return read_program(program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions)))
+        except NotDynamicError as reason:
+            raise UserError(
+                f"{type(model).__name__} cannot be captured: {reason}, as after nonzero or non-maximum suppression; "
+                "capture the part before that, with forward=, or a model file that defines forward(model, *inputs)"
+            ) from reason
 
 
 def _load_program(path: Path) -> ExportedProgram:

@@ -22,8 +22,8 @@ __all__ = ["CREATED", "RULES", "Rule", "apply_rule", "copies", "merge_pointwise"
 
 Rule = Callable[[Labels, Op], None]
 RULES: dict[str, Rule] = {}
-CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty")
-"""Ops that make a tensor of one number, or of none yet."""
+CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn")
+"""Ops that make a tensor of one number, of any, or of none yet."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -171,7 +171,7 @@ def along_axis(labels: Labels, op: Op) -> None:
 
 @rule(*CREATED)
 def created(labels: Labels, op: Op) -> None:
-    """A tensor of one number may have any size: its labels are those of whatever it is combined with."""
+    """A tensor of one number, or of numbers drawn alike, may have any size: that of whatever it is combined with."""
     labels.set(op.result, copies(labels, op, range(op.result.type.rank)))
 
 
@@ -193,6 +193,8 @@ def copies(labels: Labels, op: Op, axes: Iterable[int]) -> list[Plane]:
 @rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
 @rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "empty_like", "zero")
 @rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
+@rule("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "normal_functional", "uniform", "exponential")
+@rule("cauchy", "geometric", "log_normal", "poisson")
 @rule("log_sigmoid", "real", "imag", "copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
