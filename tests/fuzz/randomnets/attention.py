@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randomnets.base import Dice, Free, Made, Shape, unary, width
+from randomnets.base import Dice, Free, Held, Made, Shape, unary, width
 
 MAX_TOKENS = 64
 SOURCES = ("3hd", "h3d", "hd3", "chunk", "split", "separate", "separate", "kv")
@@ -201,18 +201,19 @@ def windows(dice: Dice, shape: Shape) -> Made | None:
         (lambda y: y.reshape(-1, 4, 3, heads, d)) if dice.flag() else (lambda y: y.unflatten(-1, (3, heads, -1)))
     )
 
-    def run(m: nn.Module, p: nn.Module, t: Free, x: Tensor) -> Tensor:
+    def run(m: nn.Module, p: nn.Module, t: Free, i: Held, x: Tensor) -> Tensor:
         y = x.permute(0, 2, 3, 1)
         y = torch.roll(y, (-1, -1), (1, 2)) if shift else y
         y = y.reshape(-1, h // 2, 2, w // 2, 2, y.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(0, 2).flatten(1, 2)
         q, k, v = reshape(m(y)).permute(2, 0, 3, 1, 4)
-        bias = t.weight[place.reshape(-1)].reshape(4, 4, -1).permute(2, 0, 1)
+        bias = t.weight[i.constant.reshape(-1)].reshape(4, 4, -1).permute(2, 0, 1)
         y = p(((q * 0.5 @ k.mT) + bias[None]).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
         y = y.reshape(-1, h // 2, w // 2, 2, 2, y.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
         y = torch.roll(y, (1, 1), (1, 2)) if shift else y
         return x + y.reshape(-1, h, w, y.shape[-1]).permute(0, 3, 1, 2)
 
-    return Made(f"windows {heads} x {d} shift={shift}", shape, run, [qkv, proj, table], sized=True, product=True)
+    parts = [qkv, proj, table, Held(place)]
+    return Made(f"windows {heads} x {d} shift={shift}", shape, run, parts, sized=True, product=True)
 
 
 @unary("image", times=2)

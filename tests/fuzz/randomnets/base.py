@@ -147,6 +147,14 @@ class Free(nn.Module):
             self.weight = nn.Parameter(tensor)
 
 
+class Held(nn.Module):
+    """A constant in a buffer. Torch.export has to take over where a network holds one in no buffer: slow, so seldom."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("constant", tensor)
+
+
 Unary = Callable[[Dice, Shape], Made | None]
 Join = Callable[[Dice, Shape, Shape], Made | None]
 UNARY: list[tuple[tuple[str, ...], Unary]] = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from randomnets.base import KINDS, MAX_CHANNELS, Dice, Made, Shape, divisors, unary
+from randomnets.base import KINDS, MAX_CHANNELS, Dice, Held, Made, Shape, divisors, unary
 
 
 @unary(*KINDS, times=3)
@@ -22,8 +22,7 @@ def cut(dice: Dice, shape: Shape) -> Made | None:
     if (name in ("halves", "glu") and c % 2) or (name in ("split", "swap", "drop first") and c < 2):
         return None
     place = [slice(None)] * axis
-    chosen = torch.arange(c).flip(0)[start:stop]
-    run: Callable[[Tensor], Tensor] = {
+    run: Callable[..., Tensor] = {
         "slice": lambda x: x[(*place, slice(start, stop, step))],
         "narrow": lambda x: x.narrow(axis, start, stop - start),
         "chunk": lambda x: x.chunk(3, axis)[-1],
@@ -33,10 +32,12 @@ def cut(dice: Dice, shape: Shape) -> Made | None:
         "drop first": lambda x: x[(*place, slice(1, None))],
         "tensor split": lambda x: x.tensor_split(3, axis)[0],
         "glu": lambda x: F.glu(x, axis),
-        "index": lambda x: x.index_select(axis, chosen),
+        "index": lambda p, x: x.index_select(axis, p.constant),
     }[name]
-    outs = run(torch.zeros(shape.full(1))).shape[axis]
-    return Made(f"{name} {start}:{stop}:{step} at {at}", shape.wide(outs), run, sized=name not in ("halves", "glu"))
+    parts = [Held(torch.arange(c).flip(0)[start:stop])] if name == "index" else []
+    outs = run(*parts, torch.zeros(shape.full(1))).shape[axis]
+    sized = name not in ("halves", "glu")
+    return Made(f"{name} {start}:{stop}:{step} at {at}", shape.wide(outs), run, parts, sized)
 
 
 @unary(*KINDS, times=2)

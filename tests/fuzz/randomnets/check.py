@@ -76,14 +76,14 @@ def check(model: Network, dice: Dice) -> None:
     seed = dice.whole(0, 99)
     awaken(model, seed)
     inputs = model.examples(2, seed)
-    graph = captured(model, inputs, dynamic=dice.whole(0, 15) < 15)
+    graph = captured(model, inputs, dynamic=dice.whole(0, 31) < 31)
     ways = Ways(dice.pick(["width", "width", "count"]), dice.pick(["width", "width", "count"]))
     with stage(f"couple, {ways}"):
         coupling = ways.couple(graph)
     count(coupling)
     check_partition(coupling, ways)
     check_both_modes(model, graph, inputs)
-    if dice.whole(0, 15) == 15:  # rare, for it is slow; hypothesis likes zeros
+    if dice.whole(0, 31) == 31:  # rare, for it is slow; hypothesis likes zeros
         check_export(model, coupling, ways, inputs)
     kinds = ["least", "random", dice.pick(KINDS)] if coupling.free else ["least"]
     for kind in kinds:

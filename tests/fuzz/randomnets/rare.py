@@ -95,7 +95,9 @@ def rare_image(dice: Dice, shape: Shape) -> Made | None:
         return F.grid_sample(x, places, align_corners=True)
 
     groups = dice.pick([2, *divisors(c)]) if c % 2 == 0 else c
-    checker = (torch.arange(h * w) % 2).reshape(1, 1, h, w)
+    def checker() -> Tensor:
+        return (torch.arange(h * w) % 2).reshape(1, 1, h, w)
+
     table: dict[str, tuple[Shape, Callable[..., Tensor], list[nn.Module], bool]] = {
         "coordinates": (shape.wide(c + 2), lambda x: torch.cat([x, grid.to(x).expand(x.shape[0], -1, -1, -1)], 1), [],
             False),
@@ -110,8 +112,8 @@ def rare_image(dice: Dice, shape: Shape) -> Made | None:
         "patch mean": (shape, lambda x: x - F.interpolate(F.adaptive_avg_pool2d(x, 1), x.shape[2:]), [], False),
         "batch matrix": (shape, lambda x: x + (x.flatten(2).mean(0) / 2).unflatten(1, (h, w)), [], False),
         "top": (shape, lambda x: x - x.flatten(2).topk(1, -1).values.unsqueeze(-1), [], False),
-        "checker": (shape, lambda x: torch.where(checker.bool(), x, -x), [], False),
-        "scatter": (shape, lambda x: torch.zeros_like(x).scatter(2, checker.expand(x.shape).clamp(max=h - 1), x), [],
+        "checker": (shape, lambda x: torch.where(checker().bool(), x, -x), [], False),
+        "scatter": (shape, lambda x: torch.zeros_like(x).scatter(2, checker().expand(x.shape).clamp(max=h - 1), x), [],
             False),
     }
     after, run, parts, sized = table[name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randomnets.base import Dice, Free, Made, Shape, divisors, unary, width
+from randomnets.base import Dice, Free, Held, Made, Shape, divisors, unary, width
 
 
 @unary("tokens", "vector", times=3)
@@ -61,16 +61,17 @@ def places(dice: Dice, shape: Shape) -> Made:
     if kind == "forget first" and n < 2:
         kind = "parameter"
     more = shape.sized(n + 1)
-    steps = torch.arange(n)
-    wave = (steps[:, None] / 3 + torch.arange(c)).sin()
+    steps = Held(torch.arange(n))
+    wave = Held((torch.arange(n)[:, None] / 3 + torch.arange(c)).sin())
     made = {
         "parameter": (shape, lambda p, x: x + p.weight, [Free(1, n, c)], False),
-        "embedding": (shape, lambda m, x: x + m(steps), [nn.Embedding(n, c)], False),
+        "embedding": (shape, lambda m, x: x + m(torch.arange(n)), [nn.Embedding(n, c)], False),
         "class token": (more, lambda p, x: torch.cat([p.weight.expand(x.shape[0], -1, -1), x], 1), [Free(1, 1, c)],
             False),
-        "sinus": (shape, lambda x: x + wave.to(x), [], True),
+        "sinus": (shape, lambda p, x: x + p.constant, [wave], True),
         "registers": (more, lambda p, x: torch.cat([x, p.weight.repeat(x.shape[0], 1, 1)], 1), [Free(1, 1, c)], False),
-        "segment": (shape, lambda m, x: x + m((steps % 2)[None].expand(x.shape[0], -1)), [nn.Embedding(2, c)], False),
+        "segment": (shape, lambda m, p, x: x + m((p.constant % 2)[None].expand(x.shape[0], -1)),
+            [nn.Embedding(2, c), steps], False),
         "forget first": (shape.sized(n - 1), lambda x: x[:, 1:], [], False),
     }[kind]
     return Made(f"token {kind}", *made[:3], sized=made[3])
