@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from pruneopt.errors import InternalError
@@ -102,8 +103,7 @@ class Op:
         """The op's name without overload: ``conv2d``. An op of a user's library keeps its namespace, ``mylib.conv2d``,
         as it need not mean what PyTorch's op of that name does.
         """
-        namespace, base, _ = self.target.split(".")
-        return base if namespace in NAMESPACES else f"{namespace}.{base}"
+        return _base_of(self.target)
 
     @property
     def role(self) -> str:
@@ -137,6 +137,12 @@ class Op:
 
     def __str__(self) -> str:
         return f"{self.target.removesuffix('.default')} ({self.loc})"
+
+
+@cache
+def _base_of(target: str) -> str:
+    namespace, base, _ = target.split(".")
+    return base if namespace in NAMESPACES else f"{namespace}.{base}"
 
 
 class Graph:

@@ -121,7 +121,7 @@ class TensorType:
 
     def shape(self, batch: int = 1) -> tuple[int, ...]:
         """The shape at a batch size."""
-        return tuple(dim_size(dim, batch) for dim in self.dims)
+        return tuple([dim if type(dim) is int else dim_size(dim, batch) for dim in self.dims])
 
     @property
     def rank(self) -> int:

@@ -146,7 +146,11 @@ class Coupling:
     @cached_property
     def _groups_of(self) -> dict[Slot, frozenset[int]]:
         """The numbers of the groups that occur in the slots of weights."""
-        return {slot: frozenset(groups_in(slot, self.unit_group)) for slot in self.slots if slot.value.is_weight}
+        known: dict[int, frozenset[int]] = {}
+        for slot in self.slots:
+            if slot.value.is_weight and id(slot.units) not in known:  # slots of the same labels share them
+                known[id(slot.units)] = frozenset(groups_in(slot, self.unit_group))
+        return {slot: known[id(slot.units)] for slot in self.slots if slot.value.is_weight}
 
     def full_plan(self) -> dict[str, np.ndarray]:
         """The plan that keeps everything."""
@@ -199,7 +203,10 @@ class Coupling:
 
 def groups_in(slot: Slot, unit_group: np.ndarray) -> list[int]:
     """The numbers of the groups that occur in a slot."""
-    result: list[int] = np.unique(unit_group[slot.units[slot.units >= 0]]).tolist()
+    numbers = unit_group[slot.units[slot.units >= 0]]
+    if len(numbers) and bool((numbers == numbers[0]).all()):
+        return [int(numbers[0])]
+    result: list[int] = np.unique(numbers).tolist()
     return result
 
 
@@ -238,7 +245,7 @@ def couple(graph: Graph, *, heads: str = "width", groups: str = "width") -> Coup
 
 
 def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
-    by_family: dict[int, list[tuple[int, ...]]] = {}
+    by_family: dict[int, list[np.ndarray]] = {}
     for cell in units.cells:
         by_family.setdefault(cell.family, []).append(cell.units)
     unit_group = np.empty(units.count, dtype=np.int64)
@@ -246,12 +253,13 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
     drafts: list[tuple[np.ndarray, tuple[np.ndarray, ...], str | None]] = []
     for number, cells in enumerate(by_family.values()):
         # Ranks run block by block, so that blocks are equal runs of ranks.
-        members = np.concatenate([np.sort(cell) for cell in sorted(cells, key=min)])
+        members = np.concatenate(sorted(cells, key=lambda cell: int(cell[0])))
         unit_group[members] = number
         unit_rank[members] = np.arange(len(members))
-        blocks = tuple(np.split(np.arange(len(members)), len(cells)))
-        reasons = [units.frozen[u] for u in members if units.frozen[u] is not None]
-        drafts.append((members, blocks, reasons[0] if reasons else None))
+        blocks = tuple(np.arange(len(members)).reshape(len(cells), -1))
+        frozen = units.frozen[members]
+        frozen = frozen[frozen >= 0]
+        drafts.append((members, blocks, units.reasons[frozen[0]] if len(frozen) else None))
     names = _Names(graph, units.slots, unit_group, len(drafts))
     pairs = _groups_in_pairs(labels, units, unit_group)
     groups = tuple(
@@ -266,8 +274,8 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
 def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> set[int]:
     """The numbers of the groups that keep two units of every block: a row of `Labels.pairs` holds nothing else."""
     cell_of = np.empty(units.count, dtype=np.int64)
-    for number, cell in enumerate(units.cells):
-        cell_of[list(cell.units)] = number
+    for number, cell in enumerate(units.cells if labels.pairs else ()):
+        cell_of[cell.units] = number
     found = set()
     for plane in labels.pairs:
         for row in units.of_label[plane.numpy()]:
@@ -309,11 +317,14 @@ class _Names:
         others: list[list[str]] = [[] for _ in range(count)]
         layers = [layer for layer in map(layer_weight, graph.ops) if layer is not None]
         made = {(layer.value, layer.out_axis) for layer in layers}
+        known: dict[int, list[int]] = {}
         for slot in slots:
             if not slot.value.is_weight:
                 continue
             target = modules if (slot.value, slot.axes[-1]) in made else others
-            for number in groups_in(slot, unit_group):
+            if id(slot.units) not in known:  # slots of the same labels share them
+                known[id(slot.units)] = groups_in(slot, unit_group)
+            for number in known[id(slot.units)]:
                 target[number].append(slot.value.name)
         taken: set[str] = set()
         for number in range(count):

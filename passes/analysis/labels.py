@@ -129,9 +129,10 @@ class Labels:
 
     def _is_soft(self, plane: Plane) -> bool:
         """Whether no layer produces any of the labels."""
-        low, high = int(plane.max()), int(plane.max())
-        low = int(plane[plane > 0].min()) if high else 0
-        return not any(array[0] <= high and array[-1] >= low and np.isin(plane, array).any() for array in self.produced)
+        labels = plane.numpy()
+        labels = labels[labels > 0]
+        low, high = labels.min(initial=self.count), labels.max(initial=0)
+        return not any(a[0] <= high and a[-1] >= low and np.isin(labels, a).any() for a in self.produced)
 
     def is_weight(self, value: Value) -> bool:
         """Whether a value depends on weights alone."""
@@ -154,15 +155,20 @@ class Labels:
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Element by element the same unit (broadcasting); an element of no channel freezes its partner."""
-        left, right = torch.broadcast_tensors(a, b)
-        x, y = left.reshape(-1).numpy(), right.reshape(-1).numpy()
+        if a is b:
+            return
+        x, y = a.numpy(), b.numpy()
+        if x.shape != y.shape:
+            x, y = np.broadcast_arrays(x, y)
+        differ = x != y
+        if not differ.any():
+            return
+        x, y = x[differ], y[differ]
         both = (x > 0) & (y > 0)
-        differ = both & (x != y)
-        if differ.any():
-            self.edges.append((x[differ], y[differ]))
-        lonely = (x > 0) ^ (y > 0)
-        if lonely.any():
-            self.frozen.append((np.maximum(x, y)[lonely], why))
+        if both.any():
+            self.edges.append((x[both], y[both]))
+        if not both.all():
+            self.frozen.append((np.maximum(x, y)[~both], why))
 
     def tie(self, plane: Tensor, axes: Iterable[int], why: str = "") -> Tensor:
         """Unite the labels over ``axes``; returns the plane with those axes at size 1."""
@@ -182,7 +188,7 @@ class Labels:
             self.pairs.append(rows.reshape(-1, rows.shape[last[0] :].numel()))
 
     def freeze(self, labels: Tensor, why: str) -> None:
-        array = torch.unique(labels).numpy()
+        array = labels.numpy()
         array = array[array > 0]
         if array.size:
             self.frozen.append((array, why))

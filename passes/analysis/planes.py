@@ -6,6 +6,9 @@ as many integers as it has channels. Label 0 belongs to no channel: such element
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 from torch import Tensor
 
 __all__ = ["Plane", "align", "compress", "expand", "reshape", "varying"]
@@ -15,17 +18,30 @@ Plane = Tensor
 
 def varying(plane: Plane) -> tuple[int, ...]:
     """The axes along which a compressed plane varies."""
-    return tuple(axis for axis, size in enumerate(plane.shape) if size > 1)
+    return _long_axes(plane.shape)
+
+
+@cache
+def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis, size in enumerate(shape) if size > 1)
 
 
 def compress(plane: Plane) -> Plane:
     """The plane with every axis on which it is constant reduced to size 1."""
-    for axis, size in enumerate(plane.shape):
-        if size > 1:
+    for axis in varying(plane):
+        if plane.stride(axis) == 0:
+            plane = plane.narrow(axis, 0, 1)
+        elif not _starts_with_two(plane, axis):
             first = plane.narrow(axis, 0, 1)
-            if plane.stride(axis) == 0 or bool((plane == first).all()):
+            if bool((plane == first).all()):
                 plane = first
     return plane
+
+
+def _starts_with_two(plane: Plane, axis: int) -> bool:
+    """Whether the first two elements along an axis differ: mostly so, and soon seen."""
+    labels = plane.numpy()
+    return bool(labels.item(0) != labels.item(math.prod(labels.shape[axis + 1 :])))
 
 
 def expand(plane: Plane, shape: tuple[int, ...]) -> Plane:

@@ -8,6 +8,7 @@ less free.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Value
 from pruneopt.passes.analysis.label_moves import view_blocks
 from pruneopt.passes.analysis.labels import Blocks, Labels
-from pruneopt.passes.analysis.planes import varying
+from pruneopt.passes.analysis.planes import Plane, varying
 
 __all__ = ["Cell", "Slot", "Units", "find_units"]
 
@@ -39,15 +40,18 @@ class Cell:
     """Units of one kind in one block; every cell of the same ``family`` keeps as many."""
 
     family: int
-    units: tuple[int, ...]
+    units: np.ndarray
+    """Ascending."""
 
 
 @dataclass
 class Units:
-    """All units: how many, why frozen (None: free), where they occur, and in which cell they are."""
+    """All units: how many, why frozen, where they occur, and in which cell they are."""
 
     count: int
-    frozen: list[str | None]
+    frozen: np.ndarray
+    """For every unit its place in ``reasons``, or -1: free."""
+    reasons: list[str]
     slots: list[Slot]
     of_label: np.ndarray
     """The unit (or -1) of every label."""
@@ -80,40 +84,55 @@ def _components(labels: Labels) -> Units:
         _, raw = connected_components(matrix, directed=False)
     else:
         raw = np.arange(size)
-    used, slots = _slots(labels, raw)
-    number = np.full(raw.max(initial=0) + 1, -1)
-    made = np.zeros(len(number), dtype=bool)
+    component, count, slots = _numbered(labels, raw)
+    frozen = np.full(count, -1)
+    reasons: dict[str, int] = {}
+    for array, why in labels.frozen:
+        inside = component[array]
+        inside = inside[inside >= 0]
+        inside = inside[frozen[inside] < 0]
+        if len(inside):
+            frozen[inside] = reasons.setdefault(why, len(reasons))
+    return Units(count, frozen, list(reasons), slots, component)
+
+
+def _numbered(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, int, list[Slot]]:
+    """The unit (or -1) of every label, the number of units, and every labelled plane of every value. Units are numbered
+    in the order in which their components occur; what no layer produces (positions, padding alone) always stays.
+    """
+    made = np.zeros(raw.max(initial=0) + 1, dtype=bool)
     for produced in labels.produced:
         made[raw[produced]] = True
-    used = used[made[used]]  # what no layer produces (positions, padding alone) always stays
-    number[used] = np.arange(len(used))
-    component = number[raw]
-    component[0] = -1
-    for index, slot in enumerate(slots):
-        slots[index] = Slot(slot.value, slot.axes, component[slot.units])
-    frozen: list[str | None] = [None] * len(used)
-    for array, why in labels.frozen:
-        for unit in np.unique(component[array]):
-            if unit >= 0 and frozen[unit] is None:
-                frozen[unit] = why
-    return Units(len(used), frozen, slots, component)
-
-
-def _slots(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, list[Slot]]:
-    """Every labelled plane of every value (units still raw labels), and raw components in order of occurrence."""
-    slots: list[Slot] = []
-    order: list[np.ndarray] = []
+    made[raw[0]] = False
+    number = np.full(len(made), -1)
+    count = 0
+    planes: dict[_Key, np.ndarray] = {}
+    found: list[tuple[Value, tuple[int, ...], _Key]] = []
     for value in labels.graph.values:
         for plane in labels.of(value):
-            array = plane.numpy()
-            slots.append(Slot(value, varying(plane), array))
-            flat = array.reshape(-1)
-            order.append(raw[flat[flat > 0]])
-    if not order:
-        return np.zeros(0, dtype=np.int64), slots
-    everything = np.concatenate(order)
-    values, first = np.unique(everything, return_index=True)
-    return values[np.argsort(first)], slots
+            key = _key(plane)
+            found.append((value, varying(plane), key))
+            if key in planes:
+                continue
+            planes[key] = plane.numpy()
+            parts = raw[planes[key].reshape(-1)]
+            parts = parts[made[parts] & (number[parts] < 0)]
+            if len(parts):
+                first = np.sort(np.unique(parts, return_index=True)[1])
+                number[parts[first]] = np.arange(count, count + len(first))
+                count += len(first)
+    component = number[raw]
+    component[0] = -1
+    units = {key: component[plane] for key, plane in planes.items()}
+    return component, count, [Slot(value, axes, units[key]) for value, axes, key in found]
+
+
+_Key = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def _key(plane: Plane) -> _Key:
+    """Equal for views of the same labels in the same form, as long as they are alive."""
+    return plane.data_ptr(), plane.shape, plane.stride()
 
 
 # Blocks
@@ -133,7 +152,12 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
     demands: list[_Demand] = []
     changed = False
     seen: set[tuple[bytes, tuple[int, ...], int]] = set()
+    views: set[tuple[_Key, int]] = set()
     for block in blocks:
+        view = _key(block.plane), block.pinned
+        if view in views:
+            continue
+        views.add(view)
         plane = units.of_label[block.plane.numpy()]
         key = (plane.tobytes(), plane.shape, block.pinned)
         if key in seen:
@@ -144,7 +168,7 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
             continue
         distinct = _distinct_rows(rows)
         if axis < block.pinned or (len(distinct) > 1 and (rows < 0).any()):
-            if any(units.frozen[unit] is None for unit in np.unique(rows[rows >= 0])):
+            if (units.frozen[rows[rows >= 0]] < 0).any():
                 labels.freeze(block.plane, f"only whole blocks of {block.op} could be removed")
                 changed = True
         elif len(distinct) > 1 and _are_disjoint(distinct):
@@ -166,6 +190,8 @@ def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
 
 def _distinct_rows(rows: np.ndarray) -> np.ndarray:
     """The different rows of a block matrix (a batch of heads repeats them)."""
+    if bool((rows == rows[:1]).all()):
+        return rows[:1]
     first: dict[bytes, int] = {}
     for index, row in enumerate(rows):
         first.setdefault(row.tobytes(), index)
@@ -174,7 +200,8 @@ def _distinct_rows(rows: np.ndarray) -> np.ndarray:
 
 def _are_disjoint(rows: np.ndarray) -> bool:
     """Whether no unit occurs in two rows."""
-    return sum(len(np.unique(row)) for row in rows) == len(np.unique(rows))
+    ordered = np.sort(rows, axis=1)
+    return len(rows) + int((ordered[:, 1:] != ordered[:, :-1]).sum()) == len(np.unique(rows))
 
 
 def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
@@ -189,7 +216,7 @@ def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
     order = np.argsort(cells_of, kind="stable")
     borders = np.flatnonzero(np.diff(cells_of[order])) + 1
     cells = [
-        Cell(link.root(int(families[members[0]])), tuple(members.tolist()))
+        Cell(link.root(int(families[members[0]])), members)
         for members in (np.split(order, borders) if len(order) else [])
     ]
     if _cells_are_uneven(labels, cells, demands, units.frozen):
@@ -200,56 +227,73 @@ def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
 
 def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndarray]:
     """The family of every unit (its kind, and in which demands it stands) and its cell (in which rows, too)."""
-    empty = np.zeros(0, dtype=np.int64)
-    member = np.concatenate([empty, *(demand.rows.reshape(-1) for demand in demands)])
-    which = np.concatenate([empty, *(np.full(demand.rows.size, i) for i, demand in enumerate(demands))])
-    row = np.concatenate([empty, *(np.repeat(np.arange(len(d.rows)), d.rows.shape[1]) for d in demands)])
     kinds = _kinds(units)
-    everyone = np.arange(units.count)
-    base = (np.concatenate([everyone, member]), np.concatenate([np.full(units.count, -1), which]))
-    families = _signatures(units.count, *base, np.concatenate([kinds, np.zeros_like(member)]))
-    return families, _signatures(units.count, *base, np.concatenate([kinds, row]))
+    families = _Classes(kinds)
+    for demand in demands:
+        families.split(*_occurring(demand.rows))
+    cells = _Classes(families.of)
+    for demand in demands:
+        row_of = np.full(units.count, -1)
+        row_of[demand.rows] = np.arange(len(demand.rows))[:, None]
+        inside = np.flatnonzero(row_of >= 0)
+        cells.split(inside, row_of[inside])
+    return families.numbered(), cells.numbered()
 
 
 def _kinds(units: Units) -> np.ndarray:
     """A number per unit, equal for units alike: the same number of elements in every slot, and equally frozen."""
-    reasons = {why: index for index, why in enumerate(dict.fromkeys(units.frozen))}
-    columns = [(np.arange(units.count), np.full(units.count, -1), np.array([reasons[why] for why in units.frozen]))]
+    kinds = _Classes(units.frozen + 1)
     seen: set[bytes] = set()
-    for index, slot in enumerate(units.slots):
-        content = slot.units.tobytes()
+    for array in {id(slot.units): slot.units for slot in units.slots}.values():
+        content = array.tobytes()
         if content not in seen:
             seen.add(content)
-            counts = np.bincount(slot.units.reshape(-1) + 1)[1:]
-            found = np.flatnonzero(counts)
-            columns.append((found, np.full(len(found), index), counts[found]))
-    member, which, times = (np.concatenate([column[i] for column in columns]) for i in range(3))
-    return _signatures(units.count, member, which, times)
+            kinds.split(*_occurring(array))
+    return kinds.numbered()
 
 
-def _signatures(count: int, member: np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """A number per unit, equal for units with the same rows of ``columns``; numbered by first occurrence."""
-    order = np.lexsort((*reversed(columns), member))
-    table = np.stack([column[order] for column in columns], axis=1).astype(np.int64)
-    starts = np.searchsorted(member[order], np.arange(count + 1))
-    first = np.flatnonzero(_differs_from_last(member[order], table, np.diff(starts)))
-    content, width = table.tobytes(), table.itemsize * len(columns)
-    ends = (starts[first + 1] * width).tolist()
-    numbers: dict[bytes, int] = {}
-    found = [
-        numbers.setdefault(content[start:end], len(numbers))
-        for start, end in zip((starts[first] * width).tolist(), ends, strict=True)
-    ]
-    return np.repeat(np.array(found, dtype=np.int64), np.diff(np.append(first, count)))
+class _Classes:
+    """Classes of units, split until all units of a class have the same marks."""
+
+    def __init__(self, of: np.ndarray) -> None:
+        self.of = of.copy()
+        """The class of every unit."""
+        self.sizes: list[int] = np.bincount(of).tolist()
+
+    def split(self, units: np.ndarray, marks: np.ndarray) -> None:
+        """Part units (each named once) with different marks, and from those of their classes that are not named."""
+        if len(units) == 0:
+            return
+        low, span = int(marks.min()), int(marks.max()) - int(marks.min()) + 1
+        keys = self.of[units] * span + (marks - low)
+        first = int(keys[0])
+        if self.sizes[first // span] == len(units) and bool((keys == first).all()):
+            return
+        counts = np.bincount(keys)
+        for key in np.flatnonzero(counts).tolist():
+            old, count = key // span, int(counts[key])
+            if count < self.sizes[old]:
+                self.sizes[old] -= count
+                self.of[units[keys == key]] = len(self.sizes)
+                self.sizes.append(count)
+
+    def numbered(self) -> np.ndarray:
+        """The class of every unit, numbered by first occurrence."""
+        _, first, inverse = np.unique(self.of, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[inverse.reshape(-1)]
 
 
-def _differs_from_last(member: np.ndarray, table: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Which units have other rows than the unit before them (neighbours are mostly alike); the first one does."""
-    other = np.append(True, lengths[1:] != lengths[:-1])[: len(lengths)]
-    comparable = np.flatnonzero(~other[member])
-    differ = (table[comparable] != table[comparable - lengths[member[comparable]]]).any(axis=1)
-    other[member[comparable[differ]]] = True
-    return other
+def _occurring(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The units that occur in an array, and how often each does."""
+    flat = array.reshape(-1)
+    first = flat[0]
+    if first >= 0 and flat[-1] - first == len(flat) - 1 and bool((flat[1:] > flat[:-1]).all()):
+        return flat, np.ones(1, dtype=np.int64)
+    counts = np.bincount(flat + 1)[1:]
+    found = np.flatnonzero(counts)
+    return found, counts[found]
 
 
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
@@ -257,11 +301,7 @@ def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
     kinds = families[rows]
     if bool((kinds == kinds[:1]).all()):
         return True
-    profiles = []
-    for row in kinds:
-        found, first, counts = np.unique(row, return_index=True, return_counts=True)
-        order = np.argsort(first)
-        profiles.append([(int(found[i]), int(counts[i])) for i in order])
+    profiles = [list(Counter(row).items()) for row in kinds.tolist()]
     counts_of = [[count for _, count in profile] for profile in profiles]
     if any(counts != counts_of[0] for counts in counts_of[1:]):
         return False
@@ -271,9 +311,7 @@ def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
     return True
 
 
-def _cells_are_uneven(
-    labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: list[str | None]
-) -> bool:
+def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: np.ndarray) -> bool:
     """Cells of one family must be equally large, and larger than one unit where a row is; else channels are tied. Of
     what is frozen one unit will do: it stays.
     """
@@ -282,25 +320,28 @@ def _cells_are_uneven(
     for cell in cells:
         sizes.setdefault(cell.family, set()).add(len(cell.units))
         count[cell.family] = count.get(cell.family, 0) + 1
-    bad = {unit for cell in cells if len(sizes[cell.family]) > 1 for unit in cell.units}
-    single = {u for c in cells if sizes[c.family] == {1} and count[c.family] > 1 for u in c.units if frozen[u] is None}
-    uneven = [demand for demand in demands if not bad.isdisjoint(demand.rows.reshape(-1).tolist())]
+    bad, single = np.zeros(len(frozen), dtype=bool), np.zeros(len(frozen), dtype=bool)
+    for cell in cells:
+        if len(sizes[cell.family]) > 1:
+            bad[cell.units] = True
+        elif len(cell.units) == 1 and count[cell.family] > 1:
+            single[cell.units] = frozen[cell.units] < 0
+    uneven = [demand for demand in demands if bad[demand.rows].any()] if bad.any() else []
     for demand in uneven:
         labels.tie(demand.block.plane, range(demand.axis))
-    return bool(uneven) or (bool(single) and _tie_rows(labels, single, demands))
+    return bool(uneven) or (bool(single.any()) and _tie_rows(labels, single, demands))
 
 
-def _tie_rows(labels: Labels, single: set[int], demands: list[_Demand]) -> bool:
+def _tie_rows(labels: Labels, single: np.ndarray, demands: list[_Demand]) -> bool:
     """Two views that cut the same channels crosswise (a shuffle) leave cells of one unit. There whole rows go together:
     the shorter ones, and not those that must stay.
     """
     fixed = [demand for demand in demands if demand.block.pinned >= demand.axis > 0]
     tied = False
     for demand in sorted(demands, key=lambda d: (_lies_within(d, fixed), d.rows.shape[1])):
-        inside = demand.rows.reshape(-1).tolist()
-        if not single.isdisjoint(inside):
+        if single[demand.rows].any():
             labels.tie(demand.block.plane, range(demand.axis, demand.block.plane.dim()))
-            single = single.difference(inside)
+            single[demand.rows] = False
             tied = True
     return tied
 
