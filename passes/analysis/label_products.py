@@ -229,6 +229,21 @@ def tensordot(labels: Labels, op: Op) -> None:
     labels.set(op.result, contract(labels, op, [Side(a, tuple(left)), Side(b, tuple(right))], tuple(out)))
 
 
+@rule("cdist", "_cdist_forward")
+def distances(labels: Labels, op: Op) -> None:
+    """As a product of one tensor with the other transposed; each distance is a statistic over channels."""
+    a, b = op.value(0), op.value(1)
+    if a is None or b is None:
+        labels.give_up(op, "operands are missing")
+        return
+    batch = tuple(range(op.result.type.rank - 2))
+    row, column, inner = (len(batch) + n for n in range(3))
+    sides = [Side(v, (*batch[len(batch) + 2 - v.type.rank :], place, inner)) for v, place in ((a, row), (b, column))]
+    for side in sides:
+        labels.notes.extend(Note(op, plane) for plane in labels.of(side.value) if plane.shape[-1] > 1)
+    labels.set(op.result, contract(labels, op, sides, (*batch, row, column)))
+
+
 @rule("bilinear")
 def bilinear(labels: Labels, op: Op) -> None:
     """Every output is a product of both inputs with a matrix of its own: the weight is (outputs, first, second)."""

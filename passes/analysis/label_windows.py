@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.label_rules import RULES, Rule, merge_pointwise, pointwise, rule
 from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number, numbers
-from pruneopt.passes.analysis.planes import varying
+from pruneopt.passes.analysis.planes import align, varying
 
 __all__: list[str] = []
 
@@ -101,3 +101,20 @@ def reduction(labels: Labels, op: Op) -> None:
         out.append(plane.reshape(sizes))
     for value in op.results:
         labels.set(value, out)
+
+
+@rule("cosine_similarity", "pairwise_distance")
+def compared(labels: Labels, op: Op) -> None:
+    """Vectors of two tensors, compared along one axis (the last one for distances): a statistic over it."""
+    values = list(dict.fromkeys(op.inputs))
+    rank = max(value.type.rank for value in values)
+    axis = number(op, "dim") % rank if "dim" in op.attrs else rank - 1
+    sides = [([align(plane, rank) for plane in labels.of(value)], value) for value in values]
+    out = []
+    for plane in merge_pointwise(labels, op, sides):
+        if axis in varying(plane):
+            labels.notes.append(Note(op, plane))
+        if varying(plane) != (axis,):
+            plane = labels.tie(plane, [axis])
+            out.append(plane if op.attrs.get("keepdim") is True else plane.squeeze(axis))
+    labels.set(op.result, out)

@@ -96,6 +96,18 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int]]] =
         lambda s, x: s.out(torch.einsum("bni,ij,bni->bnj", s.a(x), s.w, s.b(x))),
         {**ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
     ),
+    "distances of tokens": (
+        lambda s, x: s.out(s.c(x) * torch.cdist(s.a(x), s.b(x)).mean(-1, keepdim=True)),
+        {**ends(), "c": nn.Linear(12, 6)}, {"a": 8, "c": 6},
+    ),
+    "distances from codes": (
+        lambda s, x: s.out(torch.cdist(s.a(x), s.w.expand(x.shape[0], -1, -1))), {**ends(), "w": torch.rand(6, 8)},
+        {"a": 8, "w": 6},
+    ),
+    "cosine of two tensors": (
+        lambda s, x: s.out(s.c(x) * F.cosine_similarity(s.a(x), s.b(x)[:, :1], -1).unsqueeze(-1)),
+        {**ends(), "c": nn.Linear(12, 6)}, {"a": 8, "c": 6},
+    ),
     "linear attention": (linear_attention, qkv(), {"qkv": 8}),
     "linear attention by einsum": (einsum_attention, qkv(), {"qkv": 8}),
     "factorised attention": (factorised, {**qkv(), "conv": nn.Conv1d(12, 12, 3, padding=1, groups=12)}, {"qkv": 4}),
