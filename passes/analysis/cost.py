@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +34,7 @@ from pruneopt.ir.schema import DTYPES, overload
 from pruneopt.ir.types import Location
 from pruneopt.passes.analysis.conventions import Count, convention_named, elements
 from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.sizes import axis_shares, size_form
+from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, size_form
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.latency_table import LatencyTable
@@ -136,7 +136,7 @@ class CostModel:
         )
 
     def _per_op(self, items: list[tuple[Op, Count]], row: np.ndarray) -> dict[Op, int]:
-        values = _Terms.of(self._lengths, [count for _, count in items])(row)[0]
+        values = _Terms.of(_products(self._lengths, [count for _, count in items]), len(self.groups))(row)[0]
         totals: dict[Op, int] = {}
         for (op, _), value in zip(items, values, strict=True):
             totals[op] = totals.get(op, 0) + round(value)
@@ -168,7 +168,7 @@ class CostModel:
             counts = (Count(elements(value)) for _, value in self._owned_params())
         else:
             counts = (Count(elements(value), _item_size(value)) for value in self.graph.params.values())
-        terms = _Terms.of(self._lengths, list(counts)).merged()
+        terms = _Terms.of(_merged(_products(self._lengths, counts), len(self.groups)), len(self.groups))
         return lambda rows: terms(rows).sum(axis=1)
 
 
@@ -180,22 +180,81 @@ class _Lengths:
         self.at_full = np.append(full, 1)
         free = [number for number, group in enumerate(coupling.groups) if group.frozen is None]
         self.index = {number: column for column, number in enumerate(free)}
-        self._known: dict[Value, list[np.ndarray]] = {}
+        self._known: dict[Value, list[int | _Form]] = {}
+        self._shared: dict[Any, tuple[np.ndarray, _Form]] = {}
 
     def __call__(self, value: Value, axis: int) -> np.ndarray:
+        found = self.of(value)[axis]
+        return np.append(np.zeros(len(self.index)), found) if isinstance(found, int) else found.array
+
+    def of(self, value: Value) -> list[int | _Form]:
+        """The length of every axis of a value: a number where it is always the same."""
         if value not in self._known:
             self._known[value] = self._forms(value)
-        return self._known[value][axis]
+        return self._known[value]
 
-    def _forms(self, value: Value) -> list[np.ndarray]:
+    def _forms(self, value: Value) -> list[int | _Form]:
         shape = value.type.shape()
-        forms = [np.append(np.zeros(len(self.index)), size) for size in shape]
+        forms: list[int | _Form] = list(shape)
         for share in axis_shares(self.coupling, value):
-            form = size_form(self.coupling, share, self.index)
-            if round(float(form @ self.at_full)) != shape[share.axis]:
+            form = self._form(share)
+            if round(float(form.array @ self.at_full)) != shape[share.axis]:
                 raise InternalError(f"axis {share.axis} of {value} is not as long as its channel groups say")
-            forms[share.axis] = form
+            if form.varies:
+                forms[share.axis] = form
         return forms
+
+    def _form(self, share: AxisShare) -> _Form:
+        """The form of an axis; most axes have units, and so a form, in common with others."""
+        units = share.units
+        key = units.__array_interface__["data"][0], units.shape, units.strides, share.divisor
+        if key not in self._shared:
+            array = size_form(self.coupling, share, self.index)
+            # The units are held as well: nothing else may come to lie where they do.
+            self._shared[key] = units, _Form(array, bool(array[:-1].any()), array.tobytes())
+        return self._shared[key][1]
+
+
+class _Form(NamedTuple):
+    """A length as a linear form: G coefficients and the constant, whether it varies, and its bytes to tell it by."""
+
+    array: np.ndarray
+    varies: bool
+    key: bytes
+
+
+_Product = tuple[float, list[_Form]]
+"""A factor and the forms that it is multiplied with."""
+
+
+def _products(lengths: _Lengths, counts: Iterable[Count]) -> list[_Product]:
+    """Every count as a product; axes of constant length go into its factor."""
+    found: list[_Product] = []
+    for count in counts:
+        factor, forms = float(count.factor), []
+        for value, axis in count.axes:
+            length = lengths.of(value)[axis]
+            if isinstance(length, int):
+                factor *= length
+            else:
+                forms.append(length)
+        found.append((factor, sorted(forms, key=lambda form: form.key)))
+    return found
+
+
+def _merged(products: Iterable[_Product], groups: int) -> list[_Product]:
+    """Fewer products with the same sum: equal ones once, and all linear ones as one."""
+    linear = np.zeros(groups + 1)
+    several: dict[tuple[bytes, ...], _Product] = {}
+    for factor, forms in products:
+        if len(forms) > 1:
+            key = tuple(form.key for form in forms)
+            several[key] = (several[key][0] + factor if key in several else factor, forms)
+        elif forms:
+            linear += factor * forms[0].array
+        else:
+            linear[-1] += factor
+    return [(1.0, [_Form(linear, True, b"")]), *several.values()]
 
 
 @dataclass(frozen=True)
@@ -216,42 +275,14 @@ class _Terms:
         return values
 
     @staticmethod
-    def of(lengths: _Lengths, counts: Sequence[Count]) -> _Terms:
-        """One term for every count; axes of constant length go into its scale."""
-        scale = np.array([count.factor for count in counts], dtype=np.float64)
-        factors: list[list[np.ndarray]] = []
-        for number, count in enumerate(counts):
-            forms = [lengths(value, axis) for value, axis in count.axes]
-            varying = [form for form in forms if form[:-1].any()]
-            scale[number] *= np.prod([form[-1] for form in forms if not form[:-1].any()])
-            factors.append(sorted(varying, key=lambda form: form.tobytes()))
-        return _Terms.stacked(scale, factors, len(lengths.index))
-
-    @staticmethod
-    def stacked(scale: np.ndarray, factors: Sequence[Sequence[np.ndarray]], groups: int) -> _Terms:
-        depth = max(map(len, factors), default=0)
-        array = np.zeros((depth, groups + 1, len(factors)))
+    def of(products: Sequence[_Product], groups: int) -> _Terms:
+        depth = max((len(forms) for _, forms in products), default=0)
+        array = np.zeros((depth, groups + 1, len(products)))
         array[:, -1, :] = 1.0
-        for term, forms in enumerate(factors):
+        for term, (_, forms) in enumerate(products):
             for k, form in enumerate(forms):
-                array[k, :, term] = form
-        return _Terms(scale, array)
-
-    def merged(self) -> _Terms:
-        """Fewer terms with the same sum: equal products once, and all linear terms as one."""
-        groups = self.factors.shape[1] - 1
-        one = np.append(np.zeros(groups), 1.0)
-        linear = np.zeros(groups + 1)
-        products: dict[bytes, tuple[float, list[np.ndarray]]] = {}
-        for scale, forms in zip(self.scale, self.factors.transpose(2, 0, 1), strict=True):
-            varying = [form for form in forms if form[:-1].any()]
-            if len(varying) < 2:
-                linear += scale * (varying[0] if varying else one)
-                continue
-            key = np.concatenate(varying).tobytes()
-            products[key] = (products[key][0] + scale if key in products else scale, varying)
-        entries = [(1.0, [linear]), *products.values()]
-        return _Terms.stacked(np.array([scale for scale, _ in entries]), [forms for _, forms in entries], groups)
+                array[k, :, term] = form.array
+        return _Terms(np.array([factor for factor, _ in products], dtype=np.float64), array)
 
 
 def _item_size(value: Value) -> int:
@@ -265,7 +296,8 @@ def _item_size(value: Value) -> int:
 def _peak(graph: Graph, lengths: _Lengths) -> Callable[[np.ndarray], np.ndarray]:
     """The peak of the live bytes over the steps of a graph."""
     owners, live = _live_storages(graph)
-    sizes = _Terms.of(lengths, [Count(elements(value), _item_size(value)) for value in owners])
+    counts = [Count(elements(value), _item_size(value)) for value in owners]
+    sizes = _Terms.of(_products(lengths, counts), len(lengths.index))
     table = _without_subsets(live).T.astype(np.float64)
     return lambda rows: (sizes(rows) @ table).max(axis=1, initial=0.0)
 

@@ -6,6 +6,7 @@ the innermost axis on which a row holds different units shrinks, and the outer o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -20,7 +21,16 @@ from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.analysis.labels import BATCH
 from pruneopt.passes.analysis.units import Slot
 
-__all__ = ["AxisShare", "axis_shares", "gather_kept", "kept_mask", "kept_parts", "shrunk_type", "size_form"]
+__all__ = [
+    "AxisShare",
+    "KeptSizes",
+    "axis_shares",
+    "gather_kept",
+    "kept_mask",
+    "kept_parts",
+    "shrunk_type",
+    "size_form",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,9 @@ class AxisShare:
 
     def size(self, kept: np.ndarray) -> int:
         """The length of the axis for kept units (a boolean per unit)."""
-        count = int(_always(kept)[self.units].sum())
+        return self._size(int(_always(kept)[self.units].sum()))
+
+    def _size(self, count: int) -> int:
         if count % self.divisor:
             raise InternalError(f"{count} kept elements do not divide into {self.divisor} blocks")
         return count // self.divisor
@@ -57,29 +69,84 @@ def _shares(slots: list[Slot]) -> list[AxisShare]:
 
     An axis along which a slot of its own runs (the outputs of a grouped convolution) is no other's to shrink.
     """
+    if len(slots) == 1:
+        return [_share(slots[0], ())]
     single = {slot.axes[0] for slot in slots if len(slot.axes) == 1}
     return [_share(slot, () if len(slot.axes) == 1 else single) for slot in slots]
 
 
 def _share(slot: Slot, taken: Collection[int]) -> AxisShare:
-    units = slot.units.reshape([slot.units.shape[axis] for axis in slot.axes])
-    axes = list(slot.axes)
-    while units.ndim > 1 and axes[-2] not in taken and bool((units == units[..., :1]).all()):
-        units = units[..., 0]
-        axes.pop()
-    divisor = int(np.prod(units.shape[:-1], dtype=np.int64))
+    axes, units = slot.axes, slot.units
+    divisor = 1
+    if len(axes) > 1:
+        units = units.reshape([units.shape[axis] for axis in axes])
+        while units.ndim > 1 and axes[-2] not in taken and bool((units == units[..., :1]).all()):
+            units = units[..., 0]
+            axes = axes[:-1]
+        divisor = math.prod(units.shape[:-1])
     if isinstance(slot.value.type.dims[axes[-1]], BatchSize):
         divisor *= BATCH  # the labels are those of a batch of this size
     return AxisShare(axes[-1], units.reshape(-1), divisor)
 
 
+class KeptSizes:
+    """How long the axes of values are when only ``kept`` units (a boolean per unit) are left, for many values: slots
+    with the same labels share their units, and these are looked up once.
+    """
+
+    def __init__(self, kept: np.ndarray) -> None:
+        self._flags = _always(kept)
+        self._known: dict[_Units, tuple[np.ndarray, np.ndarray]] = {}
+
+    def type_of(self, coupling: Coupling, value: Value) -> TensorType:
+        """The type that is left of a value; plain sizes."""
+        slots = coupling.slots_of(value)
+        plain = value.type.plain()
+        if not slots:
+            return plain
+        dims: list[Dim] = list(plain.dims)
+        for share in _shares(slots):
+            size = self._size(share)
+            dims[share.axis] = BatchSize(size) if isinstance(dims[share.axis], BatchSize) else size
+        return TensorType(value.type.dtype, tuple(dims))
+
+    def gather(self, tensor: Tensor, slots: list[Slot]) -> Tensor:
+        """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
+        cuts = [slot for slot in slots if self._count(slot.units) < slot.units.size]
+        axes = [axis for slot in cuts for axis in slot.axes]
+        if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
+            shares = dict(zip(slots, _shares(slots), strict=True))
+            sizes = list(tensor.shape)
+            for slot in cuts:
+                sizes[shares[slot].axis] = self._size(shares[slot])
+            return tensor[kept_mask(cuts, tuple(tensor.shape), self._flags[:-1]).to(tensor.device)].reshape(sizes)
+        for slot, share in zip(slots, _shares(slots), strict=True):
+            if slot in cuts:
+                tensor = _cut(tensor, slot, share.axis, torch.from_numpy(self._places(slot.units)).to(tensor.device))
+        return tensor
+
+    def _size(self, share: AxisShare) -> int:
+        return share._size(self._count(share.units))
+
+    def _count(self, units: np.ndarray) -> int:
+        return len(self._places(units))
+
+    def _places(self, units: np.ndarray) -> np.ndarray:
+        """Which elements stay, by number."""
+        key = units.__array_interface__["data"][0], units.shape, units.strides
+        if key not in self._known:
+            # The units are held as well: nothing else may come to lie where they do.
+            self._known[key] = units, np.flatnonzero(self._flags[units])
+        return self._known[key][1]
+
+
+_Units = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Equal for views of the same units in the same form, as long as they are alive."""
+
+
 def shrunk_type(coupling: Coupling, value: Value, kept: np.ndarray) -> TensorType:
     """The type of a value when only ``kept`` units (a boolean per unit) are left; plain sizes."""
-    dims: list[Dim] = list(value.type.plain().dims)
-    for share in axis_shares(coupling, value):
-        size = share.size(kept)
-        dims[share.axis] = BatchSize(size) if isinstance(dims[share.axis], BatchSize) else size
-    return TensorType(value.type.dtype, tuple(dims))
+    return KeptSizes(kept).type_of(coupling, value)
 
 
 def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Tensor:
@@ -98,27 +165,18 @@ def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
 
 def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
     """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
-    flags = _always(kept)
-    shares = dict(zip(slots, _shares(slots), strict=True))
-    cuts = [slot for slot in slots if not flags[slot.units].all()]
-    axes = [axis for slot in cuts for axis in slot.axes]
-    if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
-        sizes = list(tensor.shape)
-        for slot in cuts:
-            sizes[shares[slot].axis] = shares[slot].size(kept)
-        return tensor[kept_mask(cuts, tuple(tensor.shape), kept).to(tensor.device)].reshape(sizes)
-    for slot in cuts:
-        axis = shares[slot].axis
-        places = torch.from_numpy(np.flatnonzero(flags[slot.units])).to(tensor.device)
-        if len(slot.axes) == 1:
-            tensor = tensor.index_select(axis, places)
-            continue
-        last = range(tensor.dim() - len(slot.axes), tensor.dim())
-        moved = tensor.movedim(slot.axes, tuple(last))
-        sizes = list(moved.shape)
-        sizes[last[slot.axes.index(axis)]] = -1
-        tensor = moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
-    return tensor
+    return KeptSizes(kept).gather(tensor, slots)
+
+
+def _cut(tensor: Tensor, slot: Slot, axis: int, places: Tensor) -> Tensor:
+    """The elements of a tensor at some places of a slot, whose ``axis`` shrinks."""
+    if len(slot.axes) == 1:
+        return tensor.index_select(axis, places)
+    last = range(tensor.dim() - len(slot.axes), tensor.dim())
+    moved = tensor.movedim(slot.axes, tuple(last))
+    sizes = list(moved.shape)
+    sizes[last[slot.axes.index(axis)]] = -1
+    return moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
 
 
 def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np.ndarray:
@@ -128,12 +186,11 @@ def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np
     form = np.zeros(len(index) + 1)
     inside = share.units[share.units >= 0]
     form[-1] = len(share.units) - len(inside)
-    for number, count in zip(*np.unique(coupling.unit_group[inside], return_counts=True), strict=True):
-        column = index.get(int(number))
+    counts = np.bincount(coupling.unit_group[inside])
+    for number in np.flatnonzero(counts).tolist():
+        column = index.get(number)
         if column is None:
-            form[-1] += count
+            form[-1] += counts[number]
         else:
-            form[column] = count / coupling.groups[number].width
+            form[column] = counts[number] / coupling.groups[number].width
     return form / share.divisor
-
-

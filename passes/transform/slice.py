@@ -20,7 +20,7 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.analysis.custom_ops import SIZES
 from pruneopt.passes.analysis.label_rules import CREATED
 from pruneopt.passes.analysis.labels import number, numbers
-from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, gather_kept, shrunk_type
+from pruneopt.passes.analysis.sizes import AxisShare, KeptSizes, axis_shares
 
 __all__ = ["slice_graph", "slice_weights"]
 
@@ -28,9 +28,10 @@ __all__ = ["slice_graph", "slice_weights"]
 def slice_weights(coupling: Coupling, kept: np.ndarray, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the elements of removed units taken out (copies; ``kept`` is a boolean per unit)."""
     sliced: dict[str, Tensor] = {}
+    sizes = KeptSizes(kept)
     for name, tensor in weights.items():
         slots = coupling.slots_of(coupling.graph.params[name]) if name in coupling.graph.params else []
-        small = gather_kept(tensor, slots, kept)
+        small = sizes.gather(tensor, slots)
         sliced[name] = tensor.clone() if small is tensor else small.contiguous()
     return sliced
 
@@ -44,8 +45,9 @@ def slice_graph(graph: Graph, coupling: Coupling, plan: Plan) -> Graph:
     new = graph.copy()
     new.channels = ()
     twins = dict(zip(coupling.graph.values, new.values, strict=True))
+    sizes = KeptSizes(kept)
     for old, value in twins.items():
-        new.set_type(value, shrunk_type(coupling, old, kept))
+        new.set_type(value, sizes.type_of(coupling, old))
     for old_op, op in zip(coupling.graph.ops, new.ops, strict=True):
         touched = [*old_op.inputs, *old_op.results]
         if any(coupling.slots_of(value) for value in touched):
@@ -171,15 +173,15 @@ def _remake_split(site: _Site) -> None:
 
 
 def _remake_pad(site: _Site) -> None:
-    new = list(numbers(site.op, "pad"))
+    """As many channels of padding as are kept; where a pad is negative, as many are cut off as are kept of those."""
+    pads = numbers(site.op, "pad")
     rank = _type_of(site.op).rank
-    for i in range(len(new) // 2):
-        before, after = new[2 * i], new[2 * i + 1]
-        share = site.share(site.old.result, rank - 1 - i)
-        if share is not None and (before or after):
-            flags = np.append(site.kept, True)[share.units]
-            new[2 * i] = int(flags[:before].sum())
-            new[2 * i + 1] = int(flags[len(flags) - after :].sum())
+    new = []
+    for place, count in enumerate(pads):
+        share = site.share(site.old.result if count > 0 else site.old.value(0), rank - 1 - place // 2)
+        flags = np.ones(abs(count), dtype=bool) if share is None or not count else site.flags(share)
+        edge = flags[: abs(count)] if place % 2 == 0 else flags[len(flags) - abs(count) :]
+        new.append(int(np.sign(count)) * int(edge.sum()))
     site.set("pad", tuple(new))
 
 
