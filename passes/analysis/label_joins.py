@@ -102,13 +102,14 @@ def pad(labels: Labels, op: Op) -> None:
     for plane in labels.of(value):
         plane = tie_inner(labels, plane, padded)
         inside = [axis for axis in varying(plane) if axis in padded]
-        if inside and (not constant or len(inside) > 1 or min(by_axis[inside[0]]) < 0):
+        if inside and (not constant or len(inside) > 1):
             labels.freeze(plane, f"padded along channels by {op}")
             continue
         for axis in inside:
             before, after = by_axis[axis]
             plane = labels.tie(plane, [a for a in varying(plane) if a != axis])  # one pad serves every row
-            vector = torch.cat([labels.fresh(before), plane.reshape(-1), labels.fresh(after)])
+            left = plane.reshape(-1)[max(-before, 0) : plane.numel() - max(-after, 0)]
+            vector = torch.cat([labels.fresh(max(before, 0)), left, labels.fresh(max(after, 0))])
             plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
         out.append(plane)
     labels.set(op.result, out)

@@ -106,6 +106,14 @@ FREE: dict[str, tuple[Callable[..., Tensor], dict[str, int]]] = {
     "running maxima": (lambda s, x: s.out(s.a(x).cummax(1).values), {"a": 8}),
     "number of the largest token": (lambda s, x: s.out(s.b(x) + s.a(x).argmax(1, keepdim=True)), {"a": 8}),
     "a mask made by tril": (causal, {"a": 8}),
+    "cut by a negative pad": (
+        lambda s, x: s.out(s.a(x) + F.pad(F.pad(s.b(x), (-2, -1)), (1, 2))),
+        {"a": 3, "a.2": 5, "b": 3},  # b alone: what is cut off
+    ),
+    "cut within heads by a negative pad": (
+        lambda s, x: s.out(F.pad(F.pad(s.a(x).unflatten(-1, (2, 4)), (-1, 0)), (0, 1), value=1.0).flatten(2)),
+        {"a": 1, "a.2": 3},
+    ),
     "sampled at places": (
         lambda s, x: s.out(
             F.grid_sample(s.a(x).mT[..., None], x[..., None, :2].tanh(), align_corners=False).flatten(2).mT
