@@ -118,10 +118,11 @@ def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
 def _training_notes(model: nn.Module) -> tuple[str, ...]:
     """What the model does in training mode that a graph captured in evaluation mode does not hold."""
     notes = []
-    drops = [n for n, m in model.named_modules() if type(m).__name__ in STOCHASTIC_MODULES and _drop_rate(m) > 0]
+    modules = list(model.named_modules())
+    drops = [n for n, m in modules if type(m).__name__ in STOCHASTIC_MODULES and _drop_rate(m) > 0]
     if drops:
         notes.append(f"stochastic depth acts in training only and is left out ({len(drops)} modules, first {drops[0]})")
-    attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and m.dropout > 0]
+    attention = [n for n, m in modules if isinstance(m, nn.MultiheadAttention) and m.dropout > 0]
     if attention:
         notes.append(f"attention dropout is left out ({len(attention)} modules, first {attention[0]})")
     return tuple(notes)

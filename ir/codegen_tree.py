@@ -48,6 +48,9 @@ class _Node:
         return sorted(self.children.items(), key=lambda item: int(item[0]))
 
 
+_LEAF = _Node(layer="")
+
+
 class ModuleTree:
     """Where every weight of a graph lives in the generated class.
 
@@ -77,7 +80,7 @@ class ModuleTree:
         if name not in self._places:
             parent, _, part = name.rpartition(".")
             text, node = self._place(parent)
-            self._places[name] = _member(text, node.kind, part), node.children.get(part, _Node(layer=""))
+            self._places[name] = _member(text, node.kind, part), node.children.get(part, _LEAF)
         return self._places[name]
 
     @property

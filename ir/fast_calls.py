@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FAST", "PLAIN", "Shape", "result_shape"]
+__all__ = ["FAST", "PLAIN", "Found", "Shape", "result_shape"]
 
 aten = torch.ops.aten
 Shape = Sequence[int]

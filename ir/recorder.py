@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
 from pruneopt.ir.fast_calls import FAST, PLAIN, Shape, result_shape
+from pruneopt.ir.fast_modules import module_call
 from pruneopt.ir.module_state import CannotRecordError, in_place_of_tensors
 
 __all__ = ["Call", "CannotRecordError", "GradMode", "Recording", "Ref", "record"]
@@ -214,7 +215,7 @@ class _Recorder:
                 several,
                 module,
                 kind,
-                *_user_line(),
+                *(_user_line() if self.limit is None else ("", 0)),  # the first run says where calls stand
             )
         )
         for index, item in enumerate(results):
@@ -376,6 +377,10 @@ def _watched(recorder: _Recorder) -> Iterator[None]:
             return plain_call(module, *args, **kwargs)
         recorder.modules.append((path, type(module).__name__))
         try:
+            with torch._C.DisableTorchFunction():
+                found = module_call(module, args, kwargs)
+                if found is not None:
+                    return recorder.call(*found, {}, result_shape(*found))
             return plain_call(module, *args, **kwargs)
         finally:
             recorder.modules.pop()

@@ -214,11 +214,14 @@ def check_kept(group: Group, ranks: np.ndarray) -> None:
     """Raise `UserError` unless ``ranks`` is a kept set that the group's constraints allow."""
     if len(ranks) == 0:
         raise UserError(f"the plan removes every channel of group {group.name}; at least one must stay")
-    if ranks.min() < 0 or ranks.max() >= group.width or len(np.unique(ranks)) != len(ranks):
+    stays = np.zeros(group.width, dtype=bool)
+    if ranks.min() >= 0 and ranks.max() < group.width:
+        stays[ranks] = True
+    if stays.sum() != len(ranks):
         raise UserError(f"the plan names channels that group {group.name} (width {group.width}) does not have")
     if group.frozen is not None and len(ranks) != group.width:
         raise UserError(f"group {group.name} cannot be pruned: {group.frozen}")
-    counts = {int(np.isin(block, ranks).sum()) for block in group.blocks}
+    counts = {int(stays[block].sum()) for block in group.blocks}
     if len(counts) > 1:
         raise UserError(
             f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal"

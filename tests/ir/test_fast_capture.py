@@ -89,6 +89,14 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
+def drop_contiguous(graph: Graph) -> None:
+    for op in [op for op in graph.ops if op.base == "contiguous"]:
+        source = op.value(0)
+        assert source is not None
+        graph.replace_uses(op.result, source)
+        graph.erase(op)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = NETWORKS[name]()
@@ -98,6 +106,8 @@ def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.Mon
     assert all(now is then for now, then in zip(module.parameters(), before[0].values(), strict=True))
     assert all(torch.equal(tensor, before[1][key]) for key, tensor in module.state_dict().items())
     other = exported(module, x, monkeypatch=monkeypatch)
+    if not any(op.base == "contiguous" for op in other.ops):
+        drop_contiguous(graph)  # as torch.export does in torch 2.11
     assert same_graph(graph, other)
     assert graph.notes == other.notes
     assert {key: tensor.data_ptr() for key, tensor in graph.weights.items()} == {
@@ -111,6 +121,7 @@ def test_the_short_way_writes_down_the_same_calls(name: str, monkeypatch: pytest
     graph = recorded(module, x)
     monkeypatch.setattr(recorder, "FAST", {})
     monkeypatch.setattr(recorder, "PLAIN", frozenset())
+    monkeypatch.setattr(recorder, "module_call", lambda *args: None)
     assert same_graph(graph, recorded(module, x))
 
 
