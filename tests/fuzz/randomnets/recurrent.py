@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 from randomnets.base import Dice, Made, Shape, unary
 
+MAX_STEPS = 8
+"""Capture takes recurrences step by step: a long one takes seconds."""
+
 
 @unary("tokens")
-def recurrent(dice: Dice, shape: Shape) -> Made:
+def recurrent(dice: Dice, shape: Shape) -> Made | None:
     """LSTM, GRU, RNN: one or two layers, one or both directions, all states or the last one."""
+    if shape.size[0] > MAX_STEPS:
+        return None
     kind = dice.pick([nn.LSTM, nn.GRU, nn.RNN])
     hidden, both, layers, first = dice.pick([4, 6]), dice.flag(), dice.pick([1, 1, 2]), dice.flag()
     layer = kind(shape.channels, hidden, layers, batch_first=first, bidirectional=both, bias=dice.flag())
@@ -27,8 +32,10 @@ def recurrent(dice: Dice, shape: Shape) -> Made:
 
 
 @unary("tokens")
-def final_state(dice: Dice, shape: Shape) -> Made:
+def final_state(dice: Dice, shape: Shape) -> Made | None:
     """Only the final hidden state is read."""
+    if shape.size[0] > MAX_STEPS:
+        return None
     layer = dice.pick([nn.GRU, nn.LSTM])(shape.channels, 4, batch_first=True)
 
     def run(m: nn.Module, x: Tensor) -> Tensor:
