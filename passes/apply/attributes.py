@@ -5,23 +5,27 @@ that ran in them. Of any other module an attribute is changed only if all of thi
 sequence of such; its name speaks of channels (`CHANNEL_WORDS`, `CHANNEL_NAMES`); it equals the length that a channel
 axis had, in what the module computes itself or else in what its submodules do; and all such axes of that length there
 have one and the same new length. For a name that begins with ``in`` or ``out`` only what goes in, or comes out, is
-asked; for a number of heads (`HEADS`) only the axes, but the last, of views that split one. All else stays as it is,
-numbers that are computed from sizes too: the scale of attention is that of the original.
+asked; for a number of heads (`HEADS`) only the axes, but the last, of views that split one. Where lengths alone do not
+decide, the sizes do that the module's ops spell out. A sequence of any name is changed if the module's ops spell it out
+just so, and have one and the same other sequence in its place. All else stays as it is, numbers that are computed from
+sizes too: the scale of attention is that of the original.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.apply.layers import layer_sizes
 from pruneopt.passes.apply.scope import Run, Scope, Sizes
+from pruneopt.passes.apply.written import written_lists, written_sizes
 
 __all__ = ["Change", "attribute_changes"]
 
@@ -80,6 +84,7 @@ NO_CHANNELS = frozenset(
     )
 )
 """Words of names that count something else, such as ``window_dim``; ``num_features`` and ``num_channels`` are known."""
+SEQUENCES: Mapping[type, Callable[[Iterable[int]], Any]] = {list: list, tuple: tuple, torch.Size: torch.Size}
 COUNTED = ("num_features", "num_channels", "num_hidden")
 SMALLEST = 8
 """A bare ``dim`` below this is taken for the number of an axis."""
@@ -121,7 +126,13 @@ def _differs(module: nn.Module, name: str, value: Any) -> bool:
 
 
 def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Iterator[Change]:
-    named = [name for name in vars(module) if name not in known and speaks_of_sizes(name)]
+    others = [name for name in vars(module) if name not in known]
+    for name, sizes in _sequences(module, others):
+        lists = written_lists(scope).get(tuple(sizes), set())
+        if len(lists) == 1 and (now := next(iter(lists))) != tuple(sizes):
+            others.remove(name)
+            yield Change(module, name, SEQUENCES[type(sizes)](now))
+    named = [name for name in others if speaks_of_sizes(name)]
     if not named:
         return
     near, far = ({op for op, _ in scope.own}, scope.inside)
@@ -133,8 +144,19 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
             after = _renamed(before, [scope.run.sizes(_split(near), last=False)])
         else:
             after = _renamed(before, [scope.run.sizes(_seen(name, ops)) for ops in (near, far)])
+            after = _renamed(before, [written_sizes(scope)]) if after is None else after
         if after is not None and after != before and not (name == "dim" and before < SMALLEST):
             yield Change(module, name, after)
+
+
+def _sequences(module: nn.Module, names: Iterable[str]) -> list[tuple[str, Sequence[int]]]:
+    """The attributes that are several whole numbers, and whose names do not say that they count something else."""
+    own = [(name, vars(module)[name]) for name in names if not NO_CHANNELS.intersection(_words(name))]
+    return [(name, value) for name, value in own if type(value) in SEQUENCES and all(type(x) is int for x in value)]
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().strip("_").split("_")
 
 
 def _split(ops: Iterable[Op]) -> list[Value]:
@@ -159,7 +181,7 @@ HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "num_
 
 def speaks_of_sizes(name: str) -> bool:
     """Whether an attribute's name says that it counts channels, groups or heads."""
-    words = name.lower().strip("_").split("_")
+    words = _words(name)
     if name in CHANNEL_NAMES or name in COUNTED or name in GROUPS or name in HEADS:
         return True
     return bool(CHANNEL_WORDS.intersection(words)) and not NO_CHANNELS.intersection(words)

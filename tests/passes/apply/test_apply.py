@@ -290,6 +290,40 @@ def test_attributes_of_other_modules() -> None:
     assert_same(model, result, x)
 
 
+class Spelled(nn.Module):
+    """Sizes that the code spells out: of a split, and of the shape of a scale. One more split is of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.shape, self.halves = [12, 4, 4], torch.Size((20, 1, 1)), (2, 2)
+        self.kernel = (20, 1, 1)
+        self.dim_one, self.dim_two = 4, 8
+        self.a, self.b = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.scale = nn.Parameter(torch.rand(20) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (x * self.scale.view(self.shape)).split(self.halves, -1)
+        a, b, c = (left + right).split(self.parts, 1)
+        one, two = self.b(c).split([self.dim_one, self.dim_two], 1)
+        return torch.cat([self.a(a), b * c, one * one, two], 1)
+
+
+def test_sizes_that_the_code_spells_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 20, 1), Spelled(), nn.Conv2d(20, 2, 1)).eval()
+    x = batch(2, 3, 4, 4)
+    result = pruned(model, x)
+    result.apply_(model)
+    layer = model[1]
+    assert isinstance(layer, Spelled)
+    width = model[0].out_channels
+    assert width < 20
+    assert (sum(layer.parts), layer.shape) == (width, torch.Size((width, 1, 1)))
+    assert layer.dim_one + layer.dim_two == layer.b.out_channels < 12
+    assert (type(layer.parts), type(layer.shape), layer.halves, layer.kernel) == (list, torch.Size, (2, 2), (20, 1, 1))
+    assert_same(model, result, x)
+
+
 def test_a_tensor_that_is_a_plain_attribute() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
