@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
 from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
-__all__ = ["ModuleTable", "NotDynamicError", "read_program"]
+__all__ = [
+    "ModuleTable",
+    "NeedsFunctionalizationError",
+    "NotDynamicError",
+    "ProgramReader",
+    "read_program",
+    "short_path",
+]
 
 TORCH_HOME = Path(torch.__file__).parent
 MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
@@ -32,6 +39,7 @@ MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
 BACKEND_FLAGS = ("cudnn_enabled", "cudnn_enable")
 MODE_FLAGS = ("training", "train", "use_input_stats")
 VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+RECURRENCES = ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 IGNORED_OPS = ("_assert", "sym_constrain", "_set_grad_enabled", "_exit_autocast", "_enter_autocast")
 
 
@@ -309,6 +317,8 @@ class ProgramReader:
             name, attrs = "aten.reshape.default", {"shape": attrs["size"]}
         attrs = self._follow_mode(attrs, loc)
         types = [self._type(item) for item in (value if isinstance(value, list | tuple) else [value])]
+        if name in RECURRENCES:
+            types = _with_states_of(operands, types)
         # In-place ops are named relu_ and relu__1: the name of the functional op has no such underscore.
         hint = node.name if written is None else re.sub(r"__(\d+)$", r"_\1", node.name).rstrip("_")
         hint = hint.replace("_native_batch_norm_legit_no_training", "batch_norm")
@@ -451,6 +461,12 @@ def _op_of(value: Value) -> Op:
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _with_states_of(operands: Sequence[Operand], types: list[TensorType]) -> list[TensorType]:
+    """The results of a recurrence, whose last states are as large as its first: torch 2.11 adds an axis to them."""
+    states = operands[1] if isinstance(operands[1], tuple) else (operands[1],)
+    return [types[0], *(state.type for state in states if isinstance(state, Value))]
 
 
 def _user_frame(trace: str) -> tuple[str, int]:

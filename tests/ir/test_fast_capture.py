@@ -106,8 +106,9 @@ def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.Mon
     assert all(now is then for now, then in zip(module.parameters(), before[0].values(), strict=True))
     assert all(torch.equal(tensor, before[1][key]) for key, tensor in module.state_dict().items())
     other = exported(module, x, monkeypatch=monkeypatch)
-    if not any(op.base == "contiguous" for op in other.ops):
-        drop_contiguous(graph)  # as torch.export does in torch 2.11
+    if torch.__version__.startswith("2.11."):  # there torch.export drops some of them
+        drop_contiguous(graph)
+        drop_contiguous(other)
     assert same_graph(graph, other)
     assert graph.notes == other.notes
     assert {key: tensor.data_ptr() for key, tensor in graph.weights.items()} == {
