@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import pruneopt
 from pruneopt.errors import UserError
 from pruneopt.ir.capture import capture
 from pruneopt.passes.analysis.cost import CostModel
@@ -120,6 +121,20 @@ def test_group_norm_by_whole_groups_is_no_other_function() -> None:
     graph = capture(between(lambda: nn.GroupNorm(4, 8))().eval(), (torch.randn(IMAGE),))
     assert couple(graph).notes
     assert not couple(graph, groups="count").notes
+
+
+def test_the_own_module_gets_fewer_groups() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(c(3, 8), c(8, 16, 4), nn.GroupNorm(8, 16), nn.ReLU(), c(16, 5)).eval(), torch.randn(IMAGE)
+    passes = pruneopt.PassManager.parse("couple{groups=count},cost,uniform{budget=60%FLOPs},slice,verify")
+    result = passes.run(pruneopt.capture(model, x))
+    result.apply_(model)
+    grouped, norm = model[1], model[2]
+    assert isinstance(grouped, nn.Conv2d)
+    assert isinstance(norm, nn.GroupNorm)
+    assert (grouped.groups, grouped.in_channels, grouped.out_channels) == (2, 4, 8)
+    assert (norm.num_groups, norm.num_channels) == (4, 8)
+    torch.testing.assert_close(model(x), result.module(x))
 
 
 def test_another_way_is_refused() -> None:
