@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
+from pruneopt.ir.types import BatchSize
 from pruneopt.passes.analysis.label_rules import rule
 from pruneopt.passes.analysis.labels import Blocks, Labels, number
 from pruneopt.passes.analysis.planes import Plane, varying
@@ -21,8 +22,8 @@ def conv(labels: Labels, op: Op) -> None:
         conv_transpose(labels, op)
         return
     x, weight, groups = op.value(0), op.value(1), _groups(op)
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
+    if x is None or weight is None or groups is None:
+        labels.give_up(op, "operands are missing" if groups else "its groups follow the batch")
         return
     axis = x.type.rank - weight.type.rank + 1
     channels, rest = channel_labels(labels, op, x, axis)
@@ -46,8 +47,8 @@ def conv(labels: Labels, op: Op) -> None:
 def conv_transpose(labels: Labels, op: Op) -> None:
     """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one group)."""
     x, weight, groups = op.value(0), op.value(1), _groups(op)
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
+    if x is None or weight is None or groups is None:
+        labels.give_up(op, "operands are missing" if groups else "its groups follow the batch")
         return
     axis = x.type.rank - weight.type.rank + 1
     channels, rest = channel_labels(labels, op, x, axis)
@@ -67,8 +68,9 @@ def conv_transpose(labels: Labels, op: Op) -> None:
     produce(labels, op, out if each * groups > 1 else None, axis, rest)
 
 
-def _groups(op: Op) -> int:
-    return number(op, "groups")
+def _groups(op: Op) -> int | None:
+    """None for weights made from the input, one for each row: then the groups are as many as rows."""
+    return None if isinstance(op.attrs["groups"], BatchSize) else number(op, "groups")
 
 
 def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor | None, list[Plane]]:

@@ -134,7 +134,7 @@ def _remake_conv(site: _Site) -> None:
         _remake_conv_transpose(site)
         return
     x, weight = site.op.value(0), site.op.value(1)
-    if x is None or weight is None:
+    if x is None or weight is None or isinstance(site.op.attrs["groups"], BatchSize):  # a group for each row
         return
     axis = x.type.rank - weight.type.rank + 1
     site.set("groups", x.type.shape()[axis] // weight.type.shape()[1])
@@ -143,7 +143,7 @@ def _remake_conv(site: _Site) -> None:
 def _remake_conv_transpose(site: _Site) -> None:
     """The weight holds the outputs of one group."""
     x, weight = site.op.value(0), site.op.value(1)
-    if x is not None and weight is not None:
+    if x is not None and weight is not None and not isinstance(site.op.attrs["groups"], BatchSize):
         axis = x.type.rank - weight.type.rank + 1
         site.set("groups", site.op.result.type.shape()[axis] // weight.type.shape()[1])
 

@@ -147,6 +147,14 @@ def cosine(s: Any, x: torch.Tensor) -> Any:
     return s.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+def kernel_for_each_row(s: Any, x: torch.Tensor, transposed: bool = False) -> Any:
+    y = s.b(s.a(x))
+    b, n, h, w = y.shape
+    kernels = (s.route(y.mean((2, 3))).softmax(-1) @ s.experts).reshape(b * n, n, 1, 1)
+    conv = F.conv_transpose2d if transposed else F.conv2d
+    return s.out(conv(y.reshape(1, b * n, h, w), kernels, groups=b).view(b, n, h, w))
+
+
 def lstm(s: Any, x: torch.Tensor) -> Any:
     return s.out(s.m(s.a(x).flatten(2).transpose(1, 2))[0])
 
@@ -347,6 +355,14 @@ CASES = {
         net(relative, table=rand(11, 3), index=lambda: nn.Buffer(torch.arange(36).view(6, 6) % 11), **QKV),
         {"q": 12, "v": 12}, shapes=(TOKENS,),
     ),
+    **{
+        f"kernels for each row, {kind.__name__}": Case(
+            net(lambda s, x, kind=kind: kernel_for_each_row(s, x, kind is F.conv_transpose2d), a=c(3, 8), b=c(8, 6),
+                route=lin(6, 4), experts=rand(4, 36), out=c(6, 5, 1)),
+            {"a": 8, "route": 4}, {"b": "its groups follow the batch"}, noted=1,
+        )
+        for kind in (F.conv2d, F.conv_transpose2d)
+    },
     **{
         f"grouped queries by {how}": Case(
             net(lambda s, x, how=how: grouped_queries(s, x, how), **{**QKV, "q": lin(12, 24), "k": lin(12, 8),
