@@ -76,15 +76,20 @@ class _Blank(TorchFunctionMode):
     """Layers made under this mode have weights without data, which nothing fills: all of them are loaded."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _FILLS:
-            return args[0]
         kwargs = kwargs or {}
+        if func in _FILLS:
+            return args[0] if args else kwargs["tensor"]
         if func in _MAKES and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
 
-_FILLS = frozenset((Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_))
+_FILLS = frozenset(
+    (
+        *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_),
+        *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),
+    )
+)
 _MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.tensor))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["wrap"]
 
 WIDTH = 110
 CLOSING = {"(": ")", "[": "]", "{": "}"}
+BRACKET = re.compile(r"[()\[\]{}]")
 
 
 def wrap(line: str, indent: int, end: str = "") -> str:
@@ -34,6 +37,8 @@ def wrap(line: str, indent: int, end: str = "") -> str:
 
 def _plain(text: str) -> str:
     """The text with the characters of its strings blanked out."""
+    if '"' not in text and "'" not in text:
+        return text
     chars, quote, escaped = [], "", False
     for char in text:
         if quote:
@@ -50,10 +55,10 @@ def _plain(text: str) -> str:
 def _closing(text: str, start: int) -> int:
     """The place of the bracket that closes the one at ``start``."""
     depth = 0
-    for index, char in enumerate(_plain(text)[start:], start):
-        depth += (char in CLOSING) - (char in CLOSING.values())
+    for mark in BRACKET.finditer(_plain(text), start):
+        depth += 1 if mark.group() in CLOSING else -1
         if depth == 0:
-            return index
+            return mark.start()
     return len(text)
 
 
@@ -61,22 +66,25 @@ def _last_bracket(text: str) -> int | None:
     """The place of the last bracket that opens at the outermost level with something in it."""
     depth, found = 0, None
     plain = _plain(text)
-    for index, char in enumerate(plain):
-        if char in CLOSING:
-            if depth == 0 and plain[index + 1 : index + 2] != CLOSING[char]:
-                found = index
-            depth += 1
-        elif char in CLOSING.values():
+    for mark in BRACKET.finditer(plain):
+        index, char = mark.start(), mark.group()
+        if char not in CLOSING:
             depth -= 1
+            continue
+        if depth == 0 and plain[index + 1 : index + 2] != CLOSING[char]:
+            found = index
+        depth += 1
     return found
 
 
 def _items(text: str) -> list[str]:
     """The text cut at its outermost commas."""
     items, depth, start = [], 0, 0
-    for index, char in enumerate(_plain(text)):
-        depth += (char in CLOSING) - (char in CLOSING.values())
-        if char == "," and depth == 0:
+    for mark in re.finditer(r"[()\[\]{},]", _plain(text)):
+        index, char = mark.start(), mark.group()
+        if char != ",":
+            depth += 1 if char in CLOSING else -1
+        elif depth == 0:
             items.append(text[start:index].strip())
             start = index + 1
     return [item for item in (*items, text[start:].strip()) if item]
