@@ -110,6 +110,10 @@ def _unary(target: Any) -> Callable[..., Found]:
     return translate
 
 
+def _gelu(input: Tensor, approximate: str = "none") -> Found:
+    return (aten.gelu.default, (input,)) if approximate == "none" else None
+
+
 def _hardtanh(input: Tensor, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Found:
     if type(min_val) is not float or type(max_val) is not float or min_val > max_val:
         return None
@@ -194,6 +198,7 @@ FAST: dict[Any, Callable[..., Found]] = {
     F.hardswish: _activation(aten.hardswish.default, aten.hardswish_.default),
     F.hardsigmoid: _activation(aten.hardsigmoid.default, aten.hardsigmoid_.default),
     F.hardtanh: _hardtanh,
+    F.gelu: _gelu,
     **dict.fromkeys((torch.sigmoid, Tensor.sigmoid), _unary(aten.sigmoid.default)),
     **dict.fromkeys((torch.tanh, Tensor.tanh), _unary(aten.tanh.default)),
     **dict.fromkeys((torch.relu, Tensor.relu), _unary(aten.relu.default)),
@@ -258,12 +263,22 @@ def _linear_shape(input: Tensor, weight: Tensor, bias: Any) -> Shape | None:
     return (*sizes[:-1], outs[0])
 
 
-def _same_shape(input: Tensor, other: Tensor) -> Shape | None:
-    """Of two tensors, one may be broadcast to the other where it has size 1."""
+def _broadcast(input: Tensor, other: Tensor) -> Shape | None:
+    """Of two tensors, each may be spread out where it has size 1."""
     a, b = input.shape, other.shape
-    if len(a) != len(b) or not _plain(input, other) or any(x != y and y != 1 for x, y in zip(a, b, strict=True)):
+    if len(a) != len(b) or not _plain(input, other):
         return None
-    return a
+    if a == b:
+        return a
+    fits = all(x == y or 1 in (x, y) for x, y in zip(a, b, strict=True))
+    return [x if y == 1 else y for x, y in zip(a, b, strict=True)] if fits else None
+
+
+def _pooled(input: Tensor, sizes: Sequence[int]) -> Shape | None:
+    rank = len(sizes)
+    if input.dim() != rank + 2 or not input.is_contiguous() or not input.is_floating_point() or 0 in input.shape:
+        return None
+    return (*input.shape[:2], *sizes)
 
 
 def _cat_shape(tensors: Sequence[Tensor], dim: int) -> Shape | None:
@@ -282,6 +297,8 @@ def _cat_shape(tensors: Sequence[Tensor], dim: int) -> Shape | None:
 _SHAPES: dict[Any, Callable[..., Shape | None]] = {
     **dict.fromkeys((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), _conv_shape),
     aten.linear.default: _linear_shape,
-    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor), _same_shape),
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor), _broadcast),
     aten.cat.default: _cat_shape,
+    aten.adaptive_avg_pool2d.default: _pooled,
+    aten.adaptive_avg_pool3d.default: _pooled,
 }

@@ -64,6 +64,15 @@ def _relu6(module: Any, x: Tensor) -> Found:
     return FAST[F.hardtanh](x, module.min_val, module.max_val, module.inplace)
 
 
+def _pool(function: Any) -> Callable[[Any, Tensor], Found]:
+    return lambda module, x: FAST[function](x, module.output_size)
+
+
+def _layer_norm(module: Any, x: Tensor) -> Found:
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    return FAST[F.layer_norm](x, module.normalized_shape, weight, bias, module.eps)
+
+
 def _linear(module: Any, x: Tensor) -> Found:
     return FAST[F.linear](x, module._parameters["weight"], module._parameters["bias"])
 
@@ -79,6 +88,11 @@ _TRANSLATED: dict[type[nn.Module], Callable[[Any, Tensor], Found]] = {
     nn.Hardswish: _activation(F.hardswish),
     nn.Hardsigmoid: _activation(F.hardsigmoid),
     nn.ReLU6: _relu6,
+    nn.Sigmoid: lambda module, x: FAST[torch.sigmoid](x),
+    nn.GELU: lambda module, x: FAST[F.gelu](x, module.approximate),
+    nn.LayerNorm: _layer_norm,
+    nn.AdaptiveAvgPool2d: _pool(F.adaptive_avg_pool2d),
+    nn.AdaptiveAvgPool3d: _pool(F.adaptive_avg_pool3d),
     nn.Linear: _linear,
 }
 _LAYERS = {kind: (translate, kind.forward) for kind, translate in _TRANSLATED.items()}
