@@ -5,6 +5,8 @@ A plane is small (size 1 wherever labels do not vary); only reshape and the ops 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
-__all__ = ["move_plane", "source", "view_blocks"]
+__all__ = ["source", "view_blocks"]
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
 SPLITS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -29,8 +31,23 @@ def source(labels: Labels, op: Op) -> Value | None:
     return value
 
 
-def move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int = 0) -> Plane:
-    """One plane of operand 0 through a movement op; ``index`` picks one of several results."""
+def moved(labels: Labels, op: Op, planes: Sequence[Plane], shape: tuple[int, ...], index: int = 0) -> list[Plane]:
+    """Planes of operand 0 through a movement op; ``index`` picks one of several results."""
+    after = labels.shape(op.results[index])
+    if 0 not in after:
+        return [_move_plane(op, plane, shape, index) for plane in planes]
+    out = []
+    for plane in planes:  # what holds no element is as wide as what it was cut from
+        plane = align(plane, len(after)) if op.role in ("repeat", "tile") else plane
+        changed = {a for a in varying(plane) if plane.dim() != len(after) or plane.shape[a] != after[a]}
+        if not changed:
+            out.append(plane)
+        elif plane.dim() != len(after) or len(varying(plane)) > 1 or after[changed.pop()] > 0:
+            labels.freeze(plane, f"{op} leaves no element of them")
+    return out
+
+
+def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Plane:
     after = op.results[index].type.shape(BATCH)
     if op.role in RESHAPES:
         return reshape(plane, shape, after)
@@ -42,7 +59,7 @@ def move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int = 0) -> 
 
 
 @rule(*RESHAPES, *COMPACT, "squeeze", "squeeze_copy", "unsqueeze_copy", "flip", "diagonal", "pixel_unshuffle")
-@rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "repeat", "tile")
+@rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
 @rule("unsafe_split_with_sizes", "repeat_interleave")
 def move(labels: Labels, op: Op) -> None:
     """The op itself, run on the labels."""
@@ -53,7 +70,7 @@ def move(labels: Labels, op: Op) -> None:
     shape = labels.shape(value)
     planes = cut_at(labels, op, value) if op.role in SPLITS else labels.of(value)
     for index, result in enumerate(op.results):
-        labels.set(result, [move_plane(op, plane, shape, index) for plane in planes])
+        labels.set(result, moved(labels, op, planes, shape, index))
 
 
 def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
@@ -77,8 +94,8 @@ def cut(labels: Labels, op: Op) -> None:
         return
     axis = number(op, "dim") % value.type.rank
     shape = labels.shape(value)
-    out = [move_plane(op, same_places(labels, op, plane, axis), shape) for plane in cut_at(labels, op, value)]
-    labels.set(op.result, out)
+    planes = [same_places(labels, op, plane, axis) for plane in cut_at(labels, op, value)]
+    labels.set(op.result, moved(labels, op, planes, shape))
 
 
 def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
@@ -145,6 +162,19 @@ def resize(labels: Labels, op: Op) -> None:
         # Labels that the other tensor lacks cannot shrink: the result has its size.
         planes = merge_pointwise(labels, op, [(planes, op.result), (list(labels.of(other)), other)])
     labels.set(op.result, planes)
+
+
+@rule("repeat", "tile")
+def repeat(labels: Labels, op: Op) -> None:
+    """Channels are written several times; along an axis of one place any number of copies will do."""
+    value = source(labels, op)
+    if value is None:
+        labels.give_up(op, "operands are missing")
+        return
+    shape, after = labels.shape(value), labels.shape(op.result)
+    lead = len(after) - len(shape)
+    made = copies(labels, op, [a for a in range(len(after)) if a < lead or shape[a - lead] == 1])
+    labels.set(op.result, [*moved(labels, op, labels.of(value), shape), *made])
 
 
 @rule("unfold")

@@ -121,6 +121,22 @@ def _remake_sizes(name: str) -> Callable[[_Site], None]:
     return remake
 
 
+def _remake_repeat(site: _Site) -> None:
+    """Copies of a single place are as many as are kept; channels are repeated as often as before."""
+    name = "repeats" if site.op.role == "repeat" else "dims"
+    given, source = site.op.attrs.get(name), site.old.value(0)
+    old, dims = site.old.result.type.plain().dims, site.op.result.type.dims
+    if not isinstance(given, tuple) or source is None:
+        return
+    before = (1,) * (len(dims) - source.type.rank) + source.type.plain().dims
+    first = len(dims) - len(given)
+    new = list(given)
+    for axis in range(first, len(dims)):
+        if before[axis] == 1 and old[axis] != dims[axis]:
+            new[axis - first] = _as_attr(dims[axis])
+    site.set(name, tuple(new))
+
+
 def _remake_unflatten(site: _Site) -> None:
     sizes = site.op.attrs["sizes"]
     if isinstance(sizes, tuple):
@@ -210,6 +226,8 @@ def _remake_slice(site: _Site) -> None:
     start, end, step = _range_of(site.op, len(flags))
     taken = np.zeros(len(flags), dtype=bool)
     taken[start:end:step] = True
+    if not taken.any():
+        return  # an empty slice remains one
     positions = (np.cumsum(flags) - 1)[taken & flags]
     steps = np.unique(np.diff(positions))
     if len(steps) <= 1:
@@ -271,6 +289,8 @@ def _remake_declared(site: _Site) -> None:
 
 
 REMAKE: dict[str, Callable[[_Site], None]] = {
+    "repeat": _remake_repeat,
+    "tile": _remake_repeat,
     "unflatten": _remake_unflatten,
     "layer_norm": _remake_layer_norm,
     "native_layer_norm": _remake_layer_norm,

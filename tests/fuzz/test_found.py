@@ -92,4 +92,26 @@ def test_complex_values_are_compared_as_numbers() -> None:
         z: Tensor = s.b(torch.fft.fft(s.a(x), dim=1, norm="ortho").real)
         return z
 
+    coupling = survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 6, 4))
+    assert [group.width for group in coupling.free] == [8]
+
+
+def test_a_piece_may_be_empty() -> None:
+    """No class token to put before the others, nothing to fill up with: labels of nothing were looked at."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)
+        z: Tensor = s.b(torch.cat([y[:, :0], y, s.p.weight.repeat(len(x), 0, 1), y[:, 6:].flip(1)], 1))
+        return z
+
+    net = Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3), p=nn.Embedding(1, 8))
+    assert [group.width for group in survive(net, torch.randn(2, 6, 4)).free] == [8]
+
+
+def test_a_slice_of_no_channels_stays_one() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)
+        z: Tensor = s.b(torch.cat([y[..., :0], y], -1))
+        return z
+
     survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 6, 4))

@@ -39,6 +39,14 @@ def chosen(s: Net, x: Tensor) -> Tensor:
     return s.out(s.a(x).gather(1, best(s, x).unsqueeze(-1).expand(-1, -1, 8)))
 
 
+def masked_autoencoder(s: Net, x: Tensor) -> Tensor:
+    """Some tokens, in an order of the input; the others are one learned token; and all go back to their places."""
+    order = x.mean(-1).argsort(1)
+    y = s.a(x).gather(1, order[:, :3].unsqueeze(-1).repeat(1, 1, 8))
+    y = torch.cat([y, s.table[None, :1].repeat(x.shape[0], 3, 1)], 1)
+    return s.out(y.gather(1, order.argsort(1).unsqueeze(-1).tile(1, 1, 8)) + s.b(x))
+
+
 def chosen_twice(s: Net, x: Tensor) -> Tensor:
     """Numbers made from another layer's channels: both layers go together."""
     numbers = (s.b(x).sigmoid() * 5).long()
@@ -85,6 +93,7 @@ FREE: dict[str, tuple[Callable[..., Tensor], dict[str, int]]] = {
     "tokens chosen by score": (chosen, {"a": 8}),
     "tokens chosen for each channel": (chosen_twice, {"a": 8}),
     "tokens taken and put back": (back_to_their_places, {"a": 8}),
+    "masked autoencoder": (masked_autoencoder, {"a": 8}),
     "rows of a buffer": (lambda s, x: s.out(s.a(x) + s.table[s.kinds[:6]]), {"a": 8}),
     "take along an axis": (
         lambda s, x: s.out(torch.take_along_dim(s.a(x), best(s, x, 6).unsqueeze(-1), 1)), {"a": 8},

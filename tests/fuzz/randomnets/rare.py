@@ -19,7 +19,7 @@ def rare_tokens(dice: Dice, shape: Shape) -> Made:
     k = dice.whole(1, n)
     name = dice.pick(["fourier", "filter", "chosen", "gathered", "similarity", "distances", "spread", "codes", "pairs",
         "ellipsis", "tensordot", "median", "pooled query", "bilinear", "implied", "replaced", "put back", "ranks",
-        "ones"])
+        "ones", "masked"])
     score, filters, codes = nn.Linear(c, 1), Free(n // 2 + 1, c, 2, scale=0.3), Free(5, c)
 
     def chosen(m: nn.Module, x: Tensor) -> Tensor:
@@ -43,7 +43,14 @@ def rare_tokens(dice: Dice, shape: Shape) -> Made:
         y[:, k - 1] = m(x)[:, 0]
         return y
 
+    def masked(m: nn.Module, p: Free, x: Tensor) -> Tensor:
+        order = m(x).squeeze(-1).argsort(1)
+        kept = x.gather(1, order[:, :k, None].repeat(1, 1, x.shape[-1]))
+        all_places = torch.cat([kept.sin(), p.weight.repeat(x.shape[0], n - k, 1)], 1)
+        return all_places.gather(1, order.argsort(1)[..., None].tile(1, 1, x.shape[-1]))
+
     table: dict[str, tuple[Shape, Callable[..., Tensor], list[nn.Module], bool]] = {
+        "masked": (shape, masked, [score, Free(1, 1, c)], False),
         "bilinear": (shape.wide(4), lambda m, x: m(x, x.flip(1)), [nn.Bilinear(c, c, 4)], False),
         "implied": (Shape("tokens", n, (4,)), lambda p, x: torch.einsum("bxi,ij", x, p.weight), [Free(c, 4)], False),
         "replaced": (shape, replaced, [nn.Linear(c, c)], False),

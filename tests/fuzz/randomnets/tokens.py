@@ -57,7 +57,8 @@ def mix(dice: Dice, shape: Shape) -> Made:
 def places(dice: Dice, shape: Shape) -> Made:
     """Embeddings of places, class tokens, registers."""
     n, c = shape.size[0], shape.channels
-    kind = dice.pick(["parameter", "embedding", "class token", "sinus", "registers", "segment", "forget first"])
+    kind = dice.pick(["parameter", "embedding", "class token", "sinus", "registers", "segment", "forget first",
+        "empty prefix"])
     if kind == "forget first" and n < 2:
         kind = "parameter"
     more = shape.sized(n + 1)
@@ -72,6 +73,7 @@ def places(dice: Dice, shape: Shape) -> Made:
         "registers": (more, lambda p, x: torch.cat([x, p.weight.repeat(x.shape[0], 1, 1)], 1), [Free(1, 1, c)], False),
         "segment": (shape, lambda m, p, x: x + m((p.constant % 2)[None].expand(x.shape[0], -1)),
             [nn.Embedding(2, c), steps], False),
+        "empty prefix": (shape, lambda x: torch.cat([x[:, :0], x], 1), [], False),
         "forget first": (shape.sized(n - 1), lambda x: x[:, 1:], [], False),
     }[kind]
     return Made(f"token {kind}", *made[:3], sized=made[3])
