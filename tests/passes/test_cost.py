@@ -108,7 +108,7 @@ def random_plan(coupling: Coupling, rng: np.random.Generator) -> dict[str, np.nd
 
 
 def random_widths(cost: CostModel, rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.integers(1, cost.full // cost.step + 1, size=(count, len(cost.full))) * cost.step
+    return rng.integers(cost.minimum // cost.step, cost.full // cost.step + 1, size=(count, len(cost.full))) * cost.step
 
 
 def counted_macs(graph: Graph) -> int:
