@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.program_reader import ModuleTable, NotDynamicError
+from pruneopt.ir.module_table import ModuleTable
+from pruneopt.ir.program_reader import NotDynamicError
 from pruneopt.ir.recorded_reader import RecordedReader
 from pruneopt.ir.recorder import META, CannotRecordError, record
 from pruneopt.ir.verifier import IRError, verify_graph

@@ -10,30 +10,22 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import sympy
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
+from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
+from pruneopt.ir.source_lines import user_frame
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
-__all__ = [
-    "ModuleTable",
-    "NeedsFunctionalizationError",
-    "NotDynamicError",
-    "ProgramReader",
-    "read_program",
-    "short_path",
-]
+__all__ = ["NeedsFunctionalizationError", "NotDynamicError", "ProgramReader", "read_program"]
 
-TORCH_HOME = Path(torch.__file__).parent
 MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
 # Whether this machine has cuDNN is no property of the network.
 BACKEND_FLAGS = ("cudnn_enabled", "cudnn_enable")
@@ -52,32 +44,6 @@ class NotDynamicError(Exception):
 
 class NeedsFunctionalizationError(Exception):
     """An in-place op writes into a tensor that is read again through another view."""
-
-
-@dataclass
-class ModuleTable:
-    """The live modules behind a capture: their classes, tensors, and which of them the user froze."""
-
-    root: nn.Module
-    frozen: frozenset[str]
-
-    def module(self, path: str) -> nn.Module | None:
-        try:
-            return self.root.get_submodule(path)
-        except AttributeError:
-            return None
-
-    def canonical_names(self) -> dict[str, str]:
-        """Every parameter and buffer name, with the first name of the same tensor."""
-        names: dict[str, str] = {}
-        first: dict[int, str] = {}
-        tensors: list[tuple[str, torch.Tensor]] = [
-            *self.root.named_parameters(remove_duplicate=False),
-            *self.root.named_buffers(remove_duplicate=False),
-        ]
-        for name, tensor in tensors:
-            names[name] = first.setdefault(id(tensor), name)
-        return names
 
 
 def read_program(program: ExportedProgram, modules: ModuleTable | None, name: str, notes: tuple[str, ...]) -> Graph:
@@ -437,7 +403,7 @@ class ProgramReader:
         if stack:
             path, kind = list(stack.values())[-1]
             kind = kind if isinstance(kind, str) else kind.__name__
-        file, line = _user_frame(node.meta.get("stack_trace") or "")
+        file, line = user_frame(node.meta.get("stack_trace") or "")
         return Location(path.split("@")[0], kind.rsplit(".", 1)[-1], file, line)
 
 
@@ -460,30 +426,9 @@ def _op_of(value: Value) -> Op:
     return value.producer
 
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def _with_states_of(operands: Sequence[Operand], types: list[TensorType]) -> list[TensorType]:
     """The results of a recurrence, whose last states are as large as its first: torch 2.11 adds an axis to them."""
     states = operands[1] if isinstance(operands[1], tuple) else (operands[1],)
     return [types[0], *(state.type for state in states if isinstance(state, Value))]
-
-
-def _user_frame(trace: str) -> tuple[str, int]:
-    """The innermost frame outside PyTorch, its file shortened to be the same on every machine."""
-    frames = [(file, int(line)) for file, line in _FRAME.findall(trace)]
-    outside = [frame for frame in frames if not Path(frame[0]).is_relative_to(TORCH_HOME)]
-    if not outside:
-        return "", 0
-    file, line = outside[-1]
-    return short_path(Path(file)), line
-
-
-def short_path(path: Path) -> str:
-    """An installed file by its path in the package, a user's file from the working directory."""
-    if "site-packages" in path.parts:
-        return path.as_posix().rpartition("site-packages/")[2]
-    try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return "/".join(path.parts[-2:])

@@ -36,19 +36,8 @@ META = torch.device("meta")
 LIKE_FIRST = frozenset(
     (
         *("batch_norm", "instance_norm", "group_norm", "layer_norm"),
-        *(
-            "relu",
-            "hardtanh",
-            "hardswish",
-            "hardsigmoid",
-            "sigmoid",
-            "tanh",
-            "silu",
-            "gelu",
-            "mish",
-            "elu",
-            "leaky_relu",
-        ),
+        *("relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
+        *("silu", "gelu", "mish", "elu", "leaky_relu"),
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     )
 )

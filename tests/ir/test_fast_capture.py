@@ -15,7 +15,7 @@ from pruneopt.ir.check_capture import check_capture
 from pruneopt.ir.codegen import build_module
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph, same_graph
-from pruneopt.ir.program_reader import ModuleTable
+from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models import zoo
