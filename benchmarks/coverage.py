@@ -17,6 +17,7 @@ import argparse
 import importlib
 import json
 import re
+import sys
 import tempfile
 import time
 import warnings
@@ -35,7 +36,9 @@ from coverage_report import failures, remarks, save, summary, table
 from pruneopt.ir.export import export_onnx
 
 ROOT = Path(__file__).parents[1]
-HOMES = re.compile(rf"[^\s\"']*/site-packages/|{re.escape(str(ROOT))}/")
+PLACES = "|".join(re.escape(place) for place in (str(ROOT), *sys.path) if Path(place).is_absolute())
+HOMES = re.compile(rf"[^\s\"']*/site-packages/|(?:{PLACES})/")
+"""Where files lie on this machine, which is nobody's business."""
 LOG = ROOT / "runs" / "coverage.jsonl"
 PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime", "torch_pruning", "transformers")
 
