@@ -189,6 +189,12 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
 
 def _reason(error: Exception) -> str:
     """Why torch.export refuses, with the line of the network that does what no graph can hold."""
+    unknown = re.search(r"Found <class '([^']+)'> in output", str(error))
+    if unknown:
+        return (
+            f": it returns {unknown[1]}, whose tensors PyTorch cannot find; if it is a dataclass, call "
+            f"torch.export.register_dataclass({unknown[1].rpartition('.')[2]}) first, or return a dictionary (forward=)"
+        )
     if not isinstance(error, GuardOnDataDependentSymNode):
         return f" by torch.export: {first_line(error)}"
     places = re.findall(r'File "([^"]+)", line (\d+)', str(error))

@@ -255,6 +255,8 @@ class _Recorder:
     def finish(self, outputs: Any) -> None:
         """Record what the run returned."""
         leaves, self.recording.spec = pytree.tree_flatten(outputs)
+        if not all(isinstance(leaf, Tensor | int | float | str | None) for leaf in leaves):
+            raise CannotRecordError("an output is no tensor, number or text")
         self.recording.leaves = [self._written(leaf) for leaf in leaves]
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,18 @@ class DependsOnData(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
+@dataclass
+class Unknown:
+    """No structure of tensors to PyTorch: it was not registered."""
+
+    scores: Tensor
+
+
+class ReturnsUnknown(nn.Module):
+    def forward(self, x: Tensor) -> Unknown:
+        return Unknown(x * 2)
+
+
 class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -452,6 +465,7 @@ def program_with_free_width() -> torch.export.ExportedProgram:
         (Net(), (torch.randn(2, 3, 8, 8),) * 2, "Net does not run on example inputs"),
         (DependsOnData(), (torch.randn(2, 3),), r"it reads the value of a tensor in Python at .*test_capture\.py:\d"),
         (Counts(), (torch.randn(2, 3),), "changes a buffer or an input"),
+        (ReturnsUnknown(), (torch.randn(2, 3),), r"Unknown, whose .* call torch\.export\.register_dataclass\(Unknown\)"),
         (Path("nowhere.pt2"), None, "nowhere.pt2: no such file"),
         (program_with_free_width(), None, "this exported program cannot be captured: sizes depend on more than"),
     ],
