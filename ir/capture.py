@@ -32,6 +32,11 @@ from pruneopt.ir.verifier import IRError, verify_graph
 
 __all__ = ["capture"]
 
+REFUSED = {
+    "Exporting a ScriptModule": ": it is a TorchScript module; capture the Python module that it was made from",
+    "PackedParams": ": it is quantised, and its packed weights have no channels; prune first, quantise the result",
+}
+"""Words of torch.export -> what they mean to the user."""
 STOCHASTIC_MODULES = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 
 
@@ -196,7 +201,8 @@ def _reason(error: Exception) -> str:
             f"torch.export.register_dataclass({unknown[1].rpartition('.')[2]}) first, or return a dictionary (forward=)"
         )
     if not isinstance(error, GuardOnDataDependentSymNode):
-        return f" by torch.export: {first_line(error)}"
+        known = (reason for word, reason in REFUSED.items() if word in str(error))
+        return next(known, f" by torch.export: {first_line(error)}")
     places = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     at = f" at {short_path(Path(places[-1][0]))}:{places[-1][1]}" if places else ""
     return (

@@ -1,6 +1,7 @@
 """Capture leaves the model alone, says what it could not keep, and refuses the rest in one line."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -450,6 +451,17 @@ class Counts(nn.Module):
         return x * self.calls
 
 
+def old_ways() -> tuple[Any, Any]:
+    """A quantised network, and a TorchScript module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = nn.Sequential(nn.Linear(3, 2)).eval()
+        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}), torch.jit.script(network)
+
+
+QUANTISED, SCRIPTED = old_ways()
+
+
 def program_with_free_width() -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
     return torch.export.export(nn.Conv2d(3, 4, 1), (torch.randn(2, 3, 8, 8),), dynamic_shapes=shapes)
@@ -466,6 +478,8 @@ def program_with_free_width() -> torch.export.ExportedProgram:
         (DependsOnData(), (torch.randn(2, 3),), r"it reads the value of a tensor in Python at .*test_capture\.py:\d"),
         (Counts(), (torch.randn(2, 3),), "changes a buffer or an input"),
         (ReturnsUnknown(), (torch.randn(2, 3),), r"Unknown, whose .* call .*register_dataclass\(Unknown\)"),
+        (SCRIPTED, (torch.randn(2, 3),), "it is a TorchScript module; capture the Python module"),
+        (QUANTISED, (torch.randn(2, 3),), "it is quantised, .* prune first, quantise the result"),
         (Path("nowhere.pt2"), None, "nowhere.pt2: no such file"),
         (program_with_free_width(), None, "this exported program cannot be captured: sizes depend on more than"),
     ],
