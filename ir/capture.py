@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
@@ -26,7 +27,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.modes import in_mode, quiet
 from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.program_reader import NotDynamicError, read_program
-from pruneopt.ir.recorder import CannotRecordError
+from pruneopt.ir.recorder import PLAIN_OUTPUTS, CannotRecordError
 from pruneopt.ir.source_lines import short_path
 from pruneopt.ir.verifier import IRError, verify_graph
 
@@ -194,12 +195,6 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
 
 def _reason(error: Exception) -> str:
     """Why torch.export refuses, with the line of the network that does what no graph can hold."""
-    unknown = re.search(r"Found <class '([^']+)'> in output", str(error))
-    if unknown:
-        return (
-            f": it returns {unknown[1]}, whose tensors PyTorch cannot find; if it is a dataclass, call "
-            f"torch.export.register_dataclass({unknown[1].rpartition('.')[2]}) first, or return a dictionary (forward=)"
-        )
     if not isinstance(error, GuardOnDataDependentSymNode):
         known = (reason for word, reason in REFUSED.items() if word in str(error))
         return next(known, f" by torch.export: {first_line(error)}")
@@ -252,15 +247,22 @@ def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 
 def _run_plainly(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Run the model once: if it fails by itself, that is the error to report."""
+    """Run the model once: if it fails by itself, or returns what PyTorch cannot look into, that is what to report."""
     try:
         with torch.no_grad():
-            model(*inputs)
+            outputs = model(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
         raise UserError(
             f"{type(model).__name__} does not run on example inputs of shape {shapes}: {first_line(error)}"
         ) from error
+    for leaf in pytree.tree_leaves(outputs):
+        if not isinstance(leaf, PLAIN_OUTPUTS):
+            kind = type(leaf).__name__
+            raise UserError(
+                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors PyTorch cannot find; if "
+                f"it is a dataclass, call torch.export.register_dataclass({kind}) first, or return a dictionary (forward=)"
+            )
 
 
 def first_line(error: BaseException) -> str:

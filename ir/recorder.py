@@ -51,6 +51,8 @@ FRESH = frozenset(
     )
 )
 """Ops that always give one new tensor: calls alike are run once."""
+PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
+"""What a network may return, in any nest that PyTorch knows."""
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -255,7 +257,7 @@ class _Recorder:
     def finish(self, outputs: Any) -> None:
         """Record what the run returned."""
         leaves, self.recording.spec = pytree.tree_flatten(outputs)
-        if not all(isinstance(leaf, Tensor | int | float | str | None) for leaf in leaves):
+        if not all(isinstance(leaf, PLAIN_OUTPUTS) for leaf in leaves):
             raise CannotRecordError("an output is no tensor, number or text")
         self.recording.leaves = [self._written(leaf) for leaf in leaves]
 
