@@ -260,8 +260,9 @@ def _run_plainly(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not isinstance(leaf, PLAIN_OUTPUTS):
             kind = type(leaf).__name__
             raise UserError(
-                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors PyTorch cannot find; if "
-                f"it is a dataclass, call torch.export.register_dataclass({kind}) first, or return a dictionary (forward=)"
+                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors PyTorch cannot find; "
+                f"call torch.export.register_dataclass({kind}) first if it is a dataclass, or return a dictionary "
+                "(forward=)"
             )
 
 
