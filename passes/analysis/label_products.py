@@ -221,8 +221,8 @@ def tensordot(labels: Labels, op: Op) -> None:
         labels.give_up(op, "operands are missing")
         return
     left = range(a.type.rank)
-    first, second = ([axis % value.type.rank for axis in numbers(op, name)]
-        for value, name in ((a, "dims_self"), (b, "dims_other")))  # fmt: skip
+    first = [axis % a.type.rank for axis in numbers(op, "dims_self")]
+    second = [axis % b.type.rank for axis in numbers(op, "dims_other")]
     met = dict(zip(second, first, strict=True))
     right = [met.get(axis, len(left) + axis) for axis in range(b.type.rank)]
     out = [*(axis for axis in left if axis not in first), *(letter for letter in right if letter not in left)]
