@@ -101,7 +101,7 @@ def random_plan(coupling: Coupling, rng: np.random.Generator) -> dict[str, np.nd
     """Any units that the constraints allow: as many of every block of a group."""
     plan = {}
     for group in coupling.free:
-        count = int(rng.integers(1, len(group.blocks[0]) + 1))
+        count = int(rng.integers(group.least, len(group.blocks[0]) + 1))
         chosen = [rng.choice(block, count, replace=False) for block in group.blocks]
         plan[group.name] = np.sort(np.concatenate(chosen))
     return plan
