@@ -109,8 +109,8 @@ def say(name: str, row: dict[str, Any]) -> None:
     print(f"{name}: {result} ({row['wall']:.0f} s)", flush=True)
 
 
-def preload() -> None:
-    """Import once what every forked process needs; the first export to ONNX imports by far the most."""
+def preload(*, export: bool) -> None:
+    """Import once what every forked process needs; the first export to ONNX, where one follows, imports the most."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for name in PRELOAD:
@@ -118,8 +118,9 @@ def preload() -> None:
             importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-    with tempfile.TemporaryDirectory() as folder:
-        export_onnx(torch.nn.Linear(1, 1), torch.zeros(1, 1), Path(folder) / "model.onnx")
+    if export:
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(torch.nn.Linear(1, 1), torch.zeros(1, 1), Path(folder) / "model.onnx")
 
 
 def main() -> int:
@@ -138,7 +139,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = read_log(options.log)
     if not options.report:
-        preload()
+        preload(export="onnx" in asked(options))
         sweep(named(options.networks), rows, options)
         return 0
     save(rows)

@@ -24,14 +24,15 @@ from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.source_lines import user_frame
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
-__all__ = ["NeedsFunctionalizationError", "NotDynamicError", "ProgramReader", "read_program"]
+__all__ = ["RECURRENT", "NeedsFunctionalizationError", "NotDynamicError", "ProgramReader", "read_program"]
 
 MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
 # Whether this machine has cuDNN is no property of the network.
 BACKEND_FLAGS = ("cudnn_enabled", "cudnn_enable")
 MODE_FLAGS = ("training", "train", "use_input_stats")
 VIEWS = ("aten.view.default", "aten._unsafe_view.default")
-RECURRENCES = ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENCES = tuple(f"aten.{name}.input" for name in RECURRENT)
 IGNORED_OPS = ("_assert", "sym_constrain", "_set_grad_enabled", "_exit_autocast", "_enter_autocast")
 
 
@@ -424,8 +425,6 @@ def _op_of(value: Value) -> Op:
     if value.producer is None:
         raise UserError(f"{value} has no producer")
     return value.producer
-
-
 
 
 def _with_states_of(operands: Sequence[Operand], types: list[TensorType]) -> list[TensorType]:

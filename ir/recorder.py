@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -28,10 +27,12 @@ from torch.utils._device import _device_constructors
 from pruneopt.ir.fast_calls import FAST, PLAIN, Shape, result_shape
 from pruneopt.ir.fast_modules import module_call
 from pruneopt.ir.module_state import CannotRecordError, in_place_of_tensors
+from pruneopt.ir.program_reader import RECURRENT
+from pruneopt.ir.source_lines import TORCH_HOME
 
 __all__ = ["Call", "CannotRecordError", "GradMode", "Recording", "Ref", "record"]
 
-TORCH_HOME = f"{Path(torch.__file__).parent}/"
+INSIDE = f"{TORCH_HOME}/"
 META = torch.device("meta")
 LIKE_FIRST = frozenset(
     (
@@ -53,7 +54,6 @@ FRESH = frozenset(
 """Ops that always give one new tensor: calls alike are run once."""
 PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
 """What a network may return, in any nest that PyTorch knows."""
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 class Ref(NamedTuple):
@@ -424,7 +424,7 @@ def _user_line() -> tuple[str, int]:
         inside = _passed_over.get(code)
         if inside is None:
             name = code.co_filename
-            inside = _passed_over[code] = code.co_name != "forward" or name.startswith(TORCH_HOME)
+            inside = _passed_over[code] = code.co_name != "forward" or name.startswith(INSIDE)
         if not inside:
             return code.co_filename, frame.f_lineno
         if code is _run.__code__:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["short_path", "user_frame"]
+__all__ = ["TORCH_HOME", "short_path", "user_frame"]
 
 TORCH_HOME = Path(torch.__file__).parent
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -14,6 +14,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.einsum import terms_of
 from pruneopt.passes.analysis.labels import numbers
+from pruneopt.passes.analysis.layers import GATES
 
 __all__ = ["Convention", "Count", "convention_named", "conventions", "elements", "register_convention"]
 
@@ -49,7 +50,6 @@ CONVS = ("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "deform_co
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
 """Products of two matrices, with the number of the operand whose last axis is summed over."""
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def _conv(op: Op) -> list[Count]:
@@ -140,7 +140,7 @@ def _macs(op: Op) -> list[Count]:
         return _product(op)
     if "scaled_dot_product" in op.role:
         return _attention(op)
-    if op.role in RECURRENT:
+    if op.role in GATES:
         return _recurrent(op)
     special = {"einsum": _einsum, "tensordot": _tensordot, "bilinear": _bilinear}.get(op.role)
     return [] if special is None else special(op)

@@ -17,8 +17,7 @@ __all__: list[str] = []
 @rule("cat", "concat", "concatenate")
 def cat(labels: Labels, op: Op) -> None:
     """Planes along the joined axis are joined; planes along other axes are united."""
-    tensors = op.operands[0]
-    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
+    values = list(op.inputs)
     rank = op.result.type.rank
     axis = number(op, "dim") % rank
     if any(value.type.rank != rank for value in values):
@@ -36,9 +35,7 @@ def cat(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def merge_across(
-    labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int
-) -> list[Plane]:
+def merge_across(labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int) -> list[Plane]:
     """Planes that do not vary along the joined axis: all tensors share them."""
     merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
     free: list[Plane] = []
@@ -78,8 +75,7 @@ def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], 
 @rule("stack")
 def stack(labels: Labels, op: Op) -> None:
     """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
-    tensors = op.operands[0]
-    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
+    values = list(op.inputs)
     axis = number(op, "dim") % op.result.type.rank
     sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
     merged = merge_across(labels, op, sides, axis)

@@ -203,8 +203,7 @@ def product(labels: Labels, op: Op, a: Value | None, b: Value | None) -> list[Pl
 
 @rule("einsum")
 def einsum(labels: Labels, op: Op) -> None:
-    tensors = op.operands[0]
-    values = [value for value in tensors if value is not None] if isinstance(tensors, tuple) else []
+    values = list(op.inputs)
     terms, out = terms_of(op, [value.type.rank for value in values])
     if any(len(set(term)) < len(term) for term in (*terms, out)):
         labels.give_up(op, f"the equation {op.attrs['equation']}")
