@@ -7,8 +7,13 @@ statistics afterwards are a weighted sum of per-batch means and (unbiased) varia
   19 batches, however many there are. ``reset`` starts from mean 0 and variance 1 (MetaPruning), otherwise from the old
   statistics (EagleEye).
 - ``mean``: the plain mean over batches, `torch.optim.swa_utils.update_bn`.
+- ``mean_biased``: the mean over batches, weighed by their sizes, of means and *biased* variances (Once-for-All,
+  `set_running_statistics`).
 
-The mean of the batches' variances is not the variance of the pooled samples, which also contains that of the means.
+``population`` is another thing: layer by layer over all calibration images, with the mean and the (biased) variance of
+all values together; the layers before already use their new statistics, as in inference. It depends neither on the
+batch size nor on the order. The mean of the batches' variances is not the variance of the pooled samples, which also
+contains that of the means.
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 
-__all__ = ["Averaging", "BatchWeights", "batch_statistics", "combine", "ema_weights", "mean_weights"]
+__all__ = ["Averaging", "BatchWeights", "Kind", "batch_statistics", "combine", "ema_weights", "mean_weights", "pool"]
+
+Kind = Literal["ema", "mean", "mean_biased", "population"]
 
 
 @dataclass(frozen=True)
@@ -84,21 +91,25 @@ def _check_count(n: int) -> None:
 class Averaging:
     """The semantics of recomputed statistics, to be stored with every score that depends on them."""
 
-    kind: Literal["ema", "mean"] = "mean"
+    kind: Kind = "mean"
     momentum: float | None = None
     reset: bool = True
 
     def __post_init__(self) -> None:
         if (self.kind == "ema") != (self.momentum is not None):
-            raise UserError("averaging by ema needs a momentum, and by mean takes none")
+            raise UserError(f"averaging by ema needs a momentum, and the others take none: not so {self.kind}")
+        if self.kind in ("mean_biased", "population") and not self.reset:
+            raise UserError(f"{self.kind} forgets the old statistics: it cannot go on from them")
 
     def weights(self, n: int, seen: int = 0) -> BatchWeights:
-        """The weights of ``n`` batches; ``seen`` is what ``mean`` without reset has averaged before."""
+        """The weights of ``n`` equal batches; ``seen`` is what ``mean`` without reset has averaged before."""
         if self.momentum is not None:
             return ema_weights(n, self.momentum, self.reset)
         return mean_weights(n, self.reset, seen)
 
     def __str__(self) -> str:
+        if self.kind in ("mean_biased", "population"):
+            return self.kind
         momentum = "" if self.momentum is None else f"momentum={self.momentum:g}, "
         return f"{self.kind}({momentum}reset={str(self.reset).lower()})"
 
@@ -114,6 +125,18 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError("batch norm needs more than one value per channel: use larger batches")
     variance, mean = torch.var_mean(rows, dim=1, unbiased=True)
     return mean, variance
+
+
+def pool(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of samples put together (Chan, Golub and LeVeque, 1979).
+
+    Args:
+        means, variances: of every part, the variances biased, `[n, C]`.
+        counts: values per channel in every part, `[n]`.
+    """
+    share = (counts / counts.sum()).to(means)
+    mean = share @ means
+    return mean, share @ (variances + (means - mean).square())
 
 
 def combine(
