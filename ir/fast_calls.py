@@ -14,21 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FAST", "PLAIN", "Found", "Shape", "result_shape"]
+__all__ = ["FAST", "PLAIN", "SIZES", "Found", "Shape", "result_shape"]
 
 aten = torch.ops.aten
 Shape = Sequence[int]
 Found = tuple[Any, tuple[Any, ...]] | None
 """An ATen overload and its positional arguments; None where the long way must be taken."""
 
+SIZES: frozenset[Any] = frozenset((Tensor.size, Tensor.numel, Tensor.stride, Tensor.shape.__get__))  # type: ignore[attr-defined]
+"""What asks for the size of a tensor: no call at all."""
 PLAIN: frozenset[Any] = frozenset(
     (
-        *(getattr(Tensor, name) for name in ("dim", "size", "numel", "ndimension", "element_size", "stride")),
-        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "layout", "is_sparse", "is_cuda")),
+        *(getattr(Tensor, name) for name in ("dim", "ndimension", "element_size")),
+        *(getattr(Tensor, name).__get__ for name in ("ndim", "dtype", "layout", "is_sparse", "is_cuda")),
         *(torch.is_floating_point, torch.is_complex, torch.is_tensor, Tensor.is_floating_point, Tensor.is_complex),
     )
 )
-"""What only asks for the type of a tensor: no call at all."""
+"""What asks for anything else in the type of a tensor."""
 
 
 def _numbers(items: Any, count: int) -> bool:
@@ -75,9 +77,7 @@ def _batch_norm(
     return aten.batch_norm.default, (input, weight, bias, running_mean, running_var, False, momentum, eps, flag)
 
 
-def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5
-) -> Found:
+def _layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5) -> Found:
     if type(eps) is not float or not _whole(normalized_shape):
         return None
     return aten.layer_norm.default, (input, normalized_shape, weight, bias, eps, torch.backends.cudnn.enabled)
@@ -88,9 +88,9 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Found:
 
 
 def _dropout(input: Tensor, p: Any = 0.5, training: bool = True, inplace: bool = False) -> Found:
-    if inplace or training or type(p) is not float or not 0.0 <= p <= 1.0:
+    if training or type(p) is not float or not 0.0 <= p <= 1.0:
         return None
-    return aten.dropout.default, (input, p, False)
+    return (aten.dropout_.default if inplace else aten.dropout.default), (input, p, False)
 
 
 # Activations
@@ -185,6 +185,56 @@ def _adaptive(target: Any, rank: int) -> Callable[..., Found]:
     return translate
 
 
+def _spread(item: Any, rank: int) -> tuple[int, ...] | None:
+    """A setting for each spatial dimension, given as one number for all or one each; none of them for None."""
+    if item is None or type(item) is int:
+        return () if item is None else (item,) * rank
+    return tuple(item) if _numbers(item, rank) else None
+
+
+def _max_pool(target: Any, rank: int) -> Callable[..., Found]:
+    def translate(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Found:
+        settings = [_spread(item, rank) for item in (kernel_size, stride, padding, dilation)]
+        if return_indices or None in settings:
+            return None
+        return target, (input, *settings, ceil_mode)
+
+    return translate
+
+
+def _avg_pool(target: Any, rank: int) -> Callable[..., Found]:
+    def translate(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Found:
+        settings = [_spread(item, rank) for item in (kernel_size, stride, padding)]
+        if None in settings:
+            return None
+        return target, (input, *settings, ceil_mode, count_include_pad, divisor_override)
+
+    return translate
+
+
+def _mean(input: Tensor, dim: Any, keepdim: bool = False) -> Found:
+    dims = (dim,) if type(dim) is int else dim
+    if not isinstance(dims, tuple | list) or not dims or not _whole(dims):
+        return None
+    return aten.mean.dim, (input, dims, keepdim)
+
+
 FAST: dict[Any, Callable[..., Found]] = {
     torch.conv1d: _conv(aten.conv1d.default, 1),
     torch.conv2d: _conv(aten.conv2d.default, 2),
@@ -215,6 +265,11 @@ FAST: dict[Any, Callable[..., Found]] = {
     **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
     **dict.fromkeys((torch.unsqueeze, Tensor.unsqueeze), _unsqueeze),
     torch.cat: _cat,
+    **dict.fromkeys((torch.mean, Tensor.mean), _mean),
+    F.max_pool2d: _max_pool(aten.max_pool2d.default, 2),
+    F.max_pool3d: _max_pool(aten.max_pool3d.default, 3),
+    F.avg_pool2d: _avg_pool(aten.avg_pool2d.default, 2),
+    F.avg_pool3d: _avg_pool(aten.avg_pool3d.default, 3),
     F.adaptive_avg_pool1d: _adaptive(aten.adaptive_avg_pool1d.default, 1),
     F.adaptive_avg_pool2d: _adaptive(aten.adaptive_avg_pool2d.default, 2),
     F.adaptive_avg_pool3d: _adaptive(aten.adaptive_avg_pool3d.default, 3),

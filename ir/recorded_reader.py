@@ -1,4 +1,7 @@
-"""Three recordings of a module as one graph: what is the same in all of them, and what grows with the batch."""
+"""Recordings of a module as one graph: what is the same in all of them, and what grows with the batch.
+
+Three of them, or one of a run that treats every sample by itself (`Recording.samplewise`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ Results = tuple[tuple[torch.dtype, tuple[int, ...]] | None, ...]
 
 
 class RecordedReader(RecordedValues):
-    """Reads three runs of a module, at the batch sizes ``batches``, into a graph."""
+    """Reads three runs of a module, at the batch sizes ``batches``, into a graph; or one that is samplewise."""
 
     def __init__(
         self, runs: Sequence[Recording], batches: tuple[int, int, int], modules: ModuleTable, name: str
@@ -82,6 +85,9 @@ class RecordedReader(RecordedValues):
                 raise CannotRecordError("the calls depend on the batch size")
             self.grad_enabled = first.enabled
             return
+        if len(steps) == 1:
+            self._add_call(number, first, first.args, first.kwargs, [first.results])
+            return
         calls = [step for step in steps if isinstance(step, Call) and _alike(step, first)]
         if len(calls) < len(steps):
             raise CannotRecordError("the calls depend on the batch size")
@@ -95,6 +101,8 @@ class RecordedReader(RecordedValues):
     def _merged(self, items: Sequence[Any]) -> Any:
         """An argument from what it was in each run."""
         first = items[0]
+        if len(items) == 1:
+            return first
         if any(type(item) is not type(first) for item in items):
             raise CannotRecordError("an argument depends on the batch size")
         if type(first) is int:
@@ -128,6 +136,8 @@ class RecordedReader(RecordedValues):
         if not present:
             return None
         (dtype, shape), *others = present
+        if len(results) == 1:
+            return TensorType(_dtype(dtype), (BatchSize(), *shape[1:]))
         if len(present) < len(results) or any(other != dtype or len(s) != len(shape) for other, s in others):
             raise CannotRecordError("a result depends on the batch size")
         sizes = zip(*(shape for _, shape in present), strict=True)
@@ -195,6 +205,7 @@ class RecordedReader(RecordedValues):
         if isinstance(value, int | float | str | BatchSize) or value is None:
             return value
         return tuple(map(self._attr, value)) if type(value) is tuple else scalar_to_attr(value)
+
 
 def _alike(call: Call, other: Call) -> bool:
     return (

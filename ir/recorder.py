@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from pruneopt.ir.fast_calls import FAST, PLAIN, Shape, result_shape
+from pruneopt.ir.fast_calls import FAST, PLAIN, SIZES, Found, Shape, result_shape
 from pruneopt.ir.fast_modules import module_call
 from pruneopt.ir.module_state import CannotRecordError, in_place_of_tensors
 from pruneopt.ir.program_reader import RECURRENT
+from pruneopt.ir.samplewise import is_samplewise
 from pruneopt.ir.source_lines import TORCH_HOME
 
 __all__ = ["Call", "CannotRecordError", "GradMode", "Recording", "Ref", "record"]
@@ -93,17 +94,23 @@ class Recording:
     steps: list[Call | GradMode] = field(default_factory=list)
     leaves: list[Any] = field(default_factory=list)
     spec: Any = None
+    samplewise: bool = True
+    """Whether the module made only calls that treat every sample by itself, and looked at no size: at any batch size it
+    makes the same calls, and the first dimension of every result is the batch.
+    """
 
 
 def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Sequence[Tensor]]) -> list[Recording]:
-    """The calls that ``model(*inputs)`` makes, for each of several inputs. ``weights`` are meta tensors for all its
-    parameters and buffers, by qualified name; inputs are meta tensors.
+    """The calls that ``model(*inputs)`` makes, for each of several inputs, or for the first alone where that is
+    `Recording.samplewise`. ``weights`` are meta tensors for all parameters and buffers, by qualified name; inputs are
+    meta tensors, with one entry for each sample along their first dimension.
     """
     paths = _paths(model)
     with in_place_of_tensors(model, weights), _as_exporting():
         try:
             found = [_run(model, paths, weights, runs[0])]
-            found += [_run(model, paths, weights, inputs, limit=len(found[0].steps)) for inputs in runs[1:]]
+            if not found[0].samplewise:
+                found += [_run(model, paths, weights, inputs, limit=len(found[0].steps)) for inputs in runs[1:]]
             return found
         except CannotRecordError:
             raise
@@ -137,6 +144,7 @@ class _Recorder:
         self.limit = limit
         self.modules: list[tuple[str, str]] = []
         self.paths = paths
+        self._weights = weights
         self._refs: dict[int, Ref] = {}
         self._alive: list[Tensor] = []
         """Keeps the numbers by which tensors are known from being given out again."""
@@ -171,6 +179,22 @@ class _Recorder:
         if isinstance(item, tuple | list):
             return tuple(map(self._written, item))
         return item
+
+    def _is_batched(self, tensor: Tensor) -> bool:
+        """Whether a tensor has the samples along its first dimension, as all but weights have in a samplewise run."""
+        ref = self._refs.get(id(tensor))
+        return ref is not None and ref.source not in self._weights
+
+    def told(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...]) -> Any:
+        """A call that was told from its function's arguments."""
+        recording = self.recording
+        recording.samplewise = recording.samplewise and is_samplewise(target, args, self._is_batched)
+        return self.call(target, args, {}, result_shape(target, args))
+
+    def met(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call that was met on its way to PyTorch: what led to it is not known."""
+        self.recording.samplewise = False
+        return self.call(target, args, kwargs)
 
     def call(
         self,
@@ -304,7 +328,7 @@ class _Calls(SchemaCheckMode):
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.recorder.call(func, args, kwargs or {})
+        return self.recorder.met(func, args, kwargs or {})
 
 
 class _Functions(TorchFunctionMode):
@@ -321,12 +345,15 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         found = _translated(func, args, kwargs)
         if found is not None:
-            return self.recorder.call(*found)
+            return self.recorder.told(*found)
         if func is torch._C._set_grad_enabled:
             self.recorder.recording.steps.append(GradMode(bool(args[0])))
             return func(*args)
         if func is torch.Tensor.device.__get__:
             return torch.device("cpu")
+        self.recorder.recording.samplewise = False
+        if func in SIZES:
+            return func(*args, **kwargs)
         if func in _REFUSED:
             raise CannotRecordError("the module asks what a tensor without data cannot tell")
         if func in self.constructors and kwargs.get("device") is None:
@@ -340,16 +367,15 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-def _translated(func: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], Shape | None] | None:
-    """The ATen call that a function of torch makes, and the shape of what it gives, where these are known."""
+def _translated(func: Any, args: Any, kwargs: Any) -> Found:
+    """The ATen call that a function of torch makes, where that is known."""
     translate = FAST.get(func)
     if translate is None:
         return None
     try:
-        found = translate(*args, **kwargs)
+        return translate(*args, **kwargs)
     except TypeError:  # called in a way that the table does not foresee
         return None
-    return None if found is None else (*found, {}, result_shape(*found))
 
 
 _REFUSED = frozenset(
@@ -363,6 +389,7 @@ def _watched(recorder: _Recorder) -> Iterator[None]:
     """Calls of modules, functions and ATen ops go through the recorder."""
     plain_call = nn.Module.__call__
     plain_apply: Any = vars(torch.autograd.Function)["apply"]
+    plain_script: Any = vars(torch.jit.ScriptFunction)["__call__"]
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         path = recorder.paths.get(id(module))
@@ -373,7 +400,7 @@ def _watched(recorder: _Recorder) -> Iterator[None]:
             with torch._C.DisableTorchFunction():
                 found = module_call(module, args, kwargs)
                 if found is not None:
-                    return recorder.call(*found, {}, result_shape(*found))
+                    return recorder.told(*found)
             return plain_call(module, *args, **kwargs)
         finally:
             recorder.modules.pop()
@@ -381,14 +408,20 @@ def _watched(recorder: _Recorder) -> Iterator[None]:
     def apply(*args: Any, **kwargs: Any) -> Any:
         raise CannotRecordError("a torch.autograd.Function")
 
+    def script(function: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder.recording.samplewise = False  # it may look at sizes, which nothing sees
+        return plain_script.__get__(function)(*args, **kwargs)
+
     nn.Module.__call__ = call  # type: ignore[method-assign]
     torch.autograd.Function.apply = apply
+    torch.jit.ScriptFunction.__call__ = script  # type: ignore[method-assign, assignment]
     try:
         with enable_python_dispatcher(), _Functions(recorder), _Calls(recorder):
             yield
     finally:
         nn.Module.__call__ = plain_call  # type: ignore[method-assign]
         torch.autograd.Function.apply = plain_apply
+        torch.jit.ScriptFunction.__call__ = plain_script  # type: ignore[method-assign]
 
 
 def _paths(model: nn.Module) -> dict[int, str]:
