@@ -19,9 +19,9 @@ from pruneopt.errors import UserError
 from pruneopt.kernels.device.convolution import conv_kernel
 from pruneopt.kernels.device.depthwise import depthwise_kernel
 from pruneopt.kernels.launch import Launch, architecture, check_tensors
-from pruneopt.kernels.operands import Prologue
+from pruneopt.kernels.operands import Output, Prologue
 from pruneopt.kernels.segments import Segments
-from pruneopt.kernels.tiles import DTYPES, Precision, Tile, conv_tile, depthwise_tile
+from pruneopt.kernels.tiles import Precision, Tile, conv_tile, depthwise_tile
 from pruneopt.kernels.window import Window
 from pruneopt.kernels.wiring import (
     Epilogue,
@@ -102,12 +102,13 @@ def conv_launch(
     prologue = prologue or Prologue()
     _check_shares(segments, groups)
     check_precision(precision)
+    _check_residuals(prologue, epilogue)
     if prologue.materialised is not None and (groups > 1 or window.identity_tap is None):
         raise UserError("this convolution does not read every pixel once, so it cannot write its input: use add_act")
     widest = segments.largest("n_out")
     if tile is None:
         tile = conv_tile(widest, segments.largest("n_in"), x.dtype, architecture(x.device), precision, groups)
-    check_input(x, segments, window.in_pixels, prologue, DTYPES)
+    check_input(x, segments, window.in_pixels, prologue)
     check_output(y, segments, window.out_pixels, epilogue, tile, output_dtypes(x))
     check_tensors(x.device, {"weight": (weight, (x.dtype,))})
     rows = segments.width("n_in") if groups == 1 else segments.column("n_in") // groups
@@ -187,11 +188,12 @@ def dwconv_launch(
     prologue = prologue or Prologue()
     if not torch.equal(segments.column("n_in"), segments.column("n_out")):
         raise UserError("a depthwise convolution has as many outputs as inputs: set n_in = n_out in every segment")
+    _check_residuals(prologue, epilogue)
     if prologue.materialised is not None and window.identity_tap is None:
         raise UserError("this convolution does not read every pixel once, so it cannot write its input: use add_act")
     if tile is None:
         tile = depthwise_tile(segments.largest("n_out"), architecture(x.device))
-    check_input(x, segments, window.in_pixels, prologue, DTYPES)
+    check_input(x, segments, window.in_pixels, prologue)
     check_output(y, segments, window.out_pixels, epilogue, tile, output_dtypes(x))
     check_tensors(x.device, {"weight": (weight, (x.dtype,))})
     segments.check_weight(weight, window.taps, torch.ones_like(segments.column("n_in")))
@@ -219,6 +221,12 @@ def dwconv_launch(
         warps=tile.warps,
         stages=tile.stages,
     )
+
+
+def _check_residuals(prologue: Prologue, epilogue: Epilogue | None) -> None:
+    """A segment has one place for a residual."""
+    if prologue.residual is not None and isinstance(epilogue, Output) and epilogue.residual is not None:
+        raise UserError("a convolution adds a residual before or after, not both: finish the input with add_act first")
 
 
 def _check_shares(segments: Segments, groups: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 
-__all__ = ["ACTIVATIONS", "Activation", "Affine", "Output", "Partials", "Prologue", "tiles"]
+__all__ = ["ACTIVATIONS", "Activation", "Affine", "Output", "Partials", "Prologue", "Scores", "tiles"]
 
 Activation = Literal["identity", "relu", "relu6", "hardswish", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -94,3 +94,24 @@ class Output:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Where scores are written. Per image from a segment's `out_table` on, and one sum per segment.
+
+    Attributes:
+        correct: int32 per image, 1 where the first largest logit is the label's.
+        likelihood: float32 per image, the logarithm of the label's softmax probability.
+        correct_sum: int32 `[segments]`.
+        likelihood_sum: float64 `[segments]`.
+        divergence: float32 per image, KL(teacher || candidate) of the softmax; None with no teacher.
+        divergence_sum: float64 `[segments]`; None with no teacher.
+    """
+
+    correct: Tensor
+    likelihood: Tensor
+    correct_sum: Tensor
+    likelihood_sum: Tensor
+    divergence: Tensor | None = None
+    divergence_sum: Tensor | None = None

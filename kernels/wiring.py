@@ -44,13 +44,11 @@ def check_affine(affine: Affine, segments: Segments, table: str, name: str) -> N
         segments.check(f"{name} {part}", tensor, segments.column(table), segments.width("n_in"))
 
 
-def check_input(
-    x: Tensor, segments: Segments, pixels: int, prologue: Prologue, dtypes: tuple[torch.dtype, ...]
-) -> None:
+def check_input(x: Tensor, segments: Segments, pixels: int, prologue: Prologue) -> None:
     """The input and what its prologue reads and writes."""
     same = (x.dtype,)
     residual, materialised = prologue.residual, prologue.materialised
-    operands = {"x": (x, dtypes), "residual": (residual, same), "materialised": (materialised, same)}
+    operands = {"x": (x, DTYPES), "residual": (residual, same), "materialised": (materialised, same)}
     check_tensors(segments.table.device, operands)
     size = segments.column("images") * pixels * segments.width("n_in")
     segments.check("x", x, segments.column("x"), size)

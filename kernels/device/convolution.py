@@ -12,6 +12,7 @@ from pruneopt.kernels.device.common import (
     W_ROWS,
     W,
     X,
+    equal,
     number,
     offset,
     part,
@@ -90,7 +91,7 @@ def conv_kernel(
         real = local_n < share
         readable = real
         channel = group * share + local_n
-        inside = real | ((group == GROUPS - 1) & (channel < stored(n_out)))
+        inside = real | (equal(group, GROUPS - 1) & (channel < stored(n_out)))
         first_channel = group * depth
         busy = True
     if busy & (tile * BLOCK_M < rows):
@@ -138,7 +139,7 @@ def conv_kernel(
             )
             if z_ptr is not None:
                 # A mask, not a branch: a branch would keep the loop from being pipelined.
-                writer = (tl.program_id(1) == 0) & (tap == IDENTITY_TAP)
+                writer = equal(tl.program_id(1), 0) & equal(tap, IDENTITY_TAP)
                 z_base = z_ptr + offset(table_ptr, segment, MATERIALISED)
                 tl.store(z_base + offsets, a.to(z_ptr.dtype.element_ty), mask=a_ok & writer)
             w_offsets = (tap * w_rows + k)[:, None] * w_columns + channel[None, :]

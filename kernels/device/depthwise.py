@@ -11,6 +11,7 @@ from pruneopt.kernels.device.common import (
     W_ROWS,
     W,
     X,
+    equal,
     number,
     offset,
     part,
@@ -102,7 +103,7 @@ def depthwise_kernel(
             )
             if z_ptr is not None:
                 z_base = z_ptr + offset(table_ptr, segment, MATERIALISED)
-                tl.store(z_base + offsets, a.to(z_ptr.dtype.element_ty), mask=a_ok & (tap == IDENTITY_TAP))
+                tl.store(z_base + offsets, a.to(z_ptr.dtype.element_ty), mask=a_ok & equal(tap, IDENTITY_TAP))
             w = tl.load(w_base + tap * tap_stride + channel, mask=inside, other=0.0).to(tl.float32)
             acc += a.to(tl.float32) * w[None, :]
         write_tile(

@@ -1,0 +1,1 @@
+"""Small problems with several candidates of different widths in one launch, and how results are compared."""
