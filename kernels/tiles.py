@@ -74,10 +74,9 @@ def conv_tile(
     if dtype != torch.float32:
         return _half(n_out, n_in, architecture, groups)
     if precision == "tf32":
-        columns = _bucket(n_out, 64)
-        return Tile(
-            128 if groups == 1 else 64, columns, _bucket(n_in, 32), 4, 2 if architecture in _SMALL_MEMORY else 3
-        )
+        rows, columns = 128 if groups == 1 else 64, _bucket(n_out, 64)
+        stages = 2 if architecture in _SMALL_MEMORY else 3
+        return Tile(rows, columns, _bucket(n_in, 32), 8 if columns > 32 else 4, stages)
     return Tile(64, _bucket(n_out, 64), 16, 4, 2)
 
 
@@ -86,10 +85,11 @@ def _half(n_out: int, n_in: int, architecture: int, groups: int) -> Tile:
     small = architecture in _SMALL_MEMORY
     depth = _bucket(n_in, 64)
     if groups > 1:
-        return Tile(64, _bucket(n_out, 64), depth, 4, 2)
+        return Tile(64, _bucket(n_out, 32), min(depth, 32), 4, 2)
     if n_out > 64:
         return Tile(128, 128, depth, 8, 2 if small else 3)
-    return Tile(128, _bucket(n_out, 64), depth, 4, 3)
+    # Narrow outputs with 32 channels a step: with 64, four warps come close to the limit of 255 registers.
+    return Tile(128, _bucket(n_out, 64), min(depth, 32), 4, 4)
 
 
 def depthwise_tile(channels: int, architecture: int) -> Tile:
@@ -103,7 +103,7 @@ def stem_tile(n_out: int, architecture: int) -> Tile:
     """The tile of `stem`; pixels are gathered one byte at a time, so there is nothing to keep in flight."""
     if architecture == INTERPRETER:
         return Tile(32, 32, 32, 1, 1)
-    return Tile(128, _bucket(n_out, 64), 32, 4, 2)
+    return Tile(64, _bucket(n_out, 64), 32, 4, 2)
 
 
 def elementwise_tile(channels: int, architecture: int) -> Tile:

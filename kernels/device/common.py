@@ -1,8 +1,9 @@
 """What the kernels share: reading the segment table, the prologue on load, the epilogue on store.
 
 Traps that shape this code. Offsets and widths read from the table carry `tl.multiple_of`: without it 16-byte copies
-become scalar ones, and nothing fails. Sums are taken in float32: the interpreter would add float16 in float16. Maxima
-pass NaN on: a candidate that diverged must not look like one that does not.
+become scalar ones, and nothing fails. An absent buffer is None, which a function may take but, before Triton 3.7, not
+return. Sums are taken in float32: the interpreter would add float16 in float16. Maxima pass NaN on: a candidate that
+diverged must not look like one that does not.
 """
 
 from pruneopt.kernels.language import tl, triton
@@ -37,15 +38,6 @@ def offset(table_ptr, segment, FIELD: tl.constexpr):
 def number(table_ptr, segment, FIELD: tl.constexpr):
     """A width or a count, int32."""
     return tl.load(table_ptr + segment * FIELDS + FIELD).to(tl.int32)
-
-
-@triton.jit
-def part(ptr, table_ptr, segment, FIELD: tl.constexpr):
-    """A segment's part of a buffer; None where there is no buffer."""
-    if ptr is None:
-        return None
-    else:
-        return ptr + offset(table_ptr, segment, FIELD)
 
 
 @triton.jit

@@ -15,7 +15,6 @@ from pruneopt.kernels.device.common import (
     equal,
     number,
     offset,
-    part,
     read_input,
     stored,
     write_tile,
@@ -99,11 +98,11 @@ def conv_kernel(
         w_base = w_ptr + offset(table_ptr, segment, W)
         w_columns = tl.multiple_of(number(table_ptr, segment, W_COLUMNS), 16)
         w_rows = number(table_ptr, segment, W_ROWS)
-        scale_base = part(scale_ptr, table_ptr, segment, IN_TABLE)
-        shift_base = part(shift_ptr, table_ptr, segment, IN_TABLE)
-        r_base = part(r_ptr, table_ptr, segment, RESIDUAL)
-        r_scale_base = part(r_scale_ptr, table_ptr, segment, RESIDUAL_TABLE)
-        r_shift_base = part(r_shift_ptr, table_ptr, segment, RESIDUAL_TABLE)
+        scale_base = scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None
+        shift_base = shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None
+        r_base = r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None
+        r_scale_base = r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None
+        r_shift_base = r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ok = row < rows
         ow = row % out_width

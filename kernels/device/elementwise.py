@@ -10,7 +10,6 @@ from pruneopt.kernels.device.common import (
     X,
     number,
     offset,
-    part,
     read_input,
     stored,
 )
@@ -45,11 +44,11 @@ def add_act_kernel(
         offsets = row[:, None] * width + channel[None, :]
         z = read_input(
             x_ptr + offset(table_ptr, segment, X),
-            part(scale_ptr, table_ptr, segment, IN_TABLE),
-            part(shift_ptr, table_ptr, segment, IN_TABLE),
-            part(r_ptr, table_ptr, segment, RESIDUAL),
-            part(r_scale_ptr, table_ptr, segment, RESIDUAL_TABLE),
-            part(r_shift_ptr, table_ptr, segment, RESIDUAL_TABLE),
+            scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None,
+            shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None,
+            r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None,
+            r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None,
+            r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None,
             offsets,
             inside,
             channel,

@@ -13,7 +13,6 @@ from pruneopt.kernels.device.common import (
     Y,
     number,
     offset,
-    part,
     read_input,
     stored,
 )
@@ -48,11 +47,11 @@ def mean_kernel(
             inside = (pixel < pixels)[:, None] & channel_ok[None, :]
             x = read_input(
                 x_ptr + offset(table_ptr, segment, X),
-                part(scale_ptr, table_ptr, segment, IN_TABLE),
-                part(shift_ptr, table_ptr, segment, IN_TABLE),
-                part(r_ptr, table_ptr, segment, RESIDUAL),
-                part(r_scale_ptr, table_ptr, segment, RESIDUAL_TABLE),
-                part(r_shift_ptr, table_ptr, segment, RESIDUAL_TABLE),
+                scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None,
+                shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None,
+                r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None,
+                r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None,
+                r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None,
                 (image * pixels + pixel)[:, None] * width + channel[None, :],
                 inside,
                 channel,
