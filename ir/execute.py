@@ -7,6 +7,7 @@ and updates its running statistics in the dictionary, and dropout drops, exactly
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pruneopt.ir.graph import Graph, Op, Operand, Value, map_structure
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.ir.types import MODE, BatchSize, dim_size
 
-__all__ = ["Interpreter", "batch_of"]
+__all__ = ["Frame", "Interpreter", "batch_of"]
 
 
 def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
@@ -37,6 +38,25 @@ def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
             at = f" with N = {batch}" if graph.dynamic_batch else ""
             raise UserError(f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes [{wanted}]{at}")
     return batch
+
+
+@dataclass(slots=True)
+class Frame:
+    """A run on its way: the values that are still needed, and what it runs with.
+
+    Attributes:
+        env: tensors by value; weights and inputs too.
+        weights: what the run reads parameters from, by name.
+        batch: the batch size ``N``.
+        training: the module's mode.
+        device: where the inputs lie.
+    """
+
+    env: dict[Value, Any]
+    weights: Mapping[str, Tensor]
+    batch: int
+    training: bool
+    device: torch.device
 
 
 class Interpreter:
@@ -82,6 +102,13 @@ class Interpreter:
         self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False
     ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
         """Run op by op: yields each op with its results, and returns the outputs."""
+        frame = self.frame(weights, *inputs, training=training)
+        for op in self.graph.ops:
+            yield op, self.step(frame, op)
+        return self.outputs(frame)
+
+    def frame(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Frame:
+        """A run that has not begun; `step` takes it forward by one op, in the graph's order."""
         batch = batch_of(self.graph, inputs)
         env: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for name, value in self.graph.params.items():
@@ -89,25 +116,22 @@ class Interpreter:
                 raise UserError(f"the weights lack {name}, which {self.graph.name} needs")
             env[value] = weights[name]
         device = inputs[0].device if inputs else torch.device("cpu")
-        for op in self.graph.ops:
-            yield op, self._step(op, env, weights, batch, training, device)
-        return map_structure(lambda value: env[value], self.graph.outputs)
+        return Frame(env, weights, batch, training, device)
 
-    def _step(
-        self,
-        op: Op,
-        env: dict[Value, Any],
-        weights: Mapping[str, Tensor],
-        batch: int,
-        training: bool,
-        device: torch.device,
-    ) -> Sequence[Any]:
-        operands = [self._fetch(operand, env) for operand in op.operands]
+    def outputs(self, frame: Frame) -> Any:
+        """The outputs of a run that is through, in the structure the model returns them."""
+        return map_structure(lambda value: frame.env[value], self.graph.outputs)
+
+    def step(self, frame: Frame, op: Op) -> Sequence[Any]:
+        """Run one op; its results."""
+        operands = [self._fetch(operand, frame.env) for operand in op.operands]
 
         def compute() -> Any:
-            attrs = {name: torch_value(attr, batch, training, device) for name, attr in op.attrs.items()}
-            if op.attrs.get("training") == MODE and training:
-                _count_batch(op, attrs, weights)
+            attrs = {
+                name: torch_value(attr, frame.batch, frame.training, frame.device) for name, attr in op.attrs.items()
+            }
+            if op.attrs.get("training") == MODE and frame.training:
+                _count_batch(op, attrs, frame.weights)
             if "momentum" in attrs and attrs["momentum"] is None:
                 attrs["momentum"] = 0.0  # not read where running statistics are not updated
             return call(op.target, operands, attrs)
@@ -118,9 +142,9 @@ class Interpreter:
         results = result if isinstance(result, tuple | list) else (result,)
         if len(results) != len(op.results):
             raise InternalError(f"{op} gave {len(results)} results, {len(op.results)} were declared")
-        env.update(zip(op.results, results, strict=True))
+        frame.env.update(zip(op.results, results, strict=True))
         for value in self._dead_after.get(op, ()):
-            env.pop(value, None)
+            frame.env.pop(value, None)
         return results
 
     @staticmethod

@@ -135,6 +135,13 @@ class Op:
         operand = self.operands[index] if index < len(self.operands) else None
         return operand if isinstance(operand, Value) else None
 
+    def needed(self, index: int) -> Value:
+        """Operand ``index``, which has to be a single value."""
+        value = self.value(index)
+        if value is None:
+            raise InternalError(f"{self} lacks operand {index}")
+        return value
+
     def __str__(self) -> str:
         return f"{self.target.removesuffix('.default')} ({self.loc})"
 

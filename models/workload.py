@@ -362,17 +362,17 @@ class Workload:
                 total = torch.zeros((), dtype=torch.float64, device=device)
                 augment = augment_seed is not None
                 for inputs, targets in samples.batches(batch_size, seed=augment_seed, augment=augment, device=device):
-                    total += self._scores(self.forward(module, inputs), targets).double().sum()
+                    total += self.scores(self.forward(module, inputs), targets).double().sum()
         return float(total) / len(samples)
 
-    def forward(self, module: nn.Module, inputs: Tensor) -> object:
+    def forward(self, module: Callable[[Tensor], object], inputs: Tensor) -> object:
         """`module(inputs)`, refusing in one sentence a network that does not fit this data.
 
         Raises:
             UserError: the input shape is not accepted, or the number of classes differs.
         """
         try:
-            outputs: object = module(inputs)
+            outputs = module(inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
@@ -389,7 +389,8 @@ class Workload:
                 )
         return outputs
 
-    def _scores(self, outputs: object, targets: Tensor) -> Tensor:
+    def scores(self, outputs: object, targets: Tensor) -> Tensor:
+        """The metric of every sample `[N]`; `UserError` where it is something else."""
         scores = self.metric(outputs, targets)
         if not isinstance(scores, Tensor) or scores.shape != targets.shape[:1]:
             shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

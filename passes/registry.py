@@ -73,6 +73,7 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "evaluator": {
         "abn": "pruneopt.passes.search.evaluator:AdaptiveStatistics",
+        "reference": "pruneopt.passes.search.evaluator:ReferenceStatistics",
         "stale": "pruneopt.passes.search.evaluator:StaleStatistics",
         "finetune": "pruneopt.passes.search.evaluator:ShortTraining",
         "pruning-net": "pruneopt.passes.search.pruning_net_judge:PruningNetWeights",

@@ -1,12 +1,13 @@
-"""The batch norms of a graph: where their scales (gamma) and shifts (beta) stand, by the name of their module."""
+"""The batch norms of a graph: where their scales (gamma), shifts (beta) and running statistics stand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.types import MODE
 
-__all__ = ["NORMS", "BatchNorm", "batch_norms"]
+__all__ = ["NORMS", "BatchNorm", "RunningNorm", "batch_norms", "running_norm"]
 
 NORMS = ("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm")
 """The ops that are batch norms; their second and third operands are scale and shift."""
@@ -34,3 +35,42 @@ def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
             name = scale.name.rpartition(".")[0] or scale.name
             found.setdefault(scale, BatchNorm(name, op, scale, shift if shift and shift.is_weight else None))
     return tuple(found.values())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RunningNorm:
+    """A batch norm with running statistics, as one op applies it.
+
+    Attributes:
+        op, source: the op, and what it normalises.
+        scale, shift: None where there is none.
+        mean, variance: the running statistics.
+        eps: what is added to the variance.
+        learns: training changes the statistics.
+    """
+
+    op: Op
+    source: Value
+    scale: Value | None
+    shift: Value | None
+    mean: Value
+    variance: Value
+    eps: float
+    learns: bool
+
+
+def running_norm(op: Op) -> RunningNorm | None:
+    """The batch norm that an op is, if it has running statistics and uses them in evaluation mode."""
+    if op.role not in NORMS or op.value(3) is None or op.attrs.get("training") not in (MODE, False):
+        return None
+    eps = op.attrs["eps"]
+    return RunningNorm(
+        op,
+        op.needed(0),
+        op.value(1),
+        op.value(2),
+        op.needed(3),
+        op.needed(4),
+        float(eps) if isinstance(eps, int | float) else 0.0,
+        op.attrs["training"] == MODE,
+    )

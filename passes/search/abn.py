@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.passes.base import option
 from pruneopt.passes.search.adaptive_bn import PAPER
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.evaluator import Evaluator, FreshStatistics
 from pruneopt.passes.search.loop import Searched
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.searcher import Searcher
@@ -40,7 +40,7 @@ class AdaptiveBN(Searched):
         check_leader(self.leader(), self.criterion, "compat=leader")
         if {"floor", "sampling"} & set(self.compat) and not isinstance(self.searcher, RandomSearch):
             raise UserError("compat=floor and compat=sampling are about random plans: they need searcher=random")
-        if {"momentum", "augment"} & set(self.compat) and not isinstance(self.evaluator, AdaptiveStatistics):
+        if {"momentum", "augment"} & set(self.compat) and not isinstance(self.evaluator, FreshStatistics):
             raise UserError("compat=momentum and augment are about calibration: they need evaluator=abn or finetune")
 
     def leader(self) -> bool:
@@ -54,8 +54,8 @@ class AdaptiveBN(Searched):
                 floor=searcher.floor or "floor" in self.compat,
                 reject=searcher.reject or "sampling" in self.compat,
             )
-        if "momentum" in self.compat and isinstance(evaluator, AdaptiveStatistics):
+        if "momentum" in self.compat and isinstance(evaluator, FreshStatistics):
             evaluator = replace(evaluator, momentum=PAPER.momentum, reset=PAPER.reset)
-        if "augment" in self.compat and isinstance(evaluator, AdaptiveStatistics):
+        if "augment" in self.compat and isinstance(evaluator, FreshStatistics):
             evaluator = replace(evaluator, augment=True)
         return searcher, evaluator

@@ -19,12 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.models.workload import Split, Workload, placed, seeded, set_mode
+from pruneopt.models.workload import Workload, placed, seeded, set_mode
 from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.passes.evaluation.images import calibration_inputs
+from pruneopt.passes.evaluation.settings import MEAN, PLAIN, Plain, averaging_of
+from pruneopt.passes.evaluation.statistics import fresh_statistics
 
-__all__ = ["MEAN", "PAPER", "Recalibrate", "calibration_inputs", "recalibrate", "recalibrate_on"]
+__all__ = ["PAPER", "Recalibrate", "recalibrate", "recalibrate_on"]
 
-MEAN = Averaging("mean")
 PAPER = Averaging("ema", 0.1, reset=False)
 """EagleEye's code: the framework's momentum, and the old statistics fade (0.9^102 after its 102 batches)."""
 
@@ -99,30 +101,6 @@ def _refuse_functional(module: nn.Module) -> None:
             )
 
 
-def calibration_inputs(
-    split: Split, batches: int, batch_size: int, *, seed: int, device: str | torch.device, augment: bool = False
-) -> Iterator[Tensor]:
-    """Exactly ``batches`` shuffled batches of inputs; the same arguments give the same batches.
-
-    Incomplete batches are left out (they would weigh as much as full ones) unless the split has no full one; a split
-    that is too small is passed over again, shuffled anew.
-    """
-    # The first images of a split are class-balanced. A split that is cut already keeps what it has decoded.
-    if len(split) > batches * batch_size:
-        split = split.head(batches * batch_size)
-    whole_only = len(split) >= batch_size
-    done, turn = 0, 0
-    while done < batches:
-        order = seed * 100_003 + turn
-        drawn = split.batches(batch_size, seed=order, augment=augment, device=device, drop_last=whole_only)
-        for inputs, _ in drawn:
-            yield inputs
-            done += 1
-            if done == batches:
-                return
-        turn += 1
-
-
 def recalibrate_on(
     module: nn.Module,
     workload: Workload,
@@ -135,7 +113,13 @@ def recalibrate_on(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> int:
-    """`recalibrate` on a workload's calibration images; the network comes back on its own device."""
+    """`recalibrate` on a workload's calibration images; the network comes back on its own device.
+
+    Raises:
+        UserError: an averaging that PyTorch's batch norm does not do; `evaluation.fresh_statistics` does.
+    """
+    if averaging.kind not in ("ema", "mean"):
+        raise UserError(f"PyTorch's batch norm does not average by {averaging}: use ema or mean")
     with placed(module, device), seeded(seed, device):
         return recalibrate(
             module,
@@ -166,7 +150,8 @@ class Recalibrate(Pass):
 
     batches: int = option(30, "calibration batches")
     batch_size: int = option(128, "images in a batch")
-    momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
+    statistics: Plain = option("mean", PLAIN)  # noqa: RUF009  as dataclasses.field
+    momentum: float | None = option(None, "of the moving average of the published code, in place of statistics")
     reset: bool = option(True, "forget the old statistics first")
     whole: bool = option(False, "the complete network in training mode: dropout drops")
     augment: bool = option(False, "read the images as in training, with random shifts, flips or crops")
@@ -178,6 +163,7 @@ class Recalibrate(Pass):
             raise UserError("recalibrate needs batches of at least 1 and a batch-size of at least 2")
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
+        averaging_of(self.statistics, self.momentum, self.reset)
 
     @property
     def needs_data(self) -> str | None:
@@ -188,24 +174,23 @@ class Recalibrate(Pass):
 
     def run(self, state: State) -> bool:
         workload = state.need_workload(self.name)
-        averaging = Averaging("mean" if self.momentum is None else "ema", self.momentum, self.reset)
-        module = build_module(state.graph, state.graph.weights)
-        before = workload.score(module, device=state.device)
-        count = recalibrate_on(
-            module,
-            workload,
-            batches=self.batches,
-            batch_size=self.batch_size,
-            averaging=averaging,
-            whole=self.whole,
-            augment=self.augment,
-            seed=state.seed if self.seed is None else self.seed,
-            device=state.device,
-        )
-        after = workload.score(module, device=state.device)
+        averaging = averaging_of(self.statistics, self.momentum, self.reset)
+        before = workload.score(build_module(state.graph, state.graph.weights), device=state.device)
+        fresh = self._statistics(state, workload, averaging)
+        state.graph.weights = {**state.graph.weights, **fresh}
+        after = workload.score(build_module(state.graph, state.graph.weights), device=state.device)
+        count = self.batches if fresh else 0
         state.records[self.name] = RecalibrateReport(str(averaging), count, before, after)
-        if count:
-            fresh = module.state_dict()
-            state.graph.weights = {name: fresh.get(name, tensor) for name, tensor in state.graph.weights.items()}
-            state.trained_after_slice |= state.uncut is not None
-        return count > 0
+        state.trained_after_slice |= bool(fresh) and state.uncut is not None
+        return bool(fresh)
+
+    def _statistics(self, state: State, workload: Workload, averaging: Averaging) -> dict[str, Tensor]:
+        """The new statistics by name, where the weights lie; none where no batch norm has any."""
+        seed = state.seed if self.seed is None else self.seed
+        weights = {name: tensor.to(state.device) for name, tensor in state.graph.weights.items()}
+        drawn = calibration_inputs(
+            workload.calibration, self.batches, self.batch_size, seed=seed, device=state.device, augment=self.augment
+        )
+        with seeded(seed, state.device):
+            found = fresh_statistics(state.graph, weights, drawn, averaging, whole=self.whole)
+        return {name: tensor.to(state.graph.weights[name].device) for name, tensor in found.items()}

@@ -142,7 +142,7 @@ def _sample(sampler: WidthSampler, networks: CutNetworks, index: int, epochs: in
     module = networks.network(draw.plan)
     stale = networks.score(module)
     started = time.perf_counter()
-    networks.recalibrate(module)
+    networks.recalibrate(module, draw.plan)
     adaptive = networks.score(module)
     scored = time.perf_counter()
     networks.tune(module, draw.plan, epochs)

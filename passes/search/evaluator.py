@@ -1,7 +1,8 @@
 """What an evaluator is: it gives a proposed structure a score on data; and those that cut the trained weights.
 
 ``abn`` recomputes the batch-norm statistics of the cut network (EagleEye), ``stale`` scores it as it is, ``finetune``
-trains it for a short while first. Each network is cut from the one copy of the trained weights.
+trains it for a short while first. ``reference`` is ``abn`` without any short cut: the network as it would be delivered.
+Each network is cut from the one copy of the trained weights.
 """
 
 from __future__ import annotations
@@ -17,33 +18,61 @@ from torch import nn
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.base import Part, Pass, State, option
+from pruneopt.passes.evaluation.evaluate import Evaluation, Score
+from pruneopt.passes.evaluation.settings import PLAIN, Plain, Settings, Signal, averaging_of
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.cut_networks import CutNetworks, Settings
+from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.ranking import Accuracy, Ranking
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.transform.select import keep_best
 
-__all__ = ["AdaptiveStatistics", "Evaluator", "Judge", "Judged", "ShortTraining", "StaleStatistics", "Trial"]
+__all__ = [
+    "AdaptiveStatistics",
+    "Evaluator",
+    "Judge",
+    "Judged",
+    "ReferenceStatistics",
+    "ShortTraining",
+    "StaleStatistics",
+    "Trial",
+]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What an evaluator may look at: the state of the run, the space of the search, and the seed."""
+    """What an evaluator may look at: the state of the run, the space of the search, and the seed.
+
+    ``keep``: how many of the best structures matter to the search.
+    """
 
     state: State
     space: Space
     seed: int
+    keep: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A score, and the score before batch-norm statistics were recomputed where that was asked for."""
+    """How a structure did.
+
+    Attributes:
+        score: the mean metric.
+        stale: the score before batch-norm statistics were recomputed, where that was asked for.
+        signal: what structures are compared by, where that is not the score.
+        images, batches: how much was looked at, where not everything was.
+        trace: what a continued search gives back to `Judge.recall`.
+    """
 
     score: float
     stale: float | None = None
+    signal: float | None = None
+    images: int | None = None
+    batches: int | None = None
+    trace: str | None = None
 
 
 class Judge(ABC):
-    """Scores structures, one at a time; the same structure always gets the same score."""
+    """Scores structures, one at a time; the same structures in the same order always get the same scores."""
 
     @abstractmethod
     def judge(self, proposal: Proposal) -> Judged:
@@ -52,6 +81,9 @@ class Judge(ABC):
     @abstractmethod
     def describe(self) -> str:
         """How structures are judged, in a few words."""
+
+    def recall(self, trace: str) -> None:  # noqa: B027  most have nothing to learn
+        """Learn of a structure that was judged before the search was continued."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +99,9 @@ class Evaluator(Part):
         Raises:
             UserError: options that do not fit the network or the data.
         """
+
+    def check(self, ranking: Ranking) -> None:
+        """Refuse a ranking that cannot compare what this evaluator gives, with `UserError`."""
 
     def settings(self, seed: int, device: str) -> Settings:
         """How cut networks are scored, for those that look at them again."""
@@ -98,10 +133,16 @@ class CutWeights(Evaluator):
         return Settings(batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device)
 
     def networks(self, trial: Trial) -> CutNetworks:
-        """What makes and scores the cut networks."""
+        """What makes and scores the cut networks as modules."""
         state = trial.state
         settings = self.settings(trial.seed, state.device)
         return CutNetworks(state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks)
+
+    def evaluation(self, trial: Trial) -> Evaluation:
+        """What scores them without making modules."""
+        state = trial.state
+        settings = replace(self.settings(trial.seed, state.device), keep=trial.keep)
+        return Evaluation(state.graph, trial.space.coupling, state.need_workload(self.name), settings)
 
 
 @dataclass(frozen=True)
@@ -112,15 +153,12 @@ class StaleStatistics(CutWeights):
     summary: ClassVar[str] = "the cut network as it is, with the statistics of the original"
 
     def open(self, trial: Trial) -> Judge:
-        return _Stale(trial, self.networks(trial))
+        return _Stale(trial, self.evaluation(trial))
 
 
 @dataclass(frozen=True)
-class AdaptiveStatistics(CutWeights):
-    """Scores the cut network with fresh batch-norm statistics (EagleEye, FNNP)."""
-
-    name: ClassVar[str] = "abn"
-    summary: ClassVar[str] = "the cut network with fresh batch-norm statistics (EagleEye, FNNP)"
+class FreshStatistics(CutWeights):
+    """Those that recompute batch-norm statistics."""
 
     calibration_batches: int = option(30, "batches for the batch-norm statistics")
     momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
@@ -137,7 +175,7 @@ class AdaptiveStatistics(CutWeights):
     @property
     def averaging(self) -> Averaging:
         """How batches are averaged."""
-        return Averaging("mean" if self.momentum is None else "ema", self.momentum, self.reset)
+        return averaging_of("mean", self.momentum, self.reset)
 
     def settings(self, seed: int, device: str) -> Settings:
         return replace(
@@ -148,10 +186,8 @@ class AdaptiveStatistics(CutWeights):
             augment=self.augment,
         )
 
-    def open(self, trial: Trial) -> Judge:
-        return _Adaptive(trial, self.networks(trial), self.stale)
-
-    def after(self, seed: int | None) -> list[Pass]:
+    def fresh(self, seed: int | None) -> list[Recalibrate]:
+        """The pass that recomputes the statistics of the delivered network."""
         return [
             Recalibrate(
                 batches=self.calibration_batches,
@@ -164,9 +200,60 @@ class AdaptiveStatistics(CutWeights):
             )
         ]
 
+    def after(self, seed: int | None) -> list[Pass]:
+        return [*self.fresh(seed)]
+
 
 @dataclass(frozen=True)
-class ShortTraining(AdaptiveStatistics):
+class AdaptiveStatistics(FreshStatistics):
+    """Scores the cut network with fresh batch-norm statistics (EagleEye, FNNP)."""
+
+    name: ClassVar[str] = "abn"
+    summary: ClassVar[str] = "the cut network with fresh batch-norm statistics (EagleEye, FNNP)"
+
+    statistics: Plain = option("mean", PLAIN)  # noqa: RUF009  as dataclasses.field
+    signal: Signal = option(  # noqa: RUF009
+        "metric", "what is compared: the metric, the likelihood of the targets, or agreement with the original network"
+    )
+    race: int | None = option(None, "give up what is clearly worse after this many images, 512 say (look at all)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.race is not None and self.race < 2:
+            raise UserError(f"race={self.race} must be at least 2 images")
+        averaging_of(self.statistics, self.momentum, self.reset)
+
+    @property
+    def averaging(self) -> Averaging:
+        return averaging_of(self.statistics, self.momentum, self.reset)
+
+    def settings(self, seed: int, device: str) -> Settings:
+        return replace(super().settings(seed, device), signal=self.signal, race=self.race)
+
+    def check(self, ranking: Ranking) -> None:
+        if self.signal != "metric" and not isinstance(ranking, Accuracy):
+            raise UserError(f"signal={self.signal} is no accuracy, which ranking={ranking.name} asks for: use metric")
+
+    def open(self, trial: Trial) -> Judge:
+        return _Adaptive(trial, self.evaluation(trial), self.stale)
+
+    def after(self, seed: int | None) -> list[Pass]:
+        return [replace(item, statistics=self.statistics) for item in self.fresh(seed)]
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics(FreshStatistics):
+    """What `AdaptiveStatistics` computes, by the module that would be delivered and PyTorch's own batch norm."""
+
+    name: ClassVar[str] = "reference"
+    summary: ClassVar[str] = "as abn, without short cuts: the module itself, batch norms not folded"
+
+    def open(self, trial: Trial) -> Judge:
+        return _Reference(trial, self.networks(trial), self.stale)
+
+
+@dataclass(frozen=True)
+class ShortTraining(ReferenceStatistics):
     """Scores the cut network after fresh statistics and a short fine-tuning: slow, and closest to the truth."""
 
     name: ClassVar[str] = "finetune"
@@ -183,48 +270,92 @@ class ShortTraining(AdaptiveStatistics):
         return _Tuned(trial, self.networks(trial), self.stale, self.epochs)
 
 
-class _Stale(Judge):
-    def __init__(self, trial: Trial, networks: CutNetworks) -> None:
-        self.trial, self.networks = trial, networks
+class _Proposed(Judge):
+    """Turns proposals into plans."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
 
     def judge(self, proposal: Proposal) -> Judged:
         space = self.trial.space
-        plan = keep_best(proposal.widths, space.scores, space.coupling, space.cost)
-        return self.scored(self.networks.network(plan), plan)
+        return self.judged(keep_best(proposal.widths, space.scores, space.coupling, space.cost))
 
-    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
-        """The score of a network that was just cut."""
-        return Judged(self.networks.score(module))
+    @abstractmethod
+    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+        """How a plan does."""
+
+
+class _Stale(_Proposed):
+    def __init__(self, trial: Trial, evaluation: Evaluation) -> None:
+        super().__init__(trial)
+        self.evaluation = evaluation
+
+    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+        return Judged(self.evaluation.stale(plan).value)
 
     def describe(self) -> str:
         return "stale statistics"
 
 
 class _Adaptive(_Stale):
-    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool) -> None:
-        super().__init__(trial, networks)
+    def __init__(self, trial: Trial, evaluation: Evaluation, stale: bool) -> None:
+        super().__init__(trial, evaluation)
         self.stale = stale
 
-    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
+    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+        before = self.evaluation.stale(plan).value if self.stale else None
+        (score,) = self.evaluation.evaluate([plan])
+        return _told(score, before, self.evaluation.settings)
+
+    def describe(self) -> str:
+        return self.evaluation.describe()
+
+    def recall(self, trace: str) -> None:
+        self.evaluation.recall(trace)
+
+
+def _told(score: Score, stale: float | None, settings: Settings) -> Judged:
+    """A score as a search keeps it."""
+    other = settings.signal != "metric"
+    partly = settings.race is not None
+    return Judged(
+        score.metric if other else score.value,
+        stale,
+        score.value if other else None,
+        score.images if partly else None,
+        score.batches if partly else None,
+        score.trace,
+    )
+
+
+class _Reference(_Proposed):
+    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool) -> None:
+        super().__init__(trial)
+        self.networks, self.stale = networks, stale
+
+    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+        module = self.networks.network(plan)
         before = self.networks.score(module) if self.stale else None
-        self.networks.recalibrate(module)
+        self.networks.recalibrate(module, plan)
+        self.prepare(module, plan)
         return Judged(self.networks.score(module), before)
+
+    def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
+        """What happens to a network before it is scored."""
 
     def describe(self) -> str:
         settings = self.networks.settings
-        return f"{settings.averaging}, n={settings.batches}"
+        return f"{settings.averaging}, n={settings.batches}, module by module"
 
 
-class _Tuned(_Adaptive):
+class _Tuned(_Reference):
     def __init__(self, trial: Trial, networks: CutNetworks, stale: bool, epochs: int) -> None:
         super().__init__(trial, networks, stale)
         self.epochs = epochs
 
-    def scored(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> Judged:
-        before = self.networks.score(module) if self.stale else None
-        self.networks.recalibrate(module)
+    def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
         self.networks.tune(module, plan, self.epochs)
-        return Judged(self.networks.score(module), before)
 
     def describe(self) -> str:
-        return f"{super().describe()}, then {self.epochs} epochs of fine-tuning"
+        settings = self.networks.settings
+        return f"{settings.averaging}, n={settings.batches}, then {self.epochs} epochs of fine-tuning"

@@ -47,6 +47,10 @@ class Evolution(Searcher):
     low: int = option(0, "the smallest grid index of a random structure (ResNet-50 was searched with 12)")
     high: int | None = option(None, "the largest grid index of a random structure (ResNet-50: 23); none takes the last")
 
+    @property
+    def breeds_from(self) -> int:
+        return self.parents
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("population", "iterations", "parents"):

@@ -110,14 +110,22 @@ class Search:
                 candidate = self._checked(recalled[index], proposal)
             else:
                 if judge is None:
-                    judge = self.judge()
-                    self.outcome.averaging = judge.describe()
+                    judge = self._opened()
                 candidate = self._judged(index, proposal, judge)
                 self.journal.append(asdict(candidate))
             self.asker.tell(proposal, candidate.fitness)
             done.append(candidate)
             if index >= len(recalled):
                 self._progress(candidate)
+
+    def _opened(self) -> Judge:
+        """The judge, who knows what was judged before."""
+        judge = self.judge()
+        self.outcome.averaging = judge.describe()
+        for candidate in self.outcome.candidates:
+            if candidate.trace is not None:
+                judge.recall(candidate.trace)
+        return judge
 
     def _checked(self, candidate: Candidate, proposal: Proposal) -> Candidate:
         """A candidate of the journal, which must be the one that is asked for now."""
@@ -131,9 +139,20 @@ class Search:
     def _judged(self, index: int, proposal: Proposal, judge: Judge) -> Candidate:
         started = time.perf_counter()
         judged = judge.judge(proposal)
-        fitness = self._fitness(proposal.widths, judged.score)
+        fitness = self._fitness(proposal.widths, judged.score if judged.signal is None else judged.signal)
         seconds = time.perf_counter() - started
-        return Candidate(index, self._widths(proposal), judged.score, fitness, judged.stale, proposal.attempts, seconds)
+        return Candidate(
+            index,
+            self._widths(proposal),
+            judged.score,
+            fitness,
+            judged.stale,
+            proposal.attempts,
+            seconds,
+            judged.images,
+            judged.batches,
+            judged.trace,
+        )
 
     def _widths(self, proposal: Proposal) -> dict[str, int]:
         return dict(zip(self.space.cost.groups, proposal.widths.tolist(), strict=True))
@@ -180,7 +199,7 @@ class Search:
         plan = self.plan(candidate)
         module = networks.network(plan)
         stale = networks.score(module) if candidate.stale is None else candidate.stale
-        networks.recalibrate(module)
+        networks.recalibrate(module, plan)
         networks.tune(module, plan, epochs)
         tuned = networks.score(module)
         seconds = time.perf_counter() - started
@@ -269,6 +288,7 @@ class Searched(Choose):
         searcher, evaluator = self.parts()
         seed = state.seed if self.seed is None else self.seed
         self.ranking.check(state.need_cost(), state.budgets)
+        evaluator.check(self.ranking)
         settings = evaluator.settings(seed, state.device)
         scores = score_units(
             state.need_coupling(),
@@ -282,11 +302,12 @@ class Searched(Choose):
         )
         space = self.space(state, scores)
         asker = searcher.open(space, seed)
+        keep = max(searcher.breeds_from, self.top or TOP if self.finetune_epochs else 1)
         path = None if state.run_dir is None else state.run_dir / JOURNAL
         return Search(
             space,
             asker,
-            lambda: evaluator.open(Trial(state, space, seed)),
+            lambda: evaluator.open(Trial(state, space, seed, keep)),
             self.ranking,
             lambda: CutNetworks(state.graph, space.coupling, workload, settings, state.masks),
             Journal(path, self._identity(state, seed)),

@@ -25,6 +25,9 @@ class Candidate:
         stale: the score before batch-norm statistics were recomputed, where that was asked for.
         attempts: vectors drawn until it fitted.
         seconds: of judging.
+        images, batches: how many validation images and calibration batches the score comes from, where that differs
+            from candidate to candidate.
+        trace: what a continued race has to know of it.
     """
 
     index: int
@@ -34,6 +37,9 @@ class Candidate:
     stale: float | None
     attempts: int
     seconds: float
+    images: int | None = None
+    batches: int | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.passes.base import option
 from pruneopt.passes.search.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Judge, Judged, Trial
+from pruneopt.passes.search.evaluator import Judge, Judged, ReferenceStatistics, Trial
 from pruneopt.passes.search.hypernet import Sizes
 from pruneopt.passes.search.pruning_net import PruningNet
 from pruneopt.passes.search.pruning_net_training import NAME, PruningNetReport, Settings, train_pruning_net
@@ -32,7 +32,7 @@ STORED = (
 
 
 @dataclass(frozen=True)
-class PruningNetWeights(AdaptiveStatistics):
+class PruningNetWeights(ReferenceStatistics):
     """Trains a PruningNet, and judges structures by the weights that it generates for them.
 
     Every candidate is a network of its own, whose batch-norm statistics are reset and recomputed; the published code
@@ -88,7 +88,7 @@ class _Generated(Judge):
         self.net.choose(proposal.widths, proposal.scales)
         module = self.net.candidate()
         before = self.networks.score(module) if self.stale else None
-        self.networks.recalibrate(module)
+        self.networks.recalibrate_module(module)
         return Judged(self.networks.score(module), before)
 
     def describe(self) -> str:

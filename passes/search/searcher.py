@@ -43,6 +43,11 @@ class Searcher(Part):
 
     kind: ClassVar[str] = "searcher"
 
+    @property
+    def breeds_from(self) -> int:
+        """How many of the best structures decide what is proposed next, so that a race must not mistake them."""
+        return 1
+
     @abstractmethod
     def open(self, space: Space, seed: int) -> Asker:
         """Begin a search.

@@ -26,7 +26,7 @@ from pruneopt.passes.regularised.greg import GReg1
 from pruneopt.passes.regularised.regularised import Regulariser
 from pruneopt.passes.regularised.slimming import Slimming
 from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, StaleStatistics
+from pruneopt.passes.search.evaluator import Evaluator, FreshStatistics, StaleStatistics
 from pruneopt.passes.search.evolution import Evolution
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Ranking
@@ -374,11 +374,11 @@ def test_mistakes_in_quoted_parts_point_into_the_quotes(kitchen: None) -> None:
 
 def test_a_narrower_class_of_parts() -> None:
     """A field may ask for some parts of a kind alone."""
-    assert isinstance(parse_part(AdaptiveStatistics, "finetune{epochs=2}"), AdaptiveStatistics)
+    assert isinstance(parse_part(FreshStatistics, "finetune{epochs=2}"), FreshStatistics)
     with pytest.raises(UserError, match=r"^evaluator:1:1: error: the evaluator 'stale' does not fit here\n") as error:
-        parse_part(AdaptiveStatistics, "stale")
+        parse_part(FreshStatistics, "stale")
     note = str(error.value).splitlines()[-1]
-    assert "those that do are abn, finetune" in note
+    assert "those that do are abn, reference, finetune, pruning-net" in note
     assert "stale" not in note
 
 

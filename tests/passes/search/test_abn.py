@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
@@ -26,6 +25,7 @@ from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import within
+from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import Recalibrate
@@ -116,16 +116,21 @@ def test_the_original_is_untouched(search: Run, trained: Graph) -> None:
 
 
 def test_one_candidate_network_at_a_time(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[nn.Module]] = []
-    build = CutNetworks.network
+    made: list[weakref.ref[Any]] = []
 
-    def network(self: CutNetworks, plan: Any) -> nn.Module:
-        assert not any(item() is not None for item in made), "the last candidate is still alive"
-        module = build(self, plan)
-        made.append(weakref.ref(module))
-        return module
+    def watch(owner: type, name: str, part: Callable[[Any], Any]) -> None:
+        build = getattr(owner, name)
 
-    monkeypatch.setattr(CutNetworks, "network", network)
+        def watched(self: Any, plan: Any) -> Any:
+            assert not any(item() is not None for item in made), "the last candidate is still alive"
+            found = build(self, plan)
+            made.append(weakref.ref(part(found)))
+            return found
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Evaluation, "cut", lambda found: found[0])
+    watch(CutNetworks, "network", lambda found: found)
     gc.disable()
     try:
         search()
@@ -188,11 +193,26 @@ def test_continuing_from_every_line_and_between_gives_the_same(search: Run, tmp_
 def test_a_finished_search_is_not_run_again(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outcome = search(tmp_path)
 
-    def never(self: CutNetworks, plan: Any) -> nn.Module:
+    def never(self: Any, plan: Any) -> Any:
         raise AssertionError
 
+    monkeypatch.setattr(Evaluation, "cut", never)
     monkeypatch.setattr(CutNetworks, "network", never)
     assert search(tmp_path)[1].winner == outcome.winner
+
+
+def test_a_race_goes_on_where_it_was_stopped(search: Run, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"race": 30, "finetune_epochs": 0, "candidates": 8}
+    _, outcome = search(tmp_path / "whole", **options)
+    images = [item.images for item in outcome.candidates]
+    assert images[0] == 150
+    assert min(image for image in images if image) < 150
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    for number in (2, 5):
+        folder = tmp_path / f"cut-{number}"
+        folder.mkdir()
+        (folder / JOURNAL).write_bytes(b"".join(lines[:number]))
+        assert essence(search(folder, **options)[1]) == essence(outcome)
 
 
 @pytest.mark.parametrize(
@@ -277,23 +297,23 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
 # Stopping
 
 
-def stop_at(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle of a call of one of the evaluator's methods."""
-    real, calls = getattr(CutNetworks, name), []
+def stop_at(owner: type, name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a call of a method."""
+    real, calls = getattr(owner, name), []
 
-    def method(self: CutNetworks, *args: Any) -> Any:
+    def method(self: Any, *args: Any) -> Any:
         calls.append(args)
         if len(calls) == call:
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(CutNetworks, name, method)
+    monkeypatch.setattr(owner, name, method)
 
 
 def test_ctrl_c_keeps_the_best_so_far(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, complete = search(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stop_at("recalibrate", 4, patch)
+        stop_at(Evaluation, "signals", 4, patch)
         state, outcome = search(tmp_path / "run")
     assert outcome.interrupted
     assert len(outcome.candidates) == 3
@@ -308,7 +328,7 @@ def test_ctrl_c_keeps_the_best_so_far(search: Run, tmp_path: Path, monkeypatch: 
 
 
 def test_ctrl_c_while_fine_tuning(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at("tune", 2, monkeypatch)
+    stop_at(CutNetworks, "tune", 2, monkeypatch)
     _, outcome = search()
     assert outcome.interrupted
     assert len(outcome.finalists) == 1
@@ -316,7 +336,7 @@ def test_ctrl_c_while_fine_tuning(search: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ctrl_c_before_anything_is_passed_on(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at("score", 1, monkeypatch)
+    stop_at(Evaluation, "signals", 1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         search()
 

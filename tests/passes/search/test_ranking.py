@@ -17,7 +17,7 @@ from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.search.ranking import Accuracy, AccuracyUnderLatency, Measured, Reward, reward
@@ -154,7 +154,7 @@ def test_a_base_below_the_budget_is_refused(
 
 
 def test_it_is_refused_before_anything_is_judged(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CutNetworks, "__init__", lambda *args: pytest.fail("nothing may be judged"))
+    monkeypatch.setattr(Evaluation, "__init__", lambda *args: pytest.fail("nothing may be judged"))
     with pytest.raises(UserError, match=r"flops-base=0\.01 \(MFLOPs\) is not above"):
         search(tmp_path, ranking="reward{flops-base=0.01}")
     assert not (tmp_path / JOURNAL).exists()
