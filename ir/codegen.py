@@ -11,6 +11,7 @@ import hashlib
 import linecache
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -66,7 +67,9 @@ def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     with _Blank(), torch.random.fork_rng(devices=[]):
         exec(compile(source, file, "exec"), namespace)
+        namespace["nn"] = _blank_layers
         module = namespace[name]()
+        namespace["nn"] = nn
     if not isinstance(module, nn.Module):
         raise InternalError(f"the source of {graph.name} defines no module {name}")
     return _load(module, graph, weights).eval()
@@ -82,6 +85,27 @@ class _Blank(TorchFunctionMode):
         if func in _MAKES and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
+
+
+class _BlankLayers:
+    """``torch.nn``, with layers that do not fill their weights when they are made."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(nn, name)
+        fills = isinstance(found, type) and hasattr(found, "reset_parameters")
+        vars(self)[name] = partial(_blank_layer, found) if fills else found
+        return vars(self)[name]
+
+
+_blank_layers = _BlankLayers()
+
+
+def _blank_layer(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    layer = kind.__new__(kind)
+    vars(layer)["reset_parameters"] = lambda: None
+    kind.__init__(layer, *args, **kwargs)
+    del vars(layer)["reset_parameters"]
+    return layer
 
 
 _FILLS = frozenset(
@@ -128,7 +152,7 @@ def _filled(blank: Tensor, weight: Tensor | None, device: torch.device, name: st
     if blank.shape != weight.shape:
         shape = tuple(weight.shape)
         raise UserError(f"{name} has shape {shape} in the weights, {graph} takes {tuple(blank.shape)}")
-    copy = torch.empty(blank.shape, dtype=blank.dtype, device=device).copy_(weight.detach())
+    copy = weight.detach().to(device, blank.dtype, copy=True, memory_format=torch.contiguous_format)
     return nn.Parameter(copy, blank.requires_grad) if isinstance(blank, nn.Parameter) else copy
 
 

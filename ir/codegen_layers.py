@@ -43,9 +43,12 @@ def find_layers(graph: Graph) -> dict[Op, LayerCall]:
     names = {**{name: name for name in graph.params}, **graph.aliases}
     under: dict[str, set[str]] = {}
     for name in names:
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            under.setdefault(".".join(parts[:depth]), set()).add(".".join(parts[depth:]))
+        prefix, _, leaf = name.rpartition(".")
+        under.setdefault(prefix, set()).add(leaf)
+    for prefix in list(under):
+        while prefix:
+            prefix, _, child = prefix.rpartition(".")
+            under.setdefault(prefix, set()).add(f"{child}.")  # what has modules below is no layer
     aliases: dict[str, list[str]] = {}
     for alias, name in graph.aliases.items():
         aliases.setdefault(name, []).append(alias)

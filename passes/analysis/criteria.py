@@ -38,8 +38,7 @@ class L1Norm(SlotCriterion):
 
 
 def _absolute_sums(rows: Tensor) -> Tensor:
-    sums: Tensor = torch.linalg.vector_norm(rows, 1, 1)
-    return sums
+    return rows.abs().sum(1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class L2Norm(SlotCriterion):
     summary: ClassVar[str] = "the Euclidean norm of the weights that make a channel"
 
     def measuring(self, given: Given) -> Measure:
-        return lambda slot: by_rows(given.weight(slot.value), slot, lambda rows: rows.square().sum(1))
+        return lambda slot: by_rows(given.weight(slot.value), slot, lambda rows: rows.double().square().sum(1))
 
     def combined(self, total: np.ndarray) -> np.ndarray:
         root: np.ndarray = np.sqrt(total)

@@ -182,16 +182,16 @@ def _add_up(given: Given, slots: list[Slot], measure: Measure) -> tuple[np.ndarr
         done[slot.value, slot.axes] = None
         units = slot.units.reshape(-1)
         score = measure(slot).cpu().numpy().reshape(-1)
-        fresh = units >= 0
-        if given.leader:
-            fresh &= ~seen[units]
-        if not fresh.any():
-            continue
-        mine = units[fresh]
-        first = mine.min()
-        sums = np.bincount(mine - first, score[fresh])
+        first = units.min()
+        if given.leader or first < 0:
+            fresh = (units >= 0) & ~seen[units] if given.leader else units >= 0
+            if not fresh.any():
+                continue
+            units, score = units[fresh], score[fresh]
+            first = units.min()
+        sums = np.bincount(units - first, score)
         total[first : first + len(sums)] += sums
-        seen[mine] = True
+        seen[units] = True
     return total, seen
 
 
@@ -207,15 +207,15 @@ def produced_slots(coupling: Coupling) -> Iterator[Slot]:
 
 
 def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` makes of the weights of each of a slot's units: rows in float64 `[P, n]` -> `[P]`, a part of
+    """What ``measure`` makes of the weights of each of a slot's units: rows `[P, n]` -> `[P]` in float64, a part of
     them at a time: a large weight is never there in float64 as a whole.
     """
     varying = [axis for axis, size in enumerate(slot.units.shape) if size > 1]
     others = [axis for axis in range(tensor.dim()) if axis not in varying]
     rows = tensor.permute(*varying, *others).reshape(slot.units.size, -1)
     if rows.numel() <= PART:
-        return measure(rows.double())
-    return torch.cat([measure(part.double()) for part in rows.split(max(1, PART // rows.shape[1]))])
+        return measure(rows)
+    return torch.cat([measure(part) for part in rows.split(max(1, PART // rows.shape[1]))])
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:

@@ -97,6 +97,7 @@ class KeptSizes:
     def __init__(self, kept: np.ndarray) -> None:
         self._flags = _always(kept)
         self._known: dict[_Units, tuple[np.ndarray, np.ndarray]] = {}
+        self._places: dict[int, tuple[np.ndarray, Tensor]] = {}
 
     def type_of(self, coupling: Coupling, value: Value) -> TensorType:
         """The type that is left of a value; plain sizes."""
@@ -105,6 +106,9 @@ class KeptSizes:
         if not slots:
             return plain
         dims: list[Dim] = list(plain.dims)
+        if len(slots) == 1 and len(slots[0].axes) == 1 and isinstance(dims[slots[0].axes[0]], int):
+            dims[slots[0].axes[0]] = len(self._places_of(slots[0].units))  # as below, by far the most common
+            return TensorType(value.type.dtype, tuple(dims))
         for share in _shares(slots):
             size = self._size(share)
             dims[share.axis] = BatchSize(size) if isinstance(dims[share.axis], BatchSize) else size
@@ -112,7 +116,7 @@ class KeptSizes:
 
     def gather(self, tensor: Tensor, slots: list[Slot]) -> Tensor:
         """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
-        cuts = [slot for slot in slots if self._count(slot.units) < slot.units.size]
+        cuts = [slot for slot in slots if len(self._places_of(slot.units)) < slot.units.size]
         axes = [axis for slot in cuts for axis in slot.axes]
         if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
             shares = dict(zip(slots, _shares(slots), strict=True))
@@ -120,18 +124,25 @@ class KeptSizes:
             for slot in cuts:
                 sizes[shares[slot].axis] = self._size(shares[slot])
             return tensor[kept_mask(cuts, tuple(tensor.shape), self._flags[:-1]).to(tensor.device)].reshape(sizes)
+        if len(axes) == len(cuts):
+            for slot in cuts:
+                tensor = tensor.index_select(slot.axes[0], self._places_of(slot.units).to(tensor.device))
+            return tensor
         for slot, share in zip(slots, _shares(slots), strict=True):
             if slot in cuts:
-                tensor = _cut(tensor, slot, share.axis, torch.from_numpy(self._places(slot.units)).to(tensor.device))
+                tensor = _cut(tensor, slot, share.axis, self._places_of(slot.units).to(tensor.device))
         return tensor
 
     def _size(self, share: AxisShare) -> int:
-        return share._size(self._count(share.units))
+        return share._size(len(self._kept(share.units)))
 
-    def _count(self, units: np.ndarray) -> int:
-        return len(self._places(units))
+    def _places_of(self, units: np.ndarray) -> Tensor:
+        """Which elements of a slot stay, by number; slots with the same labels hold one array of units."""
+        if id(units) not in self._places:
+            self._places[id(units)] = units, torch.from_numpy(self._kept(units))
+        return self._places[id(units)][1]
 
-    def _places(self, units: np.ndarray) -> np.ndarray:
+    def _kept(self, units: np.ndarray) -> np.ndarray:
         """Which elements stay, by number."""
         key = units.__array_interface__["data"][0], units.shape, units.strides
         if key not in self._known:
