@@ -21,7 +21,7 @@ from pruneopt.errors import InternalError, UserError
 from pruneopt.kernels.language import triton
 from pruneopt.kernels.launch import Launch, interpreted
 
-__all__ = ["SHARED_MEMORY", "Built", "build"]
+__all__ = ["SHARED_MEMORY", "Built", "build", "compiled"]
 
 SHARED_MEMORY: Mapping[int, int] = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Bytes of shared memory that a program may ask for, by compute capability times ten."""
@@ -71,13 +71,7 @@ def build(launch: Launch, architecture: int) -> Built:
     Raises:
         UserError: in the interpreter, which compiles nothing.
     """
-    if interpreted(launch.kernel):
-        raise UserError("under TRITON_INTERPRET=1 nothing is compiled: unset it in this process")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    source = ASTSource(launch.kernel, **_signature(launch))
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+    made = compiled(launch, architecture)
     registers, sass = _disassemble(made.asm["cubin"])
     ptx: str = made.asm["ptx"]
     matrix = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
@@ -90,6 +84,17 @@ def build(launch: Launch, architecture: int) -> Built:
         wide_copies=len(re.findall(r"cp\.async\.c[ag][^;]*?, 0x10\b", ptx)),
         wide_stores=len(re.findall(r"st\.global(?:\.\w+)*\.v4", ptx)),
     )
+
+
+def compiled(launch: Launch, architecture: int) -> Any:
+    """Triton's compiled kernel, with its intermediate code in `asm`; for the arguments see `build`."""
+    if interpreted(launch.kernel):
+        raise UserError("under TRITON_INTERPRET=1 nothing is compiled: unset it in this process")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(launch.kernel, **_signature(launch))
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
 
 
 def _signature(launch: Launch) -> dict[str, Any]:

@@ -98,7 +98,6 @@ class Segment:
 
 _NAMES = tuple(field.name for field in fields(Segment))
 _OFFSETS = _NAMES[: _NAMES.index("image")]
-_COLUMN = {name: index for index, name in enumerate(_NAMES)}
 
 
 class Segments:
@@ -119,17 +118,21 @@ class Segments:
         self.segments = tuple(segments)
         self.host = torch.tensor(rows, dtype=torch.int64)
         self.table = self.host.to(device)
+        self._columns = dict(zip(_NAMES, self.host.unbind(1), strict=True))
+        self._widths = {
+            name: (self._columns[name] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for name in ("n_in", "n_out")
+        }
 
     def __len__(self) -> int:
         return len(self.segments)
 
     def column(self, name: str) -> Tensor:
         """One field of every segment, int64 `[segments]` on the host."""
-        return self.host[:, _COLUMN[name]]
+        return self._columns[name]
 
     def width(self, name: str) -> Tensor:
         """`n_in` or `n_out` of every segment as stored: padded, int64 `[segments]` on the host."""
-        return (self.column(name) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        return self._widths[name]
 
     def largest(self, name: str) -> int:
         """The largest value of a field."""
@@ -147,20 +150,20 @@ class Segments:
         Raises:
             UserError: the first segment that does not fit.
         """
+        end = start + size
+        if int(size.max()) < LIMIT and int(end.max()) <= buffer.numel():
+            return
         large = (size >= LIMIT).nonzero()
         if len(large):
             at = int(large[0])
             raise UserError(
                 f"segment {at} takes {int(size[at])} elements of {name}, more than {LIMIT - 1}: give it fewer images"
             )
-        end = start + size
-        outside = (end > buffer.numel()).nonzero()
-        if len(outside):
-            at = int(outside[0])
-            raise UserError(
-                f"segment {at} takes elements {int(start[at])} to {int(end[at])} of {name}, "
-                f"which has only {buffer.numel()}: correct the offset, or make the buffer larger"
-            )
+        at = int((end > buffer.numel()).nonzero()[0])
+        raise UserError(
+            f"segment {at} takes elements {int(start[at])} to {int(end[at])} of {name}, "
+            f"which has only {buffer.numel()}: correct the offset, or make the buffer larger"
+        )
 
     def check_weight(self, weight: Tensor, taps: int, rows: Tensor) -> None:
         """The stored weights are at least as wide as the candidates, and lie inside their buffer.

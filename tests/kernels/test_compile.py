@@ -29,19 +29,25 @@ MATRIX = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async",
 OTHERS = (86, 89, 100, 120)
 
 
-def compiled(which: str, architectures: tuple[int, ...], cache: Path) -> list[dict[str, Any]]:
+def run(*arguments: str, cache: Path) -> str:
     """Build in a process of its own: under TRITON_INTERPRET=1 nothing would be compiled."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     paths = [str(FOLDER), *filter(None, [kept.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "ragged.compiled", which, ",".join(map(str, architectures))],
+        [sys.executable, "-W", "ignore", "-m", "ragged.compiled", *arguments],
         env=kept | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+def compiled(which: str, architectures: tuple[int, ...], cache: Path) -> list[dict[str, Any]]:
+    """What the compiler made of each configuration."""
+    lines = run(which, ",".join(map(str, architectures)), cache=cache).splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def faults(made: dict[str, Any], golden: dict[str, Any]) -> list[str]:
@@ -80,6 +86,11 @@ def check(which: str, architectures: tuple[int, ...], cache: Path) -> None:
 
 def test_the_commonest_kernels(tmp_path: Path) -> None:
     check("fast", (80, 90), tmp_path)
+
+
+def test_what_is_built_is_what_a_launch_compiles(tmp_path: Path) -> None:
+    """Otherwise these checks would be of other code: types, constants and alignment are inferred twice."""
+    assert run("launched", cache=tmp_path).split() == ["True"]
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 
 import torch
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from pruneopt.kernels import convolution, elementwise, head, statistics
-from pruneopt.kernels.compiling import build
+from pruneopt.kernels.compiling import build, compiled
 from pruneopt.kernels.launch import Launch
 from pruneopt.kernels.operands import Activation, Affine, Output, Partials, Prologue, Scores
 from pruneopt.kernels.segments import Pool, Pools, Segment, Segments
@@ -156,7 +158,36 @@ SLOW: dict[str, Callable[[int], Launch]] = {
     "score, sums": score(1),
 }
 
+
+class NoGpu:
+    """A driver that answers what Triton asks before a launch starts anything."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+
+def as_launched(launch: Launch, architecture: int) -> str:
+    """The code that a launch with these very arguments compiles."""
+    triton.runtime.driver.set_active(NoGpu(architecture))
+    made = launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
+    code: str = made.asm["ptx"]
+    return code
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "launched":
+        launches = [add_act(80), finalize(80), pack(80), score(0)(80)]
+        print(all(as_launched(launch, 80) == compiled(launch, 80).asm["ptx"] for launch in launches))
+        sys.exit()
     chosen = {"fast": FAST, "slow": SLOW, "all": FAST | SLOW}[sys.argv[1]]
     for architecture in (int(text) for text in sys.argv[2].split(",")):
         for name, launch in chosen.items():
