@@ -1,6 +1,7 @@
 """The end of a network: the mean over an image's pixels, and the scores of logits."""
 
 from pruneopt.kernels.device.common import (
+    FIELDS,
     IMAGE,
     IMAGES,
     IN_TABLE,
@@ -95,7 +96,7 @@ def score_kernel(
         base = logits_ptr + offset(table_ptr, segment, Y)
         logits = tl.load(base + image[:, None] * stored(classes) + column[None, :], mask=ok, other=0.0).to(tl.float32)
         total, top = _log_sum_exp(logits, ok)
-        at = tl.load(table_ptr + segment * 16 + IMAGE) + image
+        at = tl.load(table_ptr + segment * FIELDS + IMAGE) + image
         label = tl.load(labels_ptr + at, mask=image_ok, other=0)
         chosen = tl.sum(tl.where(ok & (column[None, :] == label[:, None]), logits, 0.0), 1)
         likelihood = chosen - total

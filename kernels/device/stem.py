@@ -1,6 +1,7 @@
 """The first convolution, which reads pictures of bytes and normalises them in registers."""
 
 from pruneopt.kernels.device.common import (
+    FIELDS,
     IMAGE,
     IMAGES,
     N_OUT,
@@ -54,7 +55,7 @@ def stem_kernel(
     n_out = number(table_ptr, segment, N_OUT)
     rows = number(table_ptr, segment, IMAGES) * out_height * out_width
     if (tl.program_id(1) * BLOCK_N < stored(n_out)) & (tile * BLOCK_M < rows):
-        first = tl.load(table_ptr + segment * 16 + IMAGE)
+        first = tl.load(table_ptr + segment * FIELDS + IMAGE)
         x_base = x_ptr + first * height * width * CHANNELS
         w_base = w_ptr + offset(table_ptr, segment, W)
         w_columns = tl.multiple_of(number(table_ptr, segment, W_COLUMNS), 16)

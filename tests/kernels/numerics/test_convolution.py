@@ -12,12 +12,14 @@ pytest.importorskip("triton")
 from pruneopt.kernels import convolution, reference, statistics
 from pruneopt.kernels.launch import architecture
 from pruneopt.kernels.operands import Output, Partials
+from pruneopt.kernels.segments import Segment, Segments
 from pruneopt.kernels.tiles import Tile, conv_tile, depthwise_tile
 from pruneopt.kernels.window import Window
 
 pytestmark = pytest.mark.gpu
 
 ONE = ((20, 17, (1,)),)
+LOOSE = Setting("bf16", torch.bfloat16, "ieee", 1.5e-2, 1.5e-2, 2e-2)
 SAME = Window(4, 5, (3, 3), padding=(1, 1))
 POINTS = Window(5, 7)
 CASES = [
@@ -143,6 +145,34 @@ def test_large_tiles(case: Case, setting: Setting, device: str, interpreted: boo
     if interpreted:
         pytest.skip("for a GPU")
     check(case, setting, device)
+
+
+def test_bases_beyond_32_bits(device: str, interpreted: bool) -> None:
+    """The same segment at the beginning and behind 2^31 elements gives the same."""
+    if interpreted:
+        pytest.skip("for a GPU: the buffers take 9 GB")
+    far, size = 2**31 + 64, 35 * 32
+    x, y = (torch.zeros(far + size, dtype=torch.float16, device=device) for _ in range(2))
+    x[:size] = torch.randn(size, device=device)
+    x[far:] = x[:size]
+    weight = torch.randn(1, 32, 32, device=device).half()
+    places = [Segment(x=start, y=start, n_in=32, n_out=32, images=1) for start in (0, far)]
+    convolution.conv(x, weight, y, Segments(places, device), POINTS)
+    assert y[:size].abs().max() > 0
+    assert torch.equal(y[:size], y[far:])
+
+
+def test_bfloat16_in_the_interpreter(interpreted: bool) -> None:
+    """It stores bfloat16 truncated, but its products are of float32: the error is that of storing."""
+    if not interpreted:
+        pytest.skip("for the interpreter; on a GPU bfloat16 is a setting like others")
+    case = Case("bf16", SAME, ((20, 17, (1,)),), affine=True, activation="relu")
+    found = build(case, LOOSE, "cpu", tile_of(case, LOOSE, "cpu").rows)
+    expected = found.float64()
+    run(case, LOOSE, found)
+    expect(case, expected)
+    check_values(found, expected, LOOSE.value)
+    check_statistics(found, expected, LOOSE)
 
 
 def test_mean_far_from_zero(device: str) -> None:
