@@ -1,0 +1,224 @@
+"""Candidates per minute: how fast plans are judged on a processor, and whether the fast way chooses as the slow one.
+
+    python benchmarks/evaluate.py                          # ResNet-20; needs torch-pruning for rival (b)
+    python benchmarks/evaluate.py resnet56 --candidates 60
+    python benchmarks/evaluate.py mobilenet_v2 --candidates 12
+    python benchmarks/evaluate.py --markdown               # only print the table of what was measured
+
+Random plans at half of the FLOPs, judged in these ways, in processor seconds of one thread:
+
+a  the published way: the dense network with masks behind its batch norms, 102 batches of 128 through a `DataLoader` in
+   training mode (moving average, momentum 0.1), all validation images (EagleEye's code);
+b  the way of tools: a deep copy, cut with torch-pruning (or by slicing, where torch-pruning fails on the network),
+   `torch.optim.swa_utils.update_bn` on the same 102 batches, all validation images;
+c  ours by modules: `evaluator=reference`, with 20 batches and all validation images;
+d  ours: `evaluator=abn`, 20 batches, all validation images;
+e  ours with a race from 512 images.
+
+(a) and (b) are measured on a few candidates, for each costs the same. What they would choose is known for all: sliced
+and masked networks have the same scores, so (d) with the statistics and batches of (a) gives the scores of (a). Regret
+is the full score of the best candidate less that of the chosen one, in points; tau is Kendall's, between the scores of
+a way and those of (a) over all candidates. Full scores that are done are kept in ``--log`` and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from environment import environment
+from evaluate_setups import Setup, setup
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pruneopt.files import write_json
+from pruneopt.ir.codegen import build_module
+from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt.passes.evaluation.evaluate import Evaluation
+from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.search.cut_networks import CutNetworks
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "evaluate.json"
+PUBLISHED = Settings(batches=102, batch_size=128, averaging=Averaging("ema", 0.1, reset=False))
+OURS = Settings(batches=20, batch_size=128)
+RACE = replace(OURS, race=512)
+WAYS = {"a": "published", "b": "tools", "c": "ours by modules", "d": "ours", "e": "ours, race"}
+
+
+@dataclass
+class Loaders:
+    """What the rivals read: every image decoded and normalised beforehand, which is in their favour."""
+
+    calibration: DataLoader[tuple[Tensor, ...]]
+    validation: DataLoader[tuple[Tensor, ...]]
+
+    @classmethod
+    def of(cls, case: Setup) -> Loaders:
+        drawn = list(Evaluation(case.graph, case.coupling, case.workload, PUBLISHED).calibration.part(0, 102))
+        images = [torch.cat(parts) for parts in zip(*case.workload.subval.batches(256), strict=True)]
+        calibration = TensorDataset(torch.cat(drawn).contiguous())
+        return cls(DataLoader(calibration, PUBLISHED.batch_size), DataLoader(TensorDataset(*images), 256))
+
+    def accuracy(self, network: nn.Module) -> float:
+        network.eval()
+        hits = sum(int((network(x).argmax(1) == y).sum()) for x, y in self.validation)
+        return hits / len(self.validation.dataset)  # type: ignore[arg-type]
+
+
+def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
+    """(a): one dense network; masks behind its batch norms are changed from candidate to candidate."""
+    dense = build_module(case.graph, case.graph.weights)
+    trained = copy.deepcopy(dense.state_dict())
+    masks: dict[str, Tensor] = {}
+    for name, part in dense.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_hook(lambda _, inputs, out, name=name: out * masks[name])
+
+    def judge(index: int) -> float:
+        kept = case.coupling.kept_units(case.plans[index])
+        for name, flags in case.kept_channels(kept).items():
+            masks[name] = torch.from_numpy(flags).float()[:, None, None]
+        dense.load_state_dict(trained)
+        dense.train()
+        for (inputs,) in loaders.calibration:
+            dense(inputs)
+        return loaders.accuracy(dense)
+
+    return judge
+
+
+def tool_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
+    """(b): a deep copy is cut, and gets its statistics by `update_bn`."""
+    whole = build_module(case.graph, case.graph.weights)
+
+    def judge(index: int) -> float:
+        small = case.cut(copy.deepcopy(whole), index)
+        torch.optim.swa_utils.update_bn(loaders.calibration, small)
+        return loaders.accuracy(small)
+
+    return judge
+
+
+def module_way(case: Setup) -> Callable[[int], float]:
+    """(c): the reference evaluator."""
+    networks = CutNetworks(case.graph, case.coupling, case.workload, OURS)
+
+    def judge(index: int) -> float:
+        module = networks.network(case.plans[index])
+        networks.recalibrate(module, case.plans[index])
+        return networks.score(module)
+
+    return judge
+
+
+def timed(judge: Callable[[int], float], count: int) -> dict[str, Any]:
+    """Seconds per candidate of the first few, after one that warms up, and their scores."""
+    judge(0)
+    seconds, scores = [], []
+    for index in range(count):
+        started = time.process_time()
+        scores.append(judge(index))
+        seconds.append(round(time.process_time() - started, 3))
+    return {"seconds": seconds, "scores": scores}
+
+
+def judged(case: Setup, settings: Settings, count: int) -> Iterator[dict[str, Any]]:
+    """Ours, candidate by candidate."""
+    evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)
+    plans = iter(case.plans[:count])
+    while True:
+        started = time.process_time()
+        try:
+            score = next(iter(evaluation.evaluate([next(plans)])))
+        except StopIteration:
+            return
+        yield {"value": score.value, "images": score.images, "seconds": round(time.process_time() - started, 3)}
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All ways on one network."""
+    case = setup(name, options.candidates, options.seed)
+    count = len(case.plans)
+    row: dict[str, Any] = {"network": name, "candidates": count, "images": len(case.workload.subval)}
+    full = recorded(case, options.log / f"evaluate_{name}_{options.seed}.jsonl", count)
+    loaders = Loaders.of(case)
+    with torch.no_grad():
+        for way, make in (("a", masked_way), ("b", tool_way)):
+            row[way] = {**timed(make(case, loaders), options.rivals), "cut by": case.cut_by if way == "b" else "masks"}
+            print(name, way, row[way], flush=True)
+    row["c"] = timed(module_way(case), options.rivals)
+    row["a"]["full"] = full[: options.rivals]
+    for way, settings in (("d", OURS), ("e", RACE)):
+        found = list(judged(case, settings, count))
+        row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
+        row[way] |= choice(np.array(row[way]["value"]), np.array(full))
+        print(name, way, {key: row[way][key] for key in ("tau", "regret")}, flush=True)
+    return row
+
+
+def recorded(case: Setup, path: Path, count: int) -> list[float]:
+    """The scores of (a), by (d) with (a)'s statistics; kept in a file, as they take hours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rest = replace(case, plans=case.plans[len(done) : count])
+    with path.open("a", encoding="utf-8") as log:
+        for item in judged(rest, PUBLISHED, len(rest.plans)):
+            log.write(json.dumps(item) + "\n")
+            log.flush()
+            done.append(item)
+            print(f"{case.name}: full score of {len(done)} of {count}", flush=True)
+    return [item["value"] for item in done[:count]]
+
+
+def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
+    """How a way's choice compares with that by full scores."""
+    regret = float(full.max() - full[int(values.argmax())])
+    return {"tau": round(float(kendalltau(values, full).statistic), 4), "regret": round(100 * regret, 3)}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
+    head = "| network | way | s per candidate | per minute | times (a) | times (b) | images | tau | regret, points |"
+    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for name, row in rows.items():
+        mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS}
+        for way, text in WAYS.items():
+            found = row[way]
+            images = float(np.mean(found["images"])) if "images" in found else row["images"]
+            cells = [f"{name}, {row['candidates']}", f"{way} {text}", f"{mean[way]:.2f}", f"{60 / mean[way]:.1f}"]
+            cells += [f"{mean['a'] / mean[way]:.1f}", f"{mean['b'] / mean[way]:.1f}", f"{images:.0f}"]
+            cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", default=["resnet20"], help="resnet20, resnet56, mobilenet_v2")
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed")
+    parser.add_argument("--seed", type=int, default=0, help="decides the plans")
+    parser.add_argument("--log", type=Path, default=ROOT / "runs")
+    parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    saved: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    for name in () if options.markdown else options.networks:
+        saved["networks"][name] = measure(name, options)
+        write_json(RESULTS, {**saved, "environment": environment()})
+    print(table(saved["networks"]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
