@@ -282,6 +282,7 @@ def _compare(got: Any, wanted: Any, tolerance: float) -> float:
     """The largest difference relative to the largest output; raises where it is beyond the tolerance."""
     tensors = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)]
     scale = max([1e-3, *(float(t.abs().max()) for t in tensors if t.numel() and t.is_floating_point())])
-    return same_outputs(
-        [leaf for leaf in pytree.tree_leaves(got) if leaf is not None], tensors, tolerance * scale, 0.0
-    ) / scale
+    return (
+        same_outputs([leaf for leaf in pytree.tree_leaves(got) if leaf is not None], tensors, tolerance * scale, 0.0)
+        / scale
+    )

@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is no plan: it is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("groups"), dict):
-        raise UserError(f"{path} is no plan: it lacks \"format\": \"{FORMAT}\" or its groups")
+        raise UserError(f'{path} is no plan: it lacks "format": "{FORMAT}" or its groups')
     if data.get("version") != VERSION:
         raise UserError(f"{path} is a plan of version {data.get('version')}; this pruneopt reads version {VERSION}")
     return data

@@ -46,9 +46,7 @@ def recurrent(labels: Labels, op: Op) -> None:
     _set_results(labels, op, kinds, given[-found.directions :])
 
 
-def _run(
-    labels: Labels, op: Op, found: Recurrence, channels: Tensor | None
-) -> tuple[list[Tensor], list[Tensor]]:
+def _run(labels: Labels, op: Op, found: Recurrence, channels: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
     """The labels of the hidden channels of every cell, and those of what it gives to the next step and layer."""
     hidden: list[Tensor] = []
     given: list[Tensor] = []

@@ -217,9 +217,7 @@ def layer_scores(
     return [-score for score in scores] if pick == "max" else scores
 
 
-def picked(
-    state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]
-) -> Picked:
+def picked(state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]) -> Picked:
     """The groups with the lowest scores go the first of equals: ``counts`` of each layer, as many in each block."""
     plan = {group.name: np.arange(group.width) for group in state.need_coupling().free}
     masks: dict[str, Tensor] = {}

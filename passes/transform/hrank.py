@@ -217,9 +217,7 @@ class HRankPass(Choose):
 
     def _parts(self) -> tuple[HRank, LayerRule]:
         """The criterion, and how much of every layer goes; `UserError` for impossible options."""
-        rule = LayerRule(
-            self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum
-        )
+        rule = LayerRule(self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum)
         return HRank(self.images, self.flat), rule
 
     def run(self, state: State) -> bool:

@@ -138,9 +138,7 @@ def _layers_of(
     return [*first, *(op for op in ops if op not in first)]
 
 
-def _shares(
-    coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]
-) -> list[Share]:
+def _shares(coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]) -> list[Share]:
     """The weights of a layer along the axis on which it makes, or reads, the channels of a group."""
     layer = layer_weight(op)
     if layer is None or layer.value.kind != "param" or layer.in_axis is None:

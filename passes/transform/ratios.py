@@ -66,9 +66,7 @@ def check_ratios(text: str) -> None:
         _parse(text)
 
 
-def ratios_of(
-    text: str, layers: Sequence[Prunable], places: Places, coupling: Coupling
-) -> list[Fraction]:
+def ratios_of(text: str, layers: Sequence[Prunable], places: Places, coupling: Coupling) -> list[Fraction]:
     """The ratio of every layer, from a text in one of the `FORMS`; of several layers in one, the smallest.
 
     Raises:

@@ -113,9 +113,7 @@ def _remake_sizes(name: str) -> Callable[[_Site], None]:
         old = site.old.result.type.plain().dims
         if not isinstance(given, tuple) or len(given) != len(dims):
             return
-        changed = tuple(
-            size if size == -1 or old[i] == dims[i] else _as_attr(dims[i]) for i, size in enumerate(given)
-        )
+        changed = tuple(size if size == -1 or old[i] == dims[i] else _as_attr(dims[i]) for i, size in enumerate(given))
         site.set(name, changed)
 
     return remake

@@ -56,8 +56,6 @@ def last_states(s: Any, x: torch.Tensor) -> Any:
     return s.out(torch.cat([h[-2], h[-1]], 1)) + s.other(c.transpose(0, 1).flatten(1))
 
 
-
-
 def with_parts(net: Recurrent, **parts: Any) -> Recurrent:
     for name, part in parts.items():
         setattr(net, name, part)

@@ -82,9 +82,7 @@ def unet() -> nn.Module:
         up = s.e(torch.cat([F.interpolate(deep, scale_factor=2), second], 1)).relu()
         return s.out(torch.cat([s.t(up)[:, :, :8, :8], first], 1))
 
-    return Net(
-        forward, a=c(3, 6), b=c(6, 8), d=c(8, 10), e=c(18, 8), t=nn.ConvTranspose2d(8, 4, 2, 2), out=c(10, 5, 1)
-    )
+    return Net(forward, a=c(3, 6), b=c(6, 8), d=c(8, 10), e=c(18, 8), t=nn.ConvTranspose2d(8, 4, 2, 2), out=c(10, 5, 1))
 
 
 def pyramid() -> nn.Module:

@@ -118,8 +118,9 @@ def test_what_is_drawn_is_drawn_once_for_both(make_plan: Plans) -> None:
 # Wrong weights: they must be the original's slices, bit by bit
 
 
-@pytest.mark.parametrize("name", ["a.weight", "bn.weight", "bn.running_mean", "bn.running_var", "b.weight",
-    "out.weight"])
+@pytest.mark.parametrize(
+    "name", ["a.weight", "bn.weight", "bn.running_mean", "bn.running_var", "b.weight", "out.weight"]
+)
 def test_exchanged_entries_are_named(name: str, make_plan: Plans) -> None:
     model = Net()
     with torch.no_grad():

@@ -363,9 +363,7 @@ def test_budgets_out_of_reach() -> None:
         ("2%FLOPs", LayerRule(), "out of reach"),
         ("60%FLOPs", LayerRule("0.1"), "more than the budget '60%FLOPs' allows"),
     ):
-        state = State(
-            base.graph, base.graph, coupling=base.coupling, cost=base.cost, budgets=[parse_budget(text)]
-        )
+        state = State(base.graph, base.graph, coupling=base.coupling, cost=base.cost, budgets=[parse_budget(text)])
         with pytest.raises(BudgetError, match=message):
             rule.counts(state, rule.layers(state))
     given = State(base.graph, base.graph, coupling=base.coupling, cost=base.cost, budgets=[parse_budget("60%FLOPs")])
