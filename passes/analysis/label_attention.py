@@ -17,10 +17,8 @@ __all__: list[str] = []
 @rule("scaled_dot_product_attention")
 def attention(labels: Labels, op: Op) -> None:
     """Scores contract queries with keys; values keep their channels within heads that stay."""
-    q, k, v, mask = (op.value(i) for i in range(4))
-    if q is None or k is None or v is None:
-        labels.give_up(op, "operands are missing")
-        return
+    q, k, v = (labels.operand(op, index) for index in range(3))
+    mask = op.value(3)
     rank = q.type.rank
     heads = range(rank - 2)
     met = {value: _over_queries(labels, op, value, q) for value in (q, k, v)}

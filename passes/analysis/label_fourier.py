@@ -15,10 +15,7 @@ FOURIER = ("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft
 @rule(*FOURIER)
 def fourier(labels: Labels, op: Op) -> None:
     """Transforms over other axes than channels leave these alone."""
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     axes = {dim % x.type.rank for dim in numbers(op, "dim")}
     for plane in labels.of(x):
         if axes & set(varying(plane)):

@@ -43,7 +43,7 @@ def _share(labels: Labels, op: Op, values: Iterable[Value | None], axis: int) ->
 def index(labels: Labels, op: Op) -> None:
     """Indexing along an axis without channels keeps the others; along channels it is frozen."""
     value = source(labels, op)
-    if value is None or any(labels.of(v) for v in op.inputs if v is not value):
+    if any(labels.of(v) for v in op.inputs if v is not value):
         labels.give_up(op, "its indices carry channels")
         return
     axes = _indexed(op, value)
@@ -77,9 +77,9 @@ def _picked(planes: Iterable[Plane], axes: list[int], width: int) -> list[Plane]
 @rule("gather", "take_along_dim")
 def gather(labels: Labels, op: Op) -> None:
     """Every index picks along one axis; along the others it stands at the place of what it picks."""
-    value, picks, dim = source(labels, op), op.value(1), op.attrs.get("dim")
-    if value is None or picks is None or not isinstance(dim, int) or not value.type.rank:
-        labels.give_up(op, "operands are missing")
+    value, picks, dim = source(labels, op), labels.operand(op, 1), op.attrs.get("dim")
+    if not isinstance(dim, int) or not value.type.rank:
+        labels.give_up(op, "it picks along no axis")
         return
     axis = dim % value.type.rank
     alone = [plane for plane in labels.of(picks) if varying(plane) == (axis,)]
@@ -103,9 +103,9 @@ def gather(labels: Labels, op: Op) -> None:
 @rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce")
 def scatter(labels: Labels, op: Op) -> None:
     """What is written stands, along the other axes, at the place of what it replaces or is added to."""
-    value, picks, written = source(labels, op), op.value(1), op.value(2) if len(op.operands) > 2 else None
-    if value is None or picks is None or not value.type.rank:
-        labels.give_up(op, "operands are missing")
+    value, picks, written = source(labels, op), labels.operand(op, 1), op.value(2)
+    if not value.type.rank:
+        labels.give_up(op, "it writes along no axis")
         return
     axis = number(op, "dim") % value.type.rank
     values = [value, *([picks] if op.role.startswith("scatter") else ()), written]
@@ -117,10 +117,7 @@ def scatter(labels: Labels, op: Op) -> None:
 @rule("select_scatter")
 def write_place(labels: Labels, op: Op) -> None:
     """One place along an axis is replaced."""
-    value, written = source(labels, op), op.value(1)
-    if value is None or written is None:
-        labels.give_up(op, "operands are missing")
-        return
+    value, written = source(labels, op), labels.operand(op, 1)
     axis = number(op, "dim") % value.type.rank
     labels.label_axes(written)
     facing = [plane.unsqueeze(axis) for plane in labels.of(written)]
@@ -132,7 +129,7 @@ def write_places(labels: Labels, op: Op) -> None:
     """What is written broadcasts to what the same indices would pick."""
     value, written = source(labels, op), op.operands[2]
     entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
-    if value is None or not isinstance(written, Value) or any(labels.of(entry) for entry in entries):
+    if not isinstance(written, Value) or any(labels.of(entry) for entry in entries):
         labels.give_up(op, "its indices carry channels")
         return
     axes = _indexed(op, value)
@@ -173,9 +170,6 @@ def _replaced(
 def ordered(labels: Labels, op: Op) -> None:
     """Places are ordered along one axis (or all), whose channels stay; along the others channels do not matter."""
     value, dim = source(labels, op), op.attrs.get("dim")
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     rank = value.type.rank
     axes = [dim % rank] if isinstance(dim, int) and rank else range(rank)
     planes = numbered(labels, op, value, axes)

@@ -86,9 +86,6 @@ def stack(labels: Labels, op: Op) -> None:
 def pad(labels: Labels, op: Op) -> None:
     """Padding along channels makes channels of its own, which may go like any other."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     pads = numbers(op, "pad")
     rank = value.type.rank
     by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}

@@ -21,9 +21,9 @@ def conv(labels: Labels, op: Op) -> None:
     if op.attrs.get("transposed") is True:
         conv_transpose(labels, op)
         return
-    x, weight, groups = op.value(0), op.value(1), _groups(op)
-    if x is None or weight is None or groups is None:
-        labels.give_up(op, "operands are missing" if groups else "its groups follow the batch")
+    x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
+    if groups is None:
+        labels.give_up(op, "its groups follow the batch")
         return
     axis = x.type.rank - weight.type.rank + 1
     channels, rest = channel_labels(labels, op, x, axis)
@@ -46,9 +46,9 @@ def conv(labels: Labels, op: Op) -> None:
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(labels: Labels, op: Op) -> None:
     """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one group)."""
-    x, weight, groups = op.value(0), op.value(1), _groups(op)
-    if x is None or weight is None or groups is None:
-        labels.give_up(op, "operands are missing" if groups else "its groups follow the batch")
+    x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
+    if groups is None:
+        labels.give_up(op, "its groups follow the batch")
         return
     axis = x.type.rank - weight.type.rank + 1
     channels, rest = channel_labels(labels, op, x, axis)

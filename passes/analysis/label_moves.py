@@ -23,11 +23,10 @@ SPLITS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsaf
 COMPACT = ("permute", "transpose", "t", "unsqueeze", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "permute_copy")
 
 
-def source(labels: Labels, op: Op) -> Value | None:
+def source(labels: Labels, op: Op) -> Value:
     """The moved value; a parameter moved before it is used gets labels along each of its axes."""
-    value = op.value(0)
-    if value is not None:
-        labels.label_axes(value)
+    value = labels.operand(op, 0)
+    labels.label_axes(value)
     return value
 
 
@@ -64,7 +63,7 @@ def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Pla
 def move(labels: Labels, op: Op) -> None:
     """The op itself, run on the labels."""
     value = source(labels, op)
-    if value is None or len(list(op.inputs)) > 1:
+    if len(list(op.inputs)) > 1:
         labels.give_up(op, "it counts by a tensor")
         return
     shape = labels.shape(value)
@@ -89,7 +88,7 @@ def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
 def cut(labels: Labels, op: Op) -> None:
     """A slice takes the same places of every row of channels that are spread over several axes."""
     value = source(labels, op)
-    if value is None or len(list(op.inputs)) > 1:
+    if len(list(op.inputs)) > 1:
         labels.give_up(op, "its place is computed")
         return
     axis = number(op, "dim") % value.type.rank
@@ -119,8 +118,8 @@ def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
 @rule("slice_scatter")
 def overwrite(labels: Labels, op: Op) -> None:
     """A slice of a tensor is replaced: what is written has the labels of what it replaces."""
-    value, written = source(labels, op), op.value(1)
-    if value is None or written is None or op.attrs["step"] != 1:
+    value, written = source(labels, op), labels.operand(op, 1)
+    if op.attrs["step"] != 1:
         labels.give_up(op, "it does not write a plain slice")
         return
     axis = number(op, "dim") % value.type.rank
@@ -147,9 +146,6 @@ def overwrite(labels: Labels, op: Op) -> None:
 def resize(labels: Labels, op: Op) -> None:
     """A size that is written out, or another tensor's. Along an axis of copies any number will do."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     shape, after = labels.shape(value), labels.shape(op.result)
     if op.role in ("view_as", "reshape_as"):
         planes = [reshape(plane, shape, after) for plane in labels.of(value)]
@@ -168,9 +164,6 @@ def resize(labels: Labels, op: Op) -> None:
 def repeat(labels: Labels, op: Op) -> None:
     """Channels are written several times; along an axis of one place any number of copies will do."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     shape, after = labels.shape(value), labels.shape(op.result)
     lead = len(after) - len(shape)
     made = copies(labels, op, [a for a in range(len(after)) if a < lead or shape[a - lead] == 1])
@@ -181,9 +174,6 @@ def repeat(labels: Labels, op: Op) -> None:
 def windows(labels: Labels, op: Op) -> None:
     """Sliding windows over an axis without channels."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     axis = number(op, "dimension") % value.type.rank
     out = []
     for plane in labels.of(value):
@@ -211,9 +201,6 @@ def roll(labels: Labels, op: Op) -> None:
 def im2col(labels: Labels, op: Op) -> None:
     """Every channel becomes a run of as many channels as a patch has places."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     axis = value.type.rank - 3
     out = []
     for plane in labels.of(value):
@@ -230,9 +217,6 @@ def im2col(labels: Labels, op: Op) -> None:
 def pixel_shuffle(labels: Labels, op: Op) -> None:
     """Each output channel is made from a block of input channels, which live and die together."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     axis = value.type.rank - (3 if op.role == "pixel_shuffle" else 2)
     ratio = labels.shape(value)[axis] // op.result.type.shape(BATCH)[op.result.type.rank - 3]
     out = []
@@ -266,9 +250,6 @@ def channel_shuffle(labels: Labels, op: Op) -> None:
 def glu(labels: Labels, op: Op) -> None:
     """The two halves are multiplied element by element."""
     value = source(labels, op)
-    if value is None:
-        labels.give_up(op, "operands are missing")
-        return
     axis = number(op, "dim") % value.type.rank
     out = []
     for plane in labels.of(value):

@@ -167,10 +167,7 @@ def finish(labels: Labels, op: Op, planes: list[Plane], bias: Value | None) -> N
 
 @rule("linear")
 def linear(labels: Labels, op: Op) -> None:
-    x, weight = op.value(0), op.value(1)
-    if x is None or weight is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x, weight = labels.operand(op, 0), labels.operand(op, 1)
     rank = x.type.rank
     axes = tuple(range(rank))
     made = (rank,) if weight.type.rank == 2 else ()
@@ -180,19 +177,16 @@ def linear(labels: Labels, op: Op) -> None:
 
 @rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(labels: Labels, op: Op) -> None:
-    labels.set(op.result, product(labels, op, op.value(0), op.value(1)))
+    labels.set(op.result, product(labels, op, labels.operand(op, 0), labels.operand(op, 1)))
 
 
 @rule("addmm", "baddbmm")
 def addmm(labels: Labels, op: Op) -> None:
-    finish(labels, op, product(labels, op, op.value(1), op.value(2)), op.value(0))
+    finish(labels, op, product(labels, op, labels.operand(op, 1), labels.operand(op, 2)), op.value(0))
 
 
-def product(labels: Labels, op: Op, a: Value | None, b: Value | None) -> list[Plane]:
+def product(labels: Labels, op: Op, a: Value, b: Value) -> list[Plane]:
     """``a @ b`` in letters: batch axes from the right are shared, then rows, columns and the contracted axis."""
-    if a is None or b is None:
-        labels.give_up(op, "operands are missing")
-        return []
     batch = max(a.type.rank, b.type.rank, 2) - 2
     row, column, inner = batch, batch + 1, batch + 2
     left = (*range(batch - a.type.rank + 2, batch), row, inner) if a.type.rank > 1 else (inner,)
@@ -215,10 +209,7 @@ def einsum(labels: Labels, op: Op) -> None:
 
 @rule("tensordot")
 def tensordot(labels: Labels, op: Op) -> None:
-    a, b = op.value(0), op.value(1)
-    if a is None or b is None:
-        labels.give_up(op, "operands are missing")
-        return
+    a, b = labels.operand(op, 0), labels.operand(op, 1)
     left = range(a.type.rank)
     first = [axis % a.type.rank for axis in numbers(op, "dims_self")]
     second = [axis % b.type.rank for axis in numbers(op, "dims_other")]
@@ -231,10 +222,7 @@ def tensordot(labels: Labels, op: Op) -> None:
 @rule("cdist", "_cdist_forward")
 def distances(labels: Labels, op: Op) -> None:
     """As a product of one tensor with the other transposed; each distance is a statistic over channels."""
-    a, b = op.value(0), op.value(1)
-    if a is None or b is None:
-        labels.give_up(op, "operands are missing")
-        return
+    a, b = labels.operand(op, 0), labels.operand(op, 1)
     batch = tuple(range(op.result.type.rank - 2))
     row, column, inner = (len(batch) + n for n in range(3))
     sides = [Side(v, (*batch[len(batch) + 2 - v.type.rank :], place, inner)) for v, place in ((a, row), (b, column))]
@@ -246,10 +234,7 @@ def distances(labels: Labels, op: Op) -> None:
 @rule("bilinear")
 def bilinear(labels: Labels, op: Op) -> None:
     """Every output is a product of both inputs with a matrix of its own: the weight is (outputs, first, second)."""
-    first, second, weight = (op.value(index) for index in range(3))
-    if first is None or second is None or weight is None:
-        labels.give_up(op, "operands are missing")
-        return
+    first, second, weight = (labels.operand(op, index) for index in range(3))
     rows = tuple(range(first.type.rank - 1))
     i, j, o = (len(rows) + n for n in range(3))
     sides = [Side(first, (*rows, i)), Side(second, (*rows, j)), Side(weight, (o, i, j))]

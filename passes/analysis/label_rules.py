@@ -15,7 +15,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import overload
 from pruneopt.passes.analysis.label_heads import apart, tie_inner
-from pruneopt.passes.analysis.labels import Blocks, Labels, Note, number
+from pruneopt.passes.analysis.labels import Blocks, Labels, Note, Unlabelled, number
 from pruneopt.passes.analysis.planes import Plane, align, varying
 
 __all__ = ["CREATED", "RULES", "Rule", "apply_rule", "copies", "merge_pointwise", "pointwise", "rule"]
@@ -41,7 +41,10 @@ def apply_rule(labels: Labels, op: Op) -> None:
     """Propagate labels through one op."""
     found = RULES.get(op.role)
     if found is not None:
-        found(labels, op)
+        try:
+            found(labels, op)
+        except Unlabelled as reason:
+            labels.give_up(op, str(reason))
     elif is_pointwise(op):
         pointwise(labels, op)
     elif any(labels.of(value) or value.is_weight for value in op.inputs):
@@ -62,10 +65,7 @@ def is_pointwise(op: Op) -> bool:
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 def batch_norm(labels: Labels, op: Op) -> None:
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     labels.set(op.results[0], per_channel(labels, op, x, range(1, 5)))
 
 
@@ -94,10 +94,7 @@ def freeze_weights(labels: Labels, op: Op) -> None:
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def layer_norm(labels: Labels, op: Op) -> None:
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     normalized = op.attrs["normalized_shape"]
     count = len(normalized) if isinstance(normalized, tuple) else 1
     first = x.type.rank - count
@@ -116,10 +113,7 @@ def layer_norm(labels: Labels, op: Op) -> None:
 
 @rule("group_norm")
 def group_norm(labels: Labels, op: Op) -> None:
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     groups = number(op, "num_groups")
     out = per_channel(labels, op, x, (1, 2))
     for plane in out:
@@ -137,10 +131,7 @@ def group_norm(labels: Labels, op: Op) -> None:
 @rule("_weight_norm")
 def weight_norm(labels: Labels, op: Op) -> None:
     """Directions divided by their norm over all axes but one, times a magnitude for each place of that one."""
-    direction, magnitude = op.value(0), op.value(1)
-    if direction is None or magnitude is None:
-        labels.give_up(op, "operands are missing")
-        return
+    direction, magnitude = labels.operand(op, 0), labels.operand(op, 1)
     labels.label_axes(direction)
     keep = number(op, "dim") % direction.type.rank
     for plane in labels.of(direction):
@@ -154,10 +145,7 @@ def weight_norm(labels: Labels, op: Op) -> None:
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "normalize")
 def along_axis(labels: Labels, op: Op) -> None:
     """Ops that keep the shape and mix along one axis."""
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     dim = op.attrs.get("dim")
     axis = (dim if isinstance(dim, int) else -1) % x.type.rank
     planes = [tie_inner(labels, plane, (axis,)) for plane in labels.of(x)]

@@ -14,10 +14,7 @@ __all__: list[str] = []
 
 def window(labels: Labels, op: Op, axes: Sequence[int]) -> None:
     """Pooling and interpolation over spatial axes: what varies there is tied."""
-    x = op.value(0)
-    if x is None:
-        labels.give_up(op, "operands are missing")
-        return
+    x = labels.operand(op, 0)
     out = []
     for plane in labels.of(x):
         inside = [axis for axis in varying(plane) if axis in axes]

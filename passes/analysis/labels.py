@@ -19,7 +19,7 @@ from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize, Dim
 from pruneopt.passes.analysis.planes import Plane, align, compress, varying
 
-__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "number", "numbers", "propagate"]
+__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "Unlabelled", "number", "numbers", "propagate"]
 
 BATCH = 2
 """The batch size at which labels are propagated: one would make the batch axis look like any axis of size 1."""
@@ -44,6 +44,10 @@ class Unknown:
 
     op: Op
     why: str
+
+
+class Unlabelled(Exception):
+    """Raised by a rule that cannot say where channels go through an op."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,6 +200,13 @@ class Labels:
     def freeze_value(self, value: Value | None, why: str) -> None:
         for plane in self.of(value):
             self.freeze(plane, why)
+
+    def operand(self, op: Op, index: int) -> Value:
+        """Operand ``index``. Where an op that was declared to be like another lacks it, its rule ends in `give_up`."""
+        value = op.value(index)
+        if value is None:
+            raise Unlabelled("operands are missing")
+        return value
 
     def give_up(self, op: Op, why: str) -> None:
         """No rule for this op: freeze all it reads; its results carry no labels."""

@@ -225,3 +225,14 @@ def test_what_a_rule_does_not_cover_stays(rule: Any, why: str) -> None:
     coupling = couple(capture(affine().eval(), (torch.randn(IMAGE),)))
     assert not coupling.free
     assert why in coupling.unknown[0].why
+
+
+def test_an_op_that_lacks_what_its_rule_needs_keeps_its_channels() -> None:
+    """Optional tensors of a user's op may be missing where PyTorch's op always has them."""
+    torch.manual_seed(0)
+    graph = capture(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)), torch.zeros(2, 4))
+    middle = graph.ops[1]
+    graph.set_operand(middle, 1, None)
+    coupling = couple(graph)
+    assert [(item.op.role, item.why) for item in coupling.unknown] == [("linear", "operands are missing")]
+    assert not coupling.free
