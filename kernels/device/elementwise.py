@@ -76,7 +76,6 @@ def pack_kernel(
 ):
     """Programs: blocks of input channels, blocks of output channels, taps. The source is `[out, in, taps]`."""
     tap = tl.program_id(2)
-    columns = tl.multiple_of(columns, 16)
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     kept = (i < n_in)[:, None] & (o < n_out)[None, :]
