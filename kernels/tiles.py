@@ -93,7 +93,7 @@ def _half(n_out: int, n_in: int, architecture: int, groups: int) -> Tile:
 
 
 def depthwise_tile(channels: int, architecture: int) -> Tile:
-    """The tile of `dwconv`; few rows, because the window is held in registers."""
+    """The tile of `dwconv`; few rows, so that many programs keep loads in flight: it waits for memory, not for sums."""
     if architecture == INTERPRETER:
         return Tile(32, 32, 1, 1, 1)
     return Tile(32, _bucket(channels, 64), 1, 4, 2)
