@@ -201,7 +201,8 @@ def _distinct_rows(rows: np.ndarray) -> np.ndarray:
 def _are_disjoint(rows: np.ndarray) -> bool:
     """Whether no unit occurs in two rows."""
     ordered = np.sort(rows, axis=1)
-    return len(rows) + int((ordered[:, 1:] != ordered[:, :-1]).sum()) == len(np.unique(rows))
+    different = np.count_nonzero(np.bincount(rows.reshape(-1)))
+    return len(rows) + int((ordered[:, 1:] != ordered[:, :-1]).sum()) == different
 
 
 def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
@@ -229,13 +230,13 @@ def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndar
     """The family of every unit (its kind, and in which demands it stands) and its cell (in which rows, too)."""
     kinds = _kinds(units)
     families = _Classes(kinds)
-    for demand in demands:
-        families.split(*_occurring(demand.rows))
+    named = [_occurring(demand.rows) for demand in demands]
+    for inside, times in named:
+        families.split(inside, times)
     cells = _Classes(families.of)
-    for demand in demands:
-        row_of = np.full(units.count, -1)
+    row_of = np.empty(units.count, dtype=np.int64)
+    for demand, (inside, _) in zip(demands, named, strict=True):
         row_of[demand.rows] = np.arange(len(demand.rows))[:, None]
-        inside = np.flatnonzero(row_of >= 0)
         cells.split(inside, row_of[inside])
     return families.numbered(), cells.numbered()
 
@@ -291,9 +292,10 @@ def _occurring(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = flat[0]
     if first >= 0 and flat[-1] - first == len(flat) - 1 and bool((flat[1:] > flat[:-1]).all()):
         return flat, np.ones(1, dtype=np.int64)
-    counts = np.bincount(flat + 1)[1:]
-    found = np.flatnonzero(counts)
-    return found, counts[found]
+    low = int(flat.min())
+    counts = np.bincount(flat - low)
+    found = np.flatnonzero(counts)[1 if low < 0 else 0 :]
+    return found + low, counts[found]
 
 
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
