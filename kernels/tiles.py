@@ -75,8 +75,8 @@ def conv_tile(
         return _half(n_out, n_in, architecture, groups)
     if precision == "tf32":
         rows, columns = 128 if groups == 1 else 64, _bucket(n_out, 64)
-        stages = 2 if architecture in _SMALL_MEMORY else 3
-        return Tile(rows, columns, _bucket(n_in, 32), 8 if columns > 32 else 4, stages)
+        small = architecture in _SMALL_MEMORY
+        return Tile(rows, columns, _bucket(n_in, 32), 4 if small or columns <= 32 else 8, 2 if small else 3)
     return Tile(64, _bucket(n_out, 64), 16, 4, 2)
 
 
