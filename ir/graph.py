@@ -33,7 +33,7 @@ __all__ = [
 ValueKind = Literal["input", "param", "buffer", "constant", "result"]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """A tensor of the graph: an input, a named parameter, buffer or constant, or a result of an op."""
 
@@ -56,6 +56,9 @@ class Value:
     def __str__(self) -> str:
         return f"@{self.name}" if self.is_weight else f"%{self.name}"
 
+    def __repr__(self) -> str:
+        return f"<value {self}>"  # not its producer, which would print the whole graph before it
+
 
 Operand = None | bool | int | float | Value | tuple["Value | None", ...]
 Structure = (
@@ -77,7 +80,7 @@ class Use:
     position: int | None = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Op:
     """One operation. ``target`` names an ATen overload (``aten.conv2d.default``), whose schema names the rest.
 
@@ -144,6 +147,9 @@ class Op:
 
     def __str__(self) -> str:
         return f"{self.target.removesuffix('.default')} ({self.loc})"
+
+    def __repr__(self) -> str:
+        return f"<op {self}>"
 
 
 @cache

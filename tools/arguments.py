@@ -63,7 +63,11 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", metavar="FILE", type=Path, help="show what this plan.json (or pns result) keeps, and what it costs"
     )
-    parser.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
+    shown.add_argument(
+        "--lowered", action="store_true", help="print the batch-norm statistics pass in fused operations instead"
+    )
     parser.add_argument("--pns-schema", metavar="FILE", type=Path, help="also write the network's pns pruning schema")
     parser.add_argument("--pns-result", metavar="FILE", type=Path, help="also write --plan as a pns pruning result")
     parser.add_argument("--json", action="store_true", help="the same as JSON")

@@ -22,6 +22,7 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan, couple
 from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, parse_budget
+from pruneopt.passes.lowering.statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.transform.given_plan import read_plan
@@ -35,6 +36,7 @@ from pruneopt.tools.coverage import (
 )
 from pruneopt.tools.group_table import GroupTable
 from pruneopt.tools.loading import captured, loaded_model
+from pruneopt.tools.lowered_text import lowered_data, lowered_lines
 from pruneopt.tools.text import FLOP_NOTE, change, times
 
 __all__ = ["run"]
@@ -51,6 +53,7 @@ class _Found:
     plan: Plan | None
     uses: tuple[BudgetUse, ...]
     coverage: Coverage
+    lowered: LoweredStatistics | None = None
 
     @property
     def groups(self) -> GroupTable:
@@ -76,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
     graph = annotate(coupling)
     write_plan(graph, plan or {})
     uses = budget_uses(budgets, cost, plan or {})
-    found = _Found(loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost))
+    lowered = lower_statistics(coupling.graph) if options.lowered else None
+    found = _Found(loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost), lowered)
     if options.json:
         print(json.dumps(_data(found), indent=2, ensure_ascii=False))
     else:
@@ -90,7 +94,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lines(found: _Found, *, groups_only: bool) -> Iterator[str]:
-    yield found.groups.text() if groups_only else print_graph(found.graph).rstrip("\n")
+    if found.lowered is not None:
+        yield from lowered_lines(found.lowered)
+    else:
+        yield found.groups.text() if groups_only else print_graph(found.graph).rstrip("\n")
     yield ""
     for note in found.graph.notes:
         yield f"note: {note}"
@@ -147,6 +154,8 @@ def _data(found: _Found) -> dict[str, Any]:
         "flops_convention": found.cost.convention.name,
         "coverage": coverage_data(found.coverage),
     }
+    if found.lowered is not None:
+        data["lowered"] = lowered_data(found.lowered)
     if found.plan is not None:
         widths = found.cost.widths(found.plan)
         data["plan"] = {unit: int(found.cost.measure(unit, widths)) for unit in UNITS}
