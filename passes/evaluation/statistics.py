@@ -104,6 +104,8 @@ def fresh_statistics(
     Raises:
         UserError: one value per channel, inputs that do not fit, or ``population`` of a batch norm in two places.
     """
+    if not statistic_norms(graph):
+        return {}
     with torch.no_grad():
         if averaging.kind == "population":
             return _population(graph, weights, list(batches), whole)

@@ -291,7 +291,7 @@ class _Stale(_Proposed):
         self.evaluation = evaluation
 
     def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        return Judged(self.evaluation.stale(plan).value)
+        return Judged(self.evaluation.stale(plan).metric)
 
     def describe(self) -> str:
         return "stale statistics"
@@ -303,7 +303,7 @@ class _Adaptive(_Stale):
         self.stale = stale
 
     def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        before = self.evaluation.stale(plan).value if self.stale else None
+        before = self.evaluation.stale(plan).metric if self.stale else None
         (score,) = self.evaluation.evaluate([plan])
         return _told(score, before, self.evaluation.settings)
 

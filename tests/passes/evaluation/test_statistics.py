@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -202,6 +203,16 @@ def test_a_single_value_per_channel_is_refused() -> None:
     _, graph = network()
     with pytest.raises(UserError, match=r"batch of shape \[1, 2, 7, 7\]"):
         fresh_statistics(graph, graph.weights, batches(1, 1, 0), Averaging("mean"))
+
+
+def test_without_batch_norms_nothing_is_run() -> None:
+    graph = capture(nn.Linear(4, 3), torch.zeros(2, 4))
+
+    def never() -> Iterator[Tensor]:
+        raise AssertionError
+        yield
+
+    assert fresh_statistics(graph, graph.weights, never(), Averaging("mean")) == {}
 
 
 def test_which_norms_learn() -> None:
