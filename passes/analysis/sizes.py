@@ -186,7 +186,8 @@ def _cut(tensor: Tensor, slot: Slot, axis: int, places: Tensor) -> Tensor:
     last = range(tensor.dim() - len(slot.axes), tensor.dim())
     moved = tensor.movedim(slot.axes, tuple(last))
     sizes = list(moved.shape)
-    sizes[last[slot.axes.index(axis)]] = -1
+    others = math.prod(tensor.shape[other] for other in slot.axes if other != axis)
+    sizes[last[slot.axes.index(axis)]] = len(places) // others  # not -1: another axis may be empty
     return moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
 
 

@@ -52,6 +52,8 @@ class Attention(nn.Module):
         v = self.v(x).view(b, n, self.groups, -1).transpose(1, 2)
         if "norm" in self.options:
             q, k = self.q_norm(q), self.k_norm(k)
+        if "prefix" in self.options:  # none of the tokens before the first is rotated: timm's way without a class token
+            q = torch.cat([q[:, :, :0], 2 * q[:, :, 0:]], 2)
         if "rotary" in self.options:
             q, k = rotated(q, self.cos, self.sin), rotated(k, self.cos, self.sin)
         if self.groups < self.heads:
@@ -161,6 +163,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int], list[
     "values of another width": (attention(value_size=6), TOKENS, [12, 12, 18], [3, 12]),
     "grouped queries": (attention(heads=6, groups=2), TOKENS, [8, 8, 12], [2, 12]),
     "one key for all queries": (attention(groups=1), TOKENS, [4, 4, 12], [4, 4, 12]),
+    "no tokens before": (attention("prefix"), TOKENS, [12, 12, 12], [3, 12]),
     "rotary": (attention("rotary"), TOKENS, [2, 12, 12], [3, 12]),
     "rotary, normalised, grouped": (attention("rotary", "norm", heads=6, groups=2), TOKENS, [2, 8, 12], [2, 12]),
     "position bias, fused": (attention("table", "fused"), TOKENS, [12, 12, 12], [3, 12]),
