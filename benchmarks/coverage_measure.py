@@ -29,7 +29,7 @@ from pruneopt.ir.compare import same_outputs
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.export import export_onnx, run_onnx
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.recorder import CannotRecordError
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.passes.analysis.annotate import annotate

@@ -25,9 +25,10 @@ from pruneopt.ir.autograd_functions import backward_notes, watched_functions
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.modes import in_mode, quiet
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.program_reader import NotDynamicError, read_program
-from pruneopt.ir.recorder import PLAIN_OUTPUTS, CannotRecordError
+from pruneopt.ir.recorder import PLAIN_OUTPUTS
 from pruneopt.ir.source_lines import short_path
 from pruneopt.ir.verifier import IRError, verify_graph
 

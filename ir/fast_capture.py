@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.program_reader import NotDynamicError
 from pruneopt.ir.recorded_reader import RecordedReader
-from pruneopt.ir.recorder import META, CannotRecordError, record
+from pruneopt.ir.recorder import record
+from pruneopt.ir.recording import META
 from pruneopt.ir.verifier import IRError, verify_graph
 
 __all__ = ["recorded_graph"]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.ir.graph import Graph, Operand, ValueKind
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.program_reader import IGNORED_OPS
 from pruneopt.ir.recorded_values import Facts, RecordedValues, facts_of
-from pruneopt.ir.recorder import Call, CannotRecordError, GradMode, Recording, Ref
+from pruneopt.ir.recording import Call, GradMode, Recording, Ref
 from pruneopt.ir.schema import DTYPE_NAMES, scalar_to_attr
 from pruneopt.ir.source_lines import short_path
 from pruneopt.ir.types import DEVICE, Attr, BatchSize, Location, TensorType

@@ -17,9 +17,10 @@ from torch import fx
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
 from pruneopt.ir.program_reader import BACKEND_FLAGS, MAYBE_VIEWS, VIEWS, ProgramReader
-from pruneopt.ir.recorder import Call, CannotRecordError, Recording, Ref
+from pruneopt.ir.recording import Call, Recording, Ref
 from pruneopt.ir.schema import overload, signature
 from pruneopt.ir.types import Attr, Location, TensorType
 

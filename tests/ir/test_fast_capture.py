@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruneopt.ir import capture as capture_file
-from pruneopt.ir import recorder
+from pruneopt.ir import call_watch
 from pruneopt.ir.capture import capture
 from pruneopt.ir.check_capture import check_capture
 from pruneopt.ir.codegen import build_module
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
-from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models import zoo
 
@@ -147,9 +147,9 @@ def test_the_short_way_writes_down_the_same_calls(name: str, monkeypatch: pytest
     module, x = NETWORKS[name]() if name in NETWORKS else (Layers(), X)
     graph = recorded(module, x)
     assert check_capture(module, graph, (x,)) is None
-    monkeypatch.setattr(recorder, "FAST", {})
-    monkeypatch.setattr(recorder, "PLAIN", frozenset())
-    monkeypatch.setattr(recorder, "module_call", lambda *args: None)
+    monkeypatch.setattr(call_watch, "FAST", {})
+    monkeypatch.setattr(call_watch, "PLAIN", frozenset())
+    monkeypatch.setattr(call_watch, "module_call", lambda *args: None)
     assert same_graph(graph, recorded(module, x))
 
 

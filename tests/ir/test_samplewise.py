@@ -12,8 +12,8 @@ from pruneopt.ir import fast_capture, recorder
 from pruneopt.ir.fast_calls import FAST
 from pruneopt.ir.fast_capture import recorded_graph
 from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.module_state import CannotRecordError
 from pruneopt.ir.module_table import ModuleTable
-from pruneopt.ir.recorder import CannotRecordError
 from pruneopt.ir.samplewise import is_samplewise
 
 
