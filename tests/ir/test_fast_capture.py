@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruneopt.ir import capture as capture_file
 from pruneopt.ir import call_watch
+from pruneopt.ir import capture as capture_file
 from pruneopt.ir.capture import capture
 from pruneopt.ir.check_capture import check_capture
 from pruneopt.ir.codegen import build_module
