@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pruneopt.kernels.operands import Activation, Affine, Output, Partials, Prologue, Scores, tiles
+from pruneopt.kernels.library import ACTIVATIONS
+from pruneopt.kernels.operands import Affine, Output, Partials, Prologue, Scores, tiles
 from pruneopt.kernels.segments import Pools, Segment, Segments, padded
 from pruneopt.kernels.window import POINT, Window
 
@@ -198,20 +199,6 @@ def _part(buffer: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
     return buffer.view(-1)[start : start + size].view(shape)
 
 
-def _activate(x: Tensor, name: Activation) -> Tensor:
-    match name:
-        case "relu":
-            return x.relu()
-        case "relu6":
-            return functional.relu6(x)
-        case "hardswish":
-            return functional.hardswish(x)
-        case "silu":
-            return functional.silu(x)
-        case _:
-            return x
-
-
 def _affine(x: Tensor, affine: Affine | None, start: int) -> Tensor:
     if affine is None:
         return x
@@ -226,7 +213,7 @@ def _input(x: Tensor, segment: Segment, pixels: int, prologue: Prologue) -> Tens
     if prologue.residual is not None:
         other = _part(prologue.residual, segment.residual, shape).to(value)
         value = value + _affine(other, prologue.residual_affine, segment.residual_table)
-    value = _activate(value, prologue.activation)
+    value = ACTIVATIONS[prologue.activation](value)
     if prologue.materialised is not None:
         _part(prologue.materialised, segment.materialised, shape).copy_(value)
     return value
@@ -252,7 +239,7 @@ def _convolve(
             rows = rows + _part(epilogue.bias, segment.params, (segment.n_out,))
         if epilogue.residual is not None:
             rows = rows + _part(epilogue.residual, segment.residual, shape)[:, : segment.n_out]
-        rows = _activate(rows, epilogue.activation)
+        rows = ACTIVATIONS[epilogue.activation](rows)
     stored = _part(y, segment.y, shape)
     stored.copy_(functional.pad(rows, (0, shape[1] - segment.n_out)))
     if isinstance(epilogue, Partials):
