@@ -101,7 +101,8 @@ class Race:
                 continue
             if self._hopeless(found[-1].double() - rival.per_rung[number].double()):
                 value = float(found[-1].double().mean() + torch.stack(self.offsets)[:, number].mean())
-                return Result(min(value, rival.value), rung, tuple(found))
+                least = float(found[-1].min())  # an accuracy is not estimated below zero
+                return Result(min(max(value, least), rival.value), rung, tuple(found))
         result = Result(float(found[-1].double().mean()), self.rungs[-1], tuple(found))
         self._enter(result)
         return result

@@ -7,83 +7,27 @@ Each network is cut from the one copy of the trained weights.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-from torch import nn
-
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.base import Part, Pass, State, option
-from pruneopt.passes.evaluation.evaluate import Evaluation, Score
+from pruneopt.passes.base import Part, Pass, option
+from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.settings import PLAIN, Plain, Settings, Signal, averaging_of
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.judge import AdaptiveJudge, Judge, ReferenceJudge, StaleJudge, Trial, TunedJudge
 from pruneopt.passes.search.ranking import Accuracy, Ranking
-from pruneopt.passes.search.space import Proposal, Space
-from pruneopt.passes.transform.select import keep_best
 
 __all__ = [
     "AdaptiveStatistics",
     "Evaluator",
-    "Judge",
-    "Judged",
     "ReferenceStatistics",
     "ShortTraining",
     "StaleStatistics",
-    "Trial",
 ]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What an evaluator may look at: the state of the run, the space of the search, and the seed.
-
-    ``keep``: how many of the best structures matter to the search.
-    """
-
-    state: State
-    space: Space
-    seed: int
-    keep: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """How a structure did.
-
-    Attributes:
-        score: the mean metric.
-        stale: the score before batch-norm statistics were recomputed, where that was asked for.
-        signal: what structures are compared by, where that is not the score.
-        images, batches: how much was looked at, where not everything was.
-        trace: what a continued search gives back to `Judge.recall`.
-    """
-
-    score: float
-    stale: float | None = None
-    signal: float | None = None
-    images: int | None = None
-    batches: int | None = None
-    trace: str | None = None
-
-
-class Judge(ABC):
-    """Scores structures, one at a time; the same structures in the same order always get the same scores."""
-
-    @abstractmethod
-    def judge(self, proposal: Proposal) -> Judged:
-        """The mean metric of a structure on the sub-validation images."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """How structures are judged, in a few words."""
-
-    def recall(self, trace: str) -> None:  # noqa: B027  most have nothing to learn
-        """Learn of a structure that was judged before the search was continued."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +97,7 @@ class StaleStatistics(CutWeights):
     summary: ClassVar[str] = "the cut network as it is, with the statistics of the original"
 
     def open(self, trial: Trial) -> Judge:
-        return _Stale(trial, self.evaluation(trial))
+        return StaleJudge(trial, self.evaluation(trial))
 
 
 @dataclass(frozen=True)
@@ -235,7 +179,7 @@ class AdaptiveStatistics(FreshStatistics):
             raise UserError(f"signal={self.signal} is no accuracy, which ranking={ranking.name} asks for: use metric")
 
     def open(self, trial: Trial) -> Judge:
-        return _Adaptive(trial, self.evaluation(trial), self.stale)
+        return AdaptiveJudge(trial, self.evaluation(trial), self.stale)
 
     def after(self, seed: int | None) -> list[Pass]:
         return [replace(item, statistics=self.statistics) for item in self.fresh(seed)]
@@ -249,7 +193,7 @@ class ReferenceStatistics(FreshStatistics):
     summary: ClassVar[str] = "as abn, without short cuts: the module itself, batch norms not folded"
 
     def open(self, trial: Trial) -> Judge:
-        return _Reference(trial, self.networks(trial), self.stale)
+        return ReferenceJudge(trial, self.networks(trial), self.stale)
 
 
 @dataclass(frozen=True)
@@ -267,95 +211,4 @@ class ShortTraining(ReferenceStatistics):
             raise UserError(f"epochs={self.epochs} must be at least 1: without any, use the evaluator abn")
 
     def open(self, trial: Trial) -> Judge:
-        return _Tuned(trial, self.networks(trial), self.stale, self.epochs)
-
-
-class _Proposed(Judge):
-    """Turns proposals into plans."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
-
-    def judge(self, proposal: Proposal) -> Judged:
-        space = self.trial.space
-        return self.judged(keep_best(proposal.widths, space.scores, space.coupling, space.cost))
-
-    @abstractmethod
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        """How a plan does."""
-
-
-class _Stale(_Proposed):
-    def __init__(self, trial: Trial, evaluation: Evaluation) -> None:
-        super().__init__(trial)
-        self.evaluation = evaluation
-
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        return Judged(self.evaluation.stale(plan).metric)
-
-    def describe(self) -> str:
-        return "stale statistics"
-
-
-class _Adaptive(_Stale):
-    def __init__(self, trial: Trial, evaluation: Evaluation, stale: bool) -> None:
-        super().__init__(trial, evaluation)
-        self.stale = stale
-
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        before = self.evaluation.stale(plan).metric if self.stale else None
-        (score,) = self.evaluation.evaluate([plan])
-        return _told(score, before, self.evaluation.settings)
-
-    def describe(self) -> str:
-        return self.evaluation.describe()
-
-    def recall(self, trace: str) -> None:
-        self.evaluation.recall(trace)
-
-
-def _told(score: Score, stale: float | None, settings: Settings) -> Judged:
-    """A score as a search keeps it."""
-    other = settings.signal != "metric"
-    partly = settings.race is not None
-    return Judged(
-        score.metric if other else score.value,
-        stale,
-        score.value if other else None,
-        score.images if partly else None,
-        score.batches if partly else None,
-        score.trace,
-    )
-
-
-class _Reference(_Proposed):
-    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool) -> None:
-        super().__init__(trial)
-        self.networks, self.stale = networks, stale
-
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        module = self.networks.network(plan)
-        before = self.networks.score(module) if self.stale else None
-        self.networks.recalibrate(module, plan)
-        self.prepare(module, plan)
-        return Judged(self.networks.score(module), before)
-
-    def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
-        """What happens to a network before it is scored."""
-
-    def describe(self) -> str:
-        settings = self.networks.settings
-        return f"{settings.averaging}, n={settings.batches}, module by module"
-
-
-class _Tuned(_Reference):
-    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool, epochs: int) -> None:
-        super().__init__(trial, networks, stale)
-        self.epochs = epochs
-
-    def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
-        self.networks.tune(module, plan, self.epochs)
-
-    def describe(self) -> str:
-        settings = self.networks.settings
-        return f"{settings.averaging}, n={settings.batches}, then {self.epochs} epochs of fine-tuning"
+        return TunedJudge(trial, self.networks(trial), self.stale, self.epochs)

@@ -21,8 +21,9 @@ from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.search.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Trial
+from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.journal import Journal
+from pruneopt.passes.search.judge import Judge, Trial
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking

@@ -12,8 +12,9 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen import build_module
 from pruneopt.passes.base import option
 from pruneopt.passes.search.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluator import Judge, Judged, ReferenceStatistics, Trial
+from pruneopt.passes.search.evaluator import ReferenceStatistics
 from pruneopt.passes.search.hypernet import Sizes
+from pruneopt.passes.search.judge import Judge, Judged, Trial
 from pruneopt.passes.search.pruning_net import PruningNet
 from pruneopt.passes.search.pruning_net_training import NAME, PruningNetReport, Settings, train_pruning_net
 from pruneopt.passes.search.space import Proposal

@@ -104,6 +104,15 @@ def test_an_estimate_is_paired() -> None:
     assert result.value == pytest.approx(float(second.mean()), abs=1e-6)
 
 
+def test_an_accuracy_is_not_estimated_below_zero() -> None:
+    """Images that are easy for the winner say that all others are harder, and nobody hits less than none."""
+    first = torch.cat([torch.ones(100), torch.zeros(100)])
+    race = Race(rungs_of(4, 200, 100))
+    race.judge(lambda rung: first[: rung.images])
+    result = race.judge(lambda rung: torch.zeros(rung.images))
+    assert (result.value, result.rung.images) == (0.0, 100)
+
+
 def test_a_race_goes_on_from_what_it_wrote_down() -> None:
     hits = field(5, 40, 400)
     whole = Race(rungs_of(8, 400, 50), keep=2)

@@ -30,7 +30,8 @@ SEARCHERS = {
 }
 SMALL = "batch-size=32 subval-limit=100"
 EVALUATORS = {
-    "abn": f"abn{{calibration-batches=2 {SMALL}}}",
+    "abn": f"abn{{calibration-batches=2 race=40 {SMALL}}}",
+    "reference": f"reference{{calibration-batches=2 {SMALL}}}",
     "stale": f"stale{{{SMALL}}}",
     "finetune": f"finetune{{epochs=1 calibration-batches=2 {SMALL}}}",
 }

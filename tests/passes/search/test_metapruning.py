@@ -22,8 +22,9 @@ from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator, Judge, Judged, Trial
+from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evolution import Evolution
+from pruneopt.passes.search.judge import Judge, Judged, Trial
 from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net_judge import PruningNetWeights

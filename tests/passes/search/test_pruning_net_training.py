@@ -16,8 +16,9 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.branches import metapruning_genes
 from pruneopt.passes.base import State
-from pruneopt.passes.search.evaluator import Evaluator, Trial
+from pruneopt.passes.search.evaluator import Evaluator
 from pruneopt.passes.search.hypernet import Sizes
+from pruneopt.passes.search.judge import Trial
 from pruneopt.passes.search.pruning_net import PruningNet
 from pruneopt.passes.search.pruning_net_judge import META, PruningNetWeights
 from pruneopt.passes.search.pruning_net_training import DrawWidths, PruningNetReport, Settings, train_pruning_net
