@@ -13,7 +13,8 @@ b  the way of tools: a deep copy, cut with torch-pruning (or by slicing, where t
    `torch.optim.swa_utils.update_bn` on the same 102 batches, all validation images;
 c  ours by modules: `evaluator=reference`, with 20 batches and all validation images;
 d  ours: `evaluator=abn`, 20 batches, all validation images;
-e  ours with a race from 512 images.
+e  ours with a race from 512 images;
+f  ours with a race from 2048 images.
 
 (a) and (b) are measured on a few candidates, for each costs the same. What they would choose is known for all: sliced
 and masked networks have the same scores, so (d) with the statistics and batches of (a) gives the scores of (a). Regret
@@ -51,8 +52,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "evaluate.json"
 PUBLISHED = Settings(batches=102, batch_size=128, averaging=Averaging("ema", 0.1, reset=False))
 OURS = Settings(batches=20, batch_size=128)
-RACE = replace(OURS, race=512)
-WAYS = {"a": "published", "b": "tools", "c": "ours by modules", "d": "ours", "e": "ours, race"}
+RACES = {"d": OURS, "e": replace(OURS, race=512), "f": replace(OURS, race=2048)}
+WAYS = {
+    "a": "published",
+    "b": "tools",
+    "c": "ours by modules",
+    "d": "ours",
+    "e": "ours, race from 512",
+    "f": "ours, race from 2048",
+}
 
 
 @dataclass
@@ -158,7 +166,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             print(name, way, row[way], flush=True)
     row["c"] = timed(module_way(case), options.rivals)
     row["a"]["full"] = full[: options.rivals]
-    for way, settings in (("d", OURS), ("e", RACE)):
+    for way, settings in RACES.items():
         found = list(judged(case, settings, count))
         row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
         row[way] |= choice(np.array(row[way]["value"]), np.array(full))
