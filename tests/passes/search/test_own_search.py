@@ -9,16 +9,30 @@ import pytest
 from pruneopt.ir.codegen import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.transform.slice import slice_graph
 
 PAGE = Path(__file__).parents[3] / "docs" / "abn.md"
 
 
+def programs() -> list[str]:
+    """The page's programs, in order."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_documented_evaluation_scores_plans(
+    trained: Graph, workload: Workload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(programs()[0], {"graph": trained, "workload": workload, "coupling": couple(trained), "plans": [{}, {}]})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert first.endswith("mean(reset=true) over 20 batches, 300 images")
+
+
 def test_the_documented_program_gives_the_score_of_the_cut_network(trained: Graph, workload: Workload) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {"graph": trained, "workload": workload}
-    exec(program, names)
+    exec(programs()[1], names)
     cost, widths = names["cost"], names["widths"]
     assert {name: len(kept) for name, kept in names["plan"].items()} == dict(zip(cost.groups, widths, strict=True))
     cut = slice_graph(trained, names["coupling"], names["plan"])
