@@ -189,12 +189,13 @@ def roll(labels: Labels, op: Op) -> None:
     """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels do not move."""
     value = source(labels, op)
     axes = {dim % op.result.type.rank for dim in numbers(op, "dims")}
+    out = []
     for plane in labels.of(value):
         if not axes or axes & set(varying(plane)):
             labels.freeze(plane, f"rolled along channels by {op}")
-            labels.set(op.result, [])
-            return
-    labels.set(op.result, labels.of(value))
+        else:
+            out.append(plane)
+    labels.set(op.result, out)
 
 
 @rule("im2col")

@@ -115,3 +115,15 @@ def test_a_slice_of_no_channels_stays_one() -> None:
         return z
 
     survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 6, 4))
+
+
+def test_rolling_along_copies_leaves_channels_alone() -> None:
+    """A vector spread over an image, then rolled: the axis of copies stays, and took the channels' labels with it."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)[..., None, None].expand(-1, -1, 2, 2)
+        z: Tensor = s.b((y + torch.roll(y, (-1, 1), (2, 3))).mean((2, 3)))
+        return z
+
+    coupling = survive(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 4))
+    assert [group.width for group in coupling.free] == [8]
