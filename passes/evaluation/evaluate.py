@@ -21,7 +21,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, resident
+from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
 from pruneopt.passes.evaluation.race import Race, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
@@ -69,13 +69,12 @@ class Evaluation:
     """
 
     def __init__(self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings) -> None:
-        self.graph, self.coupling, self.workload, self.settings = graph, coupling, workload, settings
-        limit = len(workload.subval) if settings.subval_limit is None else settings.subval_limit
+        self.graph, self.coupling, self.settings = graph, coupling, settings
+        self.workload = held(workload, settings)
         seed = settings.seed if settings.augment else None
-        self.images = ValidationImages(resident(workload.subval.head(limit)), settings.device, seed)
-        calibration = workload.calibration.head(settings.batches * settings.batch_size)
+        self.images = ValidationImages(self.workload.subval, settings.device, seed)
         self.calibration = CalibrationImages(
-            resident(calibration),
+            self.workload.calibration,
             settings.batches,
             settings.batch_size,
             seed=settings.seed,
@@ -126,8 +125,8 @@ class Evaluation:
         if self._teacher is None:
             network = _Folded(self.graph, self._placed(self.graph.weights))
             with torch.no_grad():
-                parts = [self._logits(network, inputs).argmax(1) for inputs, _ in self.images.part(0, len(self.images))]
-            self._teacher = torch.cat(parts)
+                outputs = (self.workload.forward(network, x) for x, _ in self.images.part(0, len(self.images)))
+                self._teacher = torch.cat([logits_of(item).argmax(1) for item in outputs])
         return self._teacher
 
     def signals(self, network: _Folded, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -147,9 +146,6 @@ class Evaluation:
                     signals.append((logits_of(outputs).argmax(1) == rows).float())
                 seen += len(inputs)
         return torch.cat(signals), torch.cat(metrics)
-
-    def _logits(self, network: _Folded, inputs: Tensor) -> Tensor:
-        return logits_of(self.workload.forward(network, inputs))
 
     def _placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = self.settings.device

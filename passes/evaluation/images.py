@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pruneopt.models.workload import DatasetSplit, Split, TensorSplit
+from pruneopt.models.workload import DatasetSplit, Split, TensorSplit, Workload
+from pruneopt.passes.evaluation.settings import Settings
 
-__all__ = ["RESIDENT_BYTES", "CalibrationImages", "ValidationImages", "calibration_inputs", "resident"]
+__all__ = ["RESIDENT_BYTES", "CalibrationImages", "ValidationImages", "calibration_inputs", "held"]
 
 RESIDENT_BYTES = 2**30
 CHUNK = 256
 
 
-def resident(split: Split) -> Split:
+def held(workload: Workload, settings: Settings) -> Workload:
+    """A workload with the calibration and sub-validation images that settings ask for, read once where they fit.
+
+    Cut here once: every new split would be decoded again.
+    """
+    limit = len(workload.subval) if settings.subval_limit is None else settings.subval_limit
+    return replace(
+        workload,
+        calibration=_resident(workload.calibration.head(settings.batches * settings.batch_size)),
+        subval=_resident(workload.subval.head(limit)),
+    )
+
+
+def _resident(split: Split) -> Split:
     """A user's own data set read into memory once, where it fits; pruneopt's own splits keep their images."""
     if not isinstance(split, DatasetSplit) or not len(split):
         return split

@@ -7,7 +7,6 @@ network exists at a time. Images are decoded once and stay in memory as the data
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from pruneopt.ir.codegen import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.evaluation.images import calibration_inputs, resident
+from pruneopt.passes.evaluation.images import calibration_inputs, held
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
@@ -43,11 +42,7 @@ class CutNetworks:
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.graph, self.coupling, self.settings, self.masks = graph, coupling, settings, masks
-        # Cut here once: every new split would be decoded again.
-        calibration = workload.calibration.head(settings.batches * settings.batch_size)
-        limit = len(workload.subval) if settings.subval_limit is None else settings.subval_limit
-        subval = resident(workload.subval.head(limit))
-        self.workload = replace(workload, calibration=resident(calibration), subval=subval)
+        self.workload = held(workload, settings)
 
     def network(self, plan: Mapping[str, np.ndarray]) -> nn.Module:
         """The original cut to a plan, on the device, its statistics stale, in evaluation mode."""

@@ -130,22 +130,20 @@ class FreshStatistics(CutWeights):
             augment=self.augment,
         )
 
-    def fresh(self, seed: int | None) -> list[Recalibrate]:
+    def fresh(self, seed: int | None) -> Recalibrate:
         """The pass that recomputes the statistics of the delivered network."""
-        return [
-            Recalibrate(
-                batches=self.calibration_batches,
-                batch_size=self.batch_size,
-                momentum=self.momentum,
-                reset=self.reset,
-                whole=self.whole,
-                augment=self.augment,
-                seed=seed,
-            )
-        ]
+        return Recalibrate(
+            batches=self.calibration_batches,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            reset=self.reset,
+            whole=self.whole,
+            augment=self.augment,
+            seed=seed,
+        )
 
     def after(self, seed: int | None) -> list[Pass]:
-        return [*self.fresh(seed)]
+        return [self.fresh(seed)]
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ class AdaptiveStatistics(FreshStatistics):
     def open(self, trial: Trial) -> Judge:
         return AdaptiveJudge(trial, self.evaluation(trial), self.stale)
 
-    def after(self, seed: int | None) -> list[Pass]:
-        return [replace(item, statistics=self.statistics) for item in self.fresh(seed)]
+    def fresh(self, seed: int | None) -> Recalibrate:
+        return replace(super().fresh(seed), statistics=self.statistics)
 
 
 @dataclass(frozen=True)
