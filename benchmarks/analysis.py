@@ -3,7 +3,7 @@
 Every network runs in a process of its own for each of the two, forked from one that has imported both. Finished rows
 are kept in the JSON file, and a second run only does what is missing (``--again``: all).
 
-    python benchmarks/analysis.py                       # the default list, smallest first
+    python benchmarks/analysis.py                       # every network of torchvision, smallest first
     python benchmarks/analysis.py torchvision:resnet50 --again
     python benchmarks/analysis.py --markdown            # only print the tables of what was measured
     python benchmarks/analysis.py --cost --memory       # width vectors per second; memory of weights without values
@@ -23,6 +23,7 @@ import copy
 import gc
 import json
 import multiprocessing
+import resource
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch_pruning as tp
+from coverage_networks import named
 from environment import environment
 from torch import nn
 
@@ -54,19 +56,6 @@ RATIO = 0.5
 SHORT = 2.0
 """Seconds of processor time below which a stage is run again, up to three times; the best counts."""
 
-# fmt: off
-NETWORKS = (
-    "squeezenet1_1", "alexnet", "resnet18", "mobilenet_v2", "resnet50", "googlenet", "mnasnet1_0",
-    "mobilenet_v3_large", "shufflenet_v2_x1_0", "regnet_y_400mf", "vit_b_32", "r3d_18", "lraspp_mobilenet_v3_large",
-    "resnext50_32x4d", "convnext_tiny", "efficientnet_b0", "densenet121", "vgg11", "inception_v3",
-    "deeplabv3_mobilenet_v3_large", "vit_b_16", "resnet152", "swin_t", "squeezenet1_0", "resnet34", "mnasnet0_5",
-    "mobilenet_v3_small", "regnet_x_400mf", "regnet_x_800mf", "regnet_y_800mf", "mc3_18", "r2plus1d_18",
-    "wide_resnet50_2", "resnet101", "vgg16_bn", "efficientnet_b2", "fcn_resnet50", "deeplabv3_resnet50",
-    "convnext_small", "efficientnet_v2_s", "regnet_y_16gf", "densenet169", "shufflenet_v2_x0_5", "densenet201",
-    "densenet161", "efficientnet_b5", "swin_v2_t", "maxvit_t", "s3d", "mvit_v1_b",
-)
-# fmt: on
-DEFAULT = [f"torchvision:{name}" for name in NETWORKS]
 LARGE = 60_000_000
 """Parameters from which a network is not copied to be pruned three times."""
 STAGES = ("capture", "couple", "cost", "score", "select", "slice", "build")
@@ -128,14 +117,14 @@ def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) ->
         return [item for item in network.modules() if isinstance(item, nn.Linear | nn.modules.conv._ConvNd)][-1:]
 
     def analysed() -> int:
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs[0])
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
         return len(list(graph.get_all_groups(ignored_layers=heads(model))))
 
     def pruned() -> int:
         small = copies.pop()
         pruner = tp.pruner.MagnitudePruner(
             small,
-            inputs[0],
+            inputs,
             importance=tp.importance.MagnitudeImportance(p=1),
             pruning_ratio=RATIO,
             ignored_layers=heads(small),
@@ -156,8 +145,9 @@ def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) ->
     return row
 
 
-def child(spec: str, part: str, pipe: Connection) -> None:
+def child(spec: str, part: str, pipe: Connection, memory: float) -> None:
     """Measure one network with one tool."""
+    resource.setrlimit(resource.RLIMIT_DATA, (round(memory * 1e9),) * 2)
     torch.manual_seed(0)
     loaded = load_model(spec)
     try:
@@ -166,12 +156,12 @@ def child(spec: str, part: str, pipe: Connection) -> None:
         pipe.send({"cpu": {}, "error": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
 
 
-def run_one(spec: str, timeout: float) -> dict[str, Any]:
+def run_one(spec: str, timeout: float, memory: float) -> dict[str, Any]:
     """Both tools on one network, one after the other."""
     row: dict[str, Any] = {"network": spec}
     for part in ("ours", "peer"):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=child, args=(spec, part, theirs))
+        process = multiprocessing.get_context("fork").Process(target=child, args=(spec, part, theirs, memory))
         process.start()
         theirs.close()
         process.join(timeout)
@@ -234,12 +224,29 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             f"| {row['network'].partition(':')[2]} | {cells(analysis(row))} | {cells(whole(row))} "
             f"| {'' if captured is None else f'{captured:.3f}'} | {outcome[:90]} |"
         )
-    sums = []
-    for part in (analysis, whole):
-        both = [pair for pair in map(part, rows) if None not in pair]
-        sums.append(cells((sum(ours for ours, _ in both), sum(peer for _, peer in both))) if both else " | | ")
-    lines.append(f"| sum where both finished | {sums[0]} | {sums[1]} | | |")
+    lines.append(f"| sum where both finished | {sums(rows, analysis)} | {sums(rows, whole)} | | |")
+    others = [[row for row in rows if row is not slowest(rows, part)] for part in (analysis, whole)]
+    lines.append(f"| without the peer's slowest | {sums(others[0], analysis)} | {sums(others[1], whole)} | | |")
     return "\n".join(lines)
+
+
+Part = Callable[[dict[str, Any]], tuple[float | None, float | None]]
+
+
+def both(rows: Iterable[dict[str, Any]], part: Part) -> list[tuple[float, float]]:
+    """The pairs of seconds where both tools finished."""
+    return [(ours, peer) for ours, peer in map(part, rows) if ours is not None and peer is not None]
+
+
+def sums(rows: Iterable[dict[str, Any]], part: Part) -> str:
+    pairs = both(rows, part)
+    return cells((sum(ours for ours, _ in pairs), sum(peer for _, peer in pairs))) if pairs else " | | "
+
+
+def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:
+    """The network that took the peer longest."""
+    finished = [row for row in rows if both([row], part)]
+    return max(finished, key=lambda row: part(row)[1] or 0.0, default=None)
 
 
 # Cost model and memory
@@ -291,8 +298,9 @@ def memory_of(name: str) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("networks", nargs="*", help="model specs (default: the list of the documentation)")
-    parser.add_argument("--timeout", type=float, default=120.0, help="wall seconds for each tool on one network")
+    parser.add_argument("networks", nargs="*", help="model specs (default: the list `torchvision`)")
+    parser.add_argument("--timeout", type=float, default=900.0, help="wall seconds for each tool on one network")
+    parser.add_argument("--memory-limit", type=float, default=12.0, help="gigabytes for each tool on one network")
     parser.add_argument("--again", action="store_true", help="measure networks that have a row already")
     parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
     parser.add_argument("--cost", action="store_true", help="width vectors per second, too")
@@ -312,12 +320,13 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         saved.setdefault("memory", {})[name] = json.loads(done.stdout.splitlines()[-1])
     extra = options.cost or options.memory
-    wanted = () if options.markdown else options.networks or (() if extra else DEFAULT)
+    asked = options.networks or ([] if extra or options.markdown else ["torchvision"])
+    wanted = named(asked) if asked else []
     missing = [spec for spec in wanted if options.again or spec not in rows]
     if missing:
         warm_up()
     for spec in missing:
-        rows[spec] = run_one(spec, options.timeout)
+        rows[spec] = run_one(spec, options.timeout, options.memory_limit)
         print(table([rows[spec]]).splitlines()[2], flush=True)
         write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
     write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})

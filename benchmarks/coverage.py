@@ -6,6 +6,7 @@ it is known, so that a stopped run goes on where it was; the last row of a netwo
     python benchmarks/coverage.py                                  # all lists of benchmarks/networks/
     python benchmarks/coverage.py torchvision --until verify       # one list, up to the proof
     python benchmarks/coverage.py timm --skip onnx                 # all stages but the export
+    python benchmarks/coverage.py timm --skip verify --skip apply  # what the export needs; the rest of each row stays
     python benchmarks/coverage.py torchvision:resnet18 timm:dpn68  # single networks
     python benchmarks/coverage.py timm --failed                    # what failed, once more
     python benchmarks/coverage.py --report                         # no measuring: the tables, and results/coverage.json
@@ -42,6 +43,15 @@ HOMES = re.compile(rf"[^\s\"']*/site-packages/|(?:{PLACES})/")
 LOG = ROOT / "runs" / "coverage.jsonl"
 PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime", "torch_pruning", "transformers")
 
+FOUND_AT = {
+    "verify": ("proof_error", "proof_scale"),
+    "onnx": ("onnx_error",),
+    "apply": ("applied", "refused"),
+}
+"""The stages that can be left out, and what a row holds of them."""
+PLAN = ("parameters", "ops", "groups", "flops", "target", "achieved_flops", "achieved_params")
+"""What two rows of one network have in common if the same channels were cut."""
+
 Rows = dict[str, dict[str, Any]]
 
 
@@ -52,10 +62,20 @@ def read_log(path: Path) -> Rows:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             old = rows.get(row["spec"], {})
-            if "until" in row:  # our own row: it replaces the former one
-                old = {"peer": old["peer"]} if "peer" in old else {}
-            rows[row["spec"]] = old | row
+            rows[row["spec"]] = merged(old, row)
     return rows
+
+
+def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ours replaces the former one, but for the peer's result and what was found at stages left out now."""
+    if "until" not in row:
+        return old | row
+    kept = {"peer": old["peer"]} if "peer" in old else {}
+    same = "error" not in old and all(old.get(key) == row.get(key) for key in PLAN)
+    stages = [stage for stage in row.get("skipped", ()) if same and stage in old["seconds"]]
+    kept |= {key: old[key] for stage in stages for key in FOUND_AT[stage] if key in old}
+    seconds = row["seconds"] | {stage: old["seconds"][stage] for stage in stages}
+    return kept | row | {"seconds": seconds}
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -78,9 +98,9 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
             break
         if wanted(rows.get(spec), options):
             work = partial(measure, spec, asked(options))
-            row = {"spec": spec, "until": options.until}
+            row = {"spec": spec, "until": options.until, "skipped": options.skip}
             row |= run_alone(work, timeout=options.timeout, memory=options.memory)
-            rows[spec] = row
+            rows[spec] = merged(rows.get(spec, {}), row)
             append(options.log, row)
             say(spec, row)
         if options.peer and (options.again or "peer" not in rows.get(spec, {})):
@@ -127,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", help=f"model specs, or lists ({', '.join(LISTS)}; default: all lists)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
-    parser.add_argument("--skip", choices=("onnx", "apply"), action="append", default=[], help="a stage to leave out")
+    parser.add_argument("--skip", choices=tuple(FOUND_AT), action="append", default=[], help="a stage to leave out")
     parser.add_argument("--timeout", type=float, default=600.0, help="processor seconds for one network")
     parser.add_argument("--memory", type=float, default=12.0, help="gigabytes for one network")
     parser.add_argument("--stop-after", type=float, default=None, metavar="S", help="begin no network after S seconds")
@@ -137,6 +157,8 @@ def main() -> int:
     parser.add_argument("--peer", action="store_true", help="prune each network with torch-pruning as well")
     parser.add_argument("--report", action="store_true", help="write results/coverage.json, print the tables and stop")
     options = parser.parse_args()
+    if "verify" in options.skip and "apply" in asked(options):
+        parser.error("what is slimmed in place was proved before: --skip verify needs --skip apply")
     rows = read_log(options.log)
     if not options.report:
         preload(export="onnx" in asked(options))

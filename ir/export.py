@@ -20,11 +20,13 @@ from torch.export import Dim, ExportedProgram
 
 from pruneopt.errors import UserError
 from pruneopt.files import atomic_folder, atomic_path
-from pruneopt.ir.compare import array_of
+from pruneopt.ir.compare import array_of, difference, tensor_leaves
 from pruneopt.ir.modes import in_mode, quiet
 
 __all__ = ["export_onnx", "export_pt2", "run_onnx"]
 
+UNGUARDED = 1e-5
+"""Largest difference, relative to the largest output, between a program without its guards and its module."""
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights above which ONNX keeps them in a second file (a protocol buffer ends at 2 GB)."""
 
@@ -41,7 +43,7 @@ def export_pt2(
     With ``dynamic_batch`` the program runs at every batch size from 1; `UserError` if the module does not allow that.
     The module's mode is left as it was.
     """
-    program = _trace(module, _tensors(example_inputs), dynamic_batch)
+    program = _trace(module, _tensors(example_inputs), dynamic_batch, guards=True)
     # torch reports a full disk as a RuntimeError of its zip writer; a plain write says what is wrong.
     buffer = BytesIO()
     path = _named(path, ".pt2")
@@ -67,7 +69,7 @@ def export_onnx(
     import onnx
 
     path = _named(path, ".onnx")
-    program = _trace(module, _tensors(example_inputs), dynamic_batch)
+    program = _trace(module, _tensors(example_inputs), dynamic_batch, guards=False)
     onnx_program = _translate(program, opset)
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     large = sum(t.numel() * t.element_size() for t in tensors.values()) > SINGLE_FILE_LIMIT
@@ -116,8 +118,8 @@ def _named(path: str | os.PathLike[str], suffix: str) -> Path:
     return Path(path)
 
 
-def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
-    """The module in evaluation mode as an exported program."""
+def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, *, guards: bool) -> ExportedProgram:
+    """The module in evaluation mode as an exported program; ``guards`` tells whether it is kept with its guards."""
     shapes: tuple[dict[int, Any] | None, ...] | None = None
     if dynamic_batch:
         size = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
@@ -133,11 +135,13 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     except Exception as error:
         raise UserError(f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
     if dynamic_batch:
-        _check_batch(program, inputs, batched, type(module).__name__)
+        _check_batch(program, module, inputs, batched, guards)
     return program
 
 
-def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: list[bool], name: str) -> None:
+def _check_batch(
+    program: ExportedProgram, module: nn.Module, inputs: tuple[Tensor, ...], batched: list[bool], guards: bool
+) -> None:
     """`UserError` unless the program has no upper limit on the batch and runs at a batch of one and at another one.
 
     The lower limits that torch writes down do not tell: it writes 2 where 1 runs as well.
@@ -150,9 +154,24 @@ def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: 
             with quiet(), torch.no_grad():
                 program.module()(*given)
         except Exception as error:
-            reason = reason or _first_line(error)
+            if guards or not _runs_unguarded(program, module, given):
+                reason = reason or _first_line(error)
     if reason:
+        name = type(module).__name__
         raise UserError(f"{name} does not run at every batch size ({reason}); pass dynamic_batch=False")
+
+
+def _runs_unguarded(program: ExportedProgram, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a program gives what its module gives where torch has only noted that some size, such as the sum of two
+    batches, is not one: an ONNX file holds no such notes.
+    """
+    try:
+        with quiet(), torch.no_grad(), in_mode(module):
+            got, wanted = program.module(check_guards=False)(*inputs), module(*inputs)
+    except Exception:
+        return False
+    pairs = zip(tensor_leaves(got), tensor_leaves(wanted), strict=True)
+    return all(error <= UNGUARDED * size for error, size in (difference(a, b) for a, b in pairs))
 
 
 # ONNX
@@ -160,14 +179,21 @@ def _check_batch(program: ExportedProgram, inputs: tuple[Tensor, ...], batched: 
 
 def _translate(program: ExportedProgram, opset: int | None) -> Any:
     try:
-        with quiet():
-            found = torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=True)
+        found = _onnx_program(program, opset, optimize=True)
     except Exception as error:
-        reason = f"the op {_failing_op(error)}" if _failing_op(error) else _first_line(error)
-        raise UserError(f"ONNX cannot express this network: {reason} has no translation") from error
+        try:  # the folding of constants fails on some files that are right without it
+            found = _onnx_program(program, opset, optimize=False)
+        except Exception:
+            reason = f"the op {_failing_op(error)}" if _failing_op(error) else _first_line(error)
+            raise UserError(f"ONNX cannot express this network: {reason} has no translation") from error
     if found is None:
         raise UserError("ONNX export gave no program")
     return found
+
+
+def _onnx_program(program: ExportedProgram, opset: int | None, *, optimize: bool) -> Any:
+    with quiet():
+        return torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=optimize)
 
 
 def _failing_op(error: BaseException | None) -> str | None:

@@ -16,10 +16,13 @@ from pruneopt.passes.analysis.label_rules import copies, merge_pointwise, rule
 from pruneopt.passes.analysis.labels import BATCH, Blocks, Labels, number, numbers
 from pruneopt.passes.analysis.planes import Plane, align, compress, expand, reshape, varying
 
-__all__ = ["source", "view_blocks"]
+__all__ = ["SPLITS", "source", "view_blocks"]
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
-SPLITS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
+SPLITS = (
+    *("chunk", "split", "split_with_sizes", "unbind", "tensor_split"),
+    *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
+)
 COMPACT = ("permute", "transpose", "t", "unsqueeze", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "permute_copy")
 
 
@@ -58,8 +61,7 @@ def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Pla
 
 
 @rule(*RESHAPES, *COMPACT, "squeeze", "squeeze_copy", "unsqueeze_copy", "flip", "diagonal", "pixel_unshuffle")
-@rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split")
-@rule("unsafe_split_with_sizes", "repeat_interleave")
+@rule(*SPLITS, "repeat_interleave")
 def move(labels: Labels, op: Op) -> None:
     """The op itself, run on the labels."""
     value = source(labels, op)

@@ -125,9 +125,7 @@ class KeptSizes:
                 sizes[shares[slot].axis] = self._size(shares[slot])
             return tensor[kept_mask(cuts, tuple(tensor.shape), self._flags[:-1]).to(tensor.device)].reshape(sizes)
         if len(axes) == len(cuts):
-            for slot in cuts:
-                tensor = tensor.index_select(slot.axes[0], self._places_of(slot.units).to(tensor.device))
-            return tensor
+            return _picked(tensor, [(slot.axes[0], self._places_of(slot.units).to(tensor.device)) for slot in cuts])
         for slot, share in zip(slots, _shares(slots), strict=True):
             if slot in cuts:
                 tensor = _cut(tensor, slot, share.axis, self._places_of(slot.units).to(tensor.device))
@@ -149,6 +147,31 @@ class KeptSizes:
             # The units are held as well: nothing else may come to lie where they do.
             self._known[key] = units, np.flatnonzero(self._flags[units])
         return self._known[key][1]
+
+
+PART = 2**17
+"""Elements picked at a time along the first axis of a large weight: few enough for the cache."""
+
+
+def _picked(tensor: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
+    """The places that stay of each of some axes.
+
+    Of large weights, rows and columns are picked for some rows at a time: no copy with all columns is ever made whole.
+    """
+    places = sorted(places, key=lambda item: item[0])
+    if len(places) != 2 or places[0][0] != 0 or tensor.numel() < 8 * PART:
+        for axis, kept in places:
+            tensor = tensor.index_select(axis, kept)
+        return tensor
+    (_, rows), (axis, columns) = places
+    sizes = list(tensor.shape)
+    sizes[0], sizes[axis] = len(rows), len(columns)
+    result = tensor.new_empty(sizes)
+    step = max(1, PART * tensor.shape[0] // tensor.numel())
+    for first in range(0, len(rows), step):
+        part = tensor.index_select(0, rows[first : first + step])
+        torch.index_select(part, axis, columns, out=result[first : first + step])
+    return result
 
 
 _Units = tuple[int, tuple[int, ...], tuple[int, ...]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.modes import in_mode
 from pruneopt.passes.apply.places import Twin, first_difference, place_of, told
 from pruneopt.passes.apply.undo import borrowed
-from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inputs
+from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inputs, varied
 
 __all__ = ["Rehearsal", "check_same"]
 
@@ -27,9 +27,10 @@ ROUNDING = 1e-12
 
 
 def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
-    """Run both on the same input and weights, in evaluation mode: in float64, or as the module is where it cannot.
+    """Run both on the same input, in evaluation mode: in float64, or as the module is where it cannot.
 
-    The weights are varied for this, so that none of them is zero or like another.
+    They run with the weights as they are, and with varied ones, so that no difference hides behind weights that are
+    zero or alike, nor behind signals that variation makes large.
 
     Raises:
         UserError: the module fails, or gives something else; it names the place.
@@ -37,18 +38,35 @@ def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
     native = next((item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32)
     failure: Exception | None = None
     for dtype in dict.fromkeys((torch.float64, native)):
-        weights, given = _varied(twin, dtype), _inputs(twin, inputs, dtype)
-        try:
-            got = _outputs(twin, weights, given)
-        except Exception as error:  # the user's code may raise anything
-            failure = error
-            continue
+        given = _inputs(twin, inputs, dtype)
         exact = dtype == torch.float64 and not _casts(twin.graph)
-        if not _same(_wanted(twin.graph, weights, given), got, DOUBLE if exact else SINGLE):
+        try:
+            same = all(_agree(twin, weights, given, exact) for weights in _weights(twin, dtype))
+        except _CannotRunError as error:
+            failure = error.reason
+            continue
+        if not same:
             raise UserError(told(twin, first_difference(twin, _inputs(twin, None, native))))
         return
     assert failure is not None
     raise UserError(told(twin, place_of(twin, failure))) from failure
+
+
+class _CannotRunError(Exception):
+    """The user's module failed."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _agree(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], exact: bool) -> bool:
+    """Whether both give the same with these weights."""
+    try:
+        got = _outputs(twin, weights, inputs)
+    except Exception as error:  # the user's code may raise anything
+        raise _CannotRunError(error) from error
+    return _same(_wanted(twin.graph, weights, inputs), got, DOUBLE if exact else SINGLE)
 
 
 @torch.no_grad()
@@ -61,17 +79,16 @@ def _wanted(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor
     return tensor_leaves(Interpreter(graph, in_double if double else None).run(weights, *inputs))
 
 
-def _varied(twin: Twin, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for item in twin.owned:
-        tensor = item.tensor.detach()
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor = (tensor.double() * (0.75 + 0.5 * noise) + 0.05 * noise).to(dtype)
-        found[item.name] = tensor
-    rest = {name: tensor for name, tensor in twin.graph.weights.items() if name not in found}
-    return found | {name: t.to(dtype) if t.is_floating_point() else t for name, t in rest.items()}
+def _weights(twin: Twin, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The weights as they are, and varied; on the device of the module."""
+    own = {item.name: item.tensor.detach() for item in twin.owned}
+    yield {name: _cast(tensor, dtype) for name, tensor in {**twin.graph.weights, **own}.items()}
+    other = {name: tensor.to(own[name].device) for name, tensor in varied(own, 0).items()}
+    yield {name: _cast(tensor, dtype) for name, tensor in {**twin.graph.weights, **other}.items()}
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _inputs(twin: Twin, given: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:

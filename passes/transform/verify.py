@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "perturbed",
     "random_inputs",
+    "varied",
     "verify_pruned",
 ]
 
@@ -258,19 +259,31 @@ def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
 
 
 def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
-    """Float64 weights in which no two channels of any axis are alike: scaled along each axis, and vectors shifted."""
+    """A graph's weights as `varied` makes them.
+
+    Raises `VerificationError` where a parameter is not finite.
+    """
+    for name, tensor in graph.weights.items():
+        # A sum is finite only if all terms are, and far faster to take than a test of each.
+        tested = tensor.is_floating_point() and graph.params[name].kind == "param"
+        if tested and not (tensor.detach().sum().isfinite() or tensor.isfinite().all()):
+            raise VerificationError(f"the parameter {name} holds NaN or infinity; nothing can be proved")
+    return varied(graph.weights, seed)
+
+
+def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Float64 weights, on the CPU, in which no two channels of any axis are alike: scaled along each axis, and vectors
+    shifted. They stay near what they were, so that signals neither vanish nor explode.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
     result: dict[str, Tensor] = {}
-    for name, tensor in graph.weights.items():
+    for name, tensor in weights.items():
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
-            # A sum is finite only if all terms are, and far faster to take than a test of each.
-            if graph.params[name].kind == "param" and not (tensor.sum().isfinite() or tensor.isfinite().all()):
-                raise VerificationError(f"the parameter {name} holds NaN or infinity; nothing can be proved")
             tensor = tensor.to(torch.float64, copy=True)
             for axis, size in enumerate(tensor.shape):
                 tensor.mul_((0.75 + 0.5 * noise(size)).reshape([size if a == axis else 1 for a in range(tensor.dim())]))

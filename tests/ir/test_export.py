@@ -155,6 +155,29 @@ def test_a_batch_that_cannot_vary_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+class Siamese(nn.Module):
+    """Two inputs through one layer, stacked along the batch and taken apart again: torch notes that the sum of the two
+    batches is no odd number, as for its own tracing a batch of one is special."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        left, right = self.layer(torch.cat([x, y])).chunk(2, dim=0)
+        return left.relu() - right
+
+
+def test_a_note_about_a_batch_of_one_refuses_no_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Siamese()
+    export_onnx(module, (torch.randn(1, 6), torch.randn(1, 6)), tmp_path / "net.onnx")
+    for rows in (1, 2, 5):
+        given = torch.randn(rows, 6), torch.randn(rows, 6)
+        with torch.no_grad():
+            same_outputs(run_onnx(tmp_path / "net.onnx", given), [module(*given)], 1e-5, 1e-5)
+
+
 def test_an_op_without_translation_is_named(tmp_path: Path) -> None:
     class Untranslatable(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
