@@ -18,7 +18,7 @@ from pruneopt.ir.graph import Graph, Op, Operand, Value, map_structure
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.ir.types import MODE, BatchSize, dim_size
 
-__all__ = ["Frame", "Interpreter", "batch_of"]
+__all__ = ["Frame", "Interpreter", "batch_of", "last_uses"]
 
 
 def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
@@ -59,6 +59,21 @@ class Frame:
     device: torch.device
 
 
+def last_uses(graph: Graph) -> dict[Op, list[Value]]:
+    """For each op the values that nobody reads after it; weights and outputs are none of them."""
+    last: dict[Value, Op] = {}
+    for op in graph.ops:
+        for value in (*op.inputs, *op.results):
+            last[value] = op
+    for value in graph.output_values:
+        last.pop(value, None)
+    dead: dict[Op, list[Value]] = {}
+    for value, op in last.items():
+        if not value.is_weight:
+            dead.setdefault(op, []).append(value)
+    return dead
+
+
 class Interpreter:
     """Executes a graph. ``override`` may compute an op's results in the interpreter's place (or return None)."""
 
@@ -69,21 +84,7 @@ class Interpreter:
     ) -> None:
         self.graph = graph
         self.override = override
-        self._dead_after = self._last_uses()
-
-    def _last_uses(self) -> dict[Op, list[Value]]:
-        """For each op the values that nobody reads after it."""
-        last: dict[Value, Op] = {}
-        for op in self.graph.ops:
-            for value in (*op.inputs, *op.results):
-                last[value] = op
-        for value in self.graph.output_values:
-            last.pop(value, None)
-        dead: dict[Op, list[Value]] = {}
-        for value, op in last.items():
-            if not value.is_weight:
-                dead.setdefault(op, []).append(value)
-        return dead
+        self._dead_after = last_uses(graph)
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Any:
         """The outputs, in the structure the model returns them.
