@@ -21,10 +21,11 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.evaluation.fused import choose
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
 from pruneopt.passes.evaluation.race import Race, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.statistics import Statistics
 from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["Evaluation", "Score"]
@@ -81,6 +82,7 @@ class Evaluation:
             device=settings.device,
             augment=settings.augment,
         )
+        self.taken = choose(settings)
         self.rungs = rungs_of(settings.batches, len(self.images), settings.race)
         self.race = Race(self.rungs, settings.keep)
         if settings.signal != "metric" and workload.num_classes is None:
@@ -118,6 +120,8 @@ class Evaluation:
             words.append(f"compared by {settings.signal}")
         if settings.race:
             words.append(f"race from {self.rungs[0].images} of {len(self.images)} images")
+        if str(self.taken):
+            words.append(str(self.taken))
         return ", ".join(words)
 
     def teacher(self) -> Tensor:
@@ -199,7 +203,7 @@ class _Candidate:
         population = settings.averaging.kind == "population"
         start = 0 if population else self.statistics.batches
         with seeded(settings.seed + start, settings.device):
-            return fresh_statistics(
+            return self.evaluation.taken.statistics(
                 self.graph,
                 self.weights,
                 calibration.part(start, batches),

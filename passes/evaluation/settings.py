@@ -8,11 +8,12 @@ from typing import Literal
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 
-__all__ = ["MEAN", "PLAIN", "Plain", "Settings", "Signal", "averaging_of"]
+__all__ = ["MEAN", "PLAIN", "Kernels", "Plain", "Settings", "Signal", "averaging_of"]
 
 MEAN = Averaging("mean")
 Signal = Literal["metric", "likelihood", "agreement"]
 Plain = Literal["mean", "mean_biased", "population"]
+Kernels = Literal["auto", "off", "reference"]
 PLAIN = "what batch-norm statistics are: the mean over batches, that of biased variances, or of all images together"
 
 
@@ -44,6 +45,8 @@ class Settings:
         signal: what candidates are compared by: the task's metric, the mean log-likelihood of the targets, or the share
             of images on which a candidate's class is the original network's.
         race: images on the first rung of a race (`evaluation.race`); None scores every candidate on all images.
+        kernels: fused kernels for the statistics: ``auto`` takes them where the device has them, ``reference`` computes
+            the same in plain PyTorch anywhere.
         keep: how many of the best a race has to tell apart from the rest by all images.
     """
 
@@ -57,4 +60,5 @@ class Settings:
     device: str = "cpu"
     signal: Signal = "metric"
     race: int | None = None
+    kernels: Kernels = "auto"
     keep: int = 1

@@ -15,7 +15,7 @@ from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.base import Part, Pass, option
 from pruneopt.passes.evaluation.evaluate import Evaluation
-from pruneopt.passes.evaluation.settings import PLAIN, Plain, Settings, Signal, averaging_of
+from pruneopt.passes.evaluation.settings import PLAIN, Kernels, Plain, Settings, Signal, averaging_of
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.judge import AdaptiveJudge, Judge, ReferenceJudge, StaleJudge, Trial, TunedJudge
@@ -158,6 +158,9 @@ class AdaptiveStatistics(FreshStatistics):
         "metric", "what is compared: the metric, the likelihood of the targets, or agreement with the original network"
     )
     race: int | None = option(None, "give up what is clearly worse after this many images, 512 say (look at all)")
+    kernels: Kernels = option(  # noqa: RUF009
+        "auto", "fused kernels for the statistics, where the device has them; off; or reference, in plain PyTorch"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,7 +173,7 @@ class AdaptiveStatistics(FreshStatistics):
         return averaging_of(self.statistics, self.momentum, self.reset)
 
     def settings(self, seed: int, device: str) -> Settings:
-        return replace(super().settings(seed, device), signal=self.signal, race=self.race)
+        return replace(super().settings(seed, device), signal=self.signal, race=self.race, kernels=self.kernels)
 
     def check(self, ranking: Ranking) -> None:
         if self.signal != "metric" and not isinstance(ranking, Accuracy):

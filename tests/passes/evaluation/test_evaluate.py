@@ -68,6 +68,7 @@ def plans(coupling: Coupling, count: int) -> list[dict[str, np.ndarray]]:
         {"subval_limit": 70, "batches": 1},
         {"averaging": Averaging("population")},
         {"averaging": Averaging("mean_biased")},
+        {"kernels": "reference"},
     ],
 )
 def test_scores_are_those_of_the_modules(

@@ -142,8 +142,9 @@ def test_one_candidate_network_at_a_time(search: Run, monkeypatch: pytest.Monkey
 def test_progress_tells_number_total_and_best(search: Run) -> None:
     told: list[tuple[str, int, int | None]] = []
     _, outcome = search(progress=lambda text, done=0, total=None: told.append((text, done, total)))
-    assert [item[1:] for item in told] == [*((number, 5) for number in range(1, 6)), (1, 2), (2, 2)]
-    assert f"best {max(item.score for item in outcome.candidates):.4f}" in told[4][0]
+    assert [item[1:] for item in told] == [*((number, 5) for number in range(6)), (1, 2), (2, 2)]
+    assert told[0][0].startswith("candidates are judged by mean(reset=true), n=")
+    assert f"best {max(item.score for item in outcome.candidates):.4f}" in told[5][0]
 
 
 def test_equal_widths_are_fine_tuned_once() -> None:
@@ -398,7 +399,7 @@ def test_rare_hits_are_reported(search: Run) -> None:
         budgets=("30%FLOPs",), max_ratio=0.6, progress=lambda text, *_: told.append(text), seed=1, **options
     )
     assert outcome.acceptance < 1e-3
-    assert outcome.notes == told[:1]
+    assert outcome.notes == told[1:2]
     assert "change max-ratio" in outcome.notes[0]
 
 
