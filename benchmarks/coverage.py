@@ -45,10 +45,12 @@ PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime", "torch_
 
 FOUND_AT = {
     "verify": ("proof_error", "proof_scale"),
+    "run": ("module_error",),
     "onnx": ("onnx_error",),
     "apply": ("applied", "refused"),
 }
-"""The stages that can be left out, and what a row holds of them."""
+"""The stages that can be left out if all that need them are, and what a row holds of them."""
+NEEDS = (("onnx", "run"), ("apply", "run"), ("apply", "verify"))
 PLAN = ("parameters", "ops", "groups", "flops", "target", "achieved_flops", "achieved_params")
 """What two rows of one network have in common if the same channels were cut."""
 
@@ -72,7 +74,7 @@ def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         return old | row
     kept = {"peer": old["peer"]} if "peer" in old else {}
     same = "error" not in old and all(old.get(key) == row.get(key) for key in PLAN)
-    stages = [stage for stage in row.get("skipped", ()) if same and stage in old["seconds"]]
+    stages = [stage for stage in row.get("skipped", ()) if same and stage in FOUND_AT and stage in old["seconds"]]
     kept |= {key: old[key] for stage in stages for key in FOUND_AT[stage] if key in old}
     seconds = row["seconds"] | {stage: old["seconds"][stage] for stage in stages}
     return kept | row | {"seconds": seconds}
@@ -98,7 +100,7 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
             break
         if wanted(rows.get(spec), options):
             work = partial(measure, spec, asked(options))
-            row = {"spec": spec, "until": options.until, "skipped": options.skip}
+            row = {"spec": spec, "until": options.until, "skipped": sorted(set(STAGES) - set(asked(options)))}
             row |= run_alone(work, timeout=options.timeout, memory=options.memory)
             rows[spec] = merged(rows.get(spec, {}), row)
             append(options.log, row)
@@ -157,8 +159,9 @@ def main() -> int:
     parser.add_argument("--peer", action="store_true", help="prune each network with torch-pruning as well")
     parser.add_argument("--report", action="store_true", help="write results/coverage.json, print the tables and stop")
     options = parser.parse_args()
-    if "verify" in options.skip and "apply" in asked(options):
-        parser.error("what is slimmed in place was proved before: --skip verify needs --skip apply")
+    for stage, needed in NEEDS:
+        if needed in options.skip and stage in asked(options):
+            parser.error(f"--skip {needed} needs --skip {stage}")
     rows = read_log(options.log)
     if not options.report:
         preload(export="onnx" in asked(options))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from coverage_networks import located
 from coverage_process import Tell
@@ -38,7 +39,7 @@ from pruneopt.passes.analysis.coupling import Coupling, couple
 from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import Result
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.transform.select import select
+from pruneopt.passes.transform.select import keep_best, select
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import Verification, verify_pruned
 
@@ -173,7 +174,9 @@ def _prune(run: Run) -> None:
     target = SHARE if least <= SHARE * full else min(1.0, least / full + MARGIN)
     scores = score_units(run.coupling, run.graph.weights, "l1", normalise=True)
     run.plan = select(scores, run.coupling, cost, [parse_budget(f"{100 * target:.2f}%FLOPs")])
-    alike = select(scores, run.coupling, cost, scope="local", ratio=RATIO)
+    # The peer rounds what stays down.
+    steps = np.maximum(1, np.floor((1 - RATIO) * cost.full / cost.step + 1e-9).astype(np.int64))
+    alike = keep_best(steps * cost.step, scores, run.coupling, cost)
     run.row |= {"target": round(target, 4)}
     for key, plan in (("achieved", run.plan), ("at_ratio", alike)):
         for unit in ("flops", "params"):
