@@ -70,6 +70,7 @@ def export_onnx(
 
     path = _named(path, ".onnx")
     program = _trace(module, _tensors(example_inputs), dynamic_batch, guards=False)
+    _lay_out_attention(program)
     onnx_program = _translate(program, opset)
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     large = sum(t.numel() * t.element_size() for t in tensors.values()) > SINGLE_FILE_LIMIT
@@ -189,6 +190,21 @@ def _translate(program: ExportedProgram, opset: int | None) -> Any:
     if found is None:
         raise UserError("ONNX export gave no program")
     return found
+
+
+def _lay_out_attention(program: ExportedProgram) -> None:
+    """Copy the result of every attention to one block, which in ONNX is nothing.
+
+    torch's translation takes attention apart only after it has made reshapes of the result to views, and the parts lay
+    it out otherwise than the fused op: such a view would be refused.
+    """
+    graph, aten = program.graph, torch.ops.aten
+    for node in [item for item in graph.nodes if item.target is aten.scaled_dot_product_attention.default]:
+        with graph.inserting_after(node):
+            copy = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        copy.meta = {**node.meta, "val": node.meta["val"].contiguous()}
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, own=copy: user is not own)
+    program.graph_module.recompile()
 
 
 def _onnx_program(program: ExportedProgram, opset: int | None, *, optimize: bool) -> Any:

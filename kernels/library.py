@@ -81,6 +81,22 @@ def conv_statistics(
     return out, *_statistics(out), x
 
 
+def conv_output(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """A convolution of a finished input in evaluation mode: ``activation(conv(x) + bias + residual)``, finished."""
+    out = functional.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
+    return finish(out, None, None, residual, None, None, activation)
+
+
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel `[C]` of a tensor that no kernel made."""
     return _statistics(x)
@@ -115,7 +131,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-for _function in (conv_statistics, statistics, norm_affine, mean_pixels):
+for _function in (conv_statistics, conv_output, statistics, norm_affine, mean_pixels):
     _op = torch.library.custom_op(f"pruneopt::{_function.__name__}", _function, mutates_args=())
     _op.register_fake(_function)
 _op = torch.library.custom_op("pruneopt::add_act", finish, mutates_args=())

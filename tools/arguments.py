@@ -66,7 +66,7 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
     shown.add_argument(
-        "--lowered", action="store_true", help="print the batch-norm statistics pass in fused operations instead"
+        "--lowered", action="store_true", help="print how searches judge a candidate, in fused operations, instead"
     )
     parser.add_argument("--pns-schema", metavar="FILE", type=Path, help="also write the network's pns pruning schema")
     parser.add_argument("--pns-result", metavar="FILE", type=Path, help="also write --plan as a pns pruning result")

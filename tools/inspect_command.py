@@ -22,7 +22,6 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan, couple
 from pruneopt.passes.analysis.naming import freeze_named
 from pruneopt.passes.base import BudgetUse, budget_uses
 from pruneopt.passes.budget import check_reachable, parse_budget
-from pruneopt.passes.lowering.statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.transform.given_plan import read_plan
@@ -36,7 +35,7 @@ from pruneopt.tools.coverage import (
 )
 from pruneopt.tools.group_table import GroupTable
 from pruneopt.tools.loading import captured, loaded_model
-from pruneopt.tools.lowered_text import lowered_data, lowered_lines
+from pruneopt.tools.lowered_text import Lowered, lowered_data, lowered_lines
 from pruneopt.tools.text import FLOP_NOTE, change, times
 
 __all__ = ["run"]
@@ -53,7 +52,7 @@ class _Found:
     plan: Plan | None
     uses: tuple[BudgetUse, ...]
     coverage: Coverage
-    lowered: LoweredStatistics | None = None
+    lowered: Lowered | None = None
 
     @property
     def groups(self) -> GroupTable:
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     graph = annotate(coupling)
     write_plan(graph, plan or {})
     uses = budget_uses(budgets, cost, plan or {})
-    lowered = lower_statistics(coupling.graph) if options.lowered else None
+    lowered = Lowered.of(coupling.graph) if options.lowered else None
     found = _Found(loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost), lowered)
     if options.json:
         print(json.dumps(_data(found), indent=2, ensure_ascii=False))

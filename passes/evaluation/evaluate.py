@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.fused import choose
+from pruneopt.passes.evaluation.fused import Taken, choose
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
 from pruneopt.passes.evaluation.race import Race, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
@@ -127,7 +126,7 @@ class Evaluation:
     def teacher(self) -> Tensor:
         """The class that the original network gives every validation image, int64 `[images]`; computed once."""
         if self._teacher is None:
-            network = _Folded(self.graph, self._placed(self.graph.weights))
+            network = _Folded(self.graph, self._placed(self.graph.weights), self.taken)
             with torch.no_grad():
                 outputs = (self.workload.forward(network, x) for x, _ in self.images.part(0, len(self.images)))
                 self._teacher = torch.cat([logits_of(item).argmax(1) for item in outputs])
@@ -162,14 +161,14 @@ class Evaluation:
 
 
 class _Folded:
-    """A network in evaluation mode, its batch norms folded."""
+    """A network in evaluation mode, its batch norms folded; on the fused kernels where there are any."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], taken: Taken) -> None:
         folded = fold_batch_norms(graph)
-        self._interpreter, self._weights = Interpreter(folded.graph), folded.weights(weights)
+        self._run, self._weights = taken.network(folded.graph), folded.weights(weights)
 
     def __call__(self, inputs: Tensor) -> object:
-        return self._interpreter.run(self._weights, inputs)
+        return self._run(self._weights, inputs)
 
 
 class _Candidate:
@@ -186,7 +185,7 @@ class _Candidate:
     def signal(self, rung: Rung) -> Tensor:
         """The signal on every image of a rung, `[images]`."""
         if self.network is None or rung.batches != self.batches:
-            self.network = _Folded(self.graph, {**self.weights, **self._running(rung.batches)})
+            self.network = _Folded(self.graph, {**self.weights, **self._running(rung.batches)}, self.evaluation.taken)
             self.batches, self.signals, self.metric = rung.batches, torch.zeros(0), torch.zeros(0)
         if len(self.signals) < rung.images:
             found = self.evaluation.signals(self.network, len(self.signals), rung.images)

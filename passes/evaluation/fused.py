@@ -1,21 +1,24 @@
-"""Fresh batch-norm statistics on the fused kernels, where a device has them; elsewhere as PyTorch computes them."""
+"""Batch-norm statistics and scores on the fused kernels where a device has them; elsewhere as PyTorch computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.ir.execute import last_uses
+from pruneopt.ir.execute import Interpreter, last_uses
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.kernels.segments import padded
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics, statistic_norms
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels, TritonKernels
+from pruneopt.passes.lowering.evaluation import lower_evaluation
+from pruneopt.passes.lowering.run_evaluation import run_evaluation
 from pruneopt.passes.lowering.run_statistics import run_statistics
 from pruneopt.passes.lowering.statistics import LoweredStatistics, lower_statistics
 
@@ -27,7 +30,7 @@ HOST_MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class Taken:
-    """How statistics are taken.
+    """How networks are run.
 
     Attributes:
         backend: the kernels; None takes PyTorch's way.
@@ -40,7 +43,7 @@ class Taken:
     def __str__(self) -> str:
         if self.backend is None:
             return f"no fused kernels: {self.why}" if self.why else ""
-        return f"statistics by fused {self.backend.name} kernels in {str(self.backend.dtype).removeprefix('torch.')}"
+        return f"fused kernels ({self.backend.name}) in {str(self.backend.dtype).removeprefix('torch.')}"
 
     def statistics(
         self,
@@ -70,9 +73,17 @@ class Taken:
                 into.batches += 1
         return into.running(graph, weights, averaging)
 
+    def network(self, folded: Graph) -> Callable[[Mapping[str, Tensor], Tensor], Any]:
+        """A network in evaluation mode, from its graph without batch norms: a function of its weights and inputs."""
+        backend = self.backend
+        if backend is None or len(folded.inputs) != 1 or folded.inputs[0].type.rank != 4:
+            return Interpreter(folded).run
+        lowered = lower_evaluation(folded)
+        return lambda weights, inputs: run_evaluation([lowered], [weights], inputs, backend)[0]
+
 
 def choose(settings: Settings) -> Taken:
-    """How statistics are taken with these settings."""
+    """How networks are run with these settings."""
     if settings.kernels == "off":
         return Taken()
     if settings.kernels == "auto" and torch.device(settings.device).type != "cuda":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.kernels import reference
-from pruneopt.kernels.operands import Affine, Partials, Prologue
+from pruneopt.kernels.operands import Affine, Output, Partials, Prologue
 from pruneopt.kernels.segments import Segments
 from pruneopt.kernels.window import Window
 
@@ -16,7 +16,7 @@ __all__ = ["Backend", "ReferenceKernels", "TritonKernels"]
 
 
 class Backend(Protocol):
-    """The kernels of a statistics pass; arguments are those of `pruneopt.kernels`.
+    """The kernels; arguments are those of `pruneopt.kernels`.
 
     Attributes:
         name: for reports.
@@ -39,10 +39,10 @@ class Backend(Protocol):
         segments: Segments,
         window: Window,
         prologue: Prologue,
-        partials: Partials,
+        epilogue: Partials | Output,
         groups: int,
     ) -> None:
-        """A convolution with statistics; depthwise for ``groups=0``."""
+        """A convolution; depthwise for ``groups=0``."""
 
     def finalize(
         self,
@@ -91,13 +91,13 @@ class ReferenceKernels:
         segments: Segments,
         window: Window,
         prologue: Prologue,
-        partials: Partials,
+        epilogue: Partials | Output,
         groups: int,
     ) -> None:
         if groups:
-            reference.conv(x, weight, y, segments, window, prologue=prologue, epilogue=partials, groups=groups)
+            reference.conv(x, weight, y, segments, window, prologue=prologue, epilogue=epilogue, groups=groups)
         else:
-            reference.dwconv(x, weight, y, segments, window, prologue=prologue, epilogue=partials)
+            reference.dwconv(x, weight, y, segments, window, prologue=prologue, epilogue=epilogue)
 
 
 class TritonKernels:
@@ -147,7 +147,7 @@ class TritonKernels:
         segments: Segments,
         window: Window,
         prologue: Prologue,
-        partials: Partials,
+        epilogue: Partials | Output,
         groups: int,
     ) -> None:
         if groups:
@@ -158,9 +158,9 @@ class TritonKernels:
                 segments,
                 window,
                 prologue=prologue,
-                epilogue=partials,
+                epilogue=epilogue,
                 groups=groups,
                 precision=self._precision,
             )
         else:
-            self._convolution.dwconv(x, weight, y, segments, window, prologue=prologue, epilogue=partials)
+            self._convolution.dwconv(x, weight, y, segments, window, prologue=prologue, epilogue=epilogue)

@@ -14,22 +14,12 @@ from dataclasses import dataclass, field, replace
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.types import MODE, Attr, TensorType
-from pruneopt.kernels.library import ACTIVATIONS
 from pruneopt.passes.analysis.norms import RunningNorm, running_norm
+from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, unfit
 
 __all__ = ["LoweredStatistics", "Unfused", "lower_statistics"]
 
-GEOMETRY = ("stride", "padding", "dilation", "groups")
-
 Pending = tuple[Value, Value | None, Value | None, Value | None, Value | None, Value | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Unfused:
-    """An op that runs as PyTorch has it, and why."""
-
-    op: Op
-    why: str
 
 
 @dataclass(frozen=True)
@@ -207,10 +197,9 @@ class _Lowering:
 
     def _unfit(self, op: Op) -> str | None:
         """Why no kernel does a convolution; None where one does."""
-        if not isinstance(op.attrs["groups"], int) or not isinstance(op.attrs["padding"], tuple):
-            return "its padding or groups are no numbers"
-        if not op.needed(1).is_weight:
-            return "its weight is computed"
+        why = unfit(op)
+        if why is not None:
+            return why
         users = op.result.users
         norm = running_norm(users[0]) if len(users) == 1 else None
         if norm is None or not norm.learns or op.result in self.old.output_values:
@@ -231,7 +220,7 @@ class _Lowering:
 
     def activation(self, op: Op) -> bool:
         """An activation behind a batch norm or a sum is left to the readers."""
-        name = _activation(op)
+        name = activation_name(op)
         source = op.value(0)
         lazy = self.lazy.get(source) if source is not None else None
         if name is None or lazy is None or lazy.finished or lazy.activation != "identity":
@@ -309,13 +298,6 @@ def lower_statistics(graph: Graph) -> LoweredStatistics:
     new.erase_dead()
     unfused = (found for op in new.ops if (found := lowering.unfused.get(op)) is not None)
     return LoweredStatistics(new, tuple(norm for norm, _, _ in lowering.norms), tuple(unfused))
-
-
-def _activation(op: Op) -> str | None:
-    """The kernels' name of an activation."""
-    if op.role == "hardtanh" and (op.operands[1:], op.attrs.get("min_val"), op.attrs.get("max_val")) == ((), 0, 6):
-        return "relu6"
-    return op.role if op.role in ACTIVATIONS else None
 
 
 def _same_pixels(op: Op) -> bool:

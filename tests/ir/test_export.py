@@ -178,6 +178,30 @@ def test_a_note_about_a_batch_of_one_refuses_no_file(tmp_path: Path) -> None:
             same_outputs(run_onnx(tmp_path / "net.onnx", given), [module(*given)], 1e-5, 1e-5)
 
 
+class Windows(nn.Module):
+    """Attention with a bias over the places of windows, whose result is laid out as an image again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(16, 48), nn.Parameter(torch.randn(2, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        parts = self.qkv(x.reshape(rows * 4, 16, 16)).view(rows * 4, 16, 2, 24).transpose(1, 2).chunk(3, dim=3)
+        bias = self.bias.unsqueeze(0).contiguous()
+        seen = nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias)
+        return seen.transpose(1, 2).reshape(rows * 4, 4, 4, -1)
+
+
+def test_a_view_of_an_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Windows()
+    export_onnx(module, torch.randn(2, 4, 16, 16), tmp_path / "net.onnx")
+    given = torch.randn(3, 4, 16, 16)
+    with torch.no_grad():
+        same_outputs(run_onnx(tmp_path / "net.onnx", [given]), [module(given)], 1e-5, 1e-5)
+
+
 def test_an_op_without_translation_is_named(tmp_path: Path) -> None:
     class Untranslatable(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -80,16 +80,20 @@ def test_groups_and_budget(call: Call, example: str) -> None:
     assert "budget 50%FLOPs: reachable, " in done.out
 
 
-def test_the_statistics_pass_lowered(call: Call) -> None:
+def test_the_passes_of_a_candidate_lowered(call: Call) -> None:
     done = call("inspect", "zoo:resnet20", "--lowered")
     assert "pruneopt.conv_statistics(%conv2d, %scale, %shift" in done.out
     assert "statistics of 19 batch norms: 19 times a convolution that finishes its input" in done.out
-    assert "no kernel: aten.pad, 2 times, first at layer2.0 at " in done.out
+    assert done.out.count("no kernel: aten.pad, 2 times, first at layer2.0 at ") == 2
+    assert "scores: 19 times a convolution with bias, sum and activation; 8 times an op as PyTorch has it" in done.out
     data = json.loads(call("inspect", "zoo:resnet20", "--lowered", "--json").out)["lowered"]
     assert len(data["norms"]) == 19
     assert data["norms"][0] == "bn1"
     assert {item["op"] for item in data["unfused"]} == {"aten.slice.Tensor", "aten.pad"}
     assert "pruneopt.conv_statistics" in {op.base for op in graph_from_dict(data["graph"]).ops}
+    scores = graph_from_dict(data["evaluation"]["graph"])
+    assert sum(op.base == "pruneopt.conv_output" for op in scores.ops) == 19
+    assert {item["op"] for item in data["evaluation"]["unfused"]} >= {"aten.slice.Tensor", "aten.pad", "aten.linear"}
 
 
 def test_a_network_without_batch_norm_has_no_statistics_pass(call: Call, tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole statistics pass on the kernels: two candidates of a small network on two batches."""
+"""Whole passes on the kernels: the statistics of two candidates of a small network on two batches, and its outputs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from ragged.buffers import Setting
 from torch import Tensor, nn
 
 from pruneopt.ir.capture import capture
+from pruneopt.ir.execute import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import TritonKernels
+from pruneopt.passes.lowering.evaluation import lower_evaluation
+from pruneopt.passes.lowering.run_evaluation import run_evaluation
 from pruneopt.passes.lowering.run_statistics import run_statistics
 from pruneopt.passes.lowering.statistics import lower_statistics
 from pruneopt.passes.transform.slice import slice_graph
@@ -73,3 +77,17 @@ def test_a_network_on_the_kernels(setting: Setting, device: str) -> None:
                 variance = wanted.variances[one.name][0] * (one.count - 1) / one.count
                 assert error(one.mean.cpu(), wanted.means[one.name][0], variance.sqrt()) < mean_bound
                 assert error(one.variance.cpu(), variance, variance) < variance_bound
+
+
+def test_a_network_in_evaluation_mode_on_the_kernels(setting: Setting, device: str) -> None:
+    torch.manual_seed(0)
+    graph = capture(Small().eval(), torch.zeros(1, 3, 9, 9))
+    folded = fold_batch_norms(graph)
+    x = torch.randn(3, 3, 9, 9)
+    weights = folded.weights(graph.weights)
+    backend = TritonKernels(torch.device(device), setting.dtype, setting.precision)
+    placed = {name: tensor.to(device) for name, tensor in weights.items()}
+    (found,) = run_evaluation([lower_evaluation(folded.graph)], [placed], x.to(device), backend)
+    wanted = Interpreter(folded.graph).run({name: tensor.double() for name, tensor in weights.items()}, x.double())
+    scale = wanted.abs().max().expand_as(wanted)
+    assert error(found.cpu(), wanted, scale) < 10 * setting.value

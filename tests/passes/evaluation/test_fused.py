@@ -140,7 +140,7 @@ def test_one_value_per_channel_is_refused() -> None:
 def test_what_is_chosen() -> None:
     assert str(choose(Settings())) == ""
     assert choose(Settings()).backend is None
-    assert str(choose(REFERENCE)) == "statistics by fused reference kernels in float32"
+    assert str(choose(REFERENCE)) == "fused kernels (reference) in float32"
     cuda = Settings(device="cuda", averaging=Averaging("population"))
     assert str(choose(cuda)) == "no fused kernels: they do not take statistics=population"
     assert str(choose(replace(cuda, kernels="off"))) == ""

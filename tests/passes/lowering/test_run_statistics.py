@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
+from random_candidates import batches, cut, lively
 from torch import Tensor, nn
 from torchvision import models
 
@@ -14,37 +14,10 @@ from pruneopt.ir.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.run_statistics import run_statistics
 from pruneopt.passes.lowering.statistics import lower_statistics
-from pruneopt.passes.transform.slice import slice_graph
-
-
-def lively(net: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d) and part.affine:
-            nn.init.uniform_(part.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(part.bias, generator=generator)
-    return net.double().eval()
-
-
-def cut(graph: Graph, keep: Sequence[float]) -> list[Graph]:
-    """Candidates with random widths, at least the given share of every group."""
-    coupling = couple(graph)
-    made = []
-    for number, share in enumerate(keep):
-        rng = np.random.default_rng(number)
-        plan = {}
-        for group in coupling.free:
-            blocks = [np.asarray(block) for block in group.blocks]
-            count = max(1, round(len(blocks[0]) * rng.uniform(share, 1)))
-            chosen = np.sort(rng.permutation(len(blocks[0]))[:count])
-            plan[group.name] = np.sort(np.concatenate([block[chosen] for block in blocks]))
-        made.append(slice_graph(graph, coupling, plan))
-    return made
 
 
 def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:
@@ -62,11 +35,6 @@ def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:
                 unbiased = item.variance * item.count / (item.count - 1)
                 torch.testing.assert_close(unbiased, wanted.variances[item.name][place], rtol=1e-9, atol=1e-12)
             assert {name: place + 1 for name, place in seen.items()} == {k: len(v) for k, v in wanted.means.items()}
-
-
-def batches(size: int, *counts: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randn(count, 3, size, size, dtype=torch.float64, generator=generator) for count in counts]
 
 
 def test_ragged_candidates_on_uneven_batches() -> None:
