@@ -22,6 +22,7 @@ from pruneopt.errors import UserError
 from pruneopt.files import atomic_folder, atomic_path
 from pruneopt.ir.compare import array_of, difference, tensor_leaves
 from pruneopt.ir.modes import in_mode, quiet
+from pruneopt.ir.onnx_forms import keep_padding, lay_out_attention, name_batch
 
 __all__ = ["export_onnx", "export_pt2", "run_onnx"]
 
@@ -70,15 +71,18 @@ def export_onnx(
 
     path = _named(path, ".onnx")
     program = _trace(module, _tensors(example_inputs), dynamic_batch, guards=False)
-    _lay_out_attention(program)
+    lay_out_attention(program)
     onnx_program = _translate(program, opset)
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     large = sum(t.numel() * t.element_size() for t in tensors.values()) > SINGLE_FILE_LIMIT
     with atomic_folder(path) as folder, quiet():
         temporary = folder / path.name
         onnx_program.save(temporary, external_data=large)
+        model = onnx.load(temporary, load_external_data=False)
+        keep_padding(model)
         if dynamic_batch:
-            _name_batch(temporary)
+            name_batch(model)
+        onnx.save(model, temporary)
         onnx.checker.check_model(str(temporary))
 
 
@@ -192,21 +196,6 @@ def _translate(program: ExportedProgram, opset: int | None) -> Any:
     return found
 
 
-def _lay_out_attention(program: ExportedProgram) -> None:
-    """Copy the result of every attention to one block, which in ONNX is nothing.
-
-    torch's translation takes attention apart only after it has made reshapes of the result to views, and the parts lay
-    it out otherwise than the fused op: such a view would be refused.
-    """
-    graph, aten = program.graph, torch.ops.aten
-    for node in [item for item in graph.nodes if item.target is aten.scaled_dot_product_attention.default]:
-        with graph.inserting_after(node):
-            copy = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
-        copy.meta = {**node.meta, "val": node.meta["val"].contiguous()}
-        node.replace_all_uses_with(copy, delete_user_cb=lambda user, own=copy: user is not own)
-    program.graph_module.recompile()
-
-
 def _onnx_program(program: ExportedProgram, opset: int | None, *, optimize: bool) -> Any:
     with quiet():
         return torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=optimize)
@@ -221,24 +210,6 @@ def _failing_op(error: BaseException | None) -> str | None:
             name = f"{match[1]}.{match[2]}" if match[1] else match[3]
         error = error.__cause__ or error.__context__
     return name
-
-
-def _name_batch(path: Path) -> None:
-    """Call the symbolic first dimension ``batch`` wherever the file names it."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    dims = [
-        dim for value in (*graph.input, *graph.output, *graph.value_info) for dim in value.type.tensor_type.shape.dim
-    ]
-    symbol = next((v.type.tensor_type.shape.dim[0].dim_param for v in graph.input if v.type.tensor_type.shape.dim), "")
-    if not symbol.isidentifier():
-        return
-    for dim in dims:
-        if dim.dim_param:
-            dim.dim_param = re.sub(rf"\b{symbol}\b", "batch", dim.dim_param)
-    onnx.save(model, path)
 
 
 # Small things

@@ -202,6 +202,36 @@ def test_a_view_of_an_attention(tmp_path: Path) -> None:
         same_outputs(run_onnx(tmp_path / "net.onnx", [given]), [module(given)], 1e-5, 1e-5)
 
 
+class Ranks(nn.Module):
+    """Attention over three axes, with a mask, and over five."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        attention = nn.functional.scaled_dot_product_attention
+        three = attention(x, x.cos(), x.sin(), attn_mask=(x @ x.transpose(1, 2)).tanh())
+        five = x.view(-1, 2, 3, 2, 8)
+        return three, attention(five, five.sin(), five.cos(), scale=0.5)
+
+
+def test_attention_over_other_axes_than_four(tmp_path: Path) -> None:
+    export_onnx(Ranks(), torch.randn(2, 12, 8), tmp_path / "net.onnx")
+    for rows in (1, 3):
+        given = torch.randn(rows, 12, 8)
+        same_outputs(run_onnx(tmp_path / "net.onnx", [given]), list(Ranks()(given)), 1e-5, 1e-5)
+
+
+def test_zeros_in_front_of_a_max_pooling_stay_zeros(tmp_path: Path) -> None:
+    """onnxruntime would pad with minus infinity instead."""
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.pad(x, (1, 1, 1, 1))
+            return nn.functional.max_pool2d(x, 3, 2) + nn.functional.avg_pool2d(x, 3, 2)
+
+    given = -1 - torch.rand(2, 3, 8, 8)
+    export_onnx(Padded(), given, tmp_path / "net.onnx")
+    same_outputs(run_onnx(tmp_path / "net.onnx", [given]), [Padded()(given)], 1e-6, 1e-6)
+
+
 def test_an_op_without_translation_is_named(tmp_path: Path) -> None:
     class Untranslatable(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
