@@ -52,13 +52,13 @@ class Case:
     race: int
 
 
-def _case(device: Device, data: Path | None, candidates: int) -> Case:
+def _case(device: Device, data: Path | None, sizes: Sizes) -> Case:
     """The trained network, or in a rehearsal a toy with random labels.
 
     Raises:
         Skipped: no trained network is named.
     """
-    place = device.place.type
+    place, candidates = device.place.type, max(sizes.ranked, sizes.searched)
     if device.rehearsal:
         ours = Settings(batches=2, batch_size=3, device=place, kernels="reference")
         published = replace(ours, batches=3, averaging=Averaging("ema", 0.1, reset=False))
@@ -98,14 +98,14 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
 
     ``statistics`` takes fused statistics alone and scores as the reference does, ``throughout`` scores on the kernels.
     """
-    case = _case(device, data, sizes.ranked)
+    case = _case(device, data, sizes)
     evaluation = _evaluation(case, replace(case.ours, kernels="off"))
     batches = list(evaluation.calibration.part(0, case.ours.batches))
     kinds = {"eager": Taken(), "fused": Taken(TritonKernels(device.place, device.half))}
     ways = {"eager": ("eager", "eager"), "statistics": ("fused", "eager"), "throughout": ("fused", "fused")}
     hits: dict[str, list[Tensor]] = {name: [] for name in ways}
     with device.exact():
-        for plan in case.setup.plans:
+        for plan in case.setup.plans[: sizes.ranked]:
             if clock.left < 10:
                 row["cut short"] = f"{len(hits['eager'])} of {sizes.ranked} candidates, as time ran out"
                 break
@@ -178,7 +178,7 @@ def search_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, r
 
     Full scores are those in float32.
     """
-    case = _case(device, data, max(sizes.searched, sizes.ranked))
+    case = _case(device, data, sizes)
     plans = case.setup.plans[: sizes.searched]
     judges: dict[str, Callable[[Plan], float]] = {
         "B4": _padded_judge(case, device, plans[0]),
