@@ -9,6 +9,7 @@ __all__ = ["wrap"]
 WIDTH = 110
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 BRACKET = re.compile(r"[()\[\]{}]")
+STRING = re.compile(r""""(?:\\.?|[^"\\])*"?|'(?:\\.?|[^'\\])*'?""")
 
 
 def wrap(line: str, indent: int, end: str = "") -> str:
@@ -39,17 +40,7 @@ def _plain(text: str) -> str:
     """The text with the characters of its strings blanked out."""
     if '"' not in text and "'" not in text:
         return text
-    chars, quote, escaped = [], "", False
-    for char in text:
-        if quote:
-            if char == quote and not escaped:
-                quote = ""
-            escaped = char == "\\" and not escaped
-            chars.append("_")
-        else:
-            quote = char if char in "\"'" else ""
-            chars.append("_" if quote else char)
-    return "".join(chars)
+    return STRING.sub(lambda found: "_" * len(found.group()), text)
 
 
 def _closing(text: str, start: int) -> int:
