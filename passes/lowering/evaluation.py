@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from pruneopt.ir.graph import Graph, Op, Operand, Value, map_structure
 from pruneopt.ir.types import MODE
-from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, unfit
+from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, mapped, unfit
 
 __all__ = ["LoweredEvaluation", "lower_evaluation"]
 
@@ -137,15 +137,7 @@ class _Lowering:
 
     def keep(self, op: Op, why: str) -> None:
         """An op as it is."""
-
-        def kept(operand: Operand) -> Operand:
-            if isinstance(operand, Value):
-                return self.value(operand)
-            if isinstance(operand, tuple):
-                return tuple(None if value is None else self.value(value) for value in operand)
-            return operand
-
-        operands = tuple(kept(operand) for operand in op.operands)
+        operands = mapped(op.operands, self.value)
         results = [(self.new.fresh_name(value.name), value.type) for value in op.results]
         made = self.new.add_op(op.target, operands, op.attrs, results, op.loc)
         self.done.update(zip(op.results, made.results, strict=True))

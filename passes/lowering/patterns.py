@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pruneopt.ir.graph import Op
+from pruneopt.ir.graph import Op, Operand, Value
 from pruneopt.kernels.library import ACTIVATIONS
 
-__all__ = ["GEOMETRY", "Unfused", "activation_name", "unfit"]
+__all__ = ["GEOMETRY", "Unfused", "activation_name", "mapped", "unfit"]
 
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 
@@ -32,3 +33,16 @@ def unfit(op: Op) -> str | None:
     if not isinstance(op.attrs["groups"], int) or not isinstance(op.attrs["padding"], tuple):
         return "its padding or groups are no numbers"
     return None if op.needed(1).is_weight else "its weight is computed"
+
+
+def mapped(operands: Sequence[Operand], value: Callable[[Value], Value]) -> tuple[Operand, ...]:
+    """Operands with every value replaced."""
+
+    def one(operand: Operand) -> Operand:
+        if isinstance(operand, Value):
+            return value(operand)
+        if isinstance(operand, tuple):
+            return tuple(None if item is None else value(item) for item in operand)
+        return operand
+
+    return tuple(map(one, operands))

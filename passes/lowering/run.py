@@ -156,10 +156,10 @@ class Run:
         return torch_value(attr, self.work.images[segment], False, self.work.device)
 
     def _operands(self, first: Op, op: Op, segment: int) -> list[Any]:
-        """A segment's operands; weights take the precision of what they meet."""
+        """A segment's operands; weights take the precision of the activations that they meet."""
         weights = self.weights[self.work.candidates[segment]]
         met = [self.part(value, segment) for value in first.inputs if not value.is_weight]
-        dtype = next((tensor.dtype for tensor in met if tensor.is_floating_point()), self.work.backend.dtype)
+        dtype = next((tensor.dtype for tensor in met if tensor.is_floating_point()), None)
 
         def fetched(known: Operand, own: Operand) -> Any:
             if isinstance(known, tuple) and isinstance(own, tuple):
@@ -169,7 +169,7 @@ class Run:
             if not own.is_weight:
                 return self.part(known, segment)
             weight = weights[own.name]
-            return weight.to(dtype) if weight.is_floating_point() else weight
+            return weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
 
         return [fetched(known, own) for known, own in zip(first.operands, op.operands, strict=True)]
 

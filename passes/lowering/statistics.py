@@ -15,7 +15,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.types import MODE, Attr, TensorType
 from pruneopt.passes.analysis.norms import RunningNorm, running_norm
-from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, unfit
+from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, mapped, unfit
 
 __all__ = ["LoweredStatistics", "Unfused", "lower_statistics"]
 
@@ -267,15 +267,7 @@ class _Lowering:
 
     def keep(self, op: Op, why: str) -> None:
         """An op as it is, on finished inputs."""
-
-        def kept(operand: Operand) -> Operand:
-            if isinstance(operand, Value):
-                return self.value(operand)
-            if isinstance(operand, tuple):
-                return tuple(None if value is None else self.value(value) for value in operand)
-            return operand
-
-        operands = tuple(kept(operand) for operand in op.operands)
+        operands = mapped(op.operands, self.value)
         results = [(self.new.fresh_name(value.name), value.type) for value in op.results]
         made = self.new.add_op(op.target, operands, op.attrs, results, op.loc)
         for old, value in zip(op.results, made.results, strict=True):
