@@ -51,7 +51,8 @@ def entries(value: Any, key: str) -> Iterator[Any]:
             yield from entries(item, key)
 
 
-@pytest.mark.timeout(900)  # 40 s of a processor, which others may share
+@pytest.mark.slow  # 35 to 50 s of a processor
+@pytest.mark.timeout(900)
 def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     reason = interpretable()
     if reason:
