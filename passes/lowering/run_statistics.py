@@ -52,7 +52,7 @@ def run_statistics(
     for number, (mean, variance) in enumerate(zip(outputs[::2], outputs[1::2], strict=True)):
         for segment, candidate in enumerate(run.work.candidates):
             norm = lowered[candidate].norms[number]
-            one, other = (run.part(value, segment).clone() for value in (mean, variance))
+            one, other = (run.part(value, segment) for value in (mean, variance))  # nothing writes there again
             item = BatchStatistics(norm.mean.name, one, other, run.work.images[segment] * _pixels(norm))
             found[candidate][run.batch_of[segment]].append(item)
     return found
