@@ -159,7 +159,7 @@ class AdaptiveStatistics(FreshStatistics):
     )
     race: int | None = option(None, "give up what is clearly worse after this many images, 512 say (look at all)")
     kernels: Kernels = option(  # noqa: RUF009
-        "auto", "fused kernels for the statistics, where the device has them; off; or reference, in plain PyTorch"
+        "auto", "fused kernels where the device has them; off; or reference, what they compute in plain PyTorch"
     )
 
     def __post_init__(self) -> None:
