@@ -45,8 +45,8 @@ class Settings:
         signal: what candidates are compared by: the task's metric, the mean log-likelihood of the targets, or the share
             of images on which a candidate's class is the original network's.
         race: images on the first rung of a race (`evaluation.race`); None scores every candidate on all images.
-        kernels: fused kernels for statistics and scores: ``auto`` takes them where the device has them, ``reference`` computes
-            the same in plain PyTorch anywhere.
+        kernels: fused kernels for statistics and scores: ``auto`` takes them where the device has them, ``reference``
+            computes the same in plain PyTorch anywhere.
         keep: how many of the best a race has to tell apart from the rest by all images.
     """
 
