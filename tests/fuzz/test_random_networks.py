@@ -57,3 +57,10 @@ def test_no_reference_is_idle() -> None:
         if all(COUNTS[name] for name in references):
             break
     assert all(COUNTS[name] for name in references)
+
+
+@pytest.mark.parametrize("seed", [30066, 30564])
+def test_a_weight_norm_whose_whole_direction_is_removed(seed: int) -> None:
+    """The reference had divided nothing by nothing there."""
+    dice = SeededDice(seed)
+    check(draw_network(dice, 8), dice)

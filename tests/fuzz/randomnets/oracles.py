@@ -21,6 +21,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
+DIRECTIONS = ("_v", "original1")
+"""How the names of a weight norm's directions end."""
+
+
 def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
     """The module that reads removed channels as zeros; None where that is not the pruned function: a statistic runs
     over removed channels, or activations are multiplied with each other.
@@ -41,14 +45,26 @@ def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
                 if _may_be_zero(own, tensor, slot.axes):
                     mask = torch.from_numpy(gone[slot.units])
                     tensor.data.masked_fill_(mask.expand(tensor.shape), 0)
+        _undivided(module)
     return twin
+
+
+def _undivided(module: nn.Module) -> None:
+    """Where a whole direction of a weight norm became zero, its length is zero instead: 0 / 0 would spread."""
+    for name, direction in module.named_parameters(recurse=False):
+        if name.endswith(DIRECTIONS):
+            length = module.get_parameter(name.replace("original1", "original0").replace("_v", "_g"))
+            axis = next((axis for axis, size in enumerate(length.shape) if size > 1), 0)
+            gone = (direction.transpose(0, axis).flatten(1) == 0).all(1).nonzero().flatten()
+            direction.data.index_fill_(axis, gone, 1.0)
+            length.data.index_fill_(axis, gone, 0.0)
 
 
 def _may_be_zero(name: str, tensor: Tensor, axes: tuple[int, ...]) -> bool:
     """Whether the removed elements of a parameter may be zero: those that are read must, those that make channels may
     (nobody reads these), but vectors (a scale before a norm) and directions of a weight norm (0 / 0) are left alone.
     """
-    return tensor.dim() > 1 and (axes[-1] == 1 or not name.endswith(("_v", "original1")))
+    return tensor.dim() > 1 and (axes[-1] == 1 or not name.endswith(DIRECTIONS))
 
 
 def smaller(model: Network, weights: Mapping[str, Tensor], *, whole_groups: bool = False) -> Network | None:
