@@ -22,13 +22,13 @@ from pruneopt.passes.lowering.backends import Backend
 from pruneopt.passes.lowering.storage import Activation, Table
 from pruneopt.passes.lowering.work import Work
 
-__all__ = ["Handler", "Run", "same_program"]
+__all__ = ["Handler", "Run"]
 
 Stored = Activation | Table | list[Tensor]
 """A value of all segments: in a kernel's buffer, or as PyTorch's tensors."""
 
 
-def same_program(one: Graph, other: Graph) -> bool:
+def _same_program(one: Graph, other: Graph) -> bool:
     """Whether two candidates can run side by side: they make the same calls."""
     return [op.target for op in one.ops] == [op.target for op in other.ops]
 
@@ -52,7 +52,7 @@ class Run:
         backend: Backend,
         handlers: Mapping[str, Handler],
     ) -> None:
-        if not all(same_program(graphs[0], other) for other in graphs[1:]):
+        if not all(_same_program(graphs[0], other) for other in graphs[1:]):
             raise InternalError("candidates with different calls cannot run side by side")
         self.graphs, self.weights, self.batches, self.handlers = graphs, weights, batches, handlers
         self.batch_of = [number for _ in graphs for number in range(len(batches))]

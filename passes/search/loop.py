@@ -123,7 +123,7 @@ class Search:
         """The judge, who knows what was judged before."""
         judge = self.judge()
         self.outcome.averaging = judge.describe()
-        self.tell(f"candidates are judged by {judge.describe()}", len(self.outcome.candidates), self.asker.total)
+        self.tell(f"candidates are judged by {self.outcome.averaging}", len(self.outcome.candidates), self.asker.total)
         for candidate in self.outcome.candidates:
             if candidate.trace is not None:
                 judge.recall(candidate.trace)
