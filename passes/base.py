@@ -183,7 +183,7 @@ class Part(Configured):
     """A replaceable part of a pass. Each kind is an abstract class that sets ``kind``; its parts set ``name``."""
 
     kind: ClassVar[str]
-    """What it can stand for: ``criterion``, ``searcher``, ``evaluator``, ``ranking``, ``regulariser``, ``recipe``."""
+    """What it can stand for: ``criterion``, ``searcher``, ..., one of `registry.PART_GROUPS`."""
 
 
 @dataclass(frozen=True)

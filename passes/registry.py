@@ -51,6 +51,7 @@ PART_GROUPS = {
     "ranking": "pruneopt.rankings",
     "regulariser": "pruneopt.regularisers",
     "recipe": "pruneopt.recipes",
+    "target": "pruneopt.targets",
 }
 """The entry-point group of every kind of part."""
 
@@ -92,6 +93,13 @@ _PARTS: dict[str, dict[str, str]] = {
     "recipe": {
         "sgd": "pruneopt.passes.training.recipe:SGD",
         "adamw": "pruneopt.passes.training.recipe:AdamW",
+    },
+    "target": {
+        "torch-cpu": "pruneopt.passes.targets.torch_targets:TorchCPU",
+        "torch-cuda": "pruneopt.passes.targets.torch_targets:TorchCUDA",
+        "ort-cpu": "pruneopt.passes.targets.ort_targets:OrtCPU",
+        "ort-cuda": "pruneopt.passes.targets.ort_targets:OrtCUDA",
+        "ort-tensorrt": "pruneopt.passes.targets.ort_targets:OrtTensorRT",
     },
 }
 

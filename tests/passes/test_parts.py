@@ -32,6 +32,7 @@ from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Ranking
 from pruneopt.passes.search.searcher import Searcher
 from pruneopt.passes.spec import check_options, parse_part, parse_pipeline, pass_text, pipeline_text
+from pruneopt.passes.targets.target import Target
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.transform.prune import Prune
 
@@ -42,6 +43,7 @@ BASES: dict[str, type[Part]] = {
     "ranking": Ranking,
     "regulariser": Regulariser,
     "recipe": Recipe,
+    "target": Target,
 }
 
 
