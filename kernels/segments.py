@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 
-__all__ = ["ALIGNMENT", "LIMIT", "Pool", "Pools", "Segment", "Segments", "padded"]
+__all__ = ["ALIGNMENT", "COLUMNS", "LIMIT", "Pool", "Pools", "Segment", "Segments", "padded"]
 
 ALIGNMENT = 16
 """Channels are stored in multiples of this, and offsets are multiples of it, so that every copy is 16 bytes wide."""
@@ -98,10 +98,21 @@ class Segment:
 
 _NAMES = tuple(field.name for field in fields(Segment))
 _OFFSETS = _NAMES[: _NAMES.index("image")]
+COLUMNS = {name: number for number, name in enumerate(_NAMES)}
+"""Where each field of a segment stands in a row of the table."""
 
 
 class Segments:
     """The table of a launch, on the device and, for checking, on the host.
+
+    Kernels read the table on the device alone. Whoever gives its memory may write other, smaller widths and fewer
+    images there later: a launch that was made for these segments then works on others, and its programs that have
+    nothing to do end at once. With no images a segment has no work at all.
+
+    Args:
+        segments: the rows.
+        device: of the table.
+        table: memory for it, int64 `[segments, 16]`, contiguous; None makes some on ``device``.
 
     Attributes:
         table: int64 `[segments, 16]` on the device, one column per field of `Segment`.
@@ -111,17 +122,25 @@ class Segments:
         UserError: no segments, or more than a launch's grid can hold.
     """
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, segments: Sequence[Segment], device: torch.device | str = "cpu", table: Tensor | None = None
+    ) -> None:
         if not 0 < len(segments) < 65536:
             raise UserError(f"a launch takes 1 to 65535 segments, not {len(segments)}")
         rows = [[getattr(segment, name) for name in _NAMES] for segment in segments]
         self.segments = tuple(segments)
         self.host = torch.tensor(rows, dtype=torch.int64)
-        self.table = self.host.to(device)
+        self.table = self.host.to(device) if table is None else table.copy_(self.host)
         self._columns = dict(zip(_NAMES, self.host.unbind(1), strict=True))
         self._widths = {
             name: (self._columns[name] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for name in ("n_in", "n_out")
         }
+
+    @classmethod
+    def read(cls, table: Tensor) -> Segments:
+        """The segments that have work, of a table as it stands now on its device."""
+        rows: list[list[int]] = table.tolist()
+        return cls([Segment(**dict(zip(_NAMES, row, strict=True))) for row in rows if row[COLUMNS["images"]]])
 
     def __len__(self) -> int:
         return len(self.segments)

@@ -48,8 +48,8 @@ def finalize_kernel(
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < width
     real = channel < n_out
-    if tl.program_id(0) * BLOCK_C < width:
-        rows = number(table_ptr, segment, IMAGES) * pixels
+    rows = number(table_ptr, segment, IMAGES) * pixels
+    if (tl.program_id(0) * BLOCK_C < width) & (rows > 0):
         n_tiles = tl.cdiv(rows, TILE_ROWS)
         mean_base = mean_ptr + offset(table_ptr, segment, PARTIALS)
         m2_base = m2_ptr + offset(table_ptr, segment, PARTIALS)

@@ -1,4 +1,4 @@
-"""One convolution of every candidate: its weights packed, and a launch for each number of groups."""
+"""One convolution of every candidate: room for its weights, and a launch for each number of groups."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopt.ir.graph import Op
+from pruneopt.ir.graph import Op, Value
 from pruneopt.kernels.operands import Output, Partials, Prologue, tiles
 from pruneopt.kernels.segments import Segments, padded
 from pruneopt.kernels.window import Window
-from pruneopt.passes.lowering.run import Run
+from pruneopt.passes.lowering.backends import Convolve
+from pruneopt.passes.lowering.layout import Layout, Pair
 from pruneopt.passes.lowering.storage import Activation
-from pruneopt.passes.lowering.work import Work
+from pruneopt.passes.lowering.twins import depthwise
 
 __all__ = ["Convolution"]
 
@@ -25,61 +26,64 @@ class Convolution:
     """What the launches of one convolution share.
 
     Attributes:
-        work: the segments.
+        layout: what it is laid out for.
+        op: what it is; ``weight`` is the number of that operand.
         raw, made: what is read and what is written.
         prologue: how it is finished while it is read.
         columns: of the launches' tables, where operands begin.
-        kernels: the weight of every candidate, as PyTorch has it.
         window: its geometry.
-        groups: of every segment; 0 where it is depthwise.
+        groups: of every candidate; 0 where it is depthwise.
     """
 
-    work: Work
+    layout: Layout
+    op: Op
+    weight: int
     raw: Activation
     made: Activation
     prologue: Prologue
     columns: dict[str, tuple[int, ...]]
-    kernels: Sequence[Tensor]
     window: Window
-    groups: Sequence[int]
+    groups: tuple[int, ...]
 
     @classmethod
     def of(
         cls,
-        run: Run,
-        ops: Sequence[Op],
+        layout: Layout,
+        op: Op,
         weight: int,
         raw: Activation,
         prologue: Prologue,
         columns: dict[str, tuple[int, ...]],
     ) -> Convolution:
-        """The convolution that ``ops`` are; ``weight`` is the number of their operand."""
-        kernels = [run.weights[number][op.needed(weight).name] for number, op in enumerate(ops)]
-        pairs: list[Any] = [ops[0].attrs[name] for name in ("stride", "padding", "dilation")]
-        window = Window(raw.height, raw.width, (kernels[0].shape[2], kernels[0].shape[3]), *pairs)
-        channels = [len(kernels[number]) for number in run.work.candidates]
-        made = run.empty(run.work.images, channels, (window.out_height, window.out_width))
-        groups = []
-        for segment, number in enumerate(run.work.candidates):
-            given, n_in = ops[number].attrs["groups"], raw.channels[segment]
-            assert isinstance(given, int)
-            groups.append(0 if given == n_in == channels[segment] and n_in > 1 else given)
-        return cls(run.work, raw, made, prologue, {**columns, "y": made.starts}, kernels, window, groups)
+        """The convolution that an op is; ``weight`` is the number of that operand."""
+        height, width = op.needed(weight).type.shape(1)[2:]
+        pairs: list[Any] = [op.attrs[name] for name in ("stride", "padding", "dilation")]
+        window = Window(raw.height, raw.width, (height, width), *pairs)
+        made = layout.make(op.results[0], (window.out_height, window.out_width))
+        groups = tuple(0 if depthwise(own) else _number(own.attrs["groups"]) for own in layout.own(op))
+        return cls(layout, op, weight, raw, made, prologue, {**columns, "y": made.starts}, window, groups)
+
+    @property
+    def sides(self) -> tuple[Value, Value]:
+        """Where the channels of both sides are told."""
+        return self.op.needed(0), self.op.results[0]
 
     def measured(self) -> Iterator[tuple[Partials, Segments]]:
         """Launch with statistics; gives the partial statistics of each launch and its table."""
-        backend = self.work.backend
+        layout, backend = self.layout, self.layout.backend
         for groups, chosen in self._launches():
             n_out, n_in = (max(side.channels[number] for number in chosen) for side in (self.made, self.raw))
-            rows = backend.tile_rows(n_out, n_in, groups)
-            starts, total = [0] * len(self.work.images), 0
+            rows = backend.tile_rows(n_out, n_in, self.window, groups)
+            starts, total = [0] * len(layout.images), 0
             for number in chosen:
                 starts[number] = total
-                count = tiles(self.work.images[number], self.window.out_pixels, rows)
+                count = tiles(layout.images[number], self.window.out_pixels, rows)
                 total += count * padded(self.made.channels[number])
-            mean, m2 = (torch.empty(total, dtype=backend.sums, device=self.work.device) for _ in range(2))
+            mean, m2 = (layout.memory.take(total, backend.sums) for _ in range(2))
             partials = Partials(mean, m2, rows)
             yield partials, self._launch(groups, chosen, partials, partials=tuple(starts))
+            for buffer in (mean, m2):
+                layout.memory.give(buffer)
 
     def finished(self, output: Output) -> None:
         """Launch with an epilogue of evaluation."""
@@ -88,38 +92,55 @@ class Convolution:
 
     def _launches(self) -> Iterator[tuple[int, list[int]]]:
         """The segments of each launch, by their number of groups."""
-        for groups in dict.fromkeys(self.groups):
-            yield groups, [number for number, own in enumerate(self.groups) if own == groups]
+        own = [self.groups[candidate] for candidate in self.layout.candidates]
+        for groups in dict.fromkeys(own):
+            yield groups, [number for number, its in enumerate(own) if its == groups]
 
     def _launch(
         self, groups: int, chosen: Sequence[int], epilogue: Partials | Output, **more: tuple[int, ...]
     ) -> Segments:
-        weight, starts = self._packed(groups, chosen)
-        columns = {**self.columns, "w": starts, **more}
-        if not groups:
-            columns["w_rows"] = (1,) * len(self.groups)
-        segments = self.work.table(self.raw.channels, self.made.channels, columns, chosen)
-        self.work.backend.conv(
+        weight, places = self._packed(groups, chosen)
+        columns = {**self.columns, **places, **more}
+        segments = self.layout.table(self.sides, columns, chosen)
+        operands = Convolve(
             self.raw.buffer, weight, self.made.buffer, segments, self.window, self.prologue, epilogue, groups
         )
+        self.layout.launch(self.layout.backend.conv(operands))
         return segments
 
-    def _packed(self, groups: int, chosen: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-        """The candidates' weights in the kernels' layout, one after another, and where each segment's begins."""
-        backend, starts, total = self.work.backend, {}, 0
-        wanted = dict.fromkeys(self.work.candidates[number] for number in chosen)
-        shapes = {number: self._shape(self.kernels[number], groups) for number in wanted}
+    def _packed(self, groups: int, chosen: Sequence[int]) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+        """Room for the candidates' weights in the kernels' layout, and where each segment's stands and how wide."""
+        layout, starts, total = self.layout, {}, 0
+        wanted = dict.fromkeys(layout.candidates[number] for number in chosen)
+        own = layout.own(self.op)
+        shapes = {number: self._shape(own[number], groups) for number in wanted}
         for number, shape in shapes.items():
             starts[number] = total
             total += shape.numel()
-        buffer = torch.empty(total, dtype=backend.dtype, device=self.work.device)
-        for number, shape in shapes.items():
-            packed = buffer[starts[number] : starts[number] + shape.numel()].view(shape)
-            kernel = self.kernels[number].to(backend.dtype).contiguous()
-            every, own = torch.arange(len(kernel)), torch.arange(kernel.shape[1])
-            backend.pack(kernel, every, own.expand(groups, -1) if groups > 1 else own, packed)
-        return buffer, tuple(starts.get(number, 0) for number in self.work.candidates)
+        buffer = torch.zeros(total, dtype=layout.backend.dtype, device=layout.device)
 
-    def _shape(self, kernel: Tensor, groups: int) -> torch.Size:
-        rows = padded(kernel.shape[1]) if groups else 1
-        return torch.Size((self.window.taps, rows, padded(len(kernel))))
+        def copies() -> Iterator[Pair]:
+            for number, shape in shapes.items():
+                kernel = layout.weight(self.op, self.weight, number)
+                assert kernel is not None
+                stored = buffer[starts[number] : starts[number] + shape.numel()].view(shape)
+                packed = kernel.flatten(2).permute(2, 1, 0)  # [taps, rows, columns]
+                yield stored[:, : packed.shape[1], : packed.shape[2]], packed
+
+        layout.load(copies, buffer)
+        of = layout.candidates
+        places = {
+            "w": tuple(starts.get(number, 0) for number in of),
+            "w_rows": tuple(shapes[number][1] if number in shapes else 1 for number in of),
+            "w_columns": tuple(shapes[number][2] if number in shapes else 0 for number in of),
+        }
+        return buffer, places
+
+    def _shape(self, op: Op, groups: int) -> torch.Size:
+        n_out, n_in = op.needed(self.weight).type.shape(1)[:2]
+        return torch.Size((self.window.taps, padded(n_in) if groups else 1, padded(n_out)))
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,15 +1,16 @@
-"""The fused operations of lowered graphs, each as launches over all segments of a run."""
+"""The fused operations of lowered graphs, each as launches over all segments of a program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pruneopt.ir.graph import Op
 from pruneopt.kernels.operands import Affine, Output, Prologue
 from pruneopt.passes.lowering.convolutions import Convolution
-from pruneopt.passes.lowering.run import Handler, Run
+from pruneopt.passes.lowering.layout import Handler, Layout
 from pruneopt.passes.lowering.storage import Activation, Table
+from pruneopt.passes.lowering.twins import depthwise
 
 __all__ = ["HANDLERS"]
 
@@ -17,13 +18,13 @@ Columns = dict[str, tuple[int, ...]]
 """Of a launch's table: where every segment's part of an operand begins."""
 
 
-def _prologue(run: Run, op: Op, finished: Activation | None) -> tuple[Activation, Prologue, Columns]:
+def _prologue(layout: Layout, op: Op, finished: Activation | None) -> tuple[Activation, Prologue, Columns]:
     """What is loaded and how it is finished; with the table's columns for it."""
-    raw = run.activation(op.needed(0))
-    affine, in_table = run.affine(op.value(1), op.value(2))
+    raw = layout.activation(op.needed(0))
+    affine, in_table = layout.affine(op.value(1), op.value(2))
     beside = op.value(3)
-    residual = None if beside is None else run.activation(beside)
-    residual_affine, residual_table = run.affine(op.value(4), op.value(5))
+    residual = None if beside is None else layout.activation(beside)
+    residual_affine, residual_table = layout.affine(op.value(4), op.value(5))
     activation: Any = op.attrs["activation"]
     prologue = Prologue(
         affine,
@@ -40,104 +41,100 @@ def _prologue(run: Run, op: Op, finished: Activation | None) -> tuple[Activation
     return raw, prologue, columns
 
 
-def _like(run: Run, raw: Activation) -> Activation:
-    return run.empty(raw.images, raw.channels, (raw.height, raw.width))
-
-
-def add_act(run: Run, ops: Sequence[Op]) -> None:
+def add_act(layout: Layout, op: Op) -> None:
     """A finished activation, written out."""
-    run.env[ops[0].result] = _finished(run, ops[0])
+    layout.env[op.result] = _finished(layout, op)
 
 
-def _finished(run: Run, op: Op) -> Activation:
-    made = _like(run, run.activation(op.needed(0)))
-    raw, prologue, columns = _prologue(run, op, made)
-    run.work.backend.add_act(raw.buffer, run.work.table(raw.channels, raw.channels, columns), raw.pixels, prologue)
+def _finished(layout: Layout, op: Op) -> Activation:
+    source = op.needed(0)
+    made = layout.make(source)
+    raw, prologue, columns = _prologue(layout, op, made)
+    segments = layout.table((source, source), columns)
+    layout.launch(layout.backend.add_act(raw.buffer, segments, raw.pixels, prologue))
     return made
 
 
-def mean_pixels(run: Run, ops: Sequence[Op]) -> None:
+def mean_pixels(layout: Layout, op: Op) -> None:
     """The mean over an image's pixels."""
-    raw, prologue, columns = _prologue(run, ops[0], None)
-    made = run.empty(raw.images, raw.channels, (1, 1))
+    source = op.needed(0)
+    raw, prologue, columns = _prologue(layout, op, None)
+    made = layout.make(op.result, (1, 1))
     columns["y"] = made.starts
-    segments = run.work.table(raw.channels, raw.channels, columns)
-    run.work.backend.mean_pixels(raw.buffer, made.buffer, segments, raw.pixels, prologue=prologue)
-    run.env[ops[0].result] = made
+    segments = layout.table((source, source), columns)
+    layout.launch(layout.backend.mean_pixels(raw.buffer, made.buffer, segments, raw.pixels, prologue=prologue))
+    layout.env[op.result] = made
 
 
-def conv_statistics(run: Run, ops: Sequence[Op]) -> None:
+def conv_statistics(layout: Layout, op: Op) -> None:
     """A convolution with the statistics of what it gives, and its batch norm's scale and shift."""
-    first = ops[0]
-    out, mean, variance, finished = first.results
-    raw, prologue, columns, kept = _loaded(run, first, wanted=bool(finished.users))
-    convolution = Convolution.of(run, ops, 6, raw, prologue, columns)
+    out, mean, variance, finished = op.results
+    raw, prologue, columns, kept = _loaded(layout, op, wanted=bool(finished.users))
+    convolution = Convolution.of(layout, op, 6, raw, prologue, columns)
     channels = convolution.made.channels
-    tables = [Table.zeros(channels, run.work.backend.sums, run.work.device) for _ in range(4)]
+    tables = [Table.zeros(channels, layout.backend.sums, layout.device) for _ in range(4)]
     means, variances, scale, shift = (table.buffer for table in tables)
     convolution.columns["out_table"] = tables[0].starts
-    norm = _norm_of(first)
+    norm = _norm_of(op)
     gamma = beta = affine = None
     eps: Any = 0.0
     if norm is not None:
-        norms = [_norm_of(op) or norm for op in ops]
-        widths = [len(kernel) for kernel in convolution.kernels]
-        gamma, beta = (run.parameters(norms, index, default, widths) for index, default in ((2, 1.0), (3, 0.0)))
+        gamma, beta = (layout.parameters(norm, index, default, out) for index, default in ((2, 1.0), (3, 0.0)))
         convolution.columns["params"] = gamma.starts
         affine, eps = Affine(scale, shift), norm.attrs["eps"]
     for partials, segments in convolution.measured():
-        run.work.backend.finalize(
-            partials,
-            means,
-            variances,
-            segments,
-            convolution.window.out_pixels,
-            gamma=None if gamma is None else gamma.buffer,
-            beta=None if beta is None else beta.buffer,
-            affine=affine,
-            eps=float(eps),
+        layout.launch(
+            layout.backend.finalize(
+                partials,
+                means,
+                variances,
+                segments,
+                convolution.window.out_pixels,
+                gamma=None if gamma is None else gamma.buffer,
+                beta=None if beta is None else beta.buffer,
+                affine=affine,
+                eps=float(eps),
+            )
         )
-    run.env |= {out: convolution.made, mean: tables[0], variance: tables[1]}
+    layout.env |= {out: convolution.made, mean: tables[0], variance: tables[1]}
     if kept is not None:
-        run.env[finished] = kept
+        layout.env[finished] = kept
     if norm is not None:
-        run.env |= dict(zip(norm.results, tables[2:], strict=True))
-        run.applied.add(norm)
+        layout.env |= dict(zip(norm.results, tables[2:], strict=True))
+        layout.applied.add(norm)
 
 
-def conv_output(run: Run, ops: Sequence[Op]) -> None:
+def conv_output(layout: Layout, op: Op) -> None:
     """A convolution with bias, residual and activation."""
-    first = ops[0]
-    raw = run.activation(first.needed(0))
-    convolution = Convolution.of(run, ops, 1, raw, Prologue(), {"x": raw.starts})
-    bias = residual = None
-    if first.value(2) is not None:
-        table = run.parameters(ops, 2, 0.0, [len(kernel) for kernel in convolution.kernels])
+    raw = layout.activation(op.needed(0))
+    beside = op.value(3)
+    other = None if beside is None else layout.activation(beside)
+    convolution = Convolution.of(layout, op, 1, raw, Prologue(), {"x": raw.starts})
+    bias = None
+    if op.value(2) is not None:
+        table = layout.parameters(op, 2, 0.0, op.results[0])
         bias, convolution.columns["params"] = table.buffer, table.starts
-    beside = first.value(3)
-    if beside is not None:
-        other = run.activation(beside)
-        residual, convolution.columns["residual"] = other.buffer, other.starts
-    activation: Any = first.attrs["activation"]
-    convolution.finished(Output(bias, activation, residual))
-    run.env[first.result] = convolution.made
+    if other is not None:
+        convolution.columns["residual"] = other.starts
+    activation: Any = op.attrs["activation"]
+    convolution.finished(Output(bias, activation, None if other is None else other.buffer))
+    layout.env[op.result] = convolution.made
 
 
-def _loaded(run: Run, op: Op, *, wanted: bool) -> tuple[Activation, Prologue, Columns, Activation | None]:
+def _loaded(layout: Layout, op: Op, *, wanted: bool) -> tuple[Activation, Prologue, Columns, Activation | None]:
     """How a convolution reads its input, and where it writes what it has finished, if others want it."""
     if not wanted:
-        return (*_prologue(run, op, None), None)
+        return (*_prologue(layout, op, None), None)
     if _writes_input(op):
-        made = _like(run, run.activation(op.needed(0)))
-        return (*_prologue(run, op, made), made)
-    made = _finished(run, op)
+        made = layout.make(op.needed(0))
+        return (*_prologue(layout, op, made), made)
+    made = _finished(layout, op)
     return made, Prologue(), {"x": made.starts}, made
 
 
 def _writes_input(op: Op) -> bool:
     """Whether a convolution's kernel can write its input: one group, or depthwise."""
-    groups, source, out = op.attrs["groups"], op.needed(0), op.results[0]
-    return groups == 1 or groups == source.type.plain().dims[1] == out.type.plain().dims[1]
+    return op.attrs["groups"] == 1 or depthwise(op)
 
 
 def _norm_of(op: Op) -> Op | None:

@@ -10,32 +10,60 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Value, map_structure
 from pruneopt.passes.lowering.backends import Backend
+from pruneopt.passes.lowering.capture import Capture
 from pruneopt.passes.lowering.evaluation import LoweredEvaluation
-from pruneopt.passes.lowering.fused_ops import HANDLERS
-from pruneopt.passes.lowering.run import Run
+from pruneopt.passes.lowering.prepared import Prepared
 
-__all__ = ["run_evaluation"]
+__all__ = ["PreparedEvaluation", "run_evaluation"]
 
 
-@torch.no_grad()
+class PreparedEvaluation:
+    """The evaluation pass, made once: one candidate after the other is loaded, and runs as often as asked.
+
+    Args:
+        rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
+        backend: what runs the fused operations.
+        capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
+    """
+
+    def __init__(self, rooms: Sequence[LoweredEvaluation], backend: Backend, capture: Capture | None = None) -> None:
+        self._prepared = Prepared([item.graph for item in rooms], backend, capture)
+        self._weights: tuple[Mapping[str, Tensor], ...] = ()
+
+    @property
+    def told(self) -> str:
+        """How the launches of the last run were started, in a few words."""
+        return self._prepared.told
+
+    def load(self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take candidates in, as many as there are rooms: from folded graphs, and the weights of these by name."""
+        self._weights = tuple(weights)
+        self._prepared.load([item.graph for item in lowered], weights)
+
+    @torch.no_grad()
+    def run(self, inputs: Tensor) -> list[Any]:
+        """What every loaded candidate gives in evaluation mode, in the structure the model returns it.
+
+        Args:
+            inputs: `[images, ...]` of networks with one input.
+        """
+        program = self._prepared.run([inputs])
+        outputs = program.layout.rooms[0].outputs
+        parts = program.read(value for value in program.layout.rooms[0].output_values if not value.is_weight)
+
+        def output(candidate: int) -> Any:
+            def of(value: Value) -> Any:
+                return self._weights[candidate][value.name] if value.is_weight else parts[value][candidate]
+
+            return map_structure(of, outputs)
+
+        return [output(candidate) for candidate in range(len(self._weights))]
+
+
 def run_evaluation(
     lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]], inputs: Tensor, backend: Backend
 ) -> list[Any]:
-    """What every candidate gives for ``inputs`` in evaluation mode, in the structure the model returns it.
-
-    Args:
-        lowered: of each candidate, from folded graphs; they differ in widths alone.
-        weights: of each folded graph, by name, on the device of the inputs.
-        inputs: `[images, ...]` of networks with one input.
-        backend: what runs the fused operations.
-    """
-    run = Run([item.graph for item in lowered], weights, [inputs], backend, HANDLERS)
-    run.go()
-
-    def output(candidate: int) -> Any:
-        def of(value: Value) -> Any:
-            return weights[candidate][value.name] if value.is_weight else run.part(value, candidate)
-
-        return map_structure(of, run.graphs[0].outputs)
-
-    return [output(candidate) for candidate in range(len(lowered))]
+    """What candidates give that run once, each in room of its own width; as `PreparedEvaluation.run`."""
+    prepared = PreparedEvaluation(lowered, backend)
+    prepared.load(lowered, weights)
+    return prepared.run(inputs)

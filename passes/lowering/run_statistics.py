@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pruneopt.passes.analysis.norms import RunningNorm
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.fused_ops import HANDLERS
-from pruneopt.passes.lowering.run import Run
+from pruneopt.passes.lowering.capture import Capture
+from pruneopt.passes.lowering.prepared import Prepared
 from pruneopt.passes.lowering.statistics import LoweredStatistics
 
-__all__ = ["BatchStatistics", "run_statistics"]
+__all__ = ["BatchStatistics", "PreparedStatistics", "run_statistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +27,63 @@ class BatchStatistics:
     count: int
 
 
-@torch.no_grad()
+class PreparedStatistics:
+    """The statistics pass, made once: one candidate after the other is loaded, and runs on batches as often as asked.
+
+    Args:
+        rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
+        backend: what runs the fused operations.
+        capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
+    """
+
+    def __init__(self, rooms: Sequence[LoweredStatistics], backend: Backend, capture: Capture | None = None) -> None:
+        self._prepared = Prepared([item.graph for item in rooms], backend, capture)
+        self._lowered: tuple[LoweredStatistics, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """How the launches of the last run were started, in a few words."""
+        return self._prepared.told
+
+    def load(self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take candidates in, as many as there are rooms: their lowered passes, and their weights by name."""
+        self._lowered = tuple(lowered)
+        self._prepared.load([item.graph for item in lowered], weights)
+
+    @torch.no_grad()
+    def run(self, batches: Sequence[Tensor]) -> list[list[list[BatchStatistics]]]:
+        """The statistics of the loaded candidates on every batch, at every batch norm in graph order.
+
+        Args:
+            batches: inputs `[images, channels, height, width]` of networks with one input.
+
+        Returns:
+            ``result[candidate][batch][norm]``.
+        """
+        program = self._prepared.run(batches)
+        outputs = program.layout.rooms[0].output_values
+        parts = program.read(outputs)
+        found: list[list[list[BatchStatistics]]] = [[[] for _ in batches] for _ in self._lowered]
+        for number, (mean, variance) in enumerate(zip(outputs[::2], outputs[1::2], strict=True)):
+            for segment in program.layout.busy:
+                candidate, batch = program.layout.candidates[segment], program.layout.batch_of[segment]
+                norm = self._lowered[candidate].norms[number]
+                one, other = (parts[value][segment] for value in (mean, variance))
+                item = BatchStatistics(norm.mean.name, one, other, len(batches[batch]) * _pixels(norm))
+                found[candidate][batch].append(item)
+        return found
+
+
 def run_statistics(
     lowered: Sequence[LoweredStatistics],
     weights: Sequence[Mapping[str, Tensor]],
     batches: Sequence[Tensor],
     backend: Backend,
 ) -> list[list[list[BatchStatistics]]]:
-    """The statistics of every candidate on every batch, at every batch norm in graph order.
-
-    Args:
-        lowered: of each candidate; they differ in widths alone.
-        weights: of each candidate, by name, on the device of the batches.
-        batches: inputs `[images, channels, height, width]` of networks with one input.
-        backend: what runs the fused operations.
-
-    Returns:
-        ``result[candidate][batch][norm]``.
-    """
-    run = Run([item.graph for item in lowered], weights, batches, backend, HANDLERS)
-    run.go()
-    found: list[list[list[BatchStatistics]]] = [[[] for _ in batches] for _ in lowered]
-    outputs = run.graphs[0].output_values
-    for number, (mean, variance) in enumerate(zip(outputs[::2], outputs[1::2], strict=True)):
-        for segment, candidate in enumerate(run.work.candidates):
-            norm = lowered[candidate].norms[number]
-            one, other = (run.part(value, segment) for value in (mean, variance))  # nothing writes there again
-            item = BatchStatistics(norm.mean.name, one, other, run.work.images[segment] * _pixels(norm))
-            found[candidate][run.batch_of[segment]].append(item)
-    return found
+    """The statistics of candidates that run once, each in room of its own width; as `PreparedStatistics.run`."""
+    prepared = PreparedStatistics(lowered, backend)
+    prepared.load(lowered, weights)
+    return prepared.run(batches)
 
 
 def _pixels(norm: RunningNorm) -> int:

@@ -1,16 +1,20 @@
-"""What a lowered graph's values are while it runs on the kernels: one buffer each, with a part for every segment."""
+"""What a lowered graph's values are while it runs on the kernels: one buffer each, with a part for every segment.
+
+A buffer is laid out once, for the widest candidate. Another one uses the beginning of every part: its channels are
+fewer, and stored as close together as its own width says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pruneopt.kernels.segments import padded
 
-__all__ = ["Activation", "Table"]
+__all__ = ["Activation", "Loose", "Memory", "Stored", "Table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class Activation:
     Attributes:
         buffer: flat.
         starts: where each segment's part `[images, height, width, padded(channels)]` begins.
-        channels, images: of each segment.
+        channels, images: of each segment, at most.
         height, width: of all.
     """
 
@@ -39,30 +43,37 @@ class Activation:
         size: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
+        memory: Memory | None = None,
     ) -> Activation:
-        """Parts one after another, not written yet."""
+        """Parts one after another, not written yet; their buffer is taken from ``memory`` where there is one."""
         sizes = [count * size[0] * size[1] * padded(width) for count, width in zip(images, channels, strict=True)]
         starts, total = _laid_out(sizes)
-        return cls(torch.empty(total, dtype=dtype, device=device), starts, tuple(channels), tuple(images), *size)
+        buffer = (memory or Memory(device)).take(total, dtype)
+        return cls(buffer, starts, tuple(channels), tuple(images), *size)
 
     @property
     def pixels(self) -> int:
         return self.height * self.width
 
-    def stored(self, segment: int) -> Tensor:
+    def stored(self, segment: int, images: int | None = None, channels: int | None = None) -> Tensor:
         """A segment's part with its pads, `[images, height, width, padded(channels)]`; a view."""
-        shape = (self.images[segment], self.height, self.width, padded(self.channels[segment]))
+        count = self.images[segment] if images is None else images
+        width = self.channels[segment] if channels is None else channels
+        shape = (count, self.height, self.width, padded(width))
         start = self.starts[segment]
         return self.buffer[start : start + torch.Size(shape).numel()].view(shape)
 
-    def part(self, segment: int) -> Tensor:
+    def part(self, segment: int, images: int | None = None, channels: int | None = None) -> Tensor:
         """A segment's part as PyTorch has it, `[images, channels, height, width]`; a view."""
-        return self.stored(segment)[..., : self.channels[segment]].permute(0, 3, 1, 2)
+        width = self.channels[segment] if channels is None else channels
+        return self.stored(segment, images, width)[..., :width].permute(0, 3, 1, 2)
 
     def fill(self, segment: int, values: Tensor) -> None:
         """Write a segment's part, `[images, channels, height, width]`, and its pads."""
-        self.part(segment).copy_(values)
-        self.stored(segment)[..., self.channels[segment] :].zero_()
+        images, channels = values.shape[:2]
+        stored = self.stored(segment, images, channels)
+        stored[..., :channels].permute(0, 3, 1, 2).copy_(values)
+        stored[..., channels:].zero_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +83,65 @@ class Table:
     Attributes:
         buffer: flat.
         starts: where each segment's part `[padded(channels)]` begins.
-        channels: of each segment.
     """
 
     buffer: Tensor
     starts: tuple[int, ...]
-    channels: tuple[int, ...]
 
     @classmethod
     def zeros(cls, channels: Sequence[int], dtype: torch.dtype, device: torch.device) -> Table:
         starts, total = _laid_out([padded(width) for width in channels])
-        return cls(torch.zeros(total, dtype=dtype, device=device), starts, tuple(channels))
+        return cls(torch.zeros(total, dtype=dtype, device=device), starts)
 
-    def part(self, segment: int) -> Tensor:
+    def part(self, segment: int, channels: int) -> Tensor:
         """A segment's numbers `[channels]`; a view."""
         start = self.starts[segment]
-        return self.buffer[start : start + self.channels[segment]]
+        return self.buffer[start : start + channels]
 
-    @classmethod
-    def of(cls, parts: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Table:
-        """The table of given parts `[channels]`."""
-        table = cls.zeros([len(part) for part in parts], dtype, device)
-        for segment, part in enumerate(parts):
-            table.part(segment).copy_(part)
-        return table
+    def fill(self, segment: int, values: Tensor) -> None:
+        """Write a segment's numbers `[channels]`, and the pads behind them."""
+        stored = self.part(segment, padded(len(values)))
+        stored[: len(values)].copy_(values)
+        stored[len(values) :].zero_()
+
+
+@dataclass(slots=True)
+class Loose:
+    """What PyTorch made, a tensor for every segment that has work; empty before it ran and after its last reader.
+
+    Attributes:
+        fixed: it depends on weights alone, and stays until others are loaded.
+    """
+
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    fixed: bool = False
+
+
+Stored = Activation | Table | Loose
+"""A value of all segments: in a kernel's buffer, or as PyTorch's tensors."""
+
+
+class Memory:
+    """Buffers for activations; one that is given back is used again for what comes later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free: list[Tensor] = []
+
+    def take(self, count: int, dtype: torch.dtype) -> Tensor:
+        """A flat buffer of at least ``count`` elements."""
+
+        def fits(item: Tensor) -> bool:  # a buffer much too large is left for something large
+            return item.dtype == dtype and count <= len(item) <= 4 * count
+
+        fitting = [number for number, item in enumerate(self._free) if fits(item)]
+        if not fitting:
+            return torch.empty(count, dtype=dtype, device=self.device)
+        return self._free.pop(min(fitting, key=lambda number: len(self._free[number])))
+
+    def give(self, buffer: Tensor) -> None:
+        """Take a buffer back whose contents nobody reads any more."""
+        self._free.append(buffer)
 
 
 def _laid_out(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:

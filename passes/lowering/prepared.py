@@ -1,0 +1,88 @@
+"""What is made once: a pass laid out for the widest candidates, which takes in one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from pruneopt.errors import InternalError
+from pruneopt.ir.graph import Graph
+from pruneopt.passes.lowering.backends import Backend
+from pruneopt.passes.lowering.capture import Capture
+from pruneopt.passes.lowering.fused_ops import HANDLERS
+from pruneopt.passes.lowering.program import Program
+from pruneopt.passes.lowering.twins import misfit
+
+__all__ = ["Prepared"]
+
+
+class Prepared:
+    """A pass that is laid out at its first run, and again only when more or larger batches come than ever before.
+
+    Args:
+        rooms: of every candidate that runs at the same time, the widest graph that comes.
+        backend: what runs the fused operations.
+        capture: what records launches; None starts each by itself.
+
+    Attributes:
+        told: how the launches of the last run were started, and why not otherwise.
+    """
+
+    def __init__(self, rooms: Sequence[Graph], backend: Backend, capture: Capture | None = None) -> None:
+        self._rooms, self._backend, self._capture = tuple(rooms), backend, capture
+        self._most = (0, 0)
+        self._shared: Program | None = None
+        self._own: Program | None = None
+        self._graphs: tuple[Graph, ...] = ()
+        self._weights: tuple[Mapping[str, Tensor], ...] = ()
+        self._loaded: Program | None = None
+        self._why: str | None = None
+
+    @property
+    def told(self) -> str:
+        program = self._loaded
+        return "" if program is None else program.told + (f" ({self._why})" if self._why else "")
+
+    def load(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take candidates in, as many as there are rooms.
+
+        One that does not fit its room is laid out by itself, and its launches are not recorded.
+
+        Args:
+            graphs: lowered, of each candidate.
+            weights: of each, by name, on the device of the batches; not written to while it is loaded.
+        """
+        if len(graphs) != len(self._rooms):
+            raise InternalError(f"{len(graphs)} candidates for {len(self._rooms)} rooms")
+        self._graphs, self._weights = tuple(graphs), tuple(weights)
+        pairs = zip(self._rooms, graphs, strict=True)
+        self._why = next((why for room, graph in pairs if (why := misfit(room, graph))), None)
+        self._loaded = self._own = None
+
+    def run(self, batches: Sequence[Tensor]) -> Program:
+        """Run the loaded candidates; the program has the results."""
+        if not self._graphs:
+            raise InternalError("no candidate is loaded")
+        program = self._fitting(batches)
+        if program is not self._loaded:
+            program.load(self._graphs, self._weights)
+            self._loaded = program
+        program.place(batches)
+        program.start()
+        return program
+
+    def _fitting(self, batches: Sequence[Tensor]) -> Program:
+        """The program with room for the batches."""
+        count, images = len(batches), max(len(batch) for batch in batches)
+        if count > self._most[0] or images > self._most[1]:
+            self._most = max(count, self._most[0]), max(images, self._most[1])
+            self._shared = self._own = self._loaded = None  # buffers first: both need not fit at once
+        room = [self._most[1]] * self._most[0]
+        device = batches[0].device
+        if self._why is not None:
+            self._own = self._own or Program(self._graphs, room, self._backend, device, HANDLERS)
+            return self._own
+        if self._shared is None:
+            self._shared = Program(self._rooms, room, self._backend, device, HANDLERS, self._capture)
+        return self._shared
