@@ -1,14 +1,17 @@
 """Scores of many plans of one network: the one way in which searches judge what they cut from trained weights.
 
 A plan is sliced from the one copy of the weights, gets fresh batch-norm statistics, and is scored in evaluation mode
-with its batch norms folded. Convolutions run channels-last. Images are prepared once. With a race, candidates that are
-clearly worse than the best so far are given up early. The same numbers by the long way are `CutNetworks`'.
+with its batch norms folded. Convolutions run channels-last. Images are prepared once. Several plans are judged side by
+side, and what they compute alike is computed once. With a race, candidates that are clearly worse than the best so far
+are given up early. The same numbers by the long way are `CutNetworks`'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,9 +23,9 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.fused import Taken, choose
+from pruneopt.passes.evaluation.fused import choose
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
-from pruneopt.passes.evaluation.race import Race, Rung, rungs_of
+from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import Statistics
 from pruneopt.passes.transform.slice import slice_graph
@@ -30,6 +33,8 @@ from pruneopt.passes.transform.slice import slice_graph
 __all__ = ["Evaluation", "Score"]
 
 Plan = Mapping[str, np.ndarray]
+Networks = Callable[[Tensor], Sequence[Any]]
+"""The outputs of each of some networks for the same inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +94,35 @@ class Evaluation:
         self._teacher: Tensor | None = None
 
     def evaluate(self, plans: Iterable[Plan]) -> Iterator[Score]:
-        """The scores of plans, one after the other; with a race, each depends on those before it."""
-        for plan in plans:
-            yield self._judged(plan)
+        """The scores of plans, in their order; with a race, each depends on those before it."""
+        rest, done = iter(plans), 0
+        size = sum(tensor.nbytes for tensor in self.graph.weights.values())
+        while group := list(islice(rest, self.settings.together(done, size))):
+            for score in self.together(group):
+                if score.trace is not None:
+                    self.recall(score.trace)
+                yield score
+            done += len(group)
 
-    def _judged(self, plan: Plan) -> Score:
-        candidate = _Candidate(self, plan)
-        result = self.race.judge(candidate.signal)
+    def together(self, plans: Sequence[Plan]) -> list[Score]:
+        """The scores of plans that are judged side by side: what they compute alike is computed once.
+
+        In a race they are compared with those that `recall` knows, and become known by it themselves.
+        """
+        candidates = _Candidates(self, plans)
+        results = self.race.judge_together(len(plans), candidates.signals)
+        return [self._score(*pair) for pair in zip(results, candidates.metrics, strict=True)]
+
+    def _score(self, result: Result, metric: Tensor) -> Score:
         trace = result.pack() if self.settings.race and result.rung is self.rungs[-1] else None
-        metric = float(candidate.metric.double().mean())
-        return Score(result.value, metric, result.rung.images, result.rung.batches, str(self.settings.averaging), trace)
+        mean, rung = float(metric.double().mean()), result.rung
+        return Score(result.value, mean, rung.images, rung.batches, str(self.settings.averaging), trace)
 
     def stale(self, plan: Plan) -> Score:
         """The score of a plan with the original's batch-norm statistics, on all images."""
-        candidate = _Candidate(self, plan)
-        values = candidate.signal(Rung(0, len(self.images)))
-        mean, metric = (float(part.double().mean()) for part in (values, candidate.metric))
+        candidates = _Candidates(self, [plan])
+        values = candidates.signals([0], Rung(0, len(self.images)))
+        mean, metric = (float(part.double().mean()) for part in (*values, *candidates.metrics))
         return Score(mean, metric, len(self.images), 0, "stale")
 
     def recall(self, trace: str) -> None:
@@ -126,29 +144,40 @@ class Evaluation:
     def teacher(self) -> Tensor:
         """The class that the original network gives every validation image, int64 `[images]`; computed once."""
         if self._teacher is None:
-            network = _Folded(self.graph, self._placed(self.graph.weights), self.taken)
+            networks = self.networks([self.graph], [self._placed(self.graph.weights)])
             with torch.no_grad():
-                outputs = (self.workload.forward(network, x) for x, _ in self.images.part(0, len(self.images)))
+                outputs = (self._outputs(networks, x)[0] for x, _ in self.images.part(0, len(self.images)))
                 self._teacher = torch.cat([logits_of(item).argmax(1) for item in outputs])
         return self._teacher
 
-    def signals(self, network: _Folded, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The signal and the metric on images ``start`` to ``stop``, each `[stop - start]`."""
-        signals, metrics, seen = [], [], start
+    def networks(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> Networks:
+        """Networks in evaluation mode, their batch norms folded; on the fused kernels where there are any."""
+        folded = [fold_batch_norms(graph) for graph in graphs]
+        tensors = [item.weights(own) for item, own in zip(folded, weights, strict=True)]
+        return self.taken.networks([item.graph for item in folded], tensors)
+
+    def _outputs(self, networks: Networks, inputs: Tensor) -> Sequence[object]:
+        return cast("Sequence[object]", self.workload.forward(networks, inputs))
+
+    def signals(self, networks: Networks, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
+        """For every network the signal and the metric on images ``start`` to ``stop``, each `[stop - start]`."""
+        found: list[list[tuple[Tensor, Tensor]]] = []
+        seen = start
         with torch.no_grad():
             for inputs, targets in self.images.part(start, stop):
-                outputs = self.workload.forward(network, inputs)
-                metric = self.workload.scores(outputs, targets)
-                metrics.append(metric)
-                if self.settings.signal == "metric":
-                    signals.append(metric)
-                elif self.settings.signal == "likelihood":
-                    signals.append(-F.cross_entropy(logits_of(outputs).float(), targets, reduction="none"))
-                else:
-                    rows = self.teacher()[seen : seen + len(inputs)]
-                    signals.append((logits_of(outputs).argmax(1) == rows).float())
-                seen += len(inputs)
-        return torch.cat(signals), torch.cat(metrics)
+                rows = slice(seen, seen + len(inputs))
+                found.append([self._signal(item, targets, rows) for item in self._outputs(networks, inputs)])
+                seen = rows.stop
+        return [(torch.cat([a for a, _ in own]), torch.cat([b for _, b in own])) for own in zip(*found, strict=True)]
+
+    def _signal(self, outputs: object, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """The signal and the metric of a network's outputs for some of the images."""
+        metric = self.workload.scores(outputs, targets)
+        if self.settings.signal == "metric":
+            return metric, metric
+        if self.settings.signal == "likelihood":
+            return -F.cross_entropy(logits_of(outputs).float(), targets, reduction="none"), metric
+        return (logits_of(outputs).argmax(1) == self.teacher()[rows]).float(), metric
 
     def _placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = self.settings.device
@@ -160,53 +189,54 @@ class Evaluation:
         return small, self._placed(small.weights)
 
 
-class _Folded:
-    """A network in evaluation mode, its batch norms folded; on the fused kernels where there are any."""
+class _Candidates:
+    """Plans side by side on their way up the rungs: what they have learnt and scored so far is kept.
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], taken: Taken) -> None:
-        folded = fold_batch_norms(graph)
-        self._run, self._weights = taken.network(folded.graph), folded.weights(weights)
+    Attributes:
+        metrics: of each, on every image it has seen.
+    """
 
-    def __call__(self, inputs: Tensor) -> object:
-        return self._run(self._weights, inputs)
-
-
-class _Candidate:
-    """One plan on its way up the rungs: what it has learnt and scored so far is kept."""
-
-    def __init__(self, evaluation: Evaluation, plan: Plan) -> None:
+    def __init__(self, evaluation: Evaluation, plans: Sequence[Plan]) -> None:
         self.evaluation = evaluation
-        self.graph, self.weights = evaluation.cut(plan)
-        self.statistics = Statistics()
+        self.cut = [evaluation.cut(plan) for plan in plans]
+        self.statistics = [Statistics() for _ in plans]
         self.batches: int | None = None
-        self.network: _Folded | None = None
-        self.signals = self.metric = torch.zeros(0)
+        self.running: list[Mapping[str, Tensor]] = [{} for _ in plans]
+        self.seen = [torch.zeros(0) for _ in plans]
+        self.metrics = [torch.zeros(0) for _ in plans]
 
-    def signal(self, rung: Rung) -> Tensor:
-        """The signal on every image of a rung, `[images]`."""
-        if self.network is None or rung.batches != self.batches:
-            self.network = _Folded(self.graph, {**self.weights, **self._running(rung.batches)}, self.evaluation.taken)
-            self.batches, self.signals, self.metric = rung.batches, torch.zeros(0), torch.zeros(0)
-        if len(self.signals) < rung.images:
-            found = self.evaluation.signals(self.network, len(self.signals), rung.images)
-            self.signals, self.metric = (
-                torch.cat([old.to(new), new]) for old, new in zip((self.signals, self.metric), found, strict=True)
-            )
-        return self.signals
+    def signals(self, racing: Sequence[int], rung: Rung) -> list[Tensor]:
+        """The signal of those that are still in the race on every image of a rung, each `[images]`."""
+        if rung.batches != self.batches:
+            for index, found in zip(racing, self._running(racing, rung.batches), strict=True):
+                self.running[index] = found
+                self.seen[index] = self.metrics[index] = torch.zeros(0)
+            self.batches = rung.batches
+        start = len(self.seen[racing[0]])
+        if start < rung.images:
+            cut = [self.cut[index] for index in racing]
+            weights = [{**own, **self.running[index]} for index, (_, own) in zip(racing, cut, strict=True)]
+            networks = self.evaluation.networks([graph for graph, _ in cut], weights)
+            for index, pair in zip(racing, self.evaluation.signals(networks, start, rung.images), strict=True):
+                self.seen[index], self.metrics[index] = (
+                    torch.cat([old.to(new), new])
+                    for old, new in zip((self.seen[index], self.metrics[index]), pair, strict=True)
+                )
+        return [self.seen[index] for index in racing]
 
-    def _running(self, batches: int) -> dict[str, Tensor]:
+    def _running(self, racing: Sequence[int], batches: int) -> list[dict[str, Tensor]]:
         """The running statistics after the first ``batches`` batches; none are new after none."""
         settings, calibration = self.evaluation.settings, self.evaluation.calibration
         if not batches:
-            return {}
+            return [{} for _ in racing]
         population = settings.averaging.kind == "population"
-        start = 0 if population else self.statistics.batches
+        start = 0 if population else self.statistics[racing[0]].batches
         with seeded(settings.seed + start, settings.device):
             return self.evaluation.taken.statistics(
-                self.graph,
-                self.weights,
+                [self.cut[index][0] for index in racing],
+                [self.cut[index][1] for index in racing],
                 calibration.part(start, batches),
                 settings.averaging,
                 whole=settings.whole,
-                into=None if population else self.statistics,
+                into=None if population else [self.statistics[index] for index in racing],
             )

@@ -15,6 +15,9 @@ __all__ = ["RESIDENT_BYTES", "CalibrationImages", "ValidationImages", "calibrati
 
 RESIDENT_BYTES = 2**30
 CHUNK = 256
+"""Images in a batch for scores."""
+CHUNK_CPU = 128
+"""The same on a processor, whose caches hold no more of a layer."""
 
 
 def held(workload: Workload, settings: Settings) -> Workload:
@@ -147,7 +150,8 @@ class ValidationImages:
             yield from self._augmented(start, stop)
             return
         part = self._parts.setdefault((start, stop), self._split.select(torch.arange(start, stop)))
-        yield from part.batches(CHUNK, device=self._device)
+        on_cpu = torch.device(self._device).type == "cpu"
+        yield from part.batches(CHUNK_CPU if on_cpu else CHUNK, device=self._device)
 
     def _augmented(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random numbers run on from batch to batch: a part needs all batches before it."""

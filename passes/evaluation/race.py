@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,7 +71,7 @@ class Result:
 
 @dataclass
 class Race:
-    """Judges candidates one by one against the best of those before.
+    """Judges candidates, one by one or several side by side, against the best of those before.
 
     A candidate that is given up keeps the mean of the images it has seen, corrected by how much harder or easier these
     are than all images for the candidates that came to the end; it is never set above the one that it lost to.
@@ -92,20 +92,38 @@ class Race:
     offsets: list[Tensor] = field(default_factory=list)
 
     def judge(self, score: Callable[[Rung], Tensor]) -> Result:
-        """Run a candidate up the rungs. ``score`` gives its score on every image of a rung, `[images]`."""
-        found: list[Tensor] = []
-        rival = self.best[self.keep - 1] if len(self.best) >= self.keep else None
-        for number, rung in enumerate(self.rungs):
-            found.append(score(rung).float().cpu())
-            if rival is None or rung is self.rungs[-1]:
-                continue
-            if self._hopeless(found[-1].double() - rival.per_rung[number].double()):
-                value = float(found[-1].double().mean() + torch.stack(self.offsets)[:, number].mean())
-                least = float(found[-1].min())  # an accuracy is not estimated below zero
-                return Result(min(max(value, least), rival.value), rung, tuple(found))
-        result = Result(float(found[-1].double().mean()), self.rungs[-1], tuple(found))
-        self._enter(result)
+        """Run a candidate up the rungs and enter its result. ``score`` gives its score on every image, `[images]`."""
+        (result,) = self.judge_together(1, lambda _, rung: [score(rung)])
+        self.enter(result)
         return result
+
+    def judge_together(self, count: int, scores: Callable[[Sequence[int], Rung], Sequence[Tensor]]) -> list[Result]:
+        """Run candidates up the rungs side by side, each against the best of those that were entered before.
+
+        Args:
+            count: how many candidates.
+            scores: for those that are still in the race, by number, the score of each on every image of a rung.
+
+        Returns:
+            A result for each. None is entered.
+        """
+        rival = self.best[self.keep - 1] if len(self.best) >= self.keep else None
+        found: list[list[Tensor]] = [[] for _ in range(count)]
+        results: dict[int, Result] = {}
+        for number, rung in enumerate(self.rungs):
+            running = [index for index in range(count) if index not in results]
+            for index, values in zip(running, scores(running, rung) if running else (), strict=True):
+                found[index].append(values.float().cpu())
+                if rung is self.rungs[-1]:
+                    results[index] = Result(float(found[index][-1].double().mean()), rung, tuple(found[index]))
+                elif rival is not None and self._hopeless(found[index][-1].double() - rival.per_rung[number].double()):
+                    results[index] = self._given_up(rival, number, found[index])
+        return [results[index] for index in range(count)]
+
+    def _given_up(self, rival: Result, number: int, found: Sequence[Tensor]) -> Result:
+        value = float(found[-1].double().mean() + torch.stack(self.offsets)[:, number].mean())
+        least = float(found[-1].min())  # an accuracy is not estimated below zero
+        return Result(min(max(value, least), rival.value), self.rungs[number], tuple(found))
 
     def recall(self, text: str) -> None:
         """Take a result of an earlier run (`Result.pack`) in, as if it had been judged now.
@@ -121,9 +139,12 @@ class Race:
         except (ValueError, zlib.error) as error:
             raise UserError(f"the journal's scores of a race cannot be read ({error}): delete it") from error
         parts = tuple(flat.split(sizes))
-        self._enter(Result(float(parts[-1].double().mean()), self.rungs[-1], parts))
+        self.enter(Result(float(parts[-1].double().mean()), self.rungs[-1], parts))
 
-    def _enter(self, result: Result) -> None:
+    def enter(self, result: Result) -> None:
+        """Take a result in: later candidates are compared with it if it came to the last rung."""
+        if result.rung is not self.rungs[-1]:
+            return
         self.offsets.append(result.value - torch.stack([part.double().mean() for part in result.per_rung]))
         # Stable: of equals the first stays before.
         self.best = sorted([*self.best, result], key=lambda item: -item.value)[: self.keep]

@@ -8,12 +8,19 @@ from typing import Literal
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 
-__all__ = ["MEAN", "PLAIN", "Kernels", "Plain", "Settings", "Signal", "averaging_of"]
+__all__ = ["MEAN", "PLAIN", "Kernels", "Plain", "Precision", "Settings", "Signal", "averaging_of"]
 
 MEAN = Averaging("mean")
 Signal = Literal["metric", "likelihood", "agreement"]
 Plain = Literal["mean", "mean_biased", "population"]
 Kernels = Literal["auto", "off", "reference"]
+Precision = Literal["fp32", "bf16"]
+TOGETHER = 16
+"""Candidates judged side by side, at most."""
+RACING = 8
+"""The same in a race, where those side by side do not learn from each other."""
+HELD = 2**30
+"""Bytes for the weights of candidates side by side."""
 PLAIN = "what batch-norm statistics are: the mean over batches, that of biased variances, or of all images together"
 
 
@@ -47,6 +54,7 @@ class Settings:
         race: images on the first rung of a race (`evaluation.race`); None scores every candidate on all images.
         kernels: fused kernels for statistics and scores: ``auto`` takes them where the device has them, ``reference``
             computes the same in plain PyTorch anywhere.
+        precision: ``bf16`` computes convolutions and products in bfloat16, for statistics and scores.
         keep: how many of the best a race has to tell apart from the rest by all images.
     """
 
@@ -61,4 +69,18 @@ class Settings:
     signal: Signal = "metric"
     race: int | None = None
     kernels: Kernels = "auto"
+    precision: Precision = "fp32"
     keep: int = 1
+
+    def together(self, index: int, size: int) -> int:
+        """How many candidates to judge side by side, from number ``index`` on, of a network of ``size`` bytes.
+
+        A race has nobody to race against before `keep` candidates came to its end; in training mode each candidate
+        draws random numbers of its own.
+        """
+        if self.whole:
+            return 1
+        most = TOGETHER
+        if self.race is not None:
+            most = min(RACING, self.keep - index) if index < self.keep else RACING
+        return max(1, min(most, HELD // max(1, size)))

@@ -21,8 +21,9 @@ from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.kernels.bn_statistics import Averaging, combine, pool
 from pruneopt.passes.analysis.norms import RunningNorm, running_norm
+from pruneopt.passes.evaluation.merged import Merged, merge
 
-__all__ = ["Statistics", "fresh_statistics", "statistic_norms"]
+__all__ = ["Statistics", "fresh_statistics", "statistic_norms", "statistics_together"]
 
 Weights = Mapping[str, Tensor]
 
@@ -104,33 +105,59 @@ def fresh_statistics(
     Raises:
         UserError: one value per channel, inputs that do not fit, or ``population`` of a batch norm in two places.
     """
-    if not statistic_norms(graph):
-        return {}
+    (found,) = statistics_together(
+        [graph], [weights], batches, averaging, whole=whole, into=None if into is None else [into]
+    )
+    return found
+
+
+def statistics_together(
+    graphs: Sequence[Graph],
+    weights: Sequence[Weights],
+    batches: Iterable[Tensor],
+    averaging: Averaging,
+    *,
+    whole: bool = False,
+    into: Sequence[Statistics] | None = None,
+) -> list[dict[str, Tensor]]:
+    """`fresh_statistics` of several networks on the same batches; what they compute alike is computed once."""
+    into = [Statistics() for _ in graphs] if into is None else into
+    if not any(statistic_norms(graph) for graph in graphs):
+        return [{} for _ in graphs]
     with torch.no_grad():
         if averaging.kind == "population":
-            return _population(graph, weights, list(batches), whole)
-        into = Statistics() if into is None else into
-        interpreter = Interpreter(graph, _recorder(graph, into))
+            held = list(batches)
+            return [_population(graph, own, held, whole) for graph, own in zip(graphs, weights, strict=True)]
+        merged = merge(graphs, weights)
+        interpreter = Interpreter(merged.graph, _recorder(graphs, merged, into))
         for inputs in batches:
             with _complaints(inputs):
-                interpreter.run(weights, inputs, training=whole)
-            into.batches += 1
-        return into.running(graph, weights, averaging)
+                interpreter.run(merged.weights, inputs, training=whole)
+            for item in into:
+                item.batches += 1
+        return [
+            item.running(*own, averaging) for item, own in zip(into, zip(graphs, weights, strict=True), strict=True)
+        ]
 
 
-def _recorder(graph: Graph, into: Statistics) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """Makes batch norms normalise by their batch, whatever the mode, and writes its statistics down."""
-    norms = statistic_norms(graph)
+def _recorder(
+    graphs: Sequence[Graph], merged: Merged, into: Sequence[Statistics]
+) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
+    """Makes batch norms normalise by their batch, whatever the mode, and writes its statistics down for each owner."""
+    owners: dict[Op, list[tuple[RunningNorm, Statistics]]] = {}
+    for graph, ops, item in zip(graphs, merged.ops, into, strict=True):
+        for op, norm in statistic_norms(graph).items():
+            owners.setdefault(ops[op], []).append((norm, item))
 
     def override(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
-        norm = norms.get(op)
-        if norm is None:
+        if op not in owners:
             return None
         inputs, scale, shift = operands[:3]
         mean, variance = torch.zeros_like(operands[3]), torch.ones_like(operands[4])
         # With momentum 1 the running statistics become those of the batch.
-        out = F.batch_norm(inputs, mean, variance, scale, shift, training=True, momentum=1.0, eps=norm.eps)
-        into.add(norm.mean.name, mean, variance, inputs.numel() // max(1, len(mean)))
+        out = F.batch_norm(inputs, mean, variance, scale, shift, True, 1.0, owners[op][0][0].eps)
+        for norm, item in owners[op]:
+            item.add(norm.mean.name, mean, variance, inputs.numel() // max(1, len(mean)))
         return out
 
     return override

@@ -15,7 +15,7 @@ from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.base import Part, Pass, option
 from pruneopt.passes.evaluation.evaluate import Evaluation
-from pruneopt.passes.evaluation.settings import PLAIN, Kernels, Plain, Settings, Signal, averaging_of
+from pruneopt.passes.evaluation.settings import PLAIN, Kernels, Plain, Precision, Settings, Signal, averaging_of
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.judge import AdaptiveJudge, Judge, ReferenceJudge, StaleJudge, Trial, TunedJudge
@@ -50,6 +50,18 @@ class Evaluator(Part):
     def settings(self, seed: int, device: str) -> Settings:
         """How cut networks are scored, for those that look at them again."""
         return Settings(seed=seed, device=device)
+
+    def together(self, index: int, keep: int, size: int) -> int:
+        """How many structures to judge side by side, from number ``index`` on.
+
+        ``keep``: how many of the best matter to the search; ``size``: the bytes of the network.
+        """
+        return 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether scores do not depend on who is judged side by side."""
+        return True
 
     def after(self, seed: int | None) -> list[Pass]:
         """The passes that give the delivered network what the judged ones had (fresh statistics).
@@ -161,6 +173,9 @@ class AdaptiveStatistics(FreshStatistics):
     kernels: Kernels = option(  # noqa: RUF009
         "auto", "fused kernels where the device has them; off; or reference, what they compute in plain PyTorch"
     )
+    precision: Precision = option(  # noqa: RUF009
+        "fp32", "bf16 computes in bfloat16: faster on GPUs and on processors with AMX, scores differ by a few images"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,7 +188,20 @@ class AdaptiveStatistics(FreshStatistics):
         return averaging_of(self.statistics, self.momentum, self.reset)
 
     def settings(self, seed: int, device: str) -> Settings:
-        return replace(super().settings(seed, device), signal=self.signal, race=self.race, kernels=self.kernels)
+        return replace(
+            super().settings(seed, device),
+            signal=self.signal,
+            race=self.race,
+            kernels=self.kernels,
+            precision=self.precision,
+        )
+
+    def together(self, index: int, keep: int, size: int) -> int:
+        return replace(self.settings(0, "cpu"), keep=keep).together(index, size)
+
+    @property
+    def apart(self) -> bool:
+        return self.race is None
 
     def check(self, ranking: Ranking) -> None:
         if self.signal != "metric" and not isinstance(ranking, Accuracy):

@@ -104,7 +104,7 @@ class Evolving(Asker):
         self._known: set[tuple[int, ...]] = set()
         """The widths of everything proposed."""
         self._queue: list[tuple[tuple[int, ...], int]] = []
-        self._asked: tuple[int, ...] | None = None
+        self._asked: list[tuple[int, ...]] = []
         self._current: list[tuple[int, ...]] = []
 
     def ask(self) -> Proposal | None:
@@ -112,14 +112,18 @@ class Evolving(Asker):
             self._breed()
         if not self._queue:
             return None
-        self._asked, attempts = self._queue.pop(0)
-        return self.space.proposal(np.array(self._asked), attempts)
+        genes, attempts = self._queue.pop(0)
+        self._asked.append(genes)
+        return self.space.proposal(np.array(genes), attempts)
 
     def tell(self, proposal: Proposal, fitness: float) -> None:
-        assert self._asked is not None
-        self.judged[self._asked] = fitness
-        if not self._queue:
+        self.judged[self._asked.pop(0)] = fitness
+        if not self._queue and not self._asked:
             self._keep_best()
+
+    @property
+    def ready(self) -> int:
+        return len(self._queue)
 
     def describe(self) -> str:
         options = self.options

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,18 +56,22 @@ class Judged:
 
 
 class Judge(ABC):
-    """Scores structures, one at a time; the same structures in the same order always get the same scores."""
+    """Scores structures; the same structures in the same order always get the same scores."""
 
     @abstractmethod
     def judge(self, proposal: Proposal) -> Judged:
         """The mean metric of a structure on the sub-validation images."""
+
+    def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
+        """The same for structures that may be judged side by side; `recall` is told about them afterwards."""
+        return [self.judge(proposal) for proposal in proposals]
 
     @abstractmethod
     def describe(self) -> str:
         """How structures are judged, in a few words."""
 
     def recall(self, trace: str) -> None:  # noqa: B027  most have nothing to learn
-        """Learn of a structure that was judged before the search was continued."""
+        """Learn of a structure that was judged, now or before the search was continued."""
 
 
 class _Proposed(Judge):
@@ -77,8 +81,12 @@ class _Proposed(Judge):
         self.trial = trial
 
     def judge(self, proposal: Proposal) -> Judged:
+        return self.judged(self.plan(proposal))
+
+    def plan(self, proposal: Proposal) -> dict[str, np.ndarray]:
+        """The units that a structure keeps."""
         space = self.trial.space
-        return self.judged(keep_best(proposal.widths, space.scores, space.coupling, space.cost))
+        return keep_best(proposal.widths, space.scores, space.coupling, space.cost)
 
     @abstractmethod
     def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
@@ -107,8 +115,15 @@ class AdaptiveJudge(StaleJudge):
         self.stale = stale
 
     def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        before = self.evaluation.stale(plan).metric if self.stale else None
         (score,) = self.evaluation.evaluate([plan])
+        return self._told(plan, score)
+
+    def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
+        plans = [self.plan(proposal) for proposal in proposals]
+        return [self._told(*pair) for pair in zip(plans, self.evaluation.together(plans), strict=True)]
+
+    def _told(self, plan: Mapping[str, np.ndarray], score: Score) -> Judged:
+        before = self.evaluation.stale(plan).metric if self.stale else None
         return _told(score, before, self.evaluation.settings)
 
     def describe(self) -> str:

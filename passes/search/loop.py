@@ -6,8 +6,9 @@ again: cut from the trained weights and fine-tuned for a short while, and the be
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.search.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.judge import Judge, Trial
+from pruneopt.passes.search.judge import Judge, Judged, Trial
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
 from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
@@ -40,6 +41,8 @@ __all__ = ["JOURNAL", "Search", "Searched"]
 
 JOURNAL = "search.jsonl"
 TOP = 2
+PATIENCE = 60.0
+"""Seconds of work that a killed search may lose, where it can choose."""
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Search:
         space, asker, ranking: what is searched, by whom, and how candidates are compared.
         judge: opened with the first candidate that the journal does not answer.
         networks: cuts and scores finalists; opened when there are any.
+        together: how many candidates to judge side by side, at most, from the one of a number on.
+        apart: whether scores do not depend on that; then no more than a minute's work is done at once.
     """
 
     space: Space
@@ -57,6 +62,8 @@ class Search:
     judge: Callable[[], Judge]
     ranking: Ranking
     networks: Callable[[], CutNetworks]
+    together: Callable[[int], int]
+    apart: bool
     journal: Journal
     outcome: Outcome
     tell: Callable[[str, int, int], None]
@@ -105,19 +112,34 @@ class Search:
     def _judge_all(self, recalled: list[Candidate]) -> None:
         done = self.outcome.candidates
         judge: Judge | None = None
-        while (proposal := self.asker.ask()) is not None:
-            index = len(done)
-            if index < len(recalled):
-                candidate = self._checked(recalled[index], proposal)
-            else:
-                if judge is None:
-                    judge = self._opened()
-                candidate = self._judged(index, proposal, judge)
-                self.journal.append(asdict(candidate))
-            self.asker.tell(proposal, candidate.fitness)
-            done.append(candidate)
-            if index >= len(recalled):
-                self._progress(candidate)
+        pace = math.inf
+        while group := self._asked(len(done), pace):
+            known = recalled[len(done) : len(done) + len(group)]
+            candidates = [self._checked(*pair) for pair in zip(known, group, strict=False)]
+            if new := group[len(known) :]:
+                judge = judge or self._opened()
+                candidates += self._judged(len(done) + len(known), new, judge)
+                pace = candidates[-1].seconds
+            for number, (proposal, candidate) in enumerate(zip(group, candidates, strict=True)):
+                self.asker.tell(proposal, candidate.fitness)
+                done.append(candidate)
+                if judge is not None and candidate.trace is not None:
+                    judge.recall(candidate.trace)
+                if number >= len(known):
+                    self._progress(candidate)
+
+    def _asked(self, index: int, pace: float) -> list[Proposal]:
+        """The structures that are judged next, side by side; ``pace``: seconds that one takes."""
+        most = self.together(index)
+        if self.apart:
+            most = max(1, min(most, int(PATIENCE / pace)))
+        group: list[Proposal] = []
+        while len(group) < most and (not group or self.asker.ready):
+            proposal = self.asker.ask()
+            if proposal is None:
+                break
+            group.append(proposal)
+        return group
 
     def _opened(self) -> Judge:
         """The judge, who knows what was judged before."""
@@ -138,11 +160,21 @@ class Search:
             )
         return candidate
 
-    def _judged(self, index: int, proposal: Proposal, judge: Judge) -> Candidate:
+    def _judged(self, first: int, proposals: Sequence[Proposal], judge: Judge) -> list[Candidate]:
+        """Candidates from number ``first`` on, in the journal."""
         started = time.perf_counter()
-        judged = judge.judge(proposal)
+        found = judge.judge_together(proposals)
+        seconds = (time.perf_counter() - started) / len(proposals)
+        candidates = [
+            self._candidate(first + number, proposal, judged, seconds)
+            for number, (proposal, judged) in enumerate(zip(proposals, found, strict=True))
+        ]
+        for candidate in candidates:
+            self.journal.append(asdict(candidate))
+        return candidates
+
+    def _candidate(self, index: int, proposal: Proposal, judged: Judged, seconds: float) -> Candidate:
         fitness = self._fitness(proposal.widths, judged.score if judged.signal is None else judged.signal)
-        seconds = time.perf_counter() - started
         return Candidate(
             index,
             self._widths(proposal),
@@ -305,6 +337,7 @@ class Searched(Choose):
         space = self.space(state, scores)
         asker = searcher.open(space, seed)
         keep = max(searcher.breeds_from, self.top or TOP if self.finetune_epochs else 1)
+        size = int(space.cost.measure("bytes", space.cost.full))
         path = None if state.run_dir is None else state.run_dir / JOURNAL
         return Search(
             space,
@@ -312,6 +345,8 @@ class Searched(Choose):
             lambda: evaluator.open(Trial(state, space, seed, keep)),
             self.ranking,
             lambda: CutNetworks(state.graph, space.coupling, workload, settings, state.masks),
+            lambda index: evaluator.together(index, keep, size),
+            evaluator.apart,
             Journal(path, self._identity(state, seed)),
             Outcome("from the journal", asker.describe(), self.ranking.name),
             state.progress,

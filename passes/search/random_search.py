@@ -83,6 +83,10 @@ class _Random(Asker):
         """Nothing is learnt."""
 
     @property
+    def ready(self) -> int:
+        return self.candidates - self.asked
+
+    @property
     def total(self) -> int:
         return self.candidates
 

@@ -17,7 +17,7 @@ __all__ = ["Asker", "Searcher"]
 
 
 class Asker(ABC):
-    """A search under way. Every proposal is answered before the next is asked for."""
+    """A search under way. Proposals are answered in the order in which they were asked for."""
 
     @abstractmethod
     def ask(self) -> Proposal | None:
@@ -25,11 +25,16 @@ class Asker(ABC):
 
     @abstractmethod
     def tell(self, proposal: Proposal, fitness: float) -> None:
-        """How good the last proposal was; larger is better."""
+        """How good the oldest proposal without an answer was; larger is better."""
 
     @abstractmethod
     def describe(self) -> str:
         """How structures are found, in a few words."""
+
+    @property
+    def ready(self) -> int:
+        """How many more proposals can be asked for before the last one is answered."""
+        return 0
 
     @property
     @abstractmethod

@@ -122,10 +122,43 @@ def test_a_race_gives_up_and_the_rest_have_their_full_scores(
     assert max(item.value for item in raced) >= max(item.value for item in full) - 0.01
 
     again = Evaluation(graph, coupling, workload, replace(SETTINGS, race=60))
-    for item in raced[:6]:
+    for item in raced[:9]:  # one alone, then eight side by side
         if item.trace is not None:
             again.recall(item.trace)
-    assert [item.value for item in again.evaluate(chosen[6:])] == [item.value for item in raced[6:]]
+    assert again.together(chosen[9:]) == raced[9:]
+
+
+@pytest.mark.parametrize("changes", [{}, {"averaging": Averaging("population")}, {"precision": "bf16"}])
+def test_candidates_side_by_side_have_the_scores_they_have_alone(
+    graph: Graph, coupling: Coupling, workload: Workload, changes: dict[str, object]
+) -> None:
+    """Bit by bit, also where neighbours have layers in common: a plan, itself, and one group changed."""
+    first, second = plans(coupling, 2)
+    last = coupling.free[-1].name
+    chosen = [first, second, first, {**first, last: second[last]}]
+    settings = replace(SETTINGS, signal="likelihood", **changes)  # type: ignore[arg-type]
+    together = Evaluation(graph, coupling, workload, settings).together(chosen)
+    alone = [Evaluation(graph, coupling, workload, settings).together([plan])[0] for plan in chosen]
+    assert together == alone
+    assert len({score.value for score in alone}) == 3
+
+
+def test_half_precision_moves_few_images(graph: Graph, coupling: Coupling, workload: Workload) -> None:
+    chosen = plans(coupling, 6)
+    full, half = (
+        list(Evaluation(graph, coupling, workload, replace(SETTINGS, precision=name)).evaluate(chosen))
+        for name in ("fp32", "bf16")
+    )
+    gaps = [abs(one.value - other.value) for one, other in zip(full, half, strict=True)]
+    assert 0 < max(gaps) <= 0.03  # of 300 images
+
+
+def test_how_many_are_judged_side_by_side() -> None:
+    racing = replace(SETTINGS, race=60, keep=3)
+    assert [racing.together(index, 1) for index in (0, 1, 2, 3, 50)] == [3, 2, 1, 8, 8]
+    assert SETTINGS.together(0, 1) == 16
+    assert SETTINGS.together(0, 2**28) == 4
+    assert SETTINGS.together(0, 2**40) == replace(SETTINGS, whole=True).together(0, 1) == 1
 
 
 def test_agreement_needs_classes(graph: Graph, coupling: Coupling, workload: Workload) -> None:

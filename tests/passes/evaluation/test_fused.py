@@ -15,7 +15,7 @@ from pruneopt.ir.graph import Graph, Op
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation import fused
 from pruneopt.passes.evaluation.fused import Taken, choose, peak_bytes
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import MEAN, Settings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.statistics import lower_statistics
@@ -48,6 +48,15 @@ def batches(*counts: int) -> list[Tensor]:
     return [torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator) for count in counts]
 
 
+def statistics(
+    graph: Graph, given: list[Tensor], averaging: Averaging = MEAN, into: Statistics | None = None
+) -> dict[str, Tensor]:
+    """Those of a single network, by the kernels' reference."""
+    so_far = None if into is None else [into]
+    (found,) = DOUBLE.statistics([graph], [graph.weights], given, averaging, into=so_far)
+    return found
+
+
 @pytest.mark.parametrize(
     "averaging",
     [Averaging("mean"), Averaging("ema", 0.1), Averaging("ema", 0.3, reset=False), Averaging("mean_biased")],
@@ -56,7 +65,7 @@ def test_every_semantics_of_batches(averaging: Averaging) -> None:
     graph = graph_of(residual())
     given = batches(4, 5, 3)
     wanted = fresh_statistics(graph, graph.weights, given, averaging)
-    found = DOUBLE.statistics(graph, graph.weights, given, averaging)
+    found = statistics(graph, given, averaging)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)
@@ -65,10 +74,10 @@ def test_every_semantics_of_batches(averaging: Averaging) -> None:
 def test_batches_may_come_in_parts() -> None:
     """As a race gives them, and as little memory makes it necessary."""
     graph, given = graph_of(residual()), batches(4, 4, 4)
-    whole = DOUBLE.statistics(graph, graph.weights, given, Averaging("mean"))
+    whole = statistics(graph, given)
     so_far = Statistics()
-    DOUBLE.statistics(graph, graph.weights, given[:1], Averaging("mean"), into=so_far)
-    parts = DOUBLE.statistics(graph, graph.weights, given[1:], Averaging("mean"), into=so_far)
+    statistics(graph, given[:1], into=so_far)
+    parts = statistics(graph, given[1:], into=so_far)
     assert so_far.batches == 3
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0)
@@ -76,7 +85,7 @@ def test_batches_may_come_in_parts() -> None:
 
 def test_little_memory_takes_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, given = graph_of(residual()), batches(4, 4, 4)
-    wanted = DOUBLE.statistics(graph, graph.weights, given, Averaging("mean"))
+    wanted = statistics(graph, given)
     sizes = []
     run = fused.run_statistics
 
@@ -87,7 +96,7 @@ def test_little_memory_takes_few_batches_at_a_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused, "run_statistics", noted)
     each = 4 * peak_bytes(lower_statistics(graph), 8)
     monkeypatch.setattr(fused, "HOST_MEMORY", 2 * each + 1)
-    found = DOUBLE.statistics(graph, graph.weights, given, Averaging("mean"))
+    found = statistics(graph, given)
     assert sizes == [2, 1]
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
@@ -119,7 +128,7 @@ def test_norms_that_kernels_do_not_measure_go_the_other_way() -> None:
     )
     graph, given = graph_of(net), batches(4, 4)
     wanted = fresh_statistics(graph, graph.weights, given, Averaging("mean"))
-    found = DOUBLE.statistics(graph, graph.weights, given, Averaging("mean"))
+    found = statistics(graph, given)
     assert any(name.startswith("6.") for name in found)
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
@@ -127,14 +136,14 @@ def test_norms_that_kernels_do_not_measure_go_the_other_way() -> None:
 
 def test_a_network_without_batch_norm() -> None:
     graph = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-    assert DOUBLE.statistics(graph, graph.weights, batches(2), Averaging("mean")) == {}
+    assert statistics(graph, batches(2)) == {}
 
 
 def test_one_value_per_channel_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 8, bias=False), nn.BatchNorm2d(4), nn.ReLU())
     graph = graph_of(net)
     with pytest.raises(UserError, match="single value per channel"):
-        DOUBLE.statistics(graph, graph.weights, batches(1), Averaging("mean"))
+        statistics(graph, batches(1))
 
 
 def test_what_is_chosen() -> None:
@@ -144,5 +153,11 @@ def test_what_is_chosen() -> None:
     cuda = Settings(device="cuda", averaging=Averaging("population"))
     assert str(choose(cuda)) == "no fused kernels: they do not take statistics=population"
     assert str(choose(replace(cuda, kernels="off"))) == ""
+    assert str(choose(Settings(precision="bf16"))) == "in bfloat16"
+    assert str(choose(replace(cuda, precision="bf16"))) == (
+        "no fused kernels: they do not take statistics=population, in bfloat16"
+    )
+    with pytest.raises(UserError, match="kernels=reference computes in float32: leave precision=bf16 out"):
+        choose(replace(REFERENCE, precision="bf16"))
     with pytest.raises(UserError, match="kernels=reference cannot take whole: use kernels=off"):
         choose(replace(REFERENCE, whole=True))

@@ -115,7 +115,8 @@ def test_the_original_is_untouched(search: Run, trained: Graph) -> None:
         assert all(torch.equal(graph.weights[name], tensor) for name, tensor in before.items())
 
 
-def test_one_candidate_network_at_a_time(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_large_candidate_network_at_a_time(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruneopt.passes.evaluation.settings.HELD", 1)  # what is large
     made: list[weakref.ref[Any]] = []
 
     def watch(owner: type, name: str, part: Callable[[Any], Any]) -> None:
@@ -203,13 +204,13 @@ def test_a_finished_search_is_not_run_again(search: Run, tmp_path: Path, monkeyp
 
 
 def test_a_race_goes_on_where_it_was_stopped(search: Run, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"race": 30, "finetune_epochs": 0, "candidates": 8}
+    options: dict[str, Any] = {"race": 30, "finetune_epochs": 0, "candidates": 12}
     _, outcome = search(tmp_path / "whole", **options)
     images = [item.images for item in outcome.candidates]
     assert images[0] == 150
     assert min(image for image in images if image) < 150
     lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
-    for number in (2, 5):
+    for number in (2, 5, 11):
         folder = tmp_path / f"cut-{number}"
         folder.mkdir()
         (folder / JOURNAL).write_bytes(b"".join(lines[:number]))
@@ -261,7 +262,9 @@ from pruneopt.ir.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.search import loop
 
+loop.PATIENCE = 0.0  # one by one
 torch.manual_seed(0)
 graph = capture(DigitsResNet((4, 4, 4)), torch.zeros(2, 1, 8, 8))
 data = load_data("digits?limit=400", input_shape=(1, 1, 8, 8))
@@ -314,6 +317,7 @@ def stop_at(owner: type, name: str, call: int, monkeypatch: pytest.MonkeyPatch) 
 def test_ctrl_c_keeps_the_best_so_far(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, complete = search(tmp_path / "whole")
     with monkeypatch.context() as patch:
+        patch.setattr("pruneopt.passes.search.loop.PATIENCE", 0.0)  # one by one
         stop_at(Evaluation, "signals", 4, patch)
         state, outcome = search(tmp_path / "run")
     assert outcome.interrupted

@@ -521,9 +521,12 @@ def test_the_seed_and_the_answers_decide(network: State) -> None:
 SMALL = "evolution{population=4 iterations=3 parents=2 mutations=2 crossovers=1}"
 
 
-def test_a_journal_cut_at_every_line_gives_the_same(search: Callable[..., tuple[State, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("race", ["", " race=20"])
+def test_a_journal_cut_at_every_line_gives_the_same(
+    search: Callable[..., tuple[State, Any]], tmp_path: Path, race: str
+) -> None:
     options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0}
-    evaluator: dict[str, Any] = {"evaluator": "abn{calibration-batches=2 batch-size=32 subval-limit=100}"}
+    evaluator: dict[str, Any] = {"evaluator": f"abn{{calibration-batches=2 batch-size=32 subval-limit=100{race}}}"}
 
     def results(folder: str) -> tuple[list[tuple[Any, float]], Any]:
         _, outcome = search(tmp_path / folder, **options, **evaluator)
@@ -542,6 +545,21 @@ def test_a_journal_cut_at_every_line_gives_the_same(search: Callable[..., tuple[
 
 
 # The ends of it
+
+
+@pytest.mark.parametrize("race", [None, 20])
+def test_a_generation_side_by_side_is_the_generation_one_by_one(
+    search: Callable[..., tuple[State, Any]], monkeypatch: pytest.MonkeyPatch, race: int | None
+) -> None:
+    """Without a race scores do not depend on it, in a race groups do not depend on time."""
+    evaluator = "abn{calibration-batches=2 batch-size=32 subval-limit=100" + (f" race={race}" if race else "") + "}"
+    options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0, "evaluator": evaluator}
+    found = []
+    for patience in (0.0, 1e9):
+        monkeypatch.setattr("pruneopt.passes.search.loop.PATIENCE", patience)
+        _, outcome = search(**options)
+        found.append([(item.widths, item.score, item.fitness) for item in outcome.candidates])
+    assert found[0] == found[1]
 
 
 def test_an_exhausted_space_ends_the_search(chain: Chain) -> None:
