@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["compile", "inspect", "new", "passes", "profile"]
+__all__ = ["bench", "compile", "inspect", "new", "passes", "profile", "targets"]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
@@ -88,6 +88,31 @@ def profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", default="cpu", help="where layers run: cpu, cuda:1 (cpu)")
 
 
+def targets(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt targets`."""
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def bench(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt bench`."""
+    parser.epilog = """example:
+  pruneopt bench small --target ort-cpu --target 'torch-cpu{threads=2 batch=8}'
+"""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="what pruneopt compile wrote")
+    parser.add_argument(
+        "--target",
+        metavar="NAME[{key=value ...}]",
+        action="append",
+        help="where to run, see pruneopt targets; may be repeated (ort-cpu)",
+    )
+    parser.add_argument("--original", metavar="MODEL", help=f"the original network: {MODEL} (its graph in the bundle)")
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict for --original")
+    parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input of --original")
+    parser.add_argument("--seconds", metavar="S", type=_seconds, default=5.0, help="time for each target (5)")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="also write the measurements here")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+
+
 def passes(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt passes`."""
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
@@ -166,6 +191,16 @@ def _positive(text: str) -> int:
 
 def _multiple(text: str) -> int | str:
     return text if text.startswith("auto") else _positive(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
 
 
 def _whole(text: str, least: int) -> int:

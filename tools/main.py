@@ -38,6 +38,8 @@ COMMANDS = {
     "compile": ("prune a network to a budget, prove it and write everything needed to deploy it", arguments.compile),
     "inspect": ("print a network's graph, its channel groups, and how far it can be pruned", arguments.inspect),
     "profile": ("measure a latency table: how long each layer takes at a grid of widths", arguments.profile),
+    "targets": ("list the runtimes that this machine offers, and why it lacks the others", arguments.targets),
+    "bench": ("measure the original and the pruned network of a bundle side by side", arguments.bench),
     "passes": ("list every pass with its options", arguments.passes),
     "new": ("write a commented model file to start from", arguments.new),
 }
