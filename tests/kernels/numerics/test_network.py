@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import MethodType
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +13,17 @@ from torch import Tensor, nn
 
 from pruneopt.ir.capture import capture
 from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt.kernels.launch import Launch
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
-from pruneopt.passes.lowering.backends import TritonKernels
+from pruneopt.passes.lowering.backends import Step, TritonKernels
+from pruneopt.passes.lowering.capture import CudaGraphs
 from pruneopt.passes.lowering.evaluation import lower_evaluation
 from pruneopt.passes.lowering.run_evaluation import run_evaluation
-from pruneopt.passes.lowering.run_statistics import run_statistics
+from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
 from pruneopt.passes.lowering.statistics import lower_statistics
 from pruneopt.passes.transform.slice import slice_graph
 
@@ -55,28 +61,79 @@ def test_a_network_on_the_kernels(setting: Setting, device: str) -> None:
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias)
     graph = capture(net, torch.zeros(1, 3, 9, 9))
-    coupling = couple(graph)
-    rng = np.random.default_rng(0)
-    graphs = [graph]
-    plan = {g.name: np.sort(rng.permutation(g.width)[: max(1, round(0.6 * g.width))]) for g in coupling.free}
-    graphs.append(slice_graph(graph, coupling, plan))
+    graphs = [graph, cut(graph, 0.6)]
     batches = [torch.randn(count, 3, 9, 9) for count in (2, 3)]
     backend = TritonKernels(torch.device(device), setting.dtype, setting.precision)
     lowered = [lower_statistics(item) for item in graphs]
     placed = [{name: tensor.to(device) for name, tensor in item.weights.items()} for item in graphs]
     found = run_statistics(lowered, placed, [batch.to(device) for batch in batches], backend)
+    for item, of_candidate in zip(graphs, found, strict=True):
+        check(item, batches, of_candidate, setting)
+
+
+def cut(graph: Graph, share: float) -> Graph:
+    coupling = couple(graph)
+    rng = np.random.default_rng(0)
+    plan = {g.name: np.sort(rng.permutation(g.width)[: max(1, round(share * g.width))]) for g in coupling.free}
+    return slice_graph(graph, coupling, plan)
+
+
+def check(graph: Graph, batches: list[Tensor], found: list[list[BatchStatistics]], setting: Setting) -> None:
+    """Statistics of every batch against the interpreter of graphs in float64."""
     # Errors of ten layers add up.
     mean_bound, variance_bound = 20 * setting.mean, 20 * setting.variance
-    for item, of_candidate in zip(graphs, found, strict=True):
-        exact = {name: t.double() if t.is_floating_point() else t for name, t in item.weights.items()}
-        for batch, of_batch in zip(batches, of_candidate, strict=True):
-            wanted = Statistics()
-            fresh_statistics(item, exact, [batch.double()], Averaging("mean"), into=wanted)
-            assert [one.name for one in of_batch] == list(wanted.means)
-            for one in of_batch:
-                variance = wanted.variances[one.name][0] * (one.count - 1) / one.count
-                assert error(one.mean.cpu(), wanted.means[one.name][0], variance.sqrt()) < mean_bound
-                assert error(one.variance.cpu(), variance, variance) < variance_bound
+    exact = {name: t.double() if t.is_floating_point() else t for name, t in graph.weights.items()}
+    for batch, of_batch in zip(batches, found, strict=True):
+        wanted = Statistics()
+        fresh_statistics(graph, exact, [batch.double()], Averaging("mean"), into=wanted)
+        assert [one.name for one in of_batch] == list(wanted.means)
+        for one in of_batch:
+            variance = wanted.variances[one.name][0] * (one.count - 1) / one.count
+            assert error(one.mean.cpu(), wanted.means[one.name][0], variance.sqrt()) < mean_bound
+            assert error(one.variance.cpu(), variance, variance) < variance_bound
+
+
+class Fused(nn.Sequential):
+    """No op of its statistics pass stays with PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 36, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(36), nn.ReLU6()),
+            *(nn.Conv2d(36, 36, 3, padding=1, groups=36, bias=False), nn.BatchNorm2d(36), nn.ReLU()),
+            *(nn.Conv2d(36, 20, 1, bias=False), nn.BatchNorm2d(20)),
+        )
+
+
+def test_recorded_launches_serve_other_candidates(setting: Setting, device: str) -> None:
+    """On a GPU as a CUDA graph; in the interpreter the launches are kept as values, grids and arguments and all."""
+    graph = capture(Fused().eval(), torch.zeros(1, 3, 7, 7))
+    backend = TritonKernels(torch.device(device), setting.dtype, setting.precision)
+    recorded: list[int] = []
+
+    def keep(steps: Sequence[Step]) -> Step:
+        launches = [step.__self__ for step in steps if isinstance(step, MethodType)]
+        assert len(launches) == len(steps)
+        assert all(isinstance(launch, Launch) for launch in launches)
+        recorded.append(len(launches))
+
+        def start() -> None:
+            for launch in launches:
+                launch.run()
+
+        return start
+
+    recorder = keep if device == "cpu" else CudaGraphs(torch.device(device))
+    prepared = PreparedStatistics([lower_statistics(graph)], backend, recorder)
+    generator = torch.Generator().manual_seed(3)
+    # Fewer and smaller batches than there is room for leave segments without work.
+    for share, counts in ((0.5, (3, 2)), (0.05, (2,)), (1.0, (3, 3))):
+        candidate = cut(graph, share)
+        batches = [torch.randn(count, 3, 7, 7, generator=generator) for count in counts]
+        prepared.load([lower_statistics(candidate)], [{k: t.to(device) for k, t in candidate.weights.items()}])
+        (found,) = prepared.run([batch.to(device) for batch in batches])
+        check(candidate, batches, found, setting)
+    assert prepared.told == "6 launches in 1 CUDA graph"
+    assert recorded == ([6] if device == "cpu" else [])
 
 
 def test_a_network_in_evaluation_mode_on_the_kernels(setting: Setting, device: str) -> None:
