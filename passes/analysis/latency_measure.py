@@ -25,7 +25,7 @@ from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes, Tim
 from pruneopt.passes.analysis.layers import TRANSPOSED
 from pruneopt.passes.base import Progress, silent
 
-__all__ = ["POINTS", "layer_grid", "measure_table", "table_of"]
+__all__ = ["POINTS", "Timer", "layer_attrs", "layer_grid", "layer_shapes", "measure_table", "table_of"]
 
 POINTS = 4
 WARM_UP = 3
@@ -63,8 +63,8 @@ def measure_table(
     known: dict[object, float] = {}
 
     def timer(layer: TimedLayer, inputs: int, outputs: int) -> float:
-        shapes = _shapes(layer, inputs, outputs, batch)
-        attrs = tuple(sorted((name, str(value)) for name, value in _attrs(layer, inputs, batch, place).items()))
+        shapes = layer_shapes(layer, inputs, outputs, batch)
+        attrs = tuple(sorted((name, str(value)) for name, value in layer_attrs(layer, inputs, batch, place).items()))
         key = (layer.op.target, shapes, attrs)
         if key not in known:
             known[key] = _seconds(_calling(layer, shapes, inputs, batch, place), place, repeats)
@@ -120,7 +120,7 @@ def layer_grid(layer: TimedLayer, cost: CostModel, points: int) -> tuple[np.ndar
 # One layer
 
 
-def _shapes(layer: TimedLayer, inputs: int, outputs: int, batch: int) -> tuple[tuple[int, ...], ...]:
+def layer_shapes(layer: TimedLayer, inputs: int, outputs: int, batch: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of input and weight at a batch size, and of the bias if there is one."""
     (x, axis), weight = layer.input, layer.op.value(1)
     assert weight is not None
@@ -143,7 +143,8 @@ def _groups(layer: TimedLayer, inputs: int) -> int:
     return inputs if layer.depthwise else groups
 
 
-def _attrs(layer: TimedLayer, inputs: int, batch: int, place: torch.device) -> dict[str, Any]:
+def layer_attrs(layer: TimedLayer, inputs: int, batch: int, place: torch.device) -> dict[str, Any]:
+    """The layer's attributes as torch takes them, with the groups that an input width has."""
     attrs = {name: torch_value(attr, batch, False, place) for name, attr in layer.op.attrs.items()}
     return {**attrs, "groups": _groups(layer, inputs)} if "groups" in attrs else attrs
 
@@ -156,7 +157,7 @@ def _calling(
     generator = torch.Generator(place).manual_seed(0)
     tensors: list[Tensor | None] = [torch.randn(s, generator=generator, device=place).to(dtype) for s in shapes]
     operands = [*tensors, *[None] * (len(layer.op.operands) - len(tensors))]
-    attrs = _attrs(layer, inputs, batch, place)
+    attrs = layer_attrs(layer, inputs, batch, place)
     return lambda: call(layer.op.target, operands, attrs)
 
 

@@ -1,0 +1,115 @@
+"""Which sub-networks to measure: random ones first, then those whose time is least certain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.base import Progress, silent
+from pruneopt.passes.latency.predictor import Measured, Predictor
+from pruneopt.passes.latency.sample import Sample
+
+__all__ = ["measure_actively", "random_widths", "uncertain"]
+
+ALIGNMENTS = (1, 4, 8, 16)
+RANDOM = 12
+"""Random networks before there is anything to be uncertain about, the original first."""
+EACH = 8
+"""Networks chosen with one and the same predictor: fitting it costs about as long as measuring one."""
+POOL = 120
+"""Candidates of which the least certain are taken."""
+
+
+def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
+    """Widths `[G]` such as searches ask for: an overall scale, groups around it, in multiples of 1, 4, 8 or 16.
+
+    Groups of fewer than four such multiples take any width.
+    """
+    steps = cost.full // cost.step
+    multiple = int(rng.choice(ALIGNMENTS))
+    each = np.where(steps >= 4 * multiple, multiple, 1)
+    shares = np.clip(rng.normal(rng.uniform(0.25, 1.0), 0.2, len(steps)), 0.1, 1.0)
+    widths: np.ndarray = np.maximum(np.floor(shares * steps / each).astype(np.int64) * each * cost.step, cost.minimum)
+    return widths
+
+
+def uncertain(predictor: Predictor, pool: np.ndarray, count: int) -> np.ndarray:
+    """The numbers of the candidates `[P, G]` to measure next.
+
+    Greedily: each is the one with the largest relative uncertainty that those before it have not taken away. Regions of
+    one key err alike, so a candidate that resembles a chosen one in its uncertain regions tells little more.
+    """
+    seconds, variances = predictor.by_region(pool)
+    share = np.sqrt(variances) / seconds.sum(axis=1, keepdims=True)
+    chosen: list[int] = []
+    told = np.zeros(share.shape[1])
+    for _ in range(min(count, len(pool))):
+        worth = (share**2 / (1 + told / np.maximum(share.max(axis=0), 1e-12))).sum(axis=1)
+        worth[chosen] = -1.0
+        chosen.append(int(np.argmax(worth)))
+        told = told + share[chosen[-1]]
+    return np.array(chosen, dtype=np.int64)
+
+
+def measure_actively(
+    cost: CostModel,
+    probe: Callable[[np.ndarray], Sample],
+    fit: Callable[[Measured], Predictor],
+    *,
+    seconds: float,
+    keep: Callable[[np.ndarray, Sample], None],
+    known: Measured | None = None,
+    limit: float | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    progress: Progress = silent,
+) -> Measured:
+    """Measure sub-networks until the time is over; everything that is known then.
+
+    Args:
+        cost: of the network.
+        probe: measures one.
+        fit: the predictor of what is known.
+        seconds: the time for it; what is begun is finished.
+        keep: is given every measurement, so that none is lost.
+        known: what was measured before.
+        limit: seconds of a budget; candidates near it are preferred.
+        clock: seconds since some moment.
+    """
+    widths = [] if known is None else list(known.widths)
+    samples = [] if known is None else list(known.samples)
+    rng = np.random.default_rng([seed, len(samples)])
+    started = clock()
+
+    def over() -> bool:
+        return clock() - started >= seconds
+
+    while not over():
+        if len(samples) < RANDOM:
+            rows = [cost.full] if not samples else [random_widths(cost, rng)]
+        else:
+            predictor = fit(Measured(np.array(widths), tuple(samples)))
+            pool = np.array([random_widths(cost, rng) for _ in range(POOL)])
+            pool = _near(pool, predictor, limit)
+            rows = list(pool[uncertain(predictor, pool, EACH)])
+        for row in rows:
+            progress(f"measuring, {len(samples)} networks so far", int(min(clock() - started, seconds)), int(seconds))
+            sample = probe(row)
+            keep(row, sample)
+            widths.append(row)
+            samples.append(sample)
+            if over():
+                break
+    return Measured(np.array(widths), tuple(samples))
+
+
+def _near(pool: np.ndarray, predictor: Predictor, limit: float | None) -> np.ndarray:
+    """The half of the pool that is nearest to a limit; all without one."""
+    if limit is None:
+        return pool
+    distance = np.abs(np.log(predictor.seconds(pool) / limit))
+    near: np.ndarray = pool[np.argsort(distance)[: len(pool) // 2]]
+    return near

@@ -1,0 +1,36 @@
+"""On what a measurement was taken: a time is worth nothing on another device or under another version."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+from pruneopt.passes.targets.target import Target
+
+__all__ = ["FORMAT", "describe", "machine_of"]
+
+FORMAT = 1
+"""Of the database and of what regions are; a file of another is refused."""
+
+
+def machine_of(target: Target) -> str:
+    """Processor, runtime with its version and device, and our own format, as JSON with sorted keys."""
+    found = {"processor": processor(), "runtime": target.runtime(), "format": FORMAT}
+    return json.dumps(found, sort_keys=True)
+
+
+def describe(machine: str) -> str:
+    """What `machine_of` gave, in words."""
+    found = json.loads(machine)
+    return f"{found['runtime']} on {found['processor']} (format {found['format']})"
+
+
+def processor() -> str:
+    """The processor's model."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
