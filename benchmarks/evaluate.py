@@ -13,13 +13,18 @@ b  the way of tools: a deep copy, cut with torch-pruning (or by slicing, where t
    `torch.optim.swa_utils.update_bn` on the same 102 batches, all validation images;
 c  ours by modules: `evaluator=reference`, with 20 batches and all validation images;
 d  ours: `evaluator=abn`, 20 batches, all validation images;
-e  ours with a race from 512 images;
-f  ours with a race from 2048 images.
+e  ours with a race from 512 images (MobileNetV2, which has 500: 64);
+f  ours with a race from 2048 images (MobileNetV2: 128);
+g  ours in bfloat16, `abn{precision=bf16}`;
+h  ours in bfloat16 with the race of (f).
 
 (a) and (b) are measured on a few candidates, for each costs the same. What they would choose is known for all: sliced
 and masked networks have the same scores, so (d) with the statistics and batches of (a) gives the scores of (a). Regret
 is the full score of the best candidate less that of the chosen one, in points; tau is Kendall's, between the scores of
 a way and those of (a) over all candidates. Full scores that are done are kept in ``--log`` and not run again.
+
+Then (d) on 16 candidates that resemble each other, side by side and one by one, on 2,000 images: children of an
+evolution (every width of one plan changes with a probability of 0.1), moves (one width changes), and the random plans.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,22 +50,41 @@ from pruneopt.files import write_json
 from pruneopt.ir.codegen import build_module
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.evaluate import Evaluation
+from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.transform.slice import slice_graph
 
+Plan = Mapping[str, np.ndarray]
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "evaluate.json"
 PUBLISHED = Settings(batches=102, batch_size=128, averaging=Averaging("ema", 0.1, reset=False))
 OURS = Settings(batches=20, batch_size=128)
-RACES = {"d": OURS, "e": replace(OURS, race=512), "f": replace(OURS, race=2048)}
 WAYS = {
     "a": "published",
     "b": "tools",
     "c": "ours by modules",
     "d": "ours",
-    "e": "ours, race from 512",
-    "f": "ours, race from 2048",
+    "e": "ours, race",
+    "f": "ours, longer race",
+    "g": "ours in bfloat16",
+    "h": "ours in bfloat16, longer race",
 }
+KIN = {"children of an evolution": 0.1, "moves": None, "random plans": 1.0}
+FAMILY = 16
+
+
+def ways(case: Setup) -> dict[str, Settings]:
+    """How ours judge."""
+    short, long = case.races
+    half = replace(OURS, precision="bf16")
+    return {
+        "d": OURS,
+        "e": replace(OURS, race=short),
+        "f": replace(OURS, race=long),
+        "g": half,
+        "h": replace(half, race=long),
+    }
 
 
 @dataclass
@@ -140,17 +164,51 @@ def timed(judge: Callable[[int], float], count: int) -> dict[str, Any]:
     return {"seconds": seconds, "scores": scores}
 
 
-def judged(case: Setup, settings: Settings, count: int) -> Iterator[dict[str, Any]]:
-    """Ours, candidate by candidate."""
+def judged(case: Setup, settings: Settings, plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
+    """Ours; of candidates that are judged side by side, the first has the seconds of all."""
     evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)
-    plans = iter(case.plans[:count])
-    while True:
+    started = time.process_time()
+    for score in evaluation.evaluate(plans):
+        seconds = round(time.process_time() - started, 3)
+        yield {"value": score.value, "images": score.images, "seconds": seconds}
         started = time.process_time()
-        try:
-            score = next(iter(evaluation.evaluate([next(plans)])))
-        except StopIteration:
-            return
-        yield {"value": score.value, "images": score.images, "seconds": round(time.process_time() - started, 3)}
+
+
+def related(case: Setup, changed: float | None) -> list[Plan]:
+    """Plans that differ from the first in a share of its groups; in one group for None."""
+    rng = np.random.default_rng(0)
+    first, names = case.plans[0], list(case.plans[0])
+    found: list[Plan] = []
+    for other in case.plans[1 : FAMILY + 1]:
+        if changed is None:
+            chosen = {names[rng.integers(len(names))]}
+        else:
+            chosen = {name for name in names if rng.random() < changed}
+        found.append({name: other[name] if name in chosen else first[name] for name in names})
+    return found
+
+
+def side_by_side(case: Setup) -> dict[str, dict[str, float]]:
+    """Seconds per candidate one by one and side by side, for each degree of kinship."""
+    found = {}
+    settings = replace(OURS, subval_limit=2000)
+    for name, changed in KIN.items():
+        plans = related(case, changed)
+        graphs = [slice_graph(case.graph, case.coupling, plan) for plan in plans]
+        shared = merge(graphs, [graph.weights for graph in graphs]).shared
+        evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)
+        evaluation.together(plans[:1])  # reads the images
+        started = time.process_time()
+        alone = [evaluation.together([plan])[0].value for plan in plans]
+        between = time.process_time()
+        together = [score.value for score in evaluation.together(plans)]
+        ended = time.process_time()
+        if alone != together:
+            raise RuntimeError(f"{case.name}: {name} score {together} side by side and {alone} one by one")
+        seconds = {"alone": between - started, "together": ended - between}
+        found[name] = {key: round(value / len(plans), 3) for key, value in seconds.items()} | {"shared": shared}
+        print(case.name, name, found[name], flush=True)
+    return found
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -166,11 +224,18 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             print(name, way, row[way], flush=True)
     row["c"] = timed(module_way(case), options.rivals)
     row["a"]["full"] = full[: options.rivals]
-    for way, settings in RACES.items():
-        found = list(judged(case, settings, count))
+    for way, settings in ways(case).items():
+        plans = case.plans[: options.slow] if way == "d" else case.plans
+        found = list(judged(case, settings, plans))
         row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
-        row[way] |= choice(np.array(row[way]["value"]), np.array(full))
+        row[way] |= choice(np.array(row[way]["value"]), np.array(full[: len(plans)]))
         print(name, way, {key: row[way][key] for key in ("tau", "regret")}, flush=True)
+    row["side by side"] = side_by_side(case)
+    started = time.process_time()
+    for plan in case.plans:
+        slice_graph(case.graph, case.coupling, plan)
+    row["cutting"] = (time.process_time() - started) / count
+    print(name, f"cutting a candidate takes {1e3 * row['cutting']:.1f} ms")
     return row
 
 
@@ -178,9 +243,10 @@ def recorded(case: Setup, path: Path, count: int) -> list[float]:
     """The scores of (a), by (d) with (a)'s statistics; kept in a file, as they take hours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rest = replace(case, plans=case.plans[len(done) : count])
+    evaluation = Evaluation(case.graph, case.coupling, case.workload, PUBLISHED)
     with path.open("a", encoding="utf-8") as log:
-        for item in judged(rest, PUBLISHED, len(rest.plans)):
+        for plan in case.plans[len(done) : count]:
+            item = {"value": evaluation.together([plan])[0].value}
             log.write(json.dumps(item) + "\n")
             log.flush()
             done.append(item)
@@ -196,16 +262,28 @@ def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
-    head = "| network | way | s per candidate | per minute | times (a) | times (b) | images | tau | regret, points |"
+    head = "| network, candidates | way | s each | per minute | times (a) | times (b) | images | tau | regret, points |"
     lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for name, row in rows.items():
         mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS}
         for way, text in WAYS.items():
             found = row[way]
             images = float(np.mean(found["images"])) if "images" in found else row["images"]
-            cells = [f"{name}, {row['candidates']}", f"{way} {text}", f"{mean[way]:.2f}", f"{60 / mean[way]:.1f}"]
+            cells = [
+                f"{name}, {len(found.get('value', found['seconds']))}",
+                f"{way} {text}",
+                f"{mean[way]:.2f}",
+                f"{60 / mean[way]:.1f}",
+            ]
             cells += [f"{mean['a'] / mean[way]:.1f}", f"{mean['b'] / mean[way]:.1f}", f"{images:.0f}"]
             cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| network | 16 candidates | s one by one | s side by side | times | ops in common |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    for name, row in rows.items():
+        for kind, item in row["side by side"].items():
+            cells = [name, kind, f"{item['alone']:.2f}", f"{item['together']:.2f}"]
+            cells += [f"{item['alone'] / item['together']:.2f}", f"{item['shared']:.0%}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -215,6 +293,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", default=["resnet20"], help="resnet20, resnet56, mobilenet_v2")
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed")
+    parser.add_argument("--slow", type=int, default=50, help="candidates judged by (d), which neither races nor rounds")
     parser.add_argument("--seed", type=int, default=0, help="decides the plans")
     parser.add_argument("--log", type=Path, default=ROOT / "runs")
     parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")

@@ -57,6 +57,11 @@ class Setup:
         return found
 
     @property
+    def races(self) -> tuple[int, int]:
+        """Images on the first rung of a short and of a long race."""
+        return (64, 128) if self.name == "mobilenet_v2" else (512, 2048)
+
+    @property
     def cut_by(self) -> str:
         return "torch-pruning" if self.name == "mobilenet_v2" else "slicing (torch-pruning fails on the network)"
 
