@@ -29,6 +29,8 @@ _BUILT_IN = {
     "abn": "pruneopt.passes.search.abn:AdaptiveBN",
     "metapruning": "pruneopt.passes.search.metapruning:MetaPruning",
     "rewarded": "pruneopt.passes.search.rewarded:Rewarded",
+    "explore": "pruneopt.passes.front.explore:Explore",
+    "front": "pruneopt.passes.front.front_point:FrontPoint",
     "plan": "pruneopt.passes.transform.given_plan:GivenPlan",
     "slimming": "pruneopt.passes.regularised.slimming:Slimming",
     "greg1": "pruneopt.passes.regularised.greg:GReg1",

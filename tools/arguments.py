@@ -29,6 +29,9 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         "--pass", dest="pass_text", metavar="NAME[{key=value ...}]", default="l1", help="what chooses the channels (l1)"
     )
     choice.add_argument("--pipeline", metavar="'A,B{k=v}'", help="a whole pipeline instead, from couple to verify")
+    choice.add_argument(
+        "--from-front", metavar="K", type=_positive, help="point K of the front in the folder that MODEL names instead"
+    )
     parser.add_argument("--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the bundle's directory (pruned/ and the model's name)")
     parser.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
@@ -54,6 +57,49 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else, on stdout")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the verdict")
+
+
+def search(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt search`."""
+    parser.epilog = """examples:
+  pruneopt search zoo:digits_resnet --data digits --out front
+  pruneopt search model.py --against params --against flops --range 10:60 --candidates 400 --out front
+  pruneopt compile front --from-front 7 --out small
+"""
+    _model(parser)
+    _budget(parser)
+    parser.add_argument(
+        "--against",
+        metavar="COST",
+        action="append",
+        default=[],
+        help="flops, params, bytes, memory or latency; the front spreads over the first; may be repeated (flops)",
+    )
+    parser.add_argument(
+        "--range", metavar="A:B", type=_range, help="percent of the first cost that are explored (a fifth to all)"
+    )
+    parser.add_argument("--candidates", metavar="N", type=_positive, help="structures to judge (200)")
+    parser.add_argument("--population", metavar="N", type=_positive, help="structures in a generation (20)")
+    parser.add_argument("--searcher", choices=("nsga2", "random"), help="what proposes structures (nsga2)")
+    parser.add_argument("--evaluator", metavar="NAME[{key=value ...}]", help="what judges structures (abn)")
+    parser.add_argument("--criterion", metavar="NAME", help="which channels of a group go: those it scores lowest (l1)")
+    parser.add_argument(
+        "--before", metavar="'A,B{k=v}'", default="couple,cost", help="the passes before the search (couple,cost)"
+    )
+    parser.add_argument("--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the front goes (fronts/ and the model's name)")
+    parser.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
+    parser.add_argument("--device", metavar="D", default="cpu", help="where data runs through networks (cpu)")
+    parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
+    parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
+    _constraints(parser)
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="continue the search in --out, to more candidates if asked"
+    )
+    again.add_argument("--force", action="store_true", help="replace an earlier front in --out")
+    parser.add_argument("--json", action="store_true", help="print the front as JSON, and nothing else, on stdout")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the last line")
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +243,16 @@ def _seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part.strip().removesuffix("%")) for part in text.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low < high <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range: write two percentages up to 100, as in 20:100")
+    return low / 100, high / 100
+
+
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ class OutputDirectory:
 
     Raises:
         UserError: the place is taken, or cannot be written.
+    ``own``: names that may lie there already, and are replaced.
+
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, force: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, resume: bool = False, force: bool = False, own: Collection[str] = frozenset(OWN)
+    ) -> None:
+        self.path, self.own = path, own
         self._made: list[Path] = []
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise UserError(f"--out {path} is a file or a link: name a directory")
@@ -73,7 +77,7 @@ class OutputDirectory:
             raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL} and no state of a training")
         if not names or resume:
             return
-        foreign = [name for name in names if not (name in OWN or _resumes(name) or name.startswith(PARTIAL))]
+        foreign = [name for name in names if not (name in self.own or _resumes(name) or name.startswith(PARTIAL))]
         if foreign:
             raise UserError(f"--out {self.path} holds files of others, such as {foreign[0]}: name another directory")
         if not force:

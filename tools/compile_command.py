@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pruneopt.errors import InternalError, UserError
+from pruneopt.errors import InternalError
 from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
@@ -31,7 +31,8 @@ from pruneopt.tools.artefacts import onnx_notes, write_artefacts
 from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
-from pruneopt.tools.loading import captured, check_device, loaded_model
+from pruneopt.tools.from_front import with_front
+from pruneopt.tools.loading import captured, check_device, loaded_model, loaded_workload
 from pruneopt.tools.notes import pass_notes
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.processes import run_folder
@@ -81,6 +82,7 @@ class _Job:
 
 def run(options: argparse.Namespace) -> int:
     """Compile; returns 0, or 130 when a search was interrupted and its best result was delivered."""
+    with_front(options)
     processes = Processes.here()
     if processes.rank:
         with redirect_stdout(io.StringIO()):
@@ -116,7 +118,7 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     check_device(options.device)
     started = time.perf_counter()
     loaded = loaded_model(options)
-    workload = _workload(options, loaded, steps)
+    workload = loaded_workload(options, loaded, needs_data(steps))
     return _Job(options, steps, budgets, loaded, workload, {"load": time.perf_counter() - started})
 
 
@@ -126,22 +128,6 @@ def _follow(options: argparse.Namespace, processes: Processes) -> None:
     watch = Watch(job.loaded, None, tuple(job.steps), options.device)
     with run_folder(processes, None) as folder:
         _run_passes(job, captured(job.loaded), watch, silent, folder)
-
-
-def _workload(options: argparse.Namespace, loaded: LoadedModel, steps: list[Pass]) -> Workload | None:
-    """The data to score and train with; None where nobody names any."""
-    if options.data is None and loaded.data is None:
-        name = needs_data(steps)
-        if name is not None:
-            raise UserError(f"{name} needs data: give --data, or a model file that names its data")
-        return None
-    workload = loaded.workload(options.data, seed=options.seed)
-    if len(loaded.example_inputs) == 1:
-        inputs, _ = next(workload.calibration.batches(1))
-        wanted, given = tuple(loaded.example_inputs[0].shape[1:]), tuple(inputs.shape[1:])
-        if wanted != given:
-            raise UserError(f"{workload.name} gives inputs of shape {given}, but the network's example has {wanted}")
-    return workload
 
 
 def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str, Any]:

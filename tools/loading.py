@@ -12,8 +12,9 @@ from pruneopt.ir.capture import capture
 from pruneopt.ir.check_capture import check_capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel, load_model
+from pruneopt.models.workload import Workload
 
-__all__ = ["captured", "check_device", "loaded_model"]
+__all__ = ["captured", "check_device", "loaded_model", "loaded_workload"]
 
 
 def check_device(device: str) -> None:
@@ -37,3 +38,18 @@ def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
         note = check_capture(loaded.module, graph, loaded.example_inputs)
         graph.notes = graph.notes if note is None else (*graph.notes, note)
     return graph
+
+
+def loaded_workload(options: argparse.Namespace, loaded: LoadedModel, needed_by: str | None) -> Workload | None:
+    """The data to score and train with; None where nobody names any, and nothing (``needed_by``) needs them."""
+    if options.data is None and loaded.data is None:
+        if needed_by is not None:
+            raise UserError(f"{needed_by} needs data: give --data, or a model file that names its data")
+        return None
+    workload = loaded.workload(options.data, seed=options.seed)
+    if len(loaded.example_inputs) == 1:
+        inputs, _ = next(workload.calibration.batches(1))
+        wanted, given = tuple(loaded.example_inputs[0].shape[1:]), tuple(inputs.shape[1:])
+        if wanted != given:
+            raise UserError(f"{workload.name} gives inputs of shape {given}, but the network's example has {wanted}")
+    return workload

@@ -1,4 +1,4 @@
-"""The command line: ``pruneopt compile``, ``inspect``, ``profile``, ``passes`` and ``new``.
+"""The command line: ``pruneopt compile``, ``search``, ``inspect``, ``profile``, ``passes`` and ``new``.
 
 A command lives in a file of its own and is imported when it is called, so that ``--help`` and mistakes in the options
 answer at once. What happens to errors is decided here, and only here.
@@ -36,6 +36,7 @@ EXIT_CODES = """exit codes:
 
 COMMANDS = {
     "compile": ("prune a network to a budget, prove it and write everything needed to deploy it", arguments.compile),
+    "search": ("find a front of accuracy against costs, to deliver any point of it", arguments.search),
     "inspect": ("print a network's graph, its channel groups, and how far it can be pruned", arguments.inspect),
     "profile": ("measure a latency table: how long each layer takes at a grid of widths", arguments.profile),
     "targets": ("list the runtimes that this machine offers, and why it lacks the others", arguments.targets),

@@ -8,6 +8,7 @@ from typing import Any
 
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
+from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.registry import pass_class
 from pruneopt.passes.repair.repair import METHODS
 from pruneopt.passes.search.adaptive_bn import Recalibrate
@@ -69,7 +70,8 @@ def _standard(text: str, repairs: list[str]) -> list[Pass]:
             "or give weights=inherit"
         )
     after = [step for step in given[0].after() if not ("lstsq" in repairs and isinstance(step, Recalibrate))]
-    return [_pass("couple"), _pass("cost"), given[0], _pass("slice"), _pass("verify"), *after]
+    before = given[0].before() if isinstance(given[0], FrontPoint) else [_pass("couple"), _pass("cost")]
+    return [*before, given[0], _pass("slice"), _pass("verify"), *after]
 
 
 def _repaired(steps: list[Pass], methods: list[str]) -> list[Pass]:

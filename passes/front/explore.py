@@ -1,0 +1,274 @@
+"""The pass ``explore``: many structures between small and large are judged, and what nothing dominates is the front.
+
+It decides nothing and changes nothing: `FrontPoint` cuts to a point of a front.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from pruneopt.errors import UserError
+from pruneopt.ir.printer import print_graph
+from pruneopt.passes.analysis.alignment import Alignment, alignment_of
+from pruneopt.passes.analysis.cost import UNITS, CostModel
+from pruneopt.passes.analysis.criteria import L1Norm
+from pruneopt.passes.analysis.importance import Criterion, score_units
+from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.passes.digest import weights_digest
+from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
+from pruneopt.passes.front.outcome import FrontOutcome, Tried, objectives
+from pruneopt.passes.front.reach import Reach
+from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.journal import Journal
+from pruneopt.passes.search.judge import Judge, Trial
+from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.ranking import Accuracy
+from pruneopt.passes.search.space import Proposal, Space
+from pruneopt.passes.spec import pass_text
+from pruneopt.passes.transform.prune import BUDGET, MINIMUM, add_budgets, aims_of
+from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
+
+__all__ = ["Exploration", "Explore"]
+
+GRID = tuple(range(1, 101))
+EXPLORERS: dict[str, type[Explorer]] = {"nsga2": Evolving, "random": RandomDraws}
+LEAST_POPULATION = 8
+
+
+@dataclass
+class Exploration:
+    """Asks, judges and tells, or takes the answers from the journal."""
+
+    explorer: Explorer
+    judge: Callable[[], Judge]
+    journal: Journal
+    outcome: FrontOutcome
+    tell: Callable[[str, int, int], None]
+
+    def run(self, candidates: int) -> FrontOutcome:
+        """Judge so many structures; on Ctrl-C what there is so far.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C before the first was judged.
+        """
+        try:
+            self._explore(self._recalled(), candidates)
+        except KeyboardInterrupt:
+            if not self.outcome.candidates:
+                raise
+            self.outcome.interrupted = True
+        return self.outcome
+
+    def _recalled(self) -> list[Tried]:
+        try:
+            found = [Tried(**entry) for entry in self.journal.entries]
+        except TypeError as error:
+            raise UserError(f"{self.journal.path} holds a line that is no result ({error}): delete it") from error
+        if [item.index for item in found] != list(range(len(found))):
+            raise UserError(f"{self.journal.path} lacks a candidate: delete the file to start anew")
+        return found
+
+    def _explore(self, recalled: Sequence[Tried], candidates: int) -> None:
+        done, judge = self.outcome.candidates, None
+        while len(done) < candidates:
+            number = self.explorer.generation
+            generation = self.explorer.ask()
+            if not generation:
+                self.outcome.notes.append(f"there are no more structures to judge: {len(done)} are all that are new")
+                return
+            for structure in generation[: candidates - len(done)]:
+                if len(done) < len(recalled):
+                    done.append(self._checked(recalled[len(done)], structure))
+                    continue
+                judge = judge or self._opened(candidates)
+                item = self._judged(number, structure, judge)
+                self.journal.append(asdict(item))
+                done.append(item)
+                self._progress(item, candidates)
+            if len(done) == candidates:
+                return
+            last = done[-len(generation) :]
+            widths = np.stack([structure.widths for structure in generation])
+            values = [item.value for item in last]
+            self.explorer.tell(objectives(values, widths, self.outcome.against, self.outcome.cost))
+
+    def _opened(self, candidates: int) -> Judge:
+        judge = self.judge()
+        self.outcome.averaging = judge.describe()
+        self.tell(f"structures are judged by {self.outcome.averaging}", len(self.outcome.candidates), candidates)
+        return judge
+
+    def _checked(self, item: Tried, structure: Structure) -> Tried:
+        """A line of the journal, which must be the structure that is asked for now."""
+        if item.widths != self._widths(structure):
+            raise UserError(
+                f"candidate {item.index} in {self.journal.path} is not what this search proposes: it was written by "
+                "another version; delete the file to start anew"
+            )
+        return item
+
+    def _judged(self, generation: int, structure: Structure, judge: Judge) -> Tried:
+        started = time.perf_counter()
+        judged = judge.judge(Proposal(structure.widths))
+        seconds = time.perf_counter() - started
+        index = len(self.outcome.candidates)
+        widths = self._widths(structure)
+        return Tried(index, generation, structure.origin, widths, judged.score, judged.signal, seconds)
+
+    def _widths(self, structure: Structure) -> dict[str, int]:
+        return dict(zip(self.outcome.cost.groups, structure.widths.tolist(), strict=True))
+
+    def _progress(self, item: Tried, candidates: int) -> None:
+        unit, cost = self.outcome.against[0], self.outcome.cost
+        row = np.array([item.widths[name] for name in cost.groups])
+        share = float(cost.measure(unit, row)) / cost.original(unit)
+        text = f"candidate {item.index} ({item.origin}) scores {item.score:.4f} at {share:.1%} of the {unit}"
+        self.tell(text, item.index + 1, candidates)
+
+
+@dataclass(frozen=True)
+class Explore(Pass):
+    """Find the Pareto front of accuracy against one cost or several, by NSGA-II."""
+
+    name: ClassVar[str] = "explore"
+    summary: ClassVar[str] = "find the Pareto front of accuracy against costs (NSGA-II); decides nothing"
+
+    against: tuple[str, ...] = option(
+        ("flops",), "cost units: flops, params, bytes, memory, latency; the first spreads"
+    )
+    budget: tuple[str, ...] = option((), BUDGET)
+    candidates: int = option(200, "structures to judge")
+    population: int = option(20, "structures in a generation")
+    least: float | None = option(None, "the smallest share of the first cost that is explored (a fifth of the largest)")
+    most: float = option(1.0, "the largest share of the first cost that is explored")
+    searcher: Literal["nsga2", "random"] = option(
+        "nsga2", "nsga2, or random structures after the same first generation, to compare with"
+    )
+    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges structures")  # noqa: RUF009  as dataclasses.field
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
+    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    minimum: float = option(1.0, MINIMUM)
+    seed: int | None = option(None, "decides the structures and batches (the run's seed)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.against:
+            raise UserError("against names no cost: give one or several, such as flops")
+        if self.population < LEAST_POPULATION:
+            raise UserError(f"population={self.population} must be at least {LEAST_POPULATION}")
+        if self.candidates < self.population:
+            raise UserError(f"candidates={self.candidates} must be at least the population, {self.population}")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
+        if getattr(self.evaluator, "race", None) is not None:
+            raise UserError(
+                "race gives up what scores below the best so far, as every small network does: leave it out here"
+            )
+
+    @property
+    def needs_data(self) -> str | None:
+        return self.name
+
+    def requires(self, state: State) -> str | None:
+        if state.uncut is not None:
+            return "the network is already cut: explore before slice"
+        if state.coupling is None:
+            return "run couple first"
+        return "run cost first" if state.cost is None else without_data(state)
+
+    def after(self, seed: int) -> list[Pass]:
+        """The passes that give a delivered network what the judged ones had, where the run's seed is this."""
+        return self.evaluator.after(seed if self.seed is None else self.seed)
+
+    def run(self, state: State) -> bool:
+        add_budgets(state, self.budget)
+        state.records[self.name] = self.prepare(state).run(self.candidates)
+        return False
+
+    def prepare(self, state: State) -> Exploration:
+        """The exploration of a state, to be continued from its journal where there is one.
+
+        Raises:
+            BudgetError: a budget, or a range, that cannot be reached.
+            UserError: an unknown cost, an impossible option, no data, or a journal of another search.
+        """
+        seed = state.seed if self.seed is None else self.seed
+        cost = state.need_cost()
+        units = tuple(unit_of(text, cost) for text in self.against)
+        if len(set(units)) < len(units):
+            raise UserError(f"against names {', '.join(units)}: each cost counts once")
+        self.evaluator.check(Accuracy())
+        space = self.space(state, seed)
+        reach = Reach(space, units[0], self.least, self.most)
+        explorer = EXPLORERS[self.searcher](reach, self.population, seed)
+        path = None if state.run_dir is None else state.run_dir / JOURNAL
+        return Exploration(
+            explorer,
+            lambda: self.evaluator.open(Trial(state, space, seed)),
+            Journal(path, self._identity(state, units, space, seed)),
+            FrontOutcome(cost, units, "from the journal", explorer.describe()),
+            state.progress,
+        )
+
+    def space(self, state: State, seed: int) -> Space:
+        """What is searched: every group that moves by itself has a width of its own."""
+        workload = state.need_workload(self.name)
+        scores = score_units(
+            state.need_coupling(),
+            state.graph.weights,
+            self.criterion,
+            normalise=True,
+            seed=seed,
+            workload=workload,
+            batch_size=self.evaluator.settings(seed, state.device).batch_size,
+            device=state.device,
+        )
+        return Space(
+            state.need_coupling(),
+            state.need_cost(),
+            state.budgets,
+            scores,
+            grid=GRID,
+            round_to=rounding(state, self.round_to),
+            minimum=self.minimum,
+            bounds=state.limits.bounds,
+            tied=state.limits.tied,
+        )
+
+    def _identity(self, state: State, units: Sequence[str], space: Space, seed: int) -> dict[str, object]:
+        """What makes an exploration the one it is: everything its result depends on, but for its length."""
+        workload = state.need_workload(self.name)
+        aligned = alignment_of(self.round_to, state.graph, state.device)
+        ends = np.stack([space.allowed.lowest, space.allowed.highest])
+        plain = replace(self, budget=(), seed=None, candidates=max(type(self).candidates, self.population))
+        return {
+            "the graph": print_graph(state.need_coupling().graph),
+            "the weights": weights_digest(state.graph.weights),
+            "the data": {**workload.describe(), "task": workload.task},
+            "the options": {
+                "pass": pass_text(plain),
+                **({"round-to": aligned.target} if isinstance(aligned, Alignment) else {}),
+                **aims_of(state),
+            },
+            "the costs": {unit: space.cost.measure(unit, ends).tolist() for unit in units},
+            "the seed": seed,
+            "the device": state.device.partition(":")[0],
+            "PyTorch": torch.__version__,
+        }
+
+
+def unit_of(text: str, cost: CostModel) -> str:
+    """The cost unit that a user's word stands for; letters of the plain ones may be large or small.
+
+    Raises:
+        UserError: no such unit, or one that this cost model was not given.
+    """
+    unit = text.lower() if text.lower() in (*UNITS, "latency") else text
+    cost.measure(unit, cost.full)
+    return unit

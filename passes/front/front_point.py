@@ -1,0 +1,70 @@
+"""The pass ``front``: the channels of one point of a front that `pruneopt search` found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pruneopt.errors import UserError
+from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.front.front_file import load_front
+from pruneopt.passes.spec import parse_pipeline
+from pruneopt.passes.transform.given_plan import take_plan
+from pruneopt.passes.transform.prune import Choose
+
+__all__ = ["FrontPoint", "FrontRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontRecord:
+    """Which point of which front decided; its score is that of the search, on the sub-validation images."""
+
+    file: str
+    point: int
+    points: int
+    candidate: int
+    score: float
+
+
+@dataclass(frozen=True)
+class FrontPoint(Choose):
+    """Cut to a point of a front; the network must be the one that was searched, with the same weights."""
+
+    name: ClassVar[str] = "front"
+    summary: ClassVar[str] = "keep the channels of a point of a front that `pruneopt search` found"
+
+    file: str = field(metadata={"help": "a front.json, or the folder that holds it"})
+    point: int = option(1, "which point, from 1: the cheapest")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        load_front(self.file).point(self.point)
+
+    @property
+    def aims(self) -> bool:
+        return True
+
+    def before(self) -> list[Pass]:
+        """The passes that led to the channel groups that were searched."""
+        return _passes(self.file, "before")
+
+    def after(self) -> list[Pass]:
+        """What gives the delivered network what the judged ones had."""
+        return _passes(self.file, "after")
+
+    def run(self, state: State) -> bool:
+        front = load_front(self.file)
+        front.check_network(state)
+        entry = front.point(self.point)
+        changed = take_plan(state, front.plan(self.point, state.need_coupling()), f"point {self.point} of {front.path}")
+        record = FrontRecord(str(front.path), self.point, len(front.points), entry["candidate"], entry["score"])
+        state.records[self.name] = record
+        return changed
+
+
+def _passes(file: str, key: str) -> list[Pass]:
+    front = load_front(file)
+    text = front.data[key]
+    if not isinstance(text, str):
+        raise UserError(f"{front.path} is damaged: {key} must be a pipeline")
+    return parse_pipeline(text) if text else []
