@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["bench", "compile", "inspect", "new", "passes", "profile", "targets"]
+__all__ = ["bench", "compile", "inspect", "new", "passes", "profile", "quantise", "search", "targets"]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
@@ -159,6 +159,22 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
+def quantise(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt quantise`."""
+    parser.epilog = """example:
+  pruneopt quantise small --data digits
+  pruneopt quantise small --dtype fp16
+"""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="what pruneopt compile wrote")
+    parser.add_argument("--dtype", choices=("int8", "fp16"), default="int8", help="the precision (int8)")
+    parser.add_argument(
+        "--data", metavar="SPEC", help="to calibrate int8 and to score: digits, cifar10:DIR, ... (the model file's own)"
+    )
+    parser.add_argument("--calibration", metavar="N", type=_positive, default=256, help="calibration inputs (256)")
+    parser.add_argument("--original", metavar="MODEL", help="the network that was compiled, where it has moved")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
 def passes(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt passes`."""
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
@@ -227,6 +243,84 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def passes(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt passes`."""
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def new(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt new`."""
+    parser.add_argument("path", metavar="FILE.py", type=Path, help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th")
+    parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first")
+    parser.add_argument(
+        "--ignore",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="modules, parameters or groups that keep their channels; * stands for any text",
+    )
+    parser.add_argument(
+        "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
+    )
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+
+
+def _constraints(parser: argparse.ArgumentParser) -> None:
+    """What groups, by names or patterns that `pruneopt inspect --groups` shows, must obey beside the budgets."""
+    parser.add_argument(
+        "--width", metavar="NAME=K", action="append", default=[], help="how many channels a group keeps; repeat it"
+    )
+    parser.add_argument(
+        "--max-ratio",
+        metavar="[NAME=]R",
+        action="append",
+        default=[],
+        help="the largest share of channels that a group loses, or every group without a NAME; repeat it",
+    )
+    parser.add_argument(
+        "--tie", metavar="A,B", action="append", default=[], help="groups that stay equally wide; may be a pattern"
+    )
+
+
+def _repairs(text: str) -> list[str]:
+    methods = text.split(",")
+    for method in methods:
+        if method not in REPAIRS:
+            raise argparse.ArgumentTypeError(f"there is no repair {method!r}: use {', '.join(REPAIRS)}")
+    return methods
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: write sizes above 0 joined by x, as in 1x3x224x224")
+    return sizes
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part.strip().removesuffix("%")) for part in text.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low < high <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range: write two percentages up to 100, as in 20:100")
+    return low / 100, high / 100
+
+
 def _count(text: str) -> int:
     return _whole(text, 0)
 
@@ -243,16 +337,6 @@ def _seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part.strip().removesuffix("%")) for part in text.split(":"))
-    except ValueError:
-        low = high = 0.0
-    if not 0 < low < high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range: write two percentages up to 100, as in 20:100")
-    return low / 100, high / 100
-
-
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")

@@ -28,7 +28,9 @@ ARTEFACTS = (
     *("ir.before.txt", "ir.after.txt"),
 )
 RECORDS = ("report.json", "report.html", "run.json")
-OWN = {*ARTEFACTS, *RECORDS, JOURNAL, "model.onnx.data", "__pycache__"}
+QUANTISED = tuple(f"model.{dtype}.{suffix}" for dtype in ("int8", "fp16") for suffix in ("onnx", "json"))
+"""What `pruneopt quantise` adds."""
+OWN = {*ARTEFACTS, *RECORDS, *QUANTISED, JOURNAL, "model.onnx.data", "__pycache__"}
 """What may lie in a directory that --force replaces, beside the states of training runs."""
 PARTIAL = ".partial-"
 """How the folder of a file begins that was being written when its process was killed."""
@@ -37,10 +39,10 @@ PARTIAL = ".partial-"
 class OutputDirectory:
     """Where a bundle goes. Making one checks that it can go there, and changes nothing else.
 
-    Raises:
-        UserError: the place is taken, or cannot be written.
     ``own``: names that may lie there already, and are replaced.
 
+    Raises:
+        UserError: the place is taken, or cannot be written.
     """
 
     def __init__(

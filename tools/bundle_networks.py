@@ -19,7 +19,7 @@ from pruneopt.ir.parser import parse_graph
 from pruneopt.ir.schema import DTYPES
 from pruneopt.passes.analysis.norms import running_norm
 
-__all__ = ["Network", "original_of", "pruned_of", "random_weights", "report_of"]
+__all__ = ["Network", "data_of", "original_of", "pruned_of", "random_weights", "report_of"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def original_of(folder: Path) -> Network:
     Raises:
         UserError: no bundle, or one whose original had whole blocks more than its graph.
     """
-    dropped = _data(folder, "plan.json").get("dropped")
+    dropped = data_of(folder, "plan.json").get("dropped")
     if dropped:
         raise UserError(f"{folder} leaves out whole blocks ({min(dropped)}): name the original network by --original")
     graph = parse_graph(_text(folder, "ir.before.txt"), str(folder / "ir.before.txt"))
@@ -58,7 +58,18 @@ def original_of(folder: Path) -> Network:
 
 def report_of(folder: Path) -> dict[str, Any]:
     """The report of a bundle; `UserError` where the folder holds none."""
-    return _data(folder, "report.json")
+    return data_of(folder, "report.json")
+
+
+def data_of(folder: Path, name: str) -> dict[str, Any]:
+    """One of the records of a bundle, such as ``run.json``; `UserError` where the folder holds none."""
+    try:
+        found = json.loads(_text(folder, name))
+    except json.JSONDecodeError as error:
+        raise _broken(folder, name) from error
+    if not isinstance(found, dict):
+        raise _broken(folder, name)
+    return found
 
 
 def random_weights(graph: Graph) -> dict[str, Tensor]:
@@ -83,16 +94,6 @@ def _text(folder: Path, name: str) -> str:
         return (folder / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(folder, name) from error
-
-
-def _data(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(folder, name))
-    except json.JSONDecodeError as error:
-        raise _broken(folder, name) from error
-    if not isinstance(found, dict):
-        raise _broken(folder, name)
-    return found
 
 
 def _broken(folder: Path, name: str) -> UserError:

@@ -41,6 +41,7 @@ COMMANDS = {
     "profile": ("measure a latency table: how long each layer takes at a grid of widths", arguments.profile),
     "targets": ("list the runtimes that this machine offers, and why it lacks the others", arguments.targets),
     "bench": ("measure the original and the pruned network of a bundle side by side", arguments.bench),
+    "quantise": ("write a bundle's network in 8-bit integers or half precision, as ONNX", arguments.quantise),
     "passes": ("list every pass with its options", arguments.passes),
     "new": ("write a commented model file to start from", arguments.new),
 }
