@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                                  # benchmarks/results/gpu.json, and tables in gpu.md
     python benchmarks/gpu.py --data DIR                       # also scores of a trained network (ranks, search)
     python benchmarks/gpu.py --only ceilings resnet50 layers  # these parts; others in the file stay
+    python benchmarks/gpu.py --only tuner                     # benchmarks/results/gpu_tiles.json, for this very GPU
     python benchmarks/gpu.py --rehearse --out FILE            # every part on the processor, with toys, interpreted
 
 Works from a bare checkout too, with a Python that has PyTorch, Triton, torchvision and pytest. DIR holds `weights/` and
@@ -20,6 +21,7 @@ means are from those in float32, in deviations.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,7 @@ PARTS = {
     "compiled": ("torch.compile against the fused pass", 75),
     "search": ("a search by padded slices and by a race", 45),
     "widths": ("random widths", 20),
+    "tuner": ("the fastest of the shipped tiles for each class of convolutions, kept in a file", 60),
 }
 
 
@@ -137,6 +140,12 @@ class Session:
 
         widths_part(self._few(NETWORKS), self.device, self.sizes, self.clock, self.results.write, row)
 
+    def tuner(self, row: Row) -> None:
+        from gpu_tuner import tuner_part
+
+        path = self.results.path.with_name(f"{self.results.path.stem}_tiles.json")
+        tuner_part(self._few(NETWORKS), self.device, self.sizes, self.clock, path, self.results.write, row)
+
 
 def build(name: str, rehearsal: bool) -> None:
     """Run what a part will run, small, so that Triton's cache on the disk has its kernels."""
@@ -172,7 +181,7 @@ def work(options: argparse.Namespace) -> int:
     clock = Clock(options.left)
     results = Results(options.out)
     session = Session(options, clock, results)
-    results.all["device"] = session.device.describe()
+    results.all["device"] = session.device.describe() | {"tuned tiles": os.environ.get("PRUNEOPT_TUNED_TILES", "none")}
     return perform(session.parts(options.only), results, clock, session.device.healthy)
 
 

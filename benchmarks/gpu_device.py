@@ -7,7 +7,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from gpu_guard import guarded
 from torch.profiler import ProfilerActivity, profile
+
+from pruneopt.passes.lowering.backends import Step
+from pruneopt.passes.lowering.capture import Capture, CudaGraphs
 
 __all__ = ["Device", "Timing", "interleaved", "spread"]
 
@@ -89,6 +92,11 @@ class Device:
             run()
         return graph.replay
 
+    @property
+    def recorder(self) -> Capture:
+        """What records launches; in a rehearsal they are kept and started one by one."""
+        return CudaGraphs(self.place) if not self.rehearsal else _kept
+
     def peak(self, run: Run) -> int | None:
         """Most bytes that a run holds beyond what was held before; None in a rehearsal."""
         if self.rehearsal:
@@ -144,6 +152,16 @@ class Device:
         command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         return {"nvidia-smi": done.stdout.strip() or done.stderr.strip()[:200]}
+
+
+def _kept(steps: Sequence[Step]) -> Step:
+    kept = tuple(steps)
+
+    def start() -> None:
+        for step in kept:
+            step()
+
+    return start
 
 
 def interleaved(device: Device, runs: Mapping[str, Run], warmups: int, repeats: int) -> dict[str, dict[str, Any]]:

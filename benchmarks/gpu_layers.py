@@ -51,7 +51,6 @@ SHAPES = (
 )
 TOYS = (Shape(3, 10, 12, 4), Shape(1, 12, 10, 4), Shape(3, 12, 12, 4, depthwise=True))
 OPEN = {
-    "early exit of full-width grids": "not there: no CUDA graph that serves every candidate",
     "stem kept for all candidates": "not there: every candidate computes its own stem",
 }
 
@@ -167,6 +166,7 @@ class _Problem:
             "cuDNN plain": partial(F.conv2d, self.x, self.w, padding=self.shape.kernel // 2, groups=groups),
             "plain": self._conv(self.raw, None, None),
             "fused": fused,
+            "fused, in a grid for twice the widths": self._in_room(before),
             "fused, input written on the way": self._conv(self.raw, kept, self.partials),
             "input finished first": apart,
         }
@@ -177,6 +177,34 @@ class _Problem:
         launch = dwconv_launch if self.shape.depthwise else conv_launch
         operands = source.buffer, self.packed, self.y.buffer, self.segments, self.shape.window
         return launch(*operands, prologue=before, epilogue=after).run
+
+    def _in_room(self, before: Prologue) -> Run:
+        """The launch of a network twice as wide, whose table then says what this one is: half its programs exit."""
+        from pruneopt.kernels.convolution import conv_launch, dwconv_launch
+        from pruneopt.kernels.launch import architecture
+        from pruneopt.kernels.tiles import conv_tile, depthwise_tile
+
+        shape, place = self.shape, self.x.device
+        n_in, n_out, rows = 2 * shape.n_in, 2 * shape.n_out, 1 if shape.depthwise else padded(2 * shape.n_in)
+        chip, window = architecture(place), shape.window
+        tile = depthwise_tile(n_out, chip) if shape.depthwise else conv_tile(n_out, n_in, self.dtype, chip)
+
+        def larger(tensor: Tensor, count: int) -> Tensor:
+            made = torch.zeros(count, dtype=tensor.dtype, device=place)
+            made[: tensor.numel()] = tensor.flatten()
+            return made
+
+        pixels = self.images * window.in_pixels
+        x, y = (larger(item.buffer, pixels * padded(n)) for item, n in ((self.raw, n_in), (self.y, n_out)))
+        weight = larger(self.packed, window.taps * rows * padded(n_out))
+        affine = Affine(*(larger(item, padded(n_in)) for item in (self.affine.scale, self.affine.shift)))
+        count = tiles(self.images, window.out_pixels, tile.rows) * padded(n_out)
+        partials = Partials(*(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows)
+        room = Segments([Segment(n_in=n_in, n_out=n_out, images=self.images, w_rows=rows)], place)
+        launch = dwconv_launch if shape.depthwise else conv_launch
+        run = launch(x, weight, y, room, window, prologue=replace(before, affine=affine), epilogue=partials, tile=tile)
+        room.table.copy_(self.segments.table)
+        return run.run
 
     def _finish(self, before: Prologue) -> Run:
         from pruneopt.kernels.elementwise import add_act_launch

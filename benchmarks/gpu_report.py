@@ -93,10 +93,6 @@ def _an_hour(results: Row) -> Found:
     return hour
 
 
-def _not_there(what: str) -> Callable[[Row], Found]:
-    return lambda results: f"not there: {what}"
-
-
 GOALS = (
     Goal("statistics, ResNet-50, P1 by B4", 1.6, 2.0, 2.4, _faster("resnet50", "P1", "B4")),
     Goal("statistics, MobileNetV2, P1 by B4", 2.2, 2.8, 3.2, _faster("mobilenet_v2", "P1", "B4")),
@@ -106,10 +102,10 @@ GOALS = (
     Goal("ResNet-50, P1 by B5c", 1.2, 1.45, 1.7, _faster("resnet50", "P1", "B5c")),
     Goal("MobileNetV2, P1 by B5c", 1.6, 2.0, 2.4, _faster("mobilenet_v2", "P1", "B5c")),
     Goal("fused convolution by B6 (fp16), middle of the shapes", 0.8, 1.0, 1.2, _layers("fused", "B6 fp16")),
-    Goal("CIFAR ResNet-56, P2 by B4", 5, 8, 11, _not_there("P2 needs a graph that serves every candidate")),
-    Goal("CIFAR ResNet-56, P2 by B5", 2, 2.5, 3.3, _not_there("P2 needs a graph that serves every candidate")),
-    Goal("CIFAR ResNet-56, P3 by B4 (in the place of P2)", 5, 8, 11, _faster("resnet56", "P3", "B4")),
-    Goal("CIFAR ResNet-56, P3 by B5 (in the place of P2)", 2, 2.5, 3.3, _faster("resnet56", "P3", "B5")),
+    Goal("CIFAR ResNet-56, P2 by B4", 5, 8, 11, _faster("resnet56", "P2", "B4")),
+    Goal("CIFAR ResNet-56, P2 by B5", 2, 2.5, 3.3, _faster("resnet56", "P2", "B5")),
+    Goal("CIFAR ResNet-56, P3 by B4 (goals of P2)", 5, 8, 11, _faster("resnet56", "P3", "B4")),
+    Goal("CIFAR ResNet-56, P3 by B5 (goals of P2)", 2, 2.5, 3.3, _faster("resnet56", "P3", "B5")),
     Goal("share of the fused roofline, ResNet-50", 0.45, 0.6, 0.75, _roofline("resnet50")),
     Goal("share of the fused roofline, MobileNetV2", 0.45, 0.6, 0.75, _roofline("mobilenet_v2")),
     Goal(
@@ -142,6 +138,7 @@ def report(results: Row) -> str:
             lines += _network(name, row)
     lines += _compiled(parts.get("compiled", {})) + _validation(parts.get("validation", {}))
     lines += _widths(parts.get("widths", {})) + _shapes(parts.get("layers", {}))
+    lines += _tiles(parts.get("tuner", {}))
     for name in ("ceilings", "tests", "repeat", "ranks", "search"):
         lines += _plain(name, parts.get(name, {}))
     return "\n".join(lines).rstrip() + "\n"
@@ -167,7 +164,7 @@ def _parts(parts: Row) -> list[str]:
 
 
 def _why(row: Row) -> str:
-    told = str(row.get("error") or row.get("skipped") or "")
+    told = str(row.get("error") or row.get("skipped") or row.get("told") or "")
     return told.replace("\n", " ").replace("|", "/")[:300]
 
 
@@ -229,7 +226,8 @@ def _compiled(row: Row) -> list[str]:
 
 
 def _widths(row: Row) -> list[str]:
-    keys = ("P1 times faster than B4", "quartiles", "P3 times faster than P1")
+    keys = ("P1 times faster than B4", "quartiles of P1", "P2 times faster than B4", "quartiles of P2")
+    keys += ("P3 times faster than P1",)
     rows = [
         [name, str(len(found.get("sets", ()))), *(_number(found.get(key)) for key in keys), _why(found)]
         for name, found in row.get("networks", {}).items()
@@ -262,6 +260,16 @@ def _shapes(row: Row) -> list[str]:
             rows.append([name, "", "", "", "", _why(found)])
     rows += [[what, "", "", "", "", why] for what, why in row.get("not measured", {}).items()]
     return _table("Single convolutions", ["shape, way", "µs", "TFLOP/s", "TB/s", "times cuDNN plain", "why"], rows)
+
+
+def _tiles(row: Row) -> list[str]:
+    """Tiles that were tried, one line for each class of convolutions."""
+    rows = []
+    for name, found in row.get("classes", {}).items():
+        times = found.get("default_us"), found.get("us")
+        ratio = _number(times[0] / times[1]) if all(times) else ""
+        rows.append([name, *(_number(time) for time in times), ratio, str(found.get("tile", "")), _why(found)])
+    return _table("Tuned tiles", ["convolutions", "default µs", "fastest µs", "ratio", "tile", "why"], rows)
 
 
 def _plain(name: str, row: Row) -> list[str]:

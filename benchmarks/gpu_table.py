@@ -12,7 +12,7 @@ from gpu_counts import Ceilings, Work, work_of
 from gpu_device import Device, interleaved, spread
 from gpu_guard import Clock, Row, guarded
 from gpu_networks import KEEPS, MAIN_KEEP, Candidate, Network, Sizes, network
-from gpu_ways import EAGER, MISSING, Way, compiled, deviation, fused, make
+from gpu_ways import EAGER, MISSING, Way, compiled, deviation, fused, make, recorded, whole_network
 
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.run_statistics import run_statistics
@@ -45,7 +45,7 @@ def table_part(
         if clock.left < 15:
             found["skipped"] = f"{max(clock.left, 0):.0f} s were left"
             continue
-        main, ways = keep == MAIN_KEEP, (*EAGER, "P1", "P3")
+        main, ways = keep == MAIN_KEEP, (*EAGER, "P1", "P2", "P3")
         guarded(found, partial(measured, net.uniform(keep), ways, device, sizes, ceilings, main, found))
         if main:
             absent = (*MISSING.items(), ("B6", B6))
@@ -82,6 +82,8 @@ def measured(
         times = interleaved(device, {name: way.run for name, way in ways.items()}, sizes.warmups, sizes.repeats)
     for name, way in ways.items():
         rows[name] |= {"prepared_ms": way.prepared_ms, **_per_candidate(times[name], way.candidates)}
+        if way.told():
+            rows[name]["told"] = way.told()
         if "error" in rows[name]:
             continue
         if inspect and name != "P3":
@@ -170,7 +172,7 @@ def _compiled(name: str, device: Device, sizes: Sizes, ceilings: Ceilings | None
 def widths_part(
     names: tuple[str, ...], device: Device, sizes: Sizes, clock: Clock, save: Callable[[], None], row: Row
 ) -> None:
-    """Random candidates: B4 as a search meets it, each width new to cuDNN, against P1, and P3 over several of them."""
+    """Random candidates: B4 as a search meets it, each width new to cuDNN, against P1 and P2, and P3 over several."""
     row["networks"] = {}
     for name in names:
         found: Row = row["networks"].setdefault(name, {"sets": []})
@@ -180,20 +182,23 @@ def widths_part(
 
 def _sets(name: str, device: Device, sizes: Sizes, clock: Clock, found: Row) -> None:
     net = network(name, sizes, device)
+    prepared = whole_network(net, device)
     for number in range(sizes.width_sets):
         if clock.left < 15:
             found["skipped"] = f"{len(found['sets'])} of {sizes.width_sets} sets, {max(clock.left, 0):.0f} s were left"
             break
         candidate = net.random(number)
         ways = {way: make(way, candidate, device) for way in ("B4", "P1")}
+        ways["P2"] = recorded(candidate, device, prepared)
         with tuned(False):
             times = interleaved(device, {way: ways[way].run for way in ways}, 0, min(3, sizes.repeats))
         found["sets"].append({"widths": widths(candidate), **times})
-    ratios = [
-        times["B4"]["ms"] / times["P1"]["ms"] for times in found["sets"] if "ms" in times["B4"] and "ms" in times["P1"]
-    ]
-    if ratios:
-        found["P1 times faster than B4"], found["quartiles"] = spread(ratios)
+    for way in ("P1", "P2"):
+        pairs = [(times["B4"].get("ms"), times[way].get("ms")) for times in found["sets"]]
+        ratios = [base / own for base, own in pairs if base and own]
+        if ratios:
+            found[f"{way} times faster than B4"], found[f"quartiles of {way}"] = spread(ratios)
+    found["told"] = prepared.told
     _together(net, device, sizes, found)
 
 

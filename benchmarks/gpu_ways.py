@@ -7,6 +7,7 @@ B4  sliced, widths padded to multiples of 8
 B5  B4 as a CUDA graph of one batch
 B5c B4 by torch.compile
 P1  the fused pass of one candidate, all batches at once
+P2  P1 by launches that were recorded once for the whole network; every run loads the candidate's weights and widths
 P3  the fused pass of several candidates at once; times are per candidate
 
 Networks of B2 to B5c are in half precision, but for their batch norms' parameters, and channels last. Only batch norms
@@ -18,13 +19,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from gpu_device import Device
-from gpu_networks import Candidate, lowered_on
+from gpu_networks import Candidate, Network, lowered_on
 from torch import Tensor, nn
 
 from pruneopt.ir.codegen import build_module
@@ -32,13 +33,24 @@ from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import TritonKernels
-from pruneopt.passes.lowering.run_statistics import run_statistics
+from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
+from pruneopt.passes.lowering.statistics import lower_statistics
 
-__all__ = ["EAGER", "MISSING", "Way", "compiled", "deviation", "fused", "half_precision", "make"]
+__all__ = [
+    "EAGER",
+    "MISSING",
+    "Way",
+    "compiled",
+    "deviation",
+    "fused",
+    "half_precision",
+    "make",
+    "recorded",
+    "whole_network",
+]
 
 EAGER = ("B1", "B2", "B3", "B4", "B5")
 MISSING = {
-    "P2": "not there: no CUDA graph that serves every candidate",
     "P4": "not there: no sharing of prefixes between candidates",
 }
 MOMENTUM = 0.1
@@ -55,12 +67,14 @@ class Way:
         run: takes the statistics of all batches; of ``candidates`` candidates.
         means: of the first batch, of the kept channels, by the name of the running mean; float64 on the host.
         prepared_ms: what it took to make it ready, on the host.
+        told: how its launches are started; known after a run.
     """
 
     run: Callable[[], object]
     means: Callable[[], Means]
     candidates: int = 1
     prepared_ms: float = 0.0
+    told: Callable[[], str] = str
 
 
 def make(name: str, candidate: Candidate, device: Device, together: int = 1) -> Way:
@@ -73,12 +87,13 @@ def make(name: str, candidate: Candidate, device: Device, together: int = 1) -> 
         "B5": partial(_module, candidate, candidate.padded_graph, candidate.padded_flags, device, graph=True),
         "B5c": partial(_module, candidate, candidate.padded_graph, candidate.padded_flags, device, compile=True),
         "P1": partial(fused, [candidate], device),
+        "P2": partial(recorded, candidate, device),
         "P3": partial(fused, [candidate] * together, device),
     }
     started = time.perf_counter()
     way = makers[name]()
     device.synchronise()
-    return Way(way.run, way.means, way.candidates, round(1e3 * (time.perf_counter() - started), 1))
+    return replace(way, prepared_ms=round(1e3 * (time.perf_counter() - started), 1))
 
 
 def _placed(graph: Graph, device: Device) -> nn.Module:
@@ -193,6 +208,30 @@ def fused(candidates: list[Candidate], device: Device) -> Way:
         return {item.name: item.mean.double().cpu() for item in found}
 
     return Way(lambda: run_statistics(lowered, weights, batches, backend), means, len(candidates))
+
+
+def whole_network(network: Network, device: Device) -> PreparedStatistics:
+    """The fused pass with room for every candidate of a network."""
+    return PreparedStatistics(
+        [lower_statistics(network.graph)], TritonKernels(device.place, device.half), device.recorder
+    )
+
+
+def recorded(candidate: Candidate, device: Device, prepared: PreparedStatistics | None = None) -> Way:
+    """P2."""
+    ready = whole_network(candidate.network, device) if prepared is None else prepared
+    lowered, weights = lowered_on(candidate.sliced(), device)
+    batches = candidate.network.batches
+
+    def run() -> list[list[list[BatchStatistics]]]:
+        ready.load([lowered], [weights])
+        return ready.run(batches)
+
+    def means() -> Means:
+        return {item.name: item.mean.double().cpu() for item in run()[0][0]}
+
+    run()  # recorded now: with many batches, as later
+    return Way(run, means, told=lambda: ready.told)
 
 
 def deviation(way: Way, candidate: Candidate, device: Device) -> float:

@@ -71,14 +71,14 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     for why in entries(found, "skipped"):
         if isinstance(why, str):
             assert why.startswith(("not there", "a graph for each", "the package cudnn", "cuDNN's graph has no"))
-    ways = {*load("gpu_ways").EAGER, "P1", "P3"}
+    ways = {*load("gpu_ways").EAGER, "P1", "P2", "P3"}
     for name in gpu.NETWORKS:
         keeps = found["parts"][name]["keep"]
         assert set(keeps) == {"0.5", "0.75", "1.0"}
         for row in keeps.values():
             assert {way for way, item in row["ways"].items() if item.get("ms", 0) > 0} == ways
     off = [value for name in gpu.NETWORKS for value in entries(found["parts"][name], "off")]
-    assert len(off) == 6 * len(gpu.NETWORKS)
+    assert len(off) == 7 * len(gpu.NETWORKS)
     assert max(off) < 2e-3  # every way takes the same statistics, in half precision
     assert found["parts"]["repeat"]["networks"]["mobilenet_v2"]["bit equal"] is True
     assert found["parts"]["tests"]["tests"]["passed"] > 0
@@ -87,6 +87,10 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     logits = list(entries(found["parts"]["validation"], "off"))
     assert len(logits) == 3
     assert max(logits) < 1e-2
+    tuned = json.loads((tmp_path / "rehearsed_tiles.json").read_text())
+    assert tuned["for"]["device"] == "interpreter"
+    assert len(tuned["tiles"]) == len(found["parts"]["tuner"]["classes"]) >= 3
+    assert all(len(row["tried"]) == 2 and not row["failed"] for row in tuned["tiles"].values())
     tables = out.with_suffix(".md").read_text()
     assert tables.count("a rehearsal: not judged") >= 10
     assert " met" not in tables

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.lowering.backends import Backend
+from pruneopt.passes.lowering.backends import Backend, ReferenceKernels
 from pruneopt.passes.lowering.capture import Capture
 from pruneopt.passes.lowering.fused_ops import HANDLERS
+from pruneopt.passes.lowering.layout import Layout
 from pruneopt.passes.lowering.program import Program
 from pruneopt.passes.lowering.twins import misfit
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "image_bytes"]
+
+
+def image_bytes(room: Graph, backend: Backend) -> int:
+    """Bytes that a layout takes for the activations of one image of one candidate, kept as long as it is."""
+    layout = Layout([room], [1], ReferenceKernels(backend.dtype), torch.device("meta"), HANDLERS)
+    return layout.memory.bytes
 
 
 class Prepared:

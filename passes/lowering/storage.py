@@ -122,26 +122,58 @@ Stored = Activation | Table | Loose
 
 
 class Memory:
-    """Buffers for activations; one that is given back is used again for what comes later."""
+    """Memory for activations; what is given back is used again, in part or together with what lies beside it.
+
+    Attributes:
+        bytes: taken from the device in all.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._free: list[Tensor] = []
+        self.bytes = 0
+        self._blocks: list[Tensor] = []
+        self._free: list[_Span] = []
+        self._taken: dict[int, tuple[Tensor, _Span]] = {}
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A flat buffer of at least ``count`` elements."""
-
-        def fits(item: Tensor) -> bool:  # a buffer much too large is left for something large
-            return item.dtype == dtype and count <= len(item) <= 4 * count
-
-        fitting = [number for number, item in enumerate(self._free) if fits(item)]
-        if not fitting:
-            return torch.empty(count, dtype=dtype, device=self.device)
-        return self._free.pop(min(fitting, key=lambda number: len(self._free[number])))
+        """A flat buffer of ``count`` elements, not written yet; they are a multiple of `ALIGNMENT`."""
+        size = count * dtype.itemsize
+        fitting = [span for span in self._free if span.size >= size]
+        if fitting:
+            span = min(fitting, key=lambda span: span.size)
+            self._free.remove(span)
+        else:
+            self._blocks.append(torch.empty(size, dtype=torch.uint8, device=self.device))
+            self.bytes += size
+            span = _Span(len(self._blocks) - 1, 0, size)
+        end = span.start + size
+        if span.end > end:
+            self._free.append(_Span(span.block, end, span.end))
+        buffer = self._blocks[span.block][span.start : end].view(dtype)
+        self._taken[id(buffer)] = buffer, _Span(span.block, span.start, end)
+        return buffer
 
     def give(self, buffer: Tensor) -> None:
         """Take a buffer back whose contents nobody reads any more."""
-        self._free.append(buffer)
+        _, span = self._taken.pop(id(buffer))
+        for other in [item for item in self._free if item.block == span.block]:
+            if other.end == span.start or span.end == other.start:
+                self._free.remove(other)
+                span = _Span(span.block, min(span.start, other.start), max(span.end, other.end))
+        self._free.append(span)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Bytes of a block, ``start`` to ``end``."""
+
+    block: int
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
 
 
 def _laid_out(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
