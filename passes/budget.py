@@ -1,4 +1,4 @@
-"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`, `12MBmemory`)."""
+"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`, `4ms@ort-cpu`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.cost import ON_TARGET, CostModel
+from pruneopt.passes.targets.target import parse_target
 
 __all__ = ["FORMS", "Budget", "check_reachable", "format_value", "parse_budget", "tightest", "within"]
 
-FORMS = "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory, 4ms"
+FORMS = (
+    "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory, 4ms@ort-cpu"
+)
 
 _TEXT = re.compile(
     r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?)"
@@ -67,9 +70,22 @@ class Budget:
 def parse_budget(text: str) -> Budget:
     """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki`` ... of 1024.
 
+    A time may name the target that it is for, as in ``4ms@ort-cpu{threads=2}``; without one it is that of a table.
+
     Raises:
-        UserError: no such form, no or an unknown unit, a number that is not above 0, a share above 100 %.
+        UserError: no such form, no or an unknown unit, a number that is not above 0, a share above 100 %, or
+            no such target.
     """
+    amount, at, target = text.partition("@")
+    budget = _parse_amount(amount)
+    if not at:
+        return budget
+    if budget.unit != "latency":
+        raise _refused(text, "names a target, which only a time has")
+    return replace(budget, text=text.strip(), unit=f"{ON_TARGET}{parse_target(target.strip())}")
+
+
+def _parse_amount(text: str) -> Budget:
     match = _TEXT.fullmatch(text)
     if match is None:
         raise _refused(text, "is not a number with a unit")
@@ -127,15 +143,21 @@ def format_value(unit: str, value: float) -> str:
     return _format(unit, value, round)
 
 
+def _on_target(unit: str) -> str:
+    """What stands behind a time on a target: ``@ort-cpu``; nothing for other units."""
+    return unit.removeprefix("latency") if unit.startswith(ON_TARGET) else ""
+
+
 def _format(unit: str, value: float, rounding: Callable[[float], int]) -> str:
     """``rounding`` makes the value, counted in units of the last digit shown, a whole number."""
     if not value > 0:
-        return f"{value:g} {_NAMES.get(unit, 'ms')}"
+        return f"{value:g} {_NAMES.get(unit, 'ms')}{_on_target(unit)}"
     # Times are always in milliseconds, two powers above the nanoseconds of the cost model.
-    power = 2 if unit == "latency" else min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
+    is_time = unit not in _NAMES
+    power = 2 if is_time else min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
     scaled = value / 1000**power
     grain = 10 ** max(3 - math.floor(math.log10(scaled)), 0)
-    name = "ms" if unit == "latency" else f"{_PREFIXES[power]}{_NAMES[unit]}"
+    name = f"ms{_on_target(unit)}" if is_time else f"{_PREFIXES[power]}{_NAMES[unit]}"
     return f"{rounding(scaled * grain) / grain:.15g} {name}"
 
 
@@ -185,13 +207,13 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
     if not budget.relative:
         return _format(budget.unit, value, math.ceil)
     share = math.ceil(1e4 * value / cost.original(budget.unit)) / 100
-    return f"{share:.15g}%{_SHARE_NAMES[budget.unit]}"
+    return f"{share:.15g}%{_SHARE_NAMES.get(budget.unit, budget.unit)}"
 
 
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
     """The frozen group without which the smallest cost would drop most, if that is a tenth of it or more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
-    if not frozen or unit == "latency":  # a table holds no times for widths that a frozen group does not have
+    if not frozen or unit.startswith("latency"):  # nothing is known of widths that a frozen group does not have
         return ""
     if not cost.groups:
         return f"none of its channels can be removed: {frozen[0].name} is frozen, {frozen[0].frozen}"

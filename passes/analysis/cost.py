@@ -17,13 +17,16 @@ Units, all at batch 1:
   known.
 - ``latency``: nanoseconds, the sum over a table of measured layers (`pruneopt.passes.analysis.latency_table`); only
   where the model was given one, at the table's batch.
+- ``latency@TARGET``: nanoseconds on a target such as ``ort-cpu{threads=2}``, at its batch, as predicted from measured
+  sub-networks (`pruneopt.passes.latency`); only where `CostModel.times` gives a predictor. These need not grow with the
+  widths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,10 +42,12 @@ from pruneopt.passes.analysis.sizes import AxisShare, axis_shares, size_form
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.latency_table import LatencyTable
 
-__all__ = ["UNITS", "CostModel", "OpCost"]
+__all__ = ["ON_TARGET", "UNITS", "CostModel", "OpCost", "Times"]
 
 UNITS = ("flops", "params", "bytes", "memory")
 """What every cost model measures; `CostModel.units` adds ``latency`` where there is a table."""
+ON_TARGET = "latency@"
+"""How the unit of time on a target begins; the target's text follows."""
 CHUNK = 4096
 """Width vectors measured at a time: large enough for the matrix products, small enough for the cache."""
 
@@ -55,6 +60,14 @@ class OpCost:
     location: Location
     flops: int
     params: int
+
+
+class Times(Protocol):
+    """What predicts times on a target."""
+
+    def seconds(self, widths: np.ndarray) -> np.ndarray:
+        """`[P, G]` -> `[P]`"""
+        ...
 
 
 class CostModel:
@@ -79,7 +92,9 @@ class CostModel:
         self.minimum = np.array([group.minimum for group in free], dtype=np.int64)
         """The smallest widths: one unit in each block, or two, [G]."""
         self.before: dict[str, float] = {}
-        """What the network cost before whole blocks were dropped from it, by unit; empty where none was."""
+        """What the network cost before whole blocks were dropped from it, or as it was measured, by unit."""
+        self.times: Callable[[str, CostModel], Times] | None = None
+        """Gives the predictor of this network on the target of a text; asked once for each when it is needed."""
         self._lengths = _Lengths(coupling, self.full)
         self._measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         if latency is not None:
@@ -87,8 +102,9 @@ class CostModel:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What this model measures."""
-        return UNITS if self.latency is None else (*UNITS, "latency")
+        """What this model measures; the time on a target from when it was first asked for."""
+        known = UNITS if self.latency is None else (*UNITS, "latency")
+        return (*known, *(unit for unit in self._measures if unit.startswith(ON_TARGET)))
 
     def length_form(self, value: Value, axis: int) -> np.ndarray:
         """The length of an axis as a linear form in a width vector: G coefficients, and the constant."""
@@ -150,16 +166,27 @@ class CostModel:
         return [(op, value) for value, op in owner.items()]
 
     def _measure_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
+        if unit.startswith(ON_TARGET) and unit not in self._measures:
+            self._measures[unit] = self._time_on(unit.removeprefix(ON_TARGET))
         if unit == "latency" and self.latency is None:
             raise UserError(
                 "a limit on time needs a latency table of this network: measure one with `pruneopt profile MODEL --out "
-                "table.json`, and give it to the pass cost, as in --pipeline 'couple,cost{latency=table.json},...'"
+                "table.json`, and give it to the pass cost, as in --pipeline 'couple,cost{latency=table.json},...'; or "
+                "name a target, as in 4ms@ort-cpu"
             )
         if unit not in self.units:
             raise UserError(f"there is no cost unit '{unit}': known are {', '.join(self.units)}")
         if unit not in self._measures:
             self._measures[unit] = _peak(self.graph, self._lengths) if unit == "memory" else self._sum_of(unit)
         return self._measures[unit]
+
+    def _time_on(self, target: str) -> Callable[[np.ndarray], np.ndarray]:
+        if self.times is None:
+            raise UserError(
+                f"a limit on the time on {target} needs measurements, which `pruneopt compile` takes"
+            )
+        predictor = self.times(target, self)
+        return lambda rows: 1e9 * predictor.seconds(rows)
 
     def _sum_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
         if unit == "flops":

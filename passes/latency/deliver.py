@@ -1,0 +1,217 @@
+"""Budgets on the time on targets: predictions for whatever decides, and the network that comes out measured.
+
+`WithTimes` gives the cost model of a run its predictors. `Delivery` also measures the network as soon as it is cut,
+side by side with the original. Where it misses a budget, predictions of that target are corrected by what was measured, and
+the run begins again: `TooSlow` tells the caller. The rounds are written down, so that a run that was stopped goes on in
+the round where it was, with the corrections it had.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pruneopt.errors import BudgetError, UserError
+from pruneopt.files import write_json
+from pruneopt.ir.graph import Graph
+from pruneopt.passes.analysis.cost import ON_TARGET
+from pruneopt.passes.base import Pass, State
+from pruneopt.passes.budget import Budget, format_value
+from pruneopt.passes.instrument import Instrument
+from pruneopt.passes.latency.learn import Learner
+from pruneopt.passes.targets.target import parse_target
+from pruneopt.passes.timing.timing import Measurement, measure
+
+__all__ = ["MOST_ROUNDS", "ROUNDS_FILE", "Delivered", "Delivery", "TooSlow", "WithTimes", "targets_of"]
+
+MOST_ROUNDS = 4
+MARGIN = 1.005
+"""A correction goes this much further than what was measured: a network exactly on its budget would miss it half the
+time.
+"""
+ROUNDS_FILE = "latency-rounds.json"
+
+Measure = Callable[[str, Sequence[tuple[Graph, Mapping[str, Tensor]]]], list[Measurement]]
+"""Measures networks side by side on the target of a text."""
+
+
+class TooSlow(Exception):
+    """The cut network missed a budget on a target; predictions were corrected, and the run is to begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Times on one target in one round, in seconds: predicted and measured, before (the original) and after."""
+
+    target: str
+    limit: float
+    predicted_before: float
+    predicted: float
+    measured_before: float
+    measured: float
+    low: float
+    high: float
+    noisy: str | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured network is inside the budget."""
+        return self.measured <= self.limit
+
+
+def targets_of(budgets: Sequence[Budget]) -> list[str]:
+    """The texts of the targets that budgets speak of, each once."""
+    return list(dict.fromkeys(b.unit.removeprefix(ON_TARGET) for b in budgets if b.unit.startswith(ON_TARGET)))
+
+
+def check_targets(texts: Sequence[str]) -> None:
+    """`UserError` for a target that is not here, or whose times cannot be predicted."""
+    for text in texts:
+        target = parse_target(text)
+        target.need()
+        if getattr(target, "dtype", None) == "int8":
+            raise UserError(
+                f"times on {text} are not predicted: int8 needs calibration for every network; give the budget for "
+                "another precision, and measure with `pruneopt quantise` and `pruneopt bench`"
+            )
+
+
+class WithTimes(Instrument):
+    """Gives the cost model its predictors, right after the pass that makes it.
+
+    Args:
+        learner: makes them.
+        budgets: all of the run and of its passes.
+    """
+
+    def __init__(self, learner: Learner, budgets: Sequence[Budget]) -> None:
+        self.learner, self.budgets = learner, tuple(budgets)
+        self.targets = targets_of(budgets)
+        check_targets(self.targets)
+
+    def after_pass(self, index: int, step: Pass, state: State) -> None:
+        if step.name != "cost":
+            return
+        self.learner.progress, self.learner.seed = state.progress, state.seed
+        state.need_cost().times = self.learner
+        for budget in self.budgets:
+            if budget.unit.startswith(ON_TARGET) and not budget.relative:
+                self.learner.limits[budget.unit.removeprefix(ON_TARGET)] = budget.value / 1e9
+
+
+class Delivery(WithTimes):
+    """Measures the cut network, and begins another round where it misses a budget.
+
+    Args:
+        learner, budgets: see `WithTimes`.
+        folder: where the rounds are written down, and found again by a run that goes on; None for nowhere.
+        measure: takes the times.
+    """
+
+    def __init__(
+        self, learner: Learner, budgets: Sequence[Budget], folder: Path | None = None, measure: Measure | None = None
+    ) -> None:
+        super().__init__(learner, budgets)
+        self.rounds: list[list[Delivered]] = []
+        """What was measured, by round."""
+        self._measure = measure or side_by_side
+        self._path = None if folder is None else folder / ROUNDS_FILE
+        self._originals, self._done = self._read()
+
+    def _read(self) -> tuple[dict[str, float], list[list[Delivered]]]:
+        """What an earlier process has measured: the seconds of the original by target, and its rounds."""
+        if self._path is None or not self._path.exists():
+            return {}, []
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+            return dict(data["originals"]), [[Delivered(**item) for item in items] for items in data["rounds"]]
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{self._path} is damaged: remove it to measure again") from error
+
+    def _write(self) -> None:
+        if self._path is not None:
+            rounds = [[asdict(item) for item in items] for items in self.rounds]
+            write_json(self._path, {"originals": self._originals, "rounds": rounds})
+
+    def after_pass(self, index: int, step: Pass, state: State) -> None:
+        super().after_pass(index, step, state)
+        if step.name == "cost":
+            self._measure_originals(state)
+        elif step.name == "slice" and self.targets:
+            self._judge(state)
+
+    def _measure_originals(self, state: State) -> None:
+        """The original's times, which budgets that are shares are shares of."""
+        for budget in self.budgets:
+            text = budget.unit.removeprefix(ON_TARGET)
+            if budget.unit.startswith(ON_TARGET) and budget.relative:
+                if text not in self._originals:
+                    state.progress(f"measuring the original on {text}")
+                    original = (state.original, state.original.weights)
+                    self._originals[text] = self._measure(text, [original])[0].seconds
+                    self._write()
+                state.need_cost().before[budget.unit] = 1e9 * self._originals[text]
+                self.learner.limits[text] = budget.value * self._originals[text]
+
+    def _judge(self, state: State) -> None:
+        """Take this round's times, and decide whether there is another."""
+        if len(self.rounds) < len(self._done):
+            found = self._done[len(self.rounds)]
+        else:
+            found = [self._delivered(text, state) for text in self.targets]
+        self.rounds.append(found)
+        self._write()
+        if all(item.met for item in found):
+            return
+        if len(self.rounds) == MOST_ROUNDS:
+            raise self.missed()
+        state.progress("the cut network missed a budget: once more with corrected predictions")
+        for item in found:
+            if not item.met:
+                self.learner.correct(item.target, MARGIN * item.measured / item.predicted)
+        raise TooSlow
+
+    def missed(self) -> BudgetError:
+        """The error that names the best that was reached."""
+        best = min(self.rounds, key=lambda items: max(item.measured / item.limit for item in items))
+        reached = ", ".join(format_value(f"{ON_TARGET}{item.target}", 1e9 * item.measured) for item in best)
+        texts = ", ".join(budget.text for budget in self.budgets if budget.unit.startswith(ON_TARGET))
+        many = f"{len(self.rounds)} networks were" if len(self.rounds) > 1 else "one network was"
+        noise = next((item.noisy for item in best if item.noisy), None)
+        return BudgetError(
+            f"{texts} was missed: {many} cut and measured, and the best took {reached}"
+            f"{f' ({noise})' if noise else ''}; give a larger budget, or more --latency-minutes"
+        )
+
+    def _delivered(self, text: str, state: State) -> Delivered:
+        state.progress(f"measuring the cut network on {text}")
+        cost, unit = state.need_cost(), f"{ON_TARGET}{text}"
+        networks = [(state.original, state.original.weights), (state.graph, state.graph.weights)]
+        before, after = self._measure(text, networks)
+        predicted = cost.measure(unit, [cost.full, cost.widths(state.plan or {})]) / 1e9
+        return Delivered(
+            text,
+            min(budget.limit(cost) for budget in self.budgets if budget.unit == unit) / 1e9,
+            float(predicted[0]),
+            float(predicted[1]),
+            before.seconds,
+            after.seconds,
+            after.low,
+            after.high,
+            after.noisy or before.noisy,
+        )
+
+
+def side_by_side(text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]) -> list[Measurement]:
+    """Networks in turns on a target, as they would be deployed there."""
+    target = parse_target(text)
+    sessions = [target.load(graph, weights) for graph, weights in networks]
+    try:
+        return measure([session.step for session in sessions], clock=sessions[0].clock())
+    finally:
+        for session in sessions:
+            session.close()
