@@ -19,6 +19,7 @@ from pruneopt.errors import InternalError, UserError
 from pruneopt.ir.execute import last_uses
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.schema import call, torch_value
+from pruneopt.ir.types import BatchSize
 from pruneopt.kernels.operands import Affine
 from pruneopt.kernels.segments import Segment, Segments
 from pruneopt.passes.lowering.backends import Backend, Step
@@ -247,7 +248,7 @@ class Layout:
     def plain(self, op: Op) -> None:
         """An op as PyTorch has it, segment by segment."""
         sources = {value: self.env[value] for value in op.inputs if not value.is_weight}
-        fixed = all(isinstance(item, Loose) and item.fixed for item in sources.values())
+        fixed = all(isinstance(item, Loose) and item.fixed for item in sources.values()) and not _grows(op)
         results = [Loose(fixed=fixed) for _ in op.results]
         dead = [item for value in self._last.get(op, ()) if isinstance(item := sources.get(value), Loose)]
         dropped = [item for item in dead if not item.fixed and item is not self.input]
@@ -255,6 +256,8 @@ class Layout:
 
         def run() -> None:
             own = self.own(op)
+            for found in results:
+                found.tensors = {}
             for segment in self.segments if fixed else self.busy:
                 made = self._call(op, own[self.candidates[segment]], segment, sources)
                 for found, tensor in zip(results, made if isinstance(made, tuple | list) else (made,), strict=True):
@@ -294,6 +297,11 @@ class Layout:
 
 
 Handler = Callable[[Layout, Op], None]
+
+
+def _grows(op: Op) -> bool:
+    """Whether what an op gives depends on how many images there are."""
+    return any(isinstance(dim, BatchSize) for value in op.results for dim in value.type.dims)
 
 
 def _producer(value: Value) -> Op:

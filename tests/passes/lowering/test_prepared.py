@@ -216,6 +216,31 @@ def test_evaluation(recording: bool) -> None:
     assert len(recorder.recorded) == int(recording)
 
 
+class Token(nn.Module):
+    """Something that depends on weights and the number of images alone, and on weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.token, self.scale = (
+            nn.Conv2d(3, 8, 3),
+            nn.Parameter(torch.randn(1, 4)),
+            nn.Parameter(torch.ones(8)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)) * self.scale.exp()[:, None, None]
+        return torch.cat([x.mean((2, 3)), self.token.expand(x.shape[0], -1)], 1)
+
+
+def test_what_depends_on_the_number_of_images_is_made_for_every_batch() -> None:
+    graph = captured(Token(), 9)
+    prepared = PreparedEvaluation([lower_evaluation(graph)], EXACT)
+    prepared.load([lower_evaluation(graph)], [graph.weights])
+    for x in batches(9, 4, 2, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(prepared.run(x)[0], Interpreter(graph).run(graph.weights, x))
+
+
 class Calls(TorchDispatchMode):
     """The names of all operations that PyTorch runs, and where the first tensor of each lies."""
 
