@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,13 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
                 break
             graph, weights = evaluation.cut(plan)
             fresh = {
-                kind: taken.statistics(graph, weights, batches, case.ours.averaging) for kind, taken in kinds.items()
+                kind: taken.statistics([graph], [weights], batches, case.ours.averaging)[0]
+                for kind, taken in kinds.items()
             }
             for name, (measure, score) in ways.items():
                 network_ = _folded(graph, {**weights, **fresh[measure]}, kinds[score])
-                found = evaluation.signals(network_, 0, len(evaluation.images))  # type: ignore[arg-type]
-                hits[name].append(found[1].cpu())
+                ((_, metric),) = evaluation.signals(network_, 0, len(evaluation.images))
+                hits[name].append(metric.cpu())
     row |= {"network": case.setup.name, "images": len(evaluation.images), "averaging": str(case.ours.averaging)}
     scores = {name: torch.stack(found).double() for name, found in hits.items()}
     for name in ("statistics", "throughout"):
@@ -125,10 +126,10 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
             row[name]["within the rules"] = within(row[name])
 
 
-def _folded(graph: Graph, weights: dict[str, Tensor], taken: Taken) -> Callable[[Tensor], Any]:
-    """The network in evaluation mode."""
+def _folded(graph: Graph, weights: dict[str, Tensor], taken: Taken) -> Callable[[Tensor], Sequence[Any]]:
+    """The network in evaluation mode, as the only one of its kind."""
     folded = fold_batch_norms(graph)
-    return partial(taken.network(folded.graph), folded.weights(weights))
+    return taken.networks([folded.graph], [folded.weights(weights)])
 
 
 def agreement(eager: Tensor, fused: Tensor) -> Row:
