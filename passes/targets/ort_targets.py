@@ -33,6 +33,8 @@ from pruneopt.passes.targets.ort_providers import (
 )
 from pruneopt.passes.targets.session import FLOATS, Session, fixed_inputs
 from pruneopt.passes.targets.target import Calibration, Target
+from pruneopt.passes.timing.clock import Clock
+from pruneopt.passes.timing.cuda_clock import ColdWallClock
 
 if TYPE_CHECKING:
     from pruneopt.ir.graph import Graph
@@ -70,6 +72,7 @@ class BoundSession(OrtSession):
         super().__init__(session, inputs)
         import onnxruntime
 
+        self._device = torch.device("cuda", device)
         self._binding = session.io_binding()
         for name, x in self._feed.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(x, "cuda", device))
@@ -79,6 +82,10 @@ class BoundSession(OrtSession):
     def run(self) -> None:
         self.session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
+
+    def clock(self) -> Clock:
+        """Cold caches need PyTorch's CUDA; without it they stay warm."""
+        return ColdWallClock(self._device) if torch.cuda.is_available() else super().clock()
 
     def close(self) -> None:
         super().close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pruneopt.passes.timing import cuda_clock
-from pruneopt.passes.timing.cuda_clock import CudaClock
+from pruneopt.passes.timing.cuda_clock import ColdWallClock, CudaClock
 from pruneopt.passes.timing.timing import compare
 
 
@@ -27,6 +27,9 @@ class FakeDevice:
     def get_device_properties(self, device: torch.device) -> Properties:
         return Properties(self.cache)
 
+    def current_stream(self, device: torch.device) -> str:
+        return f"the stream of {device}"
+
     def synchronize(self, device: torch.device) -> None:
         self.log.append("synchronize")
 
@@ -35,8 +38,8 @@ class FakeDevice:
         api = self
 
         class Event:
-            def record(self) -> None:
-                api.log.append("record")
+            def record(self, stream: str) -> None:
+                api.log.append(f"record in {stream}")
                 self.at = api.milliseconds
 
             def elapsed_time(self, other: Any) -> float:
@@ -51,10 +54,11 @@ class FakeDevice:
 
 def test_a_run_is_timed_by_events_after_the_cache_was_overwritten() -> None:
     api = FakeDevice()
-    clock = CudaClock(torch.device("cuda", 0), api)
+    clock = CudaClock(torch.device("cuda", 1), api)
     clock._buffer.fill_(1)
     assert clock.seconds(lambda: api.launch(3.0)) == pytest.approx(3e-3)
-    assert api.log == ["synchronize", "record", "launch", "record", "synchronize"]
+    record = "record in the stream of cuda:1"
+    assert api.log == ["synchronize", record, "launch", record, "synchronize"]
     assert not clock._buffer.any()
 
 
@@ -68,6 +72,15 @@ def test_sessions_are_compared_by_the_devices_time() -> None:
     clock = CudaClock(torch.device("cuda", 0), api)
     found = compare(lambda: api.launch(3.0), lambda: api.launch(2.0), clock=clock, rounds=6)
     assert found.ratio == pytest.approx(1.5)
+
+
+def test_other_runtimes_are_timed_on_the_wall_after_the_cache_was_overwritten() -> None:
+    api = FakeDevice()
+    clock = ColdWallClock(torch.device("cuda", 0), api)
+    clock._buffer.fill_(1)
+    assert clock.seconds(lambda: api.log.append("run")) > 0
+    assert api.log == ["synchronize", "run"]
+    assert not clock._buffer.any()
 
 
 @pytest.mark.gpu
