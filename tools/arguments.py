@@ -11,7 +11,7 @@ CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
 MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
 ROUND_TO = "widths are multiples of K where they can be; auto: of what the device likes, auto:cuda-fp16: another target"
-BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms; repeat it for several budgets at once"
+BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms@ort-cpu; repeat it for several"
 
 
 def compile(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,12 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         action="extend",
         default=[],
         help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; several joined by commas",
+    )
+    parser.add_argument(
+        "--latency-db", metavar="FILE", type=Path, help="measured times, for budgets such as 4ms@ort-cpu (in --out)"
+    )
+    parser.add_argument(
+        "--latency-minutes", metavar="N", type=_minutes, help="how long to measure for each target of a budget (3)"
     )
     parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
@@ -263,6 +269,16 @@ def _positive(text: str) -> int:
 
 def _multiple(text: str) -> int | str:
     return text if text.startswith("auto") else _positive(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes: 0 takes what was measured before")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -21,16 +21,18 @@ from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.training.checkpoint import SUFFIX
 from pruneopt.passes.transform.masks import MASKS
 
-__all__ = ["ARTEFACTS", "OutputDirectory", "fingerprint", "fingerprints"]
+__all__ = ["ARTEFACTS", "LATENCY_DB", "LATENCY_ROUNDS", "OutputDirectory", "fingerprint", "fingerprints"]
 
 ARTEFACTS = (
     *("plan.json", "model.py", "weights.safetensors", MASKS, "model.pt2", "model.onnx"),
     *("ir.before.txt", "ir.after.txt"),
 )
 RECORDS = ("report.json", "report.html", "run.json")
+LATENCY_DB, LATENCY_ROUNDS = "latency.db", "latency-round"
+"""Times measured for budgets on targets, and how the names of what each round of a compile leaves begin."""
 QUANTISED = tuple(f"model.{dtype}.{suffix}" for dtype in ("int8", "fp16") for suffix in ("onnx", "json"))
 """What `pruneopt quantise` adds."""
-OWN = {*ARTEFACTS, *RECORDS, *QUANTISED, JOURNAL, "model.onnx.data", "__pycache__"}
+OWN = {*ARTEFACTS, *RECORDS, *QUANTISED, JOURNAL, LATENCY_DB, "model.onnx.data", "__pycache__"}
 """What may lie in a directory that --force replaces, beside the states of training runs."""
 PARTIAL = ".partial-"
 """How the folder of a file begins that was being written when its process was killed."""
@@ -66,8 +68,8 @@ class OutputDirectory:
             for entry in path.iterdir():
                 if entry.name.startswith(PARTIAL):
                     shutil.rmtree(entry, ignore_errors=True)
-                elif force and _resumes(entry.name):
-                    entry.unlink()
+                elif force and (_resumes(entry.name) or entry.name.startswith(LATENCY_ROUNDS)):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _check_content(self, resume: bool, force: bool) -> None:
         if not self.path.is_dir():
@@ -79,7 +81,8 @@ class OutputDirectory:
             raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL} and no state of a training")
         if not names or resume:
             return
-        foreign = [name for name in names if not (name in self.own or _resumes(name) or name.startswith(PARTIAL))]
+        known = (PARTIAL, LATENCY_ROUNDS)
+        foreign = [name for name in names if not (name in self.own or _resumes(name) or name.startswith(known))]
         if foreign:
             raise UserError(f"--out {self.path} holds files of others, such as {foreign[0]}: name another directory")
         if not force:
@@ -115,8 +118,11 @@ class OutputDirectory:
             try:
                 yield partial
                 for entry in self.path.iterdir():
-                    if entry.name == JOURNAL or (unfinished and _resumes(entry.name)):
+                    if entry.name in (JOURNAL, LATENCY_DB) or (unfinished and _resumes(entry.name)):
                         shutil.copy2(entry, partial / entry.name)
+                    elif entry.name.startswith(LATENCY_ROUNDS):
+                        copy = shutil.copytree if entry.is_dir() else shutil.copy2
+                        copy(entry, partial / entry.name)
                 shutil.rmtree(partial / "__pycache__", ignore_errors=True)
                 partial.chmod(self.path.stat().st_mode & 0o777)
                 self._swap(partial)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pruneopt.errors import InternalError
+from pruneopt.errors import BudgetError, InternalError
 from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
@@ -24,6 +24,7 @@ from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
+from pruneopt.passes.latency.deliver import Delivery, TooSlow
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.parallel import Processes
@@ -32,6 +33,7 @@ from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.from_front import with_front
+from pruneopt.tools.latency_budget import delivery_of, latency_data, round_folder, target_budgets
 from pruneopt.tools.loading import captured, check_device, loaded_model, loaded_workload
 from pruneopt.tools.notes import pass_notes
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
@@ -68,6 +70,8 @@ class _Job:
     budgets: list[Budget]
     loaded: LoadedModel
     workload: Workload | None
+    on_targets: list[Budget]
+    """All budgets, those of passes too, if any names a target."""
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -116,10 +120,11 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     if processes.launched and options.device.startswith("cuda"):
         options.device = str(processes.device(options.device))
     check_device(options.device)
+    on_targets = target_budgets(options, steps, budgets, processes)
     started = time.perf_counter()
     loaded = loaded_model(options)
     workload = loaded_workload(options, loaded, needs_data(steps))
-    return _Job(options, steps, budgets, loaded, workload, {"load": time.perf_counter() - started})
+    return _Job(options, steps, budgets, loaded, workload, on_targets, {"load": time.perf_counter() - started})
 
 
 def _follow(options: argparse.Namespace, processes: Processes) -> None:
@@ -136,17 +141,36 @@ def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str,
     with job.timed("capture"):
         graph = captured(job.loaded, check=True)
     job.notes.extend(graph.notes)
-    watch = Watch(job.loaded, job.workload, tuple(job.steps), options.device)
     with progress_bar(not (options.json or options.quiet)) as progress:
         with run_folder(processes, out.path) as run_dir:
-            result = _run_passes(job, graph, watch, progress, run_dir)
+            delivery = delivery_of(options, job.on_targets, run_dir)
+            watch, result = _run_rounds(job, graph, delivery, progress, run_dir)
         progress("writing the bundle")
         with out.replacing(unfinished=job.interrupted) as folder:
-            return _deliver(job, graph, watch, result, folder)
+            return _deliver(job, watch, result, delivery, folder)
 
 
-def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path) -> Result:
-    manager = PassManager(job.steps, instruments=[watch])
+def _run_rounds(
+    job: _Job, graph: Graph, delivery: Delivery | None, progress: Progress, run_dir: Path
+) -> tuple[Watch, Result]:
+    """Run the passes until the cut network is inside its budgets on targets: once where no budget names one."""
+    while True:
+        watch = Watch(job.loaded, job.workload, tuple(job.steps), job.options.device)
+        try:
+            return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), delivery)
+        except TooSlow:
+            continue
+        except BudgetError as error:
+            if delivery is None or not delivery.rounds:
+                raise
+            raise delivery.missed() from error  # corrected predictions say that nothing is fast enough
+
+
+def _run_passes(
+    job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path, delivery: Delivery | None = None
+) -> Result:
+    # The last one is told first after a pass: costs have their predictors before the budgets are checked.
+    manager = PassManager(job.steps, instruments=[watch] if delivery is None else [watch, delivery])
     try:
         result = manager.run(
             graph,
@@ -177,7 +201,7 @@ def _run_passes(job: _Job, graph: Graph, watch: Watch, progress: Progress, run_d
     return result
 
 
-def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path) -> dict[str, Any]:
+def _deliver(job: _Job, watch: Watch, result: Result, delivery: Delivery | None, folder: Path) -> dict[str, Any]:
     """Write the bundle into a folder, load it back, and write the reports."""
     state, plan, coupling = watch.state, result.plan, result.coupling
     if state is None or state.uncut is None or plan is None or coupling is None:
@@ -210,6 +234,8 @@ def _deliver(job: _Job, graph: Graph, watch: Watch, result: Result, folder: Path
         job.notes.append(warning)
     job.notes += onnx_notes(result.graph)
     report = _report(job, watch, result, checks)
+    if delivery is not None and delivery.rounds:
+        report["latency"] = latency_data(delivery, report["budgets"])
     report["artefacts"] = fingerprints(folder)
     write_json(folder / "run.json", _run_record(job, report))
     write_json(folder / "report.json", report)

@@ -16,6 +16,7 @@ from pruneopt.passes.analysis.coupling import Coupling, Plan
 from pruneopt.passes.base import BudgetUse
 from pruneopt.passes.transform.verify import Verification
 from pruneopt.tools.checks import Check
+from pruneopt.tools.latency_budget import latency_lines, latency_rows
 from pruneopt.tools.sparsity import sparsity_lines
 from pruneopt.tools.text import FLOP_NOTE, amount, change, percent, table
 
@@ -136,6 +137,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for unit in (unit for unit in LABELS if unit in before):
         left = percent(after[unit] / before[unit]) if before[unit] else ""
         rows.append((LABELS[unit], amount(before[unit], unit), amount(after[unit], unit), left))
+    rows.extend(latency_rows(report))
     rows.extend(_score_rows(report))
     yield table(rows)
     yield ""
@@ -144,6 +146,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report.get("reached") == "one channel step":
         yield "note: the budget is not used to 99 %, but one more channel of any group would exceed it"
     yield FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs as counted by {report['flops_convention']}."
+    yield from latency_lines(report)
     yield from sparsity_lines(report)
     yield _proof(report["verification"])
     changed = len(report["verification"]["notes"])

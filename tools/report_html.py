@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pruneopt.tools.latency_budget import latency_lines, latency_rows
 from pruneopt.tools.repairs import repair_rows
 from pruneopt.tools.report import LABELS, STAGES, achieved, verdict
 from pruneopt.tools.sparsity import sparsity_lines, sparsity_rows
@@ -36,7 +37,7 @@ def html_report(report: Mapping[str, Any]) -> str:
     """The whole page."""
     title = escape(f"{report['model']} pruned by {report['pass']}")
     sections = (
-        *(_budgets, _costs, _sparsity, _scores, _repairs, _search, _groups, _frozen),
+        *(_budgets, _costs, _latency, _sparsity, _scores, _repairs, _search, _groups, _frozen),
         *(_verification, _seconds, _artefacts),
     )
     body = [
@@ -98,6 +99,28 @@ def _costs(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("", "before", "after", "left", ""), rows)
     counted = FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs: {report['flops_convention']}."
     yield f'<p class="quiet">{escape(counted)} Peak memory is that of activations.</p>'
+
+
+def _latency(report: Mapping[str, Any]) -> Iterator[str]:
+    if not report.get("latency"):
+        return
+    yield "<h2>Time on targets</h2>"
+    yield from _table(("", "before", "after", "left"), [tuple(map(escape, row)) for row in latency_rows(report)])
+    yield from (f'<p class="quiet">{escape(line)}</p>' for line in latency_lines(report))
+    rounds = report["latency"]["rounds"]
+    rows = [
+        (
+            escape(item["target"]),
+            str(number),
+            amount(1e9 * item["limit"], "latency"),
+            amount(1e9 * item["predicted"], "latency"),
+            amount(1e9 * item["measured"], "latency"),
+        )
+        for number, items in enumerate(rounds, 1)
+        for item in items
+    ]
+    if len(rounds) > 1:
+        yield from _table(("target", "round", "limit", "predicted", "measured"), rows)
 
 
 def _scores(report: Mapping[str, Any]) -> Iterator[str]:

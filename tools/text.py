@@ -26,7 +26,7 @@ def _digits(value: float) -> str:
 
 def _unit(largest: float, unit: str) -> tuple[float, str]:
     """What to divide amounts by, and the unit with its prefix. Times come in nanoseconds, and are shown in ms."""
-    if unit == "latency":
+    if unit.startswith("latency"):
         return 1e6, "ms"
     factor, prefix = _scale(largest)
     return factor, prefix + _WORDS.get(unit, unit)

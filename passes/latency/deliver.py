@@ -1,9 +1,9 @@
 """Budgets on the time on targets: predictions for whatever decides, and the network that comes out measured.
 
 `WithTimes` gives the cost model of a run its predictors. `Delivery` also measures the network as soon as it is cut,
-side by side with the original. Where it misses a budget, predictions of that target are corrected by what was measured, and
-the run begins again: `TooSlow` tells the caller. The rounds are written down, so that a run that was stopped goes on in
-the round where it was, with the corrections it had.
+side by side with the original. Where it misses a budget, predictions of that target are corrected by what was measured,
+and the run begins again: `TooSlow` tells the caller. The rounds are written down, so that a run that was stopped goes
+on in the round where it was, with the corrections it had.
 """
 
 from __future__ import annotations

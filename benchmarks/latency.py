@@ -1,0 +1,200 @@
+"""How well latencies of sub-networks are predicted, against FLOPs and against an additive table of layers.
+
+python benchmarks/latency.py                                   # every network on every target that is there
+python benchmarks/latency.py --networks resnet50 --targets ort-cpu --held-out 8 --minutes 1
+
+For every network and target: held-out random sub-networks, which no predictor sees, are measured in two passes some time
+apart, and some minutes of measuring others make a predictor. The mean of the passes is the truth, and their difference
+is the noise floor. A row that is done is written at once and left alone the next time (`--again` makes it anew); what
+was measured for a row that was stopped is in the database (`--db`), and is gone on from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import environment
+from latency_table_timer import table_timer
+from scipy.stats import kendalltau
+
+from pruneopt.files import write_json
+from pruneopt.ir.capture import capture
+from pruneopt.models.source import load_model
+from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.latency_measure import table_of
+from pruneopt.passes.latency.choose import random_widths
+from pruneopt.passes.latency.database import Database
+from pruneopt.passes.latency.learn import learn
+from pruneopt.passes.latency.machine import machine_of
+from pruneopt.passes.latency.predictor import Predictor
+from pruneopt.passes.latency.probe import Probe
+from pruneopt.passes.latency.regions import find_regions
+from pruneopt.passes.latency.sample import Sample
+from pruneopt.passes.targets.target import parse_target
+from pruneopt.passes.timing.timing import measure
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = {
+    "resnet50": "torchvision:resnet50",
+    "mobilenet_v2": "torchvision:mobilenet_v2",
+    "efficientnet_b0": "torchvision:efficientnet_b0",
+    "vit_small": "timm:vit_small_patch16_224",
+}
+TARGETS = ("ort-cpu", "torch-cpu")
+PASSES = 2
+
+
+def network(spec: str) -> CostModel:
+    """The cost model of a network, whose graph has its weights."""
+    source = load_model(spec)
+    graph = capture(source.module, source.example_inputs)
+    return CostModel(graph, couple(graph))
+
+
+def held_out(
+    cost: CostModel, probe: Probe, database: Database, count: int, seconds: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random widths `[N, G]`, and the seconds of each in every pass `[N, passes]`.
+
+    They lie in the database as networks of targets of their own, one for each pass, which no predictor reads.
+    """
+    rng = np.random.default_rng(12345)
+    rows = np.array([random_widths(cost, rng) for _ in range(count)])
+    regions, here = find_regions(cost, probe.target.batch), machine_of(probe.target)
+    times = []
+    for number in range(PASSES):
+        name = f"held-out pass {number} of {probe.target}"
+        database.check(name, here)
+        found = list(database.measured(name, regions).seconds())[:count]
+        for row in rows[len(found) :]:
+            session = probe.session(row)
+            median = measure([session.step], clock=session.clock(), seconds=seconds)[0].seconds
+            session.close()
+            database.add(name, here, cost.graph.name, regions, row, Sample(median, ()))
+            found.append(median)
+            print(f"\r  pass {number + 1}: {len(found)}/{count} held-out networks", end="", flush=True)
+        times.append(found)
+    print()
+    return rows, np.array(times).T
+
+
+def quality(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Mean absolute percentage error, shares within 5 and 10 %, and Kendall's tau."""
+    error = np.abs(predicted / true - 1)
+    return {
+        "mape": round(100 * float(error.mean()), 2),
+        "within_5": round(100 * float((error <= 0.05).mean()), 1),
+        "within_10": round(100 * float((error <= 0.10).mean()), 1),
+        "tau": round(float(kendalltau(predicted, true).statistic), 4),
+    }
+
+
+def line_through(x: np.ndarray, seconds: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The line with the least relative error."""
+    design = np.stack([x, np.ones(len(x))], axis=1) / seconds[:, None]
+    slope, offset = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)[0]
+    return lambda other: slope * other + offset
+
+
+def row_of(spec: str, text: str, options: argparse.Namespace, database: Database) -> dict[str, Any]:
+    """One network on one target."""
+    cost, target = network(spec), parse_target(text)
+    started = time.perf_counter()
+    probe = Probe(cost, target)
+    preparing = time.perf_counter() - started
+    rows, times = held_out(cost, probe, database, options.held_out, options.seconds)
+    true = times.mean(axis=1)
+    regions = find_regions(cost, target.batch)
+    done = len(database.measured(str(target), regions).samples)
+    minutes = 0.0 if done and not options.again and done >= options.enough else options.minutes
+    started = time.perf_counter()
+    predictor = learn(cost, target, database, minutes=minutes, probe=probe)
+    measuring = time.perf_counter() - started
+    started = time.perf_counter()
+    predicted = predictor.seconds(rows)
+    predicting = time.perf_counter() - started
+    measured = predictor.measured
+    found: dict[str, Any] = {
+        "network": spec,
+        "target": str(target),
+        "held_out": len(rows),
+        "fastest_ms": round(1e3 * float(true.min()), 3),
+        "slowest_ms": round(1e3 * float(true.max()), 3),
+        "measured_networks": len(measured.samples),
+        "measured_ops": sum(len(sample.nodes) for sample in measured.samples),
+        "profiling_seconds": round(preparing + measuring, 1),
+        "seconds_per_prediction": predicting / len(rows),
+        "predictor": quality(predicted, true),
+        "noise_floor": quality(times[:, 0], times[:, 1]),
+        "uncertainty": round(100 * float((predictor.uncertainty(rows) / predicted).mean()), 2),
+        "flops": quality(_by_flops(cost, predictor)(rows), true),
+    }
+    found |= _by_table(cost, text, predictor, rows, true)
+    return found
+
+
+def _by_flops(cost: CostModel, predictor: Predictor) -> Callable[[np.ndarray], np.ndarray]:
+    """FLOPs, with the line fitted to the same measured networks."""
+    known = predictor.measured
+    line = line_through(cost.measure("flops", known.widths).astype(float), known.seconds())
+    return lambda rows: line(cost.measure("flops", rows).astype(float))
+
+
+def _by_table(cost: CostModel, text: str, predictor: Predictor, rows: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """The additive table, each layer alone on the target: as it is, and with a line fitted to the measured networks."""
+    started = time.perf_counter()
+    table = table_of(cost, table_timer(parse_target(text), cost))
+    seconds = time.perf_counter() - started
+    sums = table.predictor(cost)
+    line = line_through(sums(predictor.measured.widths.astype(float)) / 1e9, predictor.measured.seconds())
+    raw = sums(rows.astype(float)) / 1e9
+    return {"table": quality(raw, true), "table_fitted": quality(line(raw), true), "table_seconds": round(seconds, 1)}
+
+
+def show(row: dict[str, Any]) -> None:
+    """A row on the terminal."""
+    print(f"{row['network']} on {row['target']}: {row['measured_networks']} networks, {row['profiling_seconds']} s")
+    for name in ("predictor", "noise_floor", "table", "table_fitted", "flops"):
+        item = row[name]
+        print(
+            f"  {name:12s} MAPE {item['mape']:6.2f} %  within 5 % {item['within_5']:5.1f}  within 10 % "
+            f"{item['within_10']:5.1f}  tau {item['tau']:.3f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}, or MODELs")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="such as ort-cpu{threads=2}")
+    parser.add_argument("--held-out", type=int, default=50, help="random sub-networks (50)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of measuring for each predictor (5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="that each held-out network runs in a pass (2)")
+    parser.add_argument("--enough", type=int, default=1000, help="measured networks in --db that need no more (1000)")
+    parser.add_argument("--db", type=Path, default=RESULTS / "latency.db", help="what was measured")
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the results")
+    parser.add_argument("--again", action="store_true", help="measure rows that are done again")
+    options = parser.parse_args()
+    known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    rows = {(row["network"], row["target"]): row for row in known["rows"]}
+    with Database(options.db) as database:
+        for name in options.networks:
+            for text in options.targets:
+                key = (NETWORKS.get(name, name), str(parse_target(text)))
+                if parse_target(text).unavailable() is not None:
+                    print(f"{text}: {parse_target(text).unavailable()}")
+                elif key not in rows or options.again:
+                    print(f"{key[0]} on {key[1]}", flush=True)
+                    rows[key] = row_of(*key, options, database)
+                    show(rows[key])
+                    write_json(options.out, {"environment": environment(), "rows": list(rows.values())})
+
+
+if __name__ == "__main__":
+    main()
