@@ -1,4 +1,4 @@
-"""The command line: ``pruneopt compile``, ``search``, ``inspect``, ``profile``, ``passes`` and ``new``.
+"""The command line: ``pruneopt COMMAND``.
 
 A command lives in a file of its own and is imported when it is called, so that ``--help`` and mistakes in the options
 answer at once. What happens to errors is decided here, and only here.
