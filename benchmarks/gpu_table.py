@@ -102,8 +102,9 @@ def measured(
 
 
 def _weigh(way: Way, device: Device, row: Row) -> None:
-    """Peak memory."""
-    row["peak_bytes"] = device.peak(way.run)
+    """Peak memory, with what is kept between runs."""
+    peak = device.peak(way.run)
+    row["peak_bytes"] = None if peak is None else peak + way.held()
 
 
 def _inspect(way: Way, candidate: Candidate, device: Device, row: Row) -> None:

@@ -17,7 +17,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.evaluation import lower_evaluation
-from pruneopt.passes.lowering.run_evaluation import run_evaluation
+from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation
 
 __all__ = ["validation_part"]
 
@@ -42,23 +42,24 @@ def _measure(name: str, device: Device, sizes: Sizes, found: Row) -> None:
     net = network(name, sizes, device)
     candidate = net.uniform(MAIN_KEEP)
     ways = {
-        "B4": (1, _eager(candidate.padded_graph(), device)),
-        "P1": (1, _fused([candidate], device)),
-        "P3": (sizes.together, _fused([candidate] * sizes.together, device)),
+        "B4": (1, (lambda: None), _eager(candidate.padded_graph(), device)),
+        "P1": (1, *_fused([candidate], device)),
+        "P3": (sizes.together, *_fused([candidate] * sizes.together, device)),
     }
 
-    def over_all(logits: Logits) -> Run:
+    def over_all(load: Run, logits: Logits) -> Run:
         def run() -> None:
+            load()
             for batch in net.batches:
                 logits(batch)
 
         return run
 
-    runs = {way: over_all(logits) for way, (_, logits) in ways.items()}
+    runs = {way: over_all(load, logits) for way, (_, load, logits) in ways.items()}
     times = interleaved(device, runs, sizes.warmups, sizes.repeats)
     wanted = _wanted(candidate, device)
     found |= {"images": sum(len(batch) for batch in net.batches), "ways": times}
-    for way, (several, logits) in ways.items():
+    for way, (several, _, logits) in ways.items():
         for key in ("first_ms", "ms", "iqr_ms", "wall_ms"):
             if key in times[way]:
                 times[way][key] = round(times[way][key] / several, 4)
@@ -85,18 +86,18 @@ def _eager(graph: Graph, device: Device) -> Logits:
     return torch.no_grad()(module.to(memory_format=torch.channels_last))
 
 
-def _fused(candidates: Sequence[Candidate], device: Device) -> Logits:
-    """The first candidate's logits; all are computed."""
+def _fused(candidates: Sequence[Candidate], device: Device) -> tuple[Run, Logits]:
+    """What loads candidates, and the first one's logits; all are computed."""
     lowered, weights = [], []
     for candidate in candidates:
         graph = candidate.sliced()
         folded = fold_batch_norms(graph)
         lowered.append(lower_evaluation(folded.graph))
         weights.append(folded.weights(on_device(graph, device)))
-    backend = TritonKernels(device.place, device.half)
+    prepared = PreparedEvaluation(lowered, TritonKernels(device.place, device.half))
 
     def logits(batch: Tensor) -> Tensor:
-        found: Tensor = run_evaluation(lowered, weights, batch, backend)[0]
+        found: Tensor = prepared.run(batch)[0]
         return found
 
-    return logits
+    return partial(prepared.load, lowered, weights), logits

@@ -6,8 +6,8 @@ B3  sliced as the plan says
 B4  sliced, widths padded to multiples of 8
 B5  B4 as a CUDA graph of one batch
 B5c B4 by torch.compile
-P1  the fused pass of one candidate, all batches at once
-P2  P1 by launches that were recorded once for the whole network; every run loads the candidate's weights and widths
+P1  the fused pass of one candidate, all batches at once, laid out before; every run loads its weights and widths
+P2  P1 laid out for the whole network, by launches that were recorded once for all candidates
 P3  the fused pass of several candidates at once; times are per candidate
 
 Networks of B2 to B5c are in half precision, but for their batch norms' parameters, and channels last. Only batch norms
@@ -33,7 +33,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import TritonKernels
-from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
+from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics
 from pruneopt.passes.lowering.statistics import lower_statistics
 
 __all__ = [
@@ -68,6 +68,7 @@ class Way:
         means: of the first batch, of the kept channels, by the name of the running mean; float64 on the host.
         prepared_ms: what it took to make it ready, on the host.
         told: how its launches are started; known after a run.
+        held: bytes that it keeps between runs.
     """
 
     run: Callable[[], object]
@@ -75,6 +76,7 @@ class Way:
     candidates: int = 1
     prepared_ms: float = 0.0
     told: Callable[[], str] = str
+    held: Callable[[], int] = int
 
 
 def make(name: str, candidate: Candidate, device: Device, together: int = 1) -> Way:
@@ -199,15 +201,8 @@ def compiled(candidate: Candidate, device: Device) -> Way:
 
 def fused(candidates: list[Candidate], device: Device) -> Way:
     """P1 and P3."""
-    lowered, weights = zip(*(lowered_on(candidate.sliced(), device) for candidate in candidates), strict=True)
-    backend = TritonKernels(device.place, device.half)
-    batches = candidates[0].network.batches
-
-    def means() -> Means:
-        found = run_statistics(lowered, weights, batches[:1], backend)[0][0]
-        return {item.name: item.mean.double().cpu() for item in found}
-
-    return Way(lambda: run_statistics(lowered, weights, batches, backend), means, len(candidates))
+    lowered = [lower_statistics(candidate.sliced()) for candidate in candidates]
+    return _loading(candidates, PreparedStatistics(lowered, TritonKernels(device.place, device.half)), device)
 
 
 def whole_network(network: Network, device: Device) -> PreparedStatistics:
@@ -220,18 +215,24 @@ def whole_network(network: Network, device: Device) -> PreparedStatistics:
 def recorded(candidate: Candidate, device: Device, prepared: PreparedStatistics | None = None) -> Way:
     """P2."""
     ready = whole_network(candidate.network, device) if prepared is None else prepared
-    lowered, weights = lowered_on(candidate.sliced(), device)
-    batches = candidate.network.batches
+    way = _loading([candidate], ready, device)
+    way.run()  # recorded now, for all batches
+    return way
 
-    def run() -> list[list[list[BatchStatistics]]]:
-        ready.load([lowered], [weights])
-        return ready.run(batches)
+
+def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: Device) -> Way:
+    """A way that loads candidates in every run, as a search does."""
+    lowered, weights = zip(*(lowered_on(candidate.sliced(), device) for candidate in candidates), strict=True)
+    batches = candidates[0].network.batches
+
+    def run(some: list[Tensor] = batches) -> list[list[list[BatchStatistics]]]:
+        prepared.load(lowered, weights)
+        return prepared.run(some)
 
     def means() -> Means:
-        return {item.name: item.mean.double().cpu() for item in run()[0][0]}
+        return {item.name: item.mean.double().cpu() for item in run(batches[:1])[0][0]}
 
-    run()  # recorded now: with many batches, as later
-    return Way(run, means, told=lambda: ready.told)
+    return Way(run, means, len(candidates), told=lambda: prepared.told, held=lambda: prepared.bytes)
 
 
 def deviation(way: Way, candidate: Candidate, device: Device) -> float:

@@ -52,6 +52,11 @@ class Prepared:
         program = self._loaded
         return "" if program is None else program.told + (f" ({self._why})" if self._why else "")
 
+    @property
+    def bytes(self) -> int:
+        """What is held for activations."""
+        return sum(program.layout.memory.bytes for program in (self._shared, self._own) if program is not None)
+
     def load(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, as many as there are rooms.
 

@@ -35,6 +35,11 @@ class PreparedEvaluation:
         """How the launches of the last run were started, in a few words."""
         return self._prepared.told
 
+    @property
+    def bytes(self) -> int:
+        """What is held for activations."""
+        return self._prepared.bytes
+
     def load(self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, as many as there are rooms: from folded graphs, and the weights of these by name."""
         self._weights = tuple(weights)

@@ -45,6 +45,11 @@ class PreparedStatistics:
         """How the launches of the last run were started, in a few words."""
         return self._prepared.told
 
+    @property
+    def bytes(self) -> int:
+        """What is held for activations."""
+        return self._prepared.bytes
+
     def load(self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, as many as there are rooms: their lowered passes, and their weights by name."""
         self._lowered = tuple(lowered)
