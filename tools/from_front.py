@@ -27,6 +27,8 @@ def with_front(options: argparse.Namespace) -> None:
     """
     if options.from_front is None:
         return
+    if _given(options, "--pass"):
+        raise UserError("--from-front decides which channels stay: leave --pass out")
     folder = Path(options.model)
     if not (folder / FRONT).is_file():
         raise UserError(
@@ -50,5 +52,10 @@ def _fill(options: argparse.Namespace, given: dict[str, Any]) -> None:
         options.input = tuple(given["input"])
     if options.data is None:
         options.data = given["data"]
-    if not any(word.partition("=")[0] == "--seed" for word in options.words):
+    if not _given(options, "--seed"):
         options.seed = given["seed"]
+
+
+def _given(options: argparse.Namespace, flag: str) -> bool:
+    """Whether a flag is among the words of the command, even if with its default value."""
+    return any(word.partition("=")[0] == flag for word in options.words)

@@ -5,6 +5,7 @@ It decides nothing and changes nothing: `FrontPoint` cuts to a point of a front.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from pruneopt.passes.front.reach import Reach
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.judge import Judge, Trial
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.loop import JOURNAL, PATIENCE
 from pruneopt.passes.search.ranking import Accuracy
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
@@ -43,13 +44,21 @@ LEAST_POPULATION = 8
 
 @dataclass
 class Exploration:
-    """Asks, judges and tells, or takes the answers from the journal."""
+    """Asks, judges and tells, or takes the answers from the journal.
+
+    Attributes:
+        explorer: what proposes structures.
+        judge: opened with the first structure that the journal does not answer.
+        together: how many structures to judge side by side from a number on; scores do not depend on it.
+    """
 
     explorer: Explorer
     judge: Callable[[], Judge]
+    together: Callable[[int], int]
     journal: Journal
     outcome: FrontOutcome
     tell: Callable[[str, int, int], None]
+    _judge: Judge | None = None
 
     def run(self, candidates: int) -> FrontOutcome:
         """Judge so many structures; on Ctrl-C what there is so far.
@@ -75,28 +84,36 @@ class Exploration:
         return found
 
     def _explore(self, recalled: Sequence[Tried], candidates: int) -> None:
-        done, judge = self.outcome.candidates, None
+        done = self.outcome.candidates
         while len(done) < candidates:
             number = self.explorer.generation
             generation = self.explorer.ask()
             if not generation:
                 self.outcome.notes.append(f"there are no more structures to judge: {len(done)} are all that are new")
                 return
-            for structure in generation[: candidates - len(done)]:
-                if len(done) < len(recalled):
-                    done.append(self._checked(recalled[len(done)], structure))
-                    continue
-                judge = judge or self._opened(candidates)
-                item = self._judged(number, structure, judge)
-                self.journal.append(asdict(item))
-                done.append(item)
-                self._progress(item, candidates)
+            asked = generation[: candidates - len(done)]
+            known = [self._checked(*pair) for pair in zip(recalled[len(done) :], asked, strict=False)]
+            done.extend(known)
+            self._judge_all(number, asked[len(known) :], candidates)
             if len(done) == candidates:
                 return
-            last = done[-len(generation) :]
             widths = np.stack([structure.widths for structure in generation])
-            values = [item.value for item in last]
+            values = [item.value for item in done[-len(generation) :]]
             self.explorer.tell(objectives(values, widths, self.outcome.against, self.outcome.cost))
+
+    def _judge_all(self, generation: int, structures: Sequence[Structure], candidates: int) -> None:
+        """Judge structures of a generation side by side, as many as the evaluator likes, but for a minute at most."""
+        done, pace = self.outcome.candidates, math.inf
+        while structures:
+            self._judge = self._judge or self._opened(candidates)
+            count = max(1, min(self.together(len(done)), int(PATIENCE / max(pace, 1e-9))))
+            found = self._judged(generation, structures[:count], self._judge)
+            structures, pace = structures[count:], found[-1].seconds
+            for item in found:
+                self.journal.append(asdict(item))
+            done.extend(found)
+            for item in found:
+                self._progress(item, candidates)
 
     def _opened(self, candidates: int) -> Judge:
         judge = self.judge()
@@ -113,13 +130,15 @@ class Exploration:
             )
         return item
 
-    def _judged(self, generation: int, structure: Structure, judge: Judge) -> Tried:
+    def _judged(self, generation: int, structures: Sequence[Structure], judge: Judge) -> list[Tried]:
         started = time.perf_counter()
-        judged = judge.judge(Proposal(structure.widths))
-        seconds = time.perf_counter() - started
-        index = len(self.outcome.candidates)
-        widths = self._widths(structure)
-        return Tried(index, generation, structure.origin, widths, judged.score, judged.signal, seconds)
+        found = judge.judge_together([Proposal(structure.widths) for structure in structures])
+        seconds = (time.perf_counter() - started) / len(found)
+        first = len(self.outcome.candidates)
+        return [
+            Tried(index, generation, item.origin, self._widths(item), judged.score, judged.signal, seconds)
+            for index, (item, judged) in enumerate(zip(structures, found, strict=True), first)
+        ]
 
     def _widths(self, structure: Structure) -> dict[str, int]:
         return dict(zip(self.outcome.cost.groups, structure.widths.tolist(), strict=True))
@@ -166,9 +185,9 @@ class Explore(Pass):
             raise UserError(f"candidates={self.candidates} must be at least the population, {self.population}")
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
-        if getattr(self.evaluator, "race", None) is not None:
+        if not self.evaluator.apart:
             raise UserError(
-                "race gives up what scores below the best so far, as every small network does: leave it out here"
+                "a race gives up what scores below the best so far, as every small network does: leave race out here"
             )
 
     @property
@@ -207,10 +226,12 @@ class Explore(Pass):
         space = self.space(state, seed)
         reach = Reach(space, units[0], self.least, self.most)
         explorer = EXPLORERS[self.searcher](reach, self.population, seed)
+        size = int(cost.measure("bytes", cost.full))
         path = None if state.run_dir is None else state.run_dir / JOURNAL
         return Exploration(
             explorer,
             lambda: self.evaluator.open(Trial(state, space, seed)),
+            lambda index: self.evaluator.together(index, 1, size),
             Journal(path, self._identity(state, units, space, seed)),
             FrontOutcome(cost, units, "from the journal", explorer.describe()),
             state.progress,

@@ -121,7 +121,7 @@ def explored(chain: Callable[..., State]) -> Explored:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def formula() -> type[Formula]:
     return Formula
 
