@@ -121,6 +121,8 @@ class Convolution:
 
         def copies() -> Iterator[Pair]:
             for number, shape in shapes.items():
+                if number >= len(layout.weights):
+                    continue
                 kernel = layout.weight(self.op, self.weight, number)
                 assert kernel is not None
                 stored = buffer[starts[number] : starts[number] + shape.numel()].view(shape)

@@ -132,6 +132,11 @@ class Layout:
         """The segments that have work."""
         return tuple(number for number, images in enumerate(self.live) if images)
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The segments of the candidates that are loaded."""
+        return tuple(number for number in self.segments if self.candidates[number] < len(self.weights))
+
     def part(self, stored: Stored, value: Value, segment: int) -> Tensor:
         """A segment's part of a value, as PyTorch has it; of a buffer it is a view."""
         if isinstance(stored, Loose):
@@ -235,7 +240,7 @@ class Layout:
         else:
 
             def copies() -> Iterator[Pair]:
-                for number in range(len(self.rooms)):
+                for number in range(len(self.weights)):
                     source = self.weight(op, index, number)
                     assert source is not None
                     yield table.part(number, len(source)), source
@@ -258,7 +263,7 @@ class Layout:
             own = self.own(op)
             for found in results:
                 found.tensors = {}
-            for segment in self.segments if fixed else self.busy:
+            for segment in self.given if fixed else self.busy:
                 made = self._call(op, own[self.candidates[segment]], segment, sources)
                 for found, tensor in zip(results, made if isinstance(made, tuple | list) else (made,), strict=True):
                     # A view of a kernel's buffer would change under its readers when that is used again.

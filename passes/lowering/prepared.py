@@ -58,7 +58,7 @@ class Prepared:
         return sum(program.layout.memory.bytes for program in (self._shared, self._own) if program is not None)
 
     def load(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, as many as there are rooms.
+        """Take candidates in, as many as there are rooms or fewer.
 
         One that does not fit its room is laid out by itself, and its launches are not recorded.
 
@@ -66,10 +66,10 @@ class Prepared:
             graphs: lowered, of each candidate.
             weights: of each, by name, on the device of the batches; not written to while it is loaded.
         """
-        if len(graphs) != len(self._rooms):
+        if not 0 < len(graphs) <= len(self._rooms):
             raise InternalError(f"{len(graphs)} candidates for {len(self._rooms)} rooms")
         self._graphs, self._weights = tuple(graphs), tuple(weights)
-        pairs = zip(self._rooms, graphs, strict=True)
+        pairs = zip(self._rooms, graphs, strict=False)
         self._why = next((why for room, graph in pairs if (why := misfit(room, graph))), None)
         self._loaded = self._own = None
 

@@ -60,11 +60,12 @@ class Program:
         """Take candidates in; the launches stay what they are.
 
         Args:
-            graphs: of each candidate; each fits its room (`twins.misfit`).
+            graphs: of each candidate, as many as there are rooms or fewer; each fits its room (`twins.misfit`).
             weights: of each candidate, by name, on the device.
         """
         layout = self.layout
-        layout.twins = [twins_of(layout.rooms[0], graph) for graph in graphs]
+        absent = layout.rooms[len(graphs) :]  # their segments have no work
+        layout.twins = [twins_of(layout.rooms[0], graph) for graph in (*graphs, *absent)]
         layout.weights, layout.live = weights, ()
         pairs = [pair for copies in layout.copies for pair in copies()]
         if layout.cleared:
@@ -85,7 +86,10 @@ class Program:
                 check_batch(batch, layout.input, number)
                 layout.input.fill(number, batch)
         self._placed = tuple(batches), marks  # holds the batches, so that no other takes an identity over
-        counts = tuple(len(batches[of]) if of < len(batches) else 0 for of in layout.batch_of)
+        places = zip(layout.candidates, layout.batch_of, strict=True)
+        counts = tuple(
+            len(batches[of]) if of < len(batches) and candidate < len(layout.weights) else 0 for candidate, of in places
+        )
         if counts != layout.live:
             layout.live = counts
             layout.tables.write(layout.twins, counts)

@@ -41,7 +41,7 @@ class PreparedEvaluation:
         return self._prepared.bytes
 
     def load(self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, as many as there are rooms: from folded graphs, and the weights of these by name."""
+        """Take candidates in, at most as many as there are rooms: from folded graphs, and weights of these by name."""
         self._weights = tuple(weights)
         self._prepared.load([item.graph for item in lowered], weights)
 

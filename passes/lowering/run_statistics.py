@@ -51,7 +51,7 @@ class PreparedStatistics:
         return self._prepared.bytes
 
     def load(self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, as many as there are rooms: their lowered passes, and their weights by name."""
+        """Take candidates in, at most as many as there are rooms: their lowered passes, and their weights by name."""
         self._lowered = tuple(lowered)
         self._prepared.load([item.graph for item in lowered], weights)
 

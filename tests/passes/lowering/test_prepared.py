@@ -184,14 +184,14 @@ def test_several_candidates_at_once() -> None:
     prepared = PreparedStatistics([lowered, lowered], EXACT, recorder)
     given = batches(9, 2, 3)
     some = cut(graph, [0.3, 0.05, 0.9, 0.5])
-    for pair in (some[:2], some[2:]):
+    for pair in (some[:2], some[3:], some[2:]):
         prepared.load([lower_statistics(item) for item in pair], [item.weights for item in pair])
         found = prepared.run(given)
         for own, item in zip(found, pair, strict=True):
             same([own], alone(item, given))
     assert len(recorder.recorded) == 2
-    with pytest.raises(InternalError, match="1 candidates for 2 rooms"):
-        prepared.load([lowered], [graph.weights])
+    with pytest.raises(InternalError, match="3 candidates for 2 rooms"):
+        prepared.load([lowered] * 3, [graph.weights] * 3)
 
 
 @pytest.mark.parametrize("recording", [False, True])
@@ -363,6 +363,6 @@ def test_memory_of_an_image() -> None:
     assert program is not None
     each = image_bytes(lower_statistics(graph).graph, EXACT)
     # Partial statistics are for tiles of 128 rows: one image has a whole one, here mostly empty.
-    assert 0.7 * 16 * each < program.layout.memory.bytes <= 16 * each
+    assert 0.7 * 16 * each < prepared.bytes == program.layout.memory.bytes <= 16 * each
     largest = 2 * 5 * 5 * 48 + 9 * 9 * 16  # what the depthwise convolution reads and writes, and the input
     assert each >= 8 * largest
