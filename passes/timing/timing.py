@@ -8,6 +8,7 @@ right after one that is not timed, so that a session finds its weights in the ca
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ WINDOW = 5
 AGREE = 0.02
 """Windows agree when their medians differ by no more than this share."""
 WINDOWS = 40
-"""Windows after which a warm-up ends in any case."""
+"""Windows after which a warm-up ends in any case; two are always taken."""
 ROUNDS = (10, 1000)
 """Fewest and most rounds."""
 
@@ -129,8 +130,8 @@ def take_rounds(
     Args:
         sessions: each call is one run, to completion (or what ``clock`` times of it).
         clock: takes the times; the wall's if left out.
-        seconds: about how long the rounds last. Their number is settled before the first of them (10 to 1000), so that
-            it does not depend on the times that are then taken.
+        seconds: about how long the rounds last, and at most each warm-up. The number of rounds (10 to 1000) is settled
+            before the first of them, so that it does not depend on the times that are then taken.
         rounds: their number instead, at least 6.
         reference: work that always takes the same, between the rounds.
 
@@ -142,7 +143,7 @@ def take_rounds(
     if rounds is not None and rounds < FEWEST:
         raise UserError(f"{rounds} rounds give no interval of 95 %: take at least {FEWEST}")
     clock = clock or WallClock()
-    warm = [warm_up(run, clock) for run in sessions]
+    warm = [warm_up(run, clock, seconds) for run in sessions]
     if rounds is None:
         each = 2 * sum(median for median, _ in warm)
         rounds = int(np.clip(seconds / each if each > 0 else ROUNDS[1], *ROUNDS))
@@ -160,17 +161,20 @@ def take_rounds(
     return Rounds(times, machine.noise(), unstable)
 
 
-def warm_up(run: Callable[[], None], clock: Clock) -> tuple[float, bool]:
-    """Run until the medians of two windows in a row agree; the last median, and whether they did.
+def warm_up(run: Callable[[], None], clock: Clock, limit: float = math.inf) -> tuple[float, bool]:
+    """Run until the medians of two windows in a row agree, or ``limit`` seconds are over; the last median, and whether
+    they agreed.
 
     A session's first runs allocate memory, choose algorithms and fill caches; processors raise their clock speed.
     """
-    before = _window(run, clock)
+    begun, before = clock.now(), _window(run, clock)
     for _ in range(WINDOWS - 1):
         after = _window(run, clock)
         if abs(after - before) <= AGREE * before:
             return after, True
         before = after
+        if clock.now() - begun > limit:
+            break
     return before, False
 
 

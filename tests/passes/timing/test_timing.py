@@ -58,6 +58,12 @@ def test_a_session_that_never_settles_is_told_of(clock: Clock) -> None:
     assert "did not settle" not in (found[1].noisy or "")
 
 
+def test_a_warm_up_ends_when_its_time_is_over(clock: Clock) -> None:
+    session = Session(clock, lambda call: 1.0 + call)
+    assert warm_up(session, clock, 1.0)[1] is False
+    assert session.calls == 2 * WINDOW
+
+
 # Rounds
 
 
