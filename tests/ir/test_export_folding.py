@@ -137,10 +137,12 @@ def test_the_opset_is_pytorchs_current_one(layers: tuple[nn.Module, Path]) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("resnet18", 0), ("mobilenet_v2", 0), ("efficientnet_b0", 0), ("vgg11_bn", 0), ("densenet121", 61)],
+    [("resnet18", 0), ("mobilenet_v2", 0), ("efficientnet_b0", 0), ("vgg11_bn", 0), ("densenet121", 58 + 3 + 1)],
 )
 def test_networks_of_torchvision(name: str, left: int, tmp_path: Path) -> None:
-    """DenseNet normalises what it concatenates, in front of its convolutions: those norms have no layer to go into."""
+    """DenseNet normalises what it concatenates, in front of its 58 layers, its 3 transitions and its head: those norms
+    have no layer to go into.
+    """
     import torchvision
 
     torch.manual_seed(0)
