@@ -49,12 +49,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         default=[],
         help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; several joined by commas",
     )
-    parser.add_argument(
-        "--latency-db", metavar="FILE", type=Path, help="measured times, for budgets such as 4ms@ort-cpu (in --out)"
-    )
-    parser.add_argument(
-        "--latency-minutes", metavar="N", type=_minutes, help="how long to measure for each target of a budget (3)"
-    )
+    _latency(parser)
     parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
     parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
     _constraints(parser)
@@ -79,8 +74,9 @@ def search(parser: argparse.ArgumentParser) -> None:
         metavar="COST",
         action="append",
         default=[],
-        help="flops, params, bytes, memory or latency; the front spreads over the first; may be repeated (flops)",
+        help="flops, params, bytes, memory or latency@ort-cpu (flops); repeat it: the front spreads over the first",
     )
+    _latency(parser)
     parser.add_argument(
         "--range", metavar="A:B", type=_range, help="percent of the first cost that are explored (a fifth to all)"
     )
@@ -212,6 +208,16 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+
+
+def _latency(parser: argparse.ArgumentParser) -> None:
+    """Where the times on targets come from."""
+    parser.add_argument(
+        "--latency-db", metavar="FILE", type=Path, help="measured times, for budgets such as 4ms@ort-cpu (in --out)"
+    )
+    parser.add_argument(
+        "--latency-minutes", metavar="N", type=_minutes, help="how long to measure for each target of a budget (3)"
+    )
 
 
 def _constraints(parser: argparse.ArgumentParser) -> None:

@@ -18,19 +18,22 @@ from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.cost import ON_TARGET
 from pruneopt.passes.base import Pass, Progress, State
-from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.constraints import Constraints
-from pruneopt.passes.front.explore import Explore
+from pruneopt.passes.front.explore import Explore, on_target
 from pruneopt.passes.front.front_file import FRONT, front_data
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.instrument import Instrument
+from pruneopt.passes.latency.deliver import WithTimes, check_targets, targets_of
+from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.spec import parse_pipeline, pipeline_text
 from pruneopt.passes.transform.prune import Choose
 from pruneopt.passes.transform.stages import Cost, Slice
-from pruneopt.tools.bundle import OutputDirectory, fingerprint
+from pruneopt.tools.bundle import LATENCY_DB, OutputDirectory, fingerprint
 from pruneopt.tools.from_front import RUN
 from pruneopt.tools.front_plot import front_svg
 from pruneopt.tools.front_text import front_html, front_lines
@@ -54,6 +57,8 @@ class _Job:
     explore: Explore
     loaded: LoadedModel
     workload: Workload
+    on_targets: list[Budget]
+    """Budgets that name a target, and what accuracy is traded against on one."""
 
 
 @dataclass
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """Search; returns 0, or 130 when it was interrupted and the front so far was written."""
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         job = _prepared(options)
-        own = (FRONT, PICTURE, PAGE, RUN, JOURNAL)
+        own = (FRONT, PICTURE, PAGE, RUN, JOURNAL, LATENCY_DB)
         path = options.out or Path("fronts") / job.loaded.name
         out = OutputDirectory(path, resume=options.resume, force=options.force, own=own)
         try:
@@ -86,16 +91,28 @@ def run(options: argparse.Namespace) -> int:
 
 def _prepared(options: argparse.Namespace) -> _Job:
     """Everything that can be refused is refused here, before the first second of work."""
-    for text in options.budgets:
-        parse_budget(text)
     Constraints.parse(options.width, options.max_ratio, options.tie)
     before, explore = _before(options), _explore(options)
+    on_targets = _on_targets(options)
     check_device(options.device)
     loaded = loaded_model(options)
     workload = loaded_workload(options, loaded, "search")
     if workload is None:
         raise InternalError("a search without data")
-    return _Job(options, before, explore, loaded, workload)
+    return _Job(options, before, explore, loaded, workload, on_targets)
+
+
+def _on_targets(options: argparse.Namespace) -> list[Budget]:
+    """Budgets and costs that are times on targets; `UserError` for a target that is not here, or unread options."""
+    found = [budget for budget in map(parse_budget, options.budgets) if budget.unit.startswith(ON_TARGET)]
+    for unit in options.against:
+        if unit.startswith(ON_TARGET):
+            found.append(Budget(unit, on_target(unit), 1.0, relative=True))
+    check_targets(targets_of(found))
+    for flag, value in (("--latency-db", options.latency_db), ("--latency-minutes", options.latency_minutes)):
+        if value is not None and not found:
+            raise UserError(f"{flag} is for times on targets, such as --against latency@ort-cpu")
+    return found
 
 
 def _before(options: argparse.Namespace) -> list[Pass]:
@@ -141,7 +158,11 @@ def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
 def _run_passes(job: _Job, graph: Graph, progress: Progress, folder: Path) -> State:
     """Run the passes; returns the state at their end."""
     options, last = job.options, _Last()
-    PassManager([*job.before, job.explore], instruments=[last]).run(
+    # A search that goes on measures no more where it knows enough: it must propose what it did before.
+    minutes = None if options.resume else options.latency_minutes
+    learner = Learner(options.latency_db or folder / LATENCY_DB, minutes)
+    times = [WithTimes(learner, job.on_targets)] if job.on_targets else []
+    PassManager([*job.before, job.explore], instruments=[last, *times]).run(
         graph,
         budgets=options.budgets,
         workload=job.workload,

@@ -17,7 +17,7 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.printer import print_graph
 from pruneopt.passes.analysis.alignment import Alignment, alignment_of
-from pruneopt.passes.analysis.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost import ON_TARGET, UNITS, CostModel
 from pruneopt.passes.analysis.criteria import L1Norm
 from pruneopt.passes.analysis.importance import Criterion, score_units
 from pruneopt.passes.base import Pass, State, option, without_data
@@ -32,10 +32,11 @@ from pruneopt.passes.search.loop import JOURNAL, PATIENCE
 from pruneopt.passes.search.ranking import Accuracy
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
+from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.transform.prune import BUDGET, MINIMUM, add_budgets, aims_of
 from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
 
-__all__ = ["Exploration", "Explore"]
+__all__ = ["Exploration", "Explore", "on_target"]
 
 GRID = tuple(range(1, 101))
 EXPLORERS: dict[str, type[Explorer]] = {"nsga2": Evolving, "random": RandomDraws}
@@ -284,6 +285,11 @@ class Explore(Pass):
         }
 
 
+def on_target(unit: str) -> str:
+    """The unit of the time on a target, by the target's one name; `UserError` for what names no target."""
+    return f"{ON_TARGET}{parse_target(unit.removeprefix(ON_TARGET))}"
+
+
 def unit_of(text: str, cost: CostModel) -> str:
     """The cost unit that a user's word stands for; letters of the plain ones may be large or small.
 
@@ -291,5 +297,7 @@ def unit_of(text: str, cost: CostModel) -> str:
         UserError: no such unit, or one that this cost model was not given.
     """
     unit = text.lower() if text.lower() in (*UNITS, "latency") else text
+    if unit.startswith(ON_TARGET):
+        unit = on_target(unit)
     cost.measure(unit, cost.full)
     return unit

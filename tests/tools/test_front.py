@@ -196,6 +196,8 @@ def test_what_comes_before_the_search_comes_before_the_cut(call: Call, example: 
         (["--before", "couple,cost,l1"], 2, "--before must not hold l1"),
         (["--evaluator", "abn{race=64}"], 2, "a race gives up what scores below the best so far"),
         (["--evaluator", "abm"], 2, "abm"),
+        (["--against", "latency@moon"], 2, "moon"),
+        (["--latency-minutes", 1], 2, "--latency-minutes is for times on targets"),
         (["--resume"], 2, "there is nothing to resume"),
     ],
 )
@@ -276,3 +278,17 @@ def test_a_picture_of_one_structure_and_of_odd_names() -> None:
     assert "latency@<ort>" in texts
     assert "a<b>&c" in (root.findtext(f"{SVG}title") or "")
     assert any(text and text.endswith(" ms") for text in texts)
+
+
+@pytest.mark.slow
+def test_the_time_on_a_target_is_a_cost(call: Call, example: str, tmp_path: Path) -> None:
+    out = tmp_path / "front"
+    options = ["--against", "latency@ort-cpu{threads=1}", "--budget", "99%latency@ort-cpu", "--latency-minutes", 0.2]
+    done = call(*words(example, out), *options, "--quiet")
+    assert done.code == 0, done.err
+    front = read(out / "front.json")
+    assert front["against"] == ["latency@ort-cpu"]
+    for item in front["points"]:
+        assert 0 < item["costs"]["latency@ort-cpu"] <= 0.99 * front["original"]["latency@ort-cpu"]
+    assert call(*words(example, out), *options, "--quiet", "--resume").code == 0
+    assert read(out / "front.json") == front
