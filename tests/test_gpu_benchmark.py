@@ -59,7 +59,7 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
         pytest.skip(reason)
     before = RESULTS.read_bytes() if RESULTS.exists() else None
     out = tmp_path / "rehearsed.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--minutes", "14", "--out", str(out)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=880)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found, gpu = json.loads(out.read_text()), load("gpu")
