@@ -7,14 +7,17 @@ The hypervolume is that of accuracy (above 0) and of FLOPs as a share of the ori
 compared: `nsga2`; `random after seeds`, random structures after the same first generation, which holds the original and
 what the passes uniform and prune choose at levels all over the range; `random` alone; and those baselines alone. The
 real scores are those of a search, on images of the training set that were held out, by recomputed batch-norm
-statistics; a second table scores the points of every front on test images, which no search has seen.
+statistics; a second table scores the points of every front on test images, which no search has seen. A part that is not
+measured again stays in the file of results as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.importance import score_units
 from pruneopt.passes.base import State
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws
@@ -44,6 +48,8 @@ from pruneopt.passes.transform.stages import Cost, Couple
 RESULTS = Path(__file__).parent / "results" / "front.json"
 CIFAR = "cifar10:{}?normalise=imagenet&limit={}&subval={}&calibration=3000"
 UNIT = "flops"
+SIZES, IMAGES = ("candidates", "population"), ("seeds", "subval", "batches", "test")
+"""The options that results depend on: of both parts, and of that on images."""
 Score = Callable[[np.ndarray], float]
 WAYS: dict[str, tuple[type[Explorer], bool]] = {
     "nsga2": (Evolving, True),
@@ -55,13 +61,13 @@ WAYS: dict[str, tuple[type[Explorer], bool]] = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("functions", "resnet20"), help="one of the two parts")
-    parser.add_argument("--candidates", type=int, default=200, help="structures judged in every search")
+    parser.add_argument("--candidates", type=int, default=120, help="structures judged in every search")
     parser.add_argument("--population", type=int, default=20, help="structures in a generation")
-    parser.add_argument("--seeds", type=int, default=3, help="searches of every way on ResNet-20")
+    parser.add_argument("--seeds", type=int, default=2, help="searches of every way on ResNet-20")
     parser.add_argument("--functions", type=int, default=20, help="functions, with one search of every way on each")
-    parser.add_argument("--subval", type=int, default=1000, help="held-out images that a structure is scored on")
-    parser.add_argument("--batches", type=int, default=6, help="calibration batches of 128")
-    parser.add_argument("--test", type=int, default=2000, help="test images for the points of the fronts")
+    parser.add_argument("--subval", type=int, default=500, help="held-out images that a structure is scored on")
+    parser.add_argument("--batches", type=int, default=3, help="calibration batches of 128")
+    parser.add_argument("--test", type=int, default=1000, help="test images for the points of the fronts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -134,8 +140,6 @@ def on_functions(options: argparse.Namespace) -> dict[str, Any]:
 
 def reach_of(state: State, workload: Workload | None) -> Reach:
     """All of ResNet-20 between a fifth and all of its FLOPs."""
-    from pruneopt.passes.analysis.importance import score_units
-
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True, workload=workload)
     return Reach(Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)), UNIT, None, 1.0)
 
@@ -191,8 +195,6 @@ def judged_by(state: State, space: Space, options: argparse.Namespace) -> Score:
 
 def with_test(state: State, workload: Workload, count: int) -> State:
     """A state whose structures are scored on test images."""
-    from dataclasses import replace
-
     return replace(state, workload=replace(workload, subval=workload.test.head(count)))
 
 
@@ -213,12 +215,11 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     Explore(candidates=options.candidates, population=options.population)  # refuses impossible numbers
-    data: dict[str, Any] = {"environment": environment(), "options": {"candidates": options.candidates}}
-    data["options"] |= {key: getattr(options, key) for key in ("population", "seeds", "subval", "batches", "test")}
-    if options.only != "resnet20":
-        data["functions"] = on_functions(options)
-    if options.only != "functions":
-        data["resnet20"] = on_images(options)
+    data: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    for name, measured in (("functions", on_functions), ("resnet20", on_images)):
+        if options.only in (None, name):
+            used = {key: getattr(options, key) for key in (*SIZES, *(IMAGES if name == "resnet20" else ()))}
+            data[name] = {"environment": environment(), "options": used, **measured(options)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, data)
 
