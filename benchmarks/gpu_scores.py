@@ -26,7 +26,7 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import TensorSplit, Workload, logits_of
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.fused import Taken
+from pruneopt.passes.evaluation.fused import Fused, PyTorch, Way
 from pruneopt.passes.evaluation.race import Race
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.lowering.backends import TritonKernels
@@ -101,7 +101,8 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
     case = _case(device, data, sizes)
     evaluation = _evaluation(case, replace(case.ours, kernels="off"))
     batches = list(evaluation.calibration.part(0, case.ours.batches))
-    kinds = {"eager": Taken(), "fused": Taken(TritonKernels(device.place, device.half))}
+    kernels = Fused(case.setup.graph, TritonKernels(device.place, device.half), 1, device.place)
+    kinds: dict[str, Way] = {"eager": PyTorch(), "fused": kernels}
     ways = {"eager": ("eager", "eager"), "statistics": ("fused", "eager"), "throughout": ("fused", "fused")}
     hits: dict[str, list[Tensor]] = {name: [] for name in ways}
     with device.exact():
@@ -111,8 +112,7 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
                 break
             graph, weights = evaluation.cut(plan)
             fresh = {
-                kind: taken.statistics([graph], [weights], batches, case.ours.averaging)[0]
-                for kind, taken in kinds.items()
+                kind: way.statistics([graph], [weights], batches, case.ours.averaging)[0] for kind, way in kinds.items()
             }
             for name, (measure, score) in ways.items():
                 network_ = _folded(graph, {**weights, **fresh[measure]}, kinds[score])
@@ -126,10 +126,10 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
             row[name]["within the rules"] = within(row[name])
 
 
-def _folded(graph: Graph, weights: dict[str, Tensor], taken: Taken) -> Callable[[Tensor], Sequence[Any]]:
+def _folded(graph: Graph, weights: dict[str, Tensor], way: Way) -> Callable[[Tensor], Sequence[Any]]:
     """The network in evaluation mode, as the only one of its kind."""
     folded = fold_batch_norms(graph)
-    return taken.networks([folded.graph], [folded.weights(weights)])
+    return way.networks([folded.graph], [folded.weights(weights)])
 
 
 def agreement(eager: Tensor, fused: Tensor) -> Row:

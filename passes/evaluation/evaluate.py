@@ -86,7 +86,7 @@ class Evaluation:
             device=settings.device,
             augment=settings.augment,
         )
-        self.taken = choose(settings)
+        self.way = choose(graph, settings)
         self.rungs = rungs_of(settings.batches, len(self.images), settings.race)
         self.race = Race(self.rungs, settings.keep)
         if settings.signal != "metric" and workload.num_classes is None:
@@ -109,6 +109,8 @@ class Evaluation:
 
         In a race they are compared with those that `recall` knows, and become known by it themselves.
         """
+        if self.settings.signal == "agreement":
+            self.teacher()  # before there are other networks
         candidates = _Candidates(self, plans)
         results = self.race.judge_together(len(plans), candidates.signals)
         return [self._score(*pair) for pair in zip(results, candidates.metrics, strict=True)]
@@ -137,8 +139,8 @@ class Evaluation:
             words.append(f"compared by {settings.signal}")
         if settings.race:
             words.append(f"race from {self.rungs[0].images} of {len(self.images)} images")
-        if str(self.taken):
-            words.append(str(self.taken))
+        if str(self.way):
+            words.append(str(self.way))
         return ", ".join(words)
 
     def teacher(self) -> Tensor:
@@ -154,7 +156,7 @@ class Evaluation:
         """Networks in evaluation mode, their batch norms folded; on the fused kernels where there are any."""
         folded = [fold_batch_norms(graph) for graph in graphs]
         tensors = [item.weights(own) for item, own in zip(folded, weights, strict=True)]
-        return self.taken.networks([item.graph for item in folded], tensors)
+        return self.way.networks([item.graph for item in folded], tensors)
 
     def _outputs(self, networks: Networks, inputs: Tensor) -> Sequence[object]:
         return cast("Sequence[object]", self.workload.forward(networks, inputs))
@@ -232,7 +234,7 @@ class _Candidates:
         population = settings.averaging.kind == "population"
         start = 0 if population else self.statistics[racing[0]].batches
         with seeded(settings.seed + start, settings.device):
-            return self.evaluation.taken.statistics(
+            return self.evaluation.way.statistics(
                 [self.cut[index][0] for index in racing],
                 [self.cut[index][1] for index in racing],
                 calibration.part(start, batches),

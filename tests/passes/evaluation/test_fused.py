@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation import fused
-from pruneopt.passes.evaluation.fused import Taken, choose, peak_bytes
+from pruneopt.passes.evaluation.fused import Fused, PyTorch, choose
 from pruneopt.passes.evaluation.settings import MEAN, Settings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
-from pruneopt.passes.lowering.statistics import lower_statistics
 
 REFERENCE = Settings(kernels="reference")
-DOUBLE = Taken(ReferenceKernels(torch.float64))
+
+
+def fused(graph: Graph) -> Fused:
+    """In float64."""
+    return Fused(graph, ReferenceKernels(torch.float64), 2, torch.device("cpu"))
 
 
 def residual(channels: int = 20) -> nn.Module:
@@ -53,7 +54,7 @@ def statistics(
 ) -> dict[str, Tensor]:
     """Those of a single network, by the kernels' reference."""
     so_far = None if into is None else [into]
-    (found,) = DOUBLE.statistics([graph], [graph.weights], given, averaging, into=so_far)
+    (found,) = fused(graph).statistics([graph], [graph.weights], given, averaging, into=so_far)
     return found
 
 
@@ -83,60 +84,20 @@ def test_batches_may_come_in_parts() -> None:
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0)
 
 
-def test_little_memory_takes_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, given = graph_of(residual()), batches(4, 4, 4)
-    wanted = statistics(graph, given)
-    sizes = []
-    run = fused.run_statistics
-
-    def noted(lowered, weights, part, backend):  # type: ignore[no-untyped-def]
-        sizes.append(len(part))
-        return run(lowered, weights, part, backend)
-
-    monkeypatch.setattr(fused, "run_statistics", noted)
-    each = 4 * peak_bytes(lower_statistics(graph), 8)
-    monkeypatch.setattr(fused, "HOST_MEMORY", 2 * each + 1)
-    found = statistics(graph, given)
-    assert sizes == [2, 1]
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
-
-
-def test_peak_is_what_a_run_holds() -> None:
-    """The largest sum of activations alive at once, counted on a run, with channels padded to 16."""
-    lowered = lower_statistics(graph_of(residual(20)))
-    largest = 0
-
-    def noted(op: Op, operands: list[Tensor], compute: object) -> None:
-        nonlocal largest
-        alive = {value for value in frame.env if not value.is_weight and frame.env[value].dim() == 4}
-        largest = max(largest, sum(8 * 8 * (16 if frame.env[v].shape[1] == 3 else 32) for v in alive))
-
-    interpreter = Interpreter(lowered.graph, noted)
-    weights = graph_of(residual(20)).weights
-    frame = interpreter.frame(weights, batches(2)[0])
-    for op in lowered.graph.ops:
-        interpreter.step(frame, op)
-    # Before an op its result is not there yet; the finished input of a convolution is only where others read it.
-    assert largest * 8 <= peak_bytes(lowered, 8) <= (largest + 8 * 8 * 32) * 8
-
-
 def test_norms_that_kernels_do_not_measure_go_the_other_way() -> None:
     net = nn.Sequential(
         *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5), nn.BatchNorm1d(5)),
     )
-    graph, given = graph_of(net), batches(4, 4)
-    wanted = fresh_statistics(graph, graph.weights, given, Averaging("mean"))
-    found = statistics(graph, given)
-    assert any(name.startswith("6.") for name in found)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match="they measure batch norms over images alone"):
+        fused(graph_of(net))
+    with pytest.raises(UserError, match="not for this: they measure batch norms over images alone; use kernels=off"):
+        choose(graph_of(net), REFERENCE)
 
 
 def test_a_network_without_batch_norm() -> None:
-    graph = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-    assert statistics(graph, batches(2)) == {}
+    with pytest.raises(UserError, match="no batch norm"):
+        fused(graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))
 
 
 def test_one_value_per_channel_is_refused() -> None:
@@ -147,17 +108,18 @@ def test_one_value_per_channel_is_refused() -> None:
 
 
 def test_what_is_chosen() -> None:
-    assert str(choose(Settings())) == ""
-    assert choose(Settings()).backend is None
-    assert str(choose(REFERENCE)) == "fused kernels (reference) in float32"
+    graph = graph_of(residual())
+    assert str(choose(graph, Settings())) == ""
+    assert isinstance(choose(graph, Settings()), PyTorch)
+    assert str(choose(graph, Settings(precision="bf16"))) == "in bfloat16"
+    assert str(choose(graph, REFERENCE)) == "fused kernels (reference) in float32"
     cuda = Settings(device="cuda", averaging=Averaging("population"))
-    assert str(choose(cuda)) == "no fused kernels: they do not take statistics=population"
-    assert str(choose(replace(cuda, kernels="off"))) == ""
-    assert str(choose(Settings(precision="bf16"))) == "in bfloat16"
-    assert str(choose(replace(cuda, precision="bf16"))) == (
+    assert str(choose(graph, cuda)) == "no fused kernels: they do not take statistics=population"
+    assert str(choose(graph, replace(cuda, kernels="off"))) == ""
+    assert str(choose(graph, replace(cuda, precision="bf16"))) == (
         "no fused kernels: they do not take statistics=population, in bfloat16"
     )
-    with pytest.raises(UserError, match="kernels=reference computes in float32: leave precision=bf16 out"):
-        choose(replace(REFERENCE, precision="bf16"))
-    with pytest.raises(UserError, match="kernels=reference cannot take whole: use kernels=off"):
-        choose(replace(REFERENCE, whole=True))
+    with pytest.raises(UserError, match="not for this: they compute in float32, not precision=bf16; use kernels=off"):
+        choose(graph, replace(REFERENCE, precision="bf16"))
+    with pytest.raises(UserError, match="not for this: they do not take whole; use kernels=off"):
+        choose(graph, replace(REFERENCE, whole=True))
