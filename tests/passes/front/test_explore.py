@@ -208,17 +208,19 @@ def test_every_unit_of_the_cost_model_works(explored: Explored, chain: Make, mon
 
     def with_target(self: CostModel, unit: str, widths: Any) -> np.ndarray:
         # A staircase, as latencies are: what one more channel costs is nothing, or a lot.
-        if unit == "latency@toy{threads=1}":
+        if unit == "latency@ort-cpu{threads=2}":
             rows = np.asarray(widths, dtype=np.float64)
             return np.asarray((np.ceil(rows / 8) * 8).sum(axis=-1), dtype=np.int64)
         return measure(self, unit, widths)
 
     monkeypatch.setattr(CostModel, "measure", with_target)
-    _, outcome = explored(state=state, against=("latency@toy{threads=1}", "Params"), candidates=40)
-    assert outcome.against == ("latency@toy{threads=1}", "params")
+    _, outcome = explored(state=state, against=("latency@ort-cpu{threads=2}", "Params"), candidates=40)
+    assert outcome.against == ("latency@ort-cpu{threads=2}", "params")
     points = outcome.front
-    assert len({point.costs["latency@toy{threads=1}"] for point in points}) > 3
-    assert min(p.costs["latency@toy{threads=1}"] for p in points) < 0.5 * cost.original("latency@toy{threads=1}")
+    assert len({point.costs["latency@ort-cpu{threads=2}"] for point in points}) > 3
+    assert min(p.costs["latency@ort-cpu{threads=2}"] for p in points) < 0.5 * cost.original(
+        "latency@ort-cpu{threads=2}"
+    )
 
 
 def test_a_score_that_is_no_number_is_not_on_the_front(
