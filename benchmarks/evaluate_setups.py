@@ -32,6 +32,7 @@ from pruneopt.passes.transform.select import keep_best
 from pruneopt.passes.transform.slice import slice_graph
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+BUDGETS = {"resnet20": "50%FLOPs", "resnet56": "50%FLOPs", "mobilenet_v2": "75%FLOPs"}
 CIFAR = "cifar10:{}?normalise=imagenet&limit=20000&subval=10000&calibration=10000"
 
 
@@ -55,6 +56,11 @@ class Setup:
                 units = np.broadcast_to(slot.units, units.shape)
             found[norm.mean.name.rpartition(".")[0]] = flags[units]
         return found
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch for statistics."""
+        return 32 if self.name == "mobilenet_v2" else 128
 
     @property
     def races(self) -> tuple[int, int]:
@@ -96,7 +102,7 @@ def layer_before(norm: str) -> str:
 
 
 def setup(name: str, candidates: int, seed: int) -> Setup:
-    """One of the benchmark's networks with random plans at half of its FLOPs.
+    """One of the benchmark's networks with random plans on its budget.
 
     Raises:
         UserError: an unknown name, or no weights and images.
@@ -113,7 +119,7 @@ def setup(name: str, candidates: int, seed: int) -> Setup:
         raise UserError(f"there is no setup {name!r}: use resnet20, resnet56 or mobilenet_v2")
     coupling = couple(graph)
     cost, scores = CostModel(graph, coupling), score_units(coupling, graph.weights, "l1")
-    sampler = WidthSampler(coupling, cost, [parse_budget("50%FLOPs")], scores, max_ratio=0.7, seed=seed)
+    sampler = WidthSampler(coupling, cost, [parse_budget(BUDGETS[name])], scores, max_ratio=0.7, seed=seed)
     plans = [keep_best(sampler.draw(index).widths, scores, coupling, cost) for index in range(candidates)]
     return Setup(name, graph, coupling, workload, plans)
 
