@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pruneopt.errors import BudgetError, InternalError
+from pruneopt.errors import InternalError
 from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
@@ -24,7 +24,7 @@ from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
-from pruneopt.passes.latency.deliver import Delivery, TooSlow
+from pruneopt.passes.latency.deliver import Delivery, in_rounds
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.parallel import Processes
@@ -33,7 +33,7 @@ from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.from_front import with_front
-from pruneopt.tools.latency_budget import delivery_of, latency_data, round_folder, target_budgets
+from pruneopt.tools.latency_budget import delivery_of, latency_data, on_steps, round_folder, target_budgets
 from pruneopt.tools.loading import captured, check_device, loaded_model, loaded_workload
 from pruneopt.tools.notes import pass_notes
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
@@ -121,10 +121,11 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
         options.device = str(processes.device(options.device))
     check_device(options.device)
     on_targets = target_budgets(options, steps, budgets, processes)
+    steps, notes = on_steps(options, steps, on_targets)
     started = time.perf_counter()
     loaded = loaded_model(options)
     workload = loaded_workload(options, loaded, needs_data(steps))
-    return _Job(options, steps, budgets, loaded, workload, on_targets, {"load": time.perf_counter() - started})
+    return _Job(options, steps, budgets, loaded, workload, on_targets, {"load": time.perf_counter() - started}, notes)
 
 
 def _follow(options: argparse.Namespace, processes: Processes) -> None:
@@ -154,16 +155,12 @@ def _run_rounds(
     job: _Job, graph: Graph, delivery: Delivery | None, progress: Progress, run_dir: Path
 ) -> tuple[Watch, Result]:
     """Run the passes until the cut network is inside its budgets on targets: once where no budget names one."""
-    while True:
+
+    def one_round() -> tuple[Watch, Result]:
         watch = Watch(job.loaded, job.workload, tuple(job.steps), job.options.device)
-        try:
-            return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), delivery)
-        except TooSlow:
-            continue
-        except BudgetError as error:
-            if delivery is None or not delivery.rounds:
-                raise
-            raise delivery.missed() from error  # corrected predictions say that nothing is fast enough
+        return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), delivery)
+
+    return in_rounds(one_round, delivery)
 
 
 def _run_passes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.latency.deliver import Delivery, targets_of
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.training.parallel import Processes
+from pruneopt.passes.transform.prune import Choose
 from pruneopt.tools.bundle import LATENCY_DB, LATENCY_ROUNDS
 from pruneopt.tools.text import amount, percent
 
-__all__ = ["delivery_of", "latency_data", "latency_lines", "latency_rows", "round_folder", "target_budgets"]
+__all__ = ["delivery_of", "latency_data", "latency_lines", "latency_rows", "on_steps", "round_folder", "target_budgets"]
+
+ALIGNED = "auto:cpu-avx512"
 
 
 def target_budgets(
@@ -36,6 +40,27 @@ def target_budgets(
     elif processes.world > 1:
         raise UserError("a budget on the time on a target is for one process: leave torchrun out, or train afterwards")
     return every
+
+
+def on_steps(options: argparse.Namespace, steps: list[Pass], budgets: Sequence[Budget]) -> tuple[list[Pass], list[str]]:
+    """The passes, choosing widths that suit a processor where a budget names one and nobody says otherwise; and notes.
+
+    Times on processors are staircases: a channel more than a block of a vector costs as much as a whole block. A search
+    by single channels does not climb them, and leaves a part of the budget unused.
+    """
+    on_processor = any(text.partition("{")[0].endswith("-cpu") for text in targets_of(budgets))
+    aligned: dict[str, Any] = {"round_to": ALIGNED}
+    changed = [
+        dataclasses.replace(step, **aligned)
+        if isinstance(step, Choose) and getattr(step, "round_to", None) == 1
+        else step
+        for step in steps
+    ]
+    if not on_processor or options.round_to is not None or changed == steps:
+        return steps, []
+    return changed, [
+        f"widths are multiples that suit the processor ({ALIGNED}), as a budget names one: --round-to decides"
+    ]
 
 
 def delivery_of(options: argparse.Namespace, budgets: Sequence[Budget], folder: Path) -> Delivery | None:

@@ -1,4 +1,4 @@
-"""Which sub-networks to measure: random ones first, then those whose time is least certain."""
+"""Which sub-networks to measure: random ones first, then rather those whose time is uncertain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANDOM = 12
 EACH = 8
 """Networks chosen with one and the same predictor: fitting it costs about as long as measuring one."""
 POOL = 120
-"""Candidates of which the least certain are taken."""
+"""Candidates that they are drawn from."""
 
 
 def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
@@ -36,22 +36,14 @@ def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
     return widths
 
 
-def uncertain(predictor: Predictor, pool: np.ndarray, count: int) -> np.ndarray:
-    """The numbers of the candidates `[P, G]` to measure next.
+def uncertain(predictor: Predictor, pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The candidates `[P, G]` to measure next, `[count, G]`: drawn, each as probably as its time is uncertain.
 
-    Greedily: each is the one with the largest relative uncertainty that those before it have not taken away. Regions of
-    one key err alike, so a candidate that resembles a chosen one in its uncertain regions tells little more.
+    Taking the least certain ones outright takes them all from the same corner, such as the narrowest networks.
     """
-    seconds, variances = predictor.by_region(pool)
-    share = np.sqrt(variances) / seconds.sum(axis=1, keepdims=True)
-    chosen: list[int] = []
-    told = np.zeros(share.shape[1])
-    for _ in range(min(count, len(pool))):
-        worth = (share**2 / (1 + told / np.maximum(share.max(axis=0), 1e-12))).sum(axis=1)
-        worth[chosen] = -1.0
-        chosen.append(int(np.argmax(worth)))
-        told = told + share[chosen[-1]]
-    return np.array(chosen, dtype=np.int64)
+    share = predictor.uncertainty(pool) / predictor.seconds(pool)
+    weight = share + 1e-9
+    return pool[rng.choice(len(pool), min(count, len(pool)), replace=False, p=weight / weight.sum())]
 
 
 def measure_actively(
@@ -73,7 +65,7 @@ def measure_actively(
         cost: of the network.
         probe: measures one.
         fit: the predictor of what is known.
-        seconds: the time for it; what is begun is finished.
+        seconds: the time for it; what is begun is finished, and one network is measured in any case.
         keep: is given every measurement, so that none is lost.
         known: what was measured before.
         limit: seconds of a budget; candidates near it are preferred.
@@ -87,14 +79,13 @@ def measure_actively(
     def over() -> bool:
         return clock() - started >= seconds
 
-    while not over():
+    while True:
         if len(samples) < RANDOM:
             rows = [cost.full] if not samples else [random_widths(cost, rng)]
         else:
             predictor = fit(Measured(np.array(widths), tuple(samples)))
             pool = np.array([random_widths(cost, rng) for _ in range(POOL)])
-            pool = _near(pool, predictor, limit)
-            rows = list(pool[uncertain(predictor, pool, EACH)])
+            rows = list(uncertain(predictor, _near(pool, predictor, limit), EACH, rng))
         for row in rows:
             progress(f"measuring, {len(samples)} networks so far", int(min(clock() - started, seconds)), int(seconds))
             sample = probe(row)
@@ -102,8 +93,7 @@ def measure_actively(
             widths.append(row)
             samples.append(sample)
             if over():
-                break
-    return Measured(np.array(widths), tuple(samples))
+                return Measured(np.array(widths), tuple(samples))
 
 
 def _near(pool: np.ndarray, predictor: Predictor, limit: float | None) -> np.ndarray:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -26,8 +27,9 @@ from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import Measurement, measure
 
-__all__ = ["MOST_ROUNDS", "ROUNDS_FILE", "Delivered", "Delivery", "TooSlow", "WithTimes", "targets_of"]
+__all__ = ["MOST_ROUNDS", "ROUNDS_FILE", "Delivered", "Delivery", "TooSlow", "WithTimes", "in_rounds", "targets_of"]
 
+T = TypeVar("T")
 MOST_ROUNDS = 4
 MARGIN = 1.005
 """A correction goes this much further than what was measured: a network exactly on its budget would miss it half the
@@ -204,6 +206,23 @@ class Delivery(WithTimes):
             after.high,
             after.noisy or before.noisy,
         )
+
+
+def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:
+    """What a run gives that is begun again until the cut network is inside its budgets on targets.
+
+    Raises:
+        BudgetError: the last round missed them, or corrected predictions say that nothing is fast enough.
+    """
+    while True:
+        try:
+            return run()
+        except TooSlow:
+            continue
+        except BudgetError as error:
+            if delivery is None or not delivery.rounds:
+                raise
+            raise delivery.missed() from error
 
 
 def side_by_side(text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]) -> list[Measurement]:

@@ -78,11 +78,13 @@ class OnnxFamily:
     def _places(self, models: list[Any], rows: np.ndarray) -> dict[_Place, np.ndarray]:
         """Every number that is not the same in all models, and the forms that are as long as it is in each."""
         numbers = [dict(_numbers(model)) for model in models]
-        if any(found.keys() != numbers[0].keys() for found in numbers[1:]):
+        shared = set(numbers[0]).intersection(*numbers)
+        # A constant of one element may have an axis of one or none, depending on what the exporter took it for.
+        if any(found[place] != 1 for found in numbers for place in found.keys() - shared):
             raise UserError(f"the ONNX files of {self.cost.graph.name} at different widths are not alike")
         lengths = np.rint(self._forms[:, :-1] @ rows.T + self._forms[:, -1:])
         places = {}
-        for place in numbers[0]:
+        for place in sorted(shared):
             values = np.array([found[place] for found in numbers])
             if (values != values[0]).any():
                 places[place] = np.flatnonzero((lengths == values).all(axis=1))

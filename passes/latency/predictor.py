@@ -103,7 +103,7 @@ class Predictor:
         return spread
 
     def by_region(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of every region, and the variances of groups of alike regions, which err together: each `[P, R]`."""
+        """Seconds of every region, and their variances, each `[P, R]`."""
         rows = np.atleast_2d(np.asarray(widths, dtype=np.float64))
         seconds, variances = np.zeros((len(rows), len(self.regions))), np.zeros((len(rows), len(self.regions)))
         for key, members in self._members.items():
