@@ -3,10 +3,10 @@
 python benchmarks/latency.py                                   # every network on every target that is there
 python benchmarks/latency.py --networks resnet50 --targets ort-cpu --held-out 8 --minutes 1
 
-For every network and target: held-out random sub-networks, which no predictor sees, are measured in two passes some time
-apart, and some minutes of measuring others make a predictor. The mean of the passes is the truth, and their difference
-is the noise floor. A row that is done is written at once and left alone the next time (`--again` makes it anew); what
-was measured for a row that was stopped is in the database (`--db`), and is gone on from.
+For every network and target: held-out random sub-networks, which no predictor sees, are measured in two passes some
+time apart, and some minutes of measuring others make a predictor. The mean of the passes is the truth, and their
+difference is the noise floor. A row that is done is written at once and left alone the next time (`--again` makes it
+anew); what was measured for a row that was stopped is in the database (`--db`), and is gone on from.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["bench", "compile", "inspect", "new", "passes", "profile", "quantise", "search", "targets"]
+__all__ = ["bench", "compile", "inspect", "latency", "new", "passes", "profile", "quantise", "search", "targets"]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
@@ -123,12 +123,19 @@ def inspect(parser: argparse.ArgumentParser) -> None:
 
 def profile(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt profile`."""
-    parser.epilog = """example:
-  pruneopt profile model.py --out table.json
+    parser.epilog = """examples:
+  pruneopt profile model.py --target ort-cpu --picture roofline.svg   where the time goes, op by op
+  pruneopt profile model.py --out table.json                          the additive table of layers alone (MetaPruning)
   pruneopt compile model.py --budget 4ms --pipeline 'couple,cost{latency=table.json},l1,slice,verify'
 """
     _model(parser)
-    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="the table")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--target", metavar="T", help="print every op's time, work and rate on T, such as ort-cpu")
+    what.add_argument(
+        "--out", metavar="FILE.json", type=Path, help="write the table of layers; options below are for it"
+    )
+    parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="with --target: the roofline as a picture")
+    parser.add_argument("--json", action="store_true", help="with --target: the same as JSON")
     parser.add_argument("--points", metavar="K", type=_positive, default=4, help="widths measured on each axis (4)")
     parser.add_argument("--batch", metavar="N", type=_positive, default=1, help="inputs at once (1)")
     parser.add_argument("--repeats", metavar="N", type=_positive, default=10, help="timed calls; their median counts")
@@ -139,6 +146,28 @@ def profile(parser: argparse.ArgumentParser) -> None:
 def targets(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt targets`."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def latency(parser: argparse.ArgumentParser) -> None:
+    """The options of `pruneopt latency`."""
+    parser.epilog = """examples:
+  pruneopt latency measure model.py --target ort-cpu --minutes 5 --db times.db
+  pruneopt compile model.py --budget 4ms@ort-cpu --latency-db times.db
+"""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    measure = actions.add_parser("measure", help="run sub-networks of a network, and keep the times of all ops")
+    _model(measure)
+    measure.add_argument(
+        "--target", metavar="T", dest="targets", action="append", required=True, help="such as ort-cpu"
+    )
+    measure.add_argument("--minutes", metavar="N", type=_minutes, default=5.0, help="for each target (5)")
+    measure.add_argument("--db", metavar="FILE", type=Path, required=True, help="where the times go, or are added")
+    measure.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
+    merge = actions.add_parser("merge", help="make one database of several")
+    merge.add_argument("files", metavar="FILE", nargs="+", type=Path, help="databases of one machine")
+    merge.add_argument("--out", metavar="FILE", type=Path, required=True, help="the new one")
+    show = actions.add_parser("show", help="list what a database holds")
+    show.add_argument("file", metavar="FILE", type=Path)
 
 
 def bench(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,18 @@
-"""``pruneopt profile``: measure how long each layer takes at a grid of widths, and write the latency table."""
+"""``pruneopt profile``: where the time goes on a target (`profile_target`), or the additive table of layers, which is
+measured here: how long each layer takes, alone, at a grid of widths.
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from pruneopt.errors import UserError
 from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.analysis.coupling import couple
 from pruneopt.passes.analysis.latency_measure import measure_table
 from pruneopt.passes.analysis.latency_table import timed_layers
 from pruneopt.passes.analysis.naming import freeze_named
+from pruneopt.tools import profile_target
 from pruneopt.tools.loading import captured, check_device, loaded_model
 from pruneopt.tools.progress import progress_bar
 from pruneopt.tools.text import amount, percent
@@ -17,7 +21,11 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and write the table; says what it covers and how long the original takes by it."""
+    """The profile on a target, or the table; says what it covers and how long the original takes by it."""
+    if options.target is not None:
+        return profile_target.run(options)
+    if options.picture is not None or options.json:
+        raise UserError("--picture and --json show the profile on a target: give --target, such as --target ort-cpu")
     check_device(options.device)
     graph = captured(loaded_model(options))
     coupling = freeze_named(couple(graph), options.ignore)

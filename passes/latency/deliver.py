@@ -27,7 +27,17 @@ from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import Measurement, measure
 
-__all__ = ["MOST_ROUNDS", "ROUNDS_FILE", "Delivered", "Delivery", "TooSlow", "WithTimes", "in_rounds", "targets_of"]
+__all__ = [
+    "MOST_ROUNDS",
+    "ROUNDS_FILE",
+    "Delivered",
+    "Delivery",
+    "TooSlow",
+    "WithTimes",
+    "check_targets",
+    "in_rounds",
+    "targets_of",
+]
 
 T = TypeVar("T")
 MOST_ROUNDS = 4
