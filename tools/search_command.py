@@ -17,7 +17,7 @@ from pruneopt.errors import InternalError, UserError
 from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
-from pruneopt.models.workload import Workload
+from pruneopt.models.workload import Workload, top1
 from pruneopt.passes.analysis.cost import ON_TARGET
 from pruneopt.passes.base import Pass, Progress, State
 from pruneopt.passes.budget import Budget, parse_budget
@@ -148,11 +148,23 @@ def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
     outcome = last.records[job.explore.name]
     if not isinstance(outcome, FrontOutcome):
         raise InternalError("the search left no front")
-    outcome.notes[:0] = graph.notes
+    outcome.notes[:0] = [*graph.notes, *_guessing(outcome, job.workload)]
     front = front_data(outcome, last, job.explore, pipeline_text(job.before))
     with out.replacing() as folder:
         _write(job, outcome, front, folder)
     return front
+
+
+def _guessing(outcome: FrontOutcome, workload: Workload) -> list[str]:
+    """What to say where the original does hardly better than chance: most often it has no trained weights."""
+    classes = workload.num_classes if workload.metric is top1 else None
+    scores = [item.score for item in outcome.candidates if item.origin == "original"]
+    if classes is None or not scores or scores[0] > 2 / classes:
+        return []
+    return [
+        f"the original scores {scores[0]:.1%}, and guessing among {classes} classes {1 / classes:.1%}: is it trained? "
+        "Give --weights"
+    ]
 
 
 def _run_passes(job: _Job, graph: Graph, progress: Progress, folder: Path) -> State:

@@ -63,6 +63,15 @@ def test_it_writes_the_front_and_shows_it(searched: tuple[Path, str]) -> None:
     assert read(folder / "run.json")["searched"]["seed"] == 0
 
 
+def test_an_original_that_guesses_is_named(searched: tuple[Path, str]) -> None:
+    """The example has random weights."""
+    folder, text = searched
+    (note,) = (line for line in text.splitlines() if "is it trained" in line)
+    first = json.loads((folder / "search.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert first["origin"] == "original"
+    assert f"the original scores {first['score']:.1%}, and guessing among 10 classes 10.0%" in note
+
+
 def test_the_picture_shows_every_structure_and_says_what_it_is(searched: tuple[Path, str]) -> None:
     folder = searched[0]
     front = read(folder / "front.json")
