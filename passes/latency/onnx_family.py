@@ -70,10 +70,8 @@ class OnnxFamily:
             models.append(_exported(cost, rows[-1], write))
             places = self._places(models, np.array(rows)) if len(models) >= FEWEST else {}
         self.model = models[0]
-        for place, forms in places.items():
-            if not len(forms):
-                raise UserError(f"the size {place} of the ONNX file of {cost.graph.name} follows no axis of its graph")
-        self._sizes = {place: self._forms[forms[0]] for place, forms in places.items()}
+        self._sizes = {place: self._forms[forms[0]] for place, forms in places.items() if len(forms)}
+        self._sizes |= self._paddings([place for place, forms in places.items() if not len(forms)], models, rows)
 
     def _places(self, models: list[Any], rows: np.ndarray) -> dict[_Place, np.ndarray]:
         """Every number that is not the same in all models, and the forms that are as long as it is in each."""
@@ -89,6 +87,22 @@ class OnnxFamily:
             if (values != values[0]).any():
                 places[place] = np.flatnonzero((lengths == values).all(axis=1))
         return places
+
+    def _paddings(self, left: list[_Place], models: list[Any], rows: list[np.ndarray]) -> dict[_Place, np.ndarray]:
+        """Two numbers of one constant that follow no axis may be the width of a group together: zeros are padded on
+        both sides of the channels (shortcuts without weights), and the units of one group lie on both. Times depend on
+        the sum alone; the first number gets it all.
+        """
+        found: dict[_Place, np.ndarray] = {}
+        for name in dict.fromkeys(place[1] for place in left):
+            places = [place for place in left if place[1] == name]
+            sums = np.array([sum(size for place, size in _numbers(model) if place in places) for model in models])
+            groups = np.flatnonzero((sums == np.array(rows).T).all(axis=1))
+            if len(places) != 2 or not len(groups):
+                raise UserError(f"the size {places[0]} of the ONNX file of {self.cost.graph.name} follows no axis")
+            forms = np.eye(1, len(self.cost.groups) + 1, groups[0])[0]
+            found |= {places[0]: forms, places[1]: np.zeros_like(forms)}
+        return found
 
     def at(self, widths: np.ndarray) -> bytes:
         """The file at widths `[G]`."""
