@@ -1,0 +1,144 @@
+"""Accuracy at equal measured time, of searches that know FLOPs and of those that know time: the first part of
+`latency_search.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from evaluate_setups import SHARED
+from latency_search_timing import TARGET, Stand, pair
+from torch import nn
+
+from pruneopt.errors import UserError
+from pruneopt.ir.capture import capture
+from pruneopt.models.data import load_data
+from pruneopt.models.source import load_model
+from pruneopt.models.workload import Workload
+from pruneopt.passes.search.abn import AdaptiveBN
+from pruneopt.passes.search.adaptive_bn import recalibrate_on
+from pruneopt.passes.search.evaluator import AdaptiveStatistics
+from pruneopt.passes.search.outcome import Outcome
+from pruneopt.passes.search.searcher import Searcher
+from pruneopt.passes.spec import parse_part
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
+from pruneopt.passes.transform.rounding import RoundTo
+
+__all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
+
+CIFAR = "cifar10:{}?normalise=imagenet&limit=8000&subval=2000&calibration=4000"
+BASE = "FLOPs"
+ARMS: dict[str, tuple[float | None, RoundTo]] = {
+    BASE: (None, 1),
+    "FLOPs, multiples": (None, "auto"),
+    "time": (1.0, 1),
+    "time, multiples": (1.0, "auto"),
+    "0.85 of the time, multiples": (0.85, "auto"),
+    "0.7 of the time, multiples": (0.7, "auto"),
+}
+"""The budget (None: half of the FLOPs; else times the measured time of the winner under half of the FLOPs), and
+``--round-to``.
+"""
+
+
+def setting_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What is equal for all searches."""
+    names = ("searcher", "batches", "subval", "race", "precision", "finetune")
+    return {name: getattr(options, name) for name in names}
+
+
+@dataclass
+class Bench:
+    """A trained network on the target, its data, and how it is searched."""
+
+    name: str
+    stand: Stand
+    workload: Workload
+    options: argparse.Namespace
+
+    @classmethod
+    def load(cls, name: str, options: argparse.Namespace) -> Bench:
+        """Raises `UserError` where there are no weights and images."""
+        weights = SHARED / "weights" / f"cifar10_{name}_optA.safetensors"
+        if not weights.is_file():
+            raise UserError(f"the benchmark needs trained weights and images in {SHARED}")
+        workload = load_data(CIFAR.format(SHARED / "cifar10"), input_shape=(1, 3, 32, 32), seed=0)
+        graph = capture(load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32))
+        return cls(name, Stand(graph, options), workload, options)
+
+    def search(
+        self, budget: str, round_to: RoundTo, seed: int, anchor: tuple[list[int], float] | None
+    ) -> dict[str, Any]:
+        """One search: its winner's score on held-out images, and on all test images."""
+        options = self.options
+        evaluator = AdaptiveStatistics(
+            calibration_batches=options.batches,
+            subval_limit=options.subval,
+            race=options.race,
+            precision=options.precision,
+        )
+        searcher: Any = parse_part(Searcher, options.searcher)
+        choose = AdaptiveBN(searcher=searcher, evaluator=evaluator, finetune_epochs=0, round_to=round_to)
+        found = self.stand.cut(choose, budget, workload=self.workload, seed=seed, anchor=anchor)
+        if found.result is None:
+            return found.row
+        outcome: Any = found.result.records["abn"]
+        assert isinstance(outcome, Outcome)
+        scores = {"candidates": len(outcome.candidates), "score": outcome.winner.score}
+        return found.row | scores | self._tested(found.result.module, seed)
+
+    def _tested(self, module: nn.Module, seed: int) -> dict[str, float]:
+        """Accuracy on all test images: after fresh statistics, and after a short fine-tuning from there."""
+        recalibrate_on(module, self.workload, batches=20, batch_size=128, seed=seed)
+        found = {"test": self.workload.score(module, "test")}
+        if self.options.finetune:
+            train(module, self.workload, SGD(epochs=self.options.finetune, lr=0.01, batch_size=64), seed=seed)
+            found["finetuned"] = self.workload.score(module, "test")
+        return found
+
+
+def searches(name: str, seed: int, options: argparse.Namespace, row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The row of a network and a seed, again after every search and at last with the times of all winners."""
+    row = row or {"network": name, "seed": seed, "setting": setting_of(options), "arms": {}}
+    arms = row["arms"]
+    missing = [arm for arm in options.arms if arm not in arms]
+    if not missing and "times" in row:
+        return
+    bench = Bench.load(name, options)
+    row["measured_networks"] = bench.stand.prepare()
+    for arm in missing:
+        print(f"{name}, seed {seed}: {arm}", flush=True)
+        share, round_to = ARMS[arm]
+        budget, anchor = "50%FLOPs", None
+        if share is not None:
+            budget, anchor = f"{share * row['base_ms']:.5f}ms@{TARGET}", (arms[BASE]["widths"], row["base_ms"])
+        arms[arm] = bench.search(budget, round_to, seed, anchor)
+        if arm == BASE:
+            row["base_ms"] = 1e3 * bench.stand.timed([arms[BASE]["widths"]]).measurement(0).seconds
+        row.pop("times", None)
+        yield row
+    row["times"] = _times(bench.stand, arms)
+    yield row
+
+
+def _times(stand: Stand, arms: dict[str, Any]) -> dict[str, Any]:
+    """The original and all winners in turns: milliseconds, and how many times as fast as the winner by FLOPs."""
+    names = [arm for arm in arms if "missed" not in arms[arm]]
+    rounds = stand.timed([stand.full, *(arms[arm]["widths"] for arm in names)])
+    base = 1 + names.index(BASE)
+    found: dict[str, Any] = {}
+    for index, name in enumerate(["original", *names]):
+        item = rounds.measurement(index)
+        found[name] = {
+            "ms": round(1e3 * item.seconds, 4),
+            "low": round(1e3 * item.low, 4),
+            "high": round(1e3 * item.high, 4),
+            "against_base": pair(rounds, base, index),
+            "against_original": pair(rounds, 0, index),
+        }
+    return found

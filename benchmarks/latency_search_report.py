@@ -1,0 +1,143 @@
+"""Tables of `latency_search.py`, and why a network did not become as much faster as it lost FLOPs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["tables"]
+
+LEAST = 0.1
+"""The share of the time missing to the full speed-up from which on a class of ops is named."""
+Row = dict[str, Any]
+
+
+def tables(accuracy: Sequence[Row], speedups: Sequence[Row]) -> str:
+    """Markdown of both parts."""
+    return "\n\n".join([*_accuracy(accuracy), *_speedups(speedups)])
+
+
+# Accuracy at equal time
+
+
+def _accuracy(rows: Sequence[Row]) -> Iterable[str]:
+    for network in dict.fromkeys(row["network"] for row in rows):
+        here = [row for row in rows if row["network"] == network and "times" in row]
+        if here:
+            yield "\n".join([f"{network}, {len(here)} seeds:\n", *_arms(here), "", *_noise(here)])
+
+
+def _arms(rows: Sequence[Row]) -> Iterable[str]:
+    yield (
+        "| search | FLOPs kept | measured ms | predicted ms | times as fast as by FLOPs (95 %) | test accuracy "
+        "| fine-tuned |"
+    )
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for arm in dict.fromkeys(arm for row in rows for arm in row["arms"]):
+        found = [(row["arms"][arm], row["times"][arm]) for row in rows if arm in row["times"]]
+        missed = sum("missed" in row["arms"].get(arm, {}) for row in rows)
+        name = arm + (f" ({missed} of {len(rows)} missed their budget)" if missed else "")
+        if not found:
+            yield f"| {name} | | | | | | |"
+            continue
+        parts = [
+            f"{100 * _mean(item['flops_share'] for item, _ in found):.1f} %",
+            f"{_mean(time['ms'] for _, time in found):.3f}",
+            _predicted([item["rounds"] for item, _ in found]),
+            ", ".join(_interval(time["against_base"]) for _, time in found),
+            _percent([item["test"] for item, _ in found]),
+            _percent([item["finetuned"] for item, _ in found if "finetuned" in item]),
+        ]
+        yield f"| {name} | {' | '.join(parts)} |"
+
+
+def _predicted(rounds: Sequence[Sequence[Row]]) -> str:
+    last = [items[-1]["predicted_ms"] for items in rounds if items]
+    return f"{_mean(last):.3f}" if last else ""
+
+
+def _percent(shares: Sequence[float]) -> str:
+    if not shares:
+        return ""
+    spread = f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{100 * _mean(shares):.2f}{spread}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.mean(values)
+
+
+# Speed-ups
+
+
+def _speedups(rows: Sequence[Row]) -> Iterable[str]:
+    if not rows:
+        return
+    yield "\n".join(
+        [
+            "| network | cut to | FLOPs kept | ms before | ms after | speed-up (95 %) | speed-up by FLOPs lost |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+            *(_speedup(row) for row in rows),
+        ]
+    )
+    yield "\n".join([*(f"- {text}" for text in map(explained, rows) if text), *_noise(rows)])
+
+
+def _speedup(row: Row) -> str:
+    if "speedup" not in row:
+        best = min((item["measured_ms"] / item["limit_ms"] for item in row["rounds"]), default=None)
+        reached = "" if best is None else f", the best took {best:.2f} times the budget"
+        return f"| {row['network']} | {row['way']} | missed{reached} | | | | |"
+    share = row["flops_share"]
+    return (
+        f"| {row['network']} | {row['way']} | {100 * share:.1f} % | {row['before_ms']:.2f} | {row['after_ms']:.2f} | "
+        f"{_interval(row['speedup'])} | {row['speedup']['ratio'] * share:.2f} |"
+    )
+
+
+def explained(row: Row) -> str | None:
+    """Where the time went that a network should have lost with its FLOPs, by the times of its ops; None where it lost
+    as much time as FLOPs.
+
+    A class of ops should take the share of its time that is left of the network's FLOPs.
+    """
+    share = row.get("flops_share")
+    if share is None or row["speedup"]["ratio"] * share >= 1:
+        return None
+    before, after = ({kind: pair[index] or {} for kind, pair in row["ops"].items()} for index in (0, 1))
+    excess = {kind: _ms(after[kind]) - share * _ms(before[kind]) for kind in row["ops"]}
+    total = sum(excess.values())
+    if total <= 0:
+        return f"{row['network']}, {row['way']}: the ops under the profiler took no more than their share."
+    named = sorted((kind for kind in excess if excess[kind] > LEAST * total), key=lambda kind: -excess[kind])
+    parts = [f"{kind} {_change(before[kind], after[kind])}" for kind in named]
+    return f"{row['network']}, {row['way']} ({total:.2f} ms too many): {'; '.join(parts)}."
+
+
+def _ms(item: Row) -> float:
+    return float(item.get("ms", 0.0))
+
+
+def _change(before: Row, after: Row) -> str:
+    """Times before and after, and at what rate the ops worked: of arithmetic where there is any, else of memory."""
+    name, unit = ("mmacs", "GMAC/s") if after.get("mmacs") else ("mb", "GB/s")
+    rates = [item[name] / item["ms"] for item in (before, after) if item.get("ms")]
+    amounts = (
+        f"{before.get('ops', 0):.0f} ops {_ms(before):.2f} ms to {after.get('ops', 0):.0f} ops {_ms(after):.2f} ms"
+    )
+    return f"{amounts} ({' to '.join(f'{rate:.0f}' for rate in rates)} {unit})"
+
+
+def _interval(item: Row) -> str:
+    return f"{item['ratio']:.2f} ({item['low']:.2f} to {item['high']:.2f})"
+
+
+def _noise(rows: Sequence[Row]) -> Iterable[str]:
+    """How many measurements met a machine that was not quiet, and the largest share that any of them names."""
+    found = [row["speedup"] for row in rows if "speedup" in row]
+    found += [item["against_base"] for row in rows for item in row.get("times", {}).values()]
+    noisy = sorted({item["noisy"] for item in found if item["noisy"]})
+    if noisy:
+        count = sum(bool(item["noisy"]) for item in found)
+        yield f"- {count} of {len(found)} measurements met a machine that was not quiet, as in: {noisy[-1]}."
