@@ -60,20 +60,24 @@ def arguments() -> argparse.Namespace:
 
 
 class Rows:
-    """The rows of both parts in their file."""
+    """The rows of both parts in their file, which another process may add to as well."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.accuracy: list[dict[str, Any]] = data.get("accuracy", [])
-        self.speedups: list[dict[str, Any]] = data.get("speedups", [])
-        self.environment = data.get("environment")
 
-    def put(self, rows: list[dict[str, Any]], row: dict[str, Any], *key: str) -> None:
-        """Add a row, or put it in the place of the one with the same key, and write the file."""
-        rows[:] = [*(item for item in rows if any(item[name] != row[name] for name in key)), row]
-        self.environment = environment()
-        write_json(self.path, {name: getattr(self, name) for name in ("environment", "accuracy", "speedups")})
+    def of(self, part: str) -> list[dict[str, Any]]:
+        """The rows of a part."""
+        found: list[dict[str, Any]] = self._read().get(part, [])
+        return found
+
+    def put(self, part: str, row: dict[str, Any], *key: str) -> None:
+        """Add a row, or put it in the place of the one with the same key."""
+        rows = [*(item for item in self.of(part) if any(item[name] != row[name] for name in key)), row]
+        write_json(self.path, {**self._read(), "environment": environment(), part: rows})
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return found
 
 
 def accuracy(name: str, options: argparse.Namespace, rows: Rows) -> None:
@@ -81,16 +85,16 @@ def accuracy(name: str, options: argparse.Namespace, rows: Rows) -> None:
     if BASE not in options.arms:
         raise UserError(f"the other searches take their time from the one called {BASE}: add it to --arms")
     for seed in options.seeds:
-        known = [row for row in rows.accuracy if (row["network"], row["seed"]) == (name, seed)]
+        known = [row for row in rows.of("accuracy") if (row["network"], row["seed"]) == (name, seed)]
         for row in searches(name, seed, options, None if options.again or not known else known[0]):
-            rows.put(rows.accuracy, row, "network", "seed")
+            rows.put("accuracy", row, "network", "seed")
 
 
 def halved(name: str, options: argparse.Namespace, rows: Rows) -> None:
     """The second part on a network."""
-    done = [] if options.again else [row["way"] for row in rows.speedups if row["network"] == name]
+    done = [] if options.again else [row["way"] for row in rows.of("speedups") if row["network"] == name]
     for row in speedups(name, options, done):
-        rows.put(rows.speedups, row, "network", "way")
+        rows.put("speedups", row, "network", "way")
         ratio = row.get("speedup", {}).get("ratio")
         print(f"{name}, {row['way']}: {row['missed'] if ratio is None else f'{ratio:.2f} times'}", flush=True)
 
@@ -104,7 +108,7 @@ def main() -> None:
     if unknown:
         raise UserError(f"there is no network {min(unknown)}: use {', '.join((*TRAINED, *NETWORKS))}")
     if options.markdown:
-        print(tables(rows.accuracy, rows.speedups))
+        print(tables(rows.of("accuracy"), rows.of("speedups")))
         return
     for part, names, measure in (("accuracy", TRAINED, accuracy), ("speedups", NETWORKS, halved)):
         if options.only in (None, part):
