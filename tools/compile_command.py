@@ -24,7 +24,8 @@ from pruneopt.passes.base import Pass, Progress, Result, silent
 from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
-from pruneopt.passes.latency.deliver import Delivery, in_rounds
+from pruneopt.passes.instrument import Instrument
+from pruneopt.passes.latency.deliver import Delivery, Observation, in_rounds
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.spec import pass_text
 from pruneopt.passes.training.parallel import Processes
@@ -33,7 +34,7 @@ from pruneopt.tools.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.checks import Check, check_artefacts
 from pruneopt.tools.coverage import coverage_of, coverage_warning
 from pruneopt.tools.from_front import with_front
-from pruneopt.tools.latency_budget import delivery_of, latency_data, on_steps, round_folder, target_budgets
+from pruneopt.tools.latency_budget import delivery_of, front_times, latency_data, on_steps, round_folder, target_budgets
 from pruneopt.tools.loading import captured, check_device, loaded_model, loaded_workload
 from pruneopt.tools.notes import pass_notes
 from pruneopt.tools.pipeline import chosen_pass, needs_data, passes_of
@@ -145,29 +146,32 @@ def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str,
     with progress_bar(not (options.json or options.quiet)) as progress:
         with run_folder(processes, out.path) as run_dir:
             delivery = delivery_of(options, job.on_targets, run_dir)
-            watch, result = _run_rounds(job, graph, delivery, progress, run_dir)
+            measured = front_times(job.steps, delivery, job.notes)
+            watch, result = _run_rounds(job, graph, measured, progress, run_dir)
         progress("writing the bundle")
         with out.replacing(unfinished=job.interrupted) as folder:
-            return _deliver(job, watch, result, delivery, folder)
+            return _deliver(job, watch, result, measured, folder)
 
 
 def _run_rounds(
-    job: _Job, graph: Graph, delivery: Delivery | None, progress: Progress, run_dir: Path
+    job: _Job, graph: Graph, measured: Delivery | Observation | None, progress: Progress, run_dir: Path
 ) -> tuple[Watch, Result]:
     """Run the passes until the cut network is inside its budgets on targets: once where no budget names one."""
 
+    delivery = measured if isinstance(measured, Delivery) else None
+
     def one_round() -> tuple[Watch, Result]:
         watch = Watch(job.loaded, job.workload, tuple(job.steps), job.options.device)
-        return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), delivery)
+        return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), measured)
 
     return in_rounds(one_round, delivery)
 
 
 def _run_passes(
-    job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path, delivery: Delivery | None = None
+    job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path, measured: Instrument | None = None
 ) -> Result:
     # The last one is told first after a pass: costs have their predictors before the budgets are checked.
-    manager = PassManager(job.steps, instruments=[watch] if delivery is None else [watch, delivery])
+    manager = PassManager(job.steps, instruments=[watch] if measured is None else [watch, measured])
     try:
         result = manager.run(
             graph,
@@ -198,7 +202,9 @@ def _run_passes(
     return result
 
 
-def _deliver(job: _Job, watch: Watch, result: Result, delivery: Delivery | None, folder: Path) -> dict[str, Any]:
+def _deliver(
+    job: _Job, watch: Watch, result: Result, measured: Delivery | Observation | None, folder: Path
+) -> dict[str, Any]:
     """Write the bundle into a folder, load it back, and write the reports."""
     state, plan, coupling = watch.state, result.plan, result.coupling
     if state is None or state.uncut is None or plan is None or coupling is None:
@@ -231,8 +237,8 @@ def _deliver(job: _Job, watch: Watch, result: Result, delivery: Delivery | None,
         job.notes.append(warning)
     job.notes += onnx_notes(result.graph)
     report = _report(job, watch, result, checks)
-    if delivery is not None and delivery.rounds:
-        report["latency"] = latency_data(delivery, report["budgets"])
+    if measured is not None and measured.rounds:
+        report["latency"] = latency_data(measured, report["budgets"])
     report["artefacts"] = fingerprints(folder)
     write_json(folder / "run.json", _run_record(job, report))
     write_json(folder / "report.json", report)

@@ -11,14 +11,24 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.base import Pass
 from pruneopt.passes.budget import Budget, parse_budget
-from pruneopt.passes.latency.deliver import Delivery, targets_of
+from pruneopt.passes.front.front_point import FrontPoint
+from pruneopt.passes.latency.deliver import Delivery, Observation, check_targets, targets_of
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.transform.prune import Choose
 from pruneopt.tools.bundle import LATENCY_DB, LATENCY_ROUNDS
 from pruneopt.tools.text import amount, percent
 
-__all__ = ["delivery_of", "latency_data", "latency_lines", "latency_rows", "on_steps", "round_folder", "target_budgets"]
+__all__ = [
+    "delivery_of",
+    "front_times",
+    "latency_data",
+    "latency_lines",
+    "latency_rows",
+    "on_steps",
+    "round_folder",
+    "target_budgets",
+]
 
 ALIGNED = "auto:cpu-avx512"
 
@@ -85,7 +95,24 @@ def round_folder(folder: Path, delivery: Delivery | None) -> Path:
     return found
 
 
-def latency_data(delivery: Delivery, budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def front_times(steps: Sequence[Pass], delivery: Delivery | None, notes: list[str]) -> Delivery | Observation | None:
+    """What measures the delivered network: ``delivery`` where there is one, else the targets whose times a front has.
+
+    A target that is not here is left out, and noted.
+    """
+    times = [step.times() for step in steps if isinstance(step, FrontPoint)]
+    predicted: dict[str, tuple[float, float]] = {}
+    for text, pair in (item for found in times for item in found.items()):
+        try:
+            check_targets([text])
+        except UserError as reason:
+            notes.append(f"the time on {text} that the front predicts is not measured: {reason}")
+        else:
+            predicted[text] = pair
+    return delivery or (Observation(predicted) if predicted else None)
+
+
+def latency_data(delivery: Delivery | Observation, budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The times for the report; what was measured also becomes what the budgets came to.
 
     ``budgets`` is the report's list, which is changed.
@@ -97,7 +124,7 @@ def latency_data(delivery: Delivery, budgets: Sequence[dict[str, Any]]) -> dict[
             entry["achieved"], entry["original"] = 1e9 * found.measured, 1e9 * found.measured_before
             entry["met"] = entry["achieved"] <= entry["limit"] * (1 + 1e-12)
     rounds = [[{**_plain(item)} for item in items] for items in delivery.rounds]
-    return {"targets": rounds[-1], "rounds": rounds, "corrections": delivery.learner.corrections}
+    return {"targets": rounds[-1], "rounds": rounds, "corrections": delivery.corrections}
 
 
 def _plain(item: Any) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _latency(report: Mapping[str, Any]) -> Iterator[str]:
         (
             escape(item["target"]),
             str(number),
-            amount(1e9 * item["limit"], "latency"),
+            "" if item["limit"] is None else amount(1e9 * item["limit"], "latency"),
             amount(1e9 * item["predicted"], "latency"),
             amount(1e9 * item["measured"], "latency"),
         )

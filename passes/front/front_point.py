@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pruneopt.errors import UserError
+from pruneopt.passes.analysis.cost import ON_TARGET
 from pruneopt.passes.base import Pass, State, option
 from pruneopt.passes.front.front_file import load_front
 from pruneopt.passes.spec import parse_pipeline
@@ -51,6 +52,13 @@ class FrontPoint(Choose):
     def after(self) -> list[Pass]:
         """What gives the delivered network what the judged ones had."""
         return _passes(self.file, "after")
+
+    def times(self) -> dict[str, tuple[float, float]]:
+        """The seconds that the front has of the original and of the point, by the texts of targets."""
+        front = load_front(self.file)
+        original, own = front.data["original"], front.point(self.point)["costs"]
+        units = (unit for unit in own if unit.startswith(ON_TARGET))
+        return {unit.removeprefix(ON_TARGET): (original[unit] / 1e9, own[unit] / 1e9) for unit in units}
 
     def run(self, state: State) -> bool:
         front = load_front(self.file)

@@ -1,14 +1,16 @@
 """Budgets on the time on targets: predictions for whatever decides, and the network that comes out measured.
 
 `WithTimes` gives the cost model of a run its predictors. `Delivery` also measures the network as soon as it is cut,
-side by side with the original. Where it misses a budget, predictions of that target are corrected by what was measured,
-and the run begins again: `TooSlow` tells the caller. The rounds are written down, so that a run that was stopped goes
-on in the round where it was, with the corrections it had.
+side by side with the original; `Observation` does that on targets that no budget limits. Where the network misses a
+budget, predictions of that target are corrected by what was measured, and the run begins again: `TooSlow` tells the
+caller. The rounds are written down, so that a run that was stopped goes on in the round where it was, with the
+corrections it had.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ __all__ = [
     "ROUNDS_FILE",
     "Delivered",
     "Delivery",
+    "Observation",
     "TooSlow",
     "WithTimes",
     "check_targets",
@@ -57,10 +60,13 @@ class TooSlow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Times on one target in one round, in seconds: predicted and measured, before (the original) and after."""
+    """Times on one target in one round, in seconds: predicted and measured, before (the original) and after.
+
+    ``limit``: None where no budget speaks of the target.
+    """
 
     target: str
-    limit: float
+    limit: float | None
     predicted_before: float
     predicted: float
     measured_before: float
@@ -72,7 +78,7 @@ class Delivered:
     @property
     def met(self) -> bool:
         """Whether the measured network is inside the budget."""
-        return self.measured <= self.limit
+        return self.limit is None or self.measured <= self.limit
 
 
 def targets_of(budgets: Sequence[Budget]) -> list[str]:
@@ -149,6 +155,11 @@ class Delivery(WithTimes):
             rounds = [[asdict(item) for item in items] for items in self.rounds]
             write_json(self._path, {"originals": self._originals, "rounds": rounds})
 
+    @property
+    def corrections(self) -> dict[str, float]:
+        """What predictions are multiplied with, by the targets' texts."""
+        return self.learner.corrections
+
     def after_pass(self, index: int, step: Pass, state: State) -> None:
         super().after_pass(index, step, state)
         if step.name == "cost":
@@ -189,7 +200,7 @@ class Delivery(WithTimes):
 
     def missed(self) -> BudgetError:
         """The error that names the best that was reached."""
-        best = min(self.rounds, key=lambda items: max(item.measured / item.limit for item in items))
+        best = min(self.rounds, key=lambda items: max(item.measured / (item.limit or math.inf) for item in items))
         reached = ", ".join(format_value(f"{ON_TARGET}{item.target}", 1e9 * item.measured) for item in best)
         texts = ", ".join(budget.text for budget in self.budgets if budget.unit.startswith(ON_TARGET))
         many = f"{len(self.rounds)} networks were" if len(self.rounds) > 1 else "one network was"
@@ -200,22 +211,43 @@ class Delivery(WithTimes):
         )
 
     def _delivered(self, text: str, state: State) -> Delivered:
-        state.progress(f"measuring the cut network on {text}")
         cost, unit = state.need_cost(), f"{ON_TARGET}{text}"
-        networks = [(state.original, state.original.weights), (state.graph, state.graph.weights)]
-        before, after = self._measure(text, networks)
-        predicted = cost.measure(unit, [cost.full, cost.widths(state.plan or {})]) / 1e9
-        return Delivered(
-            text,
-            min(budget.limit(cost) for budget in self.budgets if budget.unit == unit) / 1e9,
-            float(predicted[0]),
-            float(predicted[1]),
-            before.seconds,
-            after.seconds,
-            after.low,
-            after.high,
-            after.noisy or before.noisy,
-        )
+        before, after = cost.measure(unit, [cost.full, cost.widths(state.plan or {})]) / 1e9
+        limit = min(budget.limit(cost) for budget in self.budgets if budget.unit == unit) / 1e9
+        return _delivered(text, state, limit, (float(before), float(after)), self._measure)
+
+
+class Observation(Instrument):
+    """Measures the cut network on targets that no budget limits.
+
+    Args:
+        predicted: by the targets' texts, the seconds that were predicted of the original and of the cut network.
+        measure: takes the times.
+
+    Attributes:
+        rounds: what was measured, as `Delivery.rounds`: one round, once the network is cut.
+    """
+
+    def __init__(self, predicted: Mapping[str, tuple[float, float]], measure: Measure | None = None) -> None:
+        self._predicted, self._measure = dict(predicted), measure or side_by_side
+        self.rounds: list[list[Delivered]] = []
+        self.corrections: dict[str, float] = {}
+
+    def after_pass(self, index: int, step: Pass, state: State) -> None:
+        if step.name == "slice":
+            pairs = self._predicted.items()
+            self.rounds = [[_delivered(text, state, None, pair, self._measure) for text, pair in pairs]]
+
+
+def _delivered(
+    text: str, state: State, limit: float | None, predicted: tuple[float, float], measure: Measure
+) -> Delivered:
+    """The original and the cut network of a state, measured side by side."""
+    state.progress(f"measuring the cut network on {text}")
+    networks = [(state.original, state.original.weights), (state.graph, state.graph.weights)]
+    before, after = measure(text, networks)
+    noisy = after.noisy or before.noisy
+    return Delivered(text, limit, *predicted, before.seconds, after.seconds, after.low, after.high, noisy)
 
 
 def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:

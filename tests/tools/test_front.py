@@ -301,3 +301,10 @@ def test_the_time_on_a_target_is_a_cost(call: Call, example: str, tmp_path: Path
         assert 0 < item["costs"]["latency@ort-cpu"] <= 0.99 * front["original"]["latency@ort-cpu"]
     assert call(*words(example, out), *options, "--quiet", "--resume").code == 0
     assert read(out / "front.json") == front
+    bundle = tmp_path / "bundle"
+    assert call("compile", out, "--from-front", 1, "--out", bundle, "--quiet").code == 0
+    (item,) = read(bundle / "report.json")["latency"]["targets"]
+    predicted = front["points"][0]["costs"]["latency@ort-cpu"] / 1e9
+    assert (item["target"], item["limit"], item["predicted"]) == ("ort-cpu", None, pytest.approx(predicted))
+    assert item["measured"] > 0
+    assert "ort-cpu measured" in (bundle / "report.html").read_text(encoding="utf-8")

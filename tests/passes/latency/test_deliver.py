@@ -15,7 +15,7 @@ from pruneopt.passes.analysis.cost import CostModel
 from pruneopt.passes.base import Result
 from pruneopt.passes.budget import Budget, format_value, parse_budget
 from pruneopt.passes.latency.choose import random_widths
-from pruneopt.passes.latency.deliver import MOST_ROUNDS, ROUNDS_FILE, Delivery, in_rounds
+from pruneopt.passes.latency.deliver import MOST_ROUNDS, ROUNDS_FILE, Delivery, Observation, in_rounds
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.manager import PassManager
@@ -155,3 +155,17 @@ def test_what_never_meets_its_budget_names_the_best() -> None:
 def test_int8_is_refused() -> None:
     with pytest.raises(UserError, match=r"times on ort-cpu\{dtype=int8\} are not predicted"):
         Delivery(FakeLearner(), [parse_budget("4ms@ort-cpu{dtype=int8}")])
+
+
+def test_times_without_a_budget_are_measured_once() -> None:
+    """As for a point of a front: nothing is refused, however slow."""
+    manual_seed(0)
+    graph = capture(Stack().eval(), (randn(1, 3, 16, 16),))
+    watched = Observation({"ort-cpu": (0.5, 0.25)}, measuring(100.0))
+    manager = PassManager.parse("couple,cost,l1{budget=50%FLOPs round-to=8},slice,verify", instruments=[watched])
+    result = manager.run(graph)
+    ((item,),) = watched.rounds
+    assert (item.limit, item.predicted_before, item.predicted, item.met) == (None, 0.5, 0.25, True)
+    small = cost_of_graph(result.graph)
+    assert item.measured == pytest.approx(100 * float(FakeProbe(small).true(small.full[None])[0]))
+    assert item.measured_before == pytest.approx(100 * full_time())
