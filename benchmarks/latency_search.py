@@ -6,7 +6,7 @@
 
 1. *accuracy*: trained networks on CIFAR-10. A search at half of the FLOPs has a winner, whose time on `ort-cpu` is
    measured; searches with the same evaluator, number of candidates and seed then have that time (and shares of it) as
-   their budget. Scores are those on all 10,000 test images: with recomputed batch-norm statistics, and after a short
+   their budget. Scores are those on test images: with recomputed batch-norm statistics, and after a short
    fine-tuning.
 2. *speedups*: networks cut by `l1` to half of their FLOPs, or of their measured time, with any widths and with the
    multiples that the processor likes (`--round-to auto`); the speed-up in pairs of runs, and the time of every class
@@ -51,7 +51,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subval", type=int, default=1000, help="held-out images for each candidate (1000)")
     parser.add_argument("--race", type=int, default=256, help="give up what is worse after so many images (256)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of judging (fp32)")
-    parser.add_argument("--finetune", type=int, default=1, help="epochs on 6000 images for the winners (1)")
+    parser.add_argument("--finetune", type=int, default=1, help="epochs of fine-tuning for the winners (1)")
+    parser.add_argument(
+        "--images", type=int, default=10000, help="of the training and of the test set, at most (10000)"
+    )
     parser.add_argument("--db", type=Path, default=Path("runs/latency_search.db"), help="what was measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency_search.json", help="the results")
     parser.add_argument("--again", action="store_true", help="make rows that are done again")

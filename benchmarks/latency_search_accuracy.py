@@ -31,7 +31,7 @@ from pruneopt.passes.transform.rounding import RoundTo
 
 __all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
 
-CIFAR = "cifar10:{}?normalise=imagenet&limit=8000&subval=2000&calibration=4000"
+CIFAR = "cifar10:{}?normalise=imagenet&limit={}&subval=2000&calibration=4000"
 BASE = "FLOPs"
 ARMS: dict[str, tuple[float | None, RoundTo]] = {
     BASE: (None, 1),
@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[float | None, RoundTo]] = {
 
 def setting_of(options: argparse.Namespace) -> dict[str, Any]:
     """What is equal for all searches."""
-    names = ("searcher", "batches", "subval", "race", "precision", "finetune")
+    names = ("searcher", "batches", "subval", "race", "precision", "finetune", "images")
     return {name: getattr(options, name) for name in names}
 
 
@@ -67,7 +67,7 @@ class Bench:
         weights = SHARED / "weights" / f"cifar10_{name}_optA.safetensors"
         if not weights.is_file():
             raise UserError(f"the benchmark needs trained weights and images in {SHARED}")
-        workload = load_data(CIFAR.format(SHARED / "cifar10"), input_shape=(1, 3, 32, 32), seed=0)
+        workload = load_data(CIFAR.format(SHARED / "cifar10", options.images), input_shape=(1, 3, 32, 32), seed=0)
         graph = capture(load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32))
         return cls(name, Stand(graph, options), workload, options)
 
