@@ -71,7 +71,6 @@ WAYS = {
     "h": "ours in bfloat16, longer race",
 }
 KIN = {"children of an evolution": 0.1, "moves": None, "random plans": 1.0}
-FAMILY = 16
 
 
 def published(case: Setup) -> Settings:
@@ -185,12 +184,12 @@ def judged(case: Setup, settings: Settings, plans: Sequence[Plan]) -> Iterator[d
         started = time.process_time()
 
 
-def related(case: Setup, changed: float | None) -> list[Plan]:
+def related(case: Setup, changed: float | None, count: int) -> list[Plan]:
     """Plans that differ from the first in a share of its groups; in one group for None."""
     rng = np.random.default_rng(0)
     first, names = case.plans[0], list(case.plans[0])
     found: list[Plan] = []
-    for other in case.plans[1 : FAMILY + 1]:
+    for other in case.plans[1 : count + 1]:
         if changed is None:
             chosen = {names[rng.integers(len(names))]}
         else:
@@ -199,12 +198,12 @@ def related(case: Setup, changed: float | None) -> list[Plan]:
     return found
 
 
-def side_by_side(case: Setup) -> dict[str, dict[str, float]]:
+def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
     """Seconds per candidate one by one and side by side, for each degree of kinship."""
     found = {}
     settings = replace(plain(case), subval_limit=2000)
     for name, changed in KIN.items():
-        plans = related(case, changed)
+        plans = related(case, changed, count)
         graphs = [slice_graph(case.graph, case.coupling, plan) for plan in plans]
         shared = merge(graphs, [graph.weights for graph in graphs]).shared
         evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)
@@ -241,7 +240,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
         row[way] |= choice(np.array(row[way]["value"]), np.array(full[: len(plans)]))
         print(name, way, {key: row[way][key] for key in ("tau", "regret")}, flush=True)
-    row["side by side"] = side_by_side(case)
+    row["side by side"] = side_by_side(case, options.family) if options.family else {}
     started = time.process_time()
     for plan in case.plans:
         slice_graph(case.graph, case.coupling, plan)
@@ -289,7 +288,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             cells += [f"{mean['a'] / mean[way]:.1f}", f"{mean['b'] / mean[way]:.1f}", f"{images:.0f}"]
             cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| network | 16 candidates | s one by one | s side by side | times | ops in common |"]
+    lines += ["", "| network | candidates | s one by one | s side by side | times | ops in common |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     for name, row in rows.items():
         for kind, item in row["side by side"].items():
@@ -305,6 +304,7 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed")
     parser.add_argument("--slow", type=int, default=50, help="candidates judged by (d), which neither races nor rounds")
+    parser.add_argument("--family", type=int, default=16, help="candidates that resemble each other; 0 leaves them out")
     parser.add_argument("--seed", type=int, default=0, help="decides the plans")
     parser.add_argument("--log", type=Path, default=ROOT / "runs")
     parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
