@@ -101,8 +101,9 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
     case = _case(device, data, sizes)
     evaluation = _evaluation(case, replace(case.ours, kernels="off"))
     batches = list(evaluation.calibration.part(0, case.ours.batches))
-    kernels = Fused(case.setup.graph, TritonKernels(device.place, device.half), 1, device.place)
-    kinds: dict[str, Way] = {"eager": PyTorch(), "fused": kernels}
+    averaging = case.ours.averaging
+    kernels = Fused(case.setup.graph, averaging, TritonKernels(device.place, device.half), 1, device.place)
+    kinds: dict[str, Way] = {"eager": PyTorch(averaging), "fused": kernels}
     ways = {"eager": ("eager", "eager"), "statistics": ("fused", "eager"), "throughout": ("fused", "fused")}
     hits: dict[str, list[Tensor]] = {name: [] for name in ways}
     with device.exact():
@@ -111,9 +112,7 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
                 row["cut short"] = f"{len(hits['eager'])} of {sizes.ranked} candidates, as time ran out"
                 break
             graph, weights = evaluation.cut(plan)
-            fresh = {
-                kind: way.statistics([graph], [weights], batches, case.ours.averaging)[0] for kind, way in kinds.items()
-            }
+            fresh = {kind: way.statistics([graph], [weights], batches)[0] for kind, way in kinds.items()}
             for name, (measure, score) in ways.items():
                 network_ = _folded(graph, {**weights, **fresh[measure]}, kinds[score])
                 ((_, metric),) = evaluation.signals(network_, 0, len(evaluation.images))

@@ -238,7 +238,5 @@ class _Candidates:
                 [self.cut[index][0] for index in racing],
                 [self.cut[index][1] for index in racing],
                 calibration.part(start, batches),
-                settings.averaging,
-                whole=settings.whole,
                 into=None if population else [self.statistics[index] for index in racing],
             )

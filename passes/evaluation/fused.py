@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pruneopt.errors import InternalError, UserError
+from pruneopt.errors import UserError
 from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
@@ -29,22 +29,16 @@ __all__ = ["Fused", "PyTorch", "Way", "choose"]
 HOST_MEMORY = 1 << 30
 """Bytes for the activations of one pass where the device does not tell what is free."""
 Weights = Mapping[str, Tensor]
+Into = Sequence[Statistics] | None
 
 
 class Way(Protocol):
     """How candidates are run; as a string, what the user should know of it."""
 
     def statistics(
-        self,
-        graphs: Sequence[Graph],
-        weights: Sequence[Weights],
-        batches: Iterable[Tensor],
-        averaging: Averaging,
-        *,
-        whole: bool = False,
-        into: Sequence[Statistics] | None = None,
+        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
     ) -> list[dict[str, Tensor]]:
-        """As `statistics_together`."""
+        """The running statistics of each after these batches, which join those ``into`` has (`statistics_together`)."""
         ...
 
     def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
@@ -60,10 +54,13 @@ class PyTorch:
     """By PyTorch's own operations.
 
     Attributes:
+        averaging, whole: how statistics are taken (`Settings`).
         precision: what convolutions and products are computed in; None leaves it as the weights have it.
         why: why there are no kernels where one might expect them; empty where nothing is to be said.
     """
 
+    averaging: Averaging
+    whole: bool = False
     precision: torch.dtype | None = None
     why: str = ""
 
@@ -72,18 +69,11 @@ class PyTorch:
         return ", ".join(found if self.precision is None else [*found, f"in {_name(self.precision)}"])
 
     def statistics(
-        self,
-        graphs: Sequence[Graph],
-        weights: Sequence[Weights],
-        batches: Iterable[Tensor],
-        averaging: Averaging,
-        *,
-        whole: bool = False,
-        into: Sequence[Statistics] | None = None,
+        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
     ) -> list[dict[str, Tensor]]:
         parts = list(batches)
         with self._autocast(parts[0].device if parts else torch.device("cpu")):
-            return statistics_together(graphs, weights, parts, averaging, whole=whole, into=into)
+            return statistics_together(graphs, weights, parts, self.averaging, whole=self.whole, into=into)
 
     def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
         merged = merge(folded, weights)
@@ -105,6 +95,7 @@ class Fused:
 
     Args:
         graph: the network that candidates are cut from.
+        averaging: of statistics over batches, which are taken one by one.
         backend: the kernels.
         together: candidates that come at once, at most.
         device: where they run.
@@ -113,12 +104,14 @@ class Fused:
         UserError: the kernels cannot measure all of its batch norms.
     """
 
-    def __init__(self, graph: Graph, backend: Backend, together: int, device: torch.device) -> None:
+    def __init__(
+        self, graph: Graph, averaging: Averaging, backend: Backend, together: int, device: torch.device
+    ) -> None:
         if len(graph.inputs) != 1 or graph.inputs[0].type.rank != 4:
             raise UserError("they take one batch of images")
         if len(lower_statistics(graph).norms) < len(statistic_norms(graph)):
             raise UserError("they measure batch norms over images alone")
-        self.backend = backend
+        self.averaging, self.backend = averaging, backend
         memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else HOST_MEMORY
         folded = fold_batch_norms(graph).graph
         self._kept = Kept(graph, folded, together, backend, memory, recorder(device))
@@ -127,23 +120,13 @@ class Fused:
         return f"fused kernels ({self.backend.name}) in {_name(self.backend.dtype)}"
 
     def statistics(
-        self,
-        graphs: Sequence[Graph],
-        weights: Sequence[Weights],
-        batches: Iterable[Tensor],
-        averaging: Averaging,
-        *,
-        whole: bool = False,
-        into: Sequence[Statistics] | None = None,
+        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
     ) -> list[dict[str, Tensor]]:
-        if whole or averaging.kind == "population":
-            raise InternalError("the kernels take batches one by one, in evaluation mode but for batch norms")
         into = [Statistics() for _ in graphs] if into is None else into
         for item, found in zip(into, self._kept.statistics(graphs, weights, list(batches)), strict=True):
             _add(item, found)
-        return [
-            item.running(*own, averaging) for item, own in zip(into, zip(graphs, weights, strict=True), strict=True)
-        ]
+        own = zip(into, graphs, weights, strict=True)
+        return [item.running(graph, tensors, self.averaging) for item, graph, tensors in own]
 
     def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
         return self._kept.networks(folded, weights)
@@ -157,14 +140,15 @@ def choose(graph: Graph, settings: Settings) -> Way:
     """
     precision = torch.bfloat16 if settings.precision == "bf16" else None
     device = torch.device(settings.device)
+    plain = PyTorch(settings.averaging, settings.whole, precision)
     if settings.kernels == "off" or (settings.kernels == "auto" and device.type != "cuda"):
-        return PyTorch(precision)
+        return plain
     try:
-        return Fused(graph, _backend(settings, precision), _most(graph, settings), device)
+        return Fused(graph, settings.averaging, _backend(settings, precision), _most(graph, settings), device)
     except UserError as reason:
         if settings.kernels == "reference":
             raise UserError(f"kernels=reference is not for this: {reason}; use kernels=off") from reason
-        return PyTorch(precision, str(reason))
+        return replace(plain, why=str(reason))
 
 
 def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:

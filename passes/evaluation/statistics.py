@@ -135,9 +135,8 @@ def statistics_together(
                 interpreter.run(merged.weights, inputs, training=whole)
             for item in into:
                 item.batches += 1
-        return [
-            item.running(*own, averaging) for item, own in zip(into, zip(graphs, weights, strict=True), strict=True)
-        ]
+        own = zip(into, graphs, weights, strict=True)
+        return [item.running(graph, tensors, averaging) for item, graph, tensors in own]
 
 
 def _recorder(

@@ -20,9 +20,9 @@ from pruneopt.passes.lowering.backends import ReferenceKernels
 REFERENCE = Settings(kernels="reference")
 
 
-def fused(graph: Graph) -> Fused:
+def fused(graph: Graph, averaging: Averaging = MEAN) -> Fused:
     """In float64."""
-    return Fused(graph, ReferenceKernels(torch.float64), 2, torch.device("cpu"))
+    return Fused(graph, averaging, ReferenceKernels(torch.float64), 2, torch.device("cpu"))
 
 
 def residual(channels: int = 20) -> nn.Module:
@@ -54,7 +54,7 @@ def statistics(
 ) -> dict[str, Tensor]:
     """Those of a single network, by the kernels' reference."""
     so_far = None if into is None else [into]
-    (found,) = fused(graph).statistics([graph], [graph.weights], given, averaging, into=so_far)
+    (found,) = fused(graph, averaging).statistics([graph], [graph.weights], given, so_far)
     return found
 
 
