@@ -182,9 +182,7 @@ class CostModel:
 
     def _time_on(self, target: str) -> Callable[[np.ndarray], np.ndarray]:
         if self.times is None:
-            raise UserError(
-                f"a limit on the time on {target} needs measurements, which `pruneopt compile` takes"
-            )
+            raise UserError(f"a limit on the time on {target} needs measurements, which `pruneopt compile` takes")
         predictor = self.times(target, self)
         return lambda rows: 1e9 * predictor.seconds(rows)
 
