@@ -25,7 +25,8 @@ def _accuracy(rows: Sequence[Row]) -> Iterable[str]:
     for network in dict.fromkeys(row["network"] for row in rows):
         here = [row for row in rows if row["network"] == network and "times" in row]
         if here:
-            yield "\n".join([f"{network}, {len(here)} seeds:\n", *_arms(here), "", *_noise(here)])
+            seeds = ", ".join(str(row["seed"]) for row in here)
+            yield "\n".join([f"{network}, seeds {seeds}:\n", *_arms(here), "", *_noise(here)])
 
 
 def _arms(rows: Sequence[Row]) -> Iterable[str]:
@@ -34,6 +35,9 @@ def _arms(rows: Sequence[Row]) -> Iterable[str]:
         "| fine-tuned |"
     )
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    whole = [row["times"]["original"] for row in rows]
+    ratios = ", ".join(_interval(time["against_base"]) for time in whole)
+    yield f"| the original | 100 % | {_mean(time['ms'] for time in whole):.3f} | | {ratios} | | |"
     for arm in dict.fromkeys(arm for row in rows for arm in row["arms"]):
         found = [(row["arms"][arm], row["times"][arm]) for row in rows if arm in row["times"]]
         missed = sum("missed" in row["arms"].get(arm, {}) for row in rows)
@@ -111,7 +115,7 @@ def explained(row: Row) -> str | None:
     if total <= 0:
         return f"{row['network']}, {row['way']}: the ops under the profiler took no more than their share."
     named = sorted((kind for kind in excess if excess[kind] > LEAST * total), key=lambda kind: -excess[kind])
-    parts = [f"{kind} {_change(before[kind], after[kind])}" for kind in named]
+    parts = [f"{kind} {_change(before, after, kind)}" for kind in named]
     return f"{row['network']}, {row['way']} ({total:.2f} ms too many): {'; '.join(parts)}."
 
 
@@ -119,14 +123,22 @@ def _ms(item: Row) -> float:
     return float(item.get("ms", 0.0))
 
 
-def _change(before: Row, after: Row) -> str:
-    """Times before and after, and at what rate the ops worked: of arithmetic where there is any, else of memory."""
-    name, unit = ("mmacs", "GMAC/s") if after.get("mmacs") else ("mb", "GB/s")
-    rates = [item[name] / item["ms"] for item in (before, after) if item.get("ms")]
-    amounts = (
-        f"{before.get('ops', 0):.0f} ops {_ms(before):.2f} ms to {after.get('ops', 0):.0f} ops {_ms(after):.2f} ms"
-    )
-    return f"{amounts} ({' to '.join(f'{rate:.0f}' for rate in rates)} {unit})"
+def _change(before: dict[str, Row], after: dict[str, Row], kind: str) -> str:
+    """Times before and after, and at what rate the ops worked: of arithmetic where there is any, else of memory.
+
+    What fell out of the blocked layout is held against that.
+    """
+    old, new = before[kind], after[kind]
+    amounts = " to ".join(f"{item.get('ops', 0):.0f} ops {_ms(item):.2f} ms" for item in (old, new))
+    blocked = before.get(kind.replace("plain", "blocked"), {})
+    name, unit = ("mmacs", "GMAC/s") if new.get("mmacs") else ("mb", "GB/s")
+    rates = [_rate(item, name) for item in (old or blocked, new) if item]
+    return f"{amounts} ({' to '.join(rates)} {unit}{'' if old or not blocked else ', before in blocks'})"
+
+
+def _rate(item: Row, name: str) -> str:
+    rate = item[name] / max(item["ms"], 1e-6)
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def _interval(item: Row) -> str:

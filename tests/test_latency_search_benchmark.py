@@ -65,7 +65,8 @@ def test_what_is_named_is_what_took_more_than_its_share() -> None:
     from latency_search_report import explained
 
     assert explained(row(1.0)) == (
-        "net, FLOPs (5.50 ms too many): convolutions, plain 0 ops 0.00 ms to 1 ops 4.00 ms (10 GMAC/s); "
-        "reorders 1 ops 1.00 ms to 1 ops 2.00 ms (2 to 2 GB/s)."
+        "net, FLOPs (5.50 ms too many): "
+        "convolutions, plain 0 ops 0.00 ms to 1 ops 4.00 ms (40 to 10 GMAC/s, before in blocks); "
+        "reorders 1 ops 1.00 ms to 1 ops 2.00 ms (2.0 to 2.0 GB/s)."
     )
     assert explained(row(2.0)) is None
