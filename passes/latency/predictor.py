@@ -170,6 +170,8 @@ def _calibrated(sums: np.ndarray, whole: np.ndarray) -> Calibration:
     """The line with the least relative error through networks that were not disturbed, neither part below 0."""
     ratio = whole / np.maximum(sums, 1e-12)
     quiet = np.abs(ratio / np.median(ratio) - 1) < ODD
+    if not quiet.any():  # two bands, and the median between them
+        quiet = np.ones_like(quiet)
     design = np.stack([sums, np.ones(len(sums))], axis=1)[quiet] / whole[quiet, None]
     scale, offset = np.linalg.lstsq(design, np.ones(int(quiet.sum())), rcond=None)[0]
     if scale <= 0 or offset < 0:
