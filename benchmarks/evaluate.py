@@ -109,7 +109,7 @@ class Loaders:
         drawn = list(Evaluation(case.graph, case.coupling, case.workload, published(case)).calibration.part(0, 102))
         images = [torch.cat(parts) for parts in zip(*case.workload.subval.batches(256), strict=True)]
         calibration = TensorDataset(torch.cat(drawn).contiguous())
-        return cls(DataLoader(calibration, case.batch_size), DataLoader(TensorDataset(*images), 256))
+        return cls(DataLoader(calibration, case.batch_size), DataLoader(TensorDataset(*images), 2 * case.batch_size))
 
     def accuracy(self, network: nn.Module) -> float:
         network.eval()
