@@ -8,14 +8,13 @@ not fit is left to torch.export: a `CannotRecordError` here is no failure of the
 
 from __future__ import annotations
 
-import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
+from pruneopt.collection import no_collection
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.module_state import CannotRecordError
@@ -52,7 +51,7 @@ def recorded_graph(
     batched = [item.dim() > 0 and item.shape[0] == size > 0 for item in inputs]
     if not all(batched):
         raise CannotRecordError("an input has no batch")
-    with _no_collection():
+    with no_collection():  # many small objects are made here that stay
         weights = _weightless(tensors)
         runs = record(model, weights, [[_sized(item, batch) for item in inputs] for batch in BATCHES])
         named = dict(zip(_input_names(model, len(inputs)), inputs, strict=True))
@@ -62,18 +61,6 @@ def recorded_graph(
         except (NotDynamicError, UserError, IRError) as error:
             raise CannotRecordError(f"{type(error).__name__} {error}") from error
     return graph
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Many small objects are made here that stay: looking for garbage among them would find none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -7,14 +7,13 @@ right after one that is not timed, so that a session finds its weights in the ca
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pruneopt.collection import no_collection
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.timing.clock import Clock, WallClock
 from pruneopt.passes.timing.intervals import FEWEST, median_interval
@@ -149,7 +148,7 @@ def take_rounds(
         rounds = int(np.clip(seconds / each if each > 0 else ROUNDS[1], *ROUNDS))
     machine = Reference(clock, reference)
     times = np.empty((rounds, len(sessions)))
-    with _no_collection():
+    with no_collection():
         for row in range(rounds):
             machine.sample()
             order = range(len(sessions))
@@ -180,15 +179,3 @@ def warm_up(run: Callable[[], None], clock: Clock, limit: float = math.inf) -> t
 
 def _window(run: Callable[[], None], clock: Clock) -> float:
     return float(np.median([clock.seconds(run) for _ in range(WINDOW)]))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's collector of garbage waits until the block is over."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
