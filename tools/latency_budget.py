@@ -59,18 +59,23 @@ def on_steps(options: argparse.Namespace, steps: list[Pass], budgets: Sequence[B
     by single channels does not climb them, and leaves a part of the budget unused.
     """
     on_processor = any(text.partition("{")[0].endswith("-cpu") for text in targets_of(budgets))
-    aligned: dict[str, Any] = {"round_to": ALIGNED}
-    changed = [
-        dataclasses.replace(step, **aligned)
-        if isinstance(step, Choose) and getattr(step, "round_to", None) == 1
-        else step
-        for step in steps
-    ]
-    if not on_processor or options.round_to is not None or changed == steps:
+    if not on_processor or options.round_to is not None:
+        return steps, []
+    changed = [_aligned(step) for step in steps]
+    if changed == steps:
         return steps, []
     return changed, [
         f"widths are multiples that suit the processor ({ALIGNED}), as a budget names one: --round-to decides"
     ]
+
+
+def _aligned(step: Pass) -> Pass:
+    """A pass that chooses widths in multiples; one whose widths somebody decided, or that has none, as it is."""
+    single = getattr(step, "granularity", None) == "weight"
+    if single or not isinstance(step, Choose) or getattr(step, "round_to", None) != 1:
+        return step
+    aligned: dict[str, Any] = {"round_to": ALIGNED}
+    return dataclasses.replace(step, **aligned)
 
 
 def delivery_of(options: argparse.Namespace, budgets: Sequence[Budget], folder: Path) -> Delivery | None:
