@@ -73,3 +73,10 @@ def test_profile_on_a_target(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert both.code == 2
     done = call("profile", tiny, "--out", tmp_path / "t.json", "--picture", picture)
     assert "--picture and --json show the profile on a target" in done.sentence
+
+
+def test_single_weights_have_no_widths_to_round(call: Call, tiny: Path, tmp_path: Path) -> None:
+    words = ("compile", tiny, "--pass", "l1{granularity=weight}", "--latency-minutes", 0.1, "--out", tmp_path / "out")
+    done = call(*words, "--budget", "1000s@torch-cpu")
+    assert done.code == 2
+    assert "cannot be met by single weights" in done.err
