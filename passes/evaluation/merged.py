@@ -57,7 +57,7 @@ def merge(graphs: Sequence[Graph], weights: Sequence[Weights]) -> Merged:
         twins = dict(zip(graph.inputs, inputs, strict=True))
         twins |= {value: joined.weight(value, tensors[name]) for name, value in graph.params.items() if name in tensors}
         ops.append({op: joined.op(op, twins) for op in graph.ops})
-        outputs.append(map_structure(lambda value, twins=twins: twins[value], graph.outputs))  # type: ignore[misc]
+        outputs.append(map_structure(twins.__getitem__, graph.outputs))
     merged.outputs = tuple(outputs)
     return Merged(merged, joined.weights, tuple(ops))
 
