@@ -28,7 +28,7 @@ from pruneopt.passes.front.reach import Reach
 from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.judge import Judge, Trial
-from pruneopt.passes.search.loop import JOURNAL, PATIENCE
+from pruneopt.passes.search.loop import JOURNAL, paced
 from pruneopt.passes.search.ranking import Accuracy
 from pruneopt.passes.search.space import Proposal, Space
 from pruneopt.passes.spec import pass_text
@@ -107,7 +107,7 @@ class Exploration:
         done, pace = self.outcome.candidates, math.inf
         while structures:
             self._judge = self._judge or self._opened(candidates)
-            count = max(1, min(self.together(len(done)), int(PATIENCE / max(pace, 1e-9))))
+            count = paced(self.together(len(done)), pace)
             found = self._judged(generation, structures[:count], self._judge)
             structures, pace = structures[count:], found[-1].seconds
             for item in found:

@@ -37,12 +37,17 @@ from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.transform.select import is_filled, keep_best
 from pruneopt.passes.transform.settle import settle
 
-__all__ = ["JOURNAL", "Search", "Searched"]
+__all__ = ["JOURNAL", "Search", "Searched", "paced"]
 
 JOURNAL = "search.jsonl"
 TOP = 2
 PATIENCE = 60.0
 """Seconds of work that a killed search may lose, where it can choose."""
+
+
+def paced(most: int, pace: float) -> int:
+    """How many of ``most`` to judge at once, where each takes ``pace`` seconds: `PATIENCE` seconds of work, or one."""
+    return max(1, min(most, int(PATIENCE / max(pace, 1e-9))))
 
 
 @dataclass
@@ -132,7 +137,7 @@ class Search:
         """The structures that are judged next, side by side; ``pace``: seconds that one takes."""
         most = self.together(index)
         if self.apart:
-            most = max(1, min(most, int(PATIENCE / pace)))
+            most = paced(most, pace)
         group: list[Proposal] = []
         while len(group) < most and (not group or self.asker.ready):
             proposal = self.asker.ask()
