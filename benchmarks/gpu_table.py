@@ -199,7 +199,7 @@ def _sets(name: str, device: Device, sizes: Sizes, clock: Clock, found: Row) -> 
         ratios = [base / own for base, own in pairs if base and own]
         if ratios:
             found[f"{way} times faster than B4"], found[f"quartiles of {way}"] = spread(ratios)
-    found["told"] = prepared.told
+    found["told"] = prepared.launches.told
     _together(net, device, sizes, found)
 
 

@@ -232,7 +232,7 @@ def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: 
     def means() -> Means:
         return {item.name: item.mean.double().cpu() for item in run(batches[:1])[0][0]}
 
-    return Way(run, means, len(candidates), told=lambda: prepared.told, held=lambda: prepared.bytes)
+    return Way(run, means, len(candidates), told=lambda: prepared.launches.told, held=lambda: prepared.launches.bytes)
 
 
 def deviation(way: Way, candidate: Candidate, device: Device) -> float:

@@ -23,7 +23,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.coupling import Coupling
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.fused import choose
+from pruneopt.passes.evaluation.fused import choose, weight_bytes
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
 from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
@@ -96,7 +96,7 @@ class Evaluation:
     def evaluate(self, plans: Iterable[Plan]) -> Iterator[Score]:
         """The scores of plans, in their order; with a race, each depends on those before it."""
         rest, done = iter(plans), 0
-        size = sum(tensor.nbytes for tensor in self.graph.weights.values())
+        size = weight_bytes(self.graph)
         while group := list(islice(rest, self.settings.together(done, size))):
             for score in self.together(group):
                 if score.trace is not None:

@@ -24,7 +24,7 @@ from pruneopt.passes.lowering.kept import Kept, recorder
 from pruneopt.passes.lowering.run_statistics import BatchStatistics
 from pruneopt.passes.lowering.statistics import lower_statistics
 
-__all__ = ["Fused", "PyTorch", "Way", "choose"]
+__all__ = ["Fused", "PyTorch", "Way", "choose", "weight_bytes"]
 
 HOST_MEMORY = 1 << 30
 """Bytes for the activations of one pass where the device does not tell what is free."""
@@ -163,9 +163,14 @@ def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:
     return ReferenceKernels()
 
 
+def weight_bytes(graph: Graph) -> int:
+    """What a network's weights take."""
+    return sum(tensor.nbytes for tensor in graph.weights.values())
+
+
 def _most(graph: Graph, settings: Settings) -> int:
     """How many candidates come at once, at most."""
-    size = sum(tensor.nbytes for tensor in graph.weights.values())
+    size = weight_bytes(graph)
     return max(settings.together(0, size), settings.together(settings.keep, size))
 
 

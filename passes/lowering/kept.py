@@ -61,7 +61,7 @@ class Kept:
 
     def __str__(self) -> str:
         """How launches were started last, in a few words; empty before any were."""
-        told = {"statistics": self._statistics.told, "scores": self._evaluation.told}
+        told = {"statistics": self._statistics.launches.told, "scores": self._evaluation.launches.told}
         return ", ".join(f"{name} by {how}" for name, how in told.items() if how)
 
     def _statistics_of(self, graph: Graph) -> LoweredStatistics:

@@ -94,8 +94,8 @@ class Prepared:
         room = [self._most[1]] * self._most[0]
         device = batches[0].device
         if self._why is not None:
-            self._own = self._own or Program(self._graphs, room, self._backend, device, HANDLERS)
+            self._own = self._own or Program(Layout(self._graphs, room, self._backend, device, HANDLERS))
             return self._own
         if self._shared is None:
-            self._shared = Program(self._rooms, room, self._backend, device, HANDLERS, self._capture)
+            self._shared = Program(Layout(self._rooms, room, self._backend, device, HANDLERS), self._capture)
         return self._shared

@@ -7,7 +7,7 @@ every candidate that is loaded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Value
-from pruneopt.passes.lowering.backends import Backend, Step
+from pruneopt.passes.lowering.backends import Step
 from pruneopt.passes.lowering.capture import Capture
-from pruneopt.passes.lowering.layout import Handler, Layout, Weights, check_batch
+from pruneopt.passes.lowering.layout import Layout, Weights, check_batch
 from pruneopt.passes.lowering.storage import Activation, Loose, Table
 from pruneopt.passes.lowering.twins import twins_of
 
@@ -28,28 +28,15 @@ class Program:
     """A pass over several candidates, ready to run.
 
     Args:
-        rooms: the widest graph of each candidate; they differ in widths alone.
-        images: of every batch, at most.
-        backend: what runs the fused operations.
-        device: of all tensors.
-        handlers: what lays out an op, by its base name.
+        layout: the steps, and where everything lies.
         capture: what records launches, to start them as one; None starts each by itself.
 
     Attributes:
-        layout: the steps, and where everything lies.
         told: how the launches are started, in a few words.
     """
 
-    def __init__(
-        self,
-        rooms: Sequence[Graph],
-        images: Sequence[int],
-        backend: Backend,
-        device: torch.device,
-        handlers: Mapping[str, Handler],
-        capture: Capture | None = None,
-    ) -> None:
-        self.layout = Layout(rooms, images, backend, device, handlers)
+    def __init__(self, layout: Layout, capture: Capture | None = None) -> None:
+        self.layout = layout
         self.told = ""
         self._capture = capture
         self._sections: list[Step] = []

@@ -24,26 +24,19 @@ class PreparedEvaluation:
         rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
+
+    Attributes:
+        launches: what is laid out, and how its launches were started.
     """
 
     def __init__(self, rooms: Sequence[LoweredEvaluation], backend: Backend, capture: Capture | None = None) -> None:
-        self._prepared = Prepared([item.graph for item in rooms], backend, capture)
+        self.launches = Prepared([item.graph for item in rooms], backend, capture)
         self._weights: tuple[Mapping[str, Tensor], ...] = ()
-
-    @property
-    def told(self) -> str:
-        """How the launches of the last run were started, in a few words."""
-        return self._prepared.told
-
-    @property
-    def bytes(self) -> int:
-        """What is held for activations."""
-        return self._prepared.bytes
 
     def load(self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, at most as many as there are rooms: from folded graphs, and weights of these by name."""
         self._weights = tuple(weights)
-        self._prepared.load([item.graph for item in lowered], weights)
+        self.launches.load([item.graph for item in lowered], weights)
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> list[Any]:
@@ -52,7 +45,7 @@ class PreparedEvaluation:
         Args:
             inputs: `[images, ...]` of networks with one input.
         """
-        program = self._prepared.run([inputs])
+        program = self.launches.run([inputs])
         outputs = program.layout.rooms[0].outputs
         parts = program.read(value for value in program.layout.rooms[0].output_values if not value.is_weight)
 

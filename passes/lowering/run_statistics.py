@@ -34,26 +34,19 @@ class PreparedStatistics:
         rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
+
+    Attributes:
+        launches: what is laid out, and how its launches were started.
     """
 
     def __init__(self, rooms: Sequence[LoweredStatistics], backend: Backend, capture: Capture | None = None) -> None:
-        self._prepared = Prepared([item.graph for item in rooms], backend, capture)
+        self.launches = Prepared([item.graph for item in rooms], backend, capture)
         self._lowered: tuple[LoweredStatistics, ...] = ()
-
-    @property
-    def told(self) -> str:
-        """How the launches of the last run were started, in a few words."""
-        return self._prepared.told
-
-    @property
-    def bytes(self) -> int:
-        """What is held for activations."""
-        return self._prepared.bytes
 
     def load(self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, at most as many as there are rooms: their lowered passes, and their weights by name."""
         self._lowered = tuple(lowered)
-        self._prepared.load([item.graph for item in lowered], weights)
+        self.launches.load([item.graph for item in lowered], weights)
 
     @torch.no_grad()
     def run(self, batches: Sequence[Tensor]) -> list[list[list[BatchStatistics]]]:
@@ -65,7 +58,7 @@ class PreparedStatistics:
         Returns:
             ``result[candidate][batch][norm]``.
         """
-        program = self._prepared.run(batches)
+        program = self.launches.run(batches)
         outputs = program.layout.rooms[0].output_values
         parts = program.read(outputs)
         found: list[list[list[BatchStatistics]]] = [[[] for _ in batches] for _ in self._lowered]

@@ -132,7 +132,7 @@ def test_recorded_launches_serve_other_candidates(setting: Setting, device: str)
         prepared.load([lower_statistics(candidate)], [{k: t.to(device) for k, t in candidate.weights.items()}])
         (found,) = prepared.run([batch.to(device) for batch in batches])
         check(candidate, batches, found, setting)
-    assert prepared.told == "6 launches in 1 CUDA graph"
+    assert prepared.launches.told == "6 launches in 1 CUDA graph"
     assert recorded == ([6] if device == "cpu" else [])
 
 

@@ -60,5 +60,5 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     found.statistics(some[:1], [some[0].weights], given[:1])
     gc.collect()
     assert gone() is None  # a candidate is not held longer than it is judged
-    assert found._statistics.bytes <= memory
+    assert found._statistics.launches.bytes <= memory
     assert str(found) == "statistics by 4 launches, scores by 3 launches"

@@ -142,7 +142,7 @@ def test_one_layout_for_all_candidates(name: str, recording: bool) -> None:
             assert recorder.started == len(recorder.recorded) * (number + 1)
     if recording:
         told = f"{sum(recorder.recorded)} launches in {len(recorder.recorded)} CUDA graph"
-        assert prepared.told.startswith(told)
+        assert prepared.launches.told.startswith(told)
 
 
 def test_more_batches_of_a_loaded_candidate() -> None:
@@ -264,7 +264,7 @@ def test_starting_recorded_launches_allocates_nothing_and_waits_for_nothing() ->
     one, other = cut(graph, [0.3, 0.6])
     program_of.load([lower_statistics(one)], [one.weights])
     program_of.run(given)
-    program = program_of._prepared._loaded
+    program = program_of.launches._loaded
     assert program is not None
     with Calls() as starting:
         program.start()
@@ -300,7 +300,7 @@ def test_what_cannot_be_recorded_runs_by_itself() -> None:
         found = prepared.run(given)
     assert len(told) == 1
     same(found, alone(candidate, given))
-    assert prepared.told.startswith(why)
+    assert prepared.launches.told.startswith(why)
 
 
 def test_a_candidate_without_room_is_laid_out_by_itself() -> None:
@@ -319,12 +319,12 @@ def test_a_candidate_without_room_is_laid_out_by_itself() -> None:
     for candidate, why in ((graph, ""), (fewer, "groups instead of 24"), (graph, "")):
         prepared.load([lower_statistics(candidate)], [candidate.weights])
         same(prepared.run(given), alone(candidate, given))
-        assert why in prepared.told
+        assert why in prepared.launches.told
     assert len(recorder.recorded) == 1
     narrow = PreparedStatistics([lower_statistics(fewer)], EXACT)
     narrow.load([lower_statistics(graph)], [graph.weights])
     same(narrow.run(given), alone(graph, given))
-    assert "there is room for" in narrow.told
+    assert "there is room for" in narrow.launches.told
 
 
 def test_batches_of_another_size() -> None:
@@ -359,10 +359,10 @@ def test_memory_of_an_image() -> None:
     prepared = PreparedStatistics([lower_statistics(graph)], EXACT)
     prepared.load([lower_statistics(graph)], [graph.weights])
     prepared.run(batches(9, 8, 8))
-    program = prepared._prepared._loaded
+    program = prepared.launches._loaded
     assert program is not None
     each = image_bytes(lower_statistics(graph).graph, EXACT)
     # Partial statistics are for tiles of 128 rows: one image has a whole one, here mostly empty.
-    assert 0.7 * 16 * each < prepared.bytes == program.layout.memory.bytes <= 16 * each
+    assert 0.7 * 16 * each < prepared.launches.bytes == program.layout.memory.bytes <= 16 * each
     largest = 2 * 5 * 5 * 48 + 9 * 9 * 16  # what the depthwise convolution reads and writes, and the input
     assert each >= 8 * largest
