@@ -5,8 +5,8 @@
     python benchmarks/evaluate.py mobilenet_v2 --candidates 12
     python benchmarks/evaluate.py --markdown               # only print the table of what was measured
 
-Random plans at half of the FLOPs (MobileNetV2: three quarters; at half it knows nothing without training), judged in
-these ways, in processor seconds of one thread:
+Random plans at half of the FLOPs (MobileNetV2: nine tenths; at three quarters it knows nothing without training),
+judged in these ways, in processor seconds of one thread:
 
 a  the published way: the dense network with masks behind its batch norms, 102 batches of 128 through a `DataLoader` in
    training mode (moving average, momentum 0.1), all validation images (EagleEye's code). MobileNetV2 has 500 images for
