@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -12,83 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from applied import Net, assert_same, batch, equal, net, pruned, snapshot
 from torch import Tensor, nn
 
 import pruneopt
 from pruneopt.errors import UserError
-from pruneopt.ir.types import TensorType
-from pruneopt.passes.base import Result
-
-
-def pruned(model: nn.Module, *inputs: Tensor, text: str = "uniform{budget=50%FLOPs}", **given: Any) -> Result:
-    graph = pruneopt.capture(model, inputs)
-    return pruneopt.PassManager.parse(f"couple,cost,{text},slice,verify").run(graph, **given)
-
-
-def assert_same(model: nn.Module, result: Result, *inputs: Tensor) -> None:
-    """In evaluation mode, at another batch size, the module is the pruned network; its weights are those, by name."""
-    model.eval()
-    rows = [torch.cat([x, x.flip(0)]) for x in inputs]
-    with torch.no_grad():
-        torch.testing.assert_close(model(*rows), result.module(*rows), rtol=1e-4, atol=1e-5)
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    for name, tensor in result.graph.weights.items():
-        if name in own:
-            torch.testing.assert_close(own[name].detach(), tensor, rtol=0, atol=0)
-
-
-def snapshot(model: nn.Module, *optimizers: torch.optim.Optimizer) -> list[Any]:
-    """Everything that applying could change, by identity and by value."""
-    found: list[Any] = []
-    for tensor in [*model.parameters(), *model.buffers()]:
-        grad = None if tensor.grad is None else tensor.grad.clone()
-        found.append((id(tensor), tensor.data_ptr(), tensor.detach().clone(), grad, tensor.requires_grad))
-    for module in model.modules():
-        found.append([(k, v) for k, v in vars(module).items() if isinstance(v, int | float | tuple | list | str)])
-    for optimizer in optimizers:
-        found.append([[id(p) for p in group["params"]] for group in optimizer.param_groups])
-        for state in optimizer.state.values():
-            found.append([(k, v.clone() if isinstance(v, Tensor) else v) for k, v in state.items()])
-    return found
-
-
-def equal(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and torch.equal(left, right)
-    if isinstance(left, tuple | list):
-        return len(left) == len(right) and all(equal(one, other) for one, other in zip(left, right, strict=True))
-    return bool(left == right)
-
-
-class Net(nn.Module):
-    """A stem, a residual block with a depthwise and a grouped convolution, group norm, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(12)
-        self.expand = nn.Conv2d(12, 20, 1)
-        self.depthwise = nn.Conv2d(20, 20, 3, padding=1, groups=20)
-        self.grouped = nn.Conv2d(20, 16, 3, padding=1, groups=2)
-        self.norm = nn.GroupNorm(4, 16)
-        self.back = nn.ConvTranspose2d(16, 12, 3, padding=1)
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.stem(x)))
-        y = F.relu(self.depthwise(F.relu(self.expand(x))))
-        x = x + self.back(self.norm(self.grouped(y)))
-        return self.head(x.mean((2, 3)))
-
-
-def batch(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
-
 
 # What stays and what follows
 
@@ -391,115 +318,6 @@ def test_parametrised_weights() -> None:
     assert_same(model, result, x)
 
 
-# Training goes on
-
-
-def test_a_loss_of_earlier_may_still_be_there() -> None:
-    """Autograd keeps the nodes that collect gradients, with the old sizes, as long as a loss does."""
-    model, x = net(), batch(2, 3, 8, 8)
-    result = pruned(model, x)
-    loss = model(x).sum()
-    loss.backward()
-    full = model.expand.weight.grad
-    assert full is not None
-    result.apply_(model)
-    rows, columns = (result.plan or {})["expand"], (result.plan or {})["stem"]
-    assert model.expand.weight.grad is not None
-    assert torch.equal(model.expand.weight.grad, full[rows][:, columns])
-    model(x).sum().backward()
-    assert model.expand.weight.grad.shape == model.expand.weight.shape
-    assert loss.grad_fn is not None
-
-
-class Chain(nn.Module):
-    """Every group is made by one layer and read by the next, so that the masked original is quickly written down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.bn = nn.Conv2d(3, 10, 3, padding=1), nn.BatchNorm2d(10)
-        self.b = nn.Conv2d(10, 12, 3, padding=1)
-        self.c = nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(F.relu(self.b(F.relu(self.bn(self.a(x))))).mean((2, 3)))
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, amsgrad=True, weight_decay=0.05),
-    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5, centered=True),
-}
-
-
-def groups_of(model: Chain) -> list[dict[str, Any]]:
-    return [
-        {"params": [model.c.bias, model.a.weight], "lr": 0.02},
-        {"params": [model.bn.weight, model.bn.bias]},
-        {"params": [model.a.bias, model.b.weight, model.b.bias, model.c.weight]},
-    ]
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x, target = torch.randn(6, 3, 8, 8, generator=generator).double(), torch.randint(0, 4, (6,), generator=generator)
-    optimizer.zero_grad()
-    F.cross_entropy(model.train()(x), target).backward()
-    optimizer.step()
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_training_goes_on_as_that_of_the_masked_original(kind: str) -> None:
-    """The kept weights move as those of the original of which the removed channels are read as zeros."""
-    torch.manual_seed(0)
-    model = Chain().double()
-    optimizer = OPTIMIZERS[kind](groups_of(model))
-    for seed in range(3):
-        step(model, optimizer, seed)
-    result = pruned(model.eval(), batch(2, 3, 8, 8).double())
-    keep_a, keep_b = ((result.plan or {})[name] for name in ("a", "b"))
-    masked = copy.deepcopy(model)
-    other = OPTIMIZERS[kind](groups_of(masked))
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    result.apply_(model, optimizer)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2, 4]
-    for seed in range(3, 6):
-        with torch.no_grad():
-            masked.b.weight[:, [i for i in range(10) if i not in keep_a]] = 0
-            masked.c.weight[:, [i for i in range(12) if i not in keep_b]] = 0
-        step(model, optimizer, seed)
-        step(masked, other, seed)
-    assert 0 < len(keep_a) < 10
-    pairs = [
-        (model.a.weight, masked.a.weight[keep_a]),
-        (model.bn.weight, masked.bn.weight[keep_a]),
-        (model.bn.running_var, masked.bn.running_var[keep_a]),
-        (model.b.weight, masked.b.weight[keep_b][:, keep_a]),
-        (model.b.bias, masked.b.bias[keep_b]),
-        (model.c.weight, masked.c.weight[:, keep_b]),
-        (model.c.bias, masked.c.bias),
-    ]
-    for mine, wanted in pairs:
-        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-11)
-
-
-def test_a_bias_that_a_repair_added_is_trained_too() -> None:
-    model, x = net(), batch(2, 3, 8, 8)
-    optimizer = torch.optim.SGD([{"params": [model.head.weight]}, {"params": [model.stem.weight], "lr": 0.5}], lr=0.1)
-    result = pruned(model, x)
-    (conv,) = (op for op in result.graph.ops if op.loc.module == "stem")
-    bias = result.graph.add_param("stem.bias", TensorType("f32", (conv.results[0].type.shape()[1],)), "param")
-    result.graph.set_operand(conv, 2, bias)
-    result.graph.weights["stem.bias"] = torch.rand(bias.type.shape())
-    result.apply_(model, optimizer)
-    assert model.stem.bias is not None
-    assert optimizer.param_groups[1]["params"] == [model.stem.weight, model.stem.bias]
-    assert_same(model, result, x)
-    odd = pruned(net(), x)
-    odd.graph.weights["odd"] = torch.rand(odd.graph.add_param("odd", TensorType("f32", (3,)), "param").type.shape())
-    with pytest.raises(UserError, match="the pruned network has odd, for which Net has no place"):
-        odd.apply_(net())
-
-
 # Nothing or all
 
 
@@ -570,20 +388,6 @@ def test_code_that_fixes_a_size_is_named_and_all_is_put_back(
     kept = pruned(holder.eval(), x, text="prune{ratio=0.3 scope=local}", ignore=[name[1]])
     kept.apply_(holder, optimizer)
     assert_same(holder, kept, x)
-
-
-def test_an_optimizer_that_cannot_be_cut() -> None:
-    model, x = net(), batch(2, 3, 8, 8)
-    result = pruned(model, x)
-    optimizer = torch.optim.Adafactor(model.parameters())
-    model(x).sum().backward()
-    optimizer.step()
-    before = snapshot(model, optimizer)
-    with pytest.raises(UserError, match=r"Adafactor remembers row_var .*: call apply_ without the optimizer"):
-        result.apply_(model, [optimizer])
-    assert equal(snapshot(model, optimizer), before)
-    with pytest.raises(UserError, match="SGD trains no parameter of the module"):
-        result.apply_(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
 
 
 def test_heads_that_only_training_reads() -> None:
