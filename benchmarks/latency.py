@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,23 @@ def show(row: dict[str, Any]) -> None:
         )
 
 
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows as a table in Markdown: error, share within 10 % and Kendall's tau of every predictor."""
+    names = {"predictor": "pruneopt", "noise_floor": "noise floor", "table_fitted": "table, fitted", "flops": "FLOPs"}
+    lines = [
+        "| network, target, ms | networks, s | " + " | ".join(names.values()) + " |",
+        "| --- | --- |" + " --- |" * 4,
+    ]
+    for row in rows:
+        cells = [
+            f"{row['network'].partition(':')[2]}, {row['target']}, {row['fastest_ms']:.1f} to {row['slowest_ms']:.1f}",
+            f"{row['measured_networks']}, {row['profiling_seconds']:.0f}",
+        ]
+        cells += [f"{row[n]['mape']:.1f} %, {row[n]['within_10']:.0f} %, {row[n]['tau']:.2f}" for n in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}, or MODELs")
@@ -180,9 +197,13 @@ def main() -> None:
     parser.add_argument("--db", type=Path, default=RESULTS / "latency.db", help="what was measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the results")
     parser.add_argument("--again", action="store_true", help="measure rows that are done again")
+    parser.add_argument("--markdown", action="store_true", help="print the table of what there is and stop")
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     rows = {(row["network"], row["target"]): row for row in known["rows"]}
+    if options.markdown:
+        print(table(rows.values()))
+        return
     with Database(options.db) as database:
         for name in options.networks:
             for text in options.targets:
