@@ -84,7 +84,7 @@ def run_profiled(
             _timed(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         whole = [_timed(session, feed) for _ in range(runs)]
-    return Sample(undisturbed(np.array(whole)[:, None])[0], tuple(_nodes(events, regions)))
+    return Sample(float(np.median(whole)), tuple(_nodes(events, regions)))
 
 
 def _session(target: OrtTarget, model: bytes, folder: Path) -> Any:

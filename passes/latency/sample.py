@@ -12,7 +12,8 @@ __all__ = ["NodeTime", "Sample", "undisturbed"]
 def undisturbed(times: np.ndarray) -> np.ndarray:
     """The medians over the faster half of the runs, `[runs, ops]` -> `[ops]`.
 
-    A run in which other work took the processor is slower as a whole; on a quiet machine the half changes little.
+    A run in which other work took the processor is slower as a whole; on a quiet machine the half changes little. It is
+    for the shares of ops. The whole network has its plain median, which is what a budget is held against.
     """
     whole = times.sum(axis=1)
     found: np.ndarray = np.median(times[whole <= np.median(whole)], axis=0)
@@ -27,7 +28,7 @@ class NodeTime:
         name: what the target calls it.
         kind: what it does, in the target's words.
         region: the number of the region that it lies in (see `regions`).
-        seconds: the median over runs.
+        seconds: the median over the runs that were not disturbed.
         shapes: of its inputs and outputs.
         moved: bytes of its inputs, weights and outputs.
     """

@@ -36,7 +36,7 @@ def run_eager(target: TorchCPU, graph: Graph, weights: Mapping[str, Tensor], sec
     session = target.load(graph, weights)
     first = min(_timed(session.run) for _ in range(WARM_UP))
     runs = int(np.clip(seconds / max(first, 1e-6), LEAST, MOST))
-    whole = np.array([_timed(session.run) for _ in range(runs)])
+    whole = [_timed(session.run) for _ in range(runs)]
     session.close()
     steps = _Steps(target, graph, weights)
     before = torch.get_num_threads()
@@ -46,7 +46,7 @@ def run_eager(target: TorchCPU, graph: Graph, weights: Mapping[str, Tensor], sec
             times = np.array([steps.times() for _ in range(runs + WARM_UP)])[WARM_UP:]
     finally:
         torch.set_num_threads(before)
-    return Sample(float(undisturbed(whole[:, None])[0]), tuple(steps.nodes(undisturbed(times))))
+    return Sample(float(np.median(whole)), tuple(steps.nodes(undisturbed(times))))
 
 
 def _timed(run: Callable[[], None]) -> float:
