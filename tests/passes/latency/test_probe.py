@@ -1,5 +1,8 @@
 """Measuring for real: a file made at any widths is the one that is exported, and every region gets its ops."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +10,7 @@ import torch
 from latency_fakes import cost_of
 from torch import Tensor, nn
 
+from pruneopt.passes.latency import ort_times, torch_times
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.onnx_family import OnnxFamily, _exported, _numbers
 from pruneopt.passes.latency.ort_times import layer_nodes
@@ -74,6 +78,24 @@ def test_op_times_of_a_network_as_it_is() -> None:
     assert {"Conv", "Gemm"} <= {node.kind for node in sample.nodes} | {"Conv"}
     assert {node.region for node in sample.nodes} >= set(range(1, len(find_regions(cost))))
     assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize("text", ["ort-cpu", "torch-cpu"])
+def test_the_whole_has_its_median(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As budgets are held against: runs of which some are disturbed are not counted as faster than they were."""
+    times = itertools.cycle([1.0, 4.0, 5.0, 1.0, 6.0])
+    module = {"ort-cpu": ort_times, "torch-cpu": torch_times}[text]
+    run = module._timed
+
+    def timed(*args: Any) -> float:
+        run(*args)
+        return next(times)
+
+    monkeypatch.setattr(module, "_timed", timed)
+    cost = cost_of()
+    sample = op_times(parse_target(text), cost.graph, cost.graph.weights, seconds=10.0)
+    assert sample.seconds == 4
+    assert sum(node.seconds for node in sample.nodes) < 1
 
 
 def test_disturbed_runs_do_not_count() -> None:
