@@ -16,8 +16,8 @@ __all__ = ["RESIDENT_BYTES", "CalibrationImages", "ValidationImages", "calibrati
 RESIDENT_BYTES = 2**30
 CHUNK = 256
 """Images in a batch for scores."""
-CHUNK_CPU = 128
-"""The same on a processor, whose caches hold no more of a layer."""
+CHUNK_CPU, VALUES_CPU = 128, 8 * 3 * 224**2
+"""The same on a processor, whose caches hold no more of a layer: images, and numbers in all of them."""
 
 
 def held(workload: Workload, settings: Settings) -> Workload:
@@ -121,6 +121,7 @@ class ValidationImages:
         self._split, self._device, self._augment_seed = split, device, augment_seed
         self._parts: dict[tuple[int, int], Split] = {}
         self._held: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        self._chunk = _chunk(split) if torch.device(device).type == "cpu" else CHUNK
 
     def __len__(self) -> int:
         return len(self._split)
@@ -150,8 +151,7 @@ class ValidationImages:
             yield from self._augmented(start, stop)
             return
         part = self._parts.setdefault((start, stop), self._split.select(torch.arange(start, stop)))
-        on_cpu = torch.device(self._device).type == "cpu"
-        yield from part.batches(CHUNK_CPU if on_cpu else CHUNK, device=self._device)
+        yield from part.batches(self._chunk, device=self._device)
 
     def _augmented(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random numbers run on from batch to batch: a part needs all batches before it."""
@@ -163,6 +163,14 @@ class ValidationImages:
             seen += len(inputs)
             if seen >= stop:
                 return
+
+
+def _chunk(split: Split) -> int:
+    """Images in a batch for scores on a processor."""
+    if not len(split):
+        return CHUNK_CPU
+    image, _ = next(split.head(1).batches(1))
+    return min(CHUNK_CPU, max(1, VALUES_CPU // max(1, image.numel())))
 
 
 def channels_last(tensor: Tensor) -> Tensor:
