@@ -3,10 +3,11 @@
 python benchmarks/latency.py                                   # every network on every target that is there
 python benchmarks/latency.py --networks resnet50 --targets ort-cpu --held-out 8 --minutes 1
 
-For every network and target: held-out random sub-networks, which no predictor sees, are measured in two passes some
-time apart, and some minutes of measuring others make a predictor. The mean of the passes is the truth, and their
-difference is the noise floor. A row that is done is written at once and left alone the next time (`--again` makes it
-anew); what was measured for a row that was stopped is in the database (`--db`), and is gone on from.
+For every network and target: held-out random sub-networks, which no predictor sees, are measured in one pass; some
+minutes of measuring others make a predictor; and the first ones are measured again. The mean of the passes is the
+truth, and their difference is the noise floor. A row that is done is written at once and left alone the next time
+(`--again` makes it anew); what was measured for a row that was stopped is in the database (`--db`), and is gone on
+from.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ NETWORKS = {
     "vit_small": "timm:vit_small_patch16_224",
 }
 TARGETS = ("ort-cpu", "torch-cpu")
-PASSES = 2
 
 
 def network(spec: str) -> CostModel:
@@ -58,31 +58,36 @@ def network(spec: str) -> CostModel:
     return CostModel(graph, couple(graph))
 
 
-def held_out(
-    cost: CostModel, probe: Probe, database: Database, count: int, seconds: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random widths `[N, G]`, and the seconds of each in every pass `[N, passes]`.
+class HeldOut:
+    """Random sub-networks of a network, which no predictor sees.
 
-    They lie in the database as networks of targets of their own, one for each pass, which no predictor reads.
+    Their times lie in the database as those of targets of their own, one for each pass, which no predictor reads.
+
+    Attributes:
+        rows: widths `[N, G]`.
     """
-    rng = np.random.default_rng(12345)
-    rows = np.array([random_widths(cost, rng) for _ in range(count)])
-    regions, here = find_regions(cost, probe.target.batch), machine_of(probe.target)
-    times = []
-    for number in range(PASSES):
-        name = f"held-out pass {number} of {probe.target}"
-        database.check(name, here)
-        found = list(database.measured(name, regions).seconds())[:count]
-        for row in rows[len(found) :]:
-            session = probe.session(row)
-            median = measure([session.step], clock=session.clock(), seconds=seconds)[0].seconds
+
+    def __init__(self, cost: CostModel, probe: Probe, database: Database, count: int, seconds: float) -> None:
+        rng = np.random.default_rng(12345)
+        self.rows = np.array([random_widths(cost, rng) for _ in range(count)])
+        self._cost, self._probe, self._database, self._seconds = cost, probe, database, seconds
+
+    def measured(self, number: int) -> np.ndarray:
+        """What each took in a pass, in seconds `[N]`."""
+        target, count = self._probe.target, len(self.rows)
+        name, here = f"held-out pass {number} of {target}", machine_of(target)
+        regions = find_regions(self._cost, target.batch)
+        self._database.check(name, here)
+        found = list(self._database.measured(name, regions).seconds())[:count]
+        for row in self.rows[len(found) :]:
+            session = self._probe.session(row)
+            median = measure([session.step], clock=session.clock(), seconds=self._seconds)[0].seconds
             session.close()
-            database.add(name, here, cost.graph.name, regions, row, Sample(median, ()))
+            self._database.add(name, here, self._cost.graph.name, regions, row, Sample(median, ()))
             found.append(median)
             print(f"\r  pass {number + 1}: {len(found)}/{count} held-out networks", end="", flush=True)
-        times.append(found)
-    print()
-    return rows, np.array(times).T
+        print()
+        return np.array(found)
 
 
 def quality(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -109,8 +114,8 @@ def row_of(spec: str, text: str, options: argparse.Namespace, database: Database
     started = time.perf_counter()
     probe = Probe(cost, target)
     preparing = time.perf_counter() - started
-    rows, times = held_out(cost, probe, database, options.held_out, options.seconds)
-    true = times.mean(axis=1)
+    held_out = HeldOut(cost, probe, database, options.held_out, options.seconds)
+    rows, before = held_out.rows, held_out.measured(0)
     regions = find_regions(cost, target.batch)
     done = len(database.measured(str(target), regions).samples)
     minutes = 0.0 if done and not options.again and done >= options.enough else options.minutes
@@ -120,7 +125,8 @@ def row_of(spec: str, text: str, options: argparse.Namespace, database: Database
     started = time.perf_counter()
     predicted = predictor.seconds(rows)
     predicting = time.perf_counter() - started
-    measured = predictor.measured
+    after = held_out.measured(1)
+    true, measured = (before + after) / 2, predictor.measured
     found: dict[str, Any] = {
         "network": spec,
         "target": str(target),
@@ -132,7 +138,7 @@ def row_of(spec: str, text: str, options: argparse.Namespace, database: Database
         "profiling_seconds": round(preparing + measuring, 1),
         "seconds_per_prediction": predicting / len(rows),
         "predictor": quality(predicted, true),
-        "noise_floor": quality(times[:, 0], times[:, 1]),
+        "noise_floor": quality(before, after),
         "uncertainty": round(100 * float((predictor.uncertainty(rows) / predicted).mean()), 2),
         "flops": quality(_by_flops(cost, predictor)(rows), true),
     }

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruneopt.errors import UserError
+from pruneopt.passes.latency.calibration import calibrated
 from pruneopt.passes.latency.region_model import RegionModel
 from pruneopt.passes.latency.regions import Region
 from pruneopt.passes.latency.sample import Sample
 
-__all__ = ["FEWEST", "Calibration", "Measured", "Predictor"]
+__all__ = ["FEWEST", "Measured", "Predictor"]
 
 FEWEST = 4
 """Networks below which there is nothing to learn from."""
-ODD = 0.1
-"""A whole network that differs by such a share from what its ops say was disturbed, and is not calibrated with."""
 ROUNDS = 4
 """How often the time of a whole network is dealt out to its regions again, where the target tells no more."""
 
@@ -39,17 +38,6 @@ class Measured:
     def seconds(self) -> np.ndarray:
         """Of the whole networks, `[N]`."""
         return np.array([sample.seconds for sample in self.samples])
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """From the sum of the regions to the whole network: ``scale * sum + offset``, in seconds."""
-
-    scale: float
-    offset: float
-
-    def __call__(self, seconds: np.ndarray) -> np.ndarray:
-        return self.scale * seconds + self.offset
 
 
 class Predictor:
@@ -90,7 +78,7 @@ class Predictor:
             self._fit(times)
         else:
             times = self._dealt_out()
-        self.calibration = _calibrated(times.sum(axis=1), measured.seconds())
+        self.calibration = calibrated(times.sum(axis=1), measured.seconds())
 
     def seconds(self, widths: np.ndarray) -> np.ndarray:
         """`[P, G]` -> `[P]`"""
@@ -164,16 +152,3 @@ class _Memory:
             self._known.update(zip(new, zip(seconds.tolist(), spread.tolist(), strict=True), strict=True))
         found = np.array([self._known[key] for key in keys]).reshape(-1, 2)
         return found[:, 0], found[:, 1]
-
-
-def _calibrated(sums: np.ndarray, whole: np.ndarray) -> Calibration:
-    """The line with the least relative error through networks that were not disturbed, neither part below 0."""
-    ratio = whole / np.maximum(sums, 1e-12)
-    quiet = np.abs(ratio / np.median(ratio) - 1) < ODD
-    if not quiet.any():  # two bands, and the median between them
-        quiet = np.ones_like(quiet)
-    design = np.stack([sums, np.ones(len(sums))], axis=1)[quiet] / whole[quiet, None]
-    scale, offset = np.linalg.lstsq(design, np.ones(int(quiet.sum())), rcond=None)[0]
-    if scale <= 0 or offset < 0:
-        scale, offset = float(np.median(ratio[quiet])), 0.0
-    return Calibration(float(scale), float(offset))
