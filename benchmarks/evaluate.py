@@ -221,32 +221,45 @@ def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All ways on one network."""
+def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a network; ways that are not asked for stay as they are known."""
     case = setup(name, options.candidates, options.seed)
     count = len(case.plans)
-    row: dict[str, Any] = {"network": name, "candidates": count, "images": len(case.workload.subval)}
+    row: dict[str, Any] = {**known, "network": name, "candidates": count, "images": len(case.workload.subval)}
     full = recorded(case, options.log / f"evaluate_{name}_{options.seed}.jsonl", count)
-    loaders = Loaders.of(case)
-    with torch.no_grad():
-        for way, make in (("a", masked_way), ("b", tool_way)):
-            row[way] = {**timed(make(case, loaders), options.rivals), "cut by": case.cut_by if way == "b" else "masks"}
-            print(name, way, row[way], flush=True)
-    row["c"] = timed(module_way(case), options.rivals)
-    row["a"]["full"] = full[: options.rivals]
+    row |= rivals(case, options, full)
     for way, settings in ways(case).items():
+        if way not in options.ways:
+            continue
         plans = case.plans[: options.slow] if way == "d" else case.plans
         found = list(judged(case, settings, plans))
         row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
         row[way] |= choice(np.array(row[way]["value"]), np.array(full[: len(plans)]))
         print(name, way, {key: row[way][key] for key in ("tau", "regret")}, flush=True)
-    row["side by side"] = side_by_side(case, options.family) if options.family else {}
+    if options.family or "side by side" not in row:
+        row["side by side"] = side_by_side(case, options.family) if options.family else {}
     started = time.process_time()
     for plan in case.plans:
         slice_graph(case.graph, case.coupling, plan)
     row["cutting"] = (time.process_time() - started) / count
     print(name, f"cutting a candidate takes {1e3 * row['cutting']:.1f} ms")
     return row
+
+
+def rivals(case: Setup, options: argparse.Namespace, full: list[float]) -> dict[str, Any]:
+    """(a), (b) and (c), as far as they are asked for."""
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for way, make in (("a", masked_way), ("b", tool_way)):
+            if way in options.ways:
+                cut_by = case.cut_by if way == "b" else "masks"
+                found[way] = {**timed(make(case, Loaders.of(case)), options.rivals), "cut by": cut_by}
+                print(case.name, way, found[way], flush=True)
+    if "a" in found:
+        found["a"]["full"] = full[: options.rivals]
+    if "c" in options.ways:
+        found["c"] = timed(module_way(case), options.rivals)
+    return found
 
 
 def recorded(case: Setup, path: Path, count: int) -> list[float]:
@@ -305,6 +318,9 @@ def main() -> int:
     parser.add_argument("--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed")
     parser.add_argument("--slow", type=int, default=50, help="candidates judged by (d), which neither races nor rounds")
     parser.add_argument("--family", type=int, default=16, help="candidates that resemble each other; 0 leaves them out")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="the others stay as they were measured (all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides the plans")
     parser.add_argument("--log", type=Path, default=ROOT / "runs")
     parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
@@ -312,7 +328,10 @@ def main() -> int:
     torch.set_num_threads(1)
     saved: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
     for name in () if options.markdown else options.networks:
-        saved["networks"][name] = measure(name, options)
+        known = saved["networks"].get(name, {})
+        if set(WAYS) - {*options.ways, *known}:
+            raise SystemExit(f"error: --ways leaves out what was never measured of {name}: measure all of it first")
+        saved["networks"][name] = measure(name, options, known)
         write_json(RESULTS, {**saved, "environment": environment()})
     print(table(saved["networks"]))
     return 0

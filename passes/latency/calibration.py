@@ -25,7 +25,7 @@ LEAST = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``scale * sum + offset``, in seconds."""
+    """``scale * sum + offset``, in seconds, and never less than `LEAST` of ``scale * sum``."""
 
     scale: float
     offset: float
