@@ -40,3 +40,11 @@ def test_networks_that_are_alike_give_a_ratio() -> None:
 def test_a_line_that_falls_is_no_line() -> None:
     x = np.array([1.0, 2.0, 3.0, 4.0])
     assert calibrated(x, np.array([4.0, 3.0, 2.0, 1.0])).offset == 0
+
+
+def test_two_bands_are_calibrated_between_them() -> None:
+    """A machine that became slower for half of the measurements."""
+    line = calibrated(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.5, 3.0]))
+    one, two = line(np.array([1.0, 2.0]))
+    assert 1 <= one <= 1.5
+    assert 2 <= two <= 3
