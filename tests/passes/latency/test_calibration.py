@@ -42,9 +42,7 @@ def test_a_line_that_falls_is_no_line() -> None:
     assert calibrated(x, np.array([4.0, 3.0, 2.0, 1.0])).offset == 0
 
 
-def test_two_bands_are_calibrated_between_them() -> None:
-    """A machine that became slower for half of the measurements."""
+def test_two_bands_give_the_faster_one() -> None:
+    """A machine that became slower for half of the measurements: by relative errors the faster half costs less."""
     line = calibrated(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.5, 3.0]))
-    one, two = line(np.array([1.0, 2.0]))
-    assert 1 <= one <= 1.5
-    assert 2 <= two <= 3
+    assert line(np.array([1.0, 2.0])) == pytest.approx([1, 2])
