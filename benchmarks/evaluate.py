@@ -249,12 +249,15 @@ def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) ->
 def rivals(case: Setup, options: argparse.Namespace, full: list[float]) -> dict[str, Any]:
     """(a), (b) and (c), as far as they are asked for."""
     found: dict[str, Any] = {}
-    with torch.no_grad():
-        for way, make in (("a", masked_way), ("b", tool_way)):
-            if way in options.ways:
-                cut_by = case.cut_by if way == "b" else "masks"
-                found[way] = {**timed(make(case, Loaders.of(case)), options.rivals), "cut by": cut_by}
-                print(case.name, way, found[way], flush=True)
+    others = {"a": (masked_way, "masks"), "b": (tool_way, case.cut_by)}
+    asked = [way for way in others if way in options.ways]
+    if asked:
+        loaders = Loaders.of(case)
+        for way in asked:
+            make, cut_by = others[way]
+            with torch.no_grad():
+                found[way] = {**timed(make(case, loaders), options.rivals), "cut by": cut_by}
+            print(case.name, way, found[way], flush=True)
     if "a" in found:
         found["a"]["full"] = full[: options.rivals]
     if "c" in options.ways:
