@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,6 @@ from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.stages import Cost, Couple
-
-FOLDER = str(Path(__file__).parent)
-if FOLDER not in sys.path:  # for naive_evolution
-    sys.path.insert(0, FOLDER)
 
 
 @pytest.fixture(scope="session")
