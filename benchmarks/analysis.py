@@ -41,13 +41,13 @@ from environment import environment
 from torch import nn
 
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.models.source import LoadedModel, load_model
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.transform.select import select
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt.passes.selection.select import select
 from pruneopt.passes.transform.slice import slice_graph
 
 ROOT = Path(__file__).parents[1]

@@ -18,18 +18,18 @@ from environment import environment
 
 from pruneopt.errors import PruneoptError
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.importance import score_units
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search.correlation import CorrelationReport, correlation_report
-from pruneopt.passes.search.cut_networks import CutNetworks, Settings
-from pruneopt.passes.search.sampling import WidthSampler
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
+from pruneopt.passes.search.searchers.sampling import WidthSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from environment import environment
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.cost import UNITS, CostModel
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.couple import couple
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost.json"
 

@@ -24,22 +24,23 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError, VerificationError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.capture.recording.module_state import CannotRecordError
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import same_outputs
-from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.export import export_onnx, run_onnx
+from pruneopt.ir.export.export import export_onnx, run_onnx
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.module_state import CannotRecordError
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import LoadedModel, load_model
-from pruneopt.passes.analysis.annotate import annotate
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import Coupling, couple
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import Result
+from pruneopt.passes.analysis.channels.annotate import annotate
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.transform.select import keep_best, select
+from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.selection.select import keep_best, select
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import Verification, verify_pruned
 

@@ -49,12 +49,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pruneopt.files import write_json
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.settings import Settings
-from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.transform.slice import slice_graph
 
 Plan = Mapping[str, np.ndarray]

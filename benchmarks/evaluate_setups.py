@@ -14,21 +14,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.images import Preprocess
 from pruneopt.models.source import load_model
 from pruneopt.models.weights import read_weights
 from pruneopt.models.workload import TensorSplit, Workload, cut
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import Coupling, couple
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.analysis.norms import running_norm
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt.passes.analysis.ops.batch_norm import running_norm
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.search.sampling import WidthSampler
-from pruneopt.passes.transform.select import keep_best
+from pruneopt.passes.search.searchers.sampling import WidthSampler
+from pruneopt.passes.selection.select import keep_best
 from pruneopt.passes.transform.slice import slice_graph
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -28,21 +28,21 @@ from evaluate_setups import SHARED
 
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws
 from pruneopt.passes.front.outcome import objectives
 from pruneopt.passes.front.pareto import hypervolume, non_dominated
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.search.evaluator import AdaptiveStatistics
-from pruneopt.passes.search.judge import Trial
-from pruneopt.passes.search.space import Proposal, Space
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
+from pruneopt.passes.search.evaluators.judge import Trial
+from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.transform.stages import Cost, Couple
 
 RESULTS = Path(__file__).parent / "results" / "front.json"

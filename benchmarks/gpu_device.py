@@ -18,7 +18,7 @@ from gpu_guard import guarded
 from torch.profiler import ProfilerActivity, profile
 
 from pruneopt.passes.lowering.backends import Step
-from pruneopt.passes.lowering.capture import Capture, CudaGraphs
+from pruneopt.passes.lowering.cuda_graphs import Capture, CudaGraphs
 
 __all__ = ["Device", "Timing", "interleaved", "spread"]
 

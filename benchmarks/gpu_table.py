@@ -15,8 +15,8 @@ from gpu_networks import KEEPS, MAIN_KEEP, Candidate, Network, Sizes, network
 from gpu_ways import EAGER, MISSING, Way, compiled, deviation, fused, make, recorded, whole_network
 
 from pruneopt.passes.lowering.backends import TritonKernels
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_statistics import run_statistics
-from pruneopt.passes.lowering.statistics import lower_statistics
 
 __all__ = ["compile_part", "repeat_part", "table_part", "widths_part"]
 

@@ -19,8 +19,8 @@ from pruneopt.kernels.operands import Affine, Partials, Prologue, tiles
 from pruneopt.kernels.segments import Segment, Segments, padded
 from pruneopt.kernels.tiles import Tile
 from pruneopt.kernels.window import Window
-from pruneopt.passes.lowering.statistics import lower_statistics
-from pruneopt.passes.lowering.twins import depthwise
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
+from pruneopt.passes.lowering.shape_match import depthwise
 
 __all__ = ["tuner_part"]
 

@@ -11,12 +11,12 @@ from gpu_guard import Clock, Row, guarded
 from gpu_networks import MAIN_KEEP, Candidate, Sizes, network, on_device
 from torch import Tensor
 
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
-from pruneopt.passes.lowering.evaluation import lower_evaluation
+from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation
 
 __all__ = ["validation_part"]

@@ -25,11 +25,11 @@ from latency_table_timer import table_timer
 from scipy.stats import kendalltau
 
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.latency_measure import table_of
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_measure import table_of
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.database import Database
 from pruneopt.passes.latency.learn import learn

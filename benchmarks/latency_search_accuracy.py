@@ -15,19 +15,19 @@ from latency_search_timing import TARGET, Stand, pair
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
+from pruneopt.passes.pipeline.spec import parse_part
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.search.evaluator import AdaptiveStatistics
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.search.searcher import Searcher
-from pruneopt.passes.spec import parse_part
+from pruneopt.passes.search.searchers.searcher import Searcher
+from pruneopt.passes.selection.rounding import RoundTo
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
-from pruneopt.passes.transform.rounding import RoundTo
 
 __all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from latency_search_timing import TARGET, Stand, pair
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.source import load_model
 from pruneopt.passes.latency.sample import NodeTime
-from pruneopt.passes.transform.prune import L1
-from pruneopt.passes.transform.rounding import RoundTo
+from pruneopt.passes.selection.prune import L1
+from pruneopt.passes.selection.rounding import RoundTo
 
 __all__ = ["NETWORKS", "WAYS", "speedups"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pruneopt.ir.schema import DTYPES, call
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.latency_measure import Timer, layer_attrs, layer_shapes
-from pruneopt.passes.analysis.latency_table import TimedLayer
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_measure import Timer, layer_attrs, layer_shapes
+from pruneopt.passes.analysis.cost.latency_table import TimedLayer
 from pruneopt.passes.targets.ort_targets import OrtTarget
 from pruneopt.passes.targets.target import Target
 

@@ -24,8 +24,8 @@ from environment import environment
 from torch import nn
 
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload

@@ -19,17 +19,17 @@ from environment import environment
 
 from pruneopt.errors import PruneoptError
 from pruneopt.files import write_json
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import State
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.transform.prune import L1
+from pruneopt.passes.selection.prune import L1
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 RESULTS = Path(__file__).resolve().parent / "results" / "repair.json"

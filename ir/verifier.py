@@ -14,8 +14,8 @@ import torch
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
-from pruneopt.ir.printer import dim_text, group_text, op_text, type_text, value_text
 from pruneopt.ir.schema import DTYPE_NAMES, DTYPES, MEMORY_FORMATS, call, signature, torch_value
+from pruneopt.ir.text.printer import dim_text, group_text, op_text, type_text, value_text
 from pruneopt.ir.types import (
     DEVICE,
     MODE,

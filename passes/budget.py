@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.cost import ON_TARGET, CostModel
+from pruneopt.passes.analysis.cost.cost import ON_TARGET, CostModel
 from pruneopt.passes.targets.target import parse_target
 
 __all__ = ["FORMS", "Budget", "check_reachable", "format_value", "parse_budget", "tightest", "within"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pruneopt.errors import UserError
 
 if TYPE_CHECKING:
-    from pruneopt.passes.analysis.coupling import Coupling, Plan
+    from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 
 __all__ = ["Constraints", "Limits", "MaxRatios", "Ties", "Widths"]
 

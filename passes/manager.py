@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruneopt.errors import InternalError, UserError, VerificationError
-from pruneopt.ir.printer import print_graph
+from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.passes.base import Pass, Progress, Result, State, silent
 from pruneopt.passes.budget import Budget, parse_budget
 from pruneopt.passes.constraints import Constraints, MaxRatios, Ties, Widths
-from pruneopt.passes.instrument import Instrument, Timing
-from pruneopt.passes.spec import parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.base import Pass, Progress, Result, State, silent
+from pruneopt.passes.pipeline.instrument import Instrument, Timing
+from pruneopt.passes.pipeline.spec import parse_pipeline, pipeline_text
 
 if TYPE_CHECKING:
     from pruneopt.ir.graph import Graph

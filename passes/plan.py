@@ -18,7 +18,7 @@ from pruneopt.errors import UserError
 from pruneopt.files import write_json
 from pruneopt.ir.types import ranges_of
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import Coupling, Group, Plan, check_kept
+from pruneopt.passes.analysis.channels.groups import Coupling, Group, Plan, check_kept
 
 __all__ = ["FORMAT", "load_plan", "save_plan"]
 

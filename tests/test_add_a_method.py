@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pruneopt.passes.registry import GROUP as PASS_GROUP
-from pruneopt.passes.registry import PART_GROUPS, part_class, pass_class
+from pruneopt.passes.pipeline.registry import GROUP as PASS_GROUP
+from pruneopt.passes.pipeline.registry import PART_GROUPS, part_class, pass_class
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 

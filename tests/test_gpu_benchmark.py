@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.passes.lowering.statistics import lower_statistics
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("ir", "kernels", "models", "passes", "tools")
-LIGHT = ("pruneopt", "pruneopt.errors", "pruneopt.ir.graph", "pruneopt.ir.types", "pruneopt.ir.printer")
+LIGHT = ("pruneopt", "pruneopt.errors", "pruneopt.ir.graph", "pruneopt.ir.types", "pruneopt.ir.text.printer")
 
 # Imports the light modules, locates the others, and says where each name was found.
 PROBE = """

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.files import atomic_path
-from pruneopt.tools.text import percent, seconds
+from pruneopt.tools.report.text import percent, seconds
 
 if TYPE_CHECKING:
     from torch import nn

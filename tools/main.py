@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import pruneopt
 from pruneopt.errors import PruneoptError, UserError
-from pruneopt.tools import arguments
+from pruneopt.tools.commands import arguments
 
 __all__ = ["main"]
 

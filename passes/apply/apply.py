@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from pruneopt.errors import UserError
 from pruneopt.passes.apply.attributes import attribute_changes
 from pruneopt.passes.apply.check import Rehearsal, check_same
-from pruneopt.passes.apply.places import Twin
+from pruneopt.passes.apply.diagnosis import Twin
 from pruneopt.passes.apply.tensors import cut_optimizer, cut_tensors, new_biases, owned_tensors
 from pruneopt.passes.apply.undo import transaction
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.transform.slice import slice_graph
 
 if TYPE_CHECKING:
-    from pruneopt.passes.base import Result
+    from pruneopt.passes.pipeline.base import Result
 
 __all__ = ["Source", "apply_to"]
 

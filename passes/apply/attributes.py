@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.apply.layers import layer_sizes
+from pruneopt.passes.apply.literal_sizes import written_lists, written_sizes
 from pruneopt.passes.apply.scope import Run, Scope, Sizes
-from pruneopt.passes.apply.written import written_lists, written_sizes
 
 __all__ = ["Change", "attribute_changes"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
 from pruneopt.ir.compare import difference, tensor_leaves
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.modes import in_mode
-from pruneopt.passes.apply.places import Twin, first_difference, place_of, told
+from pruneopt.passes.apply.diagnosis import Twin, first_difference, place_of, told
 from pruneopt.passes.apply.undo import borrowed
 from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inputs, varied
 

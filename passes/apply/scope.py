@@ -8,8 +8,8 @@ from typing import Any
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.sizes import axis_shares
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.sizes import axis_shares
 
 __all__ = ["Run", "Scope", "Sizes"]
 

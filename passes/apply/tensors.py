@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.sizes import gather_kept
-from pruneopt.passes.analysis.units import Slot
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.sizes import gather_kept
+from pruneopt.passes.analysis.channels.units import Slot
 from pruneopt.passes.apply.undo import Undo
 
 __all__ = ["Owned", "cut_optimizer", "cut_tensors", "new_biases", "owned_tensors"]

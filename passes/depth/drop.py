@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 
 from pruneopt.errors import VerificationError
 from pruneopt.ir.compare import difference
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op
-from pruneopt.passes.depth.branches import Branch
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.passes.analysis.residual.branches import Branch
 from pruneopt.passes.transform.verify import EXACT, TINY, evaluate, perturbed, random_inputs
 
 __all__ = ["DropProof", "drop_branches", "prove_dropped", "without"]

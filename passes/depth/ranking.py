@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.compare import tensor_leaves
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.base import State
-from pruneopt.passes.depth.branches import Branch
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.passes.analysis.residual.branches import Branch
 from pruneopt.passes.depth.drop import without
+from pruneopt.passes.pipeline.base import State
 
 __all__ = ["BATCH_SIZE", "change_of_output", "last_weight_norm"]
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
-from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.evaluation.backends import choose, weight_bytes
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.fused import choose, weight_bytes
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
 from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import TensorType
-from pruneopt.passes.analysis.norms import RunningNorm, running_norm
+from pruneopt.passes.analysis.ops.batch_norm import RunningNorm, running_norm
 
 __all__ = ["FoldedGraph", "fold_batch_norms"]
 

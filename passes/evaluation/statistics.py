@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging, combine, pool
-from pruneopt.passes.analysis.norms import RunningNorm, running_norm
+from pruneopt.passes.analysis.ops.batch_norm import RunningNorm, running_norm
 from pruneopt.passes.evaluation.merged import Merged, merge
 
 __all__ = ["Statistics", "fresh_statistics", "statistic_norms", "statistics_together"]

@@ -15,26 +15,26 @@ import numpy as np
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.ir.printer import print_graph
-from pruneopt.passes.analysis.alignment import Alignment, alignment_of
-from pruneopt.passes.analysis.cost import ON_TARGET, UNITS, CostModel
-from pruneopt.passes.analysis.criteria import L1Norm
-from pruneopt.passes.analysis.importance import Criterion, score_units
-from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.ir.text.printer import print_graph
+from pruneopt.passes.analysis.cost.cost import ON_TARGET, UNITS, CostModel
+from pruneopt.passes.analysis.importance.criteria import L1Norm
+from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
 from pruneopt.passes.front.outcome import FrontOutcome, Tried, objectives
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.evaluators.judge import Judge, Trial
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.judge import Judge, Trial
 from pruneopt.passes.search.loop import JOURNAL, paced
 from pruneopt.passes.search.ranking import Accuracy
-from pruneopt.passes.search.space import Proposal, Space
-from pruneopt.passes.spec import pass_text
+from pruneopt.passes.search.searchers.space import Proposal, Space
+from pruneopt.passes.selection.alignment import Alignment, alignment_of
+from pruneopt.passes.selection.prune import BUDGET, MINIMUM, add_budgets, aims_of
+from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.targets.target import parse_target
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, add_budgets, aims_of
-from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
 
 __all__ = ["Exploration", "Explore", "on_target"]
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.ir.printer import print_graph
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.base import State
+from pruneopt.ir.text.printer import print_graph
+from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.digest import digest, weights_digest
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome, Point
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.spec import pass_text, pipeline_text
 from pruneopt.passes.pns.reader import read_json
-from pruneopt.passes.spec import pass_text, pipeline_text
-from pruneopt.passes.transform.select import best_units
+from pruneopt.passes.selection.select import best_units
 
 __all__ = ["FRONT", "FrontFile", "front_data", "load_front"]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.cost import ON_TARGET
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.analysis.cost.cost import ON_TARGET
 from pruneopt.passes.front.front_file import load_front
-from pruneopt.passes.spec import parse_pipeline
+from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.given_plan import take_plan
-from pruneopt.passes.transform.prune import Choose
 
 __all__ = ["FrontPoint", "FrontRecord"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.front.pareto import hypervolume, non_dominated
 
 __all__ = ["FrontOutcome", "Point", "Tried", "objectives"]

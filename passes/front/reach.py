@@ -13,8 +13,8 @@ import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.budget import Budget, check_reachable, within
-from pruneopt.passes.search.space import Space
-from pruneopt.passes.transform.select import Scope, largest_share, select
+from pruneopt.passes.search.searchers.space import Space
+from pruneopt.passes.selection.select import Scope, largest_share, select
 
 __all__ = ["LEAST", "Reach"]
 

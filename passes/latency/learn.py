@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.base import Progress, silent
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.latency.choose import measure_actively
 from pruneopt.passes.latency.database import Database
 from pruneopt.passes.latency.machine import machine_of
@@ -18,6 +17,7 @@ from pruneopt.passes.latency.predictor import FEWEST, Measured, Predictor
 from pruneopt.passes.latency.probe import Probe
 from pruneopt.passes.latency.regions import find_regions
 from pruneopt.passes.latency.sample import Sample
+from pruneopt.passes.pipeline.base import Progress, silent
 from pruneopt.passes.targets.target import Target, parse_target
 
 __all__ = ["MINUTES", "Learner", "learn"]

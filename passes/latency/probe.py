@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.latency.onnx_family import OnnxFamily, leading_plan, named_by_place
 from pruneopt.passes.latency.ort_times import node_regions, run_profiled
 from pruneopt.passes.latency.regions import region_numbers

@@ -21,9 +21,9 @@ import numpy as np
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.types import Attr, BatchSize
-from pruneopt.passes.analysis.conventions import convention_named, elements
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.layers import layer_weights
+from pruneopt.passes.analysis.cost.conventions import convention_named, elements
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.ops.layers import layer_weights
 
 __all__ = ["Polynomial", "Region", "find_regions", "is_layer", "region_numbers"]
 

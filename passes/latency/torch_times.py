@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruneopt.ir.execute import last_uses
 from pruneopt.ir.graph import Graph, Op, Operand, Value
+from pruneopt.ir.interpreter import last_uses
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.latency.regions import region_numbers

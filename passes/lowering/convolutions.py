@@ -15,8 +15,8 @@ from pruneopt.kernels.segments import Segments, padded
 from pruneopt.kernels.window import Window
 from pruneopt.passes.lowering.backends import Convolve
 from pruneopt.passes.lowering.layout import Layout, Pair
+from pruneopt.passes.lowering.shape_match import depthwise
 from pruneopt.passes.lowering.storage import Activation
-from pruneopt.passes.lowering.twins import depthwise
 
 __all__ = ["Convolution"]
 

@@ -9,8 +9,8 @@ from pruneopt.ir.graph import Op
 from pruneopt.kernels.operands import Affine, Output, Prologue
 from pruneopt.passes.lowering.convolutions import Convolution
 from pruneopt.passes.lowering.layout import Handler, Layout
+from pruneopt.passes.lowering.shape_match import depthwise
 from pruneopt.passes.lowering.storage import Activation, Table
-from pruneopt.passes.lowering.twins import depthwise
 
 __all__ = ["HANDLERS"]
 

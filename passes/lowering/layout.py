@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.ir.execute import last_uses
 from pruneopt.ir.graph import Graph, Op, Operand, Value
+from pruneopt.ir.interpreter import last_uses
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.ir.types import BatchSize
 from pruneopt.kernels.operands import Affine
 from pruneopt.kernels.segments import Segment, Segments
 from pruneopt.passes.lowering.backends import Backend, Step
+from pruneopt.passes.lowering.shape_match import same_calls, twins_of, width_of
 from pruneopt.passes.lowering.storage import Activation, Loose, Memory, Stored, Table
 from pruneopt.passes.lowering.tables import Sides, Tables
-from pruneopt.passes.lowering.twins import same_calls, twins_of, width_of
 
 __all__ = ["Handler", "Layout", "Pair", "Weights", "check_batch"]
 

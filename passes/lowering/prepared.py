@@ -10,11 +10,11 @@ from torch import Tensor
 from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels
-from pruneopt.passes.lowering.capture import Capture
+from pruneopt.passes.lowering.cuda_graphs import Capture
 from pruneopt.passes.lowering.fused_ops import HANDLERS
 from pruneopt.passes.lowering.layout import Layout
 from pruneopt.passes.lowering.program import Program
-from pruneopt.passes.lowering.twins import misfit
+from pruneopt.passes.lowering.shape_match import misfit
 
 __all__ = ["Prepared", "image_bytes"]
 

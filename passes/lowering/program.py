@@ -16,10 +16,10 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.passes.lowering.backends import Step
-from pruneopt.passes.lowering.capture import Capture
+from pruneopt.passes.lowering.cuda_graphs import Capture
 from pruneopt.passes.lowering.layout import Layout, Weights, check_batch
+from pruneopt.passes.lowering.shape_match import twins_of
 from pruneopt.passes.lowering.storage import Activation, Loose, Table
-from pruneopt.passes.lowering.twins import twins_of
 
 __all__ = ["Program"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Value, map_structure
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.capture import Capture
-from pruneopt.passes.lowering.evaluation import LoweredEvaluation
+from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation
 from pruneopt.passes.lowering.prepared import Prepared
 
 __all__ = ["PreparedEvaluation", "run_evaluation"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruneopt.passes.analysis.norms import RunningNorm
+from pruneopt.passes.analysis.ops.batch_norm import RunningNorm
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.capture import Capture
+from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.lower_statistics import LoweredStatistics
 from pruneopt.passes.lowering.prepared import Prepared
-from pruneopt.passes.lowering.statistics import LoweredStatistics
 
 __all__ = ["BatchStatistics", "PreparedStatistics", "run_statistics"]
 

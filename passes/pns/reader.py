@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.pns.network import Network
 from pruneopt.passes.pns.schema import Cat, Schema, Tie, contradictions
 from pruneopt.passes.regularised.scales import Merge, Rounding

@@ -15,7 +15,7 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.pns.network import Layer, Network
 
 if TYPE_CHECKING:

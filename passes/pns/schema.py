@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling
+from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.pns.network import Layer, Network, merge_sets
 from pruneopt.passes.regularised.scales import Merge, Rounding
 

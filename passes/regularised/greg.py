@@ -14,19 +14,19 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.criteria import L1Norm
-from pruneopt.passes.analysis.importance import Criterion
-from pruneopt.passes.base import State, option
+from pruneopt.passes.analysis.importance.criteria import L1Norm
+from pruneopt.passes.analysis.importance.importance import Criterion
 from pruneopt.passes.digest import file_digest
+from pruneopt.passes.pipeline.base import State, option
 from pruneopt.passes.regularised.growing import Growing
 from pruneopt.passes.regularised.regularised import Decision, Regularised, Regulariser, RegulariserHook, Task
+from pruneopt.passes.selection.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
+from pruneopt.passes.selection.prunable import Granularity, Reach
+from pruneopt.passes.selection.prune import MINIMUM
+from pruneopt.passes.selection.ratios import COMPAT, RATIOS, SKIP, SkipRule, is_plan
+from pruneopt.passes.selection.rounding import ROUND, RoundTo
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
-from pruneopt.passes.transform.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
-from pruneopt.passes.transform.prunable import Granularity, Reach
-from pruneopt.passes.transform.prune import MINIMUM
-from pruneopt.passes.transform.ratios import COMPAT, RATIOS, SKIP, SkipRule, is_plan
-from pruneopt.passes.transform.rounding import ROUND, RoundTo
 
 __all__ = ["GReg1", "GReg2", "GRegRecord", "LayerCount"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.importance import produced_slots, summed
-from pruneopt.passes.analysis.units import Slot
-from pruneopt.passes.base import option
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.units import Slot
+from pruneopt.passes.analysis.importance.importance import produced_slots, summed
+from pruneopt.passes.pipeline.base import option
 from pruneopt.passes.regularised.gamma import PenaltyReport, checked_scale, live_parameters
 from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.places import find_places
-from pruneopt.passes.base import option
+from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.pipeline.base import option
 from pruneopt.passes.regularised.growth import Growth, Rates
 from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
+from pruneopt.passes.selection.prunable import Prunable, prunable_groups
 from pruneopt.passes.training.hooks import Run
-from pruneopt.passes.transform.prunable import Prunable, prunable_groups
 
 __all__ = ["Growing", "GrowingHook", "GrowingReport", "LayerReport"]
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.passes.transform.prunable import Prunable
+from pruneopt.passes.selection.prunable import Prunable
 
 __all__ = ["Growth", "LayerGrowth", "Rates"]
 

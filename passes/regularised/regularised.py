@@ -12,23 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.base import Part, State, option, without_data
+from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.digest import digest
-from pruneopt.passes.spec import pass_text
+from pruneopt.passes.pipeline.base import Part, State, option, without_data
+from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.selection.masks import deliver
+from pruneopt.passes.selection.prune import BUDGET, Choose, add_budgets, aims_of
+from pruneopt.passes.selection.set_plan import settle
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.stage import train_state
-from pruneopt.passes.transform.masks import deliver
-from pruneopt.passes.transform.prune import BUDGET, Choose, add_budgets, aims_of
-from pruneopt.passes.transform.settle import settle
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from pruneopt.passes.analysis.cost import CostModel
+    from pruneopt.passes.analysis.cost.cost import CostModel
 
 __all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", "Trained"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.norms import batch_norms
-from pruneopt.passes.transform.ladders import Bounds, Ties
-from pruneopt.passes.transform.select import Scores
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.ops.batch_norm import batch_norms
+from pruneopt.passes.selection.ladders import Bounds, Ties
+from pruneopt.passes.selection.select import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor

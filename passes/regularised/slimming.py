@@ -22,23 +22,23 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.criteria import NormScale
-from pruneopt.passes.analysis.importance import Criterion, score_units
-from pruneopt.passes.analysis.norms import batch_norms
-from pruneopt.passes.analysis.sizes import kept_mask
-from pruneopt.passes.base import State, option
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.channels.sizes import kept_mask
+from pruneopt.passes.analysis.importance.criteria import NormScale
+from pruneopt.passes.analysis.importance.importance import Criterion, score_units
+from pruneopt.passes.analysis.ops.batch_norm import batch_norms
 from pruneopt.passes.budget import Budget
 from pruneopt.passes.digest import file_digest
+from pruneopt.passes.pipeline.base import State, option
 from pruneopt.passes.pns.reader import read_schema
 from pruneopt.passes.regularised.gamma import GammaL1
 from pruneopt.passes.regularised.regularised import Decision, Regularised, Regulariser, RegulariserHook, Trained
 from pruneopt.passes.regularised.scales import Compat, Merge, Rounding, Rule, Scales, gamma_scales, unit_scales
 from pruneopt.passes.regularised.threshold import Cut, Cutter, GroupCut
+from pruneopt.passes.selection.masks import KeepMasks, masked
+from pruneopt.passes.selection.prune import add_budgets, ignored_groups
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
-from pruneopt.passes.transform.masks import KeepMasks, masked
-from pruneopt.passes.transform.prune import add_budgets, ignored_groups
 
 __all__ = ["Round", "Slimming", "SlimmingRecord", "unit_masks"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Op
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.repair.layers import Home, Site, add_constant
 from pruneopt.passes.repair.material import Material
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruneopt.passes.analysis.labels import number, numbers
-from pruneopt.passes.analysis.layers import CONVOLUTIONS, TRANSPOSED
+from pruneopt.passes.analysis.channels.labels import number, numbers
+from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED
 from pruneopt.passes.repair.layers import Site
 
 __all__ = ["Form", "form_of"]

@@ -17,7 +17,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.types import TensorType
-from pruneopt.passes.analysis.layers import CONVOLUTIONS, TRANSPOSED, layer_weight
+from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED, layer_weight
 
 __all__ = ["Home", "Site", "add_constant", "find_home", "make_bias", "sites_of", "twins"]
 

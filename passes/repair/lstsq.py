@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
-from pruneopt.passes.analysis.layers import layer_weights
+from pruneopt.passes.analysis.ops.layers import layer_weights
 from pruneopt.passes.repair.forms import Form, form_of
 from pruneopt.passes.repair.layers import Home, Site, add_constant
 from pruneopt.passes.repair.material import Material

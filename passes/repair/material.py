@@ -12,12 +12,12 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize
 from pruneopt.models.workload import Split
-from pruneopt.passes.analysis.conventions import Convention
-from pruneopt.passes.analysis.cost import UNITS, CostModel
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.layers import layer_weight
-from pruneopt.passes.analysis.sizes import gather_kept, kept_parts
-from pruneopt.passes.base import Progress, State
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_parts
+from pruneopt.passes.analysis.cost.conventions import Convention
+from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.pipeline.base import Progress, State
 from pruneopt.passes.repair.layers import Home, Site, find_home, make_bias, sites_of
 from pruneopt.passes.transform.slice import slice_weights
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.repair.layers import Site
 
 __all__ = ["Batches", "LockStep"]

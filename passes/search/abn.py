@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.passes.base import option
+from pruneopt.passes.pipeline.base import option
 from pruneopt.passes.search.adaptive_bn import PAPER
-from pruneopt.passes.search.evaluator import Evaluator, FreshStatistics
+from pruneopt.passes.search.evaluators.evaluator import Evaluator, FreshStatistics
 from pruneopt.passes.search.loop import Searched
-from pruneopt.passes.search.random_search import RandomSearch
-from pruneopt.passes.search.searcher import Searcher
-from pruneopt.passes.transform.prune import check_leader
+from pruneopt.passes.search.searchers.random_search import RandomSearch
+from pruneopt.passes.search.searchers.searcher import Searcher
+from pruneopt.passes.selection.prune import check_leader
 
 __all__ = ["AdaptiveBN"]
 

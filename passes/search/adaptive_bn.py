@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import Workload, placed, seeded, set_mode
-from pruneopt.passes.base import Pass, State, option, without_data
 from pruneopt.passes.evaluation.images import calibration_inputs
 from pruneopt.passes.evaluation.settings import MEAN, PLAIN, Plain, averaging_of
 from pruneopt.passes.evaluation.statistics import fresh_statistics
+from pruneopt.passes.pipeline.base import Pass, State, option, without_data
 
 __all__ = ["PAPER", "Recalibrate", "recalibrate", "recalibrate_on"]
 

@@ -20,9 +20,9 @@ import numpy as np
 from scipy import stats
 
 from pruneopt.errors import UserError
-from pruneopt.passes.base import Progress, silent
-from pruneopt.passes.search.cut_networks import CutNetworks
-from pruneopt.passes.search.sampling import WidthSampler
+from pruneopt.passes.pipeline.base import Progress, silent
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
+from pruneopt.passes.search.searchers.sampling import WidthSampler
 
 __all__ = ["Correlation", "CorrelationReport", "Sample", "correlate", "correlation_report"]
 

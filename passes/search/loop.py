@@ -15,27 +15,27 @@ import numpy as np
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.ir.printer import print_graph
-from pruneopt.passes.analysis.alignment import Alignment, alignment_of
-from pruneopt.passes.analysis.criteria import L1Norm
-from pruneopt.passes.analysis.importance import Criterion, score_units
-from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.ir.text.printer import print_graph
+from pruneopt.passes.analysis.importance.criteria import L1Norm
+from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.digest import weights_digest
-from pruneopt.passes.search.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.judge import Judge, Judged, Trial
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
-from pruneopt.passes.search.random_search import RandomSearch
 from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
-from pruneopt.passes.search.sampling import RARE
-from pruneopt.passes.search.searcher import Asker, Searcher
-from pruneopt.passes.search.space import Proposal, Space
-from pruneopt.passes.spec import pass_text
-from pruneopt.passes.transform.prune import BUDGET, MINIMUM, Choose, add_budgets, aims_of
-from pruneopt.passes.transform.rounding import ROUND, RoundTo, rounding
-from pruneopt.passes.transform.select import is_filled, keep_best
-from pruneopt.passes.transform.settle import settle
+from pruneopt.passes.search.searchers.random_search import RandomSearch
+from pruneopt.passes.search.searchers.sampling import RARE
+from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.space import Proposal, Space
+from pruneopt.passes.selection.alignment import Alignment, alignment_of
+from pruneopt.passes.selection.prune import BUDGET, MINIMUM, Choose, add_budgets, aims_of
+from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
+from pruneopt.passes.selection.select import is_filled, keep_best
+from pruneopt.passes.selection.set_plan import settle
 
 __all__ = ["JOURNAL", "Search", "Searched", "paced"]
 

@@ -13,17 +13,17 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.branches import metapruning_genes
-from pruneopt.passes.base import Pass, State, option
-from pruneopt.passes.search.evaluator import Evaluator
-from pruneopt.passes.search.evolution import Evolution
+from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
+from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.loop import Searched
-from pruneopt.passes.search.pruning_net_judge import PruningNetWeights
-from pruneopt.passes.search.searcher import Searcher
-from pruneopt.passes.search.space import Space
+from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights
+from pruneopt.passes.search.searchers.evolution import Evolution
+from pruneopt.passes.search.searchers.searcher import Searcher
+from pruneopt.passes.search.searchers.space import Space
+from pruneopt.passes.selection.rounding import rounding
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.transform.finetune import Finetune
-from pruneopt.passes.transform.rounding import rounding
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch
 
 __all__ = ["MetaPruning"]

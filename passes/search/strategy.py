@@ -16,15 +16,15 @@ from typing import ClassVar
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.branches import eagleeye_order
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.analysis.criteria import L1Norm
-from pruneopt.passes.analysis.importance import Criterion, score_units
-from pruneopt.passes.base import State, option
-from pruneopt.passes.search.sampling import floor_widths
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.importance.criteria import L1Norm
+from pruneopt.passes.analysis.importance.importance import Criterion, score_units
+from pruneopt.passes.analysis.residual.gene_order import eagleeye_order
+from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.search.searchers.sampling import floor_widths
+from pruneopt.passes.selection.prune import Choose, check_leader, data_for
+from pruneopt.passes.selection.select import Scores, best_units
 from pruneopt.passes.transform.given_plan import take_plan
-from pruneopt.passes.transform.prune import Choose, check_leader, data_for
-from pruneopt.passes.transform.select import Scores, best_units
 
 __all__ = ["Strategy", "StrategyPass", "load_strategy", "read_strategies", "strategy_plan", "strategy_widths"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import VerificationError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import tensor_leaves
 from pruneopt.ir.graph import Graph
 

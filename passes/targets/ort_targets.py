@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.export import export_onnx
-from pruneopt.passes.base import option
+from pruneopt.ir.codegen.module import build_module
+from pruneopt.ir.export.export import export_onnx
+from pruneopt.passes.pipeline.base import option
 from pruneopt.passes.targets.int8 import quantise_onnx
 from pruneopt.passes.targets.ort_providers import (
     CPU,

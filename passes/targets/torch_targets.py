@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import tensor_leaves
-from pruneopt.passes.base import option
 from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.pipeline.base import option
 from pruneopt.passes.targets.session import FLOATS, Session, fixed_inputs
 from pruneopt.passes.targets.target import Calibration, Target
 from pruneopt.passes.timing.clock import Clock

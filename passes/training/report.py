@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pruneopt.passes.base import Progress
+from pruneopt.passes.pipeline.base import Progress
 from pruneopt.passes.training.hooks import Run
 from pruneopt.passes.training.log import EpochLog
 from pruneopt.passes.training.parallel import Processes

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pruneopt.ir.codegen import build_module
-from pruneopt.passes.base import State
+from pruneopt.ir.codegen.module import build_module
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.selection.masks import KeepMasks
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
 from pruneopt.passes.training.groups import Decays
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.trainer import train
-from pruneopt.passes.transform.masks import KeepMasks
 
 __all__ = ["train_state"]
 

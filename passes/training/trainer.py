@@ -11,7 +11,7 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload, placed, seeded, set_mode
-from pruneopt.passes.base import Progress, silent
+from pruneopt.passes.pipeline.base import Progress, silent
 from pruneopt.passes.training.checkpoint import Checkpoint, Keeper
 from pruneopt.passes.training.feed import Feed
 from pruneopt.passes.training.groups import Decays, decayed_parameters, parameter_groups

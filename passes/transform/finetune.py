@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import Pass, State, option, without_data
-from pruneopt.passes.registry import part_class
+from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.pipeline.registry import part_class
 from pruneopt.passes.training.objective import can_distil
 from pruneopt.passes.training.recipe import Momentum, Recipe, TrainingOptions
 from pruneopt.passes.training.stage import train_state

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pruneopt.errors import BudgetError, InternalError, UserError
 from pruneopt.models.weights import read_weights
-from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.sizes import gather_kept, kept_mask
-from pruneopt.passes.base import State, option
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask
 from pruneopt.passes.budget import format_value, within
+from pruneopt.passes.pipeline.base import State, option
 from pruneopt.passes.plan import load_plan
 from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.pns.result import PruningResult
-from pruneopt.passes.transform.prune import Choose
-from pruneopt.passes.transform.settle import settle
+from pruneopt.passes.selection.prune import Choose
+from pruneopt.passes.selection.set_plan import settle
 
 __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
 

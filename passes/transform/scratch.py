@@ -13,12 +13,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import seeded
-from pruneopt.passes.analysis.blocks import layer_places
-from pruneopt.passes.analysis.coupling import Coupling
-from pruneopt.passes.base import Pass, State, option, without_data
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.residual.hypernet_blocks import layer_places
+from pruneopt.passes.pipeline.base import Pass, State, option, without_data
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.training.stage import train_state
 

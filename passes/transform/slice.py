@@ -16,11 +16,11 @@ from torch import Tensor
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.schema import signature
 from pruneopt.ir.types import Attr, BatchSize, Dim, TensorType
-from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.custom_ops import SIZES
-from pruneopt.passes.analysis.label_rules import CREATED
-from pruneopt.passes.analysis.labels import number, numbers
-from pruneopt.passes.analysis.sizes import AxisShare, KeptSizes, axis_shares
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.channels.labels import number, numbers
+from pruneopt.passes.analysis.channels.sizes import AxisShare, KeptSizes, axis_shares
+from pruneopt.passes.analysis.ops.custom_ops import SIZES
+from pruneopt.passes.analysis.ops.rules import CREATED
 
 __all__ = ["slice_graph", "slice_weights"]
 

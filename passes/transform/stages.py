@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.annotate import annotate
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import HEADS, couple
-from pruneopt.passes.analysis.latency_table import load_table
-from pruneopt.passes.analysis.limits import limits_of
-from pruneopt.passes.analysis.naming import freeze_named
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.passes.analysis.channels.annotate import annotate
+from pruneopt.passes.analysis.channels.limits import limits_of
+from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_table import load_table
+from pruneopt.passes.analysis.couple import HEADS, couple
 from pruneopt.passes.depth.drop_blocks import RECORD, whole_cost
-from pruneopt.passes.transform.masks import check_masks, slice_masks
+from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.selection.masks import check_masks, slice_masks
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 

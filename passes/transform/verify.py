@@ -20,13 +20,13 @@ from torch import Tensor
 
 from pruneopt.errors import UserError, VerificationError
 from pruneopt.ir.compare import difference
-from pruneopt.ir.execute import Interpreter
 from pruneopt.ir.graph import Graph, Op, Operand, Value
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.schema import DTYPES, call, torch_value
-from pruneopt.passes.analysis.coupling import Coupling, Plan
-from pruneopt.passes.analysis.labels import BATCH
-from pruneopt.passes.analysis.layers import layer_weights
-from pruneopt.passes.analysis.sizes import gather_kept, kept_mask, kept_parts
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.channels.labels import BATCH
+from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask, kept_parts
+from pruneopt.passes.analysis.ops.layers import layer_weights
 from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = [

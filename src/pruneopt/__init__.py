@@ -30,16 +30,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Graph": "pruneopt.ir.graph",
     "PassManager": "pruneopt.passes.manager",
-    "capture": "pruneopt.ir.capture",
-    "parse_graph": "pruneopt.ir.parser",
-    "print_graph": "pruneopt.ir.printer",
+    "capture": "pruneopt.ir.capture.capture",
+    "parse_graph": "pruneopt.ir.text.parser",
+    "print_graph": "pruneopt.ir.text.printer",
 }
 
 if TYPE_CHECKING:
-    from pruneopt.ir.capture import capture
+    from pruneopt.ir.capture.capture import capture
     from pruneopt.ir.graph import Graph
-    from pruneopt.ir.parser import parse_graph
-    from pruneopt.ir.printer import print_graph
+    from pruneopt.ir.text.parser import parse_graph
+    from pruneopt.ir.text.printer import print_graph
     from pruneopt.passes.manager import PassManager
 else:
     # Hidden from type checkers: to them a module-level __getattr__ makes every misspelt name valid.

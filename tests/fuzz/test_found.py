@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.execute import Interpreter
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 

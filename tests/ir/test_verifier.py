@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.ir.parser import parse_graph
+from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.types import Axis, BatchSize, ChannelGroup, IndexedAxis, Keyword, Part, SplitAxis, TensorType
 from pruneopt.ir.verifier import IRError, Verifier, verify_graph
 

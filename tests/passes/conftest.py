@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph, values_in
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 

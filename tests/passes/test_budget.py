@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
-from pruneopt.passes.analysis.cost import UNITS, CostModel
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.naming import freeze_named
+from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.budget import (
     FORMS,
     Budget,

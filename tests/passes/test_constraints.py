@@ -16,9 +16,10 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import Coupling, couple
-from pruneopt.passes.analysis.naming import groups_named, is_within
-from pruneopt.passes.base import Result
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.naming import groups_named, is_within
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.pipeline.base import Result
 from pruneopt.passes.plan import save_plan
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from pruneopt.errors import InternalError, UserError, VerificationError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.parser import parse_graph
-from pruneopt.ir.printer import print_graph
-from pruneopt.passes.base import Pass, State, option
+from pruneopt.ir.text.parser import parse_graph
+from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.instrument import DumpDir, Instrument, PrintAfter, Timing
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.pipeline.instrument import DumpDir, Instrument, PrintAfter, Timing
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.plan import load_plan, save_plan
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.conventions import conventions
-from pruneopt.tools import inspect_command
-from pruneopt.tools.arguments import CONVENTIONS
+from pruneopt.passes.analysis.cost.conventions import conventions
+from pruneopt.tools.commands import inspect as inspect_command
+from pruneopt.tools.commands.arguments import CONVENTIONS
 
 Call = Callable[..., Any]
 BUDGET = ("--budget", "50%FLOPs")

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import VerificationError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.parser import parse_graph
-from pruneopt.ir.printer import print_graph
-from pruneopt.passes.analysis.annotate import annotate, write_plan
-from pruneopt.passes.analysis.coupling import Coupling, Plan, couple
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.ir.text.parser import parse_graph
+from pruneopt.ir.text.printer import print_graph
+from pruneopt.passes.analysis.channels.annotate import annotate, write_plan
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.verify import verify_pruned
 from randomnets.base import Dice

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruneopt.passes.analysis.coupling import Coupling, Plan
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from randomnets.network import Network
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruneopt.passes.analysis.coupling import Coupling, Group
+from pruneopt.passes.analysis.channels.groups import Coupling, Group
 
 KINDS = ("least", "random", "alone", "almost", "mixed")
 

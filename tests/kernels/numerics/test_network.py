@@ -11,20 +11,20 @@ import torch
 from ragged.buffers import Setting
 from torch import Tensor, nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.kernels.launch import Launch
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import Step, TritonKernels
-from pruneopt.passes.lowering.capture import CudaGraphs
-from pruneopt.passes.lowering.evaluation import lower_evaluation
+from pruneopt.passes.lowering.cuda_graphs import CudaGraphs
+from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_evaluation import run_evaluation
 from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
-from pruneopt.passes.lowering.statistics import lower_statistics
 from pruneopt.passes.transform.slice import slice_graph
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pruneopt
-from pruneopt.passes.base import Result
+from pruneopt.passes.pipeline.base import Result
 
 
 def pruned(model: nn.Module, *inputs: Tensor, text: str = "uniform{budget=50%FLOPs}", **given: Any) -> Result:

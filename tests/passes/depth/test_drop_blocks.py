@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.base import Result, State
-from pruneopt.passes.depth.branches import find_branches
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.residual.branches import find_branches
 from pruneopt.passes.depth.drop_blocks import DropBlocks, DroppedBlocks, whole_cost
 from pruneopt.passes.depth.ranking import change_of_output
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Result, State
 from pruneopt.passes.plan import load_plan, save_plan
 
 

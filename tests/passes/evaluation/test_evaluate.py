@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import TensorSplit, Workload
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.evaluate import Evaluation, Score
 from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, calibration_inputs
 from pruneopt.passes.evaluation.settings import Settings
-from pruneopt.passes.search.cut_networks import CutNetworks
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 

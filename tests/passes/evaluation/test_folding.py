@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.fused import Fused, PyTorch, choose
+from pruneopt.passes.evaluation.backends import Fused, PyTorch, choose
 from pruneopt.passes.evaluation.settings import MEAN, Settings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.statistics import fresh_statistics, statistics_together
 from pruneopt.passes.transform.slice import slice_graph

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics, statistic_norms

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import State, option
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome
-from pruneopt.passes.search.evaluator import Evaluator
-from pruneopt.passes.search.judge import Judge, Judged, Trial
-from pruneopt.passes.search.space import Proposal
+from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.search.evaluators.evaluator import Evaluator
+from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
+from pruneopt.passes.search.searchers.space import Proposal
 from pruneopt.passes.transform.stages import Cost, Couple
 
 Explored = Callable[..., tuple[State, FrontOutcome]]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.latency_table import LatencyTable
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_table import LatencyTable
 from pruneopt.passes.budget import within
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.loop import JOURNAL
 
 Explored = Callable[..., tuple[State, FrontOutcome]]
@@ -297,7 +297,7 @@ def test_it_comes_after_cost_and_needs_data(chain: Make) -> None:
 
 
 def test_a_latency_table_is_a_cost_like_any(explored: Explored, chain: Make) -> None:
-    from pruneopt.passes.analysis.latency_measure import measure_table
+    from pruneopt.passes.analysis.cost.latency_measure import measure_table
 
     state = chain((8, 12))
     plain = state.need_cost()

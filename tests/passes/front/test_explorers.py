@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
 from pruneopt.passes.front.outcome import objectives
 from pruneopt.passes.front.pareto import hypervolume
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.search.space import Space
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.search.searchers.space import Space
 
 Make = Callable[..., State]
 Score = Callable[[np.ndarray], float]

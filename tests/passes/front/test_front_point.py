@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.base import State
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.front_file import FRONT, front_data, load_front
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.evaluator import AdaptiveStatistics
-from pruneopt.passes.transform.select import keep_best
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
+from pruneopt.passes.selection.select import keep_best
 
 Make = Callable[..., State]
 WIDTHS = (8, 12, 12)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.budget import within
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.search.space import Space
-from pruneopt.passes.transform.prune import L1, Uniform
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.search.searchers.space import Space
+from pruneopt.passes.selection.prune import L1, Uniform
 
 
 def reach_of(state: State, unit: str = "flops", least: float | None = None, most: float = 1.0, **options: Any) -> Reach:

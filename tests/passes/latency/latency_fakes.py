@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn, randn
 
-from pruneopt.ir.capture import capture
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.latency.regions import Region, find_regions
 from pruneopt.passes.latency.sample import NodeTime, Sample
 

@@ -9,7 +9,7 @@ from latency_fakes import MACHINE, FakeProbe, Stack, cost_of
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.database import Database, merge
 from pruneopt.passes.latency.learn import learn

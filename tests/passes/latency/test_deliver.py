@@ -10,15 +10,15 @@ from latency_fakes import FakeProbe, Stack, cost_of
 from torch import manual_seed, randn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.base import Result
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.budget import Budget, format_value, parse_budget
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.deliver import MOST_ROUNDS, ROUNDS_FILE, Delivery, Observation, in_rounds
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Result
 from pruneopt.passes.timing.timing import Measurement
 
 UNIT = "latency@ort-cpu"
@@ -48,7 +48,7 @@ def measuring(factor: float) -> Any:
 
 
 def cost_of_graph(graph: Any) -> CostModel:
-    from pruneopt.passes.analysis.coupling import couple
+    from pruneopt.passes.analysis.couple import couple
 
     plain = graph.copy()
     plain.channels = ()

@@ -7,9 +7,9 @@ import onnx
 from torch import Tensor, nn, zeros
 from torch.nn.functional import pad
 
-from pruneopt.ir.capture import capture
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.latency.onnx_family import OnnxFamily, leading_plan
 from pruneopt.passes.targets.ort_targets import OrtCPU
 from pruneopt.passes.targets.target import parse_target

@@ -6,7 +6,7 @@ from latency_fakes import FakeProbe, cost_of
 from scipy.stats import kendalltau
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.cost import CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.latency.choose import measure_actively, random_widths
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.latency.regions import find_regions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.transform.slice import slice_graph
 
 

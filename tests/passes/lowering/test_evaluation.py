@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchvision import models
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels
-from pruneopt.passes.lowering.evaluation import LoweredEvaluation, lower_evaluation
+from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation, lower_evaluation
 from pruneopt.passes.lowering.run_evaluation import run_evaluation
 
 

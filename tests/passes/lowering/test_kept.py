@@ -10,14 +10,14 @@ import torch
 from random_candidates import batches, cut, lively
 from torch import nn
 
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.lowering import kept
+from pruneopt.passes.lowering import lowered_network as kept
 from pruneopt.passes.lowering.backends import ReferenceKernels
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
 from pruneopt.passes.lowering.run_statistics import run_statistics
-from pruneopt.passes.lowering.statistics import lower_statistics
 
 EXACT = ReferenceKernels(torch.float64)
 

@@ -18,20 +18,20 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels, Step
-from pruneopt.passes.lowering.capture import Capture
-from pruneopt.passes.lowering.evaluation import lower_evaluation
+from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
 from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation, run_evaluation
 from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
-from pruneopt.passes.lowering.statistics import lower_statistics
 from pruneopt.passes.lowering.storage import Activation, Memory
 
 Found = list[list[list[BatchStatistics]]]

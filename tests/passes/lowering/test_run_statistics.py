@@ -10,14 +10,14 @@ from random_candidates import batches, cut, lively
 from torch import Tensor, nn
 from torchvision import models
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
+from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_statistics import run_statistics
-from pruneopt.passes.lowering.statistics import lower_statistics
 
 
 def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.execute import Interpreter
-from pruneopt.ir.parser import parse_graph
-from pruneopt.ir.printer import print_graph
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.interpreter import Interpreter
+from pruneopt.ir.text.parser import parse_graph
+from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
-from pruneopt.passes.lowering.statistics import LoweredStatistics, lower_statistics
+from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 
 
 def check(net: nn.Module, size: int = 33, batch: int = 4) -> LoweredStatistics:

@@ -10,9 +10,10 @@ import torchvision
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pns.result import PruningResult, write_result
 from pruneopt.passes.transform.slice import slice_graph
 

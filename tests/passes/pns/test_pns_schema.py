@@ -13,8 +13,9 @@ import torchvision
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.passes.analysis.coupling import Coupling, couple
+from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pns.reader import read_schema, schema_of
 from pruneopt.passes.pns.schema import write_schema
 

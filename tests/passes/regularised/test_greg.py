@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import Result, State
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Result, State
+from pruneopt.passes.pipeline.spec import parse_pipeline
 from pruneopt.passes.plan import save_plan
 from pruneopt.passes.regularised.greg import GReg1, GReg2, GRegRecord
 from pruneopt.passes.regularised.growing import Growing, GrowingReport
-from pruneopt.passes.spec import parse_pipeline
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.tools.main import main

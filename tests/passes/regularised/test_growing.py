@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import TensorSplit, Workload
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.regularised.growing import Growing
 from pruneopt.passes.regularised.regularised import Decision, Task
 from pruneopt.passes.training.hooks import Hook, Run

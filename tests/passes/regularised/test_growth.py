@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.places import find_places
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.residual.stage_numbers import find_places
 from pruneopt.passes.regularised.growth import Growth, Rates
-from pruneopt.passes.transform.prunable import Prunable, prunable_groups
+from pruneopt.passes.selection.prunable import Prunable, prunable_groups
 
 Smallest = Callable[[Mapping[str, int]], Any]
 

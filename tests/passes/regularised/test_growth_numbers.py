@@ -12,7 +12,7 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.passes.regularised.growing import Growing
 from pruneopt.passes.regularised.growth import Growth
-from pruneopt.passes.transform.prunable import Prunable, Share
+from pruneopt.passes.selection.prunable import Prunable, Share
 
 PAPER = Growing().rates(early=False)
 

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import TensorSplit, Workload, seeded
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.sizes import gather_kept
-from pruneopt.passes.base import Result, option_fields
+from pruneopt.passes.analysis.channels.sizes import gather_kept
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Result, option_fields
+from pruneopt.passes.pipeline.spec import parse_pipeline, pass_text
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.regularised.scales import gamma_scales, ratio_threshold
 from pruneopt.passes.regularised.slimming import Slimming, SlimmingRecord, unit_masks
-from pruneopt.passes.spec import parse_pipeline, pass_text
 from pruneopt.passes.transform.slice import slice_graph
 
 FAST = "recipe=sgd{epochs=2 lr=0.1 batch-size=64} regulariser=gamma-l1{scale=0.01}"

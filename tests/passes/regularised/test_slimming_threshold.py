@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.coupling import Coupling, couple
-from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.regularised.scales import Rule, Scales, gamma_scales, ratio_threshold, unit_scales
 from pruneopt.passes.regularised.threshold import Cut, Cutter

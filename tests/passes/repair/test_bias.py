@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruneopt.ir.codegen import build_module, generate_source
-from pruneopt.ir.export import run_onnx
+from pruneopt.ir.codegen.module import build_module, generate_source
+from pruneopt.ir.export.export import run_onnx
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.parser import parse_graph
-from pruneopt.ir.printer import print_graph
+from pruneopt.ir.text.parser import parse_graph
+from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.passes.analysis.sizes import gather_kept
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.channels.sizes import gather_kept
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.repair.repair import Repair, RepairReport
-from pruneopt.tools.artefacts import write_artefacts
+from pruneopt.tools.bundle.artefacts import write_artefacts
 
 CutState = Callable[..., State]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.repair.forms import Form, form_of
 from pruneopt.passes.repair.layers import sites_of
 

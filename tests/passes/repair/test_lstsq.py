@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
-from pruneopt.ir.execute import Interpreter
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.passes.analysis.sizes import gather_kept
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.channels.sizes import gather_kept
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import Recalibrate

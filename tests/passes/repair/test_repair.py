@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
@@ -22,7 +22,7 @@ from pruneopt.passes.repair.repair import METHODS, Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import recalibrate
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
-from pruneopt.tools.arguments import REPAIRS
+from pruneopt.tools.commands.arguments import REPAIRS
 
 CutState = Callable[..., Any]
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.evaluator import AdaptiveStatistics
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.search.random_search import RandomSearch
+from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.stages import Cost, Couple

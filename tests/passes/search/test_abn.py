@@ -21,18 +21,18 @@ import torch
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.analysis.importance import score_units
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.budget import within
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.cut_networks import CutNetworks, Settings
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
-from pruneopt.passes.transform.masks import masked, slice_masks
+from pruneopt.passes.selection.masks import masked, slice_masks
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 Run = Callable[..., tuple[State, Outcome]]
@@ -258,7 +258,7 @@ KILLED = """
 import os, signal, sys
 import torch
 from pathlib import Path
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.passes.manager import PassManager

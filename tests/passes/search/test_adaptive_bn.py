@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging, batch_statistics, combine
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.adaptive_bn import MEAN, PAPER, Recalibrate, calibration_inputs, recalibrate, recalibrate_on
-from pruneopt.passes.transform.prune import Uniform
+from pruneopt.passes.selection.prune import Uniform
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 

@@ -14,12 +14,12 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.branches import metapruning_genes
-from pruneopt.passes.base import Result
+from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.registry import part_names
+from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.pipeline.registry import part_names
+from pruneopt.passes.pipeline.spec import parse_pipeline
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.spec import parse_pipeline
 
 SEARCHERS = {
     "random": "random{candidates=5}",

@@ -14,27 +14,27 @@ import torch
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.workload import Workload
-from pruneopt.passes.base import State
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.spec import parse_pipeline, pass_text
 from pruneopt.passes.search.adaptive_bn import Recalibrate
-from pruneopt.passes.search.evaluator import AdaptiveStatistics, Evaluator
-from pruneopt.passes.search.evolution import Evolution
-from pruneopt.passes.search.judge import Judge, Judged, Trial
+from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
+from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
 from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.search.pruning_net_judge import PruningNetWeights
+from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights
 from pruneopt.passes.search.rewarded import Rewarded
-from pruneopt.passes.search.space import Proposal
-from pruneopt.passes.spec import parse_pipeline, pass_text
+from pruneopt.passes.search.searchers.evolution import Evolution
+from pruneopt.passes.search.searchers.space import Proposal
+from pruneopt.passes.selection.select import BudgetReport
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform.finetune import Finetune
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch
-from pruneopt.passes.transform.select import BudgetReport
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 # The search lands close below the budget

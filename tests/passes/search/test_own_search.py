@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import couple
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.transform.slice import slice_graph
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.cost import CostModel
-from pruneopt.passes.analysis.latency_table import LatencyTable, LayerTimes
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.evaluation.evaluate import Evaluation
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.search.ranking import Accuracy, AccuracyUnderLatency, Measured, Reward, reward
@@ -370,7 +370,7 @@ def test_scores_that_are_no_numbers_never_win() -> None:
 
 
 def test_another_latency_table_is_another_search(search: Run, trained: Any, tmp_path: Path, workload: Any) -> None:
-    from pruneopt.passes.analysis.latency_table import timed_layers
+    from pruneopt.passes.analysis.cost.latency_table import timed_layers
     from pruneopt.passes.manager import PassManager
 
     def write(factor: float) -> None:

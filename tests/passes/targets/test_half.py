@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pruneopt.errors import VerificationError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.targets.half import FACTOR, ROUNDING, apart, check_half, half_error
 from pruneopt.passes.targets.session import fixed_inputs
 from pruneopt.passes.targets.target import parse_target

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.targets.ort_targets import BoundSession, OrtCPU, OrtSession
 from pruneopt.passes.targets.session import fixed_inputs

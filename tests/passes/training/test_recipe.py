@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.passes.spec import parse_part, parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.spec import parse_part, parse_pipeline, pipeline_text
 from pruneopt.passes.training.recipe import SGD, AdamW, Recipe
 from pruneopt.passes.transform.finetune import Finetune
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import TensorSplit, Workload, seeded
-from pruneopt.passes.base import State
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.training.hooks import Hook, Run
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD

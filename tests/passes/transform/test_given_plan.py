@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.ir.capture import capture
-from pruneopt.ir.codegen import build_module
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.workload import seeded
-from pruneopt.passes.analysis.coupling import Coupling, couple
-from pruneopt.passes.base import Result
+from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.manager import PassManager
+from pruneopt.passes.pipeline.base import Result
 from pruneopt.passes.plan import save_plan
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.transform.given_plan import PlanRecord, with_kept_weights

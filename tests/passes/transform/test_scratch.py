@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture import capture
+from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.coupling import couple
-from pruneopt.passes.base import State
+from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform import scratch
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch, decayed_by_role, fresh_weights

@@ -1,0 +1,193 @@
+"""How labels pass through layers with a weight of their own: convolutions and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pruneopt.ir.graph import Op, Value
+from pruneopt.ir.types import BatchSize
+from pruneopt.passes.analysis.channels.labels import Blocks, Labels, number
+from pruneopt.passes.analysis.channels.planes import Plane, varying
+from pruneopt.passes.analysis.ops.rules import rule
+
+__all__ = ["channel_labels", "meet_weight"]
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def conv(labels: Labels, op: Op) -> None:
+    """Input channels meet axis 1 of the weight, output channels are its axis 0; groups make blocks of both."""
+    if op.attrs.get("transposed") is True:
+        conv_transpose(labels, op)
+        return
+    x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
+    if groups is None:
+        labels.give_up(op, "its groups follow the batch")
+        return
+    axis = x.type.rank - weight.type.rank + 1
+    channels, rest = channel_labels(labels, op, x, axis)
+    outs, ins = labels.shape(weight)[:2]
+    out = labels.axis_labels(weight, 0)
+    if groups == 1:
+        meet_weight(labels, op, weight, 1, channels)
+    elif channels is not None and (ins == 1 or labels.whole_groups):
+        out = depthwise(labels, op, out, channels, groups, outs)
+        for plane in labels.of(weight) if ins > 1 else ():
+            if 1 in varying(plane):
+                labels.freeze(plane, f"read by whole groups of {op}")
+    else:
+        grouped(labels, op, weight, channels, groups, (outs, ins))
+        if out is not None:
+            labels.blocks.append(Blocks(out.reshape(groups, -1), op, pinned=1))
+    produce(labels, op, out if outs > 1 else None, axis, rest)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(labels: Labels, op: Op) -> None:
+    """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one group)."""
+    x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
+    if groups is None:
+        labels.give_up(op, "its groups follow the batch")
+        return
+    axis = x.type.rank - weight.type.rank + 1
+    channels, rest = channel_labels(labels, op, x, axis)
+    ins, each = labels.shape(weight)[:2]
+    out: Tensor | None = None
+    if groups == 1:
+        out = labels.axis_labels(weight, 1)
+        meet_weight(labels, op, weight, 0, channels)
+    else:
+        meet_weight(labels, op, weight, 0, channels)
+        if channels is not None and (groups == ins or labels.whole_groups):
+            out = labels.tie(channels.reshape(groups, -1), [1]).reshape(-1).repeat_interleave(each)
+        else:
+            out = grouped_outputs(labels, op, weight, groups)
+            if channels is not None:
+                labels.blocks.append(Blocks(channels.reshape(groups, -1), op, pinned=1))
+    produce(labels, op, out if each * groups > 1 else None, axis, rest)
+
+
+def _groups(op: Op) -> int | None:
+    """None for weights made from the input, one for each row: then the groups are as many as rows."""
+    return None if isinstance(op.attrs["groups"], BatchSize) else number(op, "groups")
+
+
+def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor | None, list[Plane]]:
+    """The labels along the channel axis of an activation, and the planes along the batch, which pass."""
+    found: Tensor | None = None
+    rest: list[Plane] = []
+    for plane in labels.of(x):
+        axes = varying(plane)
+        if all(a < axis for a in axes):
+            rest.append(plane)
+        elif axis not in axes:
+            labels.freeze(plane, f"channels lie along a spatial axis of {op}")
+        else:
+            vector = labels.tie(plane, [a for a in axes if a != axis]).reshape(-1)
+            if found is None:
+                found = vector
+            else:
+                labels.unite(found, vector, "")
+    return found, rest
+
+
+def depthwise(labels: Labels, op: Op, out: Tensor | None, channels: Tensor, groups: int, outs: int) -> Tensor:
+    """Each input channel, or the channels of each group, live and die with the outputs made from them alone."""
+    rows = labels.tie(channels.reshape(groups, -1), [1])
+    if out is None:
+        labels.freeze(channels, f"depthwise weight with fixed channels, {op}")
+        return rows.reshape(-1).repeat_interleave(outs // groups)
+    labels.unite(rows, out.reshape(groups, -1), f"depthwise {op}")
+    return out
+
+
+def grouped(
+    labels: Labels, op: Op, weight: Value, channels: Tensor | None, groups: int, shape: tuple[int, int]
+) -> None:
+    """Input channels of a grouped convolution: one block per group, every block keeps as many."""
+    own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
+    if channels is None:
+        for other in own:
+            labels.freeze(other, f"contracted with channels that cannot be removed, {op}")
+        return
+    outs, ins = shape
+    rows = channels.reshape(groups, ins)
+    labels.blocks.append(Blocks(rows, op, pinned=1))
+    plane = rows.repeat_interleave(outs // groups, 0).reshape(outs, ins, *[1] * (weight.type.rank - 2))
+    for other in own:
+        labels.unite(other, plane, f"weight shared with {op}")
+    if not own and weight.is_weight:
+        labels.planes[weight] = (*labels.of(weight), plane)
+    elif not own:
+        labels.freeze(channels, f"grouped convolution with a computed weight, {op}")
+
+
+def grouped_outputs(labels: Labels, op: Op, weight: Value, groups: int) -> Tensor | None:
+    """Output channels of a grouped transposed convolution, (group, output): its weight holds them for every input."""
+    ins, each = labels.shape(weight)[:2]
+    own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
+    if own or not weight.is_weight or each == 1:
+        for plane in own:
+            if varying(plane) == (0, 1):
+                rows = plane.reshape(groups, ins // groups, each)
+                labels.tie(rows, [1], f"weight shared with {op}")
+                labels.blocks.append(Blocks(rows[:, 0], op, pinned=1))
+                return rows[:, 0].reshape(-1)
+            labels.freeze(plane, f"weight shared with grouped {op}")
+        return None
+    rows = labels.fresh(groups * each, produced=True).reshape(groups, each)
+    plane = rows.repeat_interleave(ins // groups, 0).reshape(ins, each, *[1] * (weight.type.rank - 2))
+    labels.planes[weight] = (*labels.of(weight), plane)
+    labels.blocks.append(Blocks(rows, op, pinned=1))
+    return rows.reshape(-1)
+
+
+def meet_weight(labels: Labels, op: Op, weight: Value, axis: int, channels: Tensor | None) -> None:
+    """Unite the contracted axis of a weight with the channels of the activation."""
+    own = [plane for plane in labels.of(weight) if axis in varying(plane)]
+    if channels is None:
+        for plane in own:
+            labels.freeze(plane, f"contracted with channels that cannot be removed, {op}")
+        return
+    shape = [1] * weight.type.rank
+    shape[axis] = channels.numel()
+    for plane in own:
+        labels.unite(labels.tie(plane, [a for a in varying(plane) if a != axis]), channels.reshape(shape), f"{op}")
+    if not own and weight.is_weight:
+        labels.add_axis(weight, axis, channels)
+    elif not own:
+        labels.freeze(channels, f"contracted with a computed weight, {op}")
+
+
+def produce(labels: Labels, op: Op, out: Tensor | None, axis: int, rest: Sequence[Plane]) -> None:
+    """Give the result its output labels along ``axis`` and let the bias share them."""
+    planes = list(rest)
+    if out is not None:
+        shape = [1] * op.result.type.rank
+        shape[axis] = out.numel()
+        planes.append(out.reshape(shape))
+    labels.set(op.result, planes)
+    bias = op.value(2)
+    if bias is None:
+        return
+    if out is None:
+        labels.freeze_value(bias, f"bias of {op}, whose channels cannot be removed")
+    else:
+        labels.adopt(bias, out, f"bias of {op}")
+
+
+@rule("embedding")
+def embedding(labels: Labels, op: Op) -> None:
+    weight = op.value(0)
+    if weight is None or labels.of(op.value(1)):
+        labels.give_up(op, "its indices carry channels")
+        return
+    out = labels.axis_labels(weight, 1)
+    rows = [plane for plane in labels.of(weight) if 0 in varying(plane)]
+    for plane in rows:
+        labels.freeze(plane, f"rows are picked by number, {op}")
+    if out is not None:
+        shape = [1] * op.result.type.rank
+        shape[-1] = out.numel()
+        labels.set(op.result, [out.reshape(shape)])

@@ -1,0 +1,108 @@
+"""How labels pass where tensors are put beside each other: concatenation, stacks, padding."""
+
+from __future__ import annotations
+
+import torch
+
+from pruneopt.ir.graph import Op, Value
+from pruneopt.passes.analysis.channels.labels import Labels, number, numbers
+from pruneopt.passes.analysis.channels.planes import Plane, expand, varying
+from pruneopt.passes.analysis.ops.data_movement import source
+from pruneopt.passes.analysis.ops.heads import tie_inner
+from pruneopt.passes.analysis.ops.rules import merge_pointwise, rule
+
+__all__: list[str] = []
+
+
+@rule("cat", "concat", "concatenate")
+def cat(labels: Labels, op: Op) -> None:
+    """Planes along the joined axis are joined; planes along other axes are united."""
+    values = list(op.inputs)
+    rank = op.result.type.rank
+    axis = number(op, "dim") % rank
+    if any(value.type.rank != rank for value in values):
+        labels.give_up(op, "its tensors differ in rank")
+        return
+    for value in values:
+        labels.label_axes(value)
+    along = [[plane for plane in labels.of(value) if axis in varying(plane)] for value in values]
+    across: list[tuple[list[Plane], Value | None]] = [
+        ([plane for plane in labels.of(value) if axis not in varying(plane)], value) for value in values
+    ]
+    out = merge_across(labels, op, across, axis)
+    if any(along):
+        out.append(join(labels, op, values, along, axis))
+    labels.set(op.result, out)
+
+
+def merge_across(labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int) -> list[Plane]:
+    """Planes that do not vary along the joined axis: all tensors share them."""
+    merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
+    free: list[Plane] = []
+    for plane in merged:
+        axes = set(varying(plane))
+        bare = [
+            value
+            for planes, value in sides
+            if value is not None
+            and not axes & {a for p in planes for a in varying(p)}
+            and any(labels.shape(value)[a] > 1 for a in axes)
+        ]
+        if bare:
+            labels.freeze(plane, f"joined to a tensor whose channels cannot be removed, {op}")
+        else:
+            free.append(plane)
+    return free
+
+
+def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:
+    """One plane along the joined axis; a tensor without labels there contributes channels that always stay."""
+    pieces: list[Plane] = []
+    others = {a for planes in along for plane in planes for a in varying(plane) if a != axis}
+    for value, planes in zip(values, along, strict=True):
+        shape = [1] * len(labels.shape(value))
+        for a in (axis, *others):
+            shape[a] = labels.shape(value)[a]
+        if not planes:
+            pieces.append(torch.zeros(shape, dtype=torch.int64))
+            continue
+        for extra in planes[1:]:
+            labels.unite(planes[0], extra, f"{op}")
+        pieces.append(expand(planes[0], tuple(shape)))
+    return torch.cat(pieces, axis)
+
+
+@rule("stack")
+def stack(labels: Labels, op: Op) -> None:
+    """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
+    values = list(op.inputs)
+    axis = number(op, "dim") % op.result.type.rank
+    sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
+    merged = merge_across(labels, op, sides, axis)
+    labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
+
+
+@rule("constant_pad_nd", "pad")
+def pad(labels: Labels, op: Op) -> None:
+    """Padding along channels makes channels of its own, which may go like any other."""
+    value = source(labels, op)
+    pads = numbers(op, "pad")
+    rank = value.type.rank
+    by_axis = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
+    constant = op.attrs.get("mode", "constant") == "constant"
+    padded = [axis for axis, sizes in by_axis.items() if sizes != (0, 0)]
+    out = []
+    for plane in labels.of(value):
+        plane = tie_inner(labels, plane, padded)
+        inside = [axis for axis in varying(plane) if axis in padded]
+        if inside and (not constant or len(inside) > 1):
+            labels.freeze(plane, f"padded along channels by {op}")
+            continue
+        for axis in inside:
+            before, after = by_axis[axis]
+            plane = labels.tie(plane, [a for a in varying(plane) if a != axis])  # one pad serves every row
+            left = plane.reshape(-1)[max(-before, 0) : plane.numel() - max(-after, 0)]
+            vector = torch.cat([labels.fresh(max(before, 0)), left, labels.fresh(max(after, 0))])
+            plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
+        out.append(plane)
+    labels.set(op.result, out)

@@ -1,0 +1,197 @@
+"""Residual branches that can be dropped: ``y = x + f(x)`` becomes ``y = x``.
+
+Read off the graph alone. An addition has a droppable branch where
+
+- both operands and the sum have one type, so that one operand, the skip, can stand for the sum;
+- the branch's ops are read by nothing else: they die with the addition, and nobody misses them;
+- the branch starts from the stream that the skip is part of (the skip, or what was added up to become it), and contains
+  a layer. So two projections of one input that are added are no block, and neither is the polynomial inside a GELU.
+
+A scale on the branch (layer scale) is part of it. Branches may contain others. Of a block that is normalised after the
+addition (post-norm) the branch is listed but not dropped: what would be left is a second norm, no identity.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt.ir.module_paths import common_module
+from pruneopt.passes.analysis.ops.layers import layer_weights
+
+__all__ = ["Branch", "find_branches", "weights_of"]
+
+NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "batch_norm", "group_norm", "instance_norm")
+POST_NORM = "the sum is normalised before the next block reads it (post-norm): without the branch it is no identity"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Branch:
+    """A residual branch.
+
+    Attributes:
+        name: the module that holds all weights of the branch, or its heaviest part where that module has several.
+        add: the op that adds it to the skip.
+        place: which operand of the addition is the branch; the other one is the skip.
+        ops: everything that is read by the branch alone, in graph order.
+        kept: why it cannot be dropped; None where it can.
+    """
+
+    name: str
+    add: Op
+    place: int
+    ops: tuple[Op, ...]
+    kept: str | None = None
+
+    @property
+    def skip(self) -> Value:
+        """What is left of the sum without the branch."""
+        value = self.add.value(1 - self.place)
+        assert value is not None
+        return value
+
+    @property
+    def value(self) -> Value:
+        """What the branch adds."""
+        value = self.add.value(self.place)
+        assert value is not None
+        return value
+
+    def inside(self, other: Branch) -> bool:
+        """Whether the branch is a part of another one."""
+        return self.add in other.ops
+
+
+def find_branches(graph: Graph) -> tuple[Branch, ...]:
+    """All residual branches, in the order of their additions; outer ones come after those inside them."""
+    place_of = {op: number for number, op in enumerate(graph.ops)}
+    outputs = set(graph.output_values)
+    found = []
+    for add in graph.ops:
+        for place in _places(add):
+            branch = Branch("", add, place, _own_ops(add, place, place_of, outputs))
+            if any(layer_weights(op) for op in branch.ops) and _starts_from_stream(branch, place_of):
+                found.append(branch)
+    skips = {branch.skip for branch in found}
+    found = [replace(branch, kept=POST_NORM) if _is_post_norm(branch, skips) else branch for branch in found]
+    return tuple(replace(branch, name=name) for branch, name in zip(found, _names(found), strict=True))
+
+
+def weights_of(branch: Branch) -> dict[str, Value]:
+    """The parameters that a branch reads, by name, in the order of its ops; others may read them too."""
+    read = (value for op in branch.ops for value in op.inputs if value.kind == "param")
+    return {value.name: value for value in read}
+
+
+# Where a branch lies
+
+
+def _places(add: Op) -> Iterable[int]:
+    """The operands of an addition that may be branches, by the types alone."""
+    if add.target not in ("aten.add.Tensor", "aten.add_.Tensor"):
+        return
+    first, second = add.value(0), add.value(1)
+    if first is None or second is None or first is second:
+        return
+    if not first.type.plain() == second.type.plain() == add.result.type.plain():
+        return
+    if add.attrs.get("alpha", 1) == 1:  # else the second operand alone is not the sum without the first
+        yield 0
+    yield 1
+
+
+def _own_ops(add: Op, place: int, place_of: dict[Op, int], outputs: set[Value]) -> tuple[Op, ...]:
+    """The ops whose results only lead to one operand of an addition, in graph order."""
+    branch = add.value(place)
+    if branch is None or branch.producer is None:
+        return ()
+    own: set[Op] = set()
+    seen = {branch.producer}
+    heap = [(-place_of[branch.producer], branch.producer)]
+    while heap:
+        _, op = heapq.heappop(heap)  # readers come before what they read
+        users = {user for value in op.results for user in value.users}
+        joins = {user for value in op.results if value is not branch for user in value.users if user is add}
+        if joins or not users <= own | {add} or any(value in outputs for value in op.results):
+            continue
+        own.add(op)
+        for value in op.inputs:
+            if value.producer is not None and value.producer not in seen:
+                seen.add(value.producer)
+                heapq.heappush(heap, (-place_of[value.producer], value.producer))
+    return tuple(sorted(own, key=place_of.__getitem__))
+
+
+def _starts_from_stream(branch: Branch, place_of: dict[Op, int]) -> bool:
+    """Whether the branch is computed from its skip, or from a summand of it."""
+    stream = _stream(branch.skip)
+    first = min((place_of[value.producer] for value in stream if value.producer is not None), default=-1)
+    seen: set[Value] = set()
+    waiting = [value for op in branch.ops for value in op.inputs if not value.is_weight]
+    while waiting:
+        value = waiting.pop()
+        if value in stream:
+            return True
+        if value in seen or value.producer is None or place_of[value.producer] < first:
+            continue
+        seen.add(value)
+        waiting.extend(item for item in value.producer.inputs if not item.is_weight)
+    return False
+
+
+def _stream(skip: Value) -> set[Value]:
+    """A value, and everything of its type that was added up to become it."""
+    found = {skip}
+    waiting = [skip]
+    while waiting:
+        op = waiting.pop().producer
+        if op is not None and op.base in ("add", "add_"):
+            alike = [value for value in op.inputs if value.type.plain() == skip.type.plain()]
+            waiting.extend(value for value in alike if value not in found)
+            found.update(alike)
+    return found
+
+
+def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
+    """Whether only a norm reads the sum, in a stack whose stream runs through norms."""
+    readers = branch.add.result.users
+    if not readers or any(op.role not in NORMS for op in readers):
+        return False
+    above = branch.skip.producer
+    return (above is not None and above.role in NORMS) or any(op.results[0] in skips for op in readers)
+
+
+# Names
+
+
+def _names(branches: Sequence[Branch]) -> list[str]:
+    """A name for every branch, each once: the module around its weights, with the heaviest part if it has several."""
+    modules = [common_module([name.rpartition(".")[0] for name in weights_of(branch)]) for branch in branches]
+    pairs = list(zip(branches, modules, strict=True))
+
+    def alone(branch: Branch, module: str) -> bool:
+        """Whether no other branch lies in the module, except those inside this one."""
+        others = (name for other, name in pairs if other is not branch and not other.inside(branch))
+        return bool(module) and not any(f"{name}.".startswith(f"{module}.") for name in others)
+
+    names = [module if alone(branch, module) else _heaviest(branch, module) for branch, module in pairs]
+    again = Counter(names)
+    return [
+        name if name and again[name] == 1 else f"{name or 'sum'}:{branch.add.result.name}"
+        for branch, name in zip(branches, names, strict=True)
+    ]
+
+
+def _heaviest(branch: Branch, module: str) -> str:
+    """The child of a module that holds most of a branch's parameters."""
+    sizes: Counter[str] = Counter()
+    start = f"{module}." if module else ""
+    for name, value in weights_of(branch).items():
+        child = name.removeprefix(start).partition(".")
+        sizes[child[0] if child[1] else ""] += math.prod(value.type.shape())
+    child_name = max(sizes, key=sizes.__getitem__)
+    return f"{start}{child_name}" if child_name else module

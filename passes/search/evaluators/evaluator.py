@@ -1,0 +1,243 @@
+"""What an evaluator is: it gives a proposed structure a score on data; and those that cut the trained weights.
+
+``abn`` recomputes the batch-norm statistics of the cut network (EagleEye), ``stale`` scores it as it is, ``finetune``
+trains it for a short while first. ``reference`` is ``abn`` without any short cut: the network as it would be delivered.
+Each network is cut from the one copy of the trained weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pruneopt.errors import UserError
+from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt.passes.evaluation.evaluate import Evaluation
+from pruneopt.passes.evaluation.settings import PLAIN, Kernels, Plain, Precision, Settings, Signal, averaging_of
+from pruneopt.passes.pipeline.base import Part, Pass, option
+from pruneopt.passes.search.adaptive_bn import Recalibrate
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
+from pruneopt.passes.search.evaluators.judge import AdaptiveJudge, Judge, ReferenceJudge, StaleJudge, Trial, TunedJudge
+from pruneopt.passes.search.ranking import Accuracy, Ranking
+
+__all__ = [
+    "AdaptiveStatistics",
+    "Evaluator",
+    "ReferenceStatistics",
+    "ShortTraining",
+    "StaleStatistics",
+]
+
+
+@dataclass(frozen=True)
+class Evaluator(Part):
+    """A way to judge structures."""
+
+    kind: ClassVar[str] = "evaluator"
+
+    @abstractmethod
+    def open(self, trial: Trial) -> Judge:
+        """Get ready to judge; this may train something first.
+
+        Raises:
+            UserError: options that do not fit the network or the data.
+        """
+
+    def check(self, ranking: Ranking) -> None:
+        """Refuse a ranking that cannot compare what this evaluator gives, with `UserError`."""
+
+    def settings(self, seed: int, device: str) -> Settings:
+        """How cut networks are scored, for those that look at them again."""
+        return Settings(seed=seed, device=device)
+
+    def together(self, index: int, keep: int, size: int) -> int:
+        """How many structures to judge side by side, from number ``index`` on.
+
+        ``keep``: how many of the best matter to the search; ``size``: the bytes of the network.
+        """
+        return 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether scores do not depend on who is judged side by side."""
+        return True
+
+    def after(self, seed: int | None) -> list[Pass]:
+        """The passes that give the delivered network what the judged ones had (fresh statistics).
+
+        ``seed``: the search's own, where it has one.
+        """
+        return []
+
+
+@dataclass(frozen=True)
+class CutWeights(Evaluator):
+    """Judges networks cut from the trained weights."""
+
+    subval_limit: int | None = option(None, "score on this many sub-validation images (all)")
+    batch_size: int = option(128, "images in a batch, of calibration and fine-tuning")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise UserError(f"batch-size={self.batch_size} must be at least 2")
+        if self.subval_limit is not None and self.subval_limit < 1:
+            raise UserError(f"subval-limit={self.subval_limit} must be at least 1")
+
+    def settings(self, seed: int, device: str) -> Settings:
+        return Settings(batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device)
+
+    def networks(self, trial: Trial) -> CutNetworks:
+        """What makes and scores the cut networks as modules."""
+        state = trial.state
+        settings = self.settings(trial.seed, state.device)
+        return CutNetworks(state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks)
+
+    def evaluation(self, trial: Trial) -> Evaluation:
+        """What scores them without making modules."""
+        state = trial.state
+        settings = replace(self.settings(trial.seed, state.device), keep=trial.keep)
+        return Evaluation(state.graph, trial.space.coupling, state.need_workload(self.name), settings)
+
+
+@dataclass(frozen=True)
+class StaleStatistics(CutWeights):
+    """Scores the network as it was cut (the vanilla evaluation of EagleEye's comparison)."""
+
+    name: ClassVar[str] = "stale"
+    summary: ClassVar[str] = "the cut network as it is, with the statistics of the original"
+
+    def open(self, trial: Trial) -> Judge:
+        return StaleJudge(trial, self.evaluation(trial))
+
+
+@dataclass(frozen=True)
+class FreshStatistics(CutWeights):
+    """Those that recompute batch-norm statistics."""
+
+    calibration_batches: int = option(30, "batches for the batch-norm statistics")
+    momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
+    reset: bool = option(True, "forget the old statistics first")
+    whole: bool = option(False, "the complete network in training mode for the statistics: dropout drops")
+    augment: bool = option(False, "read calibration and sub-validation images as in training, as EagleEye's code does")
+    stale: bool = option(False, "also score every candidate before its statistics are recomputed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibration_batches < 1:
+            raise UserError(f"calibration-batches={self.calibration_batches} must be at least 1")
+
+    @property
+    def averaging(self) -> Averaging:
+        """How batches are averaged."""
+        return averaging_of("mean", self.momentum, self.reset)
+
+    def settings(self, seed: int, device: str) -> Settings:
+        return replace(
+            super().settings(seed, device),
+            batches=self.calibration_batches,
+            averaging=self.averaging,
+            whole=self.whole,
+            augment=self.augment,
+        )
+
+    def fresh(self, seed: int | None) -> Recalibrate:
+        """The pass that recomputes the statistics of the delivered network."""
+        return Recalibrate(
+            batches=self.calibration_batches,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            reset=self.reset,
+            whole=self.whole,
+            augment=self.augment,
+            seed=seed,
+        )
+
+    def after(self, seed: int | None) -> list[Pass]:
+        return [self.fresh(seed)]
+
+
+@dataclass(frozen=True)
+class AdaptiveStatistics(FreshStatistics):
+    """Scores the cut network with fresh batch-norm statistics (EagleEye, FNNP)."""
+
+    name: ClassVar[str] = "abn"
+    summary: ClassVar[str] = "the cut network with fresh batch-norm statistics (EagleEye, FNNP)"
+
+    statistics: Plain = option("mean", PLAIN)  # noqa: RUF009  as dataclasses.field
+    signal: Signal = option(  # noqa: RUF009
+        "metric", "what is compared: the metric, the likelihood of the targets, or agreement with the original network"
+    )
+    race: int | None = option(None, "give up what is clearly worse after this many images, 512 say (look at all)")
+    kernels: Kernels = option(  # noqa: RUF009
+        "auto", "fused kernels where the device has them; off; or reference, what they compute in plain PyTorch"
+    )
+    precision: Precision = option(  # noqa: RUF009
+        "fp32", "bf16 computes in bfloat16: faster on GPUs and on processors with AMX, scores differ by a few images"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.race is not None and self.race < 2:
+            raise UserError(f"race={self.race} must be at least 2 images")
+        averaging_of(self.statistics, self.momentum, self.reset)
+
+    @property
+    def averaging(self) -> Averaging:
+        return averaging_of(self.statistics, self.momentum, self.reset)
+
+    def settings(self, seed: int, device: str) -> Settings:
+        return replace(
+            super().settings(seed, device),
+            signal=self.signal,
+            race=self.race,
+            kernels=self.kernels,
+            precision=self.precision,
+        )
+
+    def together(self, index: int, keep: int, size: int) -> int:
+        return replace(self.settings(0, "cpu"), keep=keep).together(index, size)
+
+    @property
+    def apart(self) -> bool:
+        return self.race is None
+
+    def check(self, ranking: Ranking) -> None:
+        if self.signal != "metric" and not isinstance(ranking, Accuracy):
+            raise UserError(f"signal={self.signal} is no accuracy, which ranking={ranking.name} asks for: use metric")
+
+    def open(self, trial: Trial) -> Judge:
+        return AdaptiveJudge(trial, self.evaluation(trial), self.stale)
+
+    def fresh(self, seed: int | None) -> Recalibrate:
+        return replace(super().fresh(seed), statistics=self.statistics)
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics(FreshStatistics):
+    """What `AdaptiveStatistics` computes, by the module that would be delivered and PyTorch's own batch norm."""
+
+    name: ClassVar[str] = "reference"
+    summary: ClassVar[str] = "as abn, without short cuts: the module itself, batch norms not folded"
+
+    def open(self, trial: Trial) -> Judge:
+        return ReferenceJudge(trial, self.networks(trial), self.stale)
+
+
+@dataclass(frozen=True)
+class ShortTraining(ReferenceStatistics):
+    """Scores the cut network after fresh statistics and a short fine-tuning: slow, and closest to the truth."""
+
+    name: ClassVar[str] = "finetune"
+    summary: ClassVar[str] = "the cut network after fresh statistics and a short fine-tuning"
+
+    epochs: int = option(1, "of fine-tuning, for every candidate")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 1:
+            raise UserError(f"epochs={self.epochs} must be at least 1: without any, use the evaluator abn")
+
+    def open(self, trial: Trial) -> Judge:
+        return TunedJudge(trial, self.networks(trial), self.stale, self.epochs)

@@ -1,0 +1,62 @@
+"""What a searcher is: it proposes structures and is told how good they were.
+
+A searcher is deterministic: the same space, seed and answers give the same questions. A search that was stopped is
+therefore continued by asking again and answering from the journal; no state of a searcher is ever stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pruneopt.passes.pipeline.base import Part
+from pruneopt.passes.search.searchers.space import Proposal, Space
+
+__all__ = ["Asker", "Searcher"]
+
+
+class Asker(ABC):
+    """A search under way. Proposals are answered in the order in which they were asked for."""
+
+    @abstractmethod
+    def ask(self) -> Proposal | None:
+        """The next structure to judge, inside every budget; None when the search is over."""
+
+    @abstractmethod
+    def tell(self, proposal: Proposal, fitness: float) -> None:
+        """How good the oldest proposal without an answer was; larger is better."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How structures are found, in a few words."""
+
+    @property
+    def ready(self) -> int:
+        """How many more proposals can be asked for before the last one is answered."""
+        return 0
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many structures will be proposed at most."""
+
+
+@dataclass(frozen=True)
+class Searcher(Part):
+    """A way to search."""
+
+    kind: ClassVar[str] = "searcher"
+
+    @property
+    def breeds_from(self) -> int:
+        """How many of the best structures decide what is proposed next, so that a race must not mistake them."""
+        return 1
+
+    @abstractmethod
+    def open(self, space: Space, seed: int) -> Asker:
+        """Begin a search.
+
+        Raises:
+            UserError: options that do not fit the space.
+        """

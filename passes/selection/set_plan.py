@@ -1,0 +1,33 @@
+"""Writing a decided plan into the state of a run, with what it uses of the budgets."""
+
+from __future__ import annotations
+
+from pruneopt.passes.analysis.channels.annotate import write_plan
+from pruneopt.passes.analysis.channels.groups import Plan
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.selection.rounding import record_rounding
+from pruneopt.passes.selection.select import budget_report
+
+__all__ = ["set_plan", "settle"]
+
+
+def set_plan(state: State, plan: Plan) -> bool:
+    """Make a plan that of the state, and write it into the graph's header; whether the header changed.
+
+    Raises:
+        UserError: the plan is outside of the limits on widths that the user set.
+    """
+    state.limits.check(state.need_coupling(), plan)
+    before = state.graph.channels
+    state.plan = dict(plan)
+    write_plan(state.graph, state.plan)
+    record_rounding(state)
+    return state.graph.channels != before
+
+
+def settle(state: State, plan: Plan, *, filled: bool = True) -> bool:
+    """`set_plan`, and the record of what the plan uses of the budgets (``filled``: see `budget_report`)."""
+    changed = set_plan(state, plan)
+    if state.budgets:
+        state.records["budget"] = budget_report(state.budgets, state.need_cost(), plan, filled=filled)
+    return changed

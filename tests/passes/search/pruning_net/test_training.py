@@ -1,0 +1,239 @@
+"""PruningNet in training, and as an evaluator: which widths are drawn, what decays, what a candidate's score is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruneopt.errors import UserError
+from pruneopt.ir.graph import Graph
+from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
+from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.spec import parse_part, pass_text
+from pruneopt.passes.search.evaluators.evaluator import Evaluator
+from pruneopt.passes.search.evaluators.judge import Trial
+from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights
+from pruneopt.passes.search.pruning_net.hypernet import Sizes
+from pruneopt.passes.search.pruning_net.network import PruningNet
+from pruneopt.passes.search.pruning_net.training import DrawWidths, PruningNetReport, Settings, train_pruning_net
+from pruneopt.passes.search.searchers.space import Space
+from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.transform.stages import Cost, Couple
+
+TWO_EPOCHS = dataclasses.replace(META, epochs=2, batch_size=64)
+SHORT = SGD(epochs=1, lr=0.05, batch_size=256, label_smoothing=0.1)
+
+
+def trial_of(graph: Graph, workload: Workload, **fields: object) -> Trial:
+    """A trial with MetaPruning's genes after couple and cost."""
+    state = State(original=graph, graph=graph.copy(), workload=workload, **fields)  # type: ignore[arg-type]
+    for step in (Couple(), Cost()):
+        step.run(state)
+    coupling = state.need_coupling()
+    space = Space(coupling, state.need_cost(), [], {}, genes=metapruning_genes(coupling))
+    return Trial(state, space, state.seed)
+
+
+def settings(**changes: object) -> Settings:
+    return dataclasses.replace(Settings(Sizes(), "bank", False, SHORT), **changes)  # type: ignore[arg-type]
+
+
+def drawn(trial: Trial, seed: int, iterations: range) -> tuple[np.ndarray, np.ndarray]:
+    """Widths and scales that the hook chooses, `[iterations, G]` each."""
+    space = trial.space
+    searched = [name for gene in space.genes for name in gene.groups]
+    net = PruningNet(space.coupling, space.cost.groups, searched, (space.grid / 100).tolist())
+    hook, found = DrawWidths(net, space), []
+    chosen: list[tuple[np.ndarray, np.ndarray]] = []
+    net.choose = lambda widths, scales=None: chosen.append((widths, scales))  # type: ignore[method-assign, assignment]
+    module = nn.Linear(1, 1)
+    run = Run(module, torch.optim.SGD(module.parameters(), lr=1.0), torch.device("cpu"), seed, 0, 1, len(iterations))
+    for run.iteration in iterations:
+        hook.before_forward(run)
+        found.append(chosen[-1])
+    return np.array([widths for widths, _ in found]), np.array([scales for _, scales in found])
+
+
+def test_every_iteration_draws_another_vector_by_seed_and_number(trained: Graph, workload: Workload) -> None:
+    trial = trial_of(trained, workload)
+    widths, scales = drawn(trial, 3, range(20))
+    assert len({row.tobytes() for row in scales}) == 20
+    again, _ = drawn(trial, 3, range(10, 20))
+    assert np.array_equal(again, widths[10:]), "a resumed run draws what the first would have"
+    other, _ = drawn(trial, 4, range(20))
+    assert not np.array_equal(other, widths)
+
+
+def test_free_genes_are_uniform_and_frozen_ones_full(trained: Graph, workload: Workload) -> None:
+    trial = trial_of(trained, workload)
+    count = 3100
+    widths, scales = drawn(trial, 0, range(count))
+    cost = trial.space.cost
+    for column, name in enumerate(cost.groups):
+        if name == "layer3":  # read by the classifier
+            assert (widths[:, column] == cost.full[column]).all()
+            continue
+        times = np.bincount(np.rint((scales[:, column] - 0.1) / 0.03).astype(int), minlength=31)
+        assert len(times) == 31
+        # 100 of each are expected; six standard deviations
+        assert np.abs(times - count / 31).max() < 6 * math.sqrt(count / 31)
+        exact = cost.full[column] * np.rint(100 * scales[:, column]).astype(int) // 100
+        assert (widths[:, column] == np.maximum(exact, 1)).all()
+
+
+def test_training_is_repeatable_and_learns(trained: Graph, workload: Workload) -> None:
+    nets, reports = [], []
+    for _ in range(2):
+        trial = trial_of(trained, workload)
+        net, report = train_pruning_net(trial.state, trial.space, settings(recipe=TWO_EPOCHS), 0)
+        nets.append(net.state_dict())
+        reports.append(report)
+    assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
+    losses = [epoch.loss for epoch in reports[0].training.epochs]
+    assert losses[-1] < losses[0]
+
+
+def test_a_finished_training_is_taken_over(trained: Graph, workload: Workload, tmp_path: Path) -> None:
+    told: list[str] = []
+    trial = trial_of(trained, workload, run_dir=tmp_path, progress=lambda text, done=0, total=None: told.append(text))
+    first, _ = train_pruning_net(trial.state, trial.space, settings(), 0)
+    assert (tmp_path / "pruning-net.ckpt").exists()
+    assert any("gradients and the optimiser's state" in text for text in told), "memory is said before training"
+    before = len(told)
+    second, report = train_pruning_net(trial.state, trial.space, settings(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert report.training.steps == len(workload.train) // 256
+    assert len(told) - before < before
+    with pytest.raises(UserError, match="another training run"):
+        train_pruning_net(trial.state, trial.space, settings(norms="recalibrate"), 0)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_decay_shrinks_hypernetworks_and_classifier_alone(
+    trained: Graph, workload: Workload, weight_decay: float
+) -> None:
+    """One step at a vanishing gradient: a constant loss leaves only the decay."""
+    still = dataclasses.replace(workload, loss=lambda outputs, targets: outputs.sum() * 0.0)
+    recipe = SGD(epochs=1, lr=0.1, momentum=0.0, weight_decay=weight_decay, batch_size=len(workload.train))
+    trial = trial_of(trained, still)
+    net, _ = train_pruning_net(trial.state, trial.space, settings(recipe=recipe, affine=True), 0)
+    searched = [name for gene in trial.space.genes for name in gene.groups]
+    fresh = PruningNet(trial.space.coupling, net.groups, searched, net.grid.tolist(), affine=True)
+    for (name, after), before in zip(net.named_parameters(), fresh.parameters(), strict=True):
+        factor = 1.0 if name.startswith("norms.") else 1 - 0.1 * weight_decay
+        torch.testing.assert_close(after, factor * before)
+
+
+@pytest.mark.parametrize("extra", [{"ema": 0.9}, {"accumulate": 2}, {"schedule": "step", "milestones": (0.25, 0.5)}])
+def test_other_recipes_work(trained: Graph, workload: Workload, extra: dict[str, object]) -> None:
+    trial = trial_of(trained, workload)
+    recipe = dataclasses.replace(SHORT, **extra)  # type: ignore[arg-type]
+    _, report = train_pruning_net(trial.state, trial.space, settings(recipe=recipe), 0)
+    assert report.training.steps > 0
+
+
+# As an evaluator
+
+
+def judged(trained: Graph, workload: Workload, **options: object) -> tuple[Trial, PruningNetWeights]:
+    fast = {"recipe": SHORT, "calibration_batches": 4, "batch_size": 32, "subval_limit": 150, **options}
+    return trial_of(trained, workload), PruningNetWeights(**fast)  # type: ignore[arg-type]
+
+
+def test_a_candidate_is_scored_with_fresh_statistics(trained: Graph, workload: Workload) -> None:
+    """Mean of the per-batch statistics, by a loop over nn.BatchNorm2d with momentum None on the same batches."""
+    trial, evaluator = judged(trained, workload, stale=True)
+    judge = evaluator.open(trial)
+    proposal = trial.space.proposal(np.full(len(trial.space.genes), 12))
+    found = judge.judge(proposal)
+    assert judge.judge(proposal) == found, "the same structure always gets the same score"
+    net = judge.net  # type: ignore[attr-defined]
+    net.choose(proposal.widths, proposal.scales)
+    module = net.candidate()
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    subset = workload.calibration.head(4 * 32)
+    with torch.no_grad():
+        for inputs, _ in subset.batches(32, seed=0):
+            module(inputs)
+    assert workload.score(module, limit=150) == pytest.approx(found.score, abs=1e-9)
+    assert found.stale is not None
+    assert "PruningNet" in judge.describe()
+    assert "mean(reset=true), n=4" in judge.describe()
+
+
+def test_the_reference_takes_a_moving_average(trained: Graph, workload: Workload) -> None:
+    trial, evaluator = judged(trained, workload, momentum=0.1)
+    judge = evaluator.open(trial)
+    assert "ema(momentum=0.1, reset=true), n=4" in judge.describe()
+    assert 0 <= judge.judge(trial.space.proposal(np.full(len(trial.space.genes), 30))).score <= 1
+
+
+def test_the_record_says_what_training_took_and_means(trained: Graph, workload: Workload) -> None:
+    trial, evaluator = judged(trained, workload)
+    evaluator.open(trial)
+    report = trial.state.records["pruning-net"]
+    assert isinstance(report, PruningNetReport)
+    assert report.bytes == 12 * report.parameters
+    assert report.original > 0.8
+    assert report.full_width < report.original / 2, "one epoch of four steps"
+    text = " ".join(report.notes)
+    assert "with stored batch-norm statistics means nothing" in text
+    assert "trained too little" in text
+    assert "optimiser's state" in text
+
+
+def test_a_searcher_without_a_grid_can_use_it(trained: Graph, workload: Workload) -> None:
+    """abn{evaluator=pruning-net}: every group is searched, and scales are shares of the full width."""
+    trial, evaluator = judged(trained, workload)
+    cost = trial.space.cost
+    space = Space(trial.space.coupling, cost, [], {})
+    judge = evaluator.open(Trial(trial.state, space, 0))
+    proposal = dataclasses.replace(space.proposal(np.zeros(len(space.genes), dtype=int)), scales=None)
+    assert 0 <= judge.judge(proposal).score <= 1
+
+
+def test_options_read_back() -> None:
+    text = "pruning-net{recipe=adamw{epochs=3} layer=low-rank rank=4 bn=recalibrate}"
+    part = parse_part(Evaluator, text)
+    assert pass_text(part) == text
+    assert isinstance(part, PruningNetWeights)
+    assert (part.rank, part.bn, part.recipe.epochs) == (4, "recalibrate", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "hidden=0 must be at least 1"),
+        ({"rank": 4}, "rank is for layer=low-rank"),
+        ({"chunk": 4}, "chunk is for layer=chunked"),
+        ({"reset": False}, "leave reset=false out"),
+    ],
+)
+def test_mistakes(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PruningNetWeights(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_it_learns_digits_at_every_width(trained: Graph, workload: Workload) -> None:
+    """A few epochs: with recomputed statistics candidates are far above chance, with stored ones they are not."""
+    recipe = dataclasses.replace(META, epochs=20, batch_size=64)
+    trial = trial_of(trained, workload)
+    judge = PruningNetWeights(recipe=recipe, calibration_batches=6, batch_size=64, stale=True).open(trial)
+    random = np.random.default_rng(0)
+    found = [judge.judge(trial.space.proposal(trial.space.uniform(random))) for _ in range(10)]
+    assert np.mean([item.score for item in found]) > 0.4
+    assert trial.state.records["pruning-net"].full_width > 0.5  # type: ignore[attr-defined]
+    assert np.mean([item.score - item.stale for item in found]) > 0.1  # type: ignore[operator]

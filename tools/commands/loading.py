@@ -1,0 +1,55 @@
+"""From the options of a command to a captured network."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import nn
+
+from pruneopt.errors import UserError
+from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.capture.check import check_capture
+from pruneopt.ir.graph import Graph
+from pruneopt.models.source import LoadedModel, load_model
+from pruneopt.models.workload import Workload
+
+__all__ = ["captured", "check_device", "loaded_model", "loaded_workload"]
+
+
+def check_device(device: str) -> None:
+    """`UserError` for a --device that cannot be used."""
+    try:
+        torch.empty(1, device=device).item()  # the meta device has no numbers
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device} cannot be used: {reason}") from error
+
+
+def loaded_model(options: argparse.Namespace) -> LoadedModel:
+    """The network that MODEL, --weights and --input name; `UserError` for anything wrong with them."""
+    return load_model(options.model, weights=options.weights, input_shape=options.input)
+
+
+def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
+    """The network's graph, under the name of its source; with ``check`` compared with the network itself."""
+    graph = capture(loaded.module, loaded.example_inputs, name=loaded.name)
+    if check and isinstance(loaded.module, nn.Module):
+        note = check_capture(loaded.module, graph, loaded.example_inputs)
+        graph.notes = graph.notes if note is None else (*graph.notes, note)
+    return graph
+
+
+def loaded_workload(options: argparse.Namespace, loaded: LoadedModel, needed_by: str | None) -> Workload | None:
+    """The data to score and train with; None where nobody names any, and nothing (``needed_by``) needs them."""
+    if options.data is None and loaded.data is None:
+        if needed_by is not None:
+            raise UserError(f"{needed_by} needs data: give --data, or a model file that names its data")
+        return None
+    workload = loaded.workload(options.data, seed=options.seed)
+    if len(loaded.example_inputs) == 1:
+        inputs, _ = next(workload.calibration.batches(1))
+        wanted, given = tuple(loaded.example_inputs[0].shape[1:]), tuple(inputs.shape[1:])
+        if wanted != given:
+            raise UserError(f"{workload.name} gives inputs of shape {given}, but the network's example has {wanted}")
+    return workload

@@ -1,0 +1,88 @@
+"""``pruneopt passes``: every pass, and every part of one, with its options, read off the classes that run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from pruneopt.errors import UserError
+from pruneopt.models.spec import did_you_mean
+from pruneopt.passes.pipeline.base import Configured, Part, option_fields
+from pruneopt.passes.pipeline.registry import part_class, part_kinds, part_names, pass_class, pass_names
+from pruneopt.passes.pipeline.spec import option_type, pass_text
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print passes and parts, as text or JSON."""
+    everything = [*map(pass_class, pass_names()), *(part for kind in part_kinds() for part in _named(kind))]
+    kinds = [kind for name in options.names for kind in _named(name)] if options.names else everything
+    if options.json:
+        print(json.dumps([_pass_data(kind) for kind in kinds], indent=2))
+        return 0
+    print("\n\n".join("\n".join(_lines(kind)) for kind in kinds))
+    if not options.names:
+        print(
+            "\nA pass is given as NAME{key=value key=value}, and a part as the value of an option: "
+            "abn{searcher=evolution{population=20}}.\n`pruneopt passes NAME` shows a pass, a part, or a kind of part."
+        )
+    return 0
+
+
+def _named(name: str) -> list[type[Configured]]:
+    """The pass of a name, every part of a name, or all parts of a kind."""
+    if name in part_kinds():
+        return [part_class(name, part) for part in part_names(name)]
+    found: list[type[Configured]] = [pass_class(name)] if name in pass_names() else []
+    found += [part_class(kind, name) for kind in part_kinds() if name in part_names(kind)]
+    if not found:
+        known = [*pass_names(), *part_kinds(), *(part for kind in part_kinds() for part in part_names(kind))]
+        raise UserError(f"there is no pass {name!r}: {did_you_mean(name, known)}")
+    return found
+
+
+def _pass_data(kind: type[Configured]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {
+        "name": kind.name,
+        "kind": kind.kind if issubclass(kind, Part) else "pass",
+        "summary": kind.summary,
+        "options": [
+            {
+                "name": field.name.replace("_", "-"),
+                "type": option_type(hints[field.name]),
+                "default": _plain(field.default),
+                "required": field.default is dataclasses.MISSING,
+                "help": field.metadata.get("help", ""),
+            }
+            for field in option_fields(kind)
+        ],
+    }
+
+
+def _lines(kind: type[Configured]) -> Iterator[str]:
+    data = _pass_data(kind)
+    yield f"{data['name']}{'' if data['kind'] == 'pass' else ' (' + data['kind'] + ')'}: {data['summary']}"
+    for option in data["options"]:
+        default = "required" if option["required"] else _default(option["default"])
+        head = f"{option['name']} ({option['type']}, {default})"
+        yield f"    {head:44} {option['help']}" if len(head) < 44 else f"    {head}\n    {'':44} {option['help']}"
+
+
+def _default(value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _plain(default: object) -> object:
+    """A default as JSON can hold it."""
+    if default is dataclasses.MISSING:
+        return None
+    return pass_text(default) if isinstance(default, Part) else default
