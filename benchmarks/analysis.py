@@ -1,19 +1,21 @@
-"""How long capture, analysis and the whole way to a pruned network take, beside Torch-Pruning in the same run.
+"""How long capture, analysis and the whole way to a pruned network take, beside Torch-Pruning in
+the same run.
 
-Every network runs in a process of its own for each of the two, forked from one that has imported both. Finished rows
-are kept in the JSON file, and a second run only does what is missing (``--again``: all).
+Every network runs in a process of its own for each of the two, forked from one that has imported
+both. Finished rows are kept in the JSON file, and a second run only does what is missing
+(``--again``: all).
 
-    python benchmarks/analysis.py                       # every network of torchvision, smallest first
+    python benchmarks/analysis.py  # every network of torchvision, smallest first
     python benchmarks/analysis.py torchvision:resnet50 --again
     python benchmarks/analysis.py --markdown            # only print the tables of what was measured
-    python benchmarks/analysis.py --cost --memory       # width vectors per second; memory of weights without values
+    python benchmarks/analysis.py --cost --memory  # width vectors per second; memory of weights without values
 
-Seconds are processor time of the process (one thread): other work on the machine disturbs it less than wall time, which
-is kept beside it. What both tools do: nothing is given but the module and an example input; half of the channels of
-every layer but the last go, by L1. Analysis is, for pruneopt, `couple` on the captured graph; for the peer,
-`DependencyGraph.build_dependency` (which runs the network once) and `get_all_groups`. The whole way is, for pruneopt,
-capture, analysis, cost model, scores, selection, slicing and the new module; for the peer, `MagnitudePruner` and its
-step.
+Seconds are processor time of the process (one thread): other work on the machine disturbs it less
+than wall time, which is kept beside it. What both tools do: nothing is given but the module and an
+example input; half of the channels of every layer but the last go, by L1. Analysis is, for
+pruneopt, `couple` on the captured graph; for the peer, `DependencyGraph.build_dependency` (which
+runs the network once) and `get_all_groups`. The whole way is, for pruneopt, capture, analysis, cost
+model, scores, selection, slicing and the new module; for the peer, `MagnitudePruner` and its step.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"
 RATIO = 0.5
 SHORT = 2.0
-"""Seconds of processor time below which a stage is run again, up to three times; the best counts."""
+"""Seconds of processor time below which a stage is run again, up to three times; the best
+counts."""
 
 LARGE = 60_000_000
 """Parameters from which a network is not copied to be pruned three times."""
@@ -109,12 +112,17 @@ def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an error where it has one."""
+    """Seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an error
+    where it has one."""
     model, inputs = loaded.module.eval(), loaded.example_inputs
     clock = Clock()
 
     def heads(network: nn.Module) -> list[nn.Module]:
-        return [item for item in network.modules() if isinstance(item, nn.Linear | nn.modules.conv._ConvNd)][-1:]
+        return [
+            item
+            for item in network.modules()
+            if isinstance(item, nn.Linear | nn.modules.conv._ConvNd)
+        ][-1:]
 
     def analysed() -> int:
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
@@ -128,7 +136,11 @@ def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) ->
             importance=tp.importance.MagnitudeImportance(p=1),
             pruning_ratio=RATIO,
             ignored_layers=heads(small),
-            num_heads={item: item.num_heads for item in small.modules() if isinstance(item, nn.MultiheadAttention)},
+            num_heads={
+                item: item.num_heads
+                for item in small.modules()
+                if isinstance(item, nn.MultiheadAttention)
+            },
         )
         pruner.step()
         return sum(p.numel() for p in small.parameters())
@@ -161,7 +173,9 @@ def run_one(spec: str, timeout: float, memory: float) -> dict[str, Any]:
     row: dict[str, Any] = {"network": spec}
     for part in ("ours", "peer"):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=child, args=(spec, part, theirs, memory))
+        process = multiprocessing.get_context("fork").Process(
+            target=child, args=(spec, part, theirs, memory)
+        )
         process.start()
         theirs.close()
         process.join(timeout)
@@ -198,7 +212,9 @@ def warm_up() -> None:
 def whole(row: dict[str, Any]) -> tuple[float | None, float | None]:
     """Processor seconds of the whole way, of both tools."""
     ours = row["ours"]["cpu"]
-    return (sum(ours.values()) if len(ours) == len(STAGES) else None), row["peer"]["cpu"].get("whole")
+    return (sum(ours.values()) if len(ours) == len(STAGES) else None), row["peer"]["cpu"].get(
+        "whole"
+    )
 
 
 def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
@@ -209,24 +225,36 @@ def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
 def cells(pair: tuple[float | None, float | None]) -> str:
     ours, peer = pair
     ratio = f"{peer / ours:.1f}" if ours and peer is not None else ""
-    return f"{'' if ours is None else f'{ours:.3f}'} | {'' if peer is None else f'{peer:.3f}'} | {ratio}"
+    return (
+        f"{'' if ours is None else f'{ours:.3f}'} | {'' if peer is None else f'{peer:.3f}'} | "
+        f"{ratio}"
+    )
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Processor seconds of analysis and of the whole way, and their sums where both tools finished."""
+    """Processor seconds of analysis and of the whole way, and their sums where both tools
+    finished."""
     rows = list(rows)
-    lines = ["| network | analysis | peer | ratio | whole way | peer | ratio | of it capture | peer's outcome |"]
+    lines = [
+        "| network | analysis | peer | ratio | whole way | peer | ratio | of it capture | peer's "
+        "outcome |"
+    ]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for row in rows:
         captured = row["ours"]["cpu"].get("capture")
-        outcome = row["peer"].get("error", "") + (f" (ours: {row['ours']['error']})" if "error" in row["ours"] else "")
+        outcome = row["peer"].get("error", "") + (
+            f" (ours: {row['ours']['error']})" if "error" in row["ours"] else ""
+        )
         lines.append(
             f"| {row['network'].partition(':')[2]} | {cells(analysis(row))} | {cells(whole(row))} "
             f"| {'' if captured is None else f'{captured:.3f}'} | {outcome[:90]} |"
         )
     lines.append(f"| sum where both finished | {sums(rows, analysis)} | {sums(rows, whole)} | | |")
     others = [[row for row in rows if row is not slowest(rows, part)] for part in (analysis, whole)]
-    lines.append(f"| without the peer's slowest | {sums(others[0], analysis)} | {sums(others[1], whole)} | | |")
+    lines.append(
+        f"| without the peer's slowest | {sums(others[0], analysis)} | {sums(others[1], whole)} | "
+        "| |"
+    )
     return "\n".join(lines)
 
 
@@ -240,7 +268,11 @@ def both(rows: Iterable[dict[str, Any]], part: Part) -> list[tuple[float, float]
 
 def sums(rows: Iterable[dict[str, Any]], part: Part) -> str:
     pairs = both(rows, part)
-    return cells((sum(ours for ours, _ in pairs), sum(peer for _, peer in pairs))) if pairs else " | | "
+    return (
+        cells((sum(ours for ours, _ in pairs), sum(peer for _, peer in pairs)))
+        if pairs
+        else " | | "
+    )
 
 
 def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:
@@ -272,7 +304,8 @@ def status(entry: str) -> int:
 
 
 def memory_of(name: str) -> dict[str, float]:
-    """Peak memory, in GB, of capturing and analysing a network whose weights have no values, above that before."""
+    """Peak memory, in GB, of capturing and analysing a network whose weights have no values, above
+    that before."""
     from torchvision import models
 
     module = models.get_model(name).to("meta")
@@ -293,25 +326,41 @@ def memory_of(name: str) -> dict[str, float]:
     clock.time("cost", planned, tries=1)
     peak = status("VmHWM")
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return {"above_gb": round((peak - before) / 1e6, 3), "weights_gb": round(weights / 1e9, 2), **clock.cpu}
+    return {
+        "above_gb": round((peak - before) / 1e6, 3),
+        "weights_gb": round(weights / 1e9, 2),
+        **clock.cpu,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", help="model specs (default: the list `torchvision`)")
-    parser.add_argument("--timeout", type=float, default=900.0, help="wall seconds for each tool on one network")
-    parser.add_argument("--memory-limit", type=float, default=12.0, help="gigabytes for each tool on one network")
-    parser.add_argument("--again", action="store_true", help="measure networks that have a row already")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
+    parser.add_argument(
+        "--timeout", type=float, default=900.0, help="wall seconds for each tool on one network"
+    )
+    parser.add_argument(
+        "--memory-limit", type=float, default=12.0, help="gigabytes for each tool on one network"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure networks that have a row already"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of the saved rows and stop"
+    )
     parser.add_argument("--cost", action="store_true", help="width vectors per second, too")
-    parser.add_argument("--memory", action="store_true", help="memory of the largest networks without values, too")
+    parser.add_argument(
+        "--memory", action="store_true", help="memory of the largest networks without values, too"
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
         print(json.dumps(memory_of(options.networks[0])))
         return 0
-    saved: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    saved: dict[str, Any] = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    )
     rows = saved["networks"]
     if options.cost:
         saved["vectors_per_second"] = cost_rate()
@@ -331,7 +380,11 @@ def main() -> int:
         write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
     write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
     print(table(rows.values()))
-    print(json.dumps({key: saved[key] for key in ("vectors_per_second", "memory") if key in saved}, indent=1))
+    print(
+        json.dumps(
+            {key: saved[key] for key in ("vectors_per_second", "memory") if key in saved}, indent=1
+        )
+    )
     return 0
 
 

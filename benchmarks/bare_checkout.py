@@ -1,4 +1,5 @@
-"""Imported first: pruneopt from this checkout, where it is not installed, as on a machine that is lent for minutes."""
+"""Imported first: pruneopt from this checkout, where it is not installed, as on a machine that is
+lent for minutes."""
 
 import importlib.util
 import sys

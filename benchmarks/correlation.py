@@ -1,9 +1,10 @@
-"""How well adaptive batch norm predicts fine-tuned accuracy: EagleEye's Table 1 on CIFAR-10 and ResNet-20.
+"""How well adaptive batch norm predicts fine-tuned accuracy: EagleEye's Table 1 on CIFAR-10 and
+ResNet-20.
 
     .venv/bin/python benchmarks/correlation.py
 
-prints one table per FLOPs level and writes the numbers to benchmarks/results/correlation.json. `--help` lists the
-options: sizes, the folder of images, the weights.
+prints one table per FLOPs level and writes the numbers to benchmarks/results/correlation.json.
+`--help` lists the options: sizes, the folder of images, the weights.
 """
 
 from __future__ import annotations
@@ -38,19 +39,36 @@ MEASURED = ("candidates", "epochs", "limit", "subval", "max_ratio", "batches", "
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=f"cifar10:{SHARED / 'cifar10'}", help="a data spec (cifar10:DIR)")
-    parser.add_argument("--weights", default=str(SHARED / "weights" / "cifar10_resnet20_optA.safetensors"))
-    parser.add_argument("--levels", default="50%FLOPs,not fixed", help="budgets, or 'not fixed', joined by commas")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=f"cifar10:{SHARED / 'cifar10'}", help="a data spec (cifar10:DIR)"
+    )
+    parser.add_argument(
+        "--weights", default=str(SHARED / "weights" / "cifar10_resnet20_optA.safetensors")
+    )
+    parser.add_argument(
+        "--levels", default="50%FLOPs,not fixed", help="budgets, or 'not fixed', joined by commas"
+    )
     parser.add_argument("--candidates", type=int, default=16, help="plans per level")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
-    parser.add_argument("--limit", type=int, default=4500, help="images to cut the training parts from, and to test on")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=4500,
+        help="images to cut the training parts from, and to test on",
+    )
     parser.add_argument("--subval", type=int, default=1500, help="of them held out for the scores")
-    parser.add_argument("--max-ratio", type=float, default=0.7, help="the largest share of a group that goes")
+    parser.add_argument(
+        "--max-ratio", type=float, default=0.7, help="the largest share of a group that goes"
+    )
     parser.add_argument("--batches", type=int, default=20, help="calibration batches of 128")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "correlation.json")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "correlation.json"
+    )
     return parser.parse_args()
 
 
@@ -63,7 +81,9 @@ def main() -> None:
     sizes = f"limit={options.limit}&subval={options.subval}&calibration={calibration}"
     spec = f"{options.data}{separator}normalise=imagenet&{sizes}"
     workload = load_data(spec, input_shape=(1, 3, 32, 32), seed=options.seed)
-    graph = capture(load_model("zoo:resnet20", weights=Path(options.weights)).module, torch.zeros(2, 3, 32, 32))
+    graph = capture(
+        load_model("zoo:resnet20", weights=Path(options.weights)).module, torch.zeros(2, 3, 32, 32)
+    )
     levels = {}
     for level in (text.strip() for text in options.levels.split(",")):
         print(f"\n{level}", flush=True)
@@ -75,18 +95,26 @@ def main() -> None:
     write_json(options.output, {**setting(options, workload), "levels": levels})
 
 
-def measured(graph: Graph, workload: Workload, level: str, options: argparse.Namespace) -> CorrelationReport:
+def measured(
+    graph: Graph, workload: Workload, level: str, options: argparse.Namespace
+) -> CorrelationReport:
     coupling = couple(graph)
     budgets = [] if level == "not fixed" else [parse_budget(level)]
     scores = score_units(coupling, graph.weights, "l1")
     cost = CostModel(graph, coupling)
-    sampler = WidthSampler(coupling, cost, budgets, scores, max_ratio=options.max_ratio, seed=options.seed)
-    networks = CutNetworks(graph, coupling, workload, Settings(options.batches, BATCH, seed=options.seed))
+    sampler = WidthSampler(
+        coupling, cost, budgets, scores, max_ratio=options.max_ratio, seed=options.seed
+    )
+    networks = CutNetworks(
+        graph, coupling, workload, Settings(options.batches, BATCH, seed=options.seed)
+    )
 
     def tell(text: str, done: int = 0, total: int | None = None) -> None:
         print(f"  {done}/{total} {text}", flush=True)
 
-    return correlation_report(sampler, networks, candidates=options.candidates, epochs=options.epochs, progress=tell)
+    return correlation_report(
+        sampler, networks, candidates=options.candidates, epochs=options.epochs, progress=tell
+    )
 
 
 def as_data(report: CorrelationReport, seconds: float) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""How fast the cost model is: the time to build it, and width vectors measured per second, in every unit.
+"""How fast the cost model is: the time to build it, and width vectors measured per second, in every
+unit.
 
 python benchmarks/cost.py                         # ResNet-50
 python benchmarks/cost.py torchvision:densenet121 zoo:mobilenet_v1
@@ -35,7 +36,8 @@ def best_of(runs: int, function: Callable[[], object]) -> float:
 
 
 def measure(spec: str, count: int) -> dict[str, Any]:
-    """Seconds to build the model and compile all units, and vectors per second, singly and as a population."""
+    """Seconds to build the model and compile all units, and vectors per second, singly and as a
+    population."""
     source = load_model(spec)
     graph = capture(source.module, source.example_inputs)
     coupling = couple(graph)
@@ -48,7 +50,9 @@ def measure(spec: str, count: int) -> dict[str, Any]:
         for unit in UNITS:
             new.measure(unit, new.full)
 
-    rates = {unit: count / best_of(3, lambda unit=unit: cost.measure(unit, widths)) for unit in UNITS}
+    rates = {
+        unit: count / best_of(3, lambda unit=unit: cost.measure(unit, widths)) for unit in UNITS
+    }
     one = best_of(100, lambda: cost.measure("flops", widths[0]))
     return {
         "network": spec,
@@ -62,14 +66,21 @@ def measure(spec: str, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("networks", nargs="*", default=["torchvision:resnet50"])
     parser.add_argument("--vectors", type=int, default=200_000, help="size of the population")
     options = parser.parse_args()
     rows = [measure(spec, options.vectors) for spec in options.networks]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    print("network                    groups  build ms  one us " + "".join(f"{unit + '/s':>14}" for unit in UNITS))
+    RESULTS.write_text(
+        json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n", encoding="utf-8"
+    )
+    print(
+        "network                    groups  build ms  one us "
+        + "".join(f"{unit + '/s':>14}" for unit in UNITS)
+    )
     for row in rows:
         rates = "".join(f"{row['vectors_per_second'][unit]:14,.0f}" for unit in UNITS)
         build, one = 1e3 * row["build_seconds"], 1e6 * row["one_vector_seconds"]

@@ -1,15 +1,18 @@
-"""Which networks compile: each is captured, coupled, pruned to half its FLOPs, proved, and run in onnxruntime.
+"""Which networks compile: each is captured, coupled, pruned to half its FLOPs, proved, and run in
+onnxruntime.
 
-Every network runs in a process of its own, with a time-out and a memory limit. A row is appended to the log as soon as
-it is known, so that a stopped run goes on where it was; the last row of a network counts.
+Every network runs in a process of its own, with a time-out and a memory limit. A row is appended to
+the log as soon as it is known, so that a stopped run goes on where it was; the last row of a
+network counts.
 
-    python benchmarks/coverage.py                                  # all lists of benchmarks/networks/
+    python benchmarks/coverage.py  # all lists of benchmarks/networks/
     python benchmarks/coverage.py torchvision --until verify       # one list, up to the proof
     python benchmarks/coverage.py timm --skip onnx                 # all stages but the export
-    python benchmarks/coverage.py timm --skip verify --skip apply  # what the export needs; the rest of each row stays
-    python benchmarks/coverage.py torchvision:resnet18 timm:dpn68  # single networks
+    python benchmarks/coverage.py timm --skip verify --skip apply  # what the export needs; the rest
+    of each row stays python benchmarks/coverage.py torchvision:resnet18 timm:dpn68  # single
+    networks
     python benchmarks/coverage.py timm --failed                    # what failed, once more
-    python benchmarks/coverage.py --report                         # no measuring: the tables, and results/coverage.json
+    python benchmarks/coverage.py --report  # no measuring: the tables, and results/coverage.json
 """
 
 from __future__ import annotations
@@ -41,7 +44,15 @@ PLACES = "|".join(re.escape(place) for place in (str(ROOT), *sys.path) if Path(p
 HOMES = re.compile(rf"[^\s\"']*/site-packages/|(?:{PLACES})/")
 """Where files lie on this machine, which is nobody's business."""
 LOG = ROOT / "runs" / "coverage.jsonl"
-PRELOAD = ("torchvision", "timm", "torch.export", "onnx", "onnxruntime", "torch_pruning", "transformers")
+PRELOAD = (
+    "torchvision",
+    "timm",
+    "torch.export",
+    "onnx",
+    "onnxruntime",
+    "torch_pruning",
+    "transformers",
+)
 
 FOUND_AT = {
     "verify": ("proof_error", "proof_scale"),
@@ -69,12 +80,17 @@ def read_log(path: Path) -> Rows:
 
 
 def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ours replaces the former one, but for the peer's result and what was found at stages left out now."""
+    """A row of ours replaces the former one, but for the peer's result and what was found at stages
+    left out now."""
     if "until" not in row:
         return old | row
     kept = {"peer": old["peer"]} if "peer" in old else {}
     same = "error" not in old and all(old.get(key) == row.get(key) for key in PLAN)
-    stages = [stage for stage in row.get("skipped", ()) if same and stage in FOUND_AT and stage in old["seconds"]]
+    stages = [
+        stage
+        for stage in row.get("skipped", ())
+        if same and stage in FOUND_AT and stage in old["seconds"]
+    ]
     kept |= {key: old[key] for stage in stages for key in FOUND_AT[stage] if key in old}
     seconds = row["seconds"] | {stage: old["seconds"][stage] for stage in stages}
     return kept | row | {"seconds": seconds}
@@ -89,7 +105,11 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def finished(row: dict[str, Any] | None, stages: Sequence[str]) -> bool:
     """Whether a row holds all stages asked for, or failed before."""
-    return row is not None and "until" in row and ("error" in row or set(stages) <= set(row["seconds"]))
+    return (
+        row is not None
+        and "until" in row
+        and ("error" in row or set(stages) <= set(row["seconds"]))
+    )
 
 
 def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None:
@@ -100,14 +120,20 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
             break
         if wanted(rows.get(spec), options):
             work = partial(measure, spec, asked(options))
-            row = {"spec": spec, "until": options.until, "skipped": sorted(set(STAGES) - set(asked(options)))}
+            row = {
+                "spec": spec,
+                "until": options.until,
+                "skipped": sorted(set(STAGES) - set(asked(options))),
+            }
             row |= run_alone(work, timeout=options.timeout, memory=options.memory)
             rows[spec] = merged(rows.get(spec, {}), row)
             append(options.log, row)
             say(spec, row)
         if options.peer and (options.again or "peer" not in rows.get(spec, {})):
             outputs = rows.get(spec, {}).get("output_layers", [])
-            found = run_alone(partial(peer, spec, outputs), timeout=options.timeout, memory=options.memory)
+            found = run_alone(
+                partial(peer, spec, outputs), timeout=options.timeout, memory=options.memory
+            )
             rows[spec] = rows.get(spec, {"spec": spec}) | {"peer": found}
             append(options.log, {"spec": spec, "peer": found})
             say(f"{spec} (torch-pruning)", found)
@@ -132,7 +158,8 @@ def say(name: str, row: dict[str, Any]) -> None:
 
 
 def preload(*, export: bool) -> None:
-    """Import once what every forked process needs; the first export to ONNX, where one follows, imports the most."""
+    """Import once what every forked process needs; the first export to ONNX, where one follows,
+    imports the most."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for name in PRELOAD:
@@ -147,17 +174,46 @@ def preload(*, export: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("networks", nargs="*", help=f"model specs, or lists ({', '.join(LISTS)}; default: all lists)")
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        help=f"model specs, or lists ({', '.join(LISTS)}; default: all lists)",
+    )
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
-    parser.add_argument("--skip", choices=tuple(FOUND_AT), action="append", default=[], help="a stage to leave out")
-    parser.add_argument("--timeout", type=float, default=600.0, help="processor seconds for one network")
+    parser.add_argument(
+        "--skip", choices=tuple(FOUND_AT), action="append", default=[], help="a stage to leave out"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="processor seconds for one network"
+    )
     parser.add_argument("--memory", type=float, default=12.0, help="gigabytes for one network")
-    parser.add_argument("--stop-after", type=float, default=None, metavar="S", help="begin no network after S seconds")
-    parser.add_argument("--again", action="store_true", help="measure networks that have a row already")
-    parser.add_argument("--failed", action="store_true", help="measure only networks whose last row is a failure")
-    parser.add_argument("--log", type=Path, default=LOG, help="where rows are appended (default: runs/coverage.jsonl)")
-    parser.add_argument("--peer", action="store_true", help="prune each network with torch-pruning as well")
-    parser.add_argument("--report", action="store_true", help="write results/coverage.json, print the tables and stop")
+    parser.add_argument(
+        "--stop-after",
+        type=float,
+        default=None,
+        metavar="S",
+        help="begin no network after S seconds",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure networks that have a row already"
+    )
+    parser.add_argument(
+        "--failed", action="store_true", help="measure only networks whose last row is a failure"
+    )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=LOG,
+        help="where rows are appended (default: runs/coverage.jsonl)",
+    )
+    parser.add_argument(
+        "--peer", action="store_true", help="prune each network with torch-pruning as well"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write results/coverage.json, print the tables and stop",
+    )
     options = parser.parse_args()
     for stage, needed in NEEDS:
         if needed in options.skip and stage in asked(options):

@@ -1,8 +1,10 @@
-"""One network through every stage of pruneopt, with the processor seconds of each; runs in a process of its own.
+"""One network through every stage of pruneopt, with the processor seconds of each; runs in a
+process of its own.
 
-Random weights suffice: nothing is trained. Every stage checks its own result, so that a network which goes wrong is
-told from one that merely does not compile: the captured graph against the module, the cut network by the float64
-proof, the generated module against the graph, and onnxruntime against the generated module.
+Random weights suffice: nothing is trained. Every stage checks its own result, so that a network
+which goes wrong is told from one that merely does not compile: the captured graph against the
+module, the cut network by the float64 proof, the generated module against the graph, and
+onnxruntime against the generated module.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ class Run:
 
 
 def measure(spec: str, stages: Sequence[str], tell: Tell) -> dict[str, Any]:
-    """The row of one network, with the results of the given stages, which are in the order of `STAGES`.
+    """The row of one network, with the results of the given stages, which are in the order of
+    `STAGES`.
 
     Raises whatever a stage raises: the caller makes a row of it.
     """
@@ -111,7 +114,11 @@ def _capture(run: Run) -> None:
         wanted = module.eval()(*run.inputs)
         got = Interpreter(run.graph).run(run.graph.weights, *run.inputs)
     graph = run.graph
-    run.row |= {"ops": len(list(graph.ops)), "dynamic_batch": graph.dynamic_batch, "notes": list(graph.notes)}
+    run.row |= {
+        "ops": len(list(graph.ops)),
+        "dynamic_batch": graph.dynamic_batch,
+        "notes": list(graph.notes),
+    }
     run.row["capture_error"] = _compare(got, wanted, SAME)
 
 
@@ -150,7 +157,8 @@ def _couple(run: Run) -> None:
 
 
 def _output_layers(graph: Graph) -> list[str]:
-    """The modules whose channels the network returns: the first ones with a weight, going back from the outputs."""
+    """The modules whose channels the network returns: the first ones with a weight, going back from
+    the outputs."""
     found, seen = set(), set()
     waiting = [value.producer for value in graph.output_values]
     while waiting:
@@ -166,7 +174,8 @@ def _output_layers(graph: Graph) -> list[str]:
 
 
 def _prune(run: Run) -> None:
-    """L1 over all groups at half the FLOPs, or a bit above the smallest reachable share; the plan at one ratio too."""
+    """L1 over all groups at half the FLOPs, or a bit above the smallest reachable share; the plan
+    at one ratio too."""
     run.cost = cost = CostModel(run.coupling.graph, run.coupling)
     full, least = (float(cost.measure("flops", widths)) for widths in (cost.full, cost.minimum))
     run.row |= {"flops": full, "smallest_flops": least / full if full else 1.0}
@@ -216,7 +225,8 @@ def _onnx(run: Run) -> None:
 
 
 def _apply(run: Run) -> None:
-    """The user's own module slimmed in place. A class whose code fixes a size is refused with its line: no failure."""
+    """The user's own module slimmed in place. A class whose code fixes a size is refused with its
+    line: no failure."""
     result = Result(run.pruned, run.plan, run.coupling, run.proof, (), {}, {})
     own = run.loaded.module
     assert isinstance(own, nn.Module)
@@ -247,8 +257,9 @@ _STAGES: dict[str, Callable[[Run], None]] = {
 def enliven(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
     """Make random weights carry a signal to the outputs, so that comparing outputs means something.
 
-    Batch norm takes the statistics of random inputs, as it would have after training; weights that start at zero (the
-    head of a ViT, the last norm of a residual branch) become small random numbers.
+    Batch norm takes the statistics of random inputs, as it would have after training; weights that
+    start at zero (the head of a ViT, the last norm of a residual branch) become small random
+    numbers.
     """
     norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -283,10 +294,18 @@ def _batch_of_three(run: Run) -> tuple[Tensor, ...]:
 
 
 def _compare(got: Any, wanted: Any, tolerance: float) -> float:
-    """The largest difference relative to the largest output; raises where it is beyond the tolerance."""
+    """The largest difference relative to the largest output; raises where it is beyond the
+    tolerance."""
     tensors = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)]
-    scale = max([1e-3, *(float(t.abs().max()) for t in tensors if t.numel() and t.is_floating_point())])
+    scale = max(
+        [1e-3, *(float(t.abs().max()) for t in tensors if t.numel() and t.is_floating_point())]
+    )
     return (
-        same_outputs([leaf for leaf in pytree.tree_leaves(got) if leaf is not None], tensors, tolerance * scale, 0.0)
+        same_outputs(
+            [leaf for leaf in pytree.tree_leaves(got) if leaf is not None],
+            tensors,
+            tolerance * scale,
+            0.0,
+        )
         / scale
     )

@@ -1,4 +1,5 @@
-"""The lists of networks of the coverage benchmark: text files in benchmarks/networks/, one spec a line."""
+"""The lists of networks of the coverage benchmark: text files in benchmarks/networks/, one spec a
+line."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ KINDS = {
 
 
 def named(names: Sequence[str]) -> list[str]:
-    """The specs that names stand for: a list's name, or a spec; every list for none. Each once, in order."""
+    """The specs that names stand for: a list's name, or a spec; every list for none. Each once, in
+    order."""
     found: dict[str, None] = {}
     for name in names or LISTS:
         found |= dict.fromkeys(_read(name) if name in LISTS else [name])

@@ -1,10 +1,10 @@
 """The same network pruned by torch-pruning: the other column of the coverage benchmark.
 
-Default settings, L1 magnitude, one ratio for all layers, the layers behind the outputs left alone, the head counts of
-attention modules given. Its result is held to what ours is held to, where that can be done from outside: in an
-untouched copy the weights that read removed channels are set to zero, and both run in float64. That is exact for
-networks of convolutions, linear layers and batch norms; elsewhere statistics run over removed channels, and only the
-running is checked.
+Default settings, L1 magnitude, one ratio for all layers, the layers behind the outputs left alone,
+the head counts of attention modules given. Its result is held to what ours is held to, where that
+can be done from outside: in an untouched copy the weights that read removed channels are set to
+zero, and both run in float64. That is exact for networks of convolutions, linear layers and batch
+norms; elsewhere statistics run over removed channels, and only the running is checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ EXACT = (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 
 def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
-    """A row: shares of parameters and FLOPs that stay, processor seconds, and whether the result is right.
+    """A row: shares of parameters and FLOPs that stay, processor seconds, and whether the result is
+    right.
 
     Args:
         outputs: names of the layers that make the outputs; the tool does not find them by itself.
@@ -56,7 +57,11 @@ def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
         importance=torch_pruning.importance.MagnitudeImportance(p=1),
         pruning_ratio=RATIO,
         ignored_layers=[part for name, part in module.named_modules() if name in set(outputs)],
-        num_heads={part: part.num_heads for part in module.modules() if isinstance(part, nn.MultiheadAttention)},
+        num_heads={
+            part: part.num_heads
+            for part in module.modules()
+            if isinstance(part, nn.MultiheadAttention)
+        },
     )
     tell("prune", {})
     removed: dict[tuple[nn.Module, str], list[Tensor]] = {}
@@ -67,7 +72,9 @@ def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
         group.prune()
     row: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
     # Below 1 - RATIO more went than was asked for, as where a layer is the root of several groups.
-    row["narrowest"] = round(min((width / widths[name] for name, width in _widths(module)), default=1.0), 4)
+    row["narrowest"] = round(
+        min((width / widths[name] for name, width in _widths(module)), default=1.0), 4
+    )
     tell("run", row)
     after = torch_pruning.utils.count_ops_and_params(module, inputs)
     row |= {"flops": round(after[0] / before[0], 4), "params": round(after[1] / before[1], 4)}
@@ -98,9 +105,13 @@ def _shapes(module: nn.Module, inputs: Sequence[Tensor]) -> list[torch.Size]:
 
 
 def _error(
-    original: nn.Module, pruned: nn.Module, inputs: Sequence[Tensor], removed: list[tuple[str, str, list[Tensor]]]
+    original: nn.Module,
+    pruned: nn.Module,
+    inputs: Sequence[Tensor],
+    removed: list[tuple[str, str, list[Tensor]]],
 ) -> float | None:
-    """Largest difference over the standard deviation; None where zeroing readers is not the same as removing."""
+    """Largest difference over the standard deviation; None where zeroing readers is not the same as
+    removing."""
     if any(not isinstance(part, EXACT) or _is_grouped(part) for part in _with_weights(original)):
         return None
     original, pruned = original.double(), pruned.double()
@@ -111,11 +122,16 @@ def _error(
                 part.weight[:, _first_places(lists, part.weight.shape[1])] = 0
     doubles = [x.double() if x.is_floating_point() else x for x in inputs]
     pairs = list(zip(_outputs(pruned, doubles), _outputs(original, doubles), strict=True))
-    return max((float((a - b).abs().max() / b.std().clamp_min(1e-12)) for a, b in pairs if b.numel() > 1), default=0.0)
+    return max(
+        (float((a - b).abs().max() / b.std().clamp_min(1e-12)) for a, b in pairs if b.numel() > 1),
+        default=0.0,
+    )
 
 
 def _with_weights(module: nn.Module) -> Iterator[nn.Module]:
-    return (part for part in module.modules() if next(part.parameters(recurse=False), None) is not None)
+    return (
+        part for part in module.modules() if next(part.parameters(recurse=False), None) is not None
+    )
 
 
 def _is_grouped(part: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""A function in a process of its own, with a time-out and a memory limit: whatever happens there costs one row.
+"""A function in a process of its own, with a time-out and a memory limit: whatever happens there
+costs one row.
 
 Processes are forked from one that has imported everything, which saves seconds for every network.
 """
@@ -22,16 +23,19 @@ POLL = 0.5
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 PATIENCE = 20.0
-"""Wall-clock seconds for every processor second that is allowed: for processes that wait for ever."""
+"""Wall-clock seconds for every processor second that is allowed: for processes that wait for
+ever."""
 
 Row = dict[str, Any]
 Tell = Callable[[str, Row], None]
-"""Hears each stage's name before it begins, and the row so far: what was measured survives a crash or a time-out."""
+"""Hears each stage's name before it begins, and the row so far: what was measured survives a crash
+or a time-out."""
 Work = Callable[[Tell], Row]
 
 
 def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
-    """The row that ``work`` returns, or what it told before it failed, with ``error``, ``kind`` and ``stage``.
+    """The row that ``work`` returns, or what it told before it failed, with ``error``, ``kind`` and
+    ``stage``.
 
     Args:
         timeout: processor seconds, so that other work on the machine fails no network.
@@ -47,7 +51,10 @@ def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
     told: Row = {}
     while row is None:
         peak = max(peak, _resident(process.pid))
-        if _processor_seconds(process.pid) > timeout or time.monotonic() - start > PATIENCE * timeout:
+        if (
+            _processor_seconds(process.pid) > timeout
+            or time.monotonic() - start > PATIENCE * timeout
+        ):
             row = _failed("time-out", f"not finished in {timeout:.0f} s of processor time")
         elif peak > memory:
             row = _failed("memory", f"more than {memory:g} GB")

@@ -1,4 +1,5 @@
-"""What was measured, as a file and as Markdown: counts by family, failures with their reasons, one line a network."""
+"""What was measured, as a file and as Markdown: counts by family, failures with their reasons, one
+line a network."""
 
 from __future__ import annotations
 
@@ -25,21 +26,41 @@ def save(rows: Rows) -> None:
     """Write the rows; what the file holds of an earlier program (under ``earlier``) stays."""
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     kept = {"earlier": found["earlier"]} if "earlier" in found else {}
-    data = {"environment": environment(), "budget": "50%FLOPs", "ratio": 0.3, "networks": dict(rows)}
+    data = {
+        "environment": environment(),
+        "budget": "50%FLOPs",
+        "ratio": 0.3,
+        "networks": dict(rows),
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS, data | kept)
 
 
 def summary(rows: Rows) -> str:
-    """By family and list: networks measured, how many are right up to each check, and how far they can be pruned."""
-    columns = ["family", "in the list", "measured", "captured", "cut and proved", "module right", "ONNX right"]
+    """By family and list: networks measured, how many are right up to each check, and how far they
+    can be pruned."""
+    columns = [
+        "family",
+        "in the list",
+        "measured",
+        "captured",
+        "cut and proved",
+        "module right",
+        "ONNX right",
+    ]
     columns += ["own module slimmed", "at 50 % of the FLOPs"]
     columns += ["peer right", "peer runs, unchecked", "peer wrong or failed"]
     listed = named([name for name in LISTS if name != "quick"])
     families = dict.fromkeys(sorted(map(family, {*listed, *rows})))
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
-    lines += [_counts(name, [spec for spec in listed if family(spec) == name], rows) for name in families]
-    lines.append(_counts("torchvision, all", [spec for spec in listed if spec.startswith("torchvision:")], rows))
+    lines += [
+        _counts(name, [spec for spec in listed if family(spec) == name], rows) for name in families
+    ]
+    lines.append(
+        _counts(
+            "torchvision, all", [spec for spec in listed if spec.startswith("torchvision:")], rows
+        )
+    )
     return "\n".join(lines)
 
 
@@ -47,7 +68,12 @@ def _counts(name: str, listed: list[str], rows: Rows) -> str:
     mine = [rows[spec] for spec in listed if spec in rows]
     reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
     captured = [row for row in mine if row.get("stage") not in ("start", "load", "capture")]
-    counts: list[int | str] = [len(listed), len(mine), len(captured), sum("proof_error" in row for row in mine)]
+    counts: list[int | str] = [
+        len(listed),
+        len(mine),
+        len(captured),
+        sum("proof_error" in row for row in mine),
+    ]
     counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
     return _line([name, *counts, len(reached), *_peer_counts(mine)])
 
@@ -79,16 +105,28 @@ def _peer_kind(item: Mapping[str, Any]) -> str:
 def failures(rows: Rows) -> str:
     """A list of the networks that stopped, with the stage and the reason."""
     found = [(spec, row) for spec, row in rows.items() if "error" in row]
-    return "\n".join(f"- `{spec}`, at {row['stage']}: {row['error']}" for spec, row in found) or "- none"
+    return (
+        "\n".join(f"- `{spec}`, at {row['stage']}: {row['error']}" for spec, row in found)
+        or "- none"
+    )
 
 
 def remarks(rows: Rows) -> str:
-    """What is no failure but worth knowing, with the networks: refusals, ops without a rule, what is frozen."""
+    """What is no failure but worth knowing, with the networks: refusals, ops without a rule, what
+    is frozen."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for spec, row in rows.items():
-        kinds = {"own module refused": [row["refused"]] if "refused" in row else [], "frozen": row.get("frozen", [])}
-        kinds |= {"no rule": row.get("unknown_ops", []), "exported": [row["exported"]] if "exported" in row else []}
-        kinds["above half of the FLOPs"] = [f"{row['target']:.0%}"] if row.get("target", 0) > 0.5 else []
+        kinds = {
+            "own module refused": [row["refused"]] if "refused" in row else [],
+            "frozen": row.get("frozen", []),
+        }
+        kinds |= {
+            "no rule": row.get("unknown_ops", []),
+            "exported": [row["exported"]] if "exported" in row else [],
+        }
+        kinds["above half of the FLOPs"] = (
+            [f"{row['target']:.0%}"] if row.get("target", 0) > 0.5 else []
+        )
         for kind, texts in kinds.items():
             for text in texts:
                 found.setdefault(kind, {}).setdefault(_general(text), {})[spec] = None
@@ -96,7 +134,10 @@ def remarks(rows: Rows) -> str:
     for kind, texts in found.items():
         lines.append(f"{kind}:")
         for text, specs in sorted(texts.items(), key=lambda item: -len(item[1])):
-            lines.append(f"- {len(specs)} ({', '.join(list(specs)[:6])}{', ...' if len(specs) > 6 else ''}): {text}")
+            lines.append(
+                f"- {len(specs)} "
+                f"({', '.join(list(specs)[:6])}{', ...' if len(specs) > 6 else ''}): {text}"
+            )
     return "\n".join(lines)
 
 
@@ -107,16 +148,45 @@ def _general(text: str) -> str:
 
 def table(rows: Rows) -> str:
     """One line a network."""
-    columns = ["network", "groups", "FLOPs left at least", "FLOPs", "parameters", "proof error", "ONNX error"]
+    columns = [
+        "network",
+        "groups",
+        "FLOPs left at least",
+        "FLOPs",
+        "parameters",
+        "proof error",
+        "ONNX error",
+    ]
     columns += ["seconds", "parameters at 30 %", "peer's", "peer"]
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 2), "---"])]
     for spec, row in rows.items():
         if "proof_error" not in row:
-            lines.append(_line([spec, f"failed at {row.get('stage', row['until'])}", *[""] * (len(columns) - 2)]))
+            lines.append(
+                _line(
+                    [
+                        spec,
+                        f"failed at {row.get('stage', row['until'])}",
+                        *[""] * (len(columns) - 2),
+                    ]
+                )
+            )
             continue
-        cells = [spec, row["groups"], f"{row['smallest_flops']:.1%}", f"{row['achieved_flops']:.2%}"]
-        cells += [f"{row['achieved_params']:.1%}", f"{row['proof_error']:.1e}", _error(row.get("onnx_error"))]
-        cells += [f"{sum(row['seconds'].values()):.1f}", f"{row['at_ratio_params']:.1%}", *_peer_cells(row.get("peer"))]
+        cells = [
+            spec,
+            row["groups"],
+            f"{row['smallest_flops']:.1%}",
+            f"{row['achieved_flops']:.2%}",
+        ]
+        cells += [
+            f"{row['achieved_params']:.1%}",
+            f"{row['proof_error']:.1e}",
+            _error(row.get("onnx_error")),
+        ]
+        cells += [
+            f"{sum(row['seconds'].values()):.1f}",
+            f"{row['at_ratio_params']:.1%}",
+            *_peer_cells(row.get("peer")),
+        ]
         lines.append(_line(cells))
     return "\n".join(lines)
 

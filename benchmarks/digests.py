@@ -1,7 +1,8 @@
 """Digest everything a compile delivers, so that two checkouts can be compared byte by byte.
 
-Each network of a list is compiled by the command line; the digests of its plan, graph texts, weights, generated source
-and ONNX file are written as JSON. A refactoring is right when nothing differs:
+Each network of a list is compiled by the command line; the digests of its plan, graph texts,
+weights, generated source and ONNX file are written as JSON. A refactoring is right when nothing
+differs:
 
     python benchmarks/digests.py --out before.json             # in the old checkout
     python benchmarks/digests.py --out after.json --compare before.json
@@ -21,7 +22,14 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = ("plan.json", "ir.before.txt", "ir.after.txt", "model.py", "weights.safetensors", "model.onnx")
+FILES = (
+    "plan.json",
+    "ir.before.txt",
+    "ir.after.txt",
+    "model.py",
+    "weights.safetensors",
+    "model.onnx",
+)
 COMMAND = (sys.executable, "-m", "pruneopt.tools.main", "compile")
 
 
@@ -31,7 +39,11 @@ def digests(network: str, options: list[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         done = subprocess.run(
-            [*COMMAND, network, *options, "--out", str(out)], env=environment, cwd=ROOT, capture_output=True, text=True
+            [*COMMAND, network, *options, "--out", str(out)],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             return {"failed": (done.stderr or done.stdout).strip()[-500:]}
@@ -39,12 +51,20 @@ def digests(network: str, options: list[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", help="networks; default: those of networks/quick.txt")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "networks", nargs="*", help="networks; default: those of networks/quick.txt"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--compare", type=Path, help="digests of another checkout; exits 1 where any differs")
+    parser.add_argument(
+        "--compare", type=Path, help="digests of another checkout; exits 1 where any differs"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="how many compiles run at a time")
-    parser.add_argument("--options", default="--pass l1 --budget 50%FLOPs", help="the options of compile")
+    parser.add_argument(
+        "--options", default="--pass l1 --budget 50%FLOPs", help="the options of compile"
+    )
     arguments = parser.parse_args()
     quick = (ROOT / "benchmarks" / "networks" / "quick.txt").read_text(encoding="utf-8").split()
     networks = arguments.networks or quick
@@ -56,7 +76,11 @@ def main() -> int:
         return 0
     before = json.loads(arguments.compare.read_text(encoding="utf-8"))
     differ = {
-        name: [key for key in {*found[name], *before[name]} if found[name].get(key) != before[name].get(key)]
+        name: [
+            key
+            for key in {*found[name], *before[name]}
+            if found[name].get(key) != before[name].get(key)
+        ]
         for name in found
         if name in before and (found[name] != before[name] or "failed" in found[name])
     }

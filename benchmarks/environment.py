@@ -8,7 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "triton", "pruneopt")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "triton",
+    "pruneopt",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -19,7 +28,12 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), **versions, "cpu": _processor(), "cores": os.cpu_count()}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _processor() -> str:

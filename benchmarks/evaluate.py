@@ -1,17 +1,20 @@
-"""Candidates per minute: how fast plans are judged on a processor, and whether the fast way chooses as the slow one.
+"""Candidates per minute: how fast plans are judged on a processor, and whether the fast way chooses
+as the slow one.
 
-    python benchmarks/evaluate.py                          # ResNet-20; needs torch-pruning for rival (b)
+    python benchmarks/evaluate.py  # ResNet-20; needs torch-pruning for rival (b)
     python benchmarks/evaluate.py resnet56 --candidates 60
     python benchmarks/evaluate.py mobilenet_v2 --candidates 12
-    python benchmarks/evaluate.py --markdown               # only print the table of what was measured
+    python benchmarks/evaluate.py --markdown  # only print the table of what was measured
 
-Random plans at half of the FLOPs (MobileNetV2: nine tenths; at three quarters it knows nothing without training),
-judged in these ways, in processor seconds of one thread:
+Random plans at half of the FLOPs (MobileNetV2: nine tenths; at three quarters it knows nothing
+without training), judged in these ways, in processor seconds of one thread:
 
-a  the published way: the dense network with masks behind its batch norms, 102 batches of 128 through a `DataLoader` in
-   training mode (moving average, momentum 0.1), all validation images (EagleEye's code). MobileNetV2 has 500 images for
-   batches and 500 for scores: its batches are of 32, in all ways;
-b  the way of tools: a deep copy, cut with torch-pruning (or by slicing, where torch-pruning fails on the network),
+a  the published way: the dense network with masks behind its batch norms, 102 batches of 128
+through a `DataLoader` in
+   training mode (moving average, momentum 0.1), all validation images (EagleEye's code).
+   MobileNetV2 has 500 images for batches and 500 for scores: its batches are of 32, in all ways;
+b  the way of tools: a deep copy, cut with torch-pruning (or by slicing, where torch-pruning fails
+on the network),
    `torch.optim.swa_utils.update_bn` on the same 102 batches, all validation images;
 c  ours by modules: `evaluator=reference`, with 20 batches and all validation images;
 d  ours: `evaluator=abn`, 20 batches, all validation images;
@@ -20,13 +23,15 @@ f  ours with a race from 2048 images (MobileNetV2: 128);
 g  ours in bfloat16, `abn{precision=bf16}`;
 h  ours in bfloat16 with the race of (f).
 
-(a) and (b) are measured on a few candidates, for each costs the same. What they would choose is known for all: sliced
-and masked networks have the same scores, so (d) with the statistics and batches of (a) gives the scores of (a). Regret
-is the full score of the best candidate less that of the chosen one, in points; tau is Kendall's, between the scores of
-a way and those of (a) over all candidates. Full scores that are done are kept in ``--log`` and not run again.
+(a) and (b) are measured on a few candidates, for each costs the same. What they would choose is
+known for all: sliced and masked networks have the same scores, so (d) with the statistics and
+batches of (a) gives the scores of (a). Regret is the full score of the best candidate less that of
+the chosen one, in points; tau is Kendall's, between the scores of a way and those of (a) over all
+candidates. Full scores that are done are kept in ``--log`` and not run again.
 
-Then (d) on 16 candidates that resemble each other, side by side and one by one, on 2,000 images: children of an
-evolution (every width of one plan changes with a probability of 0.1), moves (one width changes), and the random plans.
+Then (d) on 16 candidates that resemble each other, side by side and one by one, on 2,000 images:
+children of an evolution (every width of one plan changes with a probability of 0.1), moves (one
+width changes), and the random plans.
 """
 
 from __future__ import annotations
@@ -75,7 +80,9 @@ KIN = {"children of an evolution": 0.1, "moves": None, "random plans": 1.0}
 
 def published(case: Setup) -> Settings:
     """How (a) takes statistics."""
-    return Settings(batches=102, batch_size=case.batch_size, averaging=Averaging("ema", 0.1, reset=False))
+    return Settings(
+        batches=102, batch_size=case.batch_size, averaging=Averaging("ema", 0.1, reset=False)
+    )
 
 
 def plain(case: Setup) -> Settings:
@@ -99,17 +106,27 @@ def ways(case: Setup) -> dict[str, Settings]:
 
 @dataclass
 class Loaders:
-    """What the rivals read: every image decoded and normalised beforehand, which is in their favour."""
+    """What the rivals read: every image decoded and normalised beforehand, which is in their
+    favour."""
 
     calibration: DataLoader[tuple[Tensor, ...]]
     validation: DataLoader[tuple[Tensor, ...]]
 
     @classmethod
     def of(cls, case: Setup) -> Loaders:
-        drawn = list(Evaluation(case.graph, case.coupling, case.workload, published(case)).calibration.part(0, 102))
-        images = [torch.cat(parts) for parts in zip(*case.workload.subval.batches(256), strict=True)]
+        drawn = list(
+            Evaluation(case.graph, case.coupling, case.workload, published(case)).calibration.part(
+                0, 102
+            )
+        )
+        images = [
+            torch.cat(parts) for parts in zip(*case.workload.subval.batches(256), strict=True)
+        ]
         calibration = TensorDataset(torch.cat(drawn).contiguous())
-        return cls(DataLoader(calibration, case.batch_size), DataLoader(TensorDataset(*images), 2 * case.batch_size))
+        return cls(
+            DataLoader(calibration, case.batch_size),
+            DataLoader(TensorDataset(*images), 2 * case.batch_size),
+        )
 
     def accuracy(self, network: nn.Module) -> float:
         network.eval()
@@ -118,7 +135,8 @@ class Loaders:
 
 
 def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
-    """(a): one dense network; masks behind its batch norms are changed from candidate to candidate."""
+    """(a): one dense network; masks behind its batch norms are changed from candidate to
+    candidate."""
     dense = build_module(case.graph, case.graph.weights)
     trained = copy.deepcopy(dense.state_dict())
     masks: dict[str, Tensor] = {}
@@ -214,9 +232,13 @@ def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
         together = [score.value for score in evaluation.together(plans)]
         ended = time.process_time()
         if alone != together:
-            raise RuntimeError(f"{case.name}: {name} score {together} side by side and {alone} one by one")
+            raise RuntimeError(
+                f"{case.name}: {name} score {together} side by side and {alone} one by one"
+            )
         seconds = {"alone": between - started, "together": ended - between}
-        found[name] = {key: round(value / len(plans), 3) for key, value in seconds.items()} | {"shared": shared}
+        found[name] = {key: round(value / len(plans), 3) for key, value in seconds.items()} | {
+            "shared": shared
+        }
         print(case.name, name, found[name], flush=True)
     return found
 
@@ -225,7 +247,12 @@ def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) ->
     """The row of a network; ways that are not asked for stay as they are known."""
     case = setup(name, options.candidates, options.seed)
     count = len(case.plans)
-    row: dict[str, Any] = {**known, "network": name, "candidates": count, "images": len(case.workload.subval)}
+    row: dict[str, Any] = {
+        **known,
+        "network": name,
+        "candidates": count,
+        "images": len(case.workload.subval),
+    }
     full = recorded(case, options.log / f"evaluate_{name}_{options.seed}.jsonl", count)
     row |= rivals(case, options, full)
     for way, settings in ways(case).items():
@@ -283,12 +310,18 @@ def recorded(case: Setup, path: Path, count: int) -> list[float]:
 def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
     """How a way's choice compares with that by full scores."""
     regret = float(full.max() - full[int(values.argmax())])
-    return {"tau": round(float(kendalltau(values, full).statistic), 4), "regret": round(100 * regret, 3)}
+    return {
+        "tau": round(float(kendalltau(values, full).statistic), 4),
+        "regret": round(100 * regret, 3),
+    }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
-    head = "| network, candidates | way | s each | per minute | times (a) | times (b) | images | tau | regret, points |"
+    head = (
+        "| network, candidates | way | s each | per minute | times (a) | times (b) | images | "
+        "tau | regret, points |"
+    )
     lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for name, row in rows.items():
         mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS}
@@ -301,10 +334,17 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{mean[way]:.2f}",
                 f"{60 / mean[way]:.1f}",
             ]
-            cells += [f"{mean['a'] / mean[way]:.1f}", f"{mean['b'] / mean[way]:.1f}", f"{images:.0f}"]
+            cells += [
+                f"{mean['a'] / mean[way]:.1f}",
+                f"{mean['b'] / mean[way]:.1f}",
+                f"{images:.0f}",
+            ]
             cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| network | candidates | s one by one | s side by side | times | ops in common |"]
+    lines += [
+        "",
+        "| network | candidates | s one by one | s side by side | times | ops in common |",
+    ]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     for name, row in rows.items():
         for kind, item in row["side by side"].items():
@@ -316,24 +356,49 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("networks", nargs="*", default=["resnet20"], help="resnet20, resnet56, mobilenet_v2")
-    parser.add_argument("--candidates", type=int, default=200)
-    parser.add_argument("--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed")
-    parser.add_argument("--slow", type=int, default=50, help="candidates judged by (d), which neither races nor rounds")
-    parser.add_argument("--family", type=int, default=16, help="candidates that resemble each other; 0 leaves them out")
     parser.add_argument(
-        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="the others stay as they were measured (all)"
+        "networks", nargs="*", default=["resnet20"], help="resnet20, resnet56, mobilenet_v2"
+    )
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument(
+        "--rivals", type=int, default=3, help="candidates on which (a), (b) and (c) are timed"
+    )
+    parser.add_argument(
+        "--slow",
+        type=int,
+        default=50,
+        help="candidates judged by (d), which neither races nor rounds",
+    )
+    parser.add_argument(
+        "--family",
+        type=int,
+        default=16,
+        help="candidates that resemble each other; 0 leaves them out",
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=list(WAYS),
+        choices=list(WAYS),
+        help="the others stay as they were measured (all)",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the plans")
     parser.add_argument("--log", type=Path, default=ROOT / "runs")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the saved rows and stop")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of the saved rows and stop"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    saved: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    saved: dict[str, Any] = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    )
     for name in () if options.markdown else options.networks:
         known = saved["networks"].get(name, {})
         if set(WAYS) - {*options.ways, *known}:
-            raise SystemExit(f"error: --ways leaves out what was never measured of {name}: measure all of it first")
+            raise SystemExit(
+                f"error: --ways leaves out what was never measured of {name}: measure all of it "
+                "first"
+            )
         saved["networks"][name] = measure(name, options, known)
         write_json(RESULTS, {**saved, "environment": environment()})
     print(table(saved["networks"]))

@@ -70,10 +70,15 @@ class Setup:
 
     @property
     def cut_by(self) -> str:
-        return "torch-pruning" if self.name == "mobilenet_v2" else "slicing (torch-pruning fails on the network)"
+        return (
+            "torch-pruning"
+            if self.name == "mobilenet_v2"
+            else "slicing (torch-pruning fails on the network)"
+        )
 
     def cut(self, network: nn.Module, index: int) -> nn.Module:
-        """A copy of the network cut to a plan, by torch-pruning where that gives a network that runs."""
+        """A copy of the network cut to a plan, by torch-pruning where that gives a network that
+        runs."""
         if self.name != "mobilenet_v2":
             small = slice_graph(self.graph, self.coupling, self.plans[index])
             return build_module(small, small.weights)
@@ -113,29 +118,39 @@ def setup(name: str, candidates: int, seed: int) -> Setup:
     if name in ("resnet20", "resnet56"):
         workload = load_data(CIFAR.format(SHARED / "cifar10"), input_shape=(1, 3, 32, 32), seed=0)
         weights = SHARED / "weights" / f"cifar10_{name}_optA.safetensors"
-        graph = capture(load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32))
+        graph = capture(
+            load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32)
+        )
     elif name == "mobilenet_v2":
         workload, graph = imagenet_sample(), mobilenet()
     else:
         raise UserError(f"there is no setup {name!r}: use resnet20, resnet56 or mobilenet_v2")
     coupling = couple(graph)
     cost, scores = CostModel(graph, coupling), score_units(coupling, graph.weights, "l1")
-    sampler = WidthSampler(coupling, cost, [parse_budget(BUDGETS[name])], scores, max_ratio=0.7, seed=seed)
-    plans = [keep_best(sampler.draw(index).widths, scores, coupling, cost) for index in range(candidates)]
+    sampler = WidthSampler(
+        coupling, cost, [parse_budget(BUDGETS[name])], scores, max_ratio=0.7, seed=seed
+    )
+    plans = [
+        keep_best(sampler.draw(index).widths, scores, coupling, cost) for index in range(candidates)
+    ]
     return Setup(name, graph, coupling, workload, plans)
 
 
 def mobilenet() -> Graph:
-    """MobileNetV2 with weights of TensorFlow's padding, turned by 180 degrees: torchvision's padding fits these."""
+    """MobileNetV2 with weights of TensorFlow's padding, turned by 180 degrees: torchvision's
+    padding fits these."""
     network = load_model("torchvision:mobilenet_v2").module
     weights = read_weights(SHARED / "weights" / "mobilenet_v2_imagenet.safetensors")
-    turned = {name: w.flip(2, 3) if w.ndim == 4 and w.shape[-1] == 3 else w for name, w in weights.items()}
+    turned = {
+        name: w.flip(2, 3) if w.ndim == 4 and w.shape[-1] == 3 else w for name, w in weights.items()
+    }
     network.load_state_dict(turned, strict=False)
     return capture(network.eval(), torch.zeros(2, 3, 224, 224))
 
 
 def imagenet_sample() -> Workload:
-    """A thousand photographs, turned by 180 degrees as the weights are: half for statistics, half for scores."""
+    """A thousand photographs, turned by 180 degrees as the weights are: half for statistics, half
+    for scores."""
     folder = SHARED / "imagenet-sample"
     with (folder / "nips2017_dev_labels.csv").open(encoding="utf-8") as file:
         labels = {row["file"]: int(row["class_index"]) for row in csv.DictReader(file)}
@@ -148,7 +163,9 @@ def imagenet_sample() -> Workload:
     def part(indices: np.ndarray) -> TensorSplit:
         return TensorSplit(images, targets, torch.from_numpy(indices), prepare)
 
-    train, calibration, subval = (part(item) for item in cut(None, len(images), seed=0, subval=500, calibration=500))
+    train, calibration, subval = (
+        part(item) for item in cut(None, len(images), seed=0, subval=500, calibration=500)
+    )
     return Workload("photographs", 1000, train, calibration, subval, subval)
 
 

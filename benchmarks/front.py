@@ -1,13 +1,15 @@
-"""NSGA-II against random search at equal numbers of judged structures: the hypervolume of the fronts.
+"""NSGA-II against random search at equal numbers of judged structures: the hypervolume of the
+fronts.
 
-    python benchmarks/front.py                   # ResNet-20 on CIFAR-10, and functions; benchmarks/results/front.json
+    python benchmarks/front.py  # ResNet-20 on CIFAR-10, and functions; benchmarks/results/front.json
     python benchmarks/front.py --only functions  # functions of known widths alone: seconds
 
-The hypervolume is that of accuracy (above 0) and of FLOPs as a share of the original's (up to 1). Four ways are
-compared: `nsga2`; `random after seeds`, random structures after the same first generation, which holds the original and
-what the passes uniform and prune choose at levels all over the range; `random` alone; and those baselines alone. The
-real scores are those of a search, on images of the training set that were held out, by recomputed batch-norm
-statistics; a second table scores the points of every front on test images, which no search has seen. A part that is not
+The hypervolume is that of accuracy (above 0) and of FLOPs as a share of the original's (up to 1).
+Four ways are compared: `nsga2`; `random after seeds`, random structures after the same first
+generation, which holds the original and what the passes uniform and prune choose at levels all over
+the range; `random` alone; and those baselines alone. The real scores are those of a search, on
+images of the training set that were held out, by recomputed batch-norm statistics; a second table
+scores the points of every front on test images, which no search has seen. A part that is not
 measured again stays in the file of results as it is.
 """
 
@@ -59,15 +61,25 @@ WAYS: dict[str, tuple[type[Explorer], bool]] = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=("functions", "resnet20"), help="one of the two parts")
-    parser.add_argument("--candidates", type=int, default=120, help="structures judged in every search")
+    parser.add_argument(
+        "--candidates", type=int, default=120, help="structures judged in every search"
+    )
     parser.add_argument("--population", type=int, default=20, help="structures in a generation")
     parser.add_argument("--seeds", type=int, default=2, help="searches of every way on ResNet-20")
-    parser.add_argument("--functions", type=int, default=20, help="functions, with one search of every way on each")
-    parser.add_argument("--subval", type=int, default=500, help="held-out images that a structure is scored on")
+    parser.add_argument(
+        "--functions", type=int, default=20, help="functions, with one search of every way on each"
+    )
+    parser.add_argument(
+        "--subval", type=int, default=500, help="held-out images that a structure is scored on"
+    )
     parser.add_argument("--batches", type=int, default=3, help="calibration batches of 128")
-    parser.add_argument("--test", type=int, default=1000, help="test images for the points of the fronts")
+    parser.add_argument(
+        "--test", type=int, default=1000, help="test images for the points of the fronts"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -77,7 +89,10 @@ def state_of(workload: Workload | None) -> State:
     """ResNet-20, with its trained weights where there are any, after couple and cost."""
     weights = SHARED / "weights" / "cifar10_resnet20_optA.safetensors"
     if workload is not None and not weights.is_file():
-        raise UserError(f"the benchmark needs trained weights and images in {SHARED}; --only functions needs none")
+        raise UserError(
+            f"the benchmark needs trained weights and images in {SHARED}; --only functions needs "
+            "none"
+        )
     torch.manual_seed(0)
     module = load_model("zoo:resnet20", weights=None if workload is None else weights).module
     graph: Graph = capture(module, torch.zeros(2, 3, 32, 32))
@@ -140,12 +155,20 @@ def on_functions(options: argparse.Namespace) -> dict[str, Any]:
 
 def reach_of(state: State, workload: Workload | None) -> Reach:
     """All of ResNet-20 between a fifth and all of its FLOPs."""
-    scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True, workload=workload)
-    return Reach(Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)), UNIT, None, 1.0)
+    scores = score_units(
+        state.need_coupling(), state.graph.weights, "l1", normalise=True, workload=workload
+    )
+    return Reach(
+        Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)),
+        UNIT,
+        None,
+        1.0,
+    )
 
 
 def on_images(options: argparse.Namespace) -> dict[str, Any]:
-    """The same on CIFAR-10: by the scores of the search, and by test images for the points of every front."""
+    """The same on CIFAR-10: by the scores of the search, and by test images for the points of every
+    front."""
     spec = CIFAR.format(SHARED / "cifar10", 6000, options.subval)
     workload = load_data(spec, input_shape=(1, 3, 32, 32), seed=0)
     state = state_of(workload)
@@ -162,7 +185,11 @@ def on_images(options: argparse.Namespace) -> dict[str, Any]:
         again = np.array([tested(row) for row in widths[front]])
         test[name].append(volume(reach.space, widths[front], again))
         seconds = time.perf_counter() - started
-        print(f"  {name}: {found[name][-1]:.4f}, on test images {test[name][-1]:.4f}, {seconds:.0f} s", flush=True)
+        print(
+            f"  {name}: {found[name][-1]:.4f}, on test images {test[name][-1]:.4f}, {seconds:.0f} "
+            "s",
+            flush=True,
+        )
 
     keep("baselines", *baselines(reach, judge, options.population))
     for seed in range(options.seeds):
@@ -206,7 +233,10 @@ def shown(title: str, found: dict[str, list[float]]) -> dict[str, Any]:
         for name, values in found.items()
         if name != "nsga2" and len(values) == len(found["nsga2"])
     }
-    print(f"{title}: mean hypervolume " + ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
+    print(
+        f"{title}: mean hypervolume "
+        + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    )
     print(f"  nsga2 is larger {wins} times of {len(found['nsga2'])}", flush=True)
     return {"mean": means, "nsga2_larger": wins}
 
@@ -214,11 +244,18 @@ def shown(title: str, found: dict[str, list[float]]) -> dict[str, Any]:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    Explore(candidates=options.candidates, population=options.population)  # refuses impossible numbers
-    data: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    Explore(
+        candidates=options.candidates, population=options.population
+    )  # refuses impossible numbers
+    data: dict[str, Any] = (
+        json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    )
     for name, measured in (("functions", on_functions), ("resnet20", on_images)):
         if options.only in (None, name):
-            used = {key: getattr(options, key) for key in (*SIZES, *(IMAGES if name == "resnet20" else ()))}
+            used = {
+                key: getattr(options, key)
+                for key in (*SIZES, *(IMAGES if name == "resnet20" else ()))
+            }
             data[name] = {"environment": environment(), "options": used, **measured(options)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, data)

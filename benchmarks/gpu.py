@@ -1,21 +1,24 @@
-"""The kernels on a GPU: are they right there, how fast are they, and what reaches which goal. Under ten minutes.
+"""The kernels on a GPU: are they right there, how fast are they, and what reaches which goal. Under
+ten minutes.
 
-    python benchmarks/gpu.py                                  # benchmarks/results/gpu.json, and tables in gpu.md
-    python benchmarks/gpu.py --data DIR                       # also scores of a trained network (ranks, search)
+    python benchmarks/gpu.py  # benchmarks/results/gpu.json, and tables in gpu.md
+    python benchmarks/gpu.py --data DIR  # also scores of a trained network (ranks, search)
     python benchmarks/gpu.py --only ceilings resnet50 layers  # these parts; others in the file stay
-    python benchmarks/gpu.py --only tuner                     # benchmarks/results/gpu_tiles.json, for this very GPU
-    python benchmarks/gpu.py --rehearse --out FILE            # every part on the processor, with toys, interpreted
+    python benchmarks/gpu.py --only tuner  # benchmarks/results/gpu_tiles.json, for this very GPU
+    python benchmarks/gpu.py --rehearse --out FILE  # every part on the processor, with toys, interpreted
 
-Works from a bare checkout too, with a Python that has PyTorch, Triton, torchvision and pytest. DIR holds `weights/` and
-`cifar10/` as `evaluate.py` takes them. A part that fails leaves the others' results: its error stands in its row. One
-that kills its process or the GPU's context costs a new process. The file is written after every part.
+Works from a bare checkout too, with a Python that has PyTorch, Triton, torchvision and pytest. DIR
+holds `weights/` and `cifar10/` as `evaluate.py` takes them. A part that fails leaves the others'
+results: its error stands in its row. One that kills its process or the GPU's context costs a new
+process. The file is written after every part.
 
-What is measured: the statistics pass, in bfloat16, on batches that lie on the GPU; its ways are said in `gpu_ways.py`.
-Ways take turns in every repeat; figures are medians of 7 after 4 runs, between CUDA events and by the wall clock, with
-the distance of the quartiles. cuDNN tunes itself on every shape (the first run, given apart), but for random widths,
-where a search would meet each shape once. Bytes and operations are counted from shapes; the roof is the sum over ops of
-the longer of moving (at the copy's rate) and computing (at the matrix product's). ``off`` is how far a way's batch
-means are from those in float32, in deviations.
+What is measured: the statistics pass, in bfloat16, on batches that lie on the GPU; its ways are
+said in `gpu_ways.py`. Ways take turns in every repeat; figures are medians of 7 after 4 runs,
+between CUDA events and by the wall clock, with the distance of the quartiles. cuDNN tunes itself on
+every shape (the first run, given apart), but for random widths, where a search would meet each
+shape once. Bytes and operations are counted from shapes; the roof is the sum over ops of the longer
+of moving (at the copy's rate) and computing (at the matrix product's). ``off`` is how far a way's
+batch means are from those in float32, in deviations.
 """
 
 from __future__ import annotations
@@ -55,12 +58,16 @@ PARTS = {
     "compiled": ("torch.compile against the fused pass", 75),
     "search": ("a search by padded slices and by a race", 45),
     "widths": ("random widths", 20),
-    "tuner": ("the fastest of the shipped tiles for each class of convolutions, kept in a file", 60),
+    "tuner": (
+        "the fastest of the shipped tiles for each class of convolutions, kept in a file",
+        60,
+    ),
 }
 
 
 class Session:
-    """A process that performs parts. What needs PyTorch is imported in the part that needs it, under its guard."""
+    """A process that performs parts. What needs PyTorch is imported in the part that needs it,
+    under its guard."""
 
     def __init__(self, options: argparse.Namespace, clock: Clock, results: Results) -> None:
         from gpu_device import Device
@@ -81,7 +88,9 @@ class Session:
         return ceilings_of(self.results.parts.get("ceilings"))
 
     def parts(self, names: Sequence[str]) -> list[Part]:
-        runs: dict[str, Callable[[Row], None]] = {name: partial(self.table, name) for name in NETWORKS}
+        runs: dict[str, Callable[[Row], None]] = {
+            name: partial(self.table, name) for name in NETWORKS
+        }
         runs |= {name: getattr(self, name) for name in PARTS if name not in NETWORKS}
         seconds = 0 if self.options.rehearse else 1
         return [Part(name, PARTS[name][0], seconds * PARTS[name][1], runs[name]) for name in names]
@@ -93,7 +102,11 @@ class Session:
 
     def tests(self, row: Row) -> None:
         ahead = ("mobilenet_v2",) if self.options.rehearse else (*NETWORKS, "layers")
-        script = [sys.executable, str(Path(__file__).resolve()), *(["--rehearse"] if self.options.rehearse else [])]
+        script = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            *(["--rehearse"] if self.options.rehearse else []),
+        ]
         with tempfile.TemporaryDirectory() as logs:
             lines = {name: [*script, "--build", name] for name in ahead}
             tests_part(self.options.rehearse, self.clock, Path(logs), lines, row)
@@ -106,7 +119,9 @@ class Session:
     def table(self, name: str, row: Row) -> None:
         from gpu_table import table_part
 
-        table_part(name, self.device, self.sizes, self.clock, self._ceilings, self.results.write, row)
+        table_part(
+            name, self.device, self.sizes, self.clock, self._ceilings, self.results.write, row
+        )
 
     def validation(self, row: Row) -> None:
         from gpu_validation import validation_part
@@ -133,18 +148,24 @@ class Session:
         from gpu_table import compile_part
 
         names = self._few(NETWORKS)
-        compile_part(names, self.device, self.sizes, self.clock, self._ceilings, self.results.write, row)
+        compile_part(
+            names, self.device, self.sizes, self.clock, self._ceilings, self.results.write, row
+        )
 
     def widths(self, row: Row) -> None:
         from gpu_table import widths_part
 
-        widths_part(self._few(NETWORKS), self.device, self.sizes, self.clock, self.results.write, row)
+        widths_part(
+            self._few(NETWORKS), self.device, self.sizes, self.clock, self.results.write, row
+        )
 
     def tuner(self, row: Row) -> None:
         from gpu_tuner import tuner_part
 
         path = self.results.path.with_name(f"{self.results.path.stem}_tiles.json")
-        tuner_part(self._few(NETWORKS), self.device, self.sizes, self.clock, path, self.results.write, row)
+        tuner_part(
+            self._few(NETWORKS), self.device, self.sizes, self.clock, path, self.results.write, row
+        )
 
 
 def build(name: str, rehearsal: bool) -> None:
@@ -158,7 +179,9 @@ def build(name: str, rehearsal: bool) -> None:
     from gpu_ways import fused
 
     device = Device(rehearsal)
-    small = replace(TOY if rehearsal else FULL, images=2, batches=(1, 1), layer_images=1, warmups=0, repeats=0)
+    small = replace(
+        TOY if rehearsal else FULL, images=2, batches=(1, 1), layer_images=1, warmups=0, repeats=0
+    )
     if name == "layers":
         layers_part(device, replace(small, launches=1), lambda: None, {})
         return
@@ -181,17 +204,22 @@ def work(options: argparse.Namespace) -> int:
     clock = Clock(options.left)
     results = Results(options.out)
     session = Session(options, clock, results)
-    results.all["device"] = session.device.describe() | {"tuned tiles": os.environ.get("PRUNEOPT_TUNED_TILES", "none")}
+    results.all["device"] = session.device.describe() | {
+        "tuned tiles": os.environ.get("PRUNEOPT_TUNED_TILES", "none")
+    }
     return perform(session.parts(options.only), results, clock, session.device.healthy)
 
 
 def quick_interpreter() -> None:
-    """Triton's interpreter computes twice whether an integer overflows, and looks at it in debugging only."""
+    """Triton's interpreter computes twice whether an integer overflows, and looks at it in
+    debugging only."""
     import dataclasses
 
     from triton.runtime.interpreter import interpreter_builder
 
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    interpreter_builder.options = dataclasses.replace(
+        interpreter_builder.options, sanitize_overflow=False
+    )
 
 
 def available(rehearse: bool) -> str:
@@ -207,11 +235,22 @@ def available(rehearse: bool) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=10, help="a part is not begun when too little is left")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=", ".join(PARTS),
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="a part is not begun when too little is left"
+    )
     parser.add_argument("--data", type=Path, help="the folder of trained weights and images")
     parser.add_argument("--out", type=Path, help="the JSON file; tables go beside it")
-    parser.add_argument("--rehearse", action="store_true", help="on the processor, with toys; needs --out")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="on the processor, with toys; needs --out"
+    )
     for name, kind in (("left", float), ("build", str)):  # of the processes that this one starts
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -234,10 +273,16 @@ def main() -> int:
     head = {"rehearsal": options.rehearse, "minutes": options.minutes, "environment": environment()}
     results = Results(options.out)
     kept = results.parts if results.all.get("rehearsal") == options.rehearse else {}
-    results.all = {**head, "parts": {name: row for name, row in kept.items() if name not in options.only}}
+    results.all = {
+        **head,
+        "parts": {name: row for name, row in kept.items() if name not in options.only},
+    }
     results.write()
     own = [sys.executable, str(Path(__file__).resolve()), "--out", str(options.out)]
-    own += [*(["--rehearse"] if options.rehearse else []), *(["--data", str(options.data)] if options.data else [])]
+    own += [
+        *(["--rehearse"] if options.rehearse else []),
+        *(["--data", str(options.data)] if options.data else []),
+    ]
     supervise(
         options.only,
         results,

@@ -19,7 +19,11 @@ def ceilings_part(device: Device, sizes: Sizes, row: Row) -> None:
     side = sizes.matrix
     factors = {
         name: [torch.randn(side, side, device=device.place, dtype=dtype) for _ in range(2)]
-        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("tf32", torch.float32))
+        for name, dtype in (
+            ("bf16", torch.bfloat16),
+            ("fp16", torch.float16),
+            ("tf32", torch.float32),
+        )
     }
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -38,12 +42,18 @@ def ceilings_part(device: Device, sizes: Sizes, row: Row) -> None:
 def _copy(device: Device, sizes: Sizes) -> Row:
     source = torch.randint(0, 256, (sizes.copy,), dtype=torch.uint8, device=device.place)
     target = torch.empty_like(source)
-    found = interleaved(device, {"copy": lambda: target.copy_(source)}, sizes.warmups, sizes.repeats)["copy"]
+    found = interleaved(
+        device, {"copy": lambda: target.copy_(source)}, sizes.warmups, sizes.repeats
+    )["copy"]
     return {**found, "bytes": 2 * sizes.copy, "bytes_per_s": 2e3 * sizes.copy / found["ms"]}
 
 
 def ceilings_of(row: Row | None) -> Ceilings | None:
     """The ceilings of 16-bit work in a row that `ceilings_part` filled."""
-    if row is None or "bytes_per_s" not in row.get("copy", {}) or "operations_per_s" not in row.get("bf16", {}):
+    if (
+        row is None
+        or "bytes_per_s" not in row.get("copy", {})
+        or "operations_per_s" not in row.get("bf16", {})
+    ):
         return None
     return Ceilings(row["copy"]["bytes_per_s"], row["bf16"]["operations_per_s"])

@@ -1,4 +1,5 @@
-"""Bytes and floating-point operations of a statistics pass, counted from shapes, and the time they need at best."""
+"""Bytes and floating-point operations of a statistics pass, counted from shapes, and the time they
+need at best."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ VIEWS = ("view", "reshape", "flatten", "dropout", "expand", "permute", "transpos
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reaches: bytes and operations per second; None where that was not measured."""
+    """What this machine reaches: bytes and operations per second; None where that was not
+    measured."""
 
     copy: float
     products: float
@@ -37,7 +39,9 @@ class Work:
 
     def roof_ms(self, ceilings: Ceilings) -> float:
         """The sum over ops of the longer of moving and computing."""
-        return 1e3 * sum(max(moved / ceilings.copy, done / ceilings.products) for moved, done in self.ops)
+        return 1e3 * sum(
+            max(moved / ceilings.copy, done / ceilings.products) for moved, done in self.ops
+        )
 
 
 def work_of(graph: Graph, images: int, item: int) -> Work:

@@ -1,4 +1,5 @@
-"""Where the GPU benchmark runs. In a rehearsal that is the processor, and nothing that is timed means anything."""
+"""Where the GPU benchmark runs. In a rehearsal that is the processor, and nothing that is timed
+means anything."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,tempe
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one run: between two CUDA events, and by the wall clock until the device was idle."""
+    """Milliseconds of one run: between two CUDA events, and by the wall clock until the device was
+    idle."""
 
     event: float
     wall: float
@@ -39,7 +41,8 @@ class Device:
 
     Attributes:
         place: where tensors are put.
-        half: of activations; bfloat16, which the interpreter cannot compute, so that a rehearsal takes float16.
+        half: of activations; bfloat16, which the interpreter cannot compute, so that a rehearsal
+            takes float16.
     """
 
     def __init__(self, rehearsal: bool) -> None:
@@ -52,7 +55,8 @@ class Device:
             torch.cuda.synchronize()
 
     def healthy(self) -> bool:
-        """Give back memory that nobody holds; whether the device still answers, which it does not after a fault."""
+        """Give back memory that nobody holds; whether the device still answers, which it does not
+        after a fault."""
         gc.collect()
         try:
             self.synchronise()
@@ -109,8 +113,13 @@ class Device:
         return torch.cuda.max_memory_allocated() - before
 
     def launches(self, run: Run) -> dict[str, Any]:
-        """Kernels that a run starts, and the milliseconds they are at work; nothing in a rehearsal."""
-        activities = [ProfilerActivity.CPU] if self.rehearsal else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+        """Kernels that a run starts, and the milliseconds they are at work; nothing in a
+        rehearsal."""
+        activities = (
+            [ProfilerActivity.CPU]
+            if self.rehearsal
+            else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+        )
         with profile(activities=activities) as seen:
             run()
             self.synchronise()
@@ -118,7 +127,10 @@ class Device:
         if not events:
             return {"kernels": None}
         kernels = [event for event in events if not event.name.startswith("Mem")]
-        return {"kernels": len(kernels), "busy_ms": sum(event.time_range.elapsed_us() for event in events) / 1e3}
+        return {
+            "kernels": len(kernels),
+            "busy_ms": sum(event.time_range.elapsed_us() for event in events) / 1e3,
+        }
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -164,10 +176,13 @@ def _kept(steps: Sequence[Step]) -> Step:
     return start
 
 
-def interleaved(device: Device, runs: Mapping[str, Run], warmups: int, repeats: int) -> dict[str, dict[str, Any]]:
+def interleaved(
+    device: Device, runs: Mapping[str, Run], warmups: int, repeats: int
+) -> dict[str, dict[str, Any]]:
     """Times of several runs, taken in turn, so that a change of clocks meets all of them.
 
-    The first run of each is given apart: libraries choose algorithms and compile in it. One that fails drops out.
+    The first run of each is given apart: libraries choose algorithms and compile in it. One that
+    fails drops out.
     """
     found: dict[str, dict[str, Any]] = {name: {} for name in runs}
     timings: dict[str, list[Timing]] = {name: [] for name in runs}
@@ -187,7 +202,12 @@ def interleaved(device: Device, runs: Mapping[str, Run], warmups: int, repeats: 
             kept = taken[1 + warmups :] or taken  # a rehearsal runs once
             median, quartiles = spread([timing.event for timing in kept])
             wall = statistics.median(timing.wall for timing in kept)
-            found[name] |= {"ms": median, "iqr_ms": quartiles, "wall_ms": round(wall, 4), "repeats": len(kept)}
+            found[name] |= {
+                "ms": median,
+                "iqr_ms": quartiles,
+                "wall_ms": round(wall, 4),
+                "repeats": len(kept),
+            }
     return found
 
 

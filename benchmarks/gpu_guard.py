@@ -1,7 +1,9 @@
-"""Parts of a benchmark that fail, hang or kill their process, and leave the results of the others in the file.
+"""Parts of a benchmark that fail, hang or kill their process, and leave the results of the others
+in the file.
 
-A process performs parts one after the other and writes the file after each. A process over it, which holds nothing
-that can break, starts another one for the rest where that process ended before its time.
+A process performs parts one after the other and writes the file after each. A process over it,
+which holds nothing that can break, starts another one for the rest where that process ended before
+its time.
 """
 
 from __future__ import annotations
@@ -18,7 +20,17 @@ from typing import Any
 
 from pruneopt.files import write_json
 
-__all__ = ["BROKEN", "Clock", "Part", "Results", "Skipped", "errors_in", "guarded", "perform", "supervise"]
+__all__ = [
+    "BROKEN",
+    "Clock",
+    "Part",
+    "Results",
+    "Skipped",
+    "errors_in",
+    "guarded",
+    "perform",
+    "supervise",
+]
 
 BROKEN = 3
 """The exit code of a process that can do no more, such as one whose GPU has faulted."""
@@ -68,7 +80,9 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.all: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
+        self.all: Row = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
+        )
 
     @property
     def parts(self) -> dict[str, Row]:
@@ -80,19 +94,25 @@ class Results:
 
 
 def guarded(row: Row, run: Callable[[], object]) -> bool:
-    """Run something; where it fails, its error's text goes into the row. Whether it came to its end."""
+    """Run something; where it fails, its error's text goes into the row. Whether it came to its
+    end."""
     try:
         run()
     except Skipped as reason:
         row["skipped"] = str(reason)
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
-        row["at"] = [f"{Path(item.filename).name}:{item.lineno}" for item in traceback.extract_tb(error.__traceback__)]
+        row["at"] = [
+            f"{Path(item.filename).name}:{item.lineno}"
+            for item in traceback.extract_tb(error.__traceback__)
+        ]
         return False
     return True
 
 
-def perform(parts: Sequence[Part], results: Results, clock: Clock, healthy: Callable[[], bool]) -> int:
+def perform(
+    parts: Sequence[Part], results: Results, clock: Clock, healthy: Callable[[], bool]
+) -> int:
     """Run parts, each under a guard, and write the file before and after each; the exit code.
 
     Args:
@@ -106,7 +126,10 @@ def perform(parts: Sequence[Part], results: Results, clock: Clock, healthy: Call
         results.parts[part.name] = row
         left = clock.left
         if left < part.seconds:
-            row |= {"state": "not begun", "skipped": f"{max(left, 0):.0f} s were left, and it takes {part.seconds:.0f}"}
+            row |= {
+                "state": "not begun",
+                "skipped": f"{max(left, 0):.0f} s were left, and it takes {part.seconds:.0f}",
+            }
             results.write()
             continue
         results.write()
@@ -115,7 +138,10 @@ def perform(parts: Sequence[Part], results: Results, clock: Clock, healthy: Call
         row["state"] = "failed" if not whole else "partly" if any(errors_in(row)) else "done"
         row["seconds"] = round(time.monotonic() - started, 2)
         results.write()
-        print(f"{part.name}: {row['state']} after {row['seconds']} s {row.get('error', '')}", flush=True)
+        print(
+            f"{part.name}: {row['state']} after {row['seconds']} s {row.get('error', '')}",
+            flush=True,
+        )
         if not healthy():
             return BROKEN
     return 0
@@ -140,7 +166,8 @@ def supervise(
     command: Callable[[Sequence[str]], list[str]],
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Have parts performed by another process, and by a new one what a process that ended left undone.
+    """Have parts performed by another process, and by a new one what a process that ended left
+    undone.
 
     Args:
         names: of the parts.
@@ -152,12 +179,18 @@ def supervise(
     rest = list(names)
     while rest:
         if clock.left <= 0:
-            results.parts.update({name: {"state": "not begun", "skipped": "no time was left"} for name in rest})
+            results.parts.update(
+                {name: {"state": "not begun", "skipped": "no time was left"} for name in rest}
+            )
             break
         end = _ended(command(rest), clock.left + GRACE, environment)
         head = {key: value for key, value in results.all.items() if key != "parts"}
         results.all = head | json.loads(results.path.read_text(encoding="utf-8"))
-        finished = [name for name in rest if results.parts.get(name, {}).get("state", "running") != "running"]
+        finished = [
+            name
+            for name in rest
+            if results.parts.get(name, {}).get("state", "running") != "running"
+        ]
         if len(finished) < len(rest) and end != f"ended with code {BROKEN}":
             cut = next(name for name in rest if name not in finished)
             row = results.parts.setdefault(cut, {})

@@ -1,4 +1,5 @@
-"""Single convolutions: the fused kernel against cuDNN's plain one, and ways to apply what comes before a 3x3."""
+"""Single convolutions: the fused kernel against cuDNN's plain one, and ways to apply what comes
+before a 3x3."""
 
 from __future__ import annotations
 
@@ -83,12 +84,18 @@ def _measure(shape: Shape, device: Device, sizes: Sizes, row: Row) -> None:
     torch.backends.cudnn.benchmark = True
     try:
         times = interleaved(
-            device, {name: partial(often, run) for name, run in runs.items()}, sizes.warmups, sizes.repeats
+            device,
+            {name: partial(often, run) for name, run in runs.items()},
+            sizes.warmups,
+            sizes.repeats,
         )
     finally:
         torch.backends.cudnn.benchmark = before
     for name, found in times.items():
-        rows[name] |= {key: value / sizes.launches if key.endswith("ms") else value for key, value in found.items()}
+        rows[name] |= {
+            key: value / sizes.launches if key.endswith("ms") else value
+            for key, value in found.items()
+        }
     row["ways"] = rows
     row |= {"bytes": problem.bytes, "operations": problem.operations, "off": problem.error()}
     plain = rows["cuDNN plain"].get("ms")
@@ -117,14 +124,24 @@ class _Problem:
         w /= (rows * shape.kernel**2) ** 0.5
         self.x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         self.w = w.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        self.affine = Affine(*(self._table(around + 0.1 * draw(shape.n_in)) for around in (1.0, 0.1)))
+        self.affine = Affine(
+            *(self._table(around + 0.1 * draw(shape.n_in)) for around in (1.0, 0.1))
+        )
         empty = partial(Activation.empty, [images], size=size, dtype=self.dtype, device=place)
-        self.raw, self.finished, self.y = empty([shape.n_in]), empty([shape.n_in]), empty([shape.n_out])
+        self.raw, self.finished, self.y = (
+            empty([shape.n_in]),
+            empty([shape.n_in]),
+            empty([shape.n_out]),
+        )
         self.raw.fill(0, self.x)
         stored = 1 if shape.depthwise else padded(shape.n_in)
-        self.packed = torch.empty(shape.kernel**2, stored, padded(shape.n_out), dtype=self.dtype, device=place)
+        self.packed = torch.empty(
+            shape.kernel**2, stored, padded(shape.n_out), dtype=self.dtype, device=place
+        )
         pack(self.w.contiguous(), torch.arange(shape.n_out), torch.arange(rows), self.packed)
-        own = Segment(n_in=shape.n_in, n_out=shape.n_out, images=images, w_rows=1 if shape.depthwise else 0)
+        own = Segment(
+            n_in=shape.n_in, n_out=shape.n_out, images=images, w_rows=1 if shape.depthwise else 0
+        )
         self.segments = Segments([own], place)
         chip = architecture(place)
         tile = (
@@ -133,7 +150,9 @@ class _Problem:
             else conv_tile(shape.n_out, shape.n_in, self.dtype, chip)
         )
         total = tiles(images, shape.window.out_pixels, tile.rows) * padded(shape.n_out)
-        self.partials = Partials(torch.empty(total, device=place), torch.empty(total, device=place), tile.rows)
+        self.partials = Partials(
+            torch.empty(total, device=place), torch.empty(total, device=place), tile.rows
+        )
 
     @staticmethod
     def _table(values: Tensor) -> Tensor:
@@ -144,7 +163,9 @@ class _Problem:
     @property
     def bytes(self) -> int:
         """Input, weight and output, once each."""
-        return (self.x.numel() + self.w.numel() + self.images * self.shape.n_out * self.shape.side**2) * 2
+        return (
+            self.x.numel() + self.w.numel() + self.images * self.shape.n_out * self.shape.side**2
+        ) * 2
 
     @property
     def operations(self) -> int:
@@ -163,7 +184,9 @@ class _Problem:
 
         groups = self.shape.n_out if self.shape.depthwise else 1
         return {
-            "cuDNN plain": partial(F.conv2d, self.x, self.w, padding=self.shape.kernel // 2, groups=groups),
+            "cuDNN plain": partial(
+                F.conv2d, self.x, self.w, padding=self.shape.kernel // 2, groups=groups
+            ),
             "plain": self._conv(self.raw, None, None),
             "fused": fused,
             "fused, in a grid for twice the widths": self._in_room(before),
@@ -179,15 +202,24 @@ class _Problem:
         return launch(*operands, prologue=before, epilogue=after).run
 
     def _in_room(self, before: Prologue) -> Run:
-        """The launch of a network twice as wide, whose table then says what this one is: half its programs exit."""
+        """The launch of a network twice as wide, whose table then says what this one is: half its
+        programs exit."""
         from pruneopt.kernels.convolution import conv_launch, dwconv_launch
         from pruneopt.kernels.launch import architecture
         from pruneopt.kernels.tiles import conv_tile, depthwise_tile
 
         shape, place = self.shape, self.x.device
-        n_in, n_out, rows = 2 * shape.n_in, 2 * shape.n_out, 1 if shape.depthwise else padded(2 * shape.n_in)
+        n_in, n_out, rows = (
+            2 * shape.n_in,
+            2 * shape.n_out,
+            1 if shape.depthwise else padded(2 * shape.n_in),
+        )
         chip, window = architecture(place), shape.window
-        tile = depthwise_tile(n_out, chip) if shape.depthwise else conv_tile(n_out, n_in, self.dtype, chip)
+        tile = (
+            depthwise_tile(n_out, chip)
+            if shape.depthwise
+            else conv_tile(n_out, n_in, self.dtype, chip)
+        )
 
         def larger(tensor: Tensor, count: int) -> Tensor:
             made = torch.zeros(count, dtype=tensor.dtype, device=place)
@@ -195,28 +227,48 @@ class _Problem:
             return made
 
         pixels = self.images * window.in_pixels
-        x, y = (larger(item.buffer, pixels * padded(n)) for item, n in ((self.raw, n_in), (self.y, n_out)))
+        x, y = (
+            larger(item.buffer, pixels * padded(n))
+            for item, n in ((self.raw, n_in), (self.y, n_out))
+        )
         weight = larger(self.packed, window.taps * rows * padded(n_out))
-        affine = Affine(*(larger(item, padded(n_in)) for item in (self.affine.scale, self.affine.shift)))
+        affine = Affine(
+            *(larger(item, padded(n_in)) for item in (self.affine.scale, self.affine.shift))
+        )
         count = tiles(self.images, window.out_pixels, tile.rows) * padded(n_out)
-        partials = Partials(*(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows)
+        partials = Partials(
+            *(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows
+        )
         room = Segments([Segment(n_in=n_in, n_out=n_out, images=self.images, w_rows=rows)], place)
         launch = dwconv_launch if shape.depthwise else conv_launch
-        run = launch(x, weight, y, room, window, prologue=replace(before, affine=affine), epilogue=partials, tile=tile)
+        run = launch(
+            x,
+            weight,
+            y,
+            room,
+            window,
+            prologue=replace(before, affine=affine),
+            epilogue=partials,
+            tile=tile,
+        )
         room.table.copy_(self.segments.table)
         return run.run
 
     def _finish(self, before: Prologue) -> Run:
         from pruneopt.kernels.elementwise import add_act_launch
 
-        return add_act_launch(self.raw.buffer, self.segments, self.shape.window.in_pixels, before).run
+        return add_act_launch(
+            self.raw.buffer, self.segments, self.shape.window.in_pixels, before
+        ).run
 
     def error(self) -> float:
         """The plain kernel's largest difference from cuDNN, relative to its largest value."""
         ways = self.ways
         ways["plain"]()
         wanted: Any = ways["cuDNN plain"]()
-        return float((self.y.part(0).float() - wanted.float()).abs().max() / wanted.float().abs().max())
+        return float(
+            (self.y.part(0).float() - wanted.float()).abs().max() / wanted.float().abs().max()
+        )
 
 
 def genstats(problem: _Problem, dtype: torch.dtype) -> Run:
@@ -233,7 +285,9 @@ def genstats(problem: _Problem, dtype: torch.dtype) -> Run:
     shape, place = problem.shape, problem.x.device
     types = {torch.float16: cudnn.data_type.HALF, torch.bfloat16: cudnn.data_type.BFLOAT16}
     graph = cudnn.pygraph(
-        io_data_type=types[dtype], intermediate_data_type=types[dtype], compute_data_type=cudnn.data_type.FLOAT
+        io_data_type=types[dtype],
+        intermediate_data_type=types[dtype],
+        compute_data_type=cudnn.data_type.FLOAT,
     )
 
     def channels(table: Tensor) -> Tensor:
@@ -247,14 +301,20 @@ def genstats(problem: _Problem, dtype: torch.dtype) -> Run:
         "B": channels(problem.affine.shift),
     }
     known = {
-        name: graph.tensor(name=name, dim=list(t.size()), stride=list(t.stride()), data_type=types[dtype])
+        name: graph.tensor(
+            name=name, dim=list(t.size()), stride=list(t.stride()), data_type=types[dtype]
+        )
         for name, t in given.items()
     }
     scaled = graph.scale(name="scale", input=known["X"], scale=known["S"])
     shifted = graph.bias(name="bias", input=scaled, bias=known["B"])
     around = [shape.kernel // 2] * 2
     out = graph.conv_fprop(
-        image=graph.relu(name="relu", input=shifted), weight=known["W"], padding=around, stride=[1, 1], dilation=[1, 1]
+        image=graph.relu(name="relu", input=shifted),
+        weight=known["W"],
+        padding=around,
+        stride=[1, 1],
+        dilation=[1, 1],
     )
     out.set_output(True)
     sums = graph.genstats(name="genstats", input=out)
@@ -266,7 +326,9 @@ def genstats(problem: _Problem, dtype: torch.dtype) -> Run:
     graph.check_support()
     graph.build_plans()
     workspace = torch.empty(max(1, graph.get_workspace_size()), device=place, dtype=torch.uint8)
-    made = torch.empty(problem.images, shape.n_out, shape.side, shape.side, device=place, dtype=dtype)
+    made = torch.empty(
+        problem.images, shape.n_out, shape.side, shape.side, device=place, dtype=dtype
+    )
     buffers = {known[name]: tensor for name, tensor in given.items()}
     buffers[out] = made.contiguous(memory_format=torch.channels_last)
     buffers |= {item: torch.empty(1, shape.n_out, 1, 1, device=place) for item in sums}

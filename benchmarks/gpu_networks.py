@@ -110,7 +110,11 @@ class ToyMobileNet(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             *(nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()),
-            *(nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU6()),
+            *(
+                nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
+                nn.BatchNorm2d(12),
+                nn.ReLU6(),
+            ),
             *(nn.Conv2d(12, 20, 1, bias=False), nn.BatchNorm2d(20)),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)),
         )
@@ -142,7 +146,9 @@ class Network:
 
     def random(self, number: int) -> Candidate:
         """A share of 0.4 to 1 of every group, each its own."""
-        return self._candidate(list(np.random.default_rng(number).uniform(0.4, 1.0, len(self.coupling.free))))
+        return self._candidate(
+            list(np.random.default_rng(number).uniform(0.4, 1.0, len(self.coupling.free)))
+        )
 
     def _candidate(self, shares: Sequence[float]) -> Candidate:
         plan = {}
@@ -161,7 +167,8 @@ class Candidate:
 
     @cached_property
     def padded(self) -> dict[str, np.ndarray]:
-        """A plan that keeps some more, up to a multiple of 8 in every group; their scale and shift are zero."""
+        """A plan that keeps some more, up to a multiple of 8 in every group; their scale and shift
+        are zero."""
         found = {}
         for group in self.network.coupling.free:
             kept, parts = self.plan.get(group.name, np.arange(group.width)), []
@@ -173,7 +180,8 @@ class Candidate:
 
     @cached_property
     def flags(self) -> dict[str, np.ndarray]:
-        """For every batch norm, by the name of its running mean, which channels `[C]` of the network are kept."""
+        """For every batch norm, by the name of its running mean, which channels `[C]` of the
+        network are kept."""
         return self._flags(self.plan)
 
     @cached_property

@@ -20,7 +20,8 @@ class Goal:
     """What should be reached, in three steps, and where it stands in the results.
 
     Attributes:
-        value: the figure; a text where the project has nothing to measure; None where it was not measured.
+        value: the figure; a text where the project has nothing to measure; None where it was not
+            measured.
     """
 
     name: str
@@ -41,7 +42,13 @@ def _faster(network: str, ours: str, base: str) -> Callable[[Row], Found]:
     def value(results: Row) -> Found:
         ways = _ways(results, network)
         if base == "B5c":
-            ways = results["parts"].get("compiled", {}).get("networks", {}).get(network, {}).get("ways", {})
+            ways = (
+                results["parts"]
+                .get("compiled", {})
+                .get("networks", {})
+                .get(network, {})
+                .get("ways", {})
+            )
         times = [ways.get(name, {}).get("ms") for name in (base, ours)]
         return times[0] / times[1] if times[0] and times[1] else None
 
@@ -57,7 +64,10 @@ def _layers(way: str, base: str) -> Callable[[Row], Found]:
 
     def value(results: Row) -> Found:
         shapes = results["parts"].get("layers", {}).get("shapes", {}).values()
-        pairs = [[shape.get("ways", {}).get(name, {}).get("ms") for name in (base, way)] for shape in shapes]
+        pairs = [
+            [shape.get("ways", {}).get(name, {}).get("ms") for name in (base, way)]
+            for shape in shapes
+        ]
         ratios = sorted(pair[0] / pair[1] for pair in pairs if all(pair))
         if not ratios and base.startswith("B6"):
             told = [shape.get("ways", {}).get(base, {}) for shape in shapes]
@@ -83,13 +93,19 @@ def _busy(results: Row) -> Found:
 
 
 def _an_hour(results: Row) -> Found:
-    """Candidates an hour from the times per image of both phases; no race, nothing between the phases."""
+    """Candidates an hour from the times per image of both phases; no race, nothing between the
+    phases."""
     table = results["parts"].get("resnet50", {})
     other = results["parts"].get("validation", {}).get("networks", {}).get("resnet50", {})
-    first, second = _ways(results, "resnet50").get("P3", {}).get("ms"), other.get("ways", {}).get("P3", {}).get("ms")
+    first, second = (
+        _ways(results, "resnet50").get("P3", {}).get("ms"),
+        other.get("ways", {}).get("P3", {}).get("ms"),
+    )
     if not first or not second:
         return None
-    hour: float = 3.6e6 / (2560 * first / (table["batches"] * table["images"]) + 10_000 * second / other["images"])
+    hour: float = 3.6e6 / (
+        2560 * first / (table["batches"] * table["images"]) + 10_000 * second / other["images"]
+    )
     return hour
 
 
@@ -101,7 +117,13 @@ GOALS = (
     Goal("MobileNetV2, P1 by B1", 3.5, 4.8, 6.0, _faster("mobilenet_v2", "P1", "B1")),
     Goal("ResNet-50, P1 by B5c", 1.2, 1.45, 1.7, _faster("resnet50", "P1", "B5c")),
     Goal("MobileNetV2, P1 by B5c", 1.6, 2.0, 2.4, _faster("mobilenet_v2", "P1", "B5c")),
-    Goal("fused convolution by B6 (fp16), middle of the shapes", 0.8, 1.0, 1.2, _layers("fused", "B6 fp16")),
+    Goal(
+        "fused convolution by B6 (fp16), middle of the shapes",
+        0.8,
+        1.0,
+        1.2,
+        _layers("fused", "B6 fp16"),
+    ),
     Goal("CIFAR ResNet-56, P2 by B4", 5, 8, 11, _faster("resnet56", "P2", "B4")),
     Goal("CIFAR ResNet-56, P2 by B5", 2, 2.5, 3.3, _faster("resnet56", "P2", "B5")),
     Goal("CIFAR ResNet-56, P3 by B4 (goals of P2)", 5, 8, 11, _faster("resnet56", "P3", "B4")),
@@ -109,7 +131,11 @@ GOALS = (
     Goal("share of the fused roofline, ResNet-50", 0.45, 0.6, 0.75, _roofline("resnet50")),
     Goal("share of the fused roofline, MobileNetV2", 0.45, 0.6, 0.75, _roofline("mobilenet_v2")),
     Goal(
-        "fused convolution by cuDNN's plain one, middle of the shapes", 0.6, 0.85, 1.0, _layers("fused", "cuDNN plain")
+        "fused convolution by cuDNN's plain one, middle of the shapes",
+        0.6,
+        0.85,
+        1.0,
+        _layers("fused", "cuDNN plain"),
     ),
     Goal("whole search, P5 by B4 (few candidates)", 6, 10, 20, _search),
     Goal("candidates an hour, ResNet-50, P3: 2,560 and 10,000 images", 2e4, 5e4, 1e5, _an_hour),
@@ -130,9 +156,17 @@ def verdict(goal: Goal, value: Found, rehearsal: bool) -> str:
 def report(results: Row) -> str:
     """All tables, in markdown."""
     parts = results["parts"]
-    lines = ["# On a GPU" + (" (a rehearsal: no figure means anything)" if results["rehearsal"] else ""), ""]
+    lines = [
+        "# On a GPU" + (" (a rehearsal: no figure means anything)" if results["rehearsal"] else ""),
+        "",
+    ]
     device = results.get("device", {})
-    lines += [", ".join(f"{key} {value}" for key, value in device.items()), "", *_parts(parts), *_goals(results)]
+    lines += [
+        ", ".join(f"{key} {value}" for key, value in device.items()),
+        "",
+        *_parts(parts),
+        *_goals(results),
+    ]
     for name, row in parts.items():
         if "keep" in row and isinstance(row["keep"], dict):
             lines += _network(name, row)
@@ -145,7 +179,12 @@ def report(results: Row) -> str:
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    lines = [
+        f"## {title}",
+        "",
+        "| " + " | ".join(head) + " |",
+        "| --- " + "| ---: " * (len(head) - 1) + "|",
+    ]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""] if rows else []
 
 
@@ -158,7 +197,12 @@ def _parts(parts: Row) -> list[str]:
     for name, row in parts.items():
         inside = "; ".join(dict.fromkeys(errors_in(row)))
         told.append(
-            [name, row.get("state", ""), _number(row.get("seconds")), _why({"error": inside} if inside else row)]
+            [
+                name,
+                row.get("state", ""),
+                _number(row.get("seconds")),
+                _why({"error": inside} if inside else row),
+            ]
         )
     return _table("Parts", ["part", "state", "s", "why"], told)
 
@@ -175,7 +219,9 @@ def _goals(results: Row) -> list[str]:
         told = verdict(goal, value, results["rehearsal"])
         steps = [f"{step:g}" for step in (goal.gate, goal.target, goal.moonshot)]
         rows.append([goal.name, _number(value), *steps, told.replace("|", "/")])
-    return _table(f"Goals (keep {MAIN})", ["what", "measured", "gate", "target", "moonshot", "verdict"], rows)
+    return _table(
+        f"Goals (keep {MAIN})", ["what", "measured", "gate", "target", "moonshot", "verdict"], rows
+    )
 
 
 COLUMNS = (
@@ -195,8 +241,15 @@ COLUMNS = (
 
 def _way(row: Row, base: Row) -> list[str]:
     """The cells of a way: its figures, how it compares, why there are none."""
-    cells = [_number(row.get(key), digits=4) for key in ("ms", "iqr_ms", "wall_ms", "first_ms", "prepared_ms")]
-    cells += [_number(row.get("peak_bytes"), 1e-9), str(row.get("kernels") or ""), _number(row.get("idle_share"), 100)]
+    cells = [
+        _number(row.get(key), digits=4)
+        for key in ("ms", "iqr_ms", "wall_ms", "first_ms", "prepared_ms")
+    ]
+    cells += [
+        _number(row.get("peak_bytes"), 1e-9),
+        str(row.get("kernels") or ""),
+        _number(row.get("idle_share"), 100),
+    ]
     cells += [_number(row.get("bytes_per_s"), 1e-12), _number(row.get("operations_per_s"), 1e-12)]
     cells += [_number(row.get("roofline"), 100), _number(row.get("off"))]
     for name in ("B1", "B4"):
@@ -209,8 +262,13 @@ def _network(name: str, row: Row) -> list[str]:
     rows = []
     for keep, found in sorted(row["keep"].items(), reverse=True):
         ways = found.get("ways", {})
-        rows += [[f"{keep} {way}", *_way(ways[way], ways)] for way in sorted(ways)] or [[keep, *[""] * 14, _why(found)]]
-    title = f"{name}, statistics pass of {row['batches']} batches of {row['images']} in {row['dtype']}, per candidate"
+        rows += [[f"{keep} {way}", *_way(ways[way], ways)] for way in sorted(ways)] or [
+            [keep, *[""] * 14, _why(found)]
+        ]
+    title = (
+        f"{name}, statistics pass of {row['batches']} batches of {row['images']} in "
+        f"{row['dtype']}, per candidate"
+    )
     return _table(title, ["keep, way", *COLUMNS, "off", "times B1", "times B4", "why"], rows)
 
 
@@ -226,10 +284,20 @@ def _compiled(row: Row) -> list[str]:
 
 
 def _widths(row: Row) -> list[str]:
-    keys = ("P1 times faster than B4", "quartiles of P1", "P2 times faster than B4", "quartiles of P2")
+    keys = (
+        "P1 times faster than B4",
+        "quartiles of P1",
+        "P2 times faster than B4",
+        "quartiles of P2",
+    )
     keys += ("P3 times faster than P1",)
     rows = [
-        [name, str(len(found.get("sets", ()))), *(_number(found.get(key)) for key in keys), _why(found)]
+        [
+            name,
+            str(len(found.get("sets", ()))),
+            *(_number(found.get(key)) for key in keys),
+            _why(found),
+        ]
         for name, found in row.get("networks", {}).items()
     ]
     return _table("Random widths, cuDNN not tuned", ["network", "sets", *keys, "why"], rows)
@@ -240,13 +308,18 @@ def _validation(row: Row) -> list[str]:
     for name, found in row.get("networks", {}).items():
         ways = found.get("ways", {})
         for way, item in ways.items():
-            figures = [_number(item.get(key), digits=4) for key in ("ms", "iqr_ms", "wall_ms", "first_ms", "off")]
+            figures = [
+                _number(item.get(key), digits=4)
+                for key in ("ms", "iqr_ms", "wall_ms", "first_ms", "off")
+            ]
             times = ways.get("B4", {}).get("ms"), item.get("ms")
             ratio = _number(times[0] / times[1]) if all(times) else ""
             rows.append([f"{name} {way}, {found['images']} images", *figures, ratio, _why(item)])
         rows += [] if ways else [[name, *[""] * 6, _why(found)]]
     title = f"Evaluation mode, batch norms folded, keep {MAIN}, per candidate"
-    return _table(title, ["network, way", "ms", "iqr", "wall ms", "first ms", "off", "times B4", "why"], rows)
+    return _table(
+        title, ["network, way", "ms", "iqr", "wall ms", "first ms", "off", "times B4", "why"], rows
+    )
 
 
 def _shapes(row: Row) -> list[str]:
@@ -254,12 +327,19 @@ def _shapes(row: Row) -> list[str]:
     for name, found in row.get("shapes", {}).items():
         for way, item in found.get("ways", {}).items():
             figures = [_number(item.get("ms"), 1e3), _number(item.get("operations_per_s"), 1e-12)]
-            figures += [_number(item.get("bytes_per_s"), 1e-12), _number(item.get("times cuDNN plain"))]
+            figures += [
+                _number(item.get("bytes_per_s"), 1e-12),
+                _number(item.get("times cuDNN plain")),
+            ]
             rows.append([f"{name}: {way}", *figures, _why(item)])
         if "error" in found:
             rows.append([name, "", "", "", "", _why(found)])
     rows += [[what, "", "", "", "", why] for what, why in row.get("not measured", {}).items()]
-    return _table("Single convolutions", ["shape, way", "µs", "TFLOP/s", "TB/s", "times cuDNN plain", "why"], rows)
+    return _table(
+        "Single convolutions",
+        ["shape, way", "µs", "TFLOP/s", "TB/s", "times cuDNN plain", "why"],
+        rows,
+    )
 
 
 def _tiles(row: Row) -> list[str]:
@@ -268,18 +348,32 @@ def _tiles(row: Row) -> list[str]:
     for name, found in row.get("classes", {}).items():
         times = found.get("default_us"), found.get("us")
         ratio = _number(times[0] / times[1]) if all(times) else ""
-        rows.append([name, *(_number(time) for time in times), ratio, str(found.get("tile", "")), _why(found)])
-    return _table("Tuned tiles", ["convolutions", "default µs", "fastest µs", "ratio", "tile", "why"], rows)
+        rows.append(
+            [
+                name,
+                *(_number(time) for time in times),
+                ratio,
+                str(found.get("tile", "")),
+                _why(found),
+            ]
+        )
+    return _table(
+        "Tuned tiles", ["convolutions", "default µs", "fastest µs", "ratio", "tile", "why"], rows
+    )
 
 
 def _plain(name: str, row: Row) -> list[str]:
     """What has no table of its own, a line for each entry."""
     hidden = ("does", "state", "seconds", "at", "values", "eager", "fused", "said")
-    lines = [f"- {key}: {_inline(value, hidden)}" for key, value in row.items() if key not in hidden]
+    lines = [
+        f"- {key}: {_inline(value, hidden)}" for key, value in row.items() if key not in hidden
+    ]
     return [f"## {name}: {row.get('does', '')}", "", *lines, ""] if lines else []
 
 
 def _inline(value: Any, hidden: tuple[str, ...]) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_inline(item, hidden)}" for key, item in value.items() if key not in hidden)
+        return ", ".join(
+            f"{key} {_inline(item, hidden)}" for key, item in value.items() if key not in hidden
+        )
     return _number(value, digits=5) if isinstance(value, float) else str(value)

@@ -1,4 +1,5 @@
-"""Scores of candidates of a trained network: from fused statistics against PyTorch's (T7), and by a race (P5)."""
+"""Scores of candidates of a trained network: from fused statistics against PyTorch's (T7), and by a
+race (P5)."""
 
 from __future__ import annotations
 
@@ -79,8 +80,13 @@ def _trained(data: Path, candidates: int) -> Setup:
 def _toy(device: Device, candidates: int) -> Setup:
     net = network("resnet50", TOY, device)
     generator = torch.Generator().manual_seed(2)
-    images, labels = torch.randn(20, 3, 5, 5, generator=generator), torch.randint(5, (20,), generator=generator)
-    calibration, subval = (TensorSplit(images, labels, torch.arange(*ends)) for ends in ((0, 10), (10, 20)))
+    images, labels = (
+        torch.randn(20, 3, 5, 5, generator=generator),
+        torch.randint(5, (20,), generator=generator),
+    )
+    calibration, subval = (
+        TensorSplit(images, labels, torch.arange(*ends)) for ends in ((0, 10), (10, 20))
+    )
     workload = Workload("toy", 5, calibration, calibration, subval, subval)
     plans = [net.random(number).plan for number in range(candidates)]
     return Setup("toy", net.graph, net.coupling, workload, plans)
@@ -94,30 +100,46 @@ def _evaluation(case: Case, settings: Settings) -> Evaluation:
 
 
 def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, row: Row) -> None:
-    """Every candidate's top-1 from statistics in float32 by PyTorch and in half precision by the kernels.
+    """Every candidate's top-1 from statistics in float32 by PyTorch and in half precision by the
+    kernels.
 
-    ``statistics`` takes fused statistics alone and scores as the reference does, ``throughout`` scores on the kernels.
+    ``statistics`` takes fused statistics alone and scores as the reference does, ``throughout``
+    scores on the kernels.
     """
     case = _case(device, data, sizes)
     evaluation = _evaluation(case, replace(case.ours, kernels="off"))
     batches = list(evaluation.calibration.part(0, case.ours.batches))
     averaging = case.ours.averaging
-    kernels = Fused(case.setup.graph, averaging, TritonKernels(device.place, device.half), 1, device.place)
+    kernels = Fused(
+        case.setup.graph, averaging, TritonKernels(device.place, device.half), 1, device.place
+    )
     kinds: dict[str, Way] = {"eager": PyTorch(averaging), "fused": kernels}
-    ways = {"eager": ("eager", "eager"), "statistics": ("fused", "eager"), "throughout": ("fused", "fused")}
+    ways = {
+        "eager": ("eager", "eager"),
+        "statistics": ("fused", "eager"),
+        "throughout": ("fused", "fused"),
+    }
     hits: dict[str, list[Tensor]] = {name: [] for name in ways}
     with device.exact():
         for plan in case.setup.plans[: sizes.ranked]:
             if clock.left < 10:
-                row["cut short"] = f"{len(hits['eager'])} of {sizes.ranked} candidates, as time ran out"
+                row["cut short"] = (
+                    f"{len(hits['eager'])} of {sizes.ranked} candidates, as time ran out"
+                )
                 break
             graph, weights = evaluation.cut(plan)
-            fresh = {kind: way.statistics([graph], [weights], batches)[0] for kind, way in kinds.items()}
+            fresh = {
+                kind: way.statistics([graph], [weights], batches)[0] for kind, way in kinds.items()
+            }
             for name, (measure, score) in ways.items():
                 network_ = _folded(graph, {**weights, **fresh[measure]}, kinds[score])
                 ((_, metric),) = evaluation.signals(network_, 0, len(evaluation.images))
                 hits[name].append(metric.cpu())
-    row |= {"network": case.setup.name, "images": len(evaluation.images), "averaging": str(case.ours.averaging)}
+    row |= {
+        "network": case.setup.name,
+        "images": len(evaluation.images),
+        "averaging": str(case.ours.averaging),
+    }
     scores = {name: torch.stack(found).double() for name, found in hits.items()}
     for name in ("statistics", "throughout"):
         row[name] = agreement(scores["eager"], scores[name])
@@ -125,7 +147,9 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
             row[name]["within the rules"] = within(row[name])
 
 
-def _folded(graph: Graph, weights: dict[str, Tensor], way: Way) -> Callable[[Tensor], Sequence[Any]]:
+def _folded(
+    graph: Graph, weights: dict[str, Tensor], way: Way
+) -> Callable[[Tensor], Sequence[Any]]:
     """The network in evaluation mode, as the only one of its kind."""
     folded = fold_batch_norms(graph)
     return way.networks([folded.graph], [folded.weights(weights)])
@@ -167,14 +191,19 @@ def within(found: Row) -> bool:
 
 def _correlation(kind: Callable[..., Any], one: np.ndarray, other: np.ndarray) -> float | None:
     """A rank correlation; None where all values of one side are the same."""
-    return None if min(np.ptp(one), np.ptp(other)) == 0 else round(float(kind(one, other).statistic), 5)
+    return (
+        None
+        if min(np.ptp(one), np.ptp(other)) == 0
+        else round(float(kind(one, other).statistic), 5)
+    )
 
 
 # P5
 
 
 def search_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, row: Row) -> None:
-    """A search judged by B4, by PyTorch in float32, by our evaluation, all on all images, and by a race of the last.
+    """A search judged by B4, by PyTorch in float32, by our evaluation, all on all images, and by a
+    race of the last.
 
     Full scores are those in float32.
     """
@@ -196,7 +225,9 @@ def search_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, r
     for item in found.values():
         item |= _choice(np.array(item["values"]), full)
     if all(len(found[name]["values"]) == len(plans) for name in ("B4", "P5 race")):
-        row["P5 times faster than B4"] = round(found["B4"]["seconds"] / found["P5 race"]["seconds"], 3)
+        row["P5 times faster than B4"] = round(
+            found["B4"]["seconds"] / found["P5 race"]["seconds"], 3
+        )
 
 
 def _judge(evaluation: Evaluation, first: Plan) -> Callable[[Plan], float]:
@@ -210,7 +241,9 @@ def _judge(evaluation: Evaluation, first: Plan) -> Callable[[Plan], float]:
     return judge
 
 
-def _judged(judge: Callable[[Plan], float], plans: Sequence[Plan], device: Device, clock: Clock) -> Row:
+def _judged(
+    judge: Callable[[Plan], float], plans: Sequence[Plan], device: Device, clock: Clock
+) -> Row:
     """Values, and seconds for all candidates together."""
     values: list[float] = []
     device.synchronise()
@@ -220,11 +253,16 @@ def _judged(judge: Callable[[Plan], float], plans: Sequence[Plan], device: Devic
             break
         values.append(judge(plan))
     device.synchronise()
-    return {"candidates": len(values), "seconds": round(time.perf_counter() - started, 4), "values": values}
+    return {
+        "candidates": len(values),
+        "seconds": round(time.perf_counter() - started, 4),
+        "values": values,
+    }
 
 
 def _choice(values: np.ndarray, full: np.ndarray) -> Row:
-    """Regret of what would be chosen, in points, and how the order agrees with full scores of the same candidates."""
+    """Regret of what would be chosen, in points, and how the order agrees with full scores of the
+    same candidates."""
     count = min(len(values), len(full))
     if count < 3:
         return {}
@@ -237,7 +275,8 @@ def _choice(values: np.ndarray, full: np.ndarray) -> Row:
 
 
 def _padded_judge(case: Case, device: Device, first: Plan) -> Callable[[Plan], float]:
-    """B4 on resident images: the padded slice in half precision, a plain mean over the batches, all images."""
+    """B4 on resident images: the padded slice in half precision, a plain mean over the batches, all
+    images."""
     setup, images = case.setup, _evaluation(case, case.ours)
     whole = Network(setup.name, setup.graph, setup.coupling, {}, [])
 
@@ -252,7 +291,9 @@ def _padded_judge(case: Case, device: Device, first: Plan) -> Callable[[Plan], f
                 small(batch.to(device.half))
             small.eval()
             for inputs, targets in images.images.part(0, len(images.images)):
-                right += float((logits_of(small(inputs.to(device.half))).argmax(1) == targets).sum())
+                right += float(
+                    (logits_of(small(inputs.to(device.half))).argmax(1) == targets).sum()
+                )
         return right / len(images.images)
 
     judge(first)

@@ -1,4 +1,5 @@
-"""The table of the GPU benchmark: the statistics pass of a network's candidates, by every way there is."""
+"""The table of the GPU benchmark: the statistics pass of a network's candidates, by every way there
+is."""
 
 from __future__ import annotations
 
@@ -35,18 +36,33 @@ def tuned(on: bool) -> Iterator[None]:
 
 
 def table_part(
-    name: str, device: Device, sizes: Sizes, clock: Clock, ceilings: Ceilings | None, save: Callable[[], None], row: Row
+    name: str,
+    device: Device,
+    sizes: Sizes,
+    clock: Clock,
+    ceilings: Ceilings | None,
+    save: Callable[[], None],
+    row: Row,
 ) -> None:
     """One network at every share that is kept; all ways interleaved."""
     net = network(name, sizes, device)
-    row |= {"batches": len(net.batches), "images": sizes.images, "dtype": str(device.half), "keep": {}}
-    for keep in sorted(KEEPS, key=lambda keep: keep != MAIN_KEEP):  # what the goals are about comes first
+    row |= {
+        "batches": len(net.batches),
+        "images": sizes.images,
+        "dtype": str(device.half),
+        "keep": {},
+    }
+    for keep in sorted(
+        KEEPS, key=lambda keep: keep != MAIN_KEEP
+    ):  # what the goals are about comes first
         found: Row = row["keep"].setdefault(str(keep), {})
         if clock.left < 15:
             found["skipped"] = f"{max(clock.left, 0):.0f} s were left"
             continue
         main, ways = keep == MAIN_KEEP, (*EAGER, "P1", "P2", "P3")
-        guarded(found, partial(measured, net.uniform(keep), ways, device, sizes, ceilings, main, found))
+        guarded(
+            found, partial(measured, net.uniform(keep), ways, device, sizes, ceilings, main, found)
+        )
         if main:
             absent = (*MISSING.items(), ("B6", B6))
             found.setdefault("ways", {}).update({way: {"skipped": why} for way, why in absent})
@@ -73,15 +89,24 @@ def measured(
     ways: dict[str, Way] = {}
 
     def ready(name: str) -> None:
-        ways[name] = compiled(candidate, device) if name == "B5c" else make(name, candidate, device, sizes.together)
+        ways[name] = (
+            compiled(candidate, device)
+            if name == "B5c"
+            else make(name, candidate, device, sizes.together)
+        )
 
     with tuned(True):  # a CUDA graph is captured here
         for name in names:
             guarded(rows[name], partial(ready, name))
     with tuned(True):
-        times = interleaved(device, {name: way.run for name, way in ways.items()}, sizes.warmups, sizes.repeats)
+        times = interleaved(
+            device, {name: way.run for name, way in ways.items()}, sizes.warmups, sizes.repeats
+        )
     for name, way in ways.items():
-        rows[name] |= {"prepared_ms": way.prepared_ms, **_per_candidate(times[name], way.candidates)}
+        rows[name] |= {
+            "prepared_ms": way.prepared_ms,
+            **_per_candidate(times[name], way.candidates),
+        }
         if way.told():
             rows[name]["told"] = way.told()
         if "error" in rows[name]:
@@ -108,7 +133,8 @@ def _weigh(way: Way, device: Device, row: Row) -> None:
 
 
 def _inspect(way: Way, candidate: Candidate, device: Device, row: Row) -> None:
-    """Peak memory, kernels, the share of time in which no kernel ran, and how far off the means are."""
+    """Peak memory, kernels, the share of time in which no kernel ran, and how far off the means
+    are."""
     _weigh(way, device, row)
     row |= device.launches(way.run)
     if row.get("busy_ms"):
@@ -117,7 +143,8 @@ def _inspect(way: Way, candidate: Candidate, device: Device, row: Row) -> None:
 
 
 def _achieved(row: Row, work: Work, ceilings: Ceilings | None) -> None:
-    """Bytes and operations per second, by what the way has to do as counted, and its share of the best possible."""
+    """Bytes and operations per second, by what the way has to do as counted, and its share of the
+    best possible."""
     row["bytes_per_s"] = round(1e3 * work.bytes / row["ms"])
     row["operations_per_s"] = round(1e3 * work.operations / row["ms"])
     if ceilings is not None:
@@ -125,11 +152,15 @@ def _achieved(row: Row, work: Work, ceilings: Ceilings | None) -> None:
 
 
 def _per_candidate(times: Row, candidates: int) -> Row:
-    return {key: round(value / candidates, 4) if key.endswith("ms") else value for key, value in times.items()}
+    return {
+        key: round(value / candidates, 4) if key.endswith("ms") else value
+        for key, value in times.items()
+    }
 
 
 def works(candidate: Candidate) -> dict[str, Work]:
-    """What the whole network's ops, the padded network's, and the fused pass have to do on all batches."""
+    """What the whole network's ops, the padded network's, and the fused pass have to do on all
+    batches."""
     batches = candidate.network.batches
     images, item = sum(len(batch) for batch in batches), batches[0].element_size()
     return {
@@ -159,21 +190,31 @@ def compile_part(
     for name in names:
         found: Row = row["networks"].setdefault(name, {})
         if clock.left < 75:
-            found["skipped"] = f"{max(clock.left, 0):.0f} s were left, and compiling may take a minute"
+            found["skipped"] = (
+                f"{max(clock.left, 0):.0f} s were left, and compiling may take a minute"
+            )
             continue
         guarded(found, partial(_compiled, name, device, sizes, ceilings, found))
         save()
 
 
-def _compiled(name: str, device: Device, sizes: Sizes, ceilings: Ceilings | None, found: Row) -> None:
+def _compiled(
+    name: str, device: Device, sizes: Sizes, ceilings: Ceilings | None, found: Row
+) -> None:
     candidate = network(name, sizes, device).uniform(MAIN_KEEP)
     measured(candidate, ("B4", "B5c", "P1"), device, sizes, ceilings, False, found)
 
 
 def widths_part(
-    names: tuple[str, ...], device: Device, sizes: Sizes, clock: Clock, save: Callable[[], None], row: Row
+    names: tuple[str, ...],
+    device: Device,
+    sizes: Sizes,
+    clock: Clock,
+    save: Callable[[], None],
+    row: Row,
 ) -> None:
-    """Random candidates: B4 as a search meets it, each width new to cuDNN, against P1 and P2, and P3 over several."""
+    """Random candidates: B4 as a search meets it, each width new to cuDNN, against P1 and P2, and
+    P3 over several."""
     row["networks"] = {}
     for name in names:
         found: Row = row["networks"].setdefault(name, {"sets": []})
@@ -186,13 +227,18 @@ def _sets(name: str, device: Device, sizes: Sizes, clock: Clock, found: Row) -> 
     prepared = whole_network(net, device)
     for number in range(sizes.width_sets):
         if clock.left < 15:
-            found["skipped"] = f"{len(found['sets'])} of {sizes.width_sets} sets, {max(clock.left, 0):.0f} s were left"
+            found["skipped"] = (
+                f"{len(found['sets'])} of {sizes.width_sets} sets, {max(clock.left, 0):.0f} s were "
+                "left"
+            )
             break
         candidate = net.random(number)
         ways = {way: make(way, candidate, device) for way in ("B4", "P1")}
         ways["P2"] = recorded(candidate, device, prepared)
         with tuned(False):
-            times = interleaved(device, {way: ways[way].run for way in ways}, 0, min(3, sizes.repeats))
+            times = interleaved(
+                device, {way: ways[way].run for way in ways}, 0, min(3, sizes.repeats)
+            )
         found["sets"].append({"widths": widths(candidate), **times})
     for way in ("P1", "P2"):
         pairs = [(times["B4"].get("ms"), times[way].get("ms")) for times in found["sets"]]
@@ -224,14 +270,18 @@ def repeat_part(names: tuple[str, ...], device: Device, sizes: Sizes, row: Row) 
 def _same_bits(name: str, device: Device, sizes: Sizes, found: Row) -> None:
     net = network(name, sizes, device)
     graphs = [net.random(number).sliced() for number in range(2)]
-    weights = [{key: tensor.to(device.place) for key, tensor in graph.weights.items()} for graph in graphs]
+    weights = [
+        {key: tensor.to(device.place) for key, tensor in graph.weights.items()} for graph in graphs
+    ]
     lowered = [lower_statistics(graph) for graph in graphs]
     backend = TritonKernels(device.place, device.half)
     runs = []
     for _ in range(2):
         made = run_statistics(lowered, weights, net.batches[:2], backend)
         items = [item for of_candidate in made for of_batch in of_candidate for item in of_batch]
-        runs.append(torch.cat([part.flatten() for item in items for part in (item.mean, item.variance)]))
+        runs.append(
+            torch.cat([part.flatten() for item in items for part in (item.mean, item.variance)])
+        )
     found |= {
         "numbers": len(runs[0]),
         "finite": bool(runs[0].isfinite().all()),

@@ -1,4 +1,5 @@
-"""The fastest of the shipped tiles for every class of convolutions of the benchmark's networks, kept in a file."""
+"""The fastest of the shipped tiles for every class of convolutions of the benchmark's networks,
+kept in a file."""
 
 from __future__ import annotations
 
@@ -44,16 +45,27 @@ class Sample:
 
 
 def tuner_part(
-    names: Sequence[str], device: Device, sizes: Sizes, clock: Clock, path: Path, save: Callable[[], None], row: Row
+    names: Sequence[str],
+    device: Device,
+    sizes: Sizes,
+    clock: Clock,
+    path: Path,
+    save: Callable[[], None],
+    row: Row,
 ) -> None:
-    """Classes in the order of what they move in all networks, as many as there is time for; a file grows with each."""
+    """Classes in the order of what they move in all networks, as many as there is time for; a file
+    grows with each."""
     from pruneopt.kernels import tuning
     from pruneopt.kernels.launch import architecture
 
     samples: dict[tuning.Problem, list[Sample]] = {}
     for name in names:
-        for sample in _samples(lower_statistics(network(name, sizes, device).uniform(MAIN_KEEP).sliced()).graph):
-            problem = tuning.Problem.of(sample.n_out, sample.n_in, sample.window, sample.groups, device.half)
+        for sample in _samples(
+            lower_statistics(network(name, sizes, device).uniform(MAIN_KEEP).sliced()).graph
+        ):
+            problem = tuning.Problem.of(
+                sample.n_out, sample.n_in, sample.window, sample.groups, device.half
+            )
             samples.setdefault(problem, []).append(sample)
     ordered = sorted(samples, key=lambda problem: -sum(sample.work for sample in samples[problem]))
     row |= {"file": path.name, "classes": {}}
@@ -63,14 +75,24 @@ def tuner_part(
         measure = _Measure(max(samples[problem], key=lambda sample: sample.work), device, sizes)
         choice = choices[problem] = tuning.choose(problem, architecture(device.place), measure)
         default = choice.seconds[problem.default(architecture(device.place))]
-        found |= {"default_us": 1e6 * default, "us": 1e6 * choice.seconds[choice.tile], "tile": str(choice.tile)}
+        found |= {
+            "default_us": 1e6 * default,
+            "us": 1e6 * choice.seconds[choice.tile],
+            "tile": str(choice.tile),
+        }
         found |= {"tried": len(choice.seconds), "did not run": list(choice.failed.values())}
 
     for number, problem in enumerate(ordered):
         if clock.left < LEFT:
-            row["left out"] = f"{len(ordered) - number} of {len(ordered)} classes: {max(clock.left, 0):.0f} s were left"
+            row["left out"] = (
+                f"{len(ordered) - number} of {len(ordered)} classes: {max(clock.left, 0):.0f} s "
+                "were left"
+            )
             break
-        guarded(row["classes"].setdefault(str(problem), {}), partial(tuned, problem, row["classes"][str(problem)]))
+        guarded(
+            row["classes"].setdefault(str(problem), {}),
+            partial(tuned, problem, row["classes"][str(problem)]),
+        )
         tuning.save(path, tuning.device_key(device.place), choices)
         save()
 
@@ -81,7 +103,10 @@ def _samples(graph: Graph) -> Iterator[Sample]:
         if op.base == "pruneopt.conv_statistics":
             _, n_in, height, width = op.needed(0).type.shape(1)
             n_out, _, *kernel = op.needed(6).type.shape(1)
-            pairs: list[Any] = [tuple(kernel), *(op.attrs[name] for name in ("stride", "padding", "dilation"))]
+            pairs: list[Any] = [
+                tuple(kernel),
+                *(op.attrs[name] for name in ("stride", "padding", "dilation")),
+            ]
             groups: Any = 0 if depthwise(op) else op.attrs["groups"]
             yield Sample(n_out, n_in, Window(height, width, *pairs), groups)
 
@@ -97,11 +122,14 @@ class _Measure:
         draw = partial(torch.randn, generator=generator, device=place)
         stored = padded(sample.n_in)
         self.x = draw(self.images * sample.window.in_pixels * stored).to(device.half)
-        self.w = (draw(sample.window.taps, rows, padded(sample.n_out)) / (sample.window.taps * rows) ** 0.5).to(
-            device.half
-        )
+        self.w = (
+            draw(sample.window.taps, rows, padded(sample.n_out))
+            / (sample.window.taps * rows) ** 0.5
+        ).to(device.half)
         self.y = torch.empty(
-            self.images * sample.window.out_pixels * padded(sample.n_out), dtype=device.half, device=place
+            self.images * sample.window.out_pixels * padded(sample.n_out),
+            dtype=device.half,
+            device=place,
         )
         real = torch.arange(stored, device=place) < sample.n_in
         self.affine = Affine(real * (1 + 0.1 * draw(stored)), real * 0.1 * draw(stored))
@@ -135,9 +163,15 @@ class _Measure:
 
         sample, place = self.sample, self.device.place
         count = tiles(self.images, sample.window.out_pixels, tile.rows) * padded(sample.n_out)
-        partials = Partials(*(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows)
+        partials = Partials(
+            *(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows
+        )
         operands = self.x, self.w, self.y, self.segments, sample.window
-        around: dict[str, Any] = {"prologue": Prologue(self.affine, "relu"), "epilogue": partials, "tile": tile}
+        around: dict[str, Any] = {
+            "prologue": Prologue(self.affine, "relu"),
+            "epilogue": partials,
+            "tile": tile,
+        }
         if not sample.groups:
             return dwconv_launch(*operands, **around).run
         return conv_launch(*operands, **around, groups=sample.groups).run

@@ -1,4 +1,5 @@
-"""The other half of judging a candidate: its logits in evaluation mode, by the padded slice and on the kernels."""
+"""The other half of judging a candidate: its logits in evaluation mode, by the padded slice and on
+the kernels."""
 
 from __future__ import annotations
 
@@ -25,9 +26,15 @@ Logits = Callable[[Tensor], Tensor]
 
 
 def validation_part(
-    names: Sequence[str], device: Device, sizes: Sizes, clock: Clock, save: Callable[[], None], row: Row
+    names: Sequence[str],
+    device: Device,
+    sizes: Sizes,
+    clock: Clock,
+    save: Callable[[], None],
+    row: Row,
 ) -> None:
-    """B4 (padded, batch norms folded, eager, half precision), the kernels (P1), and several candidates at once (P3)."""
+    """B4 (padded, batch norms folded, eager, half precision), the kernels (P1), and several
+    candidates at once (P3)."""
     row["networks"] = {}
     for name in names:
         found: Row = row["networks"].setdefault(name, {})
@@ -76,7 +83,9 @@ def _compare(row: Row, logits: Logits, batch: Tensor, wanted: Tensor) -> None:
 def _wanted(candidate: Candidate, device: Device) -> Tensor:
     graph = candidate.sliced()
     with device.exact():
-        found: Tensor = Interpreter(graph).run(on_device(graph, device), candidate.network.batches[0].float())
+        found: Tensor = Interpreter(graph).run(
+            on_device(graph, device), candidate.network.batches[0].float()
+        )
     return found.double()
 
 

@@ -6,13 +6,13 @@ B3  sliced as the plan says
 B4  sliced, widths padded to multiples of 8
 B5  B4 as a CUDA graph of one batch
 B5c B4 by torch.compile
-P1  the fused pass of one candidate, all batches at once, laid out before; every run loads its weights and widths
-P2  P1 laid out for the whole network, by launches that were recorded once for all candidates
-P3  the fused pass of several candidates at once; times are per candidate
+P1  the fused pass of one candidate, all batches at once, laid out before; every run loads its
+weights and widths P2  P1 laid out for the whole network, by launches that were recorded once for
+all candidates P3  the fused pass of several candidates at once; times are per candidate
 
-Networks of B2 to B5c are in half precision, but for their batch norms' parameters, and channels last. Only batch norms
-are in training mode, and they count no batches: both is in the baselines' favour. B1 to B5c go through the whole
-network, the fused pass ends at the last batch norm.
+Networks of B2 to B5c are in half precision, but for their batch norms' parameters, and channels
+last. Only batch norms are in training mode, and they count no batches: both is in the baselines'
+favour. B1 to B5c go through the whole network, the fused pass ends at the last batch norm.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Way:
 
     Attributes:
         run: takes the statistics of all batches; of ``candidates`` candidates.
-        means: of the first batch, of the kept channels, by the name of the running mean; float64 on the host.
+        means: of the first batch, of the kept channels, by the name of the running mean; float64 on
+            the host.
         prepared_ms: what it took to make it ready, on the host.
         told: how its launches are started; known after a run.
         held: bytes that it keeps between runs.
@@ -86,8 +87,12 @@ def make(name: str, candidate: Candidate, device: Device, together: int = 1) -> 
         "B2": partial(_module, candidate, candidate.masked, candidate.flags, device),
         "B3": partial(_module, candidate, candidate.sliced, None, device),
         "B4": partial(_module, candidate, candidate.padded_graph, candidate.padded_flags, device),
-        "B5": partial(_module, candidate, candidate.padded_graph, candidate.padded_flags, device, graph=True),
-        "B5c": partial(_module, candidate, candidate.padded_graph, candidate.padded_flags, device, compile=True),
+        "B5": partial(
+            _module, candidate, candidate.padded_graph, candidate.padded_flags, device, graph=True
+        ),
+        "B5c": partial(
+            _module, candidate, candidate.padded_graph, candidate.padded_flags, device, compile=True
+        ),
         "P1": partial(fused, [candidate], device),
         "P2": partial(recorded, candidate, device),
         "P3": partial(fused, [candidate] * together, device),
@@ -105,7 +110,8 @@ def _placed(graph: Graph, device: Device) -> nn.Module:
 
 
 def half_precision(graph: Graph, device: Device) -> nn.Module:
-    """A network whose batch norms learn from every batch, in half precision but for their parameters."""
+    """A network whose batch norms learn from every batch, in half precision but for their
+    parameters."""
     network = _placed(graph, device)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -119,10 +125,14 @@ def half_precision(graph: Graph, device: Device) -> nn.Module:
 def _norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """Batch norms by the name of their running mean."""
     found = network.named_modules()
-    return {f"{name}.running_mean": part for name, part in found if isinstance(part, nn.BatchNorm2d)}
+    return {
+        f"{name}.running_mean": part for name, part in found if isinstance(part, nn.BatchNorm2d)
+    }
 
 
-def _first_means(network: nn.Module, run: Callable[[Tensor], object], batch: Tensor, flags: Flags) -> Means:
+def _first_means(
+    network: nn.Module, run: Callable[[Tensor], object], batch: Tensor, flags: Flags
+) -> Means:
     """The running means after one batch, which began at zero."""
     norms = _norms(network)
     for norm in norms.values():
@@ -168,8 +178,11 @@ def _module(
     network = half_precision(cut(), device)
     step: Callable[[Tensor], object] = network
     if compile:
-        # The interpreter's process cannot compile for a GPU: a rehearsal goes as far as the graph that is traced.
-        step = torch.compile(network, dynamic=False, backend="eager" if device.rehearsal else "inductor")
+        # The interpreter's process cannot compile for a GPU: a rehearsal goes as far as the graph
+        # that is traced.
+        step = torch.compile(
+            network, dynamic=False, backend="eager" if device.rehearsal else "inductor"
+        )
     if graph:
         held = candidate.network.batches[0].clone(memory_format=torch.preserve_format)
         with torch.no_grad():
@@ -182,7 +195,9 @@ def _module(
     return _way(network, step, candidate, flags)
 
 
-def _way(network: nn.Module, step: Callable[[Tensor], object], candidate: Candidate, flags: Flags) -> Way:
+def _way(
+    network: nn.Module, step: Callable[[Tensor], object], candidate: Candidate, flags: Flags
+) -> Way:
     batches = candidate.network.batches
 
     def run() -> None:
@@ -202,7 +217,9 @@ def compiled(candidate: Candidate, device: Device) -> Way:
 def fused(candidates: list[Candidate], device: Device) -> Way:
     """P1 and P3."""
     lowered = [lower_statistics(candidate.sliced()) for candidate in candidates]
-    return _loading(candidates, PreparedStatistics(lowered, TritonKernels(device.place, device.half)), device)
+    return _loading(
+        candidates, PreparedStatistics(lowered, TritonKernels(device.place, device.half)), device
+    )
 
 
 def whole_network(network: Network, device: Device) -> PreparedStatistics:
@@ -212,7 +229,9 @@ def whole_network(network: Network, device: Device) -> PreparedStatistics:
     )
 
 
-def recorded(candidate: Candidate, device: Device, prepared: PreparedStatistics | None = None) -> Way:
+def recorded(
+    candidate: Candidate, device: Device, prepared: PreparedStatistics | None = None
+) -> Way:
     """P2."""
     ready = whole_network(candidate.network, device) if prepared is None else prepared
     way = _loading([candidate], ready, device)
@@ -222,7 +241,9 @@ def recorded(candidate: Candidate, device: Device, prepared: PreparedStatistics 
 
 def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: Device) -> Way:
     """A way that loads candidates in every run, as a search does."""
-    lowered, weights = zip(*(lowered_on(candidate.sliced(), device) for candidate in candidates), strict=True)
+    lowered, weights = zip(
+        *(lowered_on(candidate.sliced(), device) for candidate in candidates), strict=True
+    )
     batches = candidates[0].network.batches
 
     def run(some: list[Tensor] = batches) -> list[list[list[BatchStatistics]]]:
@@ -232,11 +253,18 @@ def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: 
     def means() -> Means:
         return {item.name: item.mean.double().cpu() for item in run(batches[:1])[0][0]}
 
-    return Way(run, means, len(candidates), told=lambda: prepared.launches.told, held=lambda: prepared.launches.bytes)
+    return Way(
+        run,
+        means,
+        len(candidates),
+        told=lambda: prepared.launches.told,
+        held=lambda: prepared.launches.bytes,
+    )
 
 
 def deviation(way: Way, candidate: Candidate, device: Device) -> float:
-    """How far a way's means are from those in float32, in deviations, in the mean over channels and batch norms."""
+    """How far a way's means are from those in float32, in deviations, in the mean over channels and
+    batch norms."""
     graph = candidate.sliced()
     weights = {name: tensor.to(device.place) for name, tensor in graph.weights.items()}
     wanted = Statistics()
@@ -246,6 +274,8 @@ def deviation(way: Way, candidate: Candidate, device: Device) -> float:
     found, errors = way.means(), []
     for name, (mean,) in wanted.means.items():
         deviations = wanted.variances[name][0].double().cpu().sqrt()
-        error = (found[name] - mean.double().cpu()).abs() / deviations.clamp_min(1e-3 * float(deviations.max()))
+        error = (found[name] - mean.double().cpu()).abs() / deviations.clamp_min(
+            1e-3 * float(deviations.max())
+        )
         errors.append(float(error.mean()))
     return sum(errors) / len(errors)

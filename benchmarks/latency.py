@@ -1,13 +1,14 @@
-"""How well latencies of sub-networks are predicted, against FLOPs and against an additive table of layers.
+"""How well latencies of sub-networks are predicted, against FLOPs and against an additive table of
+layers.
 
-python benchmarks/latency.py                                   # every network on every target that is there
+python benchmarks/latency.py  # every network on every target that is there
 python benchmarks/latency.py --networks resnet50 --targets ort-cpu --held-out 8 --minutes 1
 
-For every network and target: held-out random sub-networks, which no predictor sees, are measured in one pass; some
-minutes of measuring others make a predictor; and the first ones are measured again. The mean of the passes is the
-truth, and their difference is the noise floor. A row that is done is written at once and left alone the next time
-(`--again` makes it anew); what was measured for a row that was stopped is in the database (`--db`), and is gone on
-from.
+For every network and target: held-out random sub-networks, which no predictor sees, are measured in
+one pass; some minutes of measuring others make a predictor; and the first ones are measured again.
+The mean of the passes is the truth, and their difference is the noise floor. A row that is done is
+written at once and left alone the next time (`--again` makes it anew); what was measured for a row
+that was stopped is in the database (`--db`), and is gone on from.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ def network(spec: str) -> CostModel:
 class HeldOut:
     """Random sub-networks of a network, which no predictor sees.
 
-    Their times lie in the database as those of targets of their own, one for each pass, which no predictor reads.
+    Their times lie in the database as those of targets of their own, one for each pass, which no
+    predictor reads.
 
     Attributes:
         rows: widths `[N, G]`.
     """
 
-    def __init__(self, cost: CostModel, probe: Probe, database: Database, count: int, seconds: float) -> None:
+    def __init__(
+        self, cost: CostModel, probe: Probe, database: Database, count: int, seconds: float
+    ) -> None:
         rng = np.random.default_rng(12345)
         self.rows = np.array([random_widths(cost, rng) for _ in range(count)])
         self._cost, self._probe, self._database, self._seconds = cost, probe, database, seconds
@@ -81,11 +85,15 @@ class HeldOut:
         found = list(self._database.measured(name, regions).seconds())[:count]
         for row in self.rows[len(found) :]:
             session = self._probe.session(row)
-            median = measure([session.step], clock=session.clock(), seconds=self._seconds)[0].seconds
+            median = measure([session.step], clock=session.clock(), seconds=self._seconds)[
+                0
+            ].seconds
             session.close()
             self._database.add(name, here, self._cost.graph.name, regions, row, Sample(median, ()))
             found.append(median)
-            print(f"\r  pass {number + 1}: {len(found)}/{count} held-out networks", end="", flush=True)
+            print(
+                f"\r  pass {number + 1}: {len(found)}/{count} held-out networks", end="", flush=True
+            )
         print()
         return np.array(found)
 
@@ -153,24 +161,37 @@ def _by_flops(cost: CostModel, predictor: Predictor) -> Callable[[np.ndarray], n
     return lambda rows: line(cost.measure("flops", rows).astype(float))
 
 
-def _by_table(cost: CostModel, text: str, predictor: Predictor, rows: np.ndarray, true: np.ndarray) -> dict[str, Any]:
-    """The additive table, each layer alone on the target: as it is, and with a line fitted to the measured networks."""
+def _by_table(
+    cost: CostModel, text: str, predictor: Predictor, rows: np.ndarray, true: np.ndarray
+) -> dict[str, Any]:
+    """The additive table, each layer alone on the target: as it is, and with a line fitted to the
+    measured networks."""
     started = time.perf_counter()
     table = table_of(cost, table_timer(parse_target(text), cost))
     seconds = time.perf_counter() - started
     sums = table.predictor(cost)
-    line = line_through(sums(predictor.measured.widths.astype(float)) / 1e9, predictor.measured.seconds())
+    line = line_through(
+        sums(predictor.measured.widths.astype(float)) / 1e9, predictor.measured.seconds()
+    )
     raw = sums(rows.astype(float)) / 1e9
-    return {"table": quality(raw, true), "table_fitted": quality(line(raw), true), "table_seconds": round(seconds, 1)}
+    return {
+        "table": quality(raw, true),
+        "table_fitted": quality(line(raw), true),
+        "table_seconds": round(seconds, 1),
+    }
 
 
 def show(row: dict[str, Any]) -> None:
     """A row on the terminal."""
-    print(f"{row['network']} on {row['target']}: {row['measured_networks']} networks, {row['profiling_seconds']} s")
+    print(
+        f"{row['network']} on {row['target']}: {row['measured_networks']} networks, "
+        f"{row['profiling_seconds']} s"
+    )
     for name in ("predictor", "noise_floor", "table", "table_fitted", "flops"):
         item = row[name]
         print(
-            f"  {name:12s} MAPE {item['mape']:6.2f} %  within 5 % {item['within_5']:5.1f}  within 10 % "
+            f"  {name:12s} MAPE {item['mape']:6.2f} %  within 5 % {item['within_5']:5.1f}  within "
+            "10 % "
             f"{item['within_10']:5.1f}  tau {item['tau']:.3f}"
         )
 
@@ -185,32 +206,57 @@ PREDICTORS = {
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of every predictor."""
+    """The rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of every
+    predictor."""
     head = "| network, target, ms | measured, s | "
-    lines = [head + " | ".join(PREDICTORS.values()) + " |", "| --- | --- |" + " --- |" * len(PREDICTORS)]
+    lines = [
+        head + " | ".join(PREDICTORS.values()) + " |",
+        "| --- | --- |" + " --- |" * len(PREDICTORS),
+    ]
     for row in rows:
         cells = [
-            f"{row['network'].partition(':')[2]}, {row['target']}, {row['fastest_ms']:.1f} to {row['slowest_ms']:.1f}",
+            f"{row['network'].partition(':')[2]}, {row['target']}, {row['fastest_ms']:.1f} to "
+            f"{row['slowest_ms']:.1f}",
             f"{row['measured_networks']}, {row['profiling_seconds']:.0f}",
         ]
         for item in (row[name] for name in PREDICTORS):
-            cells.append(f"{item['mape']:.1f} %, {item['within_5']:.0f}, {item['within_10']:.0f}, {item['tau']:.2f}")
+            cells.append(
+                f"{item['mape']:.1f} %, {item['within_5']:.0f}, {item['within_10']:.0f}, "
+                f"{item['tau']:.2f}"
+            )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}, or MODELs")
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="such as ort-cpu{threads=2}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks", nargs="+", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}, or MODELs"
+    )
+    parser.add_argument(
+        "--targets", nargs="+", default=list(TARGETS), help="such as ort-cpu{threads=2}"
+    )
     parser.add_argument("--held-out", type=int, default=50, help="random sub-networks (50)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of measuring for each predictor (5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that each held-out network runs in a pass (2)")
-    parser.add_argument("--enough", type=int, default=1000, help="measured networks in --db that need no more (1000)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="of measuring for each predictor (5)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="that each held-out network runs in a pass (2)"
+    )
+    parser.add_argument(
+        "--enough",
+        type=int,
+        default=1000,
+        help="measured networks in --db that need no more (1000)",
+    )
     parser.add_argument("--db", type=Path, default=RESULTS / "latency.db", help="what was measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the results")
     parser.add_argument("--again", action="store_true", help="measure rows that are done again")
-    parser.add_argument("--markdown", action="store_true", help="print the table of what there is and stop")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of what there is and stop"
+    )
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     rows = {(row["network"], row["target"]): row for row in known["rows"]}
@@ -227,7 +273,9 @@ def main() -> None:
                     print(f"{key[0]} on {key[1]}", flush=True)
                     rows[key] = row_of(*key, options, database)
                     show(rows[key])
-                    write_json(options.out, {"environment": environment(), "rows": list(rows.values())})
+                    write_json(
+                        options.out, {"environment": environment(), "rows": list(rows.values())}
+                    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Searching by time against searching by FLOPs, and what half of the FLOPs is worth in time.
 
-    python benchmarks/latency_search.py                       # both parts; benchmarks/results/latency_search.json
+    python benchmarks/latency_search.py  # both parts; benchmarks/results/latency_search.json
     python benchmarks/latency_search.py --only speedups --networks resnet18 --ways FLOPs time
     python benchmarks/latency_search.py --markdown            # the tables of docs/benchmarks.md
 
-1. *accuracy*: trained networks on CIFAR-10. A search at half of the FLOPs has a winner, whose time on `ort-cpu` is
-   measured; searches with the same evaluator, number of candidates and seed then have that time (and shares of it) as
-   their budget. Scores are those on test images: with recomputed batch-norm statistics, and after a short
-   fine-tuning.
-2. *speedups*: networks cut by `l1` to half of their FLOPs, or of their measured time, with any widths and with the
-   multiples that the processor likes (`--round-to auto`); the speed-up in pairs of runs, and the time of every class
-   of ops before and after.
+1. *accuracy*: trained networks on CIFAR-10. A search at half of the FLOPs has a winner, whose time
+   on `ort-cpu` is measured; searches with the same evaluator, number of candidates and seed then
+   have that time (and shares of it) as their budget. Scores are those on test images: with
+   recomputed batch-norm statistics, and after a short fine-tuning.
+2. *speedups*: networks cut by `l1` to half of their FLOPs, or of their measured time, with any
+   widths and with the multiples that the processor likes (`--round-to auto`); the speed-up in pairs
+   of runs, and the time of every class of ops before and after.
 
-Every row is written when it is done and left alone the next time (`--again` makes it anew). Sub-networks that were
-measured for predictions lie in `--db`.
+Every row is written when it is done and left alone the next time (`--again` makes it anew).
+Sub-networks that were measured for predictions lie in `--db`.
 """
 
 from __future__ import annotations
@@ -37,26 +37,59 @@ TRAINED = ("resnet20", "resnet56")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("accuracy", "speedups"), help="one of the two parts")
-    parser.add_argument("--networks", nargs="+", help=f"of {', '.join((*TRAINED, *NETWORKS))} (all)")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of measuring for the predictor of a network (2)")
-    parser.add_argument("--enough", type=int, default=16, help="measured sub-networks that need no more (16)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="that networks are timed in turns (8)")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="of cutting, in part 2")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="searches, in part 1")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of part 1")
-    parser.add_argument("--searcher", default="random{candidates=60}", help="of part 1 (random{candidates=60})")
-    parser.add_argument("--batches", type=int, default=4, help="calibration batches of 128 for each candidate (4)")
-    parser.add_argument("--subval", type=int, default=1000, help="held-out images for each candidate (1000)")
-    parser.add_argument("--race", type=int, default=256, help="give up what is worse after so many images (256)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of judging (fp32)")
-    parser.add_argument("--finetune", type=int, default=1, help="epochs of fine-tuning for the winners (1)")
-    parser.add_argument(
-        "--images", type=int, default=10000, help="of the training and of the test set, at most (10000)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--db", type=Path, default=Path("runs/latency_search.db"), help="what was measured")
-    parser.add_argument("--out", type=Path, default=RESULTS / "latency_search.json", help="the results")
+    parser.add_argument("--only", choices=("accuracy", "speedups"), help="one of the two parts")
+    parser.add_argument(
+        "--networks", nargs="+", help=f"of {', '.join((*TRAINED, *NETWORKS))} (all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="of measuring for the predictor of a network (2)"
+    )
+    parser.add_argument(
+        "--enough", type=int, default=16, help="measured sub-networks that need no more (16)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="that networks are timed in turns (8)"
+    )
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="of cutting, in part 2"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="searches, in part 1"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of part 1")
+    parser.add_argument(
+        "--searcher", default="random{candidates=60}", help="of part 1 (random{candidates=60})"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=4, help="calibration batches of 128 for each candidate (4)"
+    )
+    parser.add_argument(
+        "--subval", type=int, default=1000, help="held-out images for each candidate (1000)"
+    )
+    parser.add_argument(
+        "--race", type=int, default=256, help="give up what is worse after so many images (256)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of judging (fp32)"
+    )
+    parser.add_argument(
+        "--finetune", type=int, default=1, help="epochs of fine-tuning for the winners (1)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=10000,
+        help="of the training and of the test set, at most (10000)",
+    )
+    parser.add_argument(
+        "--db", type=Path, default=Path("runs/latency_search.db"), help="what was measured"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "latency_search.json", help="the results"
+    )
     parser.add_argument("--again", action="store_true", help="make rows that are done again")
     parser.add_argument("--markdown", action="store_true", help="print the tables of what there is")
     return parser.parse_args()
@@ -75,31 +108,47 @@ class Rows:
 
     def put(self, part: str, row: dict[str, Any], *key: str) -> None:
         """Add a row, or put it in the place of the one with the same key."""
-        rows = [*(item for item in self.of(part) if any(item[name] != row[name] for name in key)), row]
+        rows = [
+            *(item for item in self.of(part) if any(item[name] != row[name] for name in key)),
+            row,
+        ]
         write_json(self.path, {**self._read(), "environment": environment(), part: rows})
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        found: dict[str, Any] = (
+            json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        )
         return found
 
 
 def accuracy(name: str, options: argparse.Namespace, rows: Rows) -> None:
     """The first part on a network."""
     if BASE not in options.arms:
-        raise UserError(f"the other searches take their time from the one called {BASE}: add it to --arms")
+        raise UserError(
+            f"the other searches take their time from the one called {BASE}: add it to --arms"
+        )
     for seed in options.seeds:
-        known = [row for row in rows.of("accuracy") if (row["network"], row["seed"]) == (name, seed)]
+        known = [
+            row for row in rows.of("accuracy") if (row["network"], row["seed"]) == (name, seed)
+        ]
         for row in searches(name, seed, options, None if options.again or not known else known[0]):
             rows.put("accuracy", row, "network", "seed")
 
 
 def halved(name: str, options: argparse.Namespace, rows: Rows) -> None:
     """The second part on a network."""
-    done = [] if options.again else [row["way"] for row in rows.of("speedups") if row["network"] == name]
+    done = (
+        []
+        if options.again
+        else [row["way"] for row in rows.of("speedups") if row["network"] == name]
+    )
     for row in speedups(name, options, done):
         rows.put("speedups", row, "network", "way")
         ratio = row.get("speedup", {}).get("ratio")
-        print(f"{name}, {row['way']}: {row['missed'] if ratio is None else f'{ratio:.2f} times'}", flush=True)
+        print(
+            f"{name}, {row['way']}: {row['missed'] if ratio is None else f'{ratio:.2f} times'}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -109,7 +158,9 @@ def main() -> None:
     rows = Rows(options.out)
     unknown = set(options.networks or ()) - {*TRAINED, *NETWORKS}
     if unknown:
-        raise UserError(f"there is no network {min(unknown)}: use {', '.join((*TRAINED, *NETWORKS))}")
+        raise UserError(
+            f"there is no network {min(unknown)}: use {', '.join((*TRAINED, *NETWORKS))}"
+        )
     if options.markdown:
         print(tables(rows.of("accuracy"), rows.of("speedups")))
         return

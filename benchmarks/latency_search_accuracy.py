@@ -1,5 +1,5 @@
-"""Accuracy at equal measured time, of searches that know FLOPs and of those that know time: the first part of
-`latency_search.py`.
+"""Accuracy at equal measured time, of searches that know FLOPs and of those that know time: the
+first part of `latency_search.py`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ARMS: dict[str, tuple[float | None, RoundTo]] = {
     "0.85 of the time, multiples": (0.85, "auto"),
     "0.7 of the time, multiples": (0.7, "auto"),
 }
-"""The budget (None: half of the FLOPs; else times the measured time of the winner under half of the FLOPs), and
-``--round-to``.
+"""The budget (None: half of the FLOPs; else times the measured time of the winner under half of the
+FLOPs), and ``--round-to``.
 """
 
 
@@ -67,8 +67,12 @@ class Bench:
         weights = SHARED / "weights" / f"cifar10_{name}_optA.safetensors"
         if not weights.is_file():
             raise UserError(f"the benchmark needs trained weights and images in {SHARED}")
-        workload = load_data(CIFAR.format(SHARED / "cifar10", options.images), input_shape=(1, 3, 32, 32), seed=0)
-        graph = capture(load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32))
+        workload = load_data(
+            CIFAR.format(SHARED / "cifar10", options.images), input_shape=(1, 3, 32, 32), seed=0
+        )
+        graph = capture(
+            load_model(f"zoo:{name}", weights=weights).module, torch.zeros(2, 3, 32, 32)
+        )
         return cls(name, Stand(graph, options), workload, options)
 
     def search(
@@ -83,7 +87,9 @@ class Bench:
             precision=options.precision,
         )
         searcher: Any = parse_part(Searcher, options.searcher)
-        choose = AdaptiveBN(searcher=searcher, evaluator=evaluator, finetune_epochs=0, round_to=round_to)
+        choose = AdaptiveBN(
+            searcher=searcher, evaluator=evaluator, finetune_epochs=0, round_to=round_to
+        )
         found = self.stand.cut(choose, budget, workload=self.workload, seed=seed, anchor=anchor)
         if found.result is None:
             return found.row
@@ -93,17 +99,26 @@ class Bench:
         return found.row | scores | self._tested(found.result.module, seed)
 
     def _tested(self, module: nn.Module, seed: int) -> dict[str, float]:
-        """Accuracy on all test images: after fresh statistics, and after a short fine-tuning from there."""
+        """Accuracy on all test images: after fresh statistics, and after a short fine-tuning from
+        there."""
         recalibrate_on(module, self.workload, batches=20, batch_size=128, seed=seed)
         found = {"test": self.workload.score(module, "test")}
         if self.options.finetune:
-            train(module, self.workload, SGD(epochs=self.options.finetune, lr=0.01, batch_size=64), seed=seed)
+            train(
+                module,
+                self.workload,
+                SGD(epochs=self.options.finetune, lr=0.01, batch_size=64),
+                seed=seed,
+            )
             found["finetuned"] = self.workload.score(module, "test")
         return found
 
 
-def searches(name: str, seed: int, options: argparse.Namespace, row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The row of a network and a seed, again after every search and at last with the times of all winners."""
+def searches(
+    name: str, seed: int, options: argparse.Namespace, row: dict[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """The row of a network and a seed, again after every search and at last with the times of all
+    winners."""
     row = row or {"network": name, "seed": seed, "setting": setting_of(options), "arms": {}}
     arms = row["arms"]
     missing = [arm for arm in options.arms if arm not in arms]
@@ -116,7 +131,10 @@ def searches(name: str, seed: int, options: argparse.Namespace, row: dict[str, A
         share, round_to = ARMS[arm]
         budget, anchor = "50%FLOPs", None
         if share is not None:
-            budget, anchor = f"{share * row['base_ms']:.5f}ms@{TARGET}", (arms[BASE]["widths"], row["base_ms"])
+            budget, anchor = (
+                f"{share * row['base_ms']:.5f}ms@{TARGET}",
+                (arms[BASE]["widths"], row["base_ms"]),
+            )
         arms[arm] = bench.search(budget, round_to, seed, anchor)
         if arm == BASE:
             row["base_ms"] = 1e3 * bench.stand.timed([arms[BASE]["widths"]]).measurement(0).seconds
@@ -127,7 +145,8 @@ def searches(name: str, seed: int, options: argparse.Namespace, row: dict[str, A
 
 
 def _times(stand: Stand, arms: dict[str, Any]) -> dict[str, Any]:
-    """The original and all winners in turns: milliseconds, and how many times as fast as the winner by FLOPs."""
+    """The original and all winners in turns: milliseconds, and how many times as fast as the winner
+    by FLOPs."""
     names = [arm for arm in arms if "missed" not in arms[arm]]
     rounds = stand.timed([stand.full, *(arms[arm]["widths"] for arm in names)])
     base = 1 + names.index(BASE)

@@ -1,4 +1,5 @@
-"""Tables of `latency_search.py`, and why a network did not become as much faster as it lost FLOPs."""
+"""Tables of `latency_search.py`, and why a network did not become as much faster as it lost
+FLOPs."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def _accuracy(rows: Sequence[Row]) -> Iterable[str]:
 
 def _arms(rows: Sequence[Row]) -> Iterable[str]:
     yield (
-        "| search | FLOPs kept | measured ms | predicted ms | times as fast as by FLOPs (95 %) | test accuracy "
+        "| search | FLOPs kept | measured ms | predicted ms | times as fast as by FLOPs (95 %) | "
+        "test accuracy "
         "| fine-tuned |"
     )
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
@@ -80,7 +82,8 @@ def _speedups(rows: Sequence[Row]) -> Iterable[str]:
         return
     yield "\n".join(
         [
-            "| network | cut to | FLOPs kept | ms before | ms after | speed-up (95 %) | speed-up by FLOPs lost |",
+            "| network | cut to | FLOPs kept | ms before | ms after | speed-up (95 %) | speed-up "
+            "by FLOPs lost |",
             "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
             *(_speedup(row) for row in rows),
         ]
@@ -95,26 +98,34 @@ def _speedup(row: Row) -> str:
         return f"| {row['network']} | {row['way']} | missed{reached} | | | | |"
     share = row["flops_share"]
     return (
-        f"| {row['network']} | {row['way']} | {100 * share:.1f} % | {row['before_ms']:.2f} | {row['after_ms']:.2f} | "
+        f"| {row['network']} | {row['way']} | {100 * share:.1f} % | {row['before_ms']:.2f} | "
+        f"{row['after_ms']:.2f} | "
         f"{_interval(row['speedup'])} | {row['speedup']['ratio'] * share:.2f} |"
     )
 
 
 def explained(row: Row) -> str | None:
-    """Where the time went that a network should have lost with its FLOPs, by the times of its ops; None where it lost
-    as much time as FLOPs.
+    """Where the time went that a network should have lost with its FLOPs, by the times of its ops;
+    None where it lost as much time as FLOPs.
 
     A class of ops should take the share of its time that is left of the network's FLOPs.
     """
     share = row.get("flops_share")
     if share is None or row["speedup"]["ratio"] * share >= 1:
         return None
-    before, after = ({kind: pair[index] or {} for kind, pair in row["ops"].items()} for index in (0, 1))
+    before, after = (
+        {kind: pair[index] or {} for kind, pair in row["ops"].items()} for index in (0, 1)
+    )
     excess = {kind: _ms(after[kind]) - share * _ms(before[kind]) for kind in row["ops"]}
     total = sum(excess.values())
     if total <= 0:
-        return f"{row['network']}, {row['way']}: the ops under the profiler took no more than their share."
-    named = sorted((kind for kind in excess if excess[kind] > LEAST * total), key=lambda kind: -excess[kind])
+        return (
+            f"{row['network']}, {row['way']}: the ops under the profiler took no more than "
+            "their share."
+        )
+    named = sorted(
+        (kind for kind in excess if excess[kind] > LEAST * total), key=lambda kind: -excess[kind]
+    )
     parts = [f"{kind} {_change(before, after, kind)}" for kind in named]
     return f"{row['network']}, {row['way']} ({total:.2f} ms too many): {'; '.join(parts)}."
 
@@ -124,7 +135,8 @@ def _ms(item: Row) -> float:
 
 
 def _change(before: dict[str, Row], after: dict[str, Row], kind: str) -> str:
-    """Times before and after, and at what rate the ops worked: of arithmetic where there is any, else of memory.
+    """Times before and after, and at what rate the ops worked: of arithmetic where there is any,
+    else of memory.
 
     What fell out of the blocked layout is held against that.
     """
@@ -133,7 +145,10 @@ def _change(before: dict[str, Row], after: dict[str, Row], kind: str) -> str:
     blocked = before.get(kind.replace("plain", "blocked"), {})
     name, unit = ("mmacs", "GMAC/s") if new.get("mmacs") else ("mb", "GB/s")
     rates = [_rate(item, name) for item in (old or blocked, new) if item]
-    return f"{amounts} ({' to '.join(rates)} {unit}{'' if old or not blocked else ', before in blocks'})"
+    return (
+        f"{amounts} ({' to '.join(rates)} "
+        f"{unit}{'' if old or not blocked else ', before in blocks'})"
+    )
 
 
 def _rate(item: Row, name: str) -> str:
@@ -146,10 +161,14 @@ def _interval(item: Row) -> str:
 
 
 def _noise(rows: Sequence[Row]) -> Iterable[str]:
-    """How many measurements met a machine that was not quiet, and the largest share that any of them names."""
+    """How many measurements met a machine that was not quiet, and the largest share that any of
+    them names."""
     found = [row["speedup"] for row in rows if "speedup" in row]
     found += [item["against_base"] for row in rows for item in row.get("times", {}).values()]
     noisy = sorted({item["noisy"] for item in found if item["noisy"]})
     if noisy:
         count = sum(bool(item["noisy"]) for item in found)
-        yield f"- {count} of {len(found)} measurements met a machine that was not quiet, as in: {noisy[-1]}."
+        yield (
+            f"- {count} of {len(found)} measurements met a machine that was not quiet, as in: "
+            f"{noisy[-1]}."
+        )

@@ -1,4 +1,5 @@
-"""What half of the FLOPs is worth in time, and which ops did not become faster: part two of `latency_search.py`."""
+"""What half of the FLOPs is worth in time, and which ops did not become faster: part two of
+`latency_search.py`."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ BLOCKED = "_nchwc"
 LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 
 
-def speedups(name: str, options: argparse.Namespace, done: Iterable[str]) -> Iterable[dict[str, Any]]:
+def speedups(
+    name: str, options: argparse.Namespace, done: Iterable[str]
+) -> Iterable[dict[str, Any]]:
     """The rows of a network that are not done yet."""
     ways = [way for way in options.ways if way not in set(done)]
     if not ways:
@@ -49,7 +52,9 @@ def speedups(name: str, options: argparse.Namespace, done: Iterable[str]) -> Ite
     for way in ways:
         budget, round_to = WAYS[way]
         timed = "@" in budget
-        anchor = (stand.full, 1e3 * stand.timed([stand.full]).measurement(0).seconds) if timed else None
+        anchor = (
+            (stand.full, 1e3 * stand.timed([stand.full]).measurement(0).seconds) if timed else None
+        )
         found = stand.cut(L1(round_to=round_to), budget, anchor=anchor)
         row: dict[str, Any] = {"network": name, "way": way, **found.row}
         if timed:
@@ -58,18 +63,22 @@ def speedups(name: str, options: argparse.Namespace, done: Iterable[str]) -> Ite
 
 
 def _compared(stand: Stand, widths: list[int]) -> dict[str, Any]:
-    """Times before and after in turns, and of the ops; these alternate too, and the faster of two runs counts."""
+    """Times before and after in turns, and of the ops; these alternate too, and the faster of two
+    runs counts."""
     rounds = stand.timed([stand.full, widths])
     before, after = (round(1e3 * rounds.measurement(index).seconds, 3) for index in range(2))
     samples = [[stand.probe(np.array(row)) for row in (stand.full, widths)] for _ in range(2)]
-    ops = [by_class(min(runs, key=lambda item: item.seconds).nodes) for runs in zip(*samples, strict=True)]
+    ops = [
+        by_class(min(runs, key=lambda item: item.seconds).nodes)
+        for runs in zip(*samples, strict=True)
+    ]
     classes = {kind: [part.get(kind) for part in ops] for kind in sorted({*ops[0], *ops[1]})}
     return {"before_ms": before, "after_ms": after, "speedup": pair(rounds, 0, 1), "ops": classes}
 
 
 def by_class(nodes: Iterable[NodeTime]) -> dict[str, dict[str, float]]:
-    """Milliseconds, millions of multiply-accumulates as run (padding included), megabytes and number of the ops of
-    every class.
+    """Milliseconds, millions of multiply-accumulates as run (padding included), megabytes and
+    number of the ops of every class.
     """
     found: dict[str, dict[str, float]] = {}
     for node in nodes:
@@ -78,7 +87,10 @@ def by_class(nodes: Iterable[NodeTime]) -> dict[str, dict[str, float]]:
         item["mmacs"] += macs(node) / 1e6
         item["mb"] += node.moved / 1e6
         item["ops"] += 1
-    return {kind: {name: round(value, 4) for name, value in item.items()} for kind, item in found.items()}
+    return {
+        kind: {name: round(value, 4) for name, value in item.items()}
+        for kind, item in found.items()
+    }
 
 
 def class_of(node: NodeTime) -> str:
@@ -86,14 +98,17 @@ def class_of(node: NodeTime) -> str:
     if node.kind.startswith("Reorder") or node.kind == "Transpose":
         return "reorders"
     if node.kind in ("Conv", "FusedConv"):
-        depthwise = len(node.shapes) > 1 and node.shapes[1][1:2] == (1,) and node.shapes[0][1:2] != (1,)
+        depthwise = (
+            len(node.shapes) > 1 and node.shapes[1][1:2] == (1,) and node.shapes[0][1:2] != (1,)
+        )
         layout = "blocked" if BLOCKED in node.name else "plain"
         return f"{'depthwise convolutions' if depthwise else 'convolutions'}, {layout}"
     return "matrix products" if node.kind in LAYERS else "other ops"
 
 
 def macs(node: NodeTime) -> float:
-    """Multiply-accumulates of an op by the shapes that it ran with; 0 for ops that are no layers."""
+    """Multiply-accumulates of an op by the shapes that it ran with; 0 for ops that are no
+    layers."""
     if node.kind not in LAYERS or len(node.shapes) < 3:
         return 0.0
     inner = math.prod(node.shapes[1][1:]) if "Conv" in node.kind else node.shapes[0][-1]

@@ -1,4 +1,5 @@
-"""Cutting a network to budgets, on time too, and timing it at several widths in turns, for `latency_search.py`."""
+"""Cutting a network to budgets, on time too, and timing it at several widths in turns, for
+`latency_search.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ TARGET = "ort-cpu"
 def pair(rounds: Rounds, slow: int, fast: int) -> dict[str, Any]:
     """A speed-up with its interval, for JSON."""
     found = asdict(rounds.speedup(slow, fast))
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in found.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class Cut:
 
     Attributes:
         result: the cut network; None where the budget was missed.
-        row: for JSON: the shares that are left of FLOPs and parameters, the widths, predicted and measured milliseconds
-            and the limit of every round of a budget on time, or why it was missed.
+        row: for JSON: the shares that are left of FLOPs and parameters, the widths, predicted and
+            measured milliseconds and the limit of every round of a budget on time, or why it was
+            missed.
     """
 
     result: Result | None
@@ -68,7 +73,8 @@ class _Watch(Instrument):
 
 
 class Stand:
-    """A network on the target, at any widths: the file at some widths is made from those of a few exports."""
+    """A network on the target, at any widths: the file at some widths is made from those of a few
+    exports."""
 
     def __init__(self, graph: Graph, options: argparse.Namespace) -> None:
         self.graph, self.options = graph, options
@@ -87,13 +93,19 @@ class Stand:
                 session.close()
 
     def prepare(self) -> int:
-        """Measure sub-networks for predictions where fewer than enough are known; how many are known then."""
+        """Measure sub-networks for predictions where fewer than enough are known; how many are
+        known then."""
         options = self.options
         with Database(options.db) as known:
             done = len(known.measured(TARGET, find_regions(self.cost, self.target.batch)).samples)
             if done < options.enough:
-                print(f"{self.graph.name}: measuring sub-networks for {options.minutes:g} minutes", flush=True)
-                found = learn(self.cost, self.target, known, minutes=options.minutes, probe=self.probe)
+                print(
+                    f"{self.graph.name}: measuring sub-networks for {options.minutes:g} minutes",
+                    flush=True,
+                )
+                found = learn(
+                    self.cost, self.target, known, minutes=options.minutes, probe=self.probe
+                )
                 done = len(found.measured.samples)
         return done
 
@@ -106,10 +118,12 @@ class Stand:
         seed: int = 0,
         anchor: tuple[Sequence[int], float] | None = None,
     ) -> Cut:
-        """Cut the network to a budget; one on time is kept as `pruneopt compile` keeps it, in up to four rounds.
+        """Cut the network to a budget; one on time is kept as `pruneopt compile` keeps it, in up to
+        four rounds.
 
-        ``anchor``: widths, and their milliseconds. Budgets on time are met as if these still took as long: rounds of a
-        search lie minutes apart, and what the machine became slower or faster by meanwhile cancels.
+        ``anchor``: widths, and their milliseconds. Budgets on time are met as if these still took
+        as long: rounds of a search lie minutes apart, and what the machine became slower or faster
+        by meanwhile cancels.
         """
         watch, wanted = _Watch(), parse_budget(budget)
         row: dict[str, Any] = {"budget": budget}
@@ -117,7 +131,9 @@ class Stand:
         delivery = None
         if anchor is not None:
 
-            def measure(text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]) -> list[Measurement]:
+            def measure(
+                text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]
+            ) -> list[Measurement]:
                 return self._beside(anchor, [self.full, watch.widths][: len(networks)])
 
             delivery = Delivery(Learner(self.options.db, 0.0), [wanted], measure=measure)
@@ -126,7 +142,8 @@ class Stand:
         result = None
         try:
             result = in_rounds(
-                lambda: manager.run(self.graph, budgets=[wanted], workload=workload, seed=seed), delivery
+                lambda: manager.run(self.graph, budgets=[wanted], workload=workload, seed=seed),
+                delivery,
             )
         except BudgetError as error:
             row["missed"] = str(error)
@@ -138,7 +155,9 @@ class Stand:
             row["widths"] = watch.widths
         return Cut(result, row)
 
-    def _beside(self, anchor: tuple[Sequence[int], float], rows: Sequence[Sequence[int]]) -> list[Measurement]:
+    def _beside(
+        self, anchor: tuple[Sequence[int], float], rows: Sequence[Sequence[int]]
+    ) -> list[Measurement]:
         """Times as they were when the anchor's was taken."""
         rounds = self.timed([*rows, anchor[0]])
         *found, own = [rounds.measurement(index) for index in range(len(rows) + 1)]

@@ -1,4 +1,5 @@
-"""The additive table's way to measure, on a target: every layer alone, with the target's own runtime."""
+"""The additive table's way to measure, on a target: every layer alone, with the target's own
+runtime."""
 
 from __future__ import annotations
 
@@ -24,13 +25,18 @@ REPEATS, STRETCH = 10, 2e-3
 
 
 def table_timer(target: Target, cost: CostModel) -> Timer:
-    """Seconds of a layer at an input and an output width; layers that look alike are measured once."""
+    """Seconds of a layer at an input and an output width; layers that look alike are measured
+    once."""
     known: dict[object, float] = {}
 
     def timer(layer: TimedLayer, inputs: int, outputs: int) -> float:
         shapes = layer_shapes(layer, inputs, outputs, target.batch)
         attrs = layer_attrs(layer, inputs, target.batch, torch.device("cpu"))
-        key = (layer.op.target, shapes, tuple(sorted((name, str(value)) for name, value in attrs.items())))
+        key = (
+            layer.op.target,
+            shapes,
+            tuple(sorted((name, str(value)) for name, value in attrs.items())),
+        )
         if key not in known:
             known[key] = _median(_ready(target, layer, shapes, attrs))
         return known[key]
@@ -38,9 +44,14 @@ def table_timer(target: Target, cost: CostModel) -> Timer:
     return timer
 
 
-def _ready(target: Target, layer: TimedLayer, shapes: Any, attrs: dict[str, Any]) -> Callable[[], object]:
+def _ready(
+    target: Target, layer: TimedLayer, shapes: Any, attrs: dict[str, Any]
+) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator).to(DTYPES[layer.input[0].type.dtype]) for shape in shapes]
+    tensors = [
+        torch.randn(shape, generator=generator).to(DTYPES[layer.input[0].type.dtype])
+        for shape in shapes
+    ]
     if not isinstance(target, OrtTarget):
         operands = [*tensors, *[None] * (len(layer.op.operands) - len(tensors))]
         return torch.inference_mode()(lambda: call(layer.op.target, operands, attrs))
@@ -53,7 +64,9 @@ def _ready(target: Target, layer: TimedLayer, shapes: Any, attrs: dict[str, Any]
 
 
 class _Alone(torch.nn.Module):
-    def __init__(self, target: str, weights: list[torch.Tensor], attrs: dict[str, Any], operands: int) -> None:
+    def __init__(
+        self, target: str, weights: list[torch.Tensor], attrs: dict[str, Any], operands: int
+    ) -> None:
         super().__init__()
         self.weights = torch.nn.ParameterList(weights)
         self.target, self.attrs, self.rest = target, attrs, operands - 1 - len(weights)
@@ -66,7 +79,10 @@ def _write(module: _Alone, x: torch.Tensor, path: Path) -> None:
     """The layer as ONNX, by hand: an export by torch takes a second for each of some hundred."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = [numpy_helper.from_array(np.asarray(w.detach()), f"w{i}") for i, w in enumerate(module.weights)]
+    weights = [
+        numpy_helper.from_array(np.asarray(w.detach()), f"w{i}")
+        for i, w in enumerate(module.weights)
+    ]
     names = ["x", *(tensor.name for tensor in weights)]
     attrs = module.attrs
     result = module(x)

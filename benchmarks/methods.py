@@ -1,12 +1,15 @@
-"""Every published method on trained networks and real images, at equal budgets and with equal fine-tuning.
+"""Every published method on trained networks and real images, at equal budgets and with equal
+fine-tuning.
 
     python benchmarks/methods.py --networks digits_resnet
-    python benchmarks/methods.py --networks resnet20,resnet56 --data 'cifar10:DIR?normalise=imagenet' --weights DIR
+    python benchmarks/methods.py --networks resnet20,resnet56 --data
+    'cifar10:DIR?normalise=imagenet' --weights DIR
 
-Each row is a method, run with several seeds at every budget: prune, prove, recompute batch-norm statistics, fine-tune,
-with the same fine-tuning for all. Results are added to a file line by line, so that a run that was stopped goes on; the
-table and benchmarks/results/methods.json are made of what there is. ``DIR`` of ``--weights`` holds
-``cifar10_resnet20_optA.safetensors`` and ``cifar10_resnet56_optA.safetensors``.
+Each row is a method, run with several seeds at every budget: prune, prove, recompute batch-norm
+statistics, fine-tune, with the same fine-tuning for all. Results are added to a file line by line,
+so that a run that was stopped goes on; the table and benchmarks/results/methods.json are made of
+what there is. ``DIR`` of ``--weights`` holds ``cifar10_resnet20_optA.safetensors`` and
+``cifar10_resnet56_optA.safetensors``.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class Setting:
     finetune: int
     """Epochs of fine-tuning, for every method."""
     training: int
-    """Epochs of training under a regulariser (slimming, greg1, greg2), and of the hypernetworks, times four."""
+    """Epochs of training under a regulariser (slimming, greg1, greg2), and of the hypernetworks,
+    times four."""
     batches: int
     """Iterations in an epoch: training images over a batch of 64."""
     candidates: int
@@ -71,10 +75,14 @@ def methods(setting: Setting) -> dict[str, str]:
     evolution = f"searcher=evolution{{population={size} iterations=4 {children}}}"
     hyper = (
         "evaluator=pruning-net{calibration-batches=20 batch-size=64 "
-        f"recipe=sgd{{epochs={4 * setting.training} lr=0.05 batch-size=64 schedule=linear label-smoothing=0.1}}}}"
+        f"recipe=sgd{{epochs={4 * setting.training} lr=0.05 batch-size=64 schedule=linear "
+        f"label-smoothing=0.1}}}}"
     )
     regularised = f"recipe=sgd{{epochs={setting.training} lr=0.01 batch-size=64}}"
-    growing = f"regulariser=growing{{iterations={steps}}} recipe=sgd{{lr=0.01 batch-size=64 schedule=constant}}"
+    growing = (
+        f"regulariser=growing{{iterations={steps}}} recipe=sgd{{lr=0.01 batch-size=64 "
+        f"schedule=constant}}"
+    )
     return {
         "random": "random",
         "uniform": "uniform",
@@ -82,11 +90,13 @@ def methods(setting: Setting) -> dict[str, str]:
         "fpgm": "prune{criterion=fpgm}",
         "taylor": "prune{criterion=taylor}",
         "hrank": "hrank",
-        "abn": f"abn{{searcher=random{{candidates={setting.candidates}}} {judge} finetune-epochs=0}}",
+        "abn": f"abn{{searcher=random{{candidates={setting.candidates}}} {judge} "
+        f"finetune-epochs=0}}",
         "metapruning (abn)": f"metapruning{{{evolution} {judge} weights=inherit epochs=0}}",
         "metapruning": f"metapruning{{{evolution} {hyper} weights=inherit epochs=0}}",
         "rewarded": f"rewarded{{{evolution} {hyper} weights=inherit epochs=0 window=0.2}}",
-        # The pull of the penalty is its scale times the steps: the published 1e-4 is for hundreds of epochs.
+        # The pull of the penalty is its scale times the steps: the published 1e-4 is for hundreds
+        # of epochs.
         "slimming": f"slimming{{regulariser=gamma-l1{{scale=0.02}} {regularised}}}",
         "greg1": f"greg1{{{growing}}}",
         "greg2": f"greg2{{{growing}}}",
@@ -98,7 +108,8 @@ def variants(setting: Setting) -> dict[str, str]:
     long = 8 * setting.training
     sparse = f"regulariser=gamma-l1{{scale=0.02}} recipe=sgd{{epochs={long} lr=0.01 batch-size=64}}"
     return {
-        # Slimming: is it the scales, the one threshold over all layers, the merging, or the short training?
+        # Slimming: is it the scales, the one threshold over all layers, the merging, or the short
+        # training?
         "bn-scale, one threshold": "prune{criterion=bn-scale normalise=false}",
         "bn-scale, normalised": "prune{criterion=bn-scale}",
         "bn-scale, uniform": "uniform{criterion=bn-scale}",
@@ -111,8 +122,11 @@ def variants(setting: Setting) -> dict[str, str]:
     }
 
 
-def one_run(graph: Graph, workload: Workload, setting: Setting, step: str, budget: str, seed: int) -> dict[str, Any]:
-    """Prune, prove, recalibrate, fine-tune; accuracies are shares, on the sub-validation and the test images."""
+def one_run(
+    graph: Graph, workload: Workload, setting: Setting, step: str, budget: str, seed: int
+) -> dict[str, Any]:
+    """Prune, prove, recalibrate, fine-tune; accuracies are shares, on the sub-validation and the
+    test images."""
     started = time.perf_counter()
     pipeline = (
         f"couple,cost,{step},slice,verify,recalibrate{{batches=20 batch-size=64}},"
@@ -126,17 +140,25 @@ def one_run(graph: Graph, workload: Workload, setting: Setting, step: str, budge
         "cut": recalibrated.before,
         "recalibrated": recalibrated.after,
         "finetuned": workload.score(result.module, "test"),
-        "deciding": round(sum(s for name, s in result.timings.items() if name == step.partition("{")[0]), 1),
+        "deciding": round(
+            sum(s for name, s in result.timings.items() if name == step.partition("{")[0]), 1
+        ),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def load(network: str, setting: Setting, seed: int, options: argparse.Namespace) -> tuple[Graph, Workload]:
+def load(
+    network: str, setting: Setting, seed: int, options: argparse.Namespace
+) -> tuple[Graph, Workload]:
     """The trained network and the data, cut by the seed."""
     digits = network == "digits_resnet"
     weights = None if digits else options.weights / f"cifar10_{network}_optA.safetensors"
     model = load_model(f"zoo:{network}", weights=weights)
-    data = setting.data if digits else f"{options.data}{'&' if '?' in options.data else '?'}{setting.data}"
+    data = (
+        setting.data
+        if digits
+        else f"{options.data}{'&' if '?' in options.data else '?'}{setting.data}"
+    )
     workload = model.workload(data, seed=seed)
     if not isinstance(model.module, nn.Module):
         raise TypeError(f"zoo:{network} is no module")
@@ -161,10 +183,20 @@ def run_all(options: argparse.Namespace) -> None:
             base = workload.score(build_module(graph, graph.weights), "test")
             for method, budget in wanted:
                 found = one_run(graph, workload, setting, known[method], budget, seed)
-                row = {"network": network, "method": method, "budget": budget, "seed": seed, "original": base, **found}
+                row = {
+                    "network": network,
+                    "method": method,
+                    "budget": budget,
+                    "seed": seed,
+                    "original": base,
+                    **found,
+                }
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-                print(f"{network} {method} {budget} seed {seed}: {100 * found['finetuned']:.2f} %", flush=True)
+                print(
+                    f"{network} {method} {budget} seed {seed}: {100 * found['finetuned']:.2f} %",
+                    flush=True,
+                )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -175,7 +207,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and, with several seeds, standard deviation of every method, the best first; accuracies in percent."""
+    """Mean and, with several seeds, standard deviation of every method, the best first; accuracies
+    in percent."""
     text = []
     for network, budget in dict.fromkeys((row["network"], row["budget"]) for row in rows):
         here = [row for row in rows if (row["network"], row["budget"]) == (network, budget)]
@@ -188,10 +221,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         entries = []
         for method in dict.fromkeys(row["method"] for row in here):
             runs = [row for row in here if row["method"] == method]
-            spread = [_spread([100 * row[key] for row in runs]) for key in ("flops", "recalibrated", "finetuned")]
+            spread = [
+                _spread([100 * row[key] for row in runs])
+                for key in ("flops", "recalibrated", "finetuned")
+            ]
             seconds = statistics.mean(row["deciding"] for row in runs)
             mean = statistics.mean(row["finetuned"] for row in runs)
-            entries.append((-mean, f"| {' | '.join([method, *spread, str(len(runs)), f'{seconds:.1f}'])} |"))
+            entries.append(
+                (-mean, f"| {' | '.join([method, *spread, str(len(runs)), f'{seconds:.1f}'])} |")
+            )
         text += [line for _, line in sorted(entries)]
     return "\n".join(text)
 
@@ -203,14 +241,24 @@ def _spread(values: list[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--networks", default="digits_resnet", help=f"of {', '.join(SETTINGS)}, joined by commas")
-    parser.add_argument("--methods", help="only these rows, or those of variants(), joined by semicolons")
-    parser.add_argument("--budgets", help="instead of both of a network's budgets, joined by commas")
+    parser.add_argument(
+        "--networks", default="digits_resnet", help=f"of {', '.join(SETTINGS)}, joined by commas"
+    )
+    parser.add_argument(
+        "--methods", help="only these rows, or those of variants(), joined by semicolons"
+    )
+    parser.add_argument(
+        "--budgets", help="instead of both of a network's budgets, joined by commas"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas")
     parser.add_argument("--data", help="for the CIFAR networks: cifar10:DIR?normalise=imagenet")
-    parser.add_argument("--weights", type=Path, help="for the CIFAR networks: the folder of the trained weights")
+    parser.add_argument(
+        "--weights", type=Path, help="for the CIFAR networks: the folder of the trained weights"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods.jsonl"), help="where results are added")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/methods.jsonl"), help="where results are added"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
-"""Repair without training: ResNet-20 on CIFAR-10 at half its FLOPs by L1, mended in every way from few images.
+"""Repair without training: ResNet-20 on CIFAR-10 at half its FLOPs by L1, mended in every way from
+few images.
 
     .venv/bin/python benchmarks/repair.py --data 'cifar10:DIR?normalise=imagenet' --weights FILE
 
-prints top-1 accuracy on the test images and writes it to benchmarks/results/repair.json. The seed decides which
-training images are the calibration images and which output positions least squares looks at. Minutes on one core.
+prints top-1 accuracy on the test images and writes it to benchmarks/results/repair.json. The seed
+decides which training images are the calibration images and which output positions least squares
+looks at. Minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,10 +48,22 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="data spec, such as cifar10:DIR?normalise=imagenet")
-    parser.add_argument("--weights", type=Path, required=True, help="cifar10_resnet20_optA.safetensors")
-    parser.add_argument("--images", type=int, nargs="+", default=[128, 512], help="calibration images to repair with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", required=True, help="data spec, such as cifar10:DIR?normalise=imagenet"
+    )
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="cifar10_resnet20_optA.safetensors"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[128, 512],
+        help="calibration images to repair with",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -85,13 +99,17 @@ def measured(graph: Graph, workload: Workload, seed: int, images: list[int]) -> 
                 Repair(method=method, images=count).run(state)  # type: ignore[arg-type]
             seconds = time.perf_counter() - started
             score = accuracy(state.graph, workload)
-            print(f"  seed {seed}, {count} images, {name}: {score:.2%} in {seconds:.1f} s", flush=True)
+            print(
+                f"  seed {seed}, {count} images, {name}: {score:.2%} in {seconds:.1f} s", flush=True
+            )
             found[f"{name} on {count}"] = score
             found.setdefault("seconds", {})[f"{name} on {count}"] = round(seconds, 1)
             report = state.records.get("repair-lstsq")
             if name == "lstsq" and isinstance(report, RepairReport):
                 fits = [item for item in report.layers if isinstance(item, LayerFit)]
-                found.setdefault("layers", {})[count] = {item.layer: [item.before, item.after] for item in fits}
+                found.setdefault("layers", {})[count] = {
+                    item.layer: [item.before, item.after] for item in fits
+                }
     return found
 
 
@@ -101,21 +119,33 @@ def table(runs: dict[int, dict[str, Any]]) -> str:
     for name in next(iter(runs.values())):
         scores = [100 * run[name] for run in runs.values() if isinstance(run[name], float)]
         if scores:
-            lines.append(f"| {name} | {statistics.mean(scores):.2f} | {min(scores):.2f} | {max(scores):.2f} |")
+            lines.append(
+                f"| {name} | {statistics.mean(scores):.2f} | {min(scores):.2f} | {max(scores):.2f} "
+                "|"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    graph = capture(load_model("zoo:resnet20", weights=options.weights).module, torch.zeros(2, *SHAPE[1:]))
+    graph = capture(
+        load_model("zoo:resnet20", weights=options.weights).module, torch.zeros(2, *SHAPE[1:])
+    )
     runs = {}
     for seed in options.seeds:
         workload = load_data(options.data, input_shape=SHAPE, seed=seed)
         runs[seed] = measured(graph, workload, seed, options.images)
     print(table(runs))
-    content = {"network": "ResNet-20 (CIFAR-10)", "weights": options.weights.name, "budget": BUDGET, "pass": "l1"}
-    write_json(options.output, {**content, "runs": runs, **environment(), "threads": options.threads})
+    content = {
+        "network": "ResNet-20 (CIFAR-10)",
+        "weights": options.weights.name,
+        "budget": BUDGET,
+        "pass": "l1",
+    }
+    write_json(
+        options.output, {**content, "runs": runs, **environment(), "threads": options.threads}
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.stem_norm(self.stem(x)))
-        x = F.relu(x + self.body_norm(self.body(x)))  # stem and body share their channels: they are cut together
+        x = F.relu(
+            x + self.body_norm(self.body(x))
+        )  # stem and body share their channels: they are cut together
         x = F.relu(self.head_norm(self.head(x)))
         return self.classifier(x.mean((2, 3)))
 

@@ -25,8 +25,9 @@ def tensor_leaves(outputs: object) -> list[Tensor]:
 
 
 def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Largest absolute difference (infinite for another number of elements) and largest finite absolute element of
-    ``one``. The same infinity, or NaN, on both sides is no difference; whole numbers and truth values differ by 1.
+    """Largest absolute difference (infinite for another number of elements) and largest finite
+    absolute element of ``one``. The same infinity, or NaN, on both sides is no difference; whole
+    numbers and truth values differ by 1.
     """
     one, other = one.reshape(-1), other.reshape(-1)
     if one.shape != other.shape:
@@ -45,7 +46,9 @@ def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
         return error, size
     same = (one == other) | (one.isnan() & other.isnan())
     apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
-    return float(apart.max()), float(torch.nan_to_num(one.double(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())
+    return float(apart.max()), float(
+        torch.nan_to_num(one.double(), nan=0.0, posinf=0.0, neginf=0.0).abs().max()
+    )
 
 
 def _largest(pieces: Iterable[Tensor]) -> float:
@@ -57,11 +60,14 @@ def _largest(pieces: Iterable[Tensor]) -> float:
 def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
     """The largest absolute difference between two (nested) outputs of tensors or arrays.
 
-    `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol * |b|``.
+    `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol *
+    |b|``.
     """
     left, right = ([array_of(leaf) for leaf in pytree.tree_leaves(item)] for item in (a, b))
     if [x.shape for x in left] != [y.shape for y in right]:
-        raise VerificationError(f"outputs of shape {[x.shape for x in left]} against {[y.shape for y in right]}")
+        raise VerificationError(
+            f"outputs of shape {[x.shape for x in left]} against {[y.shape for y in right]}"
+        )
     largest = 0.0
     for index, (x, y) in enumerate(zip(left, right, strict=True)):
         x, y = (z.astype(np.complex128 if np.iscomplexobj(z) else np.float64) for z in (x, y))
@@ -70,7 +76,9 @@ def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
             close = (error == 0) | (error <= atol + rtol * np.abs(y))
         worst = float(error.max(initial=0.0))
         if not np.all(close):
-            raise VerificationError(f"output {index} is off by {worst:.3g} (atol {atol:g}, rtol {rtol:g})")
+            raise VerificationError(
+                f"output {index} is off by {worst:.3g} (atol {atol:g}, rtol {rtol:g})"
+            )
         largest = max(largest, worst)
     return largest
 

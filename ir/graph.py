@@ -1,7 +1,8 @@
 """The graph: ops and values with identity, edited only through methods that keep the uses right.
 
-Parameters are values named by their qualified name; their tensors live beside the graph in a `Weights` dictionary, so
-one graph runs with full, sliced, masked or generated weights. Text and equality never look at tensors.
+Parameters are values named by their qualified name; their tensors live beside the graph in a
+`Weights` dictionary, so one graph runs with full, sliced, masked or generated weights. Text and
+equality never look at tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ ValueKind = Literal["input", "param", "buffer", "constant", "result"]
 
 @dataclass(eq=False, slots=True, repr=False)
 class Value:
-    """A tensor of the graph: an input, a named parameter, buffer or constant, or a result of an op."""
+    """A tensor of the graph: an input, a named parameter, buffer or constant, or a result of an
+    op."""
 
     name: str
     type: TensorType
@@ -62,7 +64,15 @@ class Value:
 
 Operand = None | bool | int | float | Value | tuple["Value | None", ...]
 Structure = (
-    None | bool | int | float | str | Value | tuple["Structure", ...] | list["Structure"] | dict[str, "Structure"]
+    None
+    | bool
+    | int
+    | float
+    | str
+    | Value
+    | tuple["Structure", ...]
+    | list["Structure"]
+    | dict[str, "Structure"]
 )
 
 NAMESPACES = ("aten", "prims", "torchvision")
@@ -73,7 +83,8 @@ ROLES: dict[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One reading of a value: operand number ``index`` of ``op`` (``position`` inside a list of tensors)."""
+    """One reading of a value: operand number ``index`` of ``op`` (``position`` inside a list of
+    tensors)."""
 
     op: Op
     index: int
@@ -82,10 +93,11 @@ class Use:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Op:
-    """One operation. ``target`` names an ATen overload (``aten.conv2d.default``), whose schema names the rest.
+    """One operation. ``target`` names an ATen overload (``aten.conv2d.default``), whose schema
+    names the rest.
 
-    ``operands`` holds one entry for every tensor argument of the schema, in its order; ``attrs`` every other argument.
-    Both change only through the methods of `Graph`.
+    ``operands`` holds one entry for every tensor argument of the schema, in its order; ``attrs``
+    every other argument. Both change only through the methods of `Graph`.
     """
 
     target: str
@@ -98,19 +110,22 @@ class Op:
     def result(self) -> Value:
         """The only result."""
         if len(self.results) != 1:
-            raise InternalError(f"{self.target} has {len(self.results)} results where one was expected ({self.loc})")
+            raise InternalError(
+                f"{self.target} has {len(self.results)} results where one was expected ({self.loc})"
+            )
         return self.results[0]
 
     @property
     def base(self) -> str:
-        """The op's name without overload: ``conv2d``. An op of a user's library keeps its namespace, ``mylib.conv2d``,
-        as it need not mean what PyTorch's op of that name does.
+        """The op's name without overload: ``conv2d``. An op of a user's library keeps its
+        namespace, ``mylib.conv2d``, as it need not mean what PyTorch's op of that name does.
         """
         return _base_of(self.target)
 
     @property
     def role(self) -> str:
-        """What the op does: its base, or that of the op of PyTorch it was declared to be like (`ROLES`)."""
+        """What the op does: its base, or that of the op of PyTorch it was declared to be like
+        (`ROLES`)."""
         return ROLES.get(self.base, self.base)
 
     @property
@@ -159,10 +174,11 @@ def _base_of(target: str) -> str:
 
 
 class Graph:
-    """A captured network: inputs, named weights, ops in execution order, outputs, and its channel groups.
+    """A captured network: inputs, named weights, ops in execution order, outputs, and its channel
+    groups.
 
-    ``weights`` holds the tensors that the parameter names refer to; it is no part of the graph's identity or text.
-    ``notes`` are what capture had to tell the user.
+    ``weights`` holds the tensors that the parameter names refer to; it is no part of the graph's
+    identity or text. ``notes`` are what capture had to tell the user.
     """
 
     def __init__(self, name: str) -> None:
@@ -205,7 +221,11 @@ class Graph:
     @property
     def dynamic_batch(self) -> bool:
         """Whether any input's size depends on the batch size ``N``."""
-        return any(not isinstance(dim, int) and hasattr(dim, "at") for v in self.inputs for dim in v.type.dims)
+        return any(
+            not isinstance(dim, int) and hasattr(dim, "at")
+            for v in self.inputs
+            for dim in v.type.dims
+        )
 
     def group(self, name: str) -> ChannelGroup:
         """The declared channel group of that name."""
@@ -284,8 +304,11 @@ class Graph:
         """Give a value another type."""
         value.type = type
 
-    def replace_uses(self, old: Value, new: Value, where: Callable[[Op], bool] = lambda op: True) -> None:
-        """Let every reader of ``old`` (and the outputs, unless ``where`` restricts the readers) read ``new``."""
+    def replace_uses(
+        self, old: Value, new: Value, where: Callable[[Op], bool] = lambda op: True
+    ) -> None:
+        """Let every reader of ``old`` (and the outputs, unless ``where`` restricts the readers)
+        read ``new``."""
 
         def swap(value: Value | None) -> Value | None:
             return new if value is old else value
@@ -313,7 +336,8 @@ class Graph:
         del self._ops[op]
 
     def erase_dead(self) -> int:
-        """Remove ops whose results nobody reads, and weights that no op reads; returns the number of ops removed."""
+        """Remove ops whose results nobody reads, and weights that no op reads; returns the number
+        of ops removed."""
         count = 0
         outputs = set(self.output_values)
         for op in reversed(self.ops):
@@ -321,7 +345,11 @@ class Graph:
                 self.erase(op)
                 count += 1
         for name, value in list(self.params.items()):
-            if not value._uses and value not in outputs and not name.endswith("num_batches_tracked"):
+            if (
+                not value._uses
+                and value not in outputs
+                and not name.endswith("num_batches_tracked")
+            ):
                 del self.params[name]
         return count
 
@@ -363,7 +391,9 @@ class Graph:
 
     def decide(self, keep: Mapping[str, tuple[tuple[int, int], ...] | None]) -> None:
         """Write the kept ranges of groups into the header."""
-        self.channels = tuple(replace(g, keep=keep[g.name]) if g.name in keep else g for g in self.channels)
+        self.channels = tuple(
+            replace(g, keep=keep[g.name]) if g.name in keep else g for g in self.channels
+        )
 
 
 def values_in(structure: Structure) -> Iterator[Value]:
@@ -392,7 +422,8 @@ def map_structure(function: Callable[[Value], Structure], structure: Structure) 
 
 
 def same_graph(a: Graph, b: Graph) -> bool:
-    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs, aliases and channel groups.
+    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs, aliases
+    and channel groups.
 
     Numbers are compared by their spelling: 1, 1.0 and true differ, and nan equals itself.
     """
@@ -416,6 +447,14 @@ def same_graph(a: Graph, b: Graph) -> bool:
         inputs = [value_key(v) for v in graph.inputs]
         params = [value_key(v) for v in graph.params.values()]
         outputs = (repr(map_structure(str, graph.outputs)), [str(v) for v in graph.output_values])
-        return (graph.name, graph.channels, inputs, params, graph.aliases, [op_key(op) for op in graph.ops], outputs)
+        return (
+            graph.name,
+            graph.channels,
+            inputs,
+            params,
+            graph.aliases,
+            [op_key(op) for op in graph.ops],
+            outputs,
+        )
 
     return key(a) == key(b)

@@ -1,7 +1,8 @@
 """Run a graph op by op over a dictionary of weights, in training or evaluation mode.
 
-The same graph runs with full, sliced, masked or generated weights. In training mode batch norm normalises by the batch
-and updates its running statistics in the dictionary, and dropout drops, exactly as torch's modules do.
+The same graph runs with full, sliced, masked or generated weights. In training mode batch norm
+normalises by the batch and updates its running statistics in the dictionary, and dropout drops,
+exactly as torch's modules do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["Frame", "Interpreter", "batch_of", "last_uses"]
 
 
 def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
-    """The batch size ``N`` of concrete inputs; `UserError` when their shapes do not fit the graph's."""
+    """The batch size ``N`` of concrete inputs; `UserError` when their shapes do not fit the
+    graph's."""
     if len(inputs) != len(graph.inputs):
         raise UserError(f"{graph.name} takes {len(graph.inputs)} inputs, {len(inputs)} were given")
     sizes = (
@@ -34,9 +36,14 @@ def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
     batch = next(sizes, 1)
     for value, tensor in zip(graph.inputs, inputs, strict=True):
         if tuple(tensor.shape) != value.type.shape(batch):
-            wanted = ", ".join(str(d) if isinstance(d, BatchSize) else str(dim_size(d)) for d in value.type.dims)
+            wanted = ", ".join(
+                str(d) if isinstance(d, BatchSize) else str(dim_size(d)) for d in value.type.dims
+            )
             at = f" with N = {batch}" if graph.dynamic_batch else ""
-            raise UserError(f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes [{wanted}]{at}")
+            raise UserError(
+                f"input {value.name} has shape {tuple(tensor.shape)}, {graph.name} takes "
+                f"[{wanted}]{at}"
+            )
     return batch
 
 
@@ -75,7 +82,8 @@ def last_uses(graph: Graph) -> dict[Op, list[Value]]:
 
 
 class Interpreter:
-    """Executes a graph. ``override`` may compute an op's results in the interpreter's place (or return None)."""
+    """Executes a graph. ``override`` may compute an op's results in the interpreter's place (or
+    return None)."""
 
     def __init__(
         self,
@@ -89,8 +97,8 @@ class Interpreter:
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Any:
         """The outputs, in the structure the model returns them.
 
-        ``weights`` maps every parameter, buffer and constant of the graph to its tensor; in training mode the running
-        statistics in it are updated in place.
+        ``weights`` maps every parameter, buffer and constant of the graph to its tensor; in
+        training mode the running statistics in it are updated in place.
         """
         steps = self.steps(weights, *inputs, training=training)
         while True:
@@ -108,7 +116,9 @@ class Interpreter:
             yield op, self.step(frame, op)
         return self.outputs(frame)
 
-    def frame(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Frame:
+    def frame(
+        self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False
+    ) -> Frame:
         """A run that has not begun; `step` takes it forward by one op, in the graph's order."""
         batch = batch_of(self.graph, inputs)
         env: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
@@ -129,7 +139,8 @@ class Interpreter:
 
         def compute() -> Any:
             attrs = {
-                name: torch_value(attr, frame.batch, frame.training, frame.device) for name, attr in op.attrs.items()
+                name: torch_value(attr, frame.batch, frame.training, frame.device)
+                for name, attr in op.attrs.items()
             }
             if op.attrs.get("training") == MODE and frame.training:
                 _count_batch(op, attrs, frame.weights)
@@ -142,7 +153,9 @@ class Interpreter:
             result = compute()
         results = result if isinstance(result, tuple | list) else (result,)
         if len(results) != len(op.results):
-            raise InternalError(f"{op} gave {len(results)} results, {len(op.results)} were declared")
+            raise InternalError(
+                f"{op} gave {len(results)} results, {len(op.results)} were declared"
+            )
         frame.env.update(zip(op.results, results, strict=True))
         for value in self._dead_after.get(op, ()):
             frame.env.pop(value, None)
@@ -158,7 +171,8 @@ class Interpreter:
 
 
 def _count_batch(op: Op, attrs: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """What nn.BatchNorm does in training beside normalising: count the batch; momentum None averages cumulatively."""
+    """What nn.BatchNorm does in training beside normalising: count the batch; momentum None
+    averages cumulatively."""
     running_mean = op.value(3)
     if running_mean is None:
         return

@@ -1,4 +1,5 @@
-"""Running somebody's module, or PyTorch's exporters, without a trace: modes come back, and nothing is printed."""
+"""Running somebody's module, or PyTorch's exporters, without a trace: modes come back, and nothing
+is printed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ __all__ = ["in_mode", "quiet"]
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """The module in evaluation or training mode; its modes, part by part, and the random state come back after."""
+    """The module in evaluation or training mode; its modes, part by part, and the random state come
+    back after."""
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=[]):
         try:
@@ -29,7 +31,8 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No prints, warnings or log lines from tracing and exporting; what matters comes back as an error."""
+    """No prints, warnings or log lines from tracing and exporting; what matters comes back as an
+    error."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")

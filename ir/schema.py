@@ -1,6 +1,8 @@
-"""What PyTorch's own op schemas say: operand and attribute names, defaults, and how to call an overload.
+"""What PyTorch's own op schemas say: operand and attribute names, defaults, and how to call an
+overload.
 
-Nothing here knows a particular op; printing, parsing, executing and generating code all read the same schema.
+Nothing here knows a particular op; printing, parsing, executing and generating code all read the
+same schema.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.types import Attr, BatchSize, Keyword
 
-__all__ = ["Argument", "Signature", "call", "overload", "scalar_to_attr", "signature", "torch_value"]
+__all__ = [
+    "Argument",
+    "Signature",
+    "call",
+    "overload",
+    "scalar_to_attr",
+    "signature",
+    "torch_value",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
@@ -73,13 +83,16 @@ class Signature:
 
 @cache
 def overload(target: str) -> torch._ops.OpOverload[..., Any]:
-    """The torch overload a target names; `UserError` if this torch (or a missing extension) does not have it."""
+    """The torch overload a target names; `UserError` if this torch (or a missing extension) does
+    not have it."""
     try:
         namespace, base, name = target.split(".")
         found: Any = getattr(getattr(getattr(torch.ops, namespace), base), name)
     except (AttributeError, ValueError):
         found = None
-    if not isinstance(found, torch._ops.OpOverload):  # a name like aten.conv2d.overloads is a method
+    if not isinstance(
+        found, torch._ops.OpOverload
+    ):  # a name like aten.conv2d.overloads is a method
         raise UserError(f"the op {target} does not exist in torch {torch.__version__}")
     return found
 
@@ -114,7 +127,9 @@ def scalar_to_attr(value: Any) -> Attr:
         return tuple(scalar_to_attr(item) for item in value)
     if isinstance(value, torch.layout):
         return None
-    raise UserError(f"an argument of type {type(value).__name__} has no place in the graph ({value!r})")
+    raise UserError(
+        f"an argument of type {type(value).__name__} has no place in the graph ({value!r})"
+    )
 
 
 def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) -> Any:
@@ -131,14 +146,19 @@ def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) ->
 
 
 def call(target: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
-    """Call an overload with torch values, each in its schema's place; arguments at their default are left out."""
+    """Call an overload with torch values, each in its schema's place; arguments at their default
+    are left out."""
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     tensors = iter(operands)
     skipped = False
     for argument in signature(target).arguments:
         value = next(tensors) if argument.is_tensor else attrs[argument.name]
-        if argument.has_default and (value is None or value == argument.default) and not argument.is_tensor:
+        if (
+            argument.has_default
+            and (value is None or value == argument.default)
+            and not argument.is_tensor
+        ):
             skipped = True
         elif argument.keyword_only or skipped:
             keywords[argument.name] = value

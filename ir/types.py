@@ -1,7 +1,7 @@
 """The frozen values of the IR: dimensions, tensor types, attribute words and locations.
 
-A dimension is a number, an expression in the batch size ``N``, or an axis of channels that carries the names of its
-channel groups: whatever shares a name is cut together.
+A dimension is a number, an expression in the batch size ``N``, or an axis of channels that carries
+the names of its channel groups: whatever shares a name is cut together.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ class BatchSize:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of ``count`` consecutive units of ``group`` from ``start``, each owning ``repeat`` neighbouring channels.
+    """A run of ``count`` consecutive units of ``group`` from ``start``, each owning ``repeat``
+    neighbouring channels.
 
-    A part without a group is a run of ``count`` channels that belong to no parameter (always there).
+    A part without a group is a run of ``count`` channels that belong to no parameter (always
+    there).
     """
 
     group: str | None
@@ -94,7 +96,8 @@ class SplitAxis:
 
 @dataclass(frozen=True, slots=True)
 class IndexedAxis:
-    """A channel axis whose order has no closed form (a shuffle): size, groups, and a digest of the order."""
+    """A channel axis whose order has no closed form (a shuffle): size, groups, and a digest of the
+    order."""
 
     size: int
     groups: tuple[str, ...]
@@ -129,12 +132,15 @@ class TensorType:
 
     def plain(self) -> TensorType:
         """The same type with the names of channel groups replaced by their sizes."""
-        return TensorType(self.dtype, tuple(d if isinstance(d, BatchSize) else dim_size(d) for d in self.dims))
+        return TensorType(
+            self.dtype, tuple(d if isinstance(d, BatchSize) else dim_size(d) for d in self.dims)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A bare word as an attribute value: a dtype, a memory format, or one of `MODE` and `DEVICE`."""
+    """A bare word as an attribute value: a dtype, a memory format, or one of `MODE` and
+    `DEVICE`."""
 
     name: str
 
@@ -167,10 +173,11 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
-    """A declared channel group: how many units it has, what its kept set must obey, and what is kept.
+    """A declared channel group: how many units it has, what its kept set must obey, and what is
+    kept.
 
-    ``blocks`` equal blocks must keep the same number of units each. ``keep`` lists half-open ranges of kept units, or
-    is None while nothing was decided.
+    ``blocks`` equal blocks must keep the same number of units each. ``keep`` lists half-open ranges
+    of kept units, or is None while nothing was decided.
     """
 
     name: str

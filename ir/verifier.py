@@ -1,7 +1,7 @@
 """Whether a graph holds together: definitions, uses, schemas, shapes, weights and channel groups.
 
-The manager runs it between passes. A fault is ours, not the user's; the message names the op, the user's source line,
-and shows the lines of the graph around it.
+The manager runs it between passes. A fault is ours, not the user's; the message names the op, the
+user's source line, and shows the lines of the graph around it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ from pruneopt.ir.types import (
 __all__ = ["IRError", "Verifier", "verify_graph"]
 
 BATCHES = (2, 3)
-"""Types are recomputed at two batch sizes, so that a size that should follow ``N`` is told from a fixed one."""
+"""Types are recomputed at two batch sizes, so that a size that should follow ``N`` is told from a
+fixed one."""
 
 _META = torch.device("meta")
 _KEYWORDS = {*DTYPES, *MEMORY_FORMATS, MODE.name, DEVICE.name}
 # What torch says when an op needs the numbers of a tensor, and not only its shape.
-_NEEDS_DATA = ("meta tensor", "data-dependent", "data dependent", "'meta' backend", "Meta backend", "device type: meta")
+_NEEDS_DATA = (
+    "meta tensor",
+    "data-dependent",
+    "data dependent",
+    "'meta' backend",
+    "Meta backend",
+    "device type: meta",
+)
 
 
 class IRError(InternalError):
@@ -46,14 +54,15 @@ class IRError(InternalError):
 
 
 def verify_graph(graph: Graph, *, types: bool = True) -> None:
-    """Raise `IRError` at the first thing in the graph that cannot be right. Without ``types`` the types of results are
-    taken as they are declared.
+    """Raise `IRError` at the first thing in the graph that cannot be right. Without ``types`` the
+    types of results are taken as they are declared.
     """
     Verifier(graph).run(types=types)
 
 
 class Verifier:
-    """One check of one graph; after `run`, ``skipped`` counts the ops whose types torch could not recompute."""
+    """One check of one graph; after `run`, ``skipped`` counts the ops whose types torch could not
+    recompute."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -63,7 +72,8 @@ class Verifier:
         self._defined: set[Value] = set()
 
     def run(self, *, types: bool = True) -> None:
-        """Check everything, in the order in which one fault would explain the next. ``types`` cost most."""
+        """Check everything, in the order in which one fault would explain the next. ``types`` cost
+        most."""
         self._check_groups()
         self._check_names()
         for value in self.graph.values:
@@ -91,7 +101,9 @@ class Verifier:
         ops = self.graph.ops
         place = ops.index(op)
         near = ops[max(0, place - context) : place + context + 1]
-        return "\n".join(f"  {'>' if other is op else ' '} {op_text(other, self._widths)}" for other in near)
+        return "\n".join(
+            f"  {'>' if other is op else ' '} {op_text(other, self._widths)}" for other in near
+        )
 
     # Header and names
 
@@ -119,12 +131,16 @@ class Verifier:
 
     def _check_type(self, value: Value) -> None:
         if value.type.dtype not in DTYPES and value.type.dtype != "none":
-            self._fail(f"{value_text(value)} has the unknown dtype {value.type.dtype}", value.producer)
+            self._fail(
+                f"{value_text(value)} has the unknown dtype {value.type.dtype}", value.producer
+            )
         for dim in value.type.dims:
             problem = self._dim_problem(dim)
             if problem:
                 text = dim_text(dim, self._widths)
-                self._fail(f"{value_text(value)} has the dimension {text}: {problem}", value.producer)
+                self._fail(
+                    f"{value_text(value)} has the dimension {text}: {problem}", value.producer
+                )
 
     def _dim_problem(self, dim: Dim) -> str | None:
         if isinstance(dim, int):
@@ -137,7 +153,10 @@ class Verifier:
         if isinstance(dim, Axis):
             return self._axis_problem(dim)
         if isinstance(dim, SplitAxis) and dim.size * dim.divisor != self._widths[dim.group]:
-            return f"${dim.group} has {self._widths[dim.group]} channels, not {dim.divisor} times {dim.size}"
+            return (
+                f"${dim.group} has {self._widths[dim.group]} channels, not {dim.divisor} times "
+                f"{dim.size}"
+            )
         return "a size is not negative" if isinstance(dim, IndexedAxis) and dim.size < 0 else None
 
     def _axis_problem(self, axis: Axis) -> str | None:
@@ -153,7 +172,10 @@ class Verifier:
     def _check_definitions(self) -> None:
         for value in (*self.graph.inputs, *self.graph.params.values()):
             if value.producer is not None:
-                self._fail(f"{value_text(value)} is an input or a weight, and yet has a producer", value.producer)
+                self._fail(
+                    f"{value_text(value)} is an input or a weight, and yet has a producer",
+                    value.producer,
+                )
             self._defined.add(value)
         for op in self.graph.ops:
             for value in op.inputs:
@@ -180,8 +202,17 @@ class Verifier:
                 count = known.get(op, 0)
                 if count != real[op]:
                     place = op if op in self.graph._ops else None
-                    self._fail(f"{value_text(value)} counts {count} readings by {op.target}, not {real[op]}", place)
-            if value.is_weight and not real and value not in outputs and not value.name.endswith("num_batches_tracked"):
+                    self._fail(
+                        f"{value_text(value)} counts {count} readings by {op.target}, not "
+                        f"{real[op]}",
+                        place,
+                    )
+            if (
+                value.is_weight
+                and not real
+                and value not in outputs
+                and not value.name.endswith("num_batches_tracked")
+            ):
                 self._fail(f"{value_text(value)} is declared, and no op reads it")
 
     # Schemas
@@ -192,7 +223,9 @@ class Verifier:
         except UserError as error:
             self._fail(str(error), op)
         if len(op.operands) != len(sig.operands):
-            self._fail(f"it has {len(op.operands)} operands, its schema has {len(sig.operands)}", op)
+            self._fail(
+                f"it has {len(op.operands)} operands, its schema has {len(sig.operands)}", op
+            )
         for argument, operand in zip(sig.operands, op.operands, strict=True):
             listed = "List[" in argument.type
             if operand is None and not argument.has_default and "Optional" not in argument.type:
@@ -202,7 +235,9 @@ class Verifier:
                 self._fail(f"its operand '{argument.name}' must be {kind}", op)
         names = {argument.name for argument in sig.attrs}
         for name in [*(names - op.attrs.keys()), *(op.attrs.keys() - names)]:
-            self._fail(f"it {'lacks the' if name in names else 'has an unknown'} attribute '{name}'", op)
+            self._fail(
+                f"it {'lacks the' if name in names else 'has an unknown'} attribute '{name}'", op
+            )
         for word in (word for attr in op.attrs.values() for word in _words(attr)):
             if word not in _KEYWORDS:
                 self._fail(f"the word '{word}' has no meaning", op)
@@ -218,16 +253,22 @@ class Verifier:
             found = _type_of(weights[name])
             if found != (value.type.dtype, value.type.shape()):
                 declared = type_text(value.type, self._widths)
-                self._fail(f"{value_text(value)} is declared as {declared}, its tensor is {_shape_text(*found)}")
+                self._fail(
+                    f"{value_text(value)} is declared as {declared}, its tensor is "
+                    f"{_shape_text(*found)}"
+                )
 
     # Types
 
     def _check_results(self, batch: int) -> None:
-        """Run every op on tensors without data, made from the declared types, and compare what comes out."""
+        """Run every op on tensors without data, made from the declared types, and compare what
+        comes out."""
         env: dict[Value, Any] = {}
         for value in self.graph.values:
             if value.type.dtype != "none":
-                env[value] = torch.empty(value.type.shape(batch), dtype=DTYPES[value.type.dtype], device=_META)
+                env[value] = torch.empty(
+                    value.type.shape(batch), dtype=DTYPES[value.type.dtype], device=_META
+                )
         for op in self.graph.ops:
             results = self._results(op, env, batch)
             if results is None:
@@ -241,13 +282,17 @@ class Verifier:
         """The results of an op on meta tensors; None (and counted) if torch needs data for them."""
         operands = [_fetch(operand, env) for operand in op.operands]
         try:
-            attrs = {name: torch_value(attr, batch, False, _META) for name, attr in op.attrs.items()}
+            attrs = {
+                name: torch_value(attr, batch, False, _META) for name, attr in op.attrs.items()
+            }
             if "momentum" in attrs and attrs["momentum"] is None:
                 attrs["momentum"] = 0.0  # a cumulative average; evaluation does not read it
             result = call(op.target, operands, attrs)
         except Exception as error:
             reason = str(error).strip()
-            if isinstance(error, NotImplementedError) or any(words in reason for words in _NEEDS_DATA):
+            if isinstance(error, NotImplementedError) or any(
+                words in reason for words in _NEEDS_DATA
+            ):
                 self.skipped[op.target] += batch == BATCHES[0]
                 return None
             reason = reason.splitlines()[0] if reason else type(error).__name__
@@ -259,7 +304,11 @@ class Verifier:
         wanted = (declared.dtype, declared.shape(batch))
         if found != wanted:
             at = f" at batch size {batch}" if self.graph.dynamic_batch else ""
-            text, shape, computed = type_text(declared, self._widths), _shape_text(*wanted), _shape_text(*found)
+            text, shape, computed = (
+                type_text(declared, self._widths),
+                _shape_text(*wanted),
+                _shape_text(*found),
+            )
             self._fail(f"it declares {text}, which is {shape}{at}, and computes {computed}", op)
 
 
@@ -271,7 +320,10 @@ def _group_problem(group: ChannelGroup) -> str | None:
     end = 0
     for start, stop in group.keep:
         if not end <= start < stop <= group.width:
-            return f"keeps {start}:{stop}, which is out of order or not among its {group.width} channels"
+            return (
+                f"keeps {start}:{stop}, which is out of order or not among its {group.width} "
+                "channels"
+            )
         end = stop
     if group.frozen is not None and group.kept != group.width:
         return "is frozen, and yet loses channels"

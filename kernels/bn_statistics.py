@@ -1,19 +1,20 @@
 """How recomputed batch-norm statistics are averaged over batches, by name and in closed form.
 
-In training mode every batch is normalised by its own statistics, so batches do not depend on each other: the running
-statistics afterwards are a weighted sum of per-batch means and (unbiased) variances. Which weights, the name says:
+In training mode every batch is normalised by its own statistics, so batches do not depend on each
+other: the running statistics afterwards are a weighted sum of per-batch means and (unbiased)
+variances. Which weights, the name says:
 
-- ``ema(momentum, reset)``: what `nn.BatchNorm2d` does. The last batches weigh most; with momentum 0.1 they count like
-  19 batches, however many there are. ``reset`` starts from mean 0 and variance 1 (MetaPruning), otherwise from the old
-  statistics (EagleEye).
+- ``ema(momentum, reset)``: what `nn.BatchNorm2d` does. The last batches weigh most; with momentum
+  0.1 they count like 19 batches, however many there are. ``reset`` starts from mean 0 and variance
+  1 (MetaPruning), otherwise from the old statistics (EagleEye).
 - ``mean``: the plain mean over batches, `torch.optim.swa_utils.update_bn`.
-- ``mean_biased``: the mean over batches, weighed by their sizes, of means and *biased* variances (Once-for-All,
-  `set_running_statistics`).
+- ``mean_biased``: the mean over batches, weighed by their sizes, of means and *biased* variances
+  (Once-for-All, `set_running_statistics`).
 
-``population`` is another thing: layer by layer over all calibration images, with the mean and the (biased) variance of
-all values together; the layers before already use their new statistics, as in inference. It depends neither on the
-batch size nor on the order. The mean of the batches' variances is not the variance of the pooled samples, which also
-contains that of the means.
+``population`` is another thing: layer by layer over all calibration images, with the mean and the
+(biased) variance of all values together; the layers before already use their new statistics, as in
+inference. It depends neither on the batch size nor on the order. The mean of the batches' variances
+is not the variance of the pooled samples, which also contains that of the means.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 
-__all__ = ["Averaging", "BatchWeights", "Kind", "batch_statistics", "combine", "ema_weights", "mean_weights", "pool"]
+__all__ = [
+    "Averaging",
+    "BatchWeights",
+    "Kind",
+    "batch_statistics",
+    "combine",
+    "ema_weights",
+    "mean_weights",
+    "pool",
+]
 
 Kind = Literal["ema", "mean", "mean_biased", "population"]
 
@@ -66,20 +76,26 @@ def ema_weights(n: int, momentum: float, reset: bool) -> BatchWeights:
     _check_count(n)
     age = torch.arange(n - 1, -1, -1, dtype=torch.float64)
     start = (1 - momentum) ** n
-    return BatchWeights(momentum * (1 - momentum) ** age, 0.0 if reset else start, start if reset else 0.0)
+    return BatchWeights(
+        momentum * (1 - momentum) ** age, 0.0 if reset else start, start if reset else 0.0
+    )
 
 
 def mean_weights(n: int, reset: bool = True, seen: int = 0) -> BatchWeights:
     """Weights of the cumulative mean over ``n`` batches.
 
-    Without ``reset`` the old statistics count as the ``seen`` batches they were averaged over, as in
-    `nn.BatchNorm2d(momentum=None)` with ``num_batches_tracked = seen``.
+    Without ``reset`` the old statistics count as the ``seen`` batches they were averaged over, as
+    in `nn.BatchNorm2d(momentum=None)` with ``num_batches_tracked = seen``.
     """
     _check_count(n)
     before = 0 if reset else seen
     if n == 0:
-        return BatchWeights(torch.zeros(0, dtype=torch.float64), 0.0 if reset else 1.0, 1.0 if reset else 0.0)
-    return BatchWeights(torch.full((n,), 1 / (n + before), dtype=torch.float64), before / (n + before), 0.0)
+        return BatchWeights(
+            torch.zeros(0, dtype=torch.float64), 0.0 if reset else 1.0, 1.0 if reset else 0.0
+        )
+    return BatchWeights(
+        torch.full((n,), 1 / (n + before), dtype=torch.float64), before / (n + before), 0.0
+    )
 
 
 def _check_count(n: int) -> None:
@@ -89,7 +105,8 @@ def _check_count(n: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Averaging:
-    """The semantics of recomputed statistics, to be stored with every score that depends on them."""
+    """The semantics of recomputed statistics, to be stored with every score that depends on
+    them."""
 
     kind: Kind = "mean"
     momentum: float | None = None
@@ -97,12 +114,15 @@ class Averaging:
 
     def __post_init__(self) -> None:
         if (self.kind == "ema") != (self.momentum is not None):
-            raise UserError(f"averaging by ema needs a momentum, and the others take none: not so {self.kind}")
+            raise UserError(
+                f"averaging by ema needs a momentum, and the others take none: not so {self.kind}"
+            )
         if self.kind in ("mean_biased", "population") and not self.reset:
             raise UserError(f"{self.kind} forgets the old statistics: it cannot go on from them")
 
     def weights(self, n: int, seen: int = 0) -> BatchWeights:
-        """The weights of ``n`` equal batches; ``seen`` is what ``mean`` without reset has averaged before."""
+        """The weights of ``n`` equal batches; ``seen`` is what ``mean`` without reset has averaged
+        before."""
         if self.momentum is not None:
             return ema_weights(n, self.momentum, self.reset)
         return mean_weights(n, self.reset, seen)
@@ -140,7 +160,10 @@ def pool(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tens
 
 
 def combine(
-    means: Tensor, variances: Tensor, weights: BatchWeights, initial: tuple[Tensor, Tensor] | None = None
+    means: Tensor,
+    variances: Tensor,
+    weights: BatchWeights,
+    initial: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The running mean and variance `[C]` after all batches.
 
@@ -148,14 +171,17 @@ def combine(
         means: per batch and channel, `[n, C]`.
         variances: unbiased, `[n, C]`.
         weights: of `ema_weights` or `mean_weights`.
-        initial: mean and variance `[C]` before; needed where the old statistics still weigh something.
+        initial: mean and variance `[C]` before; needed where the old statistics still weigh
+            something.
 
     Raises:
         UserError: ``initial`` is missing, or the shapes do not fit.
     """
     if means.shape != variances.shape or len(means) != len(weights.batches):
         shapes = f"{list(means.shape)} and {list(variances.shape)}"
-        raise UserError(f"means and variances of shape {shapes} do not fit {len(weights.batches)} batches")
+        raise UserError(
+            f"means and variances of shape {shapes} do not fit {len(weights.batches)} batches"
+        )
     if initial is None and not math.isclose(weights.old, 0.0, abs_tol=0.0):
         raise UserError("the old statistics still weigh something: give them as initial")
     share = weights.batches.to(means)

@@ -1,7 +1,9 @@
-"""Build a launch for a GPU that need not be there, and read what came out: registers, spills, shared memory, copies.
+"""Build a launch for a GPU that need not be there, and read what came out: registers, spills,
+shared memory, copies.
 
-For those who write kernels. Two faults do not show as errors: facts about alignment that get lost, after which copies
-are scalar and slow; and more shared memory than a GPU has. So look at the numbers.
+For those who write kernels. Two faults do not show as errors: facts about alignment that get lost,
+after which copies are scalar and slow; and more shared memory than a GPU has. So look at the
+numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +25,19 @@ from pruneopt.kernels.launch import Launch, interpreted
 
 __all__ = ["SHARED_MEMORY", "Built", "build", "compiled"]
 
-SHARED_MEMORY: Mapping[int, int] = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+SHARED_MEMORY: Mapping[int, int] = {
+    80: 166912,
+    86: 101376,
+    89: 101376,
+    90: 232448,
+    100: 232448,
+    120: 101376,
+}
 """Bytes of shared memory that a program may ask for, by compute capability times ten."""
 
 REGISTERS = 65536
-"""Registers of a multiprocessor: registers per thread times threads of a program must not exceed it."""
+"""Registers of a multiprocessor: registers per thread times threads of a program must not exceed
+it."""
 
 _TYPES = {
     torch.float64: "fp64",
@@ -64,9 +74,11 @@ class Built:
 
 
 def build(launch: Launch, architecture: int) -> Built:
-    """Compile a launch for a compute capability times ten (80, 86, 89, 90, 100, 120); no GPU is needed.
+    """Compile a launch for a compute capability times ten (80, 86, 89, 90, 100, 120); no GPU is
+    needed.
 
-    The launch's tensors may be on the meta device. Pointers are taken to be aligned to 16 bytes, as `Launch` demands.
+    The launch's tensors may be on the meta device. Pointers are taken to be aligned to 16 bytes, as
+    `Launch` demands.
 
     Raises:
         UserError: in the interpreter, which compiles nothing.
@@ -87,18 +99,22 @@ def build(launch: Launch, architecture: int) -> Built:
 
 
 def compiled(launch: Launch, architecture: int) -> Any:
-    """Triton's compiled kernel, with its intermediate code in `asm`; for the arguments see `build`."""
+    """Triton's compiled kernel, with its intermediate code in `asm`; for the arguments see
+    `build`."""
     if interpreted(launch.kernel):
         raise UserError("under TRITON_INTERPRET=1 nothing is compiled: unset it in this process")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(launch.kernel, **_signature(launch))
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+    return triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options=launch.options
+    )
 
 
 def _signature(launch: Launch) -> dict[str, Any]:
-    """Types, constants and alignments of a kernel's parameters, as a launch with these arguments has them."""
+    """Types, constants and alignments of a kernel's parameters, as a launch with these arguments
+    has them."""
     names = list(launch.kernel.arg_names)
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -131,5 +147,7 @@ def _disassemble(cubin: bytes) -> tuple[int, str]:
 
 
 def _run(*command: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
     return done.stdout + done.stderr if done.returncode == 0 else ""

@@ -18,13 +18,17 @@ __all__ = ["add_act", "add_act_launch", "pack", "pack_launch"]
 _INPUTS, _OUTPUTS = 32, 64
 
 
-def add_act(x: Tensor, segments: Segments, pixels: int, prologue: Prologue, *, tile: Tile | None = None) -> None:
-    """`materialised = activation(affine(x) + residual_affine(residual))`, written out for several readers.
+def add_act(
+    x: Tensor, segments: Segments, pixels: int, prologue: Prologue, *, tile: Tile | None = None
+) -> None:
+    """`materialised = activation(affine(x) + residual_affine(residual))`, written out for several
+    readers.
 
     The same fields of a segment say where things lie as for a convolution that writes its input.
 
     Args:
-        x: inputs of all segments, float32, float16 or bfloat16, `[images, pixels, padded(n_in)]` per segment.
+        x: inputs of all segments, float32, float16 or bfloat16, `[images, pixels, padded(n_in)]`
+            per segment.
         segments: fields x, in_table, residual, residual_table, materialised, images, n_in.
         pixels: of one image.
         prologue: what is done; `materialised` must be given, of the dtype of `x`.
@@ -49,7 +53,12 @@ def add_act_launch(
     return Launch(
         kernel=add_act_kernel,
         grid=(row_tiles(segments, pixels, tile), columns, len(segments)),
-        arguments={"x_ptr": x, **prologue_arguments(prologue), "table_ptr": segments.table, "pixels": pixels},
+        arguments={
+            "x_ptr": x,
+            **prologue_arguments(prologue),
+            "table_ptr": segments.table,
+            "pixels": pixels,
+        },
         constants={"IN_ACT": prologue.activation, "BLOCK_M": tile.rows, "BLOCK_C": tile.columns},
         warps=tile.warps,
         stages=tile.stages,
@@ -57,18 +66,20 @@ def add_act_launch(
 
 
 def pack(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tensor) -> None:
-    """Gather a convolution's weight into the kernels' layout, in the order of the indices, zero elsewhere.
+    """Gather a convolution's weight into the kernels' layout, in the order of the indices, zero
+    elsewhere.
 
-    With all channels in order of importance this is done once, and every prefix is a view of it. With an arbitrary
-    subset it is done for every candidate.
+    With all channels in order of importance this is done once, and every prefix is a view of it.
+    With an arbitrary subset it is done for every candidate.
 
     Args:
-        weight: `[out, in, ...taps]`, contiguous, as PyTorch has it (`in` counts channels of one group).
+        weight: `[out, in, ...taps]`, contiguous, as PyTorch has it (`in` counts channels of one
+            group).
         keep_out: which outputs, int64 `[n_out]` on the host.
-        keep_in: which inputs, int64 `[n_in]` on the host; or `[groups, n_in]`, where every group keeps its own, and
-            the outputs are that many equal shares.
-        packed: `[taps, rows, columns]`, any of the kernels' dtypes; written whole. Rows and columns are multiples of 16
-            (`padded`), or for a depthwise weight (`in` is 1) rows may be 1.
+        keep_in: which inputs, int64 `[n_in]` on the host; or `[groups, n_in]`, where every group
+            keeps its own, and the outputs are that many equal shares.
+        packed: `[taps, rows, columns]`, any of the kernels' dtypes; written whole. Rows and columns
+            are multiples of 16 (`padded`), or for a depthwise weight (`in` is 1) rows may be 1.
 
     Raises:
         UserError: indices or shapes that do not fit.
@@ -112,21 +123,37 @@ def pack_launch(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tenso
 def _check_packing(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tensor) -> None:
     """Ranks and sizes of a weight, its indices and its packed form."""
     if weight.dim() < 2 or packed.dim() != 3 or keep_out.dim() != 1 or keep_in.dim() not in (1, 2):
-        raise UserError("pack takes a weight [out, in, ...], indices [n_out] and [n_in] or [groups, n_in], and 3 axes")
+        raise UserError(
+            "pack takes a weight [out, in, ...], indices [n_out] and [n_in] or [groups, n_in], and "
+            "3 axes"
+        )
     taps, rows, columns = packed.shape
     if taps != weight[0, 0].numel():
-        raise UserError(f"a weight with {weight[0, 0].numel()} taps does not fit packed of shape {list(packed.shape)}")
-    if rows < keep_in.shape[-1] or columns < len(keep_out) or columns % ALIGNMENT or (rows % ALIGNMENT and rows != 1):
         raise UserError(
-            f"{keep_in.shape[-1]} inputs and {len(keep_out)} outputs do not fit packed of shape {list(packed.shape)}: "
+            f"a weight with {weight[0, 0].numel()} taps does not fit packed of shape "
+            f"{list(packed.shape)}"
+        )
+    if (
+        rows < keep_in.shape[-1]
+        or columns < len(keep_out)
+        or columns % ALIGNMENT
+        or (rows % ALIGNMENT and rows != 1)
+    ):
+        raise UserError(
+            f"{keep_in.shape[-1]} inputs and {len(keep_out)} outputs do not fit packed of shape "
+            f"{list(packed.shape)}: "
             f"round both up to multiples of {ALIGNMENT}"
         )
     if weight.numel() >= LIMIT or packed.numel() >= LIMIT:
-        raise UserError(f"a weight of {weight.numel()} elements is too large: the limit is {LIMIT - 1}")
+        raise UserError(
+            f"a weight of {weight.numel()} elements is too large: the limit is {LIMIT - 1}"
+        )
 
 
 def _check_indices(name: str, index: Tensor, size: int) -> None:
     if index.dtype != torch.int64 or index.device.type != "cpu" or index.numel() == 0:
         raise UserError(f"{name} must be int64 indices on the host, and not empty")
     if int(index.min()) < 0 or int(index.max()) >= size:
-        raise UserError(f"{name} reaches from {int(index.min())} to {int(index.max())}, outside 0 to {size - 1}")
+        raise UserError(
+            f"{name} reaches from {int(index.min())} to {int(index.max())}, outside 0 to {size - 1}"
+        )

@@ -1,7 +1,9 @@
-"""The end of a network: `mean_pixels`, the linear layer by `conv` over one pixel, `score`; `head` is all three.
+"""The end of a network: `mean_pixels`, the linear layer by `conv` over one pixel, `score`; `head`
+is all three.
 
-Scores are per image first: two candidates are compared on the same images, and stages of a race add to each other. The
-sums are taken by one program per segment, so they are the same bits in every run.
+Scores are per image first: two candidates are compared on the same images, and stages of a race add
+to each other. The sums are taken by one program per segment, so they are the same bits in every
+run.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def head(
     teacher: Tensor | None = None,
     precision: Precision = "ieee",
 ) -> None:
-    """`score(linear(mean over pixels(prologue(x))))`: four small launches, for the arguments see the parts.
+    """`score(linear(mean over pixels(prologue(x))))`: four small launches, for the arguments see
+    the parts.
 
     Args:
         x: the last activation, as for `mean_pixels`.
@@ -51,7 +54,8 @@ def head(
         logits: float32, `[images, padded(classes)]` per segment; written.
         labels: as for `score`.
         scores: written.
-        segments: those of `mean_pixels` (x to pooled) and those of the linear layer and `score` (pooled to logits).
+        segments: those of `mean_pixels` (x to pooled) and those of the linear layer and `score`
+            (pooled to logits).
         prologue: of `x`.
         teacher: as for `score`.
         precision: of float32 products.
@@ -65,12 +69,15 @@ def head(
     score(logits, labels, scores, second, teacher=teacher)
 
 
-def mean_pixels(x: Tensor, y: Tensor, segments: Segments, pixels: int, *, prologue: Prologue | None = None) -> None:
+def mean_pixels(
+    x: Tensor, y: Tensor, segments: Segments, pixels: int, *, prologue: Prologue | None = None
+) -> None:
     """`y = mean over an image's pixels of prologue(x)`.
 
     Args:
         x: float32, float16 or bfloat16, `[images, pixels, padded(n_in)]` per segment.
-        y: of the dtype of `x` or float32, `[images, padded(n_in)]` per segment, from `y` on; written, pads included.
+        y: of the dtype of `x` or float32, `[images, padded(n_in)]` per segment, from `y` on;
+            written, pads included.
         segments: fields x, y, images, n_in, and those of the prologue; n_in and n_out are the same.
         pixels: of one image.
         prologue: on load; it cannot write its input here.
@@ -95,7 +102,9 @@ def mean_pixels_launch(
     if prologue.materialised is not None:
         raise UserError("mean_pixels does not write its input: use add_act")
     if not torch.equal(segments.column("n_in"), segments.column("n_out")):
-        raise UserError("a mean over pixels has as many outputs as inputs: set n_in = n_out in every segment")
+        raise UserError(
+            "a mean over pixels has as many outputs as inputs: set n_in = n_out in every segment"
+        )
     check_input(x, segments, pixels, prologue)
     check_tensors(segments.table.device, {"y": (y, output_dtypes(x))})
     width = segments.width("n_in")
@@ -113,7 +122,14 @@ def mean_pixels_launch(
     )
 
 
-def score(logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, *, teacher: Tensor | None = None) -> None:
+def score(
+    logits: Tensor,
+    labels: Tensor,
+    scores: Scores,
+    segments: Segments,
+    *,
+    teacher: Tensor | None = None,
+) -> None:
     """Count right answers and add log-likelihoods, and divergences from a teacher.
 
     Args:
@@ -131,7 +147,12 @@ def score(logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, *,
 
 
 def score_launches(
-    logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, *, teacher: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    scores: Scores,
+    segments: Segments,
+    *,
+    teacher: Tensor | None = None,
 ) -> tuple[Launch, Launch]:
     """What `score` runs, per image and the sums; for the arguments see there."""
     _check_scores(logits, labels, scores, segments, teacher)
@@ -176,7 +197,9 @@ def score_launches(
     return each, total
 
 
-def _check_scores(logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, teacher: Tensor | None) -> None:
+def _check_scores(
+    logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, teacher: Tensor | None
+) -> None:
     device = segments.table.device
     images, starts = segments.column("images"), segments.column("image")
     integer, double = (torch.int32,), (torch.float64,)
@@ -197,11 +220,17 @@ def _check_scores(logits: Tensor, labels: Tensor, scores: Scores, segments: Segm
     classes = segments.largest("n_out")
     if classes > _LARGEST:
         raise UserError(f"{classes} classes are too many: the limit is {_LARGEST}")
-    if (teacher is None) != (scores.divergence is None) or (teacher is None) != (scores.divergence_sum is None):
-        raise UserError("a teacher, divergence and divergence_sum belong together: give all three or none")
+    if (teacher is None) != (scores.divergence is None) or (teacher is None) != (
+        scores.divergence_sum is None
+    ):
+        raise UserError(
+            "a teacher, divergence and divergence_sum belong together: give all three or none"
+        )
     if teacher is not None:
         if teacher.dim() != 2 or bool((segments.column("n_out") != teacher.shape[1]).any()):
-            raise UserError(f"teacher logits of shape {list(teacher.shape)} do not fit {classes} classes")
+            raise UserError(
+                f"teacher logits of shape {list(teacher.shape)} do not fit {classes} classes"
+            )
         segments.check("teacher", teacher, starts * classes, images * classes)
     segments.check("logits", logits, segments.column("y"), images * segments.width("n_out"))
     segments.check("labels", labels, starts, images)

@@ -9,7 +9,8 @@ try:
     import triton.language as tl
 except ImportError as error:
     raise UserError(
-        "the GPU kernels need Triton, which cannot be imported here: it comes with PyTorch for Linux and NVIDIA GPUs, "
+        "the GPU kernels need Triton, which cannot be imported here: it comes with PyTorch for "
+        "Linux and NVIDIA GPUs, "
         "or by `pip install triton`"
     ) from error
 

@@ -1,4 +1,5 @@
-"""One launch of a kernel as a value: what runs on a GPU is also what the compile check builds without one."""
+"""One launch of a kernel as a value: what runs on a GPU is also what the compile check builds
+without one."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The compiler's options; fused multiply-add is named because Triton's default for it changes."""
+        """The compiler's options; fused multiply-add is named because Triton's default for it
+        changes."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def run(self) -> None:
@@ -50,14 +52,20 @@ class Launch:
             UserError: a device that cannot run it, or a grid that is too large.
         """
         if max(self.grid[1:]) > 65535:
-            raise UserError(f"a grid of {self.grid} programs is too large: use fewer segments per launch")
-        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
+            raise UserError(
+                f"a grid of {self.grid} programs is too large: use fewer segments per launch"
+            )
+        device = next(
+            value.device for value in self.arguments.values() if isinstance(value, Tensor)
+        )
         if not interpreted(self.kernel):
             _check_device(device)
             with torch.cuda.device(device):
                 self._start()
         elif device.type != "cpu":
-            raise UserError(f"under TRITON_INTERPRET=1 the kernels take tensors on the CPU, not on {device}")
+            raise UserError(
+                f"under TRITON_INTERPRET=1 the kernels take tensors on the CPU, not on {device}"
+            )
         else:
             self._start()
 
@@ -66,7 +74,8 @@ class Launch:
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether a kernel runs in Triton's interpreter, which `TRITON_INTERPRET=1` at the first import decides."""
+    """Whether a kernel runs in Triton's interpreter, which `TRITON_INTERPRET=1` at the first import
+    decides."""
     return not isinstance(kernel, triton.JITFunction)
 
 
@@ -91,19 +100,24 @@ def architecture(device: torch.device) -> int:
 def _check_device(device: torch.device) -> None:
     if device.type != "cuda" or torch.version.cuda is None:
         raise UserError(
-            f"the GPU kernels need an NVIDIA GPU, and these tensors are on {device}: move them there, or use "
+            f"the GPU kernels need an NVIDIA GPU, and these tensors are on {device}: move them "
+            "there, or use "
             "pruneopt.kernels.reference, which computes the same anywhere"
         )
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < OLDEST_ARCHITECTURE:
         raise UserError(
-            f"the GPU kernels need compute capability 8.0 or later, and {device} has {major}.{minor}: use "
+            f"the GPU kernels need compute capability 8.0 or later, and {device} has "
+            f"{major}.{minor}: use "
             "pruneopt.kernels.reference"
         )
 
 
-def check_tensors(device: torch.device, tensors: Mapping[str, tuple[Tensor | None, tuple[torch.dtype, ...]]]) -> None:
-    """Operands are on the device of the segment table, contiguous, aligned, and of a dtype that is allowed.
+def check_tensors(
+    device: torch.device, tensors: Mapping[str, tuple[Tensor | None, tuple[torch.dtype, ...]]]
+) -> None:
+    """Operands are on the device of the segment table, contiguous, aligned, and of a dtype that is
+    allowed.
 
     Raises:
         UserError: the first that is not.
@@ -112,11 +126,20 @@ def check_tensors(device: torch.device, tensors: Mapping[str, tuple[Tensor | Non
         if tensor is None:
             continue
         if tensor.device != device:
-            raise UserError(f"{name} is on {tensor.device} but the segment table on {device}: move one of them")
+            raise UserError(
+                f"{name} is on {tensor.device} but the segment table on {device}: move one of them"
+            )
         if tensor.dtype not in dtypes:
             wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise UserError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and must be {wanted}")
+            raise UserError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and must be {wanted}"
+            )
         if not tensor.is_contiguous():
-            raise UserError(f"{name} of shape {list(tensor.shape)} is not contiguous: call .contiguous() first")
+            raise UserError(
+                f"{name} of shape {list(tensor.shape)} is not contiguous: call .contiguous() first"
+            )
         if tensor.device.type != "meta" and tensor.data_ptr() % 16:
-            raise UserError(f"{name} does not begin at a multiple of 16 bytes: slice its buffer at one, or clone it")
+            raise UserError(
+                f"{name} does not begin at a multiple of 16 bytes: slice its buffer at one, or "
+                "clone it"
+            )

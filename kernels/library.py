@@ -1,10 +1,13 @@
-"""The fused operations as ops of PyTorch (``torch.ops.pruneopt``), on whole tensors `[N, C, H, W]`, in plain PyTorch.
+"""The fused operations as ops of PyTorch (``torch.ops.pruneopt``), on whole tensors `[N, C, H, W]`,
+in plain PyTorch.
 
-They are what a lowered graph is written in: what each computes stands here, on any device and in any precision. On a
-GPU the kernels of this package do the same for many candidates at once, on packed buffers.
+They are what a lowered graph is written in: what each computes stands here, on any device and in
+any precision. On a GPU the kernels of this package do the same for many candidates at once, on
+packed buffers.
 
-An input that is not finished is given as ``raw`` with what is still to be done: ``activation(raw * scale + shift +
-residual * residual_scale + residual_shift)``; what is None is left out. Scales and shifts are `[C]`.
+An input that is not finished is given as ``raw`` with what is still to be done: ``activation(raw *
+scale + shift + residual * residual_scale + residual_shift)``; what is None is left out. Scales and
+shifts are `[C]`.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def finish(
         UserError: an activation that kernels do not have.
     """
     if activation not in ACTIVATIONS:
-        raise UserError(f"kernels have no activation {activation}: use one of {', '.join(ACTIVATIONS)}")
+        raise UserError(
+            f"kernels have no activation {activation}: use one of {', '.join(ACTIVATIONS)}"
+        )
     x = _spread(raw, scale, shift)
     if residual is not None:
         x = x + _spread(residual, residual_scale, residual_shift)
@@ -73,8 +78,8 @@ def conv_statistics(
     """A convolution of an input finished on the way in, with the statistics of what comes out.
 
     Returns:
-        the raw output `[N, C', H', W']`, its mean and biased variance per channel `[C']`, and the finished input, for
-        others that read it.
+        the raw output `[N, C', H', W']`, its mean and biased variance per channel `[C']`, and the
+        finished input, for others that read it.
     """
     x = finish(raw, scale, shift, residual, residual_scale, residual_shift, activation)
     out = functional.conv2d(x, weight, None, list(stride), list(padding), list(dilation), groups)
@@ -92,7 +97,8 @@ def conv_output(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """A convolution of a finished input in evaluation mode: ``activation(conv(x) + bias + residual)``, finished."""
+    """A convolution of a finished input in evaluation mode: ``activation(conv(x) + bias +
+    residual)``, finished."""
     out = functional.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
     return finish(out, None, None, residual, None, None, activation)
 
@@ -123,7 +129,9 @@ def mean_pixels(
     activation: str,
 ) -> Tensor:
     """The mean over pixels of an input finished on the way in, `[N, C, 1, 1]`."""
-    return finish(raw, scale, shift, residual, residual_scale, residual_shift, activation).mean((2, 3), keepdim=True)
+    return finish(raw, scale, shift, residual, residual_scale, residual_shift, activation).mean(
+        (2, 3), keepdim=True
+    )
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

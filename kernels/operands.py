@@ -1,4 +1,5 @@
-"""What goes before and after a kernel's arithmetic, as values: affine maps, activations, residuals, statistics."""
+"""What goes before and after a kernel's arithmetic, as values: affine maps, activations, residuals,
+statistics."""
 
 from __future__ import annotations
 
@@ -9,14 +10,24 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 
-__all__ = ["ACTIVATIONS", "Activation", "Affine", "Output", "Partials", "Prologue", "Scores", "tiles"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Affine",
+    "Output",
+    "Partials",
+    "Prologue",
+    "Scores",
+    "tiles",
+]
 
 Activation = Literal["identity", "relu", "relu6", "hardswish", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def tiles(images: int, pixels: int, tile_rows: int) -> int:
-    """Tiles, hence rows of partial statistics, of a segment with `images` output images of `pixels` each."""
+    """Tiles, hence rows of partial statistics, of a segment with `images` output images of `pixels`
+    each."""
     return -(-images * pixels // tile_rows)
 
 
@@ -30,7 +41,8 @@ class Affine:
     """`x * scale + shift` per channel: a batch norm with known statistics.
 
     Attributes:
-        scale: float32 tables, one after another; a segment's begins at its `in_table` (or `residual_table`).
+        scale: float32 tables, one after another; a segment's begins at its `in_table` (or
+            `residual_table`).
         shift: likewise. Both are zero for pad channels, so that these stay zero.
     """
 
@@ -40,15 +52,16 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """What is done to an input while it is read: `activation(affine(x) + residual_affine(residual))`.
+    """What is done to an input while it is read: `activation(affine(x) +
+    residual_affine(residual))`.
 
     Attributes:
         affine: of the input; None leaves it as it is.
         activation: applied last.
         residual: shaped as the input; None adds nothing.
         residual_affine: of the residual; None adds it as it is.
-        materialised: where the finished input is written as well, for readers that need it later; shaped as the input,
-            and overlapping nothing that is read.
+        materialised: where the finished input is written as well, for readers that need it later;
+            shaped as the input, and overlapping nothing that is read.
     """
 
     affine: Affine | None = None
@@ -65,12 +78,14 @@ class Prologue:
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """Epilogue of a training-mode pass: mean and sum of squared deviations of every tile of rows, centred in the tile.
+    """Epilogue of a training-mode pass: mean and sum of squared deviations of every tile of rows,
+    centred in the tile.
 
     Attributes:
         mean: float32; a segment's part begins at its `partials` and is `[tiles, padded(n_out)]`.
         m2: likewise.
-        tile_rows: rows of a tile, as the launch's `Tile` says; the last tile of a segment may have fewer.
+        tile_rows: rows of a tile, as the launch's `Tile` says; the last tile of a segment may have
+            fewer.
     """
 
     mean: Tensor
@@ -105,7 +120,8 @@ class Scores:
         likelihood: float32 per image, the logarithm of the label's softmax probability.
         correct_sum: int32 `[segments]`.
         likelihood_sum: float64 `[segments]`.
-        divergence: float32 per image, KL(teacher || candidate) of the softmax; None with no teacher.
+        divergence: float32 per image, KL(teacher || candidate) of the softmax; None with no
+            teacher.
         divergence_sum: float64 `[segments]`; None with no teacher.
     """
 

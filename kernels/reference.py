@@ -1,8 +1,9 @@
 """Every kernel in plain PyTorch, on the same buffers and tables, on any device and also in float64.
 
-These are what the kernels are tested against, and what computes where there is no GPU. They are written for reading:
-one segment after another, each as the operation that PyTorch has for it. Sums are in float32, or in float64 where the
-tensors are. Arguments are those of the kernels; buffers must be contiguous, and written ones are written in place.
+These are what the kernels are tested against, and what computes where there is no GPU. They are
+written for reading: one segment after another, each as the operation that PyTorch has for it. Sums
+are in float32, or in float64 where the tensors are. Arguments are those of the kernels; buffers
+must be contiguous, and written ones are written in place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from pruneopt.kernels.operands import Affine, Output, Partials, Prologue, Scores
 from pruneopt.kernels.segments import Pools, Segment, Segments, padded
 from pruneopt.kernels.window import POINT, Window
 
-__all__ = ["add_act", "conv", "dwconv", "finalize", "head", "mean_pixels", "pack", "pool", "score", "stem"]
+__all__ = [
+    "add_act",
+    "conv",
+    "dwconv",
+    "finalize",
+    "head",
+    "mean_pixels",
+    "pack",
+    "pool",
+    "score",
+    "stem",
+]
 
 Epilogue = Partials | Output
 
@@ -52,7 +64,9 @@ def dwconv(
     """As `convolution.dwconv`."""
     for segment in segments.segments:
         pixels = _input(x, segment, window.in_pixels, prologue or Prologue())
-        _convolve(pixels, _weight(weight, segment, window, 1), y, segment, window, segment.n_in, epilogue)
+        _convolve(
+            pixels, _weight(weight, segment, window, 1), y, segment, window, segment.n_in, epilogue
+        )
 
 
 def stem(
@@ -69,7 +83,9 @@ def stem(
     for segment in segments.segments:
         chosen = pictures[segment.image : segment.image + segment.images]
         pixels = (chosen.to(_wide(weight)) * normalise.scale + normalise.shift).flatten(1, 2)
-        _convolve(pixels, _weight(weight, segment, window, segment.n_in), y, segment, window, 1, epilogue)
+        _convolve(
+            pixels, _weight(weight, segment, window, segment.n_in), y, segment, window, 1, epilogue
+        )
 
 
 def finalize(
@@ -88,7 +104,9 @@ def finalize(
     for segment in segments.segments:
         rows = segment.images * pixels
         shape = (tiles(segment.images, pixels, partials.tile_rows), padded(segment.n_out))
-        means, squares = (_part(part, segment.partials, shape) for part in (partials.mean, partials.m2))
+        means, squares = (
+            _part(part, segment.partials, shape) for part in (partials.mean, partials.m2)
+        )
         starts = torch.arange(shape[0], device=means.device) * partials.tile_rows
         counts = (rows - starts).clamp(max=partials.tile_rows).to(means)[:, None]
         average = (means * counts).sum(0) / rows
@@ -116,7 +134,9 @@ def pool(
         part = pools.segments.segments[item.first : item.first + item.count]
         width = (padded(part[0].n_out),)
         means = torch.stack([_part(batch_mean, segment.out_table, width) for segment in part])
-        variances = torch.stack([_part(batch_variance, segment.out_table, width) for segment in part])
+        variances = torch.stack(
+            [_part(batch_variance, segment.out_table, width) for segment in part]
+        )
         counts = torch.tensor([segment.images * pixels for segment in part]).to(means)[:, None]
         average = (means * counts).sum(0) / counts.sum()
         spread = ((variances + (means - average).square()) * counts).sum(0) / counts.sum()
@@ -162,17 +182,28 @@ def head(
     score(logits, labels, scores, second, teacher=teacher)
 
 
-def mean_pixels(x: Tensor, y: Tensor, segments: Segments, pixels: int, *, prologue: Prologue | None = None) -> None:
+def mean_pixels(
+    x: Tensor, y: Tensor, segments: Segments, pixels: int, *, prologue: Prologue | None = None
+) -> None:
     """As `head.mean_pixels`."""
     for segment in segments.segments:
         mean = _input(x, segment, pixels, prologue or Prologue()).mean(1)
         _part(y, segment.y, (segment.images, padded(segment.n_in))).copy_(mean)
 
 
-def score(logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, *, teacher: Tensor | None = None) -> None:
+def score(
+    logits: Tensor,
+    labels: Tensor,
+    scores: Scores,
+    segments: Segments,
+    *,
+    teacher: Tensor | None = None,
+) -> None:
     """As `head.score`."""
     for index, segment in enumerate(segments.segments):
-        rows = _part(logits, segment.y, (segment.images, padded(segment.n_out)))[:, : segment.n_out].to(_wide(logits))
+        rows = _part(logits, segment.y, (segment.images, padded(segment.n_out)))[
+            :, : segment.n_out
+        ].to(_wide(logits))
         chosen = labels[segment.image : segment.image + segment.images]
         likelihood = -functional.cross_entropy(rows, chosen, reduction="none")
         correct = (rows.argmax(1) == chosen) & ~likelihood.isnan()
@@ -181,9 +212,15 @@ def score(logits: Tensor, labels: Tensor, scores: Scores, segments: Segments, *,
         _part(scores.likelihood, segment.out_table, where).copy_(likelihood)
         scores.correct_sum[index] = correct.sum()
         scores.likelihood_sum[index] = likelihood.double().sum()
-        if teacher is not None and scores.divergence is not None and scores.divergence_sum is not None:
+        if (
+            teacher is not None
+            and scores.divergence is not None
+            and scores.divergence_sum is not None
+        ):
             taught = teacher[segment.image : segment.image + segment.images].to(rows).log_softmax(1)
-            divergence = functional.kl_div(rows.log_softmax(1), taught, reduction="none", log_target=True).sum(1)
+            divergence = functional.kl_div(
+                rows.log_softmax(1), taught, reduction="none", log_target=True
+            ).sum(1)
             _part(scores.divergence, segment.out_table, where).copy_(divergence)
             scores.divergence_sum[index] = divergence.double().sum()
 
@@ -207,7 +244,8 @@ def _affine(x: Tensor, affine: Affine | None, start: int) -> Tensor:
 
 
 def _input(x: Tensor, segment: Segment, pixels: int, prologue: Prologue) -> Tensor:
-    """The finished input `[images, pixels, padded(n_in)]`, written out where the prologue says so."""
+    """The finished input `[images, pixels, padded(n_in)]`, written out where the prologue says
+    so."""
     shape = (segment.images, pixels, padded(segment.n_in))
     value = _affine(_part(x, segment.x, shape).to(_wide(x)), prologue.affine, segment.in_table)
     if prologue.residual is not None:
@@ -227,11 +265,22 @@ def _weight(weight: Tensor, segment: Segment, window: Window, n_in: int) -> Tens
 
 
 def _convolve(
-    pixels: Tensor, kernel: Tensor, y: Tensor, segment: Segment, window: Window, groups: int, epilogue: Epilogue | None
+    pixels: Tensor,
+    kernel: Tensor,
+    y: Tensor,
+    segment: Segment,
+    window: Window,
+    groups: int,
+    epilogue: Epilogue | None,
 ) -> None:
-    """One segment's convolution and epilogue, from finished inputs `[images, pixels, at least n_in]`."""
-    images = pixels[..., : segment.n_in].unflatten(1, (window.height, window.width)).permute(0, 3, 1, 2)
-    made = functional.conv2d(images, kernel, None, window.stride, window.padding, window.dilation, groups)
+    """One segment's convolution and epilogue, from finished inputs `[images, pixels, at least
+    n_in]`."""
+    images = (
+        pixels[..., : segment.n_in].unflatten(1, (window.height, window.width)).permute(0, 3, 1, 2)
+    )
+    made = functional.conv2d(
+        images, kernel, None, window.stride, window.padding, window.dilation, groups
+    )
     rows = made.permute(0, 2, 3, 1).flatten(0, 2)
     shape = (len(rows), padded(segment.n_out))
     if isinstance(epilogue, Output):
@@ -244,13 +293,18 @@ def _convolve(
     stored.copy_(functional.pad(rows, (0, shape[1] - segment.n_out)))
     if isinstance(epilogue, Partials):
         count = tiles(1, len(rows), epilogue.tile_rows)
-        mean, m2 = (_part(part, segment.partials, (count, shape[1])) for part in (epilogue.mean, epilogue.m2))
+        mean, m2 = (
+            _part(part, segment.partials, (count, shape[1]))
+            for part in (epilogue.mean, epilogue.m2)
+        )
         for index, tile in enumerate(stored.to(_wide(y)).split(epilogue.tile_rows)):
             mean[index] = tile.mean(0)
             m2[index] = (tile - tile.mean(0)).square().sum(0)
 
 
-def _write_statistics(mean: Tensor, variance: Tensor, start: int, average: Tensor, spread: Tensor) -> None:
+def _write_statistics(
+    mean: Tensor, variance: Tensor, start: int, average: Tensor, spread: Tensor
+) -> None:
     _part(mean, start, tuple(average.shape)).copy_(average)
     _part(variance, start, tuple(spread.shape)).copy_(spread)
 

@@ -1,10 +1,11 @@
 """The segment table: which parts of which buffers one launch works on.
 
-A segment is one candidate on one batch. All segments of a launch share the kernel, the window and the buffers; they
-differ in widths, in the number of images, and in where in the buffers they lie. So candidates of different widths, and
-all batches of a candidate, go through one launch.
+A segment is one candidate on one batch. All segments of a launch share the kernel, the window and
+the buffers; they differ in widths, in the number of images, and in where in the buffers they lie.
+So candidates of different widths, and all batches of a candidate, go through one launch.
 
-Offsets count elements. Bases are 64 bits; inside a segment the kernels count in 32 bits, which `Segments` checks.
+Offsets count elements. Bases are 64 bits; inside a segment the kernels count in 32 bits, which
+`Segments` checks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pruneopt.errors import UserError
 __all__ = ["ALIGNMENT", "COLUMNS", "LIMIT", "Pool", "Pools", "Segment", "Segments", "padded"]
 
 ALIGNMENT = 16
-"""Channels are stored in multiples of this, and offsets are multiples of it, so that every copy is 16 bytes wide."""
+"""Channels are stored in multiples of this, and offsets are multiples of it, so that every copy is
+16 bytes wide."""
 
 LIMIT = 2**31
 """Elements that offsets of 32 bits reach."""
@@ -33,7 +35,8 @@ def padded(width: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One candidate on one batch. Kernels use the fields they need; the order is that of the table's columns.
+    """One candidate on one batch. Kernels use the fields they need; the order is that of the
+    table's columns.
 
     Attributes:
         x: where the input `[images, height, width, padded(n_in)]` begins.
@@ -41,7 +44,8 @@ class Segment:
         y: where the output `[images, height, width, padded(n_out)]` begins.
         in_table: where the input's scale and shift begin, `[padded(n_in)]`.
         partials: where the partial statistics begin, `[tiles, padded(n_out)]`.
-        out_table: where per-channel results begin, `[padded(n_out)]`; for `score` per-image results.
+        out_table: where per-channel results begin, `[padded(n_out)]`; for `score` per-image
+            results.
         params: where gamma, beta or bias begin; only the first `n_out` are read.
         residual: where what is added begins; shaped as what it is added to.
         residual_table: where scale and shift of the residual begin.
@@ -49,12 +53,15 @@ class Segment:
         image: the first image of the segment in its data set, for pictures, labels and teachers.
         n_in: channels of the input.
         n_out: channels of the output.
-        w_columns: columns of the stored weight; more than `padded(n_out)` where the candidate is a prefix of it.
-        w_rows: rows per tap of the stored weight; more than `padded(n_in)` where the candidate is a prefix of it.
+        w_columns: columns of the stored weight; more than `padded(n_out)` where the candidate is a
+            prefix of it.
+        w_rows: rows per tap of the stored weight; more than `padded(n_in)` where the candidate is a
+            prefix of it.
         images: how many images.
 
     Raises:
-        UserError: a negative or unaligned offset, an empty width, or a weight narrower than the candidate.
+        UserError: a negative or unaligned offset, an empty width, or a weight narrower than the
+            candidate.
     """
 
     x: int = 0
@@ -77,14 +84,16 @@ class Segment:
     def __post_init__(self) -> None:
         if min(self.n_in, self.n_out, self.images) < 1:
             raise UserError(
-                f"a segment of {self.images} images from {self.n_in} to {self.n_out} channels is empty: "
+                f"a segment of {self.images} images from {self.n_in} to {self.n_out} channels is "
+                "empty: "
                 "use 1 or more of each"
             )
         for name in _OFFSETS:
             offset: int = getattr(self, name)
             if offset < 0 or offset % ALIGNMENT:
                 raise UserError(
-                    f"offset {name}={offset} of a segment must be a multiple of {ALIGNMENT}, and not negative"
+                    f"offset {name}={offset} of a segment must be a multiple of {ALIGNMENT}, and "
+                    "not negative"
                 )
         if self.image < 0:
             raise UserError(f"image={self.image} of a segment must not be negative")
@@ -105,9 +114,10 @@ COLUMNS = {name: number for number, name in enumerate(_NAMES)}
 class Segments:
     """The table of a launch, on the device and, for checking, on the host.
 
-    Kernels read the table on the device alone. Whoever gives its memory may write other, smaller widths and fewer
-    images there later: a launch that was made for these segments then works on others, and its programs that have
-    nothing to do end at once. With no images a segment has no work at all.
+    Kernels read the table on the device alone. Whoever gives its memory may write other, smaller
+    widths and fewer images there later: a launch that was made for these segments then works on
+    others, and its programs that have nothing to do end at once. With no images a segment has no
+    work at all.
 
     Args:
         segments: the rows.
@@ -123,7 +133,10 @@ class Segments:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], device: torch.device | str = "cpu", table: Tensor | None = None
+        self,
+        segments: Sequence[Segment],
+        device: torch.device | str = "cpu",
+        table: Tensor | None = None,
     ) -> None:
         if not 0 < len(segments) < 65536:
             raise UserError(f"a launch takes 1 to 65535 segments, not {len(segments)}")
@@ -133,14 +146,21 @@ class Segments:
         self.table = self.host.to(device) if table is None else table.copy_(self.host)
         self._columns = dict(zip(_NAMES, self.host.unbind(1), strict=True))
         self._widths = {
-            name: (self._columns[name] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for name in ("n_in", "n_out")
+            name: (self._columns[name] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+            for name in ("n_in", "n_out")
         }
 
     @classmethod
     def read(cls, table: Tensor) -> Segments:
         """The segments that have work, of a table as it stands now on its device."""
         rows: list[list[int]] = table.tolist()
-        return cls([Segment(**dict(zip(_NAMES, row, strict=True))) for row in rows if row[COLUMNS["images"]]])
+        return cls(
+            [
+                Segment(**dict(zip(_NAMES, row, strict=True)))
+                for row in rows
+                if row[COLUMNS["images"]]
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -176,7 +196,8 @@ class Segments:
         if len(large):
             at = int(large[0])
             raise UserError(
-                f"segment {at} takes {int(size[at])} elements of {name}, more than {LIMIT - 1}: give it fewer images"
+                f"segment {at} takes {int(size[at])} elements of {name}, more than {LIMIT - 1}: "
+                "give it fewer images"
             )
         at = int((end > buffer.numel()).nonzero()[0])
         raise UserError(
@@ -195,14 +216,22 @@ class Segments:
         Raises:
             UserError: the first segment that does not fit.
         """
-        narrow = ((self.column("w_columns") < self.width("n_out")) | (self.column("w_rows") < rows)).nonzero()
+        narrow = (
+            (self.column("w_columns") < self.width("n_out")) | (self.column("w_rows") < rows)
+        ).nonzero()
         if len(narrow):
             segment = self.segments[int(narrow[0])]
             raise UserError(
-                f"segment {int(narrow[0])} needs a weight of {int(rows[narrow[0]])} rows per tap and "
+                f"segment {int(narrow[0])} needs a weight of {int(rows[narrow[0]])} rows per tap "
+                "and "
                 f"{padded(segment.n_out)} columns, not of {segment.w_rows} and {segment.w_columns}"
             )
-        self.check("weight", weight, self.column("w"), taps * self.column("w_rows") * self.column("w_columns"))
+        self.check(
+            "weight",
+            weight,
+            self.column("w"),
+            taps * self.column("w_rows") * self.column("w_columns"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,10 +266,14 @@ class Pools:
             if pool.first < 0 or pool.count < 1 or pool.first + pool.count > len(segments):
                 raise UserError(f"{pool} lies outside the {len(segments)} segments")
             if pool.out_table < 0 or pool.out_table % ALIGNMENT:
-                raise UserError(f"out_table={pool.out_table} of a pool must be a multiple of {ALIGNMENT}")
+                raise UserError(
+                    f"out_table={pool.out_table} of a pool must be a multiple of {ALIGNMENT}"
+                )
             part = segments.segments[pool.first : pool.first + pool.count]
             if len({(segment.n_out, segment.params) for segment in part}) > 1:
-                raise UserError(f"{pool} mixes candidates: its segments must share n_out and params")
+                raise UserError(
+                    f"{pool} mixes candidates: its segments must share n_out and params"
+                )
         self.pools = tuple(pools)
         self.segments = segments
         rows = [[pool.first, pool.count, pool.out_table] for pool in pools]

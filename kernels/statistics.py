@@ -1,8 +1,10 @@
-"""From partial statistics to batch norm: `finalize` per batch, and `pool` over all batches of a candidate.
+"""From partial statistics to batch norm: `finalize` per batch, and `pool` over all batches of a
+candidate.
 
-`finalize` gives what a batch norm in training mode uses: each segment by its own statistics. For running statistics its
-means and (biased) variances are weighted afterwards, as `bn_statistics` says. `pool` gives the statistics of all
-samples together, which is what the following layers then see: layer by layer, without any order of batches.
+`finalize` gives what a batch norm in training mode uses: each segment by its own statistics. For
+running statistics its means and (biased) variances are weighted afterwards, as `bn_statistics`
+says. `pool` gives the statistics of all samples together, which is what the following layers then
+see: layer by layer, without any order of batches.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def finalize(
     affine: Affine | None = None,
     eps: float = 1e-5,
 ) -> None:
-    """Combine the tiles of every segment (Chan et al., 1979), and write the affine map that its batch norm is.
+    """Combine the tiles of every segment (Chan et al., 1979), and write the affine map that its
+    batch norm is.
 
     Args:
         partials: as a convolution wrote them.
@@ -44,13 +47,16 @@ def finalize(
         pixels: of one output image, `window.out_pixels`.
         gamma: float32 weight of the batch norm, from `params` on; needed for `affine`.
         beta: float32 bias of the batch norm, likewise.
-        affine: where scale and shift are written, from `out_table` on, zero for pads; None writes statistics only.
+        affine: where scale and shift are written, from `out_table` on, zero for pads; None writes
+            statistics only.
         eps: of the batch norm.
 
     Raises:
         UserError: operands that do not fit each other, the table or the device.
     """
-    finalize_launch(partials, mean, variance, segments, pixels, gamma=gamma, beta=beta, affine=affine, eps=eps).run()
+    finalize_launch(
+        partials, mean, variance, segments, pixels, gamma=gamma, beta=beta, affine=affine, eps=eps
+    ).run()
 
 
 def finalize_launch(
@@ -74,7 +80,9 @@ def finalize_launch(
     if affine is not None:
         written |= {"scale": affine.scale, "shift": affine.shift}
         _check_parameters(gamma, beta, segments)
-    check_tensors(segments.table.device, {name: (tensor, FLOAT) for name, tensor in written.items()})
+    check_tensors(
+        segments.table.device, {name: (tensor, FLOAT) for name, tensor in written.items()}
+    )
     for name, tensor in written.items():
         segments.check(name, tensor, segments.column("out_table"), width)
     return Launch(
@@ -112,14 +120,16 @@ def pool(
     affine: Affine,
     eps: float = 1e-5,
 ) -> None:
-    """Statistics of all samples of several segments, and the affine map of a batch norm that uses them.
+    """Statistics of all samples of several segments, and the affine map of a batch norm that uses
+    them.
 
     The pooled variance is that of the samples: it contains the variance of the batches' means.
 
     Args:
         batch_mean: of `finalize`, from each segment's `out_table` on.
         batch_variance: likewise, biased.
-        mean: float32, per pool `[padded(n_out)]` from the pool's `out_table` on; written, zero for pads.
+        mean: float32, per pool `[padded(n_out)]` from the pool's `out_table` on; written, zero for
+            pads.
         variance: likewise, biased. Neither may overlap what is read.
         pools: which segments belong together.
         pixels: of one output image, `window.out_pixels`.
@@ -132,7 +142,16 @@ def pool(
         UserError: operands that do not fit each other, the table or the device.
     """
     pool_launch(
-        batch_mean, batch_variance, mean, variance, pools, pixels, gamma=gamma, beta=beta, affine=affine, eps=eps
+        batch_mean,
+        batch_variance,
+        mean,
+        variance,
+        pools,
+        pixels,
+        gamma=gamma,
+        beta=beta,
+        affine=affine,
+        eps=eps,
     ).run()
 
 
@@ -153,7 +172,9 @@ def pool_launch(
     segments = pools.segments
     read = {"batch mean": batch_mean, "batch variance": batch_variance}
     written = {"mean": mean, "variance": variance, "scale": affine.scale, "shift": affine.shift}
-    check_tensors(segments.table.device, {name: (tensor, FLOAT) for name, tensor in (read | written).items()})
+    check_tensors(
+        segments.table.device, {name: (tensor, FLOAT) for name, tensor in (read | written).items()}
+    )
     _check_parameters(gamma, beta, segments)
     width = segments.width("n_out")
     for name, tensor in read.items():

@@ -1,6 +1,7 @@
 """The first convolution of a network, from pictures of bytes: `stem`.
 
-Its result is the same for every candidate that keeps the first layer, so compute it once and keep it.
+Its result is the same for every candidate that keeps the first layer, so compute it once and keep
+it.
 """
 
 from __future__ import annotations
@@ -44,15 +45,19 @@ def stem(
     precision: Precision = "ieee",
     tile: Tile | None = None,
 ) -> None:
-    """`y = epilogue(conv2d(pictures * scale + shift, weight))`, zero padding applied after normalising.
+    """`y = epilogue(conv2d(pictures * scale + shift, weight))`, zero padding applied after
+    normalising.
 
     Args:
         pictures: uint8 `[pictures, height, width, colours]`; a segment begins at its field `image`.
-        weight: as for `conv`, `[taps, w_rows, w_columns]`; the rows are colours. Its dtype is that of the products.
+        weight: as for `conv`, `[taps, w_rows, w_columns]`; the rows are colours. Its dtype is that
+            of the products.
         y: outputs, of the dtype of `weight` or float32; written whole, pads included.
-        segments: fields image, w, y, images, n_in (colours), n_out, w_rows, w_columns, and those of the epilogue.
+        segments: fields image, w, y, images, n_in (colours), n_out, w_rows, w_columns, and those of
+            the epilogue.
         window: the geometry; its height and width are those of the pictures.
-        normalise: scale and shift per colour, float32 `[colours]`: `1 / (255 std)` and `-mean / std`.
+        normalise: scale and shift per colour, float32 `[colours]`: `1 / (255 std)` and `-mean /
+            std`.
         epilogue: on store.
         precision: of float32 products.
         tile: None takes the table's (`tiles.stem_tile`).
@@ -61,7 +66,15 @@ def stem(
         UserError: operands that do not fit each other, the table or the device.
     """
     stem_launch(
-        pictures, weight, y, segments, window, normalise=normalise, epilogue=epilogue, precision=precision, tile=tile
+        pictures,
+        weight,
+        y,
+        segments,
+        window,
+        normalise=normalise,
+        epilogue=epilogue,
+        precision=precision,
+        tile=tile,
     ).run()
 
 
@@ -118,16 +131,24 @@ def _check_pictures(pictures: Tensor, segments: Segments, window: Window, normal
     """Pictures fit the window and the table; the number of colours."""
     check_tensors(
         segments.table.device,
-        {"pictures": (pictures, (torch.uint8,)), "scale": (normalise.scale, FLOAT), "shift": (normalise.shift, FLOAT)},
+        {
+            "pictures": (pictures, (torch.uint8,)),
+            "scale": (normalise.scale, FLOAT),
+            "shift": (normalise.shift, FLOAT),
+        },
     )
     if pictures.dim() != 4 or tuple(pictures.shape[1:3]) != (window.height, window.width):
         wanted = f"[pictures, {window.height}, {window.width}, colours]"
-        raise UserError(f"pictures of shape {list(pictures.shape)} do not fit the window: give them as {wanted}")
+        raise UserError(
+            f"pictures of shape {list(pictures.shape)} do not fit the window: give them as {wanted}"
+        )
     colours = pictures.shape[3]
     if bool((segments.column("n_in") != colours).any()):
         raise UserError(f"the pictures have {colours} colours: set n_in={colours} in every segment")
     if normalise.scale.shape != (colours,) or normalise.shift.shape != (colours,):
         raise UserError(f"scale and shift must have one number for each of the {colours} colours")
     size = window.in_pixels * colours
-    segments.check("pictures", pictures, segments.column("image") * size, segments.column("images") * size)
+    segments.check(
+        "pictures", pictures, segments.column("image") * size, segments.column("images") * size
+    )
     return colours

@@ -1,7 +1,7 @@
 """How large the tiles of each kernel are: a table by output width, depth and architecture.
 
-The entries are those that compile without spilling registers and within shared memory; the compile check
-(`tests/kernels/test_compile.py`) builds them. None has been tuned on a GPU yet.
+The entries are those that compile without spilling registers and within shared memory; the compile
+check (`tests/kernels/test_compile.py`) builds them. None has been tuned on a GPU yet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import torch
 
 from pruneopt.errors import UserError
 
-__all__ = ["DTYPES", "Precision", "Tile", "conv_tile", "depthwise_tile", "elementwise_tile", "stem_tile"]
+__all__ = [
+    "DTYPES",
+    "Precision",
+    "Tile",
+    "conv_tile",
+    "depthwise_tile",
+    "elementwise_tile",
+    "stem_tile",
+]
 
 Precision = Literal["ieee", "tf32"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +52,9 @@ class Tile:
     def __post_init__(self) -> None:
         for value in (self.rows, self.columns, self.depth, self.warps):
             if value < 1 or value & (value - 1):
-                raise UserError(f"{self} is impossible: rows, columns, depth and warps are powers of two")
+                raise UserError(
+                    f"{self} is impossible: rows, columns, depth and warps are powers of two"
+                )
 
 
 def _bucket(width: int, largest: int) -> int:
@@ -56,7 +66,12 @@ def _bucket(width: int, largest: int) -> int:
 
 
 def conv_tile(
-    n_out: int, n_in: int, dtype: torch.dtype, architecture: int, precision: Precision = "ieee", groups: int = 1
+    n_out: int,
+    n_in: int,
+    dtype: torch.dtype,
+    architecture: int,
+    precision: Precision = "ieee",
+    groups: int = 1,
 ) -> Tile:
     """The tile of `conv` for the widest candidate of a launch.
 
@@ -76,7 +91,9 @@ def conv_tile(
     if precision == "tf32":
         rows, columns = 128 if groups == 1 else 64, _bucket(n_out, 64)
         small = architecture in _SMALL_MEMORY
-        return Tile(rows, columns, _bucket(n_in, 32), 4 if small or columns <= 32 else 8, 2 if small else 3)
+        return Tile(
+            rows, columns, _bucket(n_in, 32), 4 if small or columns <= 32 else 8, 2 if small else 3
+        )
     return Tile(64, _bucket(n_out, 64), 16, 4, 2)
 
 
@@ -88,19 +105,22 @@ def _half(n_out: int, n_in: int, architecture: int, groups: int) -> Tile:
         return Tile(64, _bucket(n_out, 32), min(depth, 32), 4, 2)
     if n_out > 64:
         return Tile(128, 128, depth, 8, 2 if small else 3)
-    # Narrow outputs with 32 channels a step: with 64, four warps come close to the limit of 255 registers.
+    # Narrow outputs with 32 channels a step: with 64, four warps come close to the limit of 255
+    # registers.
     return Tile(128, _bucket(n_out, 64), min(depth, 32), 4, 4)
 
 
 def depthwise_tile(channels: int, architecture: int) -> Tile:
-    """The tile of `dwconv`; few rows, so that many programs keep loads in flight: it waits for memory, not for sums."""
+    """The tile of `dwconv`; few rows, so that many programs keep loads in flight: it waits for
+    memory, not for sums."""
     if architecture == INTERPRETER:
         return Tile(32, 32, 1, 1, 1)
     return Tile(32, _bucket(channels, 64), 1, 4, 2)
 
 
 def stem_tile(n_out: int, architecture: int) -> Tile:
-    """The tile of `stem`; pixels are gathered one byte at a time, so there is nothing to keep in flight."""
+    """The tile of `stem`; pixels are gathered one byte at a time, so there is nothing to keep in
+    flight."""
     if architecture == INTERPRETER:
         return Tile(32, 32, 32, 1, 1)
     return Tile(64, _bucket(n_out, 64), 32, 4, 2)

@@ -1,7 +1,8 @@
 """Tiles that were measured on a device, in a file; the table of `kernels.tiles` stays the default.
 
-The file is for one device, one compute capability and one version of Triton; for others it is ignored, with a warning.
-It is found by the environment variable ``PRUNEOPT_TUNED_TILES``, or given to `TritonKernels`.
+The file is for one device, one compute capability and one version of Triton; for others it is
+ignored, with a warning. It is found by the environment variable ``PRUNEOPT_TUNED_TILES``, or given
+to `TritonKernels`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,22 @@ from pruneopt.files import write_json
 from pruneopt.kernels.tiles import INTERPRETER, Precision, Tile, conv_tile, depthwise_tile
 from pruneopt.kernels.window import Window
 
-__all__ = ["VARIABLE", "Problem", "TunedTiles", "choose", "configurations", "device_key", "save", "tuned_tiles"]
+__all__ = [
+    "VARIABLE",
+    "Problem",
+    "TunedTiles",
+    "choose",
+    "configurations",
+    "device_key",
+    "save",
+    "tuned_tiles",
+]
 
 VARIABLE = "PRUNEOPT_TUNED_TILES"
 FORMAT = 1
 WORTH = 0.97
-"""A tile takes the place of the default where it needs at most this share of the default's time: less is noise."""
+"""A tile takes the place of the default where it needs at most this share of the default's time:
+less is noise."""
 
 
 def _power(width: int) -> int:
@@ -39,7 +50,8 @@ class Problem:
     """A class of convolutions that share a tile.
 
     Attributes:
-        n_out, n_in: channels of one group, rounded up to powers of two; of a depthwise convolution both are all.
+        n_out, n_in: channels of one group, rounded up to powers of two; of a depthwise convolution
+            both are all.
         taps, stride: of the window; the stride is the vertical one.
         groups: 0 for depthwise, 1, or 2 for any number from two on.
         dtype: of the stored activations.
@@ -56,7 +68,13 @@ class Problem:
 
     @classmethod
     def of(
-        cls, n_out: int, n_in: int, window: Window, groups: int, dtype: torch.dtype, precision: Precision = "ieee"
+        cls,
+        n_out: int,
+        n_in: int,
+        window: Window,
+        groups: int,
+        dtype: torch.dtype,
+        precision: Precision = "ieee",
     ) -> Problem:
         """The class of a convolution; ``groups=0`` is a depthwise one."""
         share = max(1, groups)
@@ -67,7 +85,9 @@ class Problem:
     def __str__(self) -> str:
         kind = ("depthwise", "conv", "grouped conv")[self.groups]
         dtype = str(self.dtype).removeprefix("torch.")
-        words = f"{kind} {self.n_in} to {self.n_out}, {self.taps} taps, stride {self.stride}, {dtype}"
+        words = (
+            f"{kind} {self.n_in} to {self.n_out}, {self.taps} taps, stride {self.stride}, {dtype}"
+        )
         return words + (f" {self.precision}" if self.dtype == torch.float32 and self.groups else "")
 
     def default(self, architecture: int) -> Tile:
@@ -79,19 +99,30 @@ class Problem:
 
 
 def configurations(problem: Problem, architecture: int) -> tuple[Tile, ...]:
-    """The tiles that are tried, the default first. One that a device cannot run drops out when it is tried."""
+    """The tiles that are tried, the default first. One that a device cannot run drops out when it
+    is tried."""
     default = problem.default(architecture)
     columns = default.columns
     if architecture == INTERPRETER:
         others = [Tile(16, columns, default.depth, 1, 1)]
     elif not problem.groups:
         narrow = min(32, columns)
-        small = ((16, columns, 4), (64, columns, 4), (64, columns, 8), (32, narrow, 2), (64, narrow, 4))
+        small = (
+            (16, columns, 4),
+            (64, columns, 4),
+            (64, columns, 8),
+            (32, narrow, 2),
+            (64, narrow, 4),
+        )
         others = [Tile(rows, width, 1, warps, 2) for rows, width, warps in small]
     elif problem.dtype == torch.float32:
         depth = default.depth
         sizes = ((64, columns, 4), (128, columns, 8), (64, max(16, columns // 2), 4))
-        others = [Tile(rows, width, depth, warps, stages) for rows, width, warps in sizes for stages in (2, 3)]
+        others = [
+            Tile(rows, width, depth, warps, stages)
+            for rows, width, warps in sizes
+            for stages in (2, 3)
+        ]
     else:
         deep = min(64, problem.n_in)
         others = [
@@ -106,7 +137,8 @@ def configurations(problem: Problem, architecture: int) -> tuple[Tile, ...]:
 
 @dataclass(slots=True)
 class Choice:
-    """What was found for a problem: the fastest tile, and what every tile that ran took, in seconds."""
+    """What was found for a problem: the fastest tile, and what every tile that ran took, in
+    seconds."""
 
     tile: Tile
     seconds: dict[Tile, float] = field(default_factory=dict)
@@ -114,7 +146,10 @@ class Choice:
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file, in microseconds."""
-        tried = [{**asdict(tile), "microseconds": round(1e6 * took, 3)} for tile, took in self.seconds.items()]
+        tried = [
+            {**asdict(tile), "microseconds": round(1e6 * took, 3)}
+            for tile, took in self.seconds.items()
+        ]
         failed = [{**asdict(tile), "why": why} for tile, why in self.failed.items()]
         return {"tile": asdict(self.tile), "tried": tried, "failed": failed}
 
@@ -174,7 +209,8 @@ class TunedTiles:
 
 
 def tuned_tiles(device: torch.device, path: Path | None = None) -> TunedTiles:
-    """The tiles of a file, by default the one that the environment names; a warning tells why one is ignored."""
+    """The tiles of a file, by default the one that the environment names; a warning tells why one
+    is ignored."""
     named = path or os.environ.get(VARIABLE)
     if not named:
         return TunedTiles()
@@ -195,8 +231,12 @@ def _read(path: Path, key: Mapping[str, str]) -> dict[str, Tile]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no file of tuned tiles ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} is no file of tuned tiles ({type(error).__name__}: {error})"
+        ) from error
     for name, now in key.items():
         if made_for.get(name) != now:
-            raise UserError(f"{path} is for {name} {made_for.get(name)!r}, and this is {now!r}: tune again")
+            raise UserError(
+                f"{path} is for {name} {made_for.get(name)!r}, and this is {now!r}: tune again"
+            )
     return tiles

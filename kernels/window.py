@@ -1,4 +1,5 @@
-"""Where a convolution's window lies: sizes, strides, padding and dilation, and what follows from them."""
+"""Where a convolution's window lies: sizes, strides, padding and dilation, and what follows from
+them."""
 
 from __future__ import annotations
 
@@ -27,9 +28,14 @@ class Window:
     def __post_init__(self) -> None:
         positive = (self.height, self.width, *self.kernel, *self.stride, *self.dilation)
         if min(positive) < 1 or min(self.padding) < 0:
-            raise UserError(f"{self} is impossible: sizes, strides and dilations are at least 1, paddings at least 0")
+            raise UserError(
+                f"{self} is impossible: sizes, strides and dilations are at least 1, paddings at "
+                "least 0"
+            )
         if min(self.out_height, self.out_width) < 1:
-            raise UserError(f"{self} is larger than the padded image: use a smaller kernel or larger images")
+            raise UserError(
+                f"{self} is larger than the padded image: use a smaller kernel or larger images"
+            )
 
     @property
     def taps(self) -> int:
@@ -56,13 +62,19 @@ class Window:
 
     @property
     def identity_tap(self) -> int | None:
-        """The tap that reads at every output the input pixel of the same place; None where there is none."""
+        """The tap that reads at every output the input pixel of the same place; None where there is
+        none."""
         if self.stride != (1, 1):
             return None
         rows, columns = (p / d for p, d in zip(self.padding, self.dilation, strict=True))
         if (self.out_height, self.out_width) != (self.height, self.width):
             return None
-        if rows != int(rows) or columns != int(columns) or rows >= self.kernel[0] or columns >= self.kernel[1]:
+        if (
+            rows != int(rows)
+            or columns != int(columns)
+            or rows >= self.kernel[0]
+            or columns >= self.kernel[1]
+        ):
             return None
         return int(rows) * self.kernel[1] + int(columns)
 

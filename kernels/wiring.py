@@ -1,4 +1,5 @@
-"""From operands to a kernel's arguments: every buffer is checked against the segment table, then named."""
+"""From operands to a kernel's arguments: every buffer is checked against the segment table, then
+named."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ Epilogue = Partials | Output
 def check_affine(affine: Affine, segments: Segments, table: str, name: str) -> None:
     """Scale and shift reach over the stored input channels of every segment."""
     device = segments.table.device
-    check_tensors(device, {f"{name} scale": (affine.scale, FLOAT), f"{name} shift": (affine.shift, FLOAT)})
+    check_tensors(
+        device, {f"{name} scale": (affine.scale, FLOAT), f"{name} shift": (affine.shift, FLOAT)}
+    )
     for part, tensor in (("scale", affine.scale), ("shift", affine.shift)):
         segments.check(f"{name} {part}", tensor, segments.column(table), segments.width("n_in"))
 
@@ -48,7 +51,11 @@ def check_input(x: Tensor, segments: Segments, pixels: int, prologue: Prologue) 
     """The input and what its prologue reads and writes."""
     same = (x.dtype,)
     residual, materialised = prologue.residual, prologue.materialised
-    operands = {"x": (x, DTYPES), "residual": (residual, same), "materialised": (materialised, same)}
+    operands = {
+        "x": (x, DTYPES),
+        "residual": (residual, same),
+        "materialised": (materialised, same),
+    }
     check_tensors(segments.table.device, operands)
     size = segments.column("images") * pixels * segments.width("n_in")
     segments.check("x", x, segments.column("x"), size)
@@ -76,22 +83,30 @@ def check_output(
     size = segments.column("images") * pixels * segments.width("n_out")
     segments.check("y", y, segments.column("y"), size)
     if isinstance(epilogue, Output):
-        check_tensors(device, {"bias": (epilogue.bias, FLOAT), "residual": (epilogue.residual, (y.dtype,))})
+        check_tensors(
+            device, {"bias": (epilogue.bias, FLOAT), "residual": (epilogue.residual, (y.dtype,))}
+        )
         if epilogue.bias is not None:
-            segments.check("bias", epilogue.bias, segments.column("params"), segments.column("n_out"))
+            segments.check(
+                "bias", epilogue.bias, segments.column("params"), segments.column("n_out")
+            )
         if epilogue.residual is not None:
             segments.check("residual", epilogue.residual, segments.column("residual"), size)
     if isinstance(epilogue, Partials):
         if epilogue.tile_rows != tile.rows:
             raise UserError(
-                f"the partial statistics are laid out for tiles of {epilogue.tile_rows} rows, not {tile.rows}"
+                f"the partial statistics are laid out for tiles of {epilogue.tile_rows} rows, not "
+                f"{tile.rows}"
             )
         check_partials(epilogue, segments, pixels)
 
 
 def check_partials(partials: Partials, segments: Segments, pixels: int) -> None:
     """Partial statistics of every tile of every segment lie inside their buffers."""
-    check_tensors(segments.table.device, {"partial mean": (partials.mean, FLOAT), "partial m2": (partials.m2, FLOAT)})
+    check_tensors(
+        segments.table.device,
+        {"partial mean": (partials.mean, FLOAT), "partial m2": (partials.m2, FLOAT)},
+    )
     rows = segments.column("images") * pixels
     size = (rows + partials.tile_rows - 1) // partials.tile_rows * segments.width("n_out")
     for name, tensor in (("partial mean", partials.mean), ("partial m2", partials.m2)):
@@ -142,7 +157,11 @@ def window_constants(window: Window) -> dict[str, Any]:
         ("PAD_H", "PAD_W"): window.padding,
         ("DILATION_H", "DILATION_W"): window.dilation,
     }
-    return {name: value for names, pair in pairs.items() for name, value in zip(names, pair, strict=True)}
+    return {
+        name: value
+        for names, pair in pairs.items()
+        for name, value in zip(names, pair, strict=True)
+    }
 
 
 def check_precision(precision: str) -> None:
@@ -161,5 +180,6 @@ def activation_of(epilogue: Epilogue | None) -> str:
 
 
 def upcast(kernel: Any, dtype: torch.dtype) -> bool:
-    """Whether operands become float32 first: the interpreter would multiply the bit patterns of bfloat16."""
+    """Whether operands become float32 first: the interpreter would multiply the bit patterns of
+    bfloat16."""
     return dtype == torch.bfloat16 and interpreted(kernel)

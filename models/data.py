@@ -1,4 +1,5 @@
-"""Data sets by name: `load_data("cifar10:DIR?limit=5000&normalise=imagenet", input_shape=(1, 3, 32, 32))`.
+"""Data sets by name: `load_data("cifar10:DIR?limit=5000&normalise=imagenet", input_shape=(1, 3, 32,
+32))`.
 
 | spec | what it reads |
 | --- | --- |
@@ -49,7 +50,8 @@ TEST_SHARE = 5
 
 @dataclass(frozen=True)
 class _Samples:
-    """One part of a data set: uint8 `[n, C, H, W]` or float `[n, ...]`, or image files; and int64 labels `[n]`."""
+    """One part of a data set: uint8 `[n, C, H, W]` or float `[n, ...]`, or image files; and int64
+    labels `[n]`."""
 
     inputs: Tensor | list[Path]
     labels: Indices
@@ -57,7 +59,8 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Source:
-    """A whole data set before it is cut; `test` None means that a fifth of `train` becomes the test set."""
+    """A whole data set before it is cut; `test` None means that a fifth of `train` becomes the test
+    set."""
 
     num_classes: int
     train: _Samples
@@ -76,24 +79,30 @@ class _Options:
     classes: int | None
 
 
-def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int = 0, relative_to: Path | None = None) -> Workload:
+def load_data(
+    spec: str, *, input_shape: tuple[int, ...], seed: int = 0, relative_to: Path | None = None
+) -> Workload:
     """The data set `spec` names, cut into splits and made to fit a network.
 
     Args:
         spec: see the module's text.
-        input_shape: the network's input with its batch axis, `(1, C, H, W)`; images are resized to it, one channel is
-            repeated for a network that takes three, three become grey for one that takes one.
+        input_shape: the network's input with its batch axis, `(1, C, H, W)`; images are resized to
+            it, one channel is repeated for a network that takes three, three become grey for one
+            that takes one.
         seed: decides which training samples are held out; the test set does not depend on it.
         relative_to: where relative paths start; the working directory if None.
 
     Raises:
-        UserError: an unknown name or option, files that are missing or unreadable, a shape that cannot be made to fit.
+        UserError: an unknown name or option, files that are missing or unreadable, a shape that
+            cannot be made to fit.
     """
     head, texts = split_options(spec)
     options = _options(spec, texts)
     name, _, place = head.partition(":")
     if name not in _READERS:
-        raise UserError(f"there is no data set '{name}' (in '{spec}'): {did_you_mean(name, _READERS)}")
+        raise UserError(
+            f"there is no data set '{name}' (in '{spec}'): {did_you_mean(name, _READERS)}"
+        )
     if bool(place) != (name != "digits"):
         wanted = "digits takes no path" if name == "digits" else f"say where it is: {name}:PATH"
         raise UserError(f"the data spec '{spec}' is not complete or too long: {wanted}")
@@ -107,11 +116,18 @@ def _options(spec: str, texts: dict[str, str]) -> _Options:
     known = _Options.__dataclass_fields__
     for key in texts:
         if key not in known:
-            raise UserError(f"data sets have no option '{key}' (in '{spec}'): {did_you_mean(key, known)}")
+            raise UserError(
+                f"data sets have no option '{key}' (in '{spec}'): {did_you_mean(key, known)}"
+            )
     for key, choices in (("normalise", NORMALISATIONS), ("augment", AUGMENTATIONS)):
         if key in texts and texts[key] not in choices:
-            raise UserError(f"{key}={texts[key]} in '{spec}' is unknown: {did_you_mean(texts[key], choices)}")
-    numbers = {key: _count(spec, key, texts.get(key)) for key in ("limit", "subval", "calibration", "classes")}
+            raise UserError(
+                f"{key}={texts[key]} in '{spec}' is unknown: {did_you_mean(texts[key], choices)}"
+            )
+    numbers = {
+        key: _count(spec, key, texts.get(key))
+        for key in ("limit", "subval", "calibration", "classes")
+    }
     if texts.get("classes") and not spec.startswith("npz:"):
         raise UserError(f"'{spec}' knows its classes: classes= is for npz files only")
     return _Options(normalise=texts.get("normalise"), augment=texts.get("augment"), **numbers)
@@ -125,7 +141,9 @@ def _count(spec: str, key: str, text: str | None) -> int | None:
     return int(text)
 
 
-def _workload(name: str, source: _Source, input_shape: tuple[int, ...], seed: int, options: _Options) -> Workload:
+def _workload(
+    name: str, source: _Source, input_shape: tuple[int, ...], seed: int, options: _Options
+) -> Workload:
     labels = source.train.labels
     order = balanced_order(labels, len(labels), TEST_SEED)
     if source.test is None:
@@ -137,14 +155,20 @@ def _workload(name: str, source: _Source, input_shape: tuple[int, ...], seed: in
     order, test_order = order[: options.limit], test_order[: options.limit]
     if not len(order) or not len(test_order):
         raise UserError(f"{name} has {len(labels)} samples, too few for a training and a test set")
-    parts = cut(labels[order], len(order), seed=seed, subval=options.subval, calibration=options.calibration)
+    parts = cut(
+        labels[order], len(order), seed=seed, subval=options.subval, calibration=options.calibration
+    )
     prepare = _preparation(name, source, input_shape, options)
     train, calibration, subval = (_split(source.train, order[part], prepare) for part in parts)
     test = _split(test_samples, test_order, prepare)
-    return Workload(name, options.classes or source.num_classes, train, calibration, subval, test, seed=seed)
+    return Workload(
+        name, options.classes or source.num_classes, train, calibration, subval, test, seed=seed
+    )
 
 
-def _preparation(name: str, source: _Source, input_shape: tuple[int, ...], options: _Options) -> Preprocess | None:
+def _preparation(
+    name: str, source: _Source, input_shape: tuple[int, ...], options: _Options
+) -> Preprocess | None:
     """How stored samples become inputs; None if they are fed as they are."""
     inputs = source.train.inputs
     images = isinstance(inputs, list) or inputs.ndim == 4
@@ -152,15 +176,25 @@ def _preparation(name: str, source: _Source, input_shape: tuple[int, ...], optio
         channels, height, width = input_shape[1:]
         found = 3 if isinstance(inputs, list) else inputs.shape[1]
         if channels != found and (found, channels) not in ((1, 3), (3, 1)):
-            raise UserError(f"{name} holds images of {found} channels but the network takes {channels}")
+            raise UserError(
+                f"{name} holds images of {found} channels but the network takes {channels}"
+            )
         fits = len(NORMALISATIONS[source.normalise][0]) in (1, channels)
         normalise = options.normalise or (source.normalise if fits else "half")
         return Preprocess((channels, height, width), normalise, options.augment or source.augment)
-    if isinstance(inputs, list) or inputs.shape[1:] != input_shape[1:] or not inputs.is_floating_point():
+    if (
+        isinstance(inputs, list)
+        or inputs.shape[1:] != input_shape[1:]
+        or not inputs.is_floating_point()
+    ):
         held = "images" if images else f"samples of shape {list(inputs.shape[1:])}"  # type: ignore[union-attr]
-        raise UserError(f"{name} holds {held} but the network takes inputs of shape {list(input_shape)}")
+        raise UserError(
+            f"{name} holds {held} but the network takes inputs of shape {list(input_shape)}"
+        )
     if options.normalise or options.augment:
-        raise UserError(f"normalise and augment are for images, and {name} holds none: leave them out")
+        raise UserError(
+            f"normalise and augment are for images, and {name} holds none: leave them out"
+        )
     return None
 
 
@@ -194,7 +228,8 @@ def _cifar(kind: type[CIFAR10], folder: Path) -> _Source:
         except (RuntimeError, OSError) as error:
             sheets = " or sheets named train_00.webp" if kind is CIFAR10 else ""
             raise UserError(
-                f"{folder} holds no complete {kind.base_folder} folder{sheets}: unpack the published archive there"
+                f"{folder} holds no complete {kind.base_folder} folder{sheets}: unpack the "
+                "published archive there"
             ) from error
     return _Source(classes, train, test, "cifar", "shift-flip")
 
@@ -211,9 +246,14 @@ def _sheets(folder: Path, part: str) -> _Samples:
         images = np.concatenate([_sheet(file) for file in files])
         labels = np.load(folder / f"{part}_labels.npy").astype(np.int64)
     except (OSError, ValueError) as error:
-        raise UserError(f"the {part} sheets in {folder} are incomplete or damaged: {error}") from error
+        raise UserError(
+            f"the {part} sheets in {folder} are incomplete or damaged: {error}"
+        ) from error
     if len(labels) != len(images):
-        raise UserError(f"{folder} holds {len(images)} {part} images but {len(labels)} labels: copy the folder again")
+        raise UserError(
+            f"{folder} holds {len(images)} {part} images but {len(labels)} labels: copy the folder "
+            "again"
+        )
     return _Samples(torch.from_numpy(images), labels)
 
 
@@ -229,12 +269,16 @@ def _folder(folder: Path) -> _Source:
         samples, classes = _class_folders(folder)
         return _Source(len(classes), samples, None, "imagenet", "crop-flip")
     if held_out is None:
-        raise UserError(f"{folder} has train/ but neither val/ nor test/: add one, with the same class folders")
+        raise UserError(
+            f"{folder} has train/ but neither val/ nor test/: add one, with the same class folders"
+        )
     train, classes = _class_folders(folder / "train")
     test, test_classes = _class_folders(held_out)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))[0]
-        raise UserError(f"the class folders of {folder / 'train'} and {held_out} differ, first in '{odd}'")
+        raise UserError(
+            f"the class folders of {folder / 'train'} and {held_out} differ, first in '{odd}'"
+        )
     return _Source(len(classes), train, test, "imagenet", "crop-flip")
 
 
@@ -249,7 +293,8 @@ def _class_folders(folder: Path) -> tuple[_Samples, list[str]]:
 
 def _npz(file: Path) -> _Source:
     try:
-        # Through zipfile, because np.load also takes other kinds of file and then returns something else.
+        # Through zipfile, because np.load also takes other kinds of file and then returns something
+        # else.
         with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -260,21 +305,37 @@ def _npz(file: Path) -> _Source:
     elif {"x", "y"} <= arrays.keys():
         train, test = _arrays(file, arrays["x"], arrays["y"]), None
     else:
-        raise UserError(f"{file} holds {sorted(arrays)}: it needs x and y, or x_train, y_train, x_test and y_test")
+        raise UserError(
+            f"{file} holds {sorted(arrays)}: it needs x and y, or x_train, y_train, x_test and "
+            "y_test"
+        )
     most = max(part.labels.max(initial=0) for part in (train, test) if part is not None)
     return _Source(int(most) + 1, train, test, "none", "none")
 
 
 def _arrays(file: Path, x: NDArray[Any], y: NDArray[Any]) -> _Samples:
-    if y.ndim != 1 or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer) or y.min(initial=0) < 0:
-        raise UserError(f"the labels in {file} must be whole numbers from 0, one for each of the {len(x)} samples")
+    if (
+        y.ndim != 1
+        or len(x) != len(y)
+        or not np.issubdtype(y.dtype, np.integer)
+        or y.min(initial=0) < 0
+    ):
+        raise UserError(
+            f"the labels in {file} must be whole numbers from 0, one for each of the {len(x)} "
+            "samples"
+        )
     labels = y.astype(np.int64)
     if np.issubdtype(x.dtype, np.floating):
         if not np.isfinite(x).all():
-            raise UserError(f"the inputs in {file} hold NaN or infinite values: remove those samples")
+            raise UserError(
+                f"the inputs in {file} hold NaN or infinite values: remove those samples"
+            )
         return _Samples(torch.from_numpy(x.astype(np.float32)), labels)
     if x.dtype != np.uint8 or x.ndim != 4:
-        raise UserError(f"the inputs in {file} must be floats, or uint8 images of four axes, not {x.dtype} {x.shape}")
+        raise UserError(
+            f"the inputs in {file} must be floats, or uint8 images of four axes, not {x.dtype} "
+            f"{x.shape}"
+        )
     if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     return _Samples(torch.from_numpy(x), labels)

@@ -1,8 +1,10 @@
-"""The part of torchvision's detectors that a graph can hold: everything up to the raw outputs of the heads.
+"""The part of torchvision's detectors that a graph can hold: everything up to the raw outputs of
+the heads.
 
-What follows them (anchors, non-maximum suppression, cutting out proposals) has sizes that depend on the image, and no
-channels. `raw_outputs` gives a detector a ``forward`` that stops there. Whatever the left-out code reads is an output
-of it, and whatever it hands back is an input; pruning keeps both as they are, so that the detector goes on working.
+What follows them (anchors, non-maximum suppression, cutting out proposals) has sizes that depend on
+the image, and no channels. `raw_outputs` gives a detector a ``forward`` that stops there. Whatever
+the left-out code reads is an output of it, and whatever it hands back is an input; pruning keeps
+both as they are, so that the detector goes on working.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ MASK_SIZE, BOX_SIZE = 14, 7
 
 
 def raw_outputs(module: nn.Module) -> tuple[Tensor, ...] | None:
-    """Make a detector return its raw outputs, in place; returns example inputs, or None for another network.
+    """Make a detector return its raw outputs, in place; returns example inputs, or None for another
+    network.
 
-    RetinaNet, FCOS and SSD take images [N, 3, H, W] and return what their head returns. The R-CNNs take the cut-out
-    features of the proposals too, [N, C, 7, 7] for boxes and [N, C, 14, 14] for masks and keypoints, and return a
-    dictionary: the features, the outputs of the proposal head, and those of the other heads.
+    RetinaNet, FCOS and SSD take images [N, 3, H, W] and return what their head returns. The R-CNNs
+    take the cut-out features of the proposals too, [N, C, 7, 7] for boxes and [N, C, 14, 14] for
+    masks and keypoints, and return a dictionary: the features, the outputs of the proposal head,
+    and those of the other heads.
     """
     from torchvision.models import detection
 
@@ -39,7 +43,9 @@ def raw_outputs(module: nn.Module) -> tuple[Tensor, ...] | None:
     if isinstance(module, detection.generalized_rcnn.GeneralizedRCNN):
         replace_forward(module, _rcnn)
         channels = module.backbone.out_channels
-        return torch.randn(1, 3, *size), *(torch.randn(1, channels, s, s) for s in _pooled_sizes(module))
+        return torch.randn(1, 3, *size), *(
+            torch.randn(1, channels, s, s) for s in _pooled_sizes(module)
+        )
     return None
 
 
@@ -62,7 +68,10 @@ def _second_heads(module: Any) -> list[tuple[str, Any, Any]]:
     """Name, head and predictor of what an R-CNN runs on cut-out features beside its boxes."""
     heads = module.roi_heads
     names = ("mask", "keypoint")
-    kinds = [(name, getattr(heads, f"{name}_head"), getattr(heads, f"{name}_predictor")) for name in names]
+    kinds = [
+        (name, getattr(heads, f"{name}_head"), getattr(heads, f"{name}_predictor"))
+        for name in names
+    ]
     return [kind for kind in kinds if kind[1] is not None]
 
 

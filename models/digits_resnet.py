@@ -1,7 +1,7 @@
 """A small residual network for scanned digits, the network of the demo.
 
-It has what makes pruning interesting (a residual stream shared by blocks, projection shortcuts, a classifier) and
-trains from scratch on scikit-learn's digits in well under a minute on two cores.
+It has what makes pruning interesting (a residual stream shared by blocks, projection shortcuts, a
+classifier) and trains from scratch on scikit-learn's digits in well under a minute on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out)
         self.project: nn.Sequential | None = None
         if stride != 1 or inp != out:
-            self.project = nn.Sequential(nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.project = nn.Sequential(
+                nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -58,5 +60,7 @@ def digits_resnet(*, num_classes: int = 10, width: float = 1.0) -> DigitsResNet:
     """The demo's network: about 175,000 parameters at width 1.0."""
     widths = (int(16 * width), int(32 * width), int(64 * width))
     if widths[0] < 1:
-        raise UserError(f"width={width} leaves digits_resnet without channels: use at least {1 / 16}")
+        raise UserError(
+            f"width={width} leaves digits_resnet without channels: use at least {1 / 16}"
+        )
     return DigitsResNet(widths, num_classes)

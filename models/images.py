@@ -1,6 +1,8 @@
-"""From stored images to network inputs: channels, size, augmentation, normalisation; and images kept in files.
+"""From stored images to network inputs: channels, size, augmentation, normalisation; and images
+kept in files.
 
-Images are stored as uint8 `[n, C, H, W]` in the size of their source and prepared on the device, batch by batch.
+Images are stored as uint8 `[n, C, H, W]` in the size of their source and prepared on the device,
+batch by batch.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class Preprocess:
     Attributes:
         shape: `(C, H, W)` of the network's input.
         normalise: a key of `NORMALISATIONS`.
-        augment: `none`, `shift` (up to an eighth of the size, zero padding, 4 pixels of 32), `shift-flip` (and mirror
-            half of the images), `crop-flip` (random resized crop and mirror, as for ImageNet).
+        augment: `none`, `shift` (up to an eighth of the size, zero padding, 4 pixels of 32),
+            `shift-flip` (and mirror half of the images), `crop-flip` (random resized crop and
+            mirror, as for ImageNet).
     """
 
     shape: tuple[int, int, int]
@@ -52,23 +55,28 @@ class Preprocess:
         mean, _ = NORMALISATIONS[self.normalise]
         if len(mean) not in (1, self.shape[0]):
             raise UserError(
-                f"normalise={self.normalise} is for {len(mean)} channels but the network takes {self.shape[0]}: "
+                f"normalise={self.normalise} is for {len(mean)} channels but the network takes "
+                f"{self.shape[0]}: "
                 "use normalise=half or normalise=none"
             )
 
     def __call__(self, stored: Tensor, augment: bool, generator: torch.Generator) -> Tensor:
-        """Stored images `[n, C0, H0, W0]`, uint8 (or floats already in 0..1), to inputs `[n, C, H, W]`."""
+        """Stored images `[n, C0, H0, W0]`, uint8 (or floats already in 0..1), to inputs `[n, C, H,
+        W]`."""
         images = _resized(_with_channels(stored, self.shape[0]), self.shape[1:])
         if augment:
             images = self.augmented(images, generator)
         return self.normalised(images)
 
     def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Each image shifted, mirrored or cropped on its own; random numbers come from `generator` (on the CPU)."""
+        """Each image shifted, mirrored or cropped on its own; random numbers come from `generator`
+        (on the CPU)."""
         if self.augment == "none":
             return images
         if self.augment == "crop-flip":
-            crop = v2.Compose([v2.RandomResizedCrop(self.shape[1:], antialias=True), v2.RandomHorizontalFlip()])
+            crop = v2.Compose(
+                [v2.RandomResizedCrop(self.shape[1:], antialias=True), v2.RandomHorizontalFlip()]
+            )
             with seeded(int(torch.randint(2**62, (1,), generator=generator))):
                 return torch.stack([crop(image) for image in images])
         images = _shifted(images, generator)
@@ -76,7 +84,10 @@ class Preprocess:
 
     def normalised(self, images: Tensor) -> Tensor:
         """`(x - mean) / std` of pixels in 0..1; uint8 pixels are divided by 255 first."""
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in NORMALISATIONS[self.normalise])
+        mean, std = (
+            torch.tensor(v, device=images.device)[:, None, None]
+            for v in NORMALISATIONS[self.normalise]
+        )
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         normalised: Tensor = (pixels - mean) / std
         return normalised
@@ -90,7 +101,9 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
     if images.shape[1] == 3 and channels == 1:
         grey: Tensor = tv.rgb_to_grayscale(images)
         return grey
-    raise UserError(f"images of {images.shape[1]} channels cannot feed a network that takes {channels}")
+    raise UserError(
+        f"images of {images.shape[1]} channels cannot feed a network that takes {channels}"
+    )
 
 
 def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -101,7 +114,8 @@ def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad by an eighth and cut the original size out at a random place, all images in one gather."""
+    """Pad by an eighth and cut the original size out at a random place, all images in one
+    gather."""
     count, channels, height, width = images.shape
     reach = max(1, max(height, width) // 8)
     padded: Tensor = tv.pad(images, [reach])
@@ -122,13 +136,17 @@ _Form = Callable[[Path], Tensor]
 
 
 class ImageFileSplit(Split):
-    """Images in files, decoded as they are needed; unaugmented ones stay in memory when all of them fit.
+    """Images in files, decoded as they are needed; unaugmented ones stay in memory when all of them
+    fit.
 
-    Without augmentation an image is resized so that its shorter side is 8/7 of the input's longer side (256 for 224)
-    and the centre is cut out. With it, `preprocess.augment` works on the whole decoded image.
+    Without augmentation an image is resized so that its shorter side is 8/7 of the input's longer
+    side (256 for 224) and the centre is cut out. With it, `preprocess.augment` works on the whole
+    decoded image.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, indices: Tensor, preprocess: Preprocess) -> None:
+    def __init__(
+        self, files: Sequence[Path], labels: Tensor, indices: Tensor, preprocess: Preprocess
+    ) -> None:
         super().__init__(indices)
         self._files = files
         self._labels = labels
@@ -158,10 +176,13 @@ class ImageFileSplit(Split):
         return self._decoded[device]
 
     def _augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Decoded in threads, cropped here: the order of random numbers must not depend on the threads."""
+        """Decoded in threads, cropped here: the order of random numbers must not depend on the
+        threads."""
         if self._preprocess.augment == "crop-flip":
             images = self._decode(rows, self._whole)
-            return torch.cat([self._preprocess.augmented(image[None], generator) for image in images])
+            return torch.cat(
+                [self._preprocess.augmented(image[None], generator) for image in images]
+            )
         return self._preprocess.augmented(torch.stack(self._decode(rows, self._centre)), generator)
 
     def _decode(self, rows: Tensor, form: _Form) -> list[Tensor]:
@@ -173,12 +194,20 @@ class ImageFileSplit(Split):
         try:
             with Image.open(file) as image:
                 pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # PIL reports some damaged files as SyntaxError
-            raise UserError(f"{file} cannot be read as an image: remove or replace it ({error})") from error
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # PIL reports some damaged files as SyntaxError
+            raise UserError(
+                f"{file} cannot be read as an image: remove or replace it ({error})"
+            ) from error
         return _with_channels(pixels[None], self._preprocess.shape[0])[0]
 
     def _centre(self, file: Path) -> Tensor:
         height, width = self._preprocess.shape[1:]
-        form = v2.Compose([v2.Resize(max(height, width) * 8 // 7, antialias=True), v2.CenterCrop((height, width))])
+        form = v2.Compose(
+            [v2.Resize(max(height, width) * 8 // 7, antialias=True), v2.CenterCrop((height, width))]
+        )
         centre: Tensor = form(self._whole(file))
         return centre

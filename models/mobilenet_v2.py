@@ -1,7 +1,9 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) at 1.4x, with the exact widths MetaPruning uses.
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) at 1.4x, with the exact widths MetaPruning
+uses.
 
-The multiplier is not applied to the last 1x1 convolution (1280), and the widths are not rounded to multiples of 8:
-44, 22, 33, 44, 88, 132, 224, 448. ReLU6 is called as a function, and the pooling is 7x7 (see mobilenet_v1).
+The multiplier is not applied to the last 1x1 convolution (1280), and the widths are not rounded to
+multiples of 8: 44, 22, 33, 44, 88, 132, 224, 448. ReLU6 is called as a function, and the pooling is
+7x7 (see mobilenet_v1).
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """`[N, 3, H, W] -> [N, num_classes]`; the first bottleneck has expansion 1 yet keeps its 1x1, as the published."""
+    """`[N, 3, H, W] -> [N, num_classes]`; the first bottleneck has expansion 1 yet keeps its 1x1,
+    as the published."""
 
-    def __init__(self, stem: int, stages: tuple[tuple[int, int, int], ...], num_classes: int) -> None:
+    def __init__(
+        self, stem: int, stages: tuple[tuple[int, int, int], ...], num_classes: int
+    ) -> None:
         super().__init__()
         self.conv_stem = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
         self.bn_stem = nn.BatchNorm2d(stem)
@@ -52,7 +57,9 @@ class MobileNetV2(nn.Module):
         for out, repeat, first_stride in stages:
             for i in range(repeat):
                 expansion = 6 if blocks else 1
-                blocks.append(InvertedResidual(inp, inp * expansion, out, first_stride if i == 0 else 1))
+                blocks.append(
+                    InvertedResidual(inp, inp * expansion, out, first_stride if i == 0 else 1)
+                )
                 inp = out
         self.blocks = nn.Sequential(*blocks)
         self.conv_last = nn.Conv2d(inp, LAST, 1, bias=False)
@@ -68,9 +75,12 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2_1_4(*, num_classes: int = 1000, width: float = 1.0) -> MobileNetV2:
-    """MobileNetV2 1.4x: 568.24 M convolution MACs. `width` scales the 1.4x widths further (`int(base * width)`)."""
+    """MobileNetV2 1.4x: 568.24 M convolution MACs. `width` scales the 1.4x widths further
+    (`int(base * width)`)."""
     stem = int(STEM * width)
     stages = tuple((int(out * width), repeat, stride) for out, repeat, stride in STAGES)
     if min(stem, *(out for out, _, _ in stages)) < 1:
-        raise UserError(f"width={width} leaves mobilenet_v2_1_4 without channels: use at least {1 / 22:.3f}")
+        raise UserError(
+            f"width={width} leaves mobilenet_v2_1_4 without channels: use at least {1 / 22:.3f}"
+        )
     return MobileNetV2(stem, stages, num_classes)

@@ -13,11 +13,13 @@ and, if it likes, what to score and train with:
     def metric(outputs, targets): ...        # one score per sample, larger is better; top-1 if absent
     def evaluate(model): ...                 # a number, larger is better: your own test, used for the final figure
 
-and, where the whole network cannot be captured, or takes or returns something else than tensors, the part to prune:
+and, where the whole network cannot be captured, or takes or returns something else than tensors,
+the part to prune:
 
     def forward(model, images): ...          # called in the place of the network's own, with the example inputs
 
-What code outside of this part reads (the features that boxes are cut out of) has to be among the outputs of `forward`.
+What code outside of this part reads (the features that boxes are cut out of) has to be among the
+outputs of `forward`.
 
 `model.py:name` takes another network or factory than the default.
 """
@@ -46,7 +48,8 @@ DataSource = str | Callable[[], object] | Workload
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file defines; None for what it leaves out. `factory` is what `module` came from."""
+    """What a model file defines; None for what it leaves out. `factory` is what `module` came
+    from."""
 
     path: Path
     module: nn.Module
@@ -75,7 +78,9 @@ def read_model_file(
     file = UserFile(path)
     name = factory or _default_name(file)
     if not hasattr(file.module, name):
-        raise UserError(f"{file.path.name} defines no '{name}': {did_you_mean(name, _own_names(file))}")
+        raise UserError(
+            f"{file.path.name} defines no '{name}': {did_you_mean(name, _own_names(file))}"
+        )
     found = getattr(file.module, name)
     evaluate = _function(file, "evaluate")
     module = _network(file, name, found, options)
@@ -109,24 +114,36 @@ def _own_names(file: UserFile) -> list[str]:
     """The networks of a file, and the functions and classes it defines itself."""
     own = file.module.__name__
     named = vars(file.module).items()
-    return [key for key, value in named if isinstance(value, nn.Module) or getattr(value, "__module__", None) == own]
+    return [
+        key
+        for key, value in named
+        if isinstance(value, nn.Module) or getattr(value, "__module__", None) == own
+    ]
 
 
 def _network(file: UserFile, name: str, found: object, options: dict[str, Any]) -> nn.Module:
     built = found
     if isinstance(found, nn.Module):
         if options:
-            raise UserError(f"{file.at(name)}: '{name}' is a finished network and takes no options: name a function")
+            raise UserError(
+                f"{file.at(name)}: '{name}' is a finished network and takes no options: name a "
+                "function"
+            )
     elif callable(found):
         built = file.run(f"while '{name}' was called", lambda: found(**options))
     if isinstance(built, nn.DataParallel | nn.parallel.DistributedDataParallel):
         built = built.module
     built = getattr(built, "_orig_mod", built)  # what torch.compile wraps
     if isinstance(built, torch.jit.ScriptModule):
-        raise UserError(f"{file.at(name)}: '{name}' is TorchScript: give the Python module it was made from")
+        raise UserError(
+            f"{file.at(name)}: '{name}' is TorchScript: give the Python module it was made from"
+        )
     if not isinstance(built, nn.Module):
         verb = "returns" if callable(found) else "is"
-        raise UserError(f"{file.at(name)}: '{name}' {verb} a {type(built).__name__}, it must be a torch.nn.Module")
+        raise UserError(
+            f"{file.at(name)}: '{name}' {verb} a {type(built).__name__}, it must be a "
+            "torch.nn.Module"
+        )
     return built if any(value.is_meta for value in built.parameters()) else built.cpu()
 
 
@@ -136,13 +153,18 @@ def _example_inputs(file: UserFile) -> tuple[Tensor, ...]:
         shape = getattr(file.module, "input_shape", None)
         if shape is None:
             raise UserError(
-                f"{file.path.name} has no example_inputs and no input_shape: add one, such as (1, 3, 224, 224)"
+                f"{file.path.name} has no example_inputs and no input_shape: add one, such as (1, "
+                "3, 224, 224)"
             )
         return (torch.randn(checked_shape(f"{file.at('input_shape')}: input_shape", shape)),)
     if callable(found) and not isinstance(found, Tensor):
         found = file.run("while example_inputs was called", found)
     inputs = (found,) if isinstance(found, Tensor) else found
-    if not isinstance(inputs, tuple | list) or not inputs or not all(isinstance(item, Tensor) for item in inputs):
+    if (
+        not isinstance(inputs, tuple | list)
+        or not inputs
+        or not all(isinstance(item, Tensor) for item in inputs)
+    ):
         raise UserError(f"{file.at('example_inputs')}: example_inputs must be a tuple of tensors")
     return tuple(item.cpu() for item in inputs)
 
@@ -155,7 +177,9 @@ def _data(file: UserFile) -> DataSource | None:
         return found
     if callable(found):
         return file.bound(found)
-    raise UserError(f"{file.at('data')}: data must be a data spec or a function, not a {type(found).__name__}")
+    raise UserError(
+        f"{file.at('data')}: data must be a data spec or a function, not a {type(found).__name__}"
+    )
 
 
 def _function(file: UserFile, name: str) -> Callable[..., Any] | None:

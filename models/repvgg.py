@@ -1,7 +1,8 @@
 """RepVGG-A0 (Ding et al. 2021, arXiv 2101.03697) in its training-time form, 224x224.
 
-Every block adds a 3x3, a 1x1 and, where the shape allows, an identity branch, each with its own batch norm. Keys follow
-DingXiaoH/RepVGG: `stage1.0.rbr_dense.conv.weight`, `rbr_1x1`, `rbr_identity`, `linear`.
+Every block adds a 3x3, a 1x1 and, where the shape allows, an identity branch, each with its own
+batch norm. Keys follow DingXiaoH/RepVGG: `stage1.0.rbr_dense.conv.weight`, `rbr_1x1`,
+`rbr_identity`, `linear`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def _conv_bn(inp: int, out: int, kernel: int, stride: int) -> nn.Sequential:
 
 
 class RepVGGBlock(nn.Module):
-    """`relu(bn(conv3x3(x)) + bn(conv1x1(x)) [+ bn(x)])`: `[N, inp, H, W] -> [N, out, H/stride, W/stride]`."""
+    """`relu(bn(conv3x3(x)) + bn(conv1x1(x)) [+ bn(x)])`: `[N, inp, H, W] -> [N, out, H/stride,
+    W/stride]`."""
 
     def __init__(self, inp: int, out: int, stride: int) -> None:
         super().__init__()
@@ -59,12 +61,16 @@ class RepVGG(nn.Module):
 
 
 def _stage(inp: int, out: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(RepVGGBlock(inp, out, 2), *(RepVGGBlock(out, out, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        RepVGGBlock(inp, out, 2), *(RepVGGBlock(out, out, 1) for _ in range(blocks - 1))
+    )
 
 
 def repvgg_a0(*, num_classes: int = 1000, width: float = 1.0) -> RepVGG:
     """RepVGG-A0, training form: 9.11 M parameters with 1000 classes."""
     widths = tuple(int(base * width) for base in WIDTHS)
     if min(widths) < 1:
-        raise UserError(f"width={width} leaves repvgg_a0 without channels: use at least {1 / min(WIDTHS):.3f}")
+        raise UserError(
+            f"width={width} leaves repvgg_a0 without channels: use at least {1 / min(WIDTHS):.3f}"
+        )
     return RepVGG(widths, num_classes)

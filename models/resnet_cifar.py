@@ -1,7 +1,7 @@
 """The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2) with option-A shortcuts.
 
-State-dict keys are those of akamaster/pytorch_resnet_cifar10, whose published weights load as they are:
-`conv1, bn1, layerL.B.{conv1,bn1,conv2,bn2}, linear`.
+State-dict keys are those of akamaster/pytorch_resnet_cifar10, whose published weights load as they
+are: `conv1, bn1, layerL.B.{conv1,bn1,conv2,bn2}, linear`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["BasicBlock", "ResNetCifar", "resnet20", "resnet32", "resnet56"]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: `[N, inp, H, W] -> [N, out, H/stride, W/stride]`."""
+    """Two 3x3 convolutions and a shortcut without parameters: `[N, inp, H, W] -> [N, out, H/stride,
+    W/stride]`."""
 
     def __init__(self, inp: int, out: int, stride: int) -> None:
         super().__init__()
@@ -37,13 +38,18 @@ class BasicBlock(nn.Module):
         if self.stride == 1 and self.extra == 0:
             return x
         before = self.extra // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
+        return F.pad(
+            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before)
+        )
 
 
 class ResNetCifar(nn.Module):
-    """Depth 6n + 2: three stages of n blocks, strides 1, 2, 2. `[N, 3, 32, 32] -> [N, num_classes]`."""
+    """Depth 6n + 2: three stages of n blocks, strides 1, 2, 2. `[N, 3, 32, 32] -> [N,
+    num_classes]`."""
 
-    def __init__(self, blocks: int, widths: tuple[int, int, int] = (16, 32, 64), num_classes: int = 10) -> None:
+    def __init__(
+        self, blocks: int, widths: tuple[int, int, int] = (16, 32, 64), num_classes: int = 10
+    ) -> None:
         super().__init__()
         a, b, c = widths
         self.conv1 = nn.Conv2d(3, a, 3, 1, 1, bias=False)
@@ -71,7 +77,9 @@ def _stage(blocks: int, inp: int, out: int, *, stride: int) -> nn.Sequential:
 def _resnet(depth: int, num_classes: int, width: float) -> ResNetCifar:
     widths = (int(16 * width), int(32 * width), int(64 * width))
     if widths[0] < 1:
-        raise UserError(f"width={width} leaves resnet{depth} without channels: use at least {1 / 16}")
+        raise UserError(
+            f"width={width} leaves resnet{depth} without channels: use at least {1 / 16}"
+        )
     return ResNetCifar((depth - 2) // 6, widths, num_classes)
 
 

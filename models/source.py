@@ -9,8 +9,9 @@
 
 Of torchvision's detectors, the part up to the raw outputs is taken: see pruneopt.models.detection.
 
-Options after `?` go to the factory: `zoo:vgg19_cifar?num_classes=100`, `model.py:make?width=0.5`. Nothing is ever
-downloaded: library networks start from random weights, always the same ones, unless a weights file is given.
+Options after `?` go to the factory: `zoo:vgg19_cifar?num_classes=100`, `model.py:make?width=0.5`.
+Nothing is ever downloaded: library networks start from random weights, always the same ones, unless
+a weights file is given.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ from pruneopt.models.workload import Loss, Metric, Workload, seeded
 __all__ = ["DataSource", "LoadedModel", "load_model"]
 
 # Options of library factories that would fetch weights.
-DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+DOWNLOADS = (
+    "weights",
+    "weights_backbone",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+)
 FORMS = "model.py, model.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2"
 
 
@@ -54,7 +62,8 @@ class LoadedModel:
         spec: what was asked for.
         module: the network, on the CPU, in the mode its factory left it in; or an exported program.
         example_inputs: positional arguments for one call.
-        data: a data spec, a function returning data sets, or a workload; None if the source names none.
+        data: a data spec, a function returning data sets, or a workload; None if the source names
+            none.
         loss, metric, evaluate: the file's own; None means the default.
         origin: the user's file; None for a library network.
         summary: the first line of the factory's (or class's) documentation, possibly empty.
@@ -72,10 +81,12 @@ class LoadedModel:
     summary: str = ""
 
     def workload(self, data: str | None = None, *, seed: int = 0) -> Workload:
-        """The workload to score and train this network with, with the file's own loss, metric and evaluate.
+        """The workload to score and train this network with, with the file's own loss, metric and
+        evaluate.
 
         Args:
-            data: a data spec that takes the place of the file's; relative paths in it start at the working directory.
+            data: a data spec that takes the place of the file's; relative paths in it start at the
+                working directory.
             seed: decides which training samples are held out.
 
         Raises:
@@ -83,7 +94,10 @@ class LoadedModel:
         """
         source = self.data if data is None else data
         if source is None:
-            raise UserError(f"{self.name} names no data: give a data set such as digits, cifar10:DIR or folder:DIR")
+            raise UserError(
+                f"{self.name} names no data: give a data set such as digits, cifar10:DIR or "
+                "folder:DIR"
+            )
         if isinstance(source, str):
             base = self.origin.parent if data is None and self.origin else None
             shape = tuple(self.example_inputs[0].shape)
@@ -109,13 +123,16 @@ class LoadedModel:
                 raise failure(error, path.parent, path, "while data() ran") from error
 
 
-def load_model(spec: str, *, weights: Path | None = None, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
+def load_model(
+    spec: str, *, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
+) -> LoadedModel:
     """The network a spec names, checked and ready to be captured.
 
     Args:
         spec: see the module's text.
         weights: a state dict to load into it (`.safetensors`, `.pt`, `.pth`, `.th`).
-        input_shape: the shape of the example input with its batch axis; takes the place of what the source says.
+        input_shape: the shape of the example input with its batch axis; takes the place of what the
+            source says.
 
     Raises:
         UserError: anything the user can mend, in one sentence with file and line.
@@ -137,7 +154,9 @@ def load_model(spec: str, *, weights: Path | None = None, input_shape: tuple[int
     return loaded
 
 
-def _from_path(spec: str, head: str, options: dict[str, Any], shape: tuple[int, ...] | None) -> LoadedModel:
+def _from_path(
+    spec: str, head: str, options: dict[str, Any], shape: tuple[int, ...] | None
+) -> LoadedModel:
     file, colon, factory = head.rpartition(":") if ".py:" in head else (head, "", "")
     path = Path(file).expanduser()
     if path.suffix == ".py" and not (colon and not factory):
@@ -153,7 +172,9 @@ def _from_program(spec: str, path: Path, shape: tuple[int, ...] | None) -> Loade
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch names no exceptions for a damaged archive
-        raise UserError(f"{path} is truncated, or not a program saved by torch.export.save of this version") from error
+        raise UserError(
+            f"{path} is truncated, or not a program saved by torch.export.save of this version"
+        ) from error
     saved = program.example_inputs
     if shape is not None:
         return LoadedModel(path.stem, spec, program, (torch.randn(shape),), origin=path)
@@ -162,21 +183,33 @@ def _from_program(spec: str, path: Path, shape: tuple[int, ...] | None) -> Loade
     return LoadedModel(path.stem, spec, program, tuple(saved[0]), origin=path)
 
 
-def _from_zoo(spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None) -> LoadedModel:
+def _from_zoo(
+    spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None
+) -> LoadedModel:
     module = zoo.create(name, **options)
     entry = zoo.entry(name)
-    return LoadedModel(name, spec, module, _example(shape or entry.input_shape), summary=_first_line(entry.factory))
+    return LoadedModel(
+        name, spec, module, _example(shape or entry.input_shape), summary=_first_line(entry.factory)
+    )
 
 
-def _from_torchvision(spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None) -> LoadedModel:
+def _from_torchvision(
+    spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None
+) -> LoadedModel:
     from torchvision import models
 
     if name not in models.list_models():
-        raise UserError(f"torchvision has no network '{name}': {did_you_mean(name, models.list_models())}")
+        raise UserError(
+            f"torchvision has no network '{name}': {did_you_mean(name, models.list_models())}"
+        )
     builder = models.get_model_builder(name)
     _refuse_downloads(spec, options)
     # Segmentation and detection networks fetch their backbone's weights unless told not to.
-    none = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    none = {
+        key: None
+        for key in ("weights", "weights_backbone")
+        if key in inspect.signature(builder).parameters
+    }
     module = _built(spec, lambda: builder(**none, **options))
     summary, raw = _first_line(builder), raw_outputs(module)
     if raw is not None:
@@ -187,7 +220,8 @@ def _from_torchvision(spec: str, name: str, options: dict[str, Any], shape: tupl
 
 
 def _torchvision_example(name: str, module: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs of the size the published weights were made for, 16 frames for video, two frames for optical flow."""
+    """Inputs of the size the published weights were made for, 16 frames for video, two frames for
+    optical flow."""
     from torchvision import models
 
     recipe = models.get_model_weights(name).DEFAULT.transforms()
@@ -199,10 +233,14 @@ def _torchvision_example(name: str, module: nn.Module) -> tuple[Tensor, ...]:
     fixed = getattr(module, "image_size", None)
     if isinstance(fixed, int):  # vision transformers take one size only
         height = width = fixed
-    return _example((1, 3, 16, height, width) if kind == "VideoClassification" else (1, 3, height, width))
+    return _example(
+        (1, 3, 16, height, width) if kind == "VideoClassification" else (1, 3, height, width)
+    )
 
 
-def _from_timm(spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None) -> LoadedModel:
+def _from_timm(
+    spec: str, name: str, options: dict[str, Any], shape: tuple[int, ...] | None
+) -> LoadedModel:
     try:
         timm: Any = importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -213,7 +251,9 @@ def _from_timm(spec: str, name: str, options: dict[str, Any], shape: tuple[int, 
     _refuse_downloads(spec, options)
     module = _built(spec, lambda: timm.create_model(name, pretrained=False, **options))
     size = (1, *module.default_cfg["input_size"])
-    return LoadedModel(name, spec, module, _example(shape or size), summary=_first_line(type(module)))
+    return LoadedModel(
+        name, spec, module, _example(shape or size), summary=_first_line(type(module))
+    )
 
 
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm, "zoo": _from_zoo}
@@ -222,7 +262,10 @@ _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm, "zoo": _from
 def _refuse_downloads(spec: str, options: dict[str, Any]) -> None:
     for key in DOWNLOADS:
         if key in options:
-            raise UserError(f"'{spec}' asks for pretrained weights: nothing is downloaded, give a weights file instead")
+            raise UserError(
+                f"'{spec}' asks for pretrained weights: nothing is downloaded, give a weights file "
+                "instead"
+            )
 
 
 def _built(spec: str, build: Callable[[], Any]) -> Any:

@@ -1,4 +1,5 @@
-"""The text specs users type: `name?key=value&key=value`, and helpful words when a name is unknown."""
+"""The text specs users type: `name?key=value&key=value`, and helpful words when a name is
+unknown."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
     for part in tail.split("&") if mark else ():
         key, equals, value = part.partition("=")
         if not key or not equals or not value:
-            raise UserError(f"'{part}' in '{spec}' is not an option: write name=value after the '?', joined by '&'")
+            raise UserError(
+                f"'{part}' in '{spec}' is not an option: write name=value after the '?', joined by "
+                "'&'"
+            )
         if key in options:
             raise UserError(f"the option '{key}' is given twice in '{spec}': keep one")
         options[key] = value
@@ -31,7 +35,8 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def option_values(options: dict[str, str]) -> dict[str, Scalar]:
-    """The option texts as Python values: `true`/`false`, integers, decimals, else the text itself."""
+    """The option texts as Python values: `true`/`false`, integers, decimals, else the text
+    itself."""
     return {key: _value(text) for key, text in options.items()}
 
 
@@ -47,13 +52,16 @@ def _value(text: str) -> Scalar:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"did you mean a or b?"` from the names closest to `word`, or the list of names when none is close."""
+    """`"did you mean a or b?"` from the names closest to `word`, or the list of names when none is
+    close."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     shown = ", ".join(names[:12])
-    return f"known are {shown}{' and others' if len(names) > 12 else ''}" if names else "none is known"
+    return (
+        f"known are {shown}{' and others' if len(names) > 12 else ''}" if names else "none is known"
+    )
 
 
 def checked_shape(what: str, shape: object) -> tuple[int, ...]:
@@ -61,7 +69,12 @@ def checked_shape(what: str, shape: object) -> tuple[int, ...]:
     if (
         not isinstance(shape, tuple | list)
         or not shape
-        or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape)
+        or not all(
+            isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape
+        )
     ):
-        raise UserError(f"{what} must be whole numbers above 0, batch first, such as (1, 3, 224, 224), not {shape!r}")
+        raise UserError(
+            f"{what} must be whole numbers above 0, batch first, such as (1, 3, 224, 224), not "
+            f"{shape!r}"
+        )
     return tuple(shape)

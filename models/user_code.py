@@ -1,9 +1,11 @@
-"""Running a user's model file: its own imports work, it cannot disturb others, and its failures become one sentence.
+"""Running a user's model file: its own imports work, it cannot disturb others, and its failures
+become one sentence.
 
-The file's folder is first on `sys.path`, and modules found there are in `sys.modules`, only while the file is imported
-and while its factory, `data`, `example_inputs` or `evaluate` runs. Afterwards both are as before, so two files may
-each have their own `utils`. Modules that a file loaded are kept with it and put back whenever its code runs again. One
-limit: an import of a sibling inside `forward`, `loss` or `metric` is not found; write it at the top of the file.
+The file's folder is first on `sys.path`, and modules found there are in `sys.modules`, only while
+the file is imported and while its factory, `data`, `example_inputs` or `evaluate` runs. Afterwards
+both are as before, so two files may each have their own `utils`. Modules that a file loaded are
+kept with it and put back whenever its code runs again. One limit: an import of a sibling inside
+`forward`, `loss` or `metric` is not found; write it at the top of the file.
 """
 
 from __future__ import annotations
@@ -48,9 +50,14 @@ class UserFile:
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             place = f"{self.path} line {line}" if line else str(self.path)
-            raise UserError(f"{place} is not valid Python: {getattr(error, 'msg', error)}") from error
-        # The name is the file's own: classes in it keep a home in sys.modules, for pickling and dataclasses.
-        module = ModuleType(f"pruneopt_user_{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}")
+            raise UserError(
+                f"{place} is not valid Python: {getattr(error, 'msg', error)}"
+            ) from error
+        # The name is the file's own: classes in it keep a home in sys.modules, for pickling and
+        # dataclasses.
+        module = ModuleType(
+            f"pruneopt_user_{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
+        )
         module.__file__ = str(self.path)
         linecache.checkcache(str(self.path))
         sys.modules[module.__name__] = module
@@ -58,7 +65,8 @@ class UserFile:
         return module
 
     def run(self, doing: str, function: Callable[..., Any], *args: object) -> Any:
-        """`function(*args)` as this file's code; what it raises becomes a UserError with file and line."""
+        """`function(*args)` as this file's code; what it raises becomes a UserError with file and
+        line."""
         try:
             with self._active():
                 return function(*args)
@@ -68,7 +76,8 @@ class UserFile:
             raise failure(error, self.folder, self.path, doing) from error
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, to be called from anywhere, with this file's imports in force; errors pass unchanged."""
+        """`function`, to be called from anywhere, with this file's imports in force; errors pass
+        unchanged."""
 
         @functools.wraps(function)
         def call(*args: object, **options: object) -> Any:
@@ -79,7 +88,14 @@ class UserFile:
 
     def line_of(self, name: str) -> int | None:
         """The line where a top-level name is first assigned or defined, for messages."""
-        starts = (f"{name} =", f"{name}:", f"{name}=", f"def {name}(", f"class {name}(", f"class {name}:")
+        starts = (
+            f"{name} =",
+            f"{name}:",
+            f"{name}=",
+            f"def {name}(",
+            f"class {name}(",
+            f"class {name}:",
+        )
         for number, line in enumerate(linecache.getlines(str(self.path)), 1):
             if line.startswith(starts):
                 return number
@@ -98,7 +114,11 @@ class UserFile:
         self._depth += 1
         local = self._local_names()
         already = {name for name in local if self._owns(sys.modules[name], name)}
-        hidden = {name: sys.modules.pop(name) for name in local if name not in already and self._hides(name)}
+        hidden = {
+            name: sys.modules.pop(name)
+            for name in local
+            if name not in already and self._hides(name)
+        }
         sys.modules.update(self._modules)
         sys.path.insert(0, str(self.folder))
         importlib.invalidate_caches()
@@ -115,19 +135,25 @@ class UserFile:
             self._depth -= 1
 
     def _local_names(self) -> list[str]:
-        """The loaded modules whose top-level name is also that of a file or folder beside the user's file."""
-        beside = {entry.stem if entry.suffix == ".py" else entry.name for entry in self.folder.iterdir()}
+        """The loaded modules whose top-level name is also that of a file or folder beside the
+        user's file."""
+        beside = {
+            entry.stem if entry.suffix == ".py" else entry.name for entry in self.folder.iterdir()
+        }
         beside -= {"pruneopt", "__main__"} | sys.stdlib_module_names
         return [name for name in sys.modules if name.partition(".")[0] in beside]
 
     def _owns(self, module: ModuleType, name: str) -> bool:
-        """Whether a loaded module's top-level package or file lies directly in the user's folder."""
+        """Whether a loaded module's top-level package or file lies directly in the user's
+        folder."""
         return _place(sys.modules.get(name.partition(".")[0], module)) == self.folder
 
     def _hides(self, name: str) -> bool:
-        """Whether a module loaded from elsewhere would stand in for the user's own file or folder of that name.
+        """Whether a module loaded from elsewhere would stand in for the user's own file or folder
+        of that name.
 
-        Installed packages stay: a second copy of torch in one process would be worse than the name clash.
+        Installed packages stay: a second copy of torch in one process would be worse than the name
+        clash.
         """
         place = _place(sys.modules.get(name.partition(".")[0], sys.modules[name]))
         return place is not None and place not in _INSTALLED
@@ -146,16 +172,23 @@ def _place(module: ModuleType) -> Path | None:
     return Path(first).resolve().parent if isinstance(first, str) else None
 
 
-_INSTALLED = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib", "stdlib", "platstdlib")}
+_INSTALLED = {
+    Path(sysconfig.get_path(key)).resolve()
+    for key in ("purelib", "platlib", "stdlib", "platstdlib")
+}
 
 
 def failure(error: BaseException, folder: Path, path: Path, doing: str) -> UserError:
     """What user code raised, as one sentence with the last place in the user's own files."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
-        return UserError(f"{Path(error.filename).name} line {error.lineno} is not valid Python: {error.msg}")
+        return UserError(
+            f"{Path(error.filename).name} line {error.lineno} is not valid Python: {error.msg}"
+        )
     place = _last_place(error.__traceback__, folder) or str(path)
     if isinstance(error, SystemExit):
-        return UserError(f"{place} ends the program {doing}: put it under if __name__ == '__main__'")
+        return UserError(
+            f"{place} ends the program {doing}: put it under if __name__ == '__main__'"
+        )
     text = " ".join(str(error).split())
     kind = type(error).__name__
     return UserError(f"{place} raised {kind} {doing}{': ' if text else ''}{text}")

@@ -24,17 +24,23 @@ from pruneopt.models.workload import (
 
 __all__ = ["workload_of"]
 
-WANTED = "(train, test), (train, calibration, test), or a dictionary of train, test and optionally calibration, subval"
+WANTED = (
+    "(train, test), (train, calibration, test), or a dictionary of train, test and "
+    "optionally "
+    "calibration, subval"
+)
 
 
 def workload_of(name: str, parts: object, *, seed: int) -> Workload:
-    """A workload of the user's own data sets; what is not given of calibration and subval is cut from train.
+    """A workload of the user's own data sets; what is not given of calibration and subval is cut
+    from train.
 
     Args:
         name: for messages and reports.
-        parts: `(train, test)`, `(train, calibration, test)`, a dictionary with `train`, `test` and optionally
-            `calibration`, `subval`, `num_classes`, or a finished `Workload`. Each part is a map-style data set of
-            `(input, target)` samples, a DataLoader (whose data set is used), or a pair of tensors `(inputs, targets)`.
+        parts: `(train, test)`, `(train, calibration, test)`, a dictionary with `train`, `test` and
+            optionally `calibration`, `subval`, `num_classes`, or a finished `Workload`. Each part
+            is a map-style data set of `(input, target)` samples, a DataLoader (whose data set is
+            used), or a pair of tensors `(inputs, targets)`.
         seed: decides which training samples are held out.
 
     Raises:
@@ -45,7 +51,9 @@ def workload_of(name: str, parts: object, *, seed: int) -> Workload:
     given = _named(name, parts)
     num_classes = given.pop("num_classes", None)
     if num_classes is not None and not isinstance(num_classes, int):
-        raise UserError(f"num_classes in the data of {name} must be a whole number, not {num_classes!r}")
+        raise UserError(
+            f"num_classes in the data of {name} must be a whole number, not {num_classes!r}"
+        )
     whole = {key: _whole(name, key, value) for key, value in given.items()}
     count, labels = len(whole["train"]), _labels(given["train"])
     if "subval" in whole:
@@ -69,14 +77,20 @@ def workload_of(name: str, parts: object, *, seed: int) -> Workload:
 def _named(name: str, parts: object) -> dict[str, object]:
     if isinstance(parts, Mapping):
         named = {str(key): value for key, value in parts.items() if value is not None}
-    elif isinstance(parts, tuple | list) and len(parts) in (2, 3) and not isinstance(parts[0], Tensor):
+    elif (
+        isinstance(parts, tuple | list)
+        and len(parts) in (2, 3)
+        and not isinstance(parts[0], Tensor)
+    ):
         keys = ("train", "test") if len(parts) == 2 else ("train", "calibration", "test")
         named = dict(zip(keys, parts, strict=True))
     else:
         raise UserError(f"the data of {name} is a {type(parts).__name__}: it must be {WANTED}")
     odd = named.keys() - {"train", "calibration", "subval", "test", "num_classes"}
     if odd or not {"train", "test"} <= named.keys():
-        raise UserError(f"the data of {name} has the parts {', '.join(sorted(named))}: it must be {WANTED}")
+        raise UserError(
+            f"the data of {name} has the parts {', '.join(sorted(named))}: it must be {WANTED}"
+        )
     return named
 
 
@@ -86,7 +100,10 @@ def _whole(name: str, key: str, part: object) -> Split:
     if _is_pair(part):
         inputs, targets = part
         if len(inputs) != len(targets) or not len(inputs):
-            raise UserError(f"'{key}' of {name} has {len(inputs)} inputs and {len(targets)} targets: they must pair up")
+            raise UserError(
+                f"'{key}' of {name} has {len(inputs)} inputs and {len(targets)} targets: they must "
+                "pair up"
+            )
         return TensorSplit(inputs, targets, torch.arange(len(inputs)))
     length = dataset_length(part)
     if not length:
@@ -95,7 +112,11 @@ def _whole(name: str, key: str, part: object) -> Split:
 
 
 def _is_pair(part: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    return isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(item, Tensor) for item in part)
+    return (
+        isinstance(part, tuple | list)
+        and len(part) == 2
+        and all(isinstance(item, Tensor) for item in part)
+    )
 
 
 def _select(split: Split, indices: Indices) -> Split:
@@ -103,7 +124,8 @@ def _select(split: Split, indices: Indices) -> Split:
 
 
 def _labels(part: object) -> Indices | None:
-    """Class numbers where they can be had without decoding a sample: tensors, or torchvision's `targets`."""
+    """Class numbers where they can be had without decoding a sample: tensors, or torchvision's
+    `targets`."""
     if isinstance(part, DataLoader):
         part = part.dataset
     if isinstance(part, Subset):
@@ -118,7 +140,8 @@ def _labels(part: object) -> Indices | None:
 
 
 def _class_count(part: object) -> int | None:
-    """The length of torchvision's `classes`; labels alone only bound the number of classes from below."""
+    """The length of torchvision's `classes`; labels alone only bound the number of classes from
+    below."""
     if isinstance(part, DataLoader | Subset):
         return _class_count(part.dataset)
     classes = getattr(part, "classes", None)

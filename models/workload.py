@@ -1,4 +1,5 @@
-"""What passes know about data: a `Workload` of four splits, a loss, a metric, and how to score a network.
+"""What passes know about data: a `Workload` of four splits, a loss, a metric, and how to score a
+network.
 
 Splits
     `train`        what a network is trained on;
@@ -6,8 +7,8 @@ Splits
     `subval`       class-balanced images cut *out of* the training set and not in `train`: searches score on them;
     `test`         never touched by a search.
 
-`calibration` stays part of `train` (BN statistics are taken on data the network may be trained on, as in MetaPruning
-and EagleEye); it is disjoint from `subval`.
+`calibration` stays part of `train` (BN statistics are taken on data the network may be trained on,
+as in MetaPruning and EagleEye); it is disjoint from `subval`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ Prepare = Callable[[Tensor, bool, torch.Generator], Tensor]
 
 @contextmanager
 def seeded(seed: int, device: Device = "cpu") -> Iterator[None]:
-    """Run a block with torch's global generators (CPU and `device`) set to `seed`; the caller's state comes back."""
+    """Run a block with torch's global generators (CPU and `device`) set to `seed`; the caller's
+    state comes back."""
     place = torch.device(device)
     devices = []
     if place.type == "cuda":
@@ -70,7 +72,8 @@ def seeded(seed: int, device: Device = "cpu") -> Iterator[None]:
 
 
 class Split(ABC):
-    """An ordered list of samples. `indices[i]` is the place of sample i in the data set it was cut from."""
+    """An ordered list of samples. `indices[i]` is the place of sample i in the data set it was cut
+    from."""
 
     def __init__(self, indices: Tensor) -> None:
         self.indices = indices
@@ -82,7 +85,8 @@ class Split(ABC):
     def fetch(
         self, positions: Tensor, *, augment: bool, generator: torch.Generator, device: Device
     ) -> tuple[Tensor, Tensor]:
-        """The samples at `positions` (int64 `[n]`, of this split) as `(inputs, targets)` on `device`."""
+        """The samples at `positions` (int64 `[n]`, of this split) as `(inputs, targets)` on
+        `device`."""
 
     @abstractmethod
     def select(self, positions: Tensor) -> Split:
@@ -132,10 +136,13 @@ class TensorSplit(Split):
         inputs: `[n, ...]`, all samples of the source.
         targets: `[n]` or `[n, ...]`.
         indices: int64, the samples of this split.
-        prepare: makes network inputs of stored ones (resize, augment, normalise); None feeds them as they are.
+        prepare: makes network inputs of stored ones (resize, augment, normalise); None feeds them
+            as they are.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, indices: Tensor, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, indices: Tensor, prepare: Prepare | None = None
+    ) -> None:
         super().__init__(indices)
         self._inputs = inputs
         self._targets = targets
@@ -148,7 +155,9 @@ class TensorSplit(Split):
         inputs, targets, indices = self._on(torch.device(device))
         rows = indices[positions.to(indices.device)]
         batch = inputs[rows]
-        return (batch if self._prepare is None else self._prepare(batch, augment, generator)), targets[rows]
+        return (
+            batch if self._prepare is None else self._prepare(batch, augment, generator)
+        ), targets[rows]
 
     def select(self, positions: Tensor) -> TensorSplit:
         return TensorSplit(self._inputs, self._targets, self.indices[positions], self._prepare)
@@ -159,16 +168,21 @@ class TensorSplit(Split):
         if device not in self._resident:
             # Only this split's samples travel; they are then numbered from zero.
             renumbered = torch.arange(len(self), device=device)
-            chosen = (self._inputs[self.indices].to(device), self._targets[self.indices].to(device), renumbered)
+            chosen = (
+                self._inputs[self.indices].to(device),
+                self._targets[self.indices].to(device),
+                renumbered,
+            )
             self._resident[device] = chosen
         return self._resident[device]
 
 
 class DatasetSplit(Split):
-    """Samples of a map-style `torch.utils.data.Dataset` of the user's own, giving `(input, target)` pairs.
+    """Samples of a map-style `torch.utils.data.Dataset` of the user's own, giving `(input, target)`
+    pairs.
 
-    Such a data set applies the transforms it was built with, so `augment` selects nothing here; the transforms' use of
-    torch's random numbers is seeded, hence repeatable.
+    Such a data set applies the transforms it was built with, so `augment` selects nothing here; the
+    transforms' use of torch's random numbers is seeded, hence repeatable.
     """
 
     def __init__(self, dataset: Dataset[tuple[object, object]], indices: Tensor) -> None:
@@ -186,11 +200,14 @@ class DatasetSplit(Split):
             inputs, targets = default_collate(samples)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"the samples of {type(self._dataset).__name__} cannot be stacked into a batch of (input, target) "
+                f"the samples of {type(self._dataset).__name__} cannot be stacked into a batch of "
+                "(input, target) "
                 f"pairs: {error}"
             ) from error
         if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-            raise UserError(f"{type(self._dataset).__name__} must give (tensor, number or tensor) pairs")
+            raise UserError(
+                f"{type(self._dataset).__name__} must give (tensor, number or tensor) pairs"
+            )
         return inputs.to(device), targets.to(device)
 
     def select(self, positions: Tensor) -> DatasetSplit:
@@ -198,9 +215,11 @@ class DatasetSplit(Split):
 
 
 def balanced_order(labels: Indices | None, count: int, seed: int) -> Indices:
-    """A random order of `range(count)` in which every prefix holds the classes as evenly as possible, int64 `[count]`.
+    """A random order of `range(count)` in which every prefix holds the classes as evenly as
+    possible, int64 `[count]`.
 
-    Classes are dealt in turn, one sample of each per round; without labels the order is merely random.
+    Classes are dealt in turn, one sample of each per round; without labels the order is merely
+    random.
     """
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(count)
@@ -212,20 +231,29 @@ def balanced_order(labels: Indices | None, count: int, seed: int) -> Indices:
 
 
 def _rank_in_class(classes: Indices) -> Indices:
-    """How many earlier samples have the same class, for each sample. Classes are numbered from 0 without gaps."""
+    """How many earlier samples have the same class, for each sample. Classes are numbered from 0
+    without gaps."""
     totals = np.bincount(classes)
     ranks = np.empty_like(classes)
-    ranks[np.argsort(classes, kind="stable")] = np.arange(len(classes)) - np.repeat(np.cumsum(totals) - totals, totals)
+    ranks[np.argsort(classes, kind="stable")] = np.arange(len(classes)) - np.repeat(
+        np.cumsum(totals) - totals, totals
+    )
     return ranks
 
 
 def cut(
-    labels: Indices | None, count: int, *, seed: int, subval: int | None = None, calibration: int | None = None
+    labels: Indices | None,
+    count: int,
+    *,
+    seed: int,
+    subval: int | None = None,
+    calibration: int | None = None,
 ) -> tuple[Indices, Indices, Indices]:
     """Cut a training set of `count` samples into index lists `(train, calibration, subval)`.
 
-    `subval` defaults to a tenth (at least 500 where a fifth allows it, at most 10,000, the papers' size) and takes at
-    most half of any class; `calibration` defaults to a fifth, at most 6,400 (50 batches of 128), a part of `train`.
+    `subval` defaults to a tenth (at least 500 where a fifth allows it, at most 10,000, the papers'
+    size) and takes at most half of any class; `calibration` defaults to a fifth, at most 6,400 (50
+    batches of 128), a part of `train`.
 
     Raises:
         UserError: too few samples, or sizes the training set cannot give.
@@ -234,12 +262,18 @@ def cut(
     calibration = min(6_400, count // 5) if calibration is None else calibration
     order = balanced_order(labels, count, seed)
     # A rare class must not vanish from the training set.
-    classes = np.zeros(count, np.int64) if labels is None else np.unique(labels[order], return_inverse=True)[1]
+    classes = (
+        np.zeros(count, np.int64)
+        if labels is None
+        else np.unique(labels[order], return_inverse=True)[1]
+    )
     spare = _rank_in_class(classes) < np.bincount(classes)[classes] // 2
     if not 1 <= subval <= int(spare.sum()) or not 1 <= calibration <= count - subval:
         raise UserError(
-            f"a training set of {count} samples cannot give {subval} for search scores (subval, at most half of any "
-            f"class: {int(spare.sum())}) and {calibration} for calibration: use more samples or smaller numbers above 0"
+            f"a training set of {count} samples cannot give {subval} for search scores (subval, at "
+            "most half of any "
+            f"class: {int(spare.sum())}) and {calibration} for calibration: use more samples or "
+            "smaller numbers above 0"
         )
     held = np.zeros(count, dtype=bool)
     held[np.flatnonzero(spare)[:subval]] = True
@@ -248,7 +282,8 @@ def cut(
 
 
 def logits_of(outputs: object) -> Tensor:
-    """The main tensor of what a network returned: itself, the first of a tuple, or `logits`/`out` of a dictionary."""
+    """The main tensor of what a network returned: itself, the first of a tuple, or `logits`/`out`
+    of a dictionary."""
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, dict):
@@ -258,25 +293,29 @@ def logits_of(outputs: object) -> Tensor:
     if isinstance(outputs, Sequence) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     raise UserError(
-        f"the network returns a {type(outputs).__name__} without a main tensor: define loss(outputs, targets) and "
+        f"the network returns a {type(outputs).__name__} without a main tensor: define "
+        "loss(outputs, targets) and "
         "metric(outputs, targets) in the model file"
     )
 
 
 def cross_entropy(outputs: object, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of `logits_of(outputs)` `[N, C, ...]` and class numbers `[N, ...]`; a scalar."""
+    """Mean cross-entropy of `logits_of(outputs)` `[N, C, ...]` and class numbers `[N, ...]`; a
+    scalar."""
     return F.cross_entropy(logits_of(outputs), targets, label_smoothing=label_smoothing)
 
 
 def top1(outputs: object, targets: Tensor) -> Tensor:
-    """1.0 where the largest logit is the target, per sample `[N]` (its mean over positions for dense outputs)."""
+    """1.0 where the largest logit is the target, per sample `[N]` (its mean over positions for
+    dense outputs)."""
     hits = (logits_of(outputs).argmax(1) == targets).float()
     return hits.flatten(1).mean(1) if hits.ndim > 1 else hits
 
 
 @contextmanager
 def placed(module: nn.Module, device: Device) -> Iterator[None]:
-    """Move a network to `device` for a block; afterwards its device and every submodule's mode are as before."""
+    """Move a network to `device` for a block; afterwards its device and every submodule's mode are
+    as before."""
     modes = [(part, part.training) for part in module.modules()]
     tensors = [*module.parameters(), *module.buffers()]
     before = {tensor.device for tensor in tensors}
@@ -293,7 +332,8 @@ def placed(module: nn.Module, device: Device) -> Iterator[None]:
 
 
 def set_mode(module: nn.Module, *, training: bool) -> None:
-    """`module.train(training)`; the modules of an exported program refuse it, their mode is in the graph."""
+    """`module.train(training)`; the modules of an exported program refuse it, their mode is in the
+    graph."""
     try:
         module.train(training)
     except NotImplementedError:
@@ -302,7 +342,8 @@ def set_mode(module: nn.Module, *, training: bool) -> None:
 
 @dataclass
 class Workload:
-    """Data, loss and metric of one task. Scores are means of `metric` over samples; larger is better.
+    """Data, loss and metric of one task. Scores are means of `metric` over samples; larger is
+    better.
 
     Attributes:
         name: for reports.
@@ -341,13 +382,16 @@ class Workload:
         limit: int | None = None,
         augment_seed: int | None = None,
     ) -> float:
-        """The mean metric of a network in evaluation mode; device and modes of the network are restored.
+        """The mean metric of a network in evaluation mode; device and modes of the network are
+        restored.
 
-        The user's `evaluate` decides on the complete test split; with `limit` (the first samples only) the per-sample
-        metric is used there too. ``augment_seed`` reads the samples as in training, shuffled by this seed.
+        The user's `evaluate` decides on the complete test split; with `limit` (the first samples
+        only) the per-sample metric is used there too. ``augment_seed`` reads the samples as in
+        training, shuffled by this seed.
 
         Raises:
-            UserError: the network does not fit the data, or the metric is not one number per sample.
+            UserError: the network does not fit the data, or the metric is not one number per
+                sample.
         """
         samples = self.split(split)
         if limit is not None:
@@ -357,11 +401,18 @@ class Workload:
         with placed(module, device):
             set_mode(module, training=False)
             with torch.inference_mode():
-                if split == "test" and limit is None and augment_seed is None and self.evaluate is not None:
+                if (
+                    split == "test"
+                    and limit is None
+                    and augment_seed is None
+                    and self.evaluate is not None
+                ):
                     return _number(self.evaluate(module))
                 total = torch.zeros((), dtype=torch.float64, device=device)
                 augment = augment_seed is not None
-                for inputs, targets in samples.batches(batch_size, seed=augment_seed, augment=augment, device=device):
+                for inputs, targets in samples.batches(
+                    batch_size, seed=augment_seed, augment=augment, device=device
+                ):
                     total += self.scores(self.forward(module, inputs), targets).double().sum()
         return float(total) / len(samples)
 
@@ -378,14 +429,17 @@ class Workload:
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"the network does not take a batch of shape {list(inputs.shape)} from {self.name}: {reason[0]}"
+                f"the network does not take a batch of shape {list(inputs.shape)} from "
+                f"{self.name}: {reason[0]}"
             ) from error
         if self.metric is top1 and self.num_classes is not None:
             found = logits_of(outputs).shape
             if len(found) < 2 or found[1] != self.num_classes:
                 raise UserError(
-                    f"the network's output has shape {list(found)} but {self.name} has {self.num_classes} classes: "
-                    f"use data with the network's classes, or build it with num_classes={self.num_classes}"
+                    f"the network's output has shape {list(found)} but {self.name} has "
+                    f"{self.num_classes} classes: "
+                    "use data with the network's classes, or build it with "
+                    f"num_classes={self.num_classes}"
                 )
         return outputs
 
@@ -394,22 +448,30 @@ class Workload:
         scores = self.metric(outputs, targets)
         if not isinstance(scores, Tensor) or scores.shape != targets.shape[:1]:
             shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(f"metric(outputs, targets) must give one score per sample, [{len(targets)}], not {shape}")
+            raise UserError(
+                f"metric(outputs, targets) must give one score per sample, [{len(targets)}], not "
+                f"{shape}"
+            )
         return scores
 
     @property
     def task(self) -> tuple[str, str]:
         """The names of the metric and of the loss."""
-        metric, loss = (getattr(item, "__qualname__", type(item).__name__) for item in (self.metric, self.loss))
+        metric, loss = (
+            getattr(item, "__qualname__", type(item).__name__) for item in (self.metric, self.loss)
+        )
         return metric, loss
 
     def describe(self) -> dict[str, object]:
-        """What a run record needs to name this data exactly: sizes, and SHA-256 of the cut index lists."""
+        """What a run record needs to name this data exactly: sizes, and SHA-256 of the cut index
+        lists."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
             "seed": self.seed,
-            "sizes": {name: len(self.split(name)) for name in ("train", "calibration", "subval", "test")},
+            "sizes": {
+                name: len(self.split(name)) for name in ("train", "calibration", "subval", "test")
+            },
             "calibration_sha256": _fingerprint(self.calibration),
             "subval_sha256": _fingerprint(self.subval),
         }
@@ -424,14 +486,17 @@ def _number(value: object) -> float:
         return float(value)
     if isinstance(value, int | float | np.floating):
         return float(value)
-    raise UserError(f"evaluate(model) must return one number (larger is better), not a {type(value).__name__}")
+    raise UserError(
+        f"evaluate(model) must return one number (larger is better), not a {type(value).__name__}"
+    )
 
 
 def dataset_length(dataset: object) -> int:
     """`len(dataset)`, or UserError for something that is not a map-style data set."""
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise UserError(
-            f"{type(dataset).__name__} is not a map-style data set: give one with __len__ and __getitem__, "
+            f"{type(dataset).__name__} is not a map-style data set: give one with __len__ and "
+            "__getitem__, "
             "or a pair of tensors (inputs, targets)"
         )
     return len(dataset)

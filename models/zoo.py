@@ -1,4 +1,5 @@
-"""The networks that come with pruneopt, by name. A family's file is imported when one of its networks is asked for."""
+"""The networks that come with pruneopt, by name. A family's file is imported when one of its
+networks is asked for."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class ZooEntry:
     @property
     def factory(self) -> Callable[..., nn.Module]:
         """The factory function; it takes keyword options only (`num_classes`, `width`)."""
-        found: Callable[..., nn.Module] = getattr(importlib.import_module(f"pruneopt.models.{self.file}"), self.name)
+        found: Callable[..., nn.Module] = getattr(
+            importlib.import_module(f"pruneopt.models.{self.file}"), self.name
+        )
         return found
 
 
@@ -64,7 +67,8 @@ def create(name: str, **options: object) -> nn.Module:
     """A freshly initialised network.
 
     Raises:
-        UserError: unknown network, an option its factory does not take, or an option value it refuses.
+        UserError: unknown network, an option its factory does not take, or an option value it
+            refuses.
     """
     factory = entry(name).factory
     known = inspect.signature(factory).parameters

@@ -1,4 +1,5 @@
-"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`, `4ms@ort-cpu`)."""
+"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`,
+`4ms@ort-cpu`)."""
 
 from __future__ import annotations
 
@@ -15,10 +16,19 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.cost.cost import ON_TARGET, CostModel
 from pruneopt.passes.targets.target import parse_target
 
-__all__ = ["FORMS", "Budget", "check_reachable", "format_value", "parse_budget", "tightest", "within"]
+__all__ = [
+    "FORMS",
+    "Budget",
+    "check_reachable",
+    "format_value",
+    "parse_budget",
+    "tightest",
+    "within",
+]
 
 FORMS = (
-    "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, 12MBmemory, 30%memory, 4ms@ort-cpu"
+    "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, "
+    "12MBmemory, 30%memory, 4ms@ort-cpu"
 )
 
 _TEXT = re.compile(
@@ -42,14 +52,21 @@ _TIMES = {"s": 9, "ms": 6, "us": 3, "\N{MICRO SIGN}s": 3, "ns": 0}
 _OTHER_TIMES = re.compile(r"sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps|hz|latency")
 _PREFIXES = ("", "k", "M", "G", "T")
 _NAMES = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B memory"}
-_SHARE_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "bytes", "memory": "memory", "latency": "latency"}
+_SHARE_NAMES = {
+    "flops": "FLOPs",
+    "params": "params",
+    "bytes": "bytes",
+    "memory": "memory",
+    "latency": "latency",
+}
 _ROUNDING = 1 + 1e-12
 """A share of a whole number is rarely a float: half of an odd cost, a tenth of a round one."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper limit. ``unit`` is a unit of `CostModel.measure`; ``value`` an amount of it, or a share of the original.
+    """An upper limit. ``unit`` is a unit of `CostModel.measure`; ``value`` an amount of it, or a
+    share of the original.
 
     ``text`` is what the user wrote.
     """
@@ -68,13 +85,15 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki`` ... of 1024.
+    """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000,
+    ``Ki`` ... of 1024.
 
-    A time may name the target that it is for, as in ``4ms@ort-cpu{threads=2}``; without one it is that of a table.
+    A time may name the target that it is for, as in ``4ms@ort-cpu{threads=2}``; without one it is
+    that of a table.
 
     Raises:
-        UserError: no such form, no or an unknown unit, a number that is not above 0, a share above 100 %, or
-            no such target.
+        UserError: no such form, no or an unknown unit, a number that is not above 0, a share above
+            100 %, or no such target.
     """
     amount, at, target = text.partition("@")
     budget = _parse_amount(amount)
@@ -106,7 +125,10 @@ def _share(text: str, number: float, unit: str) -> Budget:
     if unit not in _SHARES:
         raise _refused(text, f"is a share of '{unit}', which is no cost of a network")
     if number > 100:
-        raise _refused(text, f"would allow {number / 100:g} times the cost of the original, which it never exceeds")
+        raise _refused(
+            text,
+            f"would allow {number / 100:g} times the cost of the original, which it never exceeds",
+        )
     return Budget(text.strip(), _SHARES[unit], number / 100, relative=True)
 
 
@@ -116,11 +138,17 @@ def _amount(text: str, number: str, unit: str) -> Budget:
         return _absolute(text, "latency", Fraction(number) * 10 ** _TIMES[unit])
     if match is None and unit == "memory":
         raise _refused(text, "lacks the size that memory is measured in, as in 12MBmemory")
-    if match is None or (match["binary"] and (not match["prefix"] or match["flops"] or match["params"])):
+    if match is None or (
+        match["binary"] and (not match["prefix"] or match["flops"] or match["params"])
+    ):
         raise _refused(text, f"has the unknown unit '{unit}'")
     name = next(name for name in _NAMES if match[name])
     # Exact until the last step: 0.3e9 and 300e6 are then the same budget.
-    return _absolute(text, name, Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"]))
+    return _absolute(
+        text,
+        name,
+        Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"]),
+    )
 
 
 def _absolute(text: str, name: str, value: Fraction) -> Budget:
@@ -139,7 +167,8 @@ def _refused(text: str, why: str) -> UserError:
 
 
 def format_value(unit: str, value: float) -> str:
-    """An amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``; `parse_budget` reads it back."""
+    """An amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``; `parse_budget`
+    reads it back."""
     return _format(unit, value, round)
 
 
@@ -171,21 +200,28 @@ def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.
 
 
 def tightest(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike | None = None) -> Budget:
-    """The budget that a width vector [G] (default: the original) exceeds most, or is closest to; the first of equals.
+    """The budget that a width vector [G] (default: the original) exceeds most, or is closest to;
+    the first of equals.
 
     Raises `UserError` if there is no budget.
     """
     if not budgets:
         raise UserError("there is no budget: give one such as 50%FLOPs")
     row = cost.full if widths is None else widths
-    return max(budgets, key=lambda budget: float(cost.measure(budget.unit, row)) / budget.limit(cost))
+    return max(
+        budgets, key=lambda budget: float(cost.measure(budget.unit, row)) / budget.limit(cost)
+    )
 
 
-def check_reachable(budgets: Sequence[Budget], cost: CostModel, minimum: ArrayLike | None = None) -> None:
-    """Raise `BudgetError` for a budget below the cost of the smallest widths [G] (default: one unit in every block).
+def check_reachable(
+    budgets: Sequence[Budget], cost: CostModel, minimum: ArrayLike | None = None
+) -> None:
+    """Raise `BudgetError` for a budget below the cost of the smallest widths [G] (default: one unit
+    in every block).
 
-    The message names the smallest value within reach, rounded up, so that it can be given as the budget, and the one
-    thing that stands in the way, where there is one. A budget above the original's cost is met without pruning.
+    The message names the smallest value within reach, rounded up, so that it can be given as the
+    budget, and the one thing that stands in the way, where there is one. A budget above the
+    original's cost is met without pruning.
     """
     lowest = cost.minimum if minimum is None else np.asarray(minimum)
     for budget in budgets:
@@ -195,10 +231,16 @@ def check_reachable(budgets: Sequence[Budget], cost: CostModel, minimum: ArrayLi
             continue
         least = float(cost.measure(budget.unit, cost.minimum))
         if least <= limit:
-            reason = f"the smallest widths allowed for its groups forbid less; without them {_own(budget, least, cost)}"
+            reason = (
+                "the smallest widths allowed for its groups forbid less; without them "
+                f"{_own(budget, least, cost)}"
+            )
         else:
             reason = _obstacle(budget.unit, cost, smallest, lowest)
-        message = f"the budget '{budget.text}' is out of reach: {cost.graph.name} cannot be made smaller than"
+        message = (
+            f"the budget '{budget.text}' is out of reach: {cost.graph.name} cannot be made "
+            "smaller than"
+        )
         raise BudgetError(f"{message} {_own(budget, smallest, cost)}{reason and f' ({reason})'}")
 
 
@@ -211,16 +253,25 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
 
 
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
-    """The frozen group without which the smallest cost would drop most, if that is a tenth of it or more."""
+    """The frozen group without which the smallest cost would drop most, if that is a tenth of it or
+    more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
-    if not frozen or unit.startswith("latency"):  # nothing is known of widths that a frozen group does not have
+    if not frozen or unit.startswith(
+        "latency"
+    ):  # nothing is known of widths that a frozen group does not have
         return ""
     if not cost.groups:
-        return f"none of its channels can be removed: {frozen[0].name} is frozen, {frozen[0].frozen}"
-    thawed = replace(cost.coupling, groups=tuple(replace(group, frozen=None) for group in cost.coupling.groups))
+        return (
+            f"none of its channels can be removed: {frozen[0].name} is frozen, {frozen[0].frozen}"
+        )
+    thawed = replace(
+        cost.coupling, groups=tuple(replace(group, frozen=None) for group in cost.coupling.groups)
+    )
     other = CostModel(cost.graph, thawed, cost.convention.name)
     own = dict(zip(cost.groups, lowest, strict=True))
-    row = np.array([own.get(name, full) for name, full in zip(other.groups, other.full, strict=True)])
+    row = np.array(
+        [own.get(name, full) for name, full in zip(other.groups, other.full, strict=True)]
+    )
     trials = np.tile(row, (len(frozen), 1))
     for trial, group in zip(trials, frozen, strict=True):
         column = other.groups.index(group.name)

@@ -1,4 +1,5 @@
-"""What a user asks of the widths of groups beside the budgets: a width, a largest share to lose, an equal width."""
+"""What a user asks of the widths of groups beside the budgets: a width, a largest share to lose, an
+equal width."""
 
 from __future__ import annotations
 
@@ -38,31 +39,38 @@ class Limits:
 
     def check(self, coupling: Coupling, plan: Plan) -> None:
         """`UserError` for a plan outside of the limits: whatever decided it does not heed them."""
-        kept = {group.name: len(plan[group.name]) if group.name in plan else group.width for group in coupling.groups}
+        kept = {
+            group.name: len(plan[group.name]) if group.name in plan else group.width
+            for group in coupling.groups
+        }
         for name, (low, high) in self.bounds.items():
             if not low <= kept[name] <= high:
                 raise UserError(
-                    f"the plan keeps {kept[name]} channels of group {name}, and {self.asked[name]} allows "
-                    f"{low if low == high else f'{low} to {high}'}: leave that out, or choose widths by a budget, as "
+                    f"the plan keeps {kept[name]} channels of group {name}, and {self.asked[name]} "
+                    "allows "
+                    f"{low if low == high else f'{low} to {high}'}: leave that out, or choose "
+                    "widths by a budget, as "
                     "the pass l1 does"
                 )
         for names in self.tied:
             if len({kept[name] for name in names}) > 1:
                 shown = ", ".join(f"{kept[name]} of {name}" for name in names)
                 raise UserError(
-                    f"the plan keeps {shown}, and --tie {','.join(names)} asks for equal widths: leave the tie out, or "
+                    f"the plan keeps {shown}, and --tie {','.join(names)} asks for equal widths: "
+                    "leave the tie out, or "
                     "choose widths by a budget, as the pass l1 does"
                 )
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """What was asked for, by the user's names; `parse` reads any of the ways in which it may be written.
+    """What was asked for, by the user's names; `parse` reads any of the ways in which it may be
+    written.
 
     Attributes:
         width: name -> how many units are kept of every group that the name stands for.
-        max_ratio: name -> the largest share that such a group loses; the name None: every group without another. Of
-            several names for one group the last counts.
+        max_ratio: name -> the largest share that such a group loses; the name None: every group
+            without another. Of several names for one group the last counts.
         tie: names of groups that are equally wide.
     """
 
@@ -72,7 +80,8 @@ class Constraints:
 
     @classmethod
     def parse(cls, width: Widths = (), max_ratio: MaxRatios = (), tie: Ties = ()) -> Constraints:
-        """Read what a user wrote. `UserError` for a text that is none of the forms, or an impossible number."""
+        """Read what a user wrote. `UserError` for a text that is none of the forms, or an
+        impossible number."""
         widths = width.items() if isinstance(width, Mapping) else map(_named_width, _listed(width))
         if isinstance(max_ratio, int | float):
             ratios: Iterable[tuple[str | None, float]] = [(None, float(max_ratio))]
@@ -97,7 +106,9 @@ def _listed(given: Iterable[str]) -> Iterable[str]:
 def _named_width(text: str) -> tuple[str, int]:
     name, equals, number = text.rpartition("=")
     if not equals or not name or not number.strip().isdecimal():
-        raise UserError(f"--width {text}: write a group and how many channels it keeps, such as layer1=64")
+        raise UserError(
+            f"--width {text}: write a group and how many channels it keeps, such as layer1=64"
+        )
     return name.strip(), int(number)
 
 
@@ -108,20 +119,27 @@ def _named_ratio(text: str) -> tuple[str | None, float]:
     except ValueError:
         value = math.nan
     if (equals and not name) or math.isnan(value):
-        raise UserError(f"--max-ratio {text}: write a share, such as 0.7, or one for a group, such as layer4=0.5")
+        raise UserError(
+            f"--max-ratio {text}: write a share, such as 0.7, or one for a group, such as "
+            "layer4=0.5"
+        )
     return name.strip() if equals else None, value
 
 
 def _checked_width(name: str, width: object) -> int:
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise UserError(f"--width {name}={width}: a group keeps a whole number of channels, at least 1")
+        raise UserError(
+            f"--width {name}={width}: a group keeps a whole number of channels, at least 1"
+        )
     return width
 
 
 def _checked_ratio(name: str | None, ratio: float) -> float:
     if not 0 <= ratio < 1:
         text = f"{ratio:g}" if name is None else f"{name}={ratio:g}"
-        raise UserError(f"--max-ratio {text}: the largest share that a group loses is at least 0 and below 1")
+        raise UserError(
+            f"--max-ratio {text}: the largest share that a group loses is at least 0 and below 1"
+        )
     return float(ratio)
 
 

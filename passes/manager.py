@@ -1,4 +1,5 @@
-"""Running a pipeline: checks between passes, instruments around them, and failures that name the pass."""
+"""Running a pipeline: checks between passes, instruments around them, and failures that name the
+pass."""
 
 from __future__ import annotations
 
@@ -27,22 +28,30 @@ class PassManager:
 
     Args:
         passes: what to run.
-        verify_ir: check the graph before the first pass and after every one, and that a pass which says it changed
-            nothing did not.
+        verify_ir: check the graph before the first pass and after every one, and that a pass which
+            says it changed nothing did not.
         instruments: told before and after every pass.
     """
 
     def __init__(
-        self, passes: Iterable[Pass], *, verify_ir: bool = True, instruments: Sequence[Instrument] = ()
+        self,
+        passes: Iterable[Pass],
+        *,
+        verify_ir: bool = True,
+        instruments: Sequence[Instrument] = (),
     ) -> None:
         self.passes = tuple(passes)
         self._verify_ir = verify_ir
-        # The last one is told last before a pass and first after it: other instruments' work is not timed.
+        # The last one is told last before a pass and first after it: other instruments' work is not
+        # timed.
         self._instruments = (*instruments, Timing())
 
     @classmethod
-    def parse(cls, text: str, *, verify_ir: bool = True, instruments: Sequence[Instrument] = ()) -> PassManager:
-        """The manager of a pipeline string such as ``couple,cost,prune{budget=50%FLOPs},slice,verify``.
+    def parse(
+        cls, text: str, *, verify_ir: bool = True, instruments: Sequence[Instrument] = ()
+    ) -> PassManager:
+        """The manager of a pipeline string such as
+        ``couple,cost,prune{budget=50%FLOPs},slice,verify``.
 
         Raises:
             UserError: a mistake in the string, with its place.
@@ -67,13 +76,16 @@ class PassManager:
         progress: Progress = silent,
         run_dir: str | Path | None = None,
     ) -> Result:
-        """Run the passes on a copy of ``graph``; see `State` for the arguments, and `passes.constraints` for the forms
-        in which ``width``, ``max_ratio`` and ``tie`` may be written.
+        """Run the passes on a copy of ``graph``; see `State` for the arguments, and
+        `passes.constraints` for the forms in which ``width``, ``max_ratio`` and ``tie`` may be
+        written.
 
         Raises:
-            UserError: something the user can mend: a pass out of order, an impossible budget, data that does not fit.
+            UserError: something the user can mend: a pass out of order, an impossible budget, data
+                that does not fit.
             VerificationError: a proof failed; there is no result.
-            InternalError: a pass broke; the message names it and those before it, the cause is chained.
+            InternalError: a pass broke; the message names it and those before it, the cause is
+                chained.
         """
         state = State(
             original=graph,
@@ -106,7 +118,9 @@ class PassManager:
         except Exception as error:
             before = ", ".join(done.name for done in self.passes[: index - 1])
             where = f"after {before}" if before else "the first pass"
-            raise InternalError(f"the pass {step.name} ({where}) failed: {type(error).__name__}: {error}") from error
+            raise InternalError(
+                f"the pass {step.name} ({where}) failed: {type(error).__name__}: {error}"
+            ) from error
         for instrument in reversed(self._instruments):
             instrument.after_pass(index, step, state)
 
@@ -121,6 +135,8 @@ class PassManager:
                 state.graph.weights.get(name) is tensor for name, tensor in weights.items()
             )
             if not same or print_graph(state.graph) != text:
-                raise InternalError(f"{step.name} says it changed nothing, but the graph is another one")
+                raise InternalError(
+                    f"{step.name} says it changed nothing, but the graph is another one"
+                )
         else:
             verify_graph(state.graph)

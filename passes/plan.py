@@ -1,7 +1,9 @@
-"""Plans as files: which units of every group stay. With the original network, a plan is enough to rebuild the cut one.
+"""Plans as files: which units of every group stay. With the original network, a plan is enough to
+rebuild the cut one.
 
-The file is JSON: ``{"format": "pruneopt-plan", "version": 1, "network": ..., "groups": {name: {"width": 64, "keep":
-[[0, 8], [12, 16]]}}, "meta": {...}}``. Ranges are half-open; ``width`` is the group's width in the original.
+The file is JSON: ``{"format": "pruneopt-plan", "version": 1, "network": ..., "groups": {name:
+{"width": 64, "keep": [[0, 8], [12, 16]]}}, "meta": {...}}``. Ranges are half-open; ``width`` is the
+group's width in the original.
 """
 
 from __future__ import annotations
@@ -34,17 +36,21 @@ def save_plan(
     *,
     dropped: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a plan, whole or not at all; ``meta`` is anything JSON that belongs with it (budgets, seed, scores).
+    """Write a plan, whole or not at all; ``meta`` is anything JSON that belongs with it (budgets,
+    seed, scores).
 
-    ``dropped``: whole blocks that the network has no more, by name, with the value that was the sum of each: the plan
-    fits no network that still has them.
+    ``dropped``: whole blocks that the network has no more, by name, with the value that was the sum
+    of each: the plan fits no network that still has them.
 
     Raises:
         UserError: the plan breaks a constraint of the coupling, or the file cannot be written.
     """
     coupling.kept_units(plan)
     groups = {
-        name: {"width": coupling.group(name).width, "keep": [list(pair) for pair in ranges_of(np.sort(kept).tolist())]}
+        name: {
+            "width": coupling.group(name).width,
+            "keep": [list(pair) for pair in ranges_of(np.sort(kept).tolist())],
+        }
         for name, kept in plan.items()
     }
     head = {"format": FORMAT, "version": VERSION, "network": coupling.graph.name}
@@ -53,7 +59,8 @@ def save_plan(
 
 
 def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.ndarray]:
-    """The plan in a file, checked against the groups of a network; groups it does not name keep all.
+    """The plan in a file, checked against the groups of a network; groups it does not name keep
+    all.
 
     Raises:
         UserError: no such file, not a plan, or a plan of another network.
@@ -67,7 +74,8 @@ def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.
     if still:
         options = " ".join(f"blocks={name}" for name in still)
         raise UserError(
-            f"{path}: the plan is for a network without the blocks {', '.join(still)}: drop them before couple, with "
+            f"{path}: the plan is for a network without the blocks {', '.join(still)}: drop them "
+            "before couple, with "
             f"drop-blocks{{{options}}}"
         )
     plan: dict[str, np.ndarray] = {}
@@ -75,7 +83,8 @@ def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.
     for name, entry in data["groups"].items():
         if name not in names:
             raise UserError(
-                f"{path}: the plan names the channel group {name!r}, which {coupling.graph.name} does not have "
+                f"{path}: the plan names the channel group {name!r}, which {coupling.graph.name} "
+                "does not have "
                 f"({did_you_mean(name, names)}); it belongs to another network"
             )
         plan[name] = _kept(Path(path), coupling.group(name), entry)
@@ -89,10 +98,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the plan {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is no plan: it is not JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("groups"), dict):
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or not isinstance(data.get("groups"), dict)
+    ):
         raise UserError(f'{path} is no plan: it lacks "format": "{FORMAT}" or its groups')
     if data.get("version") != VERSION:
-        raise UserError(f"{path} is a plan of version {data.get('version')}; this pruneopt reads version {VERSION}")
+        raise UserError(
+            f"{path} is a plan of version {data.get('version')}; this pruneopt reads version "
+            f"{VERSION}"
+        )
     return data
 
 
@@ -103,15 +119,21 @@ def _kept(path: Path, group: Group, entry: Any) -> np.ndarray:
         raise UserError(f"{path}: group {group.name} must be written as {form}")
     if entry.get("width") != group.width:
         raise UserError(
-            f"{path}: the plan is for a group {group.name} of width {entry.get('width')}, here it has {group.width}; "
+            f"{path}: the plan is for a group {group.name} of width {entry.get('width')}, here it "
+            f"has {group.width}; "
             "it belongs to another network"
         )
     end = 0
     for pair in entry["keep"]:
-        whole = isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)
+        whole = (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(number) is int for number in pair)
+        )
         if not whole or not end <= pair[0] < pair[1] <= group.width:
             raise UserError(
-                f"{path}: group {group.name} keeps {pair}, which is no range [start, stop) in ascending order inside "
+                f"{path}: group {group.name} keeps {pair}, which is no range [start, stop) in "
+                "ascending order inside "
                 f"its {group.width} channels"
             )
         end = pair[1]

@@ -19,7 +19,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encodi
 
 
 def blocks() -> dict[str, str]:
-    """The files of the page: the last name in backquotes before a fence, and what the fence holds."""
+    """The files of the page: the last name in backquotes before a fence, and what the fence
+    holds."""
     found = {}
     for before, body in re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```\n", PAGE, re.DOTALL):
         found[before] = body
@@ -34,7 +35,8 @@ def commands(start: str, stop: str | None = None) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the page's package as pip installs it: the module, and the entry points of its project file."""
+    """A folder with the page's package as pip installs it: the module, and the entry points of its
+    project file."""
     folder = tmp_path_factory.mktemp("site")
     files = blocks()
     for name in ("pruneopt_minimum_weight.py", "test_minimum_weight.py"):
@@ -43,7 +45,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8"
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n",
+        encoding="utf-8",
     )
     lines = []
     for group, entries in project["entry-points"].items():
@@ -54,7 +57,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_packages_own_test_passes(installed: Path) -> None:
@@ -95,4 +100,6 @@ def test_what_the_page_names_exists() -> None:
     for path in re.findall(r"`((?:passes|tests)/[\w/]+\.py)`", PAGE):
         assert (Path(__file__).parents[1] / path).exists()
     for line in re.findall(r'^    "(?:[\w-]+)": "(.*?)",', PAGE, re.MULTILINE):
-        assert line in (Path(__file__).parents[1] / "passes" / "registry.py").read_text(encoding="utf-8")
+        assert line in (Path(__file__).parents[1] / "passes" / "registry.py").read_text(
+            encoding="utf-8"
+        )

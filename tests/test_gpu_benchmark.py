@@ -59,8 +59,18 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
         pytest.skip(reason)
     before = RESULTS.read_bytes() if RESULTS.exists() else None
     out = tmp_path / "rehearsed.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--minutes", "14", "--out", str(out)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=880)
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--rehearse",
+        "--minutes",
+        "14",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=880
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found, gpu = json.loads(out.read_text()), load("gpu")
     assert found["rehearsal"] is True
@@ -70,7 +80,9 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     # Nothing may be left out but what the machine or the project does not have.
     for why in entries(found, "skipped"):
         if isinstance(why, str):
-            assert why.startswith(("not there", "a graph for each", "the package cudnn", "cuDNN's graph has no"))
+            assert why.startswith(
+                ("not there", "a graph for each", "the package cudnn", "cuDNN's graph has no")
+            )
     ways = {*load("gpu_ways").EAGER, "P1", "P2", "P3"}
     for name in gpu.NETWORKS:
         keeps = found["parts"][name]["keep"]
@@ -83,7 +95,9 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     assert found["parts"]["repeat"]["networks"]["mobilenet_v2"]["bit equal"] is True
     assert found["parts"]["tests"]["tests"]["passed"] > 0
     for name in ("statistics", "throughout"):
-        assert found["parts"]["ranks"][name]["largest difference, points"] <= 10.0  # one of ten images
+        assert (
+            found["parts"]["ranks"][name]["largest difference, points"] <= 10.0
+        )  # one of ten images
     logits = list(entries(found["parts"]["validation"], "off"))
     assert len(logits) == 3
     assert max(logits) < 1e-2
@@ -115,13 +129,17 @@ def parts_of(guard: Any, *names: str) -> list[Any]:
         if name == "absent":
             raise guard.Skipped("nothing to do")
 
-    return [guard.Part(name, f"does {name}", 1, lambda row, name=name: run(name, row)) for name in names]
+    return [
+        guard.Part(name, f"does {name}", 1, lambda row, name=name: run(name, row)) for name in names
+    ]
 
 
 def test_a_failing_part_leaves_the_others(tmp_path: Path) -> None:
     guard = load("gpu_guard")
     results = guard.Results(tmp_path / "out.json")
-    code = guard.perform(parts_of(guard, "first", "bad", "absent", "last"), results, guard.Clock(60), lambda: True)
+    code = guard.perform(
+        parts_of(guard, "first", "bad", "absent", "last"), results, guard.Clock(60), lambda: True
+    )
     assert code == 0
     found = json.loads((tmp_path / "out.json").read_text())["parts"]
     assert {name: row["state"] for name, row in found.items()} == {
@@ -171,7 +189,9 @@ raise SystemExit(perform(parts, results, Clock(60), lambda: "breaks" not in resu
 """
 
 
-def test_a_process_that_ends_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guard = load("gpu_guard")
     monkeypatch.setattr(guard, "GRACE", 0.0)
     script, out = tmp_path / "child.py", tmp_path / "out.json"
@@ -186,10 +206,16 @@ def test_a_process_that_ends_is_followed_by_another(tmp_path: Path, monkeypatch:
     results = guard.Results(out)
     results.write()
     clock = guard.Clock(40)
-    guard.supervise(["one", "dies", "two"], results, clock, command, os.environ | {"PYTHONPATH": paths})
+    guard.supervise(
+        ["one", "dies", "two"], results, clock, command, os.environ | {"PYTHONPATH": paths}
+    )
     found = json.loads(out.read_text())["parts"]
     assert started == [["one", "dies", "two"], ["two"]]
-    assert {name: row["state"] for name, row in found.items()} == {"one": "done", "dies": "failed", "two": "done"}
+    assert {name: row["state"] for name, row in found.items()} == {
+        "one": "done",
+        "dies": "failed",
+        "two": "done",
+    }
     assert found["dies"]["error"] == "its process ended with code 9"
     assert found["dies"]["half"] == 1
 
@@ -210,7 +236,11 @@ def test_a_process_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Mon
         os.environ | {"PYTHONPATH": paths},
     )
     found = json.loads(out.read_text())["parts"]
-    assert {name: row["state"] for name, row in found.items()} == {"one": "done", "hangs": "failed", "two": "not begun"}
+    assert {name: row["state"] for name, row in found.items()} == {
+        "one": "done",
+        "hangs": "failed",
+        "two": "not begun",
+    }
     assert "was stopped" in found["hangs"]["error"]
 
 
@@ -219,7 +249,13 @@ def test_a_process_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [(2.5, "moonshot met"), (2.0, "target met"), (1.7, "gate met"), (1.0, "gate missed"), (None, "not measured")],
+    [
+        (2.5, "moonshot met"),
+        (2.0, "target met"),
+        (1.7, "gate met"),
+        (1.0, "gate missed"),
+        (None, "not measured"),
+    ],
 )
 def test_verdicts(value: float | None, told: str) -> None:
     made = load("gpu_report")
@@ -256,12 +292,19 @@ def test_what_pytest_says_is_counted_also_when_it_was_stopped() -> None:
         )
     )
     found = load("gpu_tests").counted(said)
-    assert (found["passed"], found["failed"], found["not run for errors"], found["skipped"]) == (2, 1, 1, 0)
+    assert (found["passed"], found["failed"], found["not run for errors"], found["skipped"]) == (
+        2,
+        1,
+        1,
+        0,
+    )
     assert found["which failed"] == ["tests/kernels/a.py::test_two"]
 
 
 def test_bytes_and_operations_by_hand() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
     net.append(nn.BatchNorm2d(4))
     graph = capture(net.eval(), torch.zeros(2, 3, 5, 5))
     work_of = load("gpu_counts").work_of
@@ -274,7 +317,11 @@ def test_bytes_and_operations_by_hand() -> None:
     assert work_of(graph, images, 2).bytes == 2 * eager
     lowered = work_of(lower_statistics(graph).graph, images, 2)
     assert 0 <= lowered.bytes - 2 * fused <= 2 * 20 * 8
-    assert lowered.operations == work_of(graph, images, 2).operations == 2 * images * pixels * (216 + 32)
+    assert (
+        lowered.operations
+        == work_of(graph, images, 2).operations
+        == 2 * images * pixels * (216 + 32)
+    )
 
 
 def test_the_rules_for_scores() -> None:
@@ -284,7 +331,11 @@ def test_the_rules_for_scores() -> None:
         eager[number, : 500 + 40 * number] = 1
     same = scores.agreement(eager, eager)
     assert scores.within(same)
-    assert (same["spearman"], same["largest difference, points"], same["same five best"]) == (1.0, 0.0, True)
+    assert (same["spearman"], same["largest difference, points"], same["same five best"]) == (
+        1.0,
+        0.0,
+        True,
+    )
     other = eager.clone()
     other[0, :] = 1  # the worst becomes the best
     found = scores.agreement(eager, other)

@@ -1,4 +1,5 @@
-"""The benchmark of searches by time: how it sorts ops, and what it says of those that did not become faster."""
+"""The benchmark of searches by time: how it sorts ops, and what it says of those that did not
+become faster."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,21 @@ def node(name: str, kind: str, *shapes: tuple[int, ...]) -> NodeTime:
             "convolutions, blocked",
             8 * 8 * 32 * 144,
         ),
-        (node("node_2", "FusedConv", (1, 3, 8, 8), (5, 3, 1, 1), (1, 5, 8, 8)), "convolutions, plain", 8 * 8 * 5 * 3),
+        (
+            node("node_2", "FusedConv", (1, 3, 8, 8), (5, 3, 1, 1), (1, 5, 8, 8)),
+            "convolutions, plain",
+            8 * 8 * 5 * 3,
+        ),
         (
             node("node_3", "Conv", (1, 6, 8, 8), (6, 1, 3, 3), (1, 6, 8, 8)),
             "depthwise convolutions, plain",
             8 * 8 * 6 * 9,
         ),
-        (node("node_4", "MatMul", (1, 197, 64), (64, 96), (1, 197, 96)), "matrix products", 197 * 96 * 64),
+        (
+            node("node_4", "MatMul", (1, 197, 64), (64, 96), (1, 197, 96)),
+            "matrix products",
+            197 * 96 * 64,
+        ),
         (node("reorder", "ReorderOutput", (1, 16, 8, 8), (1, 16, 8, 8)), "reorders", 0),
         (node("node_5", "Softmax", (1, 4, 9, 9), (1, 4, 9, 9)), "other ops", 0),
     ],
@@ -41,7 +50,9 @@ def node(name: str, kind: str, *shapes: tuple[int, ...]) -> NodeTime:
 def test_an_op_is_sorted_by_kind_and_layout(op: NodeTime, kind: str, macs: int) -> None:
     from latency_search_speedups import by_class
 
-    assert by_class([op, op]) == {kind: {"ms": 2.0, "mmacs": round(2 * macs / 1e6, 4), "mb": 0.0, "ops": 2}}
+    assert by_class([op, op]) == {
+        kind: {"ms": 2.0, "mmacs": round(2 * macs / 1e6, 4), "mb": 0.0, "ops": 2}
+    }
 
 
 def row(ratio: float) -> dict[str, Any]:

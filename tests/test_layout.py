@@ -24,7 +24,11 @@ def test_every_subpackage_is_built() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_source_folder_is_a_package(folder: str) -> None:
-    bare = {path.parent for path in (ROOT / folder).rglob("*.py") if not (path.parent / "__init__.py").exists()}
+    bare = {
+        path.parent
+        for path in (ROOT / folder).rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
     assert not bare, "a folder without __init__.py would be missing from the wheel"
 
 
@@ -33,7 +37,9 @@ def test_the_map_names_each_folder() -> None:
     assert CONFIG["tool"]["setuptools"]["package-dir"] == expected
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the source archive is built without the links")
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="the source archive is built without the links"
+)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_link_points_at_its_folder(folder: str) -> None:
     assert os.readlink(ROOT / "src" / "pruneopt" / folder) == f"../../{folder}"

@@ -11,12 +11,16 @@ FORBIDDEN = ("/" + "work/", "/" + "root/", "file://" + "/", "index" + "-url", "/
 
 
 def tracked_files() -> list[Path]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows which files are its own")
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="only a checkout knows which files are its own"
+)
 def test_no_machine_path_or_registry_address() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {word}"

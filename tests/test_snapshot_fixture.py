@@ -1,4 +1,5 @@
-"""The snapshot fixture compares, writes only when asked to, and fails where a snapshot is missing."""
+"""The snapshot fixture compares, writes only when asked to, and fails where a snapshot is
+missing."""
 
 import shutil
 import subprocess
@@ -13,7 +14,17 @@ def test_it(snapshot):
 
 
 def run(folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(folder), "-p", "no:cacheprovider", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--rootdir",
+        str(folder),
+        "-p",
+        "no:cacheprovider",
+        *options,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
 
 
@@ -25,7 +36,10 @@ def test_snapshots_are_compared_and_written_on_request(tmp_path: Path) -> None:
     assert "no snapshot words.pir: run pytest with --snapshot-update" in run(tmp_path)
     assert not snapshots.exists()
     assert "1 passed" in run(tmp_path, "--snapshot-update")
-    assert {path.name: path.read_text() for path in snapshots.iterdir()} == {"words.pir": "new\n", "table.txt": "1 2\n"}
+    assert {path.name: path.read_text() for path in snapshots.iterdir()} == {
+        "words.pir": "new\n",
+        "table.txt": "1 2\n",
+    }
     assert "1 passed" in run(tmp_path)
     (snapshots / "words.pir").write_text("old\n")
     assert "words.pir differs; --snapshot-update writes it anew" in run(tmp_path)

@@ -1,7 +1,8 @@
-"""``python -m pruneopt.tools.demo``: a real network, trained, pruned to half its FLOPs, proved and fine-tuned.
+"""``python -m pruneopt.tools.demo``: a real network, trained, pruned to half its FLOPs, proved and
+fine-tuned.
 
-The network is the zoo's small residual one, the data scikit-learn's scanned digits, so nothing is downloaded. Trained
-weights are kept in ``runs/``, so that a second run starts with pruning.
+The network is the zoo's small residual one, the data scikit-learn's scanned digits, so nothing is
+downloaded. Trained weights are kept in ``runs/``, so that a second run starts with pruning.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ FINETUNE_EPOCHS = 4
 def main(folder: Path = Path("runs")) -> int:
     """Run the demo below a folder; returns the exit code of the compile."""
     started = time.perf_counter()
-    # Threads that wait by spinning make this many times slower where other programs use the cores too. Read when torch
-    # is imported, hence the imports inside the functions.
+    # Threads that wait by spinning make this many times slower where other programs use the cores
+    # too. Read when torch is imported, hence the imports inside the functions.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     weights = folder / "digits_resnet.safetensors"
     try:
@@ -46,10 +47,23 @@ def main(folder: Path = Path("runs")) -> int:
     except KeyboardInterrupt:
         return 130
     out = folder / "demo"
-    words = ["compile", MODEL, "--weights", str(weights), "--data", DATA, "--pass", "abn", "--budget", "50%FLOPs"]
+    words = [
+        "compile",
+        MODEL,
+        "--weights",
+        str(weights),
+        "--data",
+        DATA,
+        "--pass",
+        "abn",
+        "--budget",
+        "50%FLOPs",
+    ]
     words += ["--finetune-epochs", str(FINETUNE_EPOCHS), "--out", str(out), "--force"]
     print(f"\n$ pruneopt {shlex.join(words)}\n", flush=True)
-    code = subprocess.run([sys.executable, "-m", "pruneopt.tools.main", *words], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "pruneopt.tools.main", *words], check=False
+    ).returncode
     if code == 0:
         _summary(out, time.perf_counter() - started)
     return code
@@ -84,7 +98,10 @@ def _train(loaded: LoadedModel) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UserError(f"{MODEL} is no module")
     workload = loaded.workload(DATA)
-    print(f"Training {MODEL} on {len(workload.train)} scanned digits ({EPOCHS} epochs, once):", flush=True)
+    print(
+        f"Training {MODEL} on {len(workload.train)} scanned digits ({EPOCHS} epochs, once):",
+        flush=True,
+    )
 
     def tell(text: str, done: int = 0, total: int | None = None) -> None:
         print(f"  {text}", flush=True)
@@ -101,7 +118,9 @@ def _summary(out: Path, spent: float) -> None:
     print(f"  before                         {percent(scores['original'])}")
     print(f"  after ABN, half the FLOPs      {percent(pruned)}")
     print(f"  after {FINETUNE_EPOCHS} epochs of fine-tuning  {percent(scores['finetune'])}")
-    print(f"\nThe bundle is in {out}, the report is {out / 'report.html'} ({seconds(spent)} in all).")
+    print(
+        f"\nThe bundle is in {out}, the report is {out / 'report.html'} ({seconds(spent)} in all)."
+    )
 
 
 if __name__ == "__main__":

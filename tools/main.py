@@ -1,7 +1,7 @@
 """The command line: ``pruneopt COMMAND``.
 
-A command lives in a file of its own and is imported when it is called, so that ``--help`` and mistakes in the options
-answer at once. What happens to errors is decided here, and only here.
+A command lives in a file of its own and is imported when it is called, so that ``--help`` and
+mistakes in the options answer at once. What happens to errors is decided here, and only here.
 """
 
 from __future__ import annotations
@@ -35,14 +35,38 @@ EXIT_CODES = """exit codes:
 """
 
 COMMANDS = {
-    "compile": ("prune a network to a budget, prove it and write everything needed to deploy it", arguments.compile),
-    "search": ("find a front of accuracy against costs, to deliver any point of it", arguments.search),
-    "inspect": ("print a network's graph, its channel groups, and how far it can be pruned", arguments.inspect),
-    "profile": ("show where the time goes on a target, or measure a latency table of layers", arguments.profile),
-    "latency": ("measure sub-networks, so that times on a target can be predicted", arguments.latency),
-    "targets": ("list the runtimes that this machine offers, and why it lacks the others", arguments.targets),
-    "bench": ("measure the original and the pruned network of a bundle side by side", arguments.bench),
-    "quantise": ("write a bundle's network in 8-bit integers or half precision, as ONNX", arguments.quantise),
+    "compile": (
+        "prune a network to a budget, prove it and write everything needed to deploy it",
+        arguments.compile,
+    ),
+    "search": (
+        "find a front of accuracy against costs, to deliver any point of it",
+        arguments.search,
+    ),
+    "inspect": (
+        "print a network's graph, its channel groups, and how far it can be pruned",
+        arguments.inspect,
+    ),
+    "profile": (
+        "show where the time goes on a target, or measure a latency table of layers",
+        arguments.profile,
+    ),
+    "latency": (
+        "measure sub-networks, so that times on a target can be predicted",
+        arguments.latency,
+    ),
+    "targets": (
+        "list the runtimes that this machine offers, and why it lacks the others",
+        arguments.targets,
+    ),
+    "bench": (
+        "measure the original and the pruned network of a bundle side by side",
+        arguments.bench,
+    ),
+    "quantise": (
+        "write a bundle's network in 8-bit integers or half precision, as ONNX",
+        arguments.quantise,
+    ),
     "passes": ("list every pass with its options", arguments.passes),
     "new": ("write a commented model file to start from", arguments.new),
 }
@@ -58,13 +82,16 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pruneopt",
-        description="A pruning compiler for PyTorch: a network and a budget go in, a smaller, proved network comes out",
+        description="A pruning compiler for PyTorch: a network and a budget go in, a smaller, "
+        "proved network comes out",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pruneopt {pruneopt.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=_Parser, required=True
+    )
     for name, (summary, add_arguments) in COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -73,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument("--debug", action="store_true", help="show Python tracebacks and warnings")
+        command.add_argument(
+            "--debug", action="store_true", help="show Python tracebacks and warnings"
+        )
         add_arguments(command)
     return parser
 
@@ -87,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     if _rank() is not None and not debug:
-        # Data parallel training remarks on its own settings below Python; read when torch is imported.
+        # Data parallel training remarks on its own settings below Python; read when torch is
+        # imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         options = _parser().parse_args(_with_values(words))
@@ -112,12 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        _report(f"an error inside pruneopt, please report it with the output of --debug ({what})", debug)
+        _report(
+            f"an error inside pruneopt, please report it with the output of --debug ({what})", debug
+        )
         return INTERNAL
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
-    """The words with a budget below zero tied to its flag: argparse takes ``-5MFLOPs`` for an option."""
+    """The words with a budget below zero tied to its flag: argparse takes ``-5MFLOPs`` for an
+    option."""
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] == "--budget":
@@ -129,7 +162,8 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """No warnings and no log lines of libraries: torch logs tracebacks of what it then raises as an error."""
+    """No warnings and no log lines of libraries: torch logs tracebacks of what it then raises as an
+    error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -141,10 +175,14 @@ def _silenced() -> Iterator[None]:
 
 
 def _sentence(error: PruneoptError) -> str:
-    """The message on one line: a pointer into a pipeline (source line and carets) becomes its column."""
+    """The message on one line: a pointer into a pipeline (source line and carets) becomes its
+    column."""
     first, *rest = str(error).splitlines() or [type(error).__name__]
-    notes = [line.strip().removeprefix("note: ") for line in rest if line.strip().startswith("note: ")]
-    # Anything else that follows belongs to the message (an exporter's reason), unless it shows source.
+    notes = [
+        line.strip().removeprefix("note: ") for line in rest if line.strip().startswith("note: ")
+    ]
+    # Anything else that follows belongs to the message (an exporter's reason), unless it shows
+    # source.
     others = [] if ": error: " in first else [line.strip() for line in rest if line.strip()]
     return "; ".join([first, *notes, *others])
 

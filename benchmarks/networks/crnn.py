@@ -1,4 +1,5 @@
-"""A CRNN for text lines: convolutions, columns as time steps, two bidirectional LSTM layers, a linear classifier."""
+"""A CRNN for text lines: convolutions, columns as time steps, two bidirectional LSTM layers, a
+linear classifier."""
 
 from torch import Tensor, nn
 
@@ -10,7 +11,12 @@ class CRNN(nn.Module):
         pools = (nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d((2, 1)), nn.MaxPool2d((4, 1)))
         layers: list[nn.Module] = []
         for a, b, pool in zip(widths, widths[1:], pools, strict=False):
-            layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), pool]
+            layers += [
+                nn.Conv2d(a, b, 3, padding=1, bias=False),
+                nn.BatchNorm2d(b),
+                nn.ReLU(),
+                pool,
+            ]
         self.features = nn.Sequential(*layers)
         self.rnn = nn.LSTM(4 * width, hidden, num_layers=2, bidirectional=True, batch_first=True)
         self.classifier = nn.Linear(2 * hidden, symbols)

@@ -1,4 +1,5 @@
-"""BERT of the transformers package, small, with random weights: a mask, a pooled output, an output class of its own."""
+"""BERT of the transformers package, small, with random weights: a mask, a pooled output, an output
+class of its own."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +7,12 @@ from transformers import BertConfig, BertModel
 
 
 def make_model() -> nn.Module:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }
     return BertModel(BertConfig(vocab_size=200, max_position_embeddings=32, **sizes))
 
 

@@ -1,4 +1,5 @@
-"""Image restoration in the manner of NAFNet: chunk gates, layer norm over channels, pixel shuffle, a global skip."""
+"""Image restoration in the manner of NAFNet: chunk gates, layer norm over channels, pixel shuffle,
+a global skip."""
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +47,19 @@ class Block(nn.Module):
 class NAFNet(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.intro, self.ending = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.intro, self.ending = (
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
         self.encoders = nn.ModuleList(Block(width * 2**i) for i in range(2))
-        self.downs = nn.ModuleList(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, 2) for i in range(2))
+        self.downs = nn.ModuleList(
+            nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, 2) for i in range(2)
+        )
         self.middle = Block(width * 4)
         self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2))
+            nn.Sequential(
+                nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2)
+            )
             for i in (2, 1)
         )
         self.decoders = nn.ModuleList(Block(width * 2**i) for i in (1, 0))

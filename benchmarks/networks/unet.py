@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 class Double(nn.Sequential):
     def __init__(self, width_in: int, width: int) -> None:
-        parts = [nn.Conv2d(width_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        parts += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        parts = [
+            nn.Conv2d(width_in, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        parts += [
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
         super().__init__(*parts)
 
 

@@ -9,14 +9,22 @@ class Double(nn.Sequential):
     def __init__(self, width_in: int, width: int) -> None:
         parts: list[nn.Module] = []
         for a in (width_in, width):
-            parts += [nn.Conv3d(a, width, 3, padding=1), nn.InstanceNorm3d(width, affine=True), nn.LeakyReLU(0.01)]
+            parts += [
+                nn.Conv3d(a, width, 3, padding=1),
+                nn.InstanceNorm3d(width, affine=True),
+                nn.LeakyReLU(0.01),
+            ]
         super().__init__(*parts)
 
 
 class UNet3d(nn.Module):
     def __init__(self, classes: int = 3, width: int = 8) -> None:
         super().__init__()
-        self.one, self.two, self.three = Double(1, width), Double(width, 2 * width), Double(2 * width, 4 * width)
+        self.one, self.two, self.three = (
+            Double(1, width),
+            Double(width, 2 * width),
+            Double(2 * width, 4 * width),
+        )
         self.back_two, self.back_one = Double(6 * width, 2 * width), Double(3 * width, width)
         self.last = nn.Conv3d(width, classes, 1)
 

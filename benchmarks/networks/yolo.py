@@ -1,4 +1,5 @@
-"""A detector in the manner of YOLOv8: C2f (chunk, reuse, concat), SPPF, a path-aggregation neck and a decoupled head.
+"""A detector in the manner of YOLOv8: C2f (chunk, reuse, concat), SPPF, a path-aggregation neck and
+a decoupled head.
 
 The head returns raw box distributions and class scores at three scales, and the decoded boxes.
 """
@@ -61,10 +62,12 @@ class Detect(nn.Module):
         self.classes = classes
         box, score = max(16, widths[0] // 4, 4 * BINS), max(widths[0], min(classes, 100))
         self.boxes = nn.ModuleList(
-            nn.Sequential(Conv(w, box, 3), Conv(box, box, 3), nn.Conv2d(box, 4 * BINS, 1)) for w in widths
+            nn.Sequential(Conv(w, box, 3), Conv(box, box, 3), nn.Conv2d(box, 4 * BINS, 1))
+            for w in widths
         )
         self.scores = nn.ModuleList(
-            nn.Sequential(Conv(w, score, 3), Conv(score, score, 3), nn.Conv2d(score, classes, 1)) for w in widths
+            nn.Sequential(Conv(w, score, 3), Conv(score, score, 3), nn.Conv2d(score, classes, 1))
+            for w in widths
         )
         self.register_buffer("bins", torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1))
 

@@ -1,4 +1,5 @@
-"""Which autograd.Functions a network calls: the graph holds what their forward computes, not their backward."""
+"""Which autograd.Functions a network calls: the graph holds what their forward computes, not their
+backward."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["backward_notes", "watched_functions"]
 
 @contextmanager
 def watched_functions() -> Iterator[set[str]]:
-    """The names of the functions of other code than torch's that are applied inside, as they are met."""
+    """The names of the functions of other code than torch's that are applied inside, as they are
+    met."""
     seen: set[str] = set()
     given: Any = vars(Function)["apply"]
 
@@ -32,6 +34,7 @@ def watched_functions() -> Iterator[set[str]]:
 def backward_notes(functions: set[str]) -> tuple[str, ...]:
     """What to tell the user about functions that were met."""
     return tuple(
-        f"the backward of the autograd.Function {name} is left out: training the result differentiates its forward"
+        f"the backward of the autograd.Function {name} is left out: training the result "
+        "differentiates its forward"
         for name in sorted(functions)
     )

@@ -1,7 +1,7 @@
 """From a PyTorch model to a graph, through torch.export.
 
-The model is traced in evaluation mode without being changed; `program_reader` reads what export yields, so that one
-graph serves training and evaluation at any batch size.
+The model is traced in evaluation mode without being changed; `program_reader` reads what export
+yields, so that one graph serves training and evaluation at any batch size.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from pruneopt.ir.verifier import IRError, verify_graph
 __all__ = ["capture"]
 
 REFUSED = {
-    "Exporting a ScriptModule": ": it is a TorchScript module; capture the Python module that it was made from",
-    "PackedParams": ": it is quantised, and its packed weights have no channels; prune first, quantise the result",
+    "Exporting a ScriptModule": ": it is a TorchScript module; capture the Python module that it "
+    "was made from",
+    "PackedParams": ": it is quantised, and its packed weights have no channels; prune first, "
+    "quantise the result",
 }
 """Words of torch.export -> what they mean to the user."""
 STOCHASTIC_MODULES = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
@@ -52,16 +54,18 @@ def capture(
 ) -> Graph:
     """Capture a model as a `Graph` that holds its weights by name.
 
-    ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a ``.pt2`` file; the last
-    two need no inputs. ``example_inputs`` are the tensors of one call of ``forward``. With ``dynamic_batch`` the first
-    dimension of every input is the symbol ``N`` where the network allows it; where not, a note on the graph says why.
+    ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a
+    ``.pt2`` file; the last two need no inputs. ``example_inputs`` are the tensors of one call of
+    ``forward``. With ``dynamic_batch`` the first dimension of every input is the symbol ``N`` where
+    the network allows it; where not, a note on the graph says why.
 
-    ``forward``, called as ``forward(model, *example_inputs)``, is captured in the place of the model's own: the part of
-    a network up to where sizes depend on the data (a detector's raw outputs), or the way in and out of one that takes
-    or returns something else than tensors. What other code reads of the network has to be among its outputs.
+    ``forward``, called as ``forward(model, *example_inputs)``, is captured in the place of the
+    model's own: the part of a network up to where sizes depend on the data (a detector's raw
+    outputs), or the way in and out of one that takes or returns something else than tensors. What
+    other code reads of the network has to be among its outputs.
 
-    The model is left as it was: mode, hooks, gradients, device, and the random state. Raises `UserError` when the model
-    cannot be traced or its inputs do not fit.
+    The model is left as it was: mode, hooks, gradients, device, and the random state. Raises
+    `UserError` when the model cannot be traced or its inputs do not fit.
     """
     if isinstance(model, str | Path):
         model = _load_program(Path(model))
@@ -71,8 +75,13 @@ def capture(
         except NotDynamicError as reason:
             raise UserError(f"this exported program cannot be captured: {reason}") from reason
     if example_inputs is None:
-        raise UserError(f"capturing {type(model).__name__} needs example inputs: pass the tensors of one forward call")
-    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+        raise UserError(
+            f"capturing {type(model).__name__} needs example inputs: pass the tensors of one "
+            "forward call"
+        )
+    inputs = (
+        (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    )
     if not inputs or not all(isinstance(item, torch.Tensor) for item in inputs):
         raise UserError("example inputs must be tensors, one for each argument of forward")
     name = name or re.sub(r"\W", "_", type(model).__name__)
@@ -92,11 +101,15 @@ def capture(
                 notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
         program = _export(model, inputs, dynamic=False)
         try:
-            return read_program(program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions)))
+            return read_program(
+                program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions))
+            )
         except NotDynamicError as reason:
             raise UserError(
-                f"{type(model).__name__} cannot be captured: {reason}, as after nonzero or non-maximum suppression; "
-                "capture the part before that, with forward=, or a model file that defines forward(model, *inputs)"
+                f"{type(model).__name__} cannot be captured: {reason}, as after nonzero or "
+                "non-maximum suppression; "
+                "capture the part before that, with forward=, or a model file that defines "
+                "forward(model, *inputs)"
             ) from reason
 
 
@@ -107,14 +120,18 @@ def _load_program(path: Path) -> ExportedProgram:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        raise UserError(f"{path} is not an exported program that this torch can load ({first_line(error)})") from error
+        raise UserError(
+            f"{path} is not an exported program that this torch can load ({first_line(error)})"
+        ) from error
 
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
-    """The model in evaluation mode; yields the modules the user froze, and restores all modes and the random state.
+    """The model in evaluation mode; yields the modules the user froze, and restores all modes and
+    the random state.
 
-    Frozen is what was in evaluation mode inside a network in training mode, and what stays there after ``train()``.
+    Frozen is what was in evaluation mode inside a network in training mode, and what stays there
+    after ``train()``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     frozen = {path for path, module in modules.items() if model.training and not module.training}
@@ -125,15 +142,21 @@ def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
 
 
 def _training_notes(model: nn.Module) -> tuple[str, ...]:
-    """What the model does in training mode that a graph captured in evaluation mode does not hold."""
+    """What the model does in training mode that a graph captured in evaluation mode does not
+    hold."""
     notes = []
     modules = list(model.named_modules())
     drops = [n for n, m in modules if type(m).__name__ in STOCHASTIC_MODULES and _drop_rate(m) > 0]
     if drops:
-        notes.append(f"stochastic depth acts in training only and is left out ({len(drops)} modules, first {drops[0]})")
+        notes.append(
+            f"stochastic depth acts in training only and is left out ({len(drops)} modules, first "
+            f"{drops[0]})"
+        )
     attention = [n for n, m in modules if isinstance(m, nn.MultiheadAttention) and m.dropout > 0]
     if attention:
-        notes.append(f"attention dropout is left out ({len(attention)} modules, first {attention[0]})")
+        notes.append(
+            f"attention dropout is left out ({len(attention)} modules, first {attention[0]})"
+        )
     return tuple(notes)
 
 
@@ -145,7 +168,14 @@ def _drop_rate(module: nn.Module) -> float:
 DROPOUTS = {torch.feature_dropout} | {
     getattr(home, name)
     for home in (torch, torch.nn.functional)
-    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+    for name in (
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+    )
     if hasattr(home, name)
 }
 
@@ -153,25 +183,37 @@ DROPOUTS = {torch.feature_dropout} | {
 class _DropoutsLeaveTheirInput(TorchFunctionMode):
     """Dropout in evaluation mode returns its very input, and the tracer knows tensors by identity.
 
-    Without a new name for the input, whatever else reads it would read the dropout's result: wrong in training. The
-    reader takes the alias for what it names.
+    Without a new name for the input, whatever else reads it would read the dropout's result: wrong
+    in training. The reader takes the alias for what it names.
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in DROPOUTS and args and isinstance(args[0], torch.Tensor) and not _in_place(func, args, kwargs):
+        if (
+            func in DROPOUTS
+            and args
+            and isinstance(args[0], torch.Tensor)
+            and not _in_place(func, args, kwargs)
+        ):
             args = (torch.ops.aten.alias.default(args[0]), *args[1:])
         return func(*args, **kwargs)
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a dropout of `torch.nn.functional` writes into its input: ``inplace`` is the fourth argument."""
+    """Whether a dropout of `torch.nn.functional` writes into its input: ``inplace`` is the fourth
+    argument."""
     return bool(kwargs.get("inplace", args[3] if len(args) > 3 else False))
 
 
-def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool) -> ExportedProgram:
+def _export(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
+) -> ExportedProgram:
     """The exported program; `NotDynamicError` or `UserError` where torch.export refuses."""
     shapes: tuple[Any, ...] | None = None
     if dynamic:
@@ -180,7 +222,10 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
         if not any(batched):
             raise NotDynamicError("the inputs have no common first dimension")
         # torch.export takes sizes 0 and 1 for constants, so a batch of one is traced as two.
-        inputs = tuple(torch.cat([x, x]) if b and size == 1 else x for x, b in zip(inputs, batched, strict=True))
+        inputs = tuple(
+            torch.cat([x, x]) if b and size == 1 else x
+            for x, b in zip(inputs, batched, strict=True)
+        )
         auto = torch.export.Dim.AUTO
         shapes = tuple({0: auto} if b else None for b in batched)
     dynamic_shapes = _by_parameter(model, shapes) if shapes is not None else None
@@ -202,20 +247,26 @@ def _reason(error: Exception) -> str:
     places = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     at = f" at {short_path(Path(places[-1][0]))}:{places[-1][1]}" if places else ""
     return (
-        f": it reads the value of a tensor in Python{at}, to decide or to compute with it, which a graph cannot hold; "
+        f": it reads the value of a tensor in Python{at}, to decide or to compute with it, which a "
+        "graph cannot hold; "
         "compute with tensors there (torch.where), or capture a part of the network (forward=)"
     )
 
 
 def _check_dynamic(program: ExportedProgram, size: int) -> None:
-    """Refuse a program in which export silently fixed the batch size, or one that is right for some sizes only."""
+    """Refuse a program in which export silently fixed the batch size, or one that is right for some
+    sizes only."""
     shapes = [
         node.meta["val"].shape
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     firsts = [shape[0] for shape in shapes if len(shape)]
-    free = [first for first in firsts if isinstance(first, torch.SymInt) and first.node.expr.free_symbols]
+    free = [
+        first
+        for first in firsts
+        if isinstance(first, torch.SymInt) and first.node.expr.free_symbols
+    ]
     # A batch of one was traced as two: an input that stayed at two does not have the user's shape.
     if not free or (size == 1 and len(free) < len(firsts)):
         raise NotDynamicError("the network is written for one batch size")
@@ -224,22 +275,28 @@ def _check_dynamic(program: ExportedProgram, size: int) -> None:
         if limits is None:
             raise NotDynamicError(f"it must be of the form {first}")
         if limits.lower > 2 or limits.upper < 2**16:
-            raise NotDynamicError(f"the network takes another way outside of {limits.lower} to {limits.upper}")
+            raise NotDynamicError(
+                f"the network takes another way outside of {limits.lower} to {limits.upper}"
+            )
 
 
 def _checked(graph: Graph) -> Graph:
-    """The graph, if its sizes hold at more than the example's batch size: export may record one that does not."""
+    """The graph, if its sizes hold at more than the example's batch size: export may record one
+    that does not."""
     try:
         verify_graph(graph)
     except IRError as error:
         if not graph.dynamic_batch:
             raise
-        raise NotDynamicError(f"the recorded sizes do not follow it: {first_line(error)}") from error
+        raise NotDynamicError(
+            f"the recorded sizes do not follow it: {first_line(error)}"
+        ) from error
     return graph
 
 
 def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """Dynamic shapes in the form export wants: a variadic ``forward(*xs)`` takes them as one nested tuple."""
+    """Dynamic shapes in the form export wants: a variadic ``forward(*xs)`` takes them as one nested
+    tuple."""
     import inspect
 
     parameters = list(inspect.signature(model.forward).parameters.values())
@@ -248,21 +305,25 @@ def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 
 def _run_plainly(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Run the model once: if it fails by itself, or returns what PyTorch cannot look into, that is what to report."""
+    """Run the model once: if it fails by itself, or returns what PyTorch cannot look into, that is
+    what to report."""
     try:
         with torch.no_grad():
             outputs = model(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
         raise UserError(
-            f"{type(model).__name__} does not run on example inputs of shape {shapes}: {first_line(error)}"
+            f"{type(model).__name__} does not run on example inputs of shape {shapes}: "
+            f"{first_line(error)}"
         ) from error
     for leaf in pytree.tree_leaves(outputs):
         if not isinstance(leaf, PLAIN_OUTPUTS):
             kind = type(leaf).__name__
             raise UserError(
-                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors PyTorch cannot find; "
-                f"call torch.export.register_dataclass({kind}) first if it is a dataclass, or return a dictionary "
+                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors "
+                "PyTorch cannot find; "
+                f"call torch.export.register_dataclass({kind}) first if it is a dataclass, or "
+                "return a dictionary "
                 "(forward=)"
             )
 

@@ -1,6 +1,7 @@
 """Whether a captured graph does what the network does: both run on the example inputs.
 
-Every later proof compares with the captured graph. What ties that graph to the user's own Python is this run.
+Every later proof compares with the captured graph. What ties that graph to the user's own Python is
+this run.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pruneopt.ir.modes import in_mode
 __all__ = ["check_capture"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Largest difference relative to the largest output: PyTorch has faster kernels for whole modules, which round."""
+"""Largest difference relative to the largest output: PyTorch has faster kernels for whole modules,
+which round."""
 HALF = 5e-2
 
 
 def check_capture(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> str | None:
-    """Compare a network, in evaluation mode, with its graph on ``inputs``; a note where that says nothing.
+    """Compare a network, in evaluation mode, with its graph on ``inputs``; a note where that says
+    nothing.
 
     Raises:
         InternalError: they differ, by more than the network differs from itself.
@@ -36,14 +39,21 @@ def check_capture(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> s
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # random numbers are drawn alike
         ours = tensor_leaves(Interpreter(graph).run(graph.weights, *inputs))
     if len(own) != len(ours) or any(a.shape != b.shape for a, b in zip(own, ours, strict=True)):
-        raise InternalError(f"the graph of {graph.name} returns other outputs than the network: please report this")
+        raise InternalError(
+            f"the graph of {graph.name} returns other outputs than the network: please report this"
+        )
     error = _error(own, ours)
     if not error:
         return None
     if _error(own, _outputs(model, inputs)):
-        return "the network gives other outputs each time it runs: the graph could not be compared with it"
+        return (
+            "the network gives other outputs each time it runs: the graph could not be "
+            "compared "
+            "with it"
+        )
     raise InternalError(
-        f"the graph of {graph.name} does not compute what the network does on the example inputs: the outputs differ "
+        f"the graph of {graph.name} does not compute what the network does on the example inputs: "
+        "the outputs differ "
         f"by {error:.3g} times what rounding allows; please report this with the network"
     )
 
@@ -54,7 +64,8 @@ def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _error(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
-    """The largest difference of any output in units of what rounding allows; infinite where it allows none."""
+    """The largest difference of any output in units of what rounding allows; infinite where it
+    allows none."""
     worst = 0.0
     for a, b in zip(one, two, strict=True):
         error, scale = difference(a, b)

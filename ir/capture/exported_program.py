@@ -1,7 +1,8 @@
 """Reading the torch.fx graph of an exported program into a `Graph`.
 
-In-place ops become functional ones where nothing else views the tensor; sizes that depend on the batch become
-expressions in ``N``; flags that follow the module's mode become ``mode``; a branch without gradients is detached.
+In-place ops become functional ones where nothing else views the tensor; sizes that depend on the
+batch become expressions in ``N``; flags that follow the module's mode become ``mode``; a branch
+without gradients is detached.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
 from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
-__all__ = ["RECURRENT", "NeedsFunctionalizationError", "NotDynamicError", "ProgramReader", "read_program"]
+__all__ = [
+    "RECURRENT",
+    "NeedsFunctionalizationError",
+    "NotDynamicError",
+    "ProgramReader",
+    "read_program",
+]
 
 MAYBE_VIEWS = ("reshape", "contiguous", "to", "flatten", "dropout")
 # Whether this machine has cuDNN is no property of the network.
@@ -47,15 +54,25 @@ class NeedsFunctionalizationError(Exception):
     """An in-place op writes into a tensor that is read again through another view."""
 
 
-def read_program(program: ExportedProgram, modules: ModuleTable | None, name: str, notes: tuple[str, ...]) -> Graph:
+def read_program(
+    program: ExportedProgram, modules: ModuleTable | None, name: str, notes: tuple[str, ...]
+) -> Graph:
     """Read an exported program; functionalised first if an in-place op cannot be undone locally."""
     try:
         return ProgramReader(program, modules, name).read(notes)
     except NeedsFunctionalizationError:
         # Functionalisation takes dropout in evaluation mode for the identity.
-        drops = [node for node in program.graph.nodes if "dropout" in str(node.target) and node.args[1] != 0]
+        drops = [
+            node
+            for node in program.graph.nodes
+            if "dropout" in str(node.target) and node.args[1] != 0
+        ]
         if drops:
-            notes = (*notes, f"dropout is left out of a network with in-place writes into views ({len(drops)} calls)")
+            notes = (
+                *notes,
+                f"dropout is left out of a network with in-place writes into views ({len(drops)} "
+                "calls)",
+            )
         return ProgramReader(program.run_decompositions({}), modules, name).read(notes)
 
 
@@ -79,8 +96,14 @@ class ProgramReader:
 
     def read(self, notes: tuple[str, ...]) -> Graph:
         self.graph = Graph(self.name)
-        if self.program.graph_signature.buffers_to_mutate or self.program.graph_signature.user_inputs_to_mutate:
-            raise UserError(f"{self.name} changes a buffer or an input in evaluation mode, which a graph cannot hold")
+        if (
+            self.program.graph_signature.buffers_to_mutate
+            or self.program.graph_signature.user_inputs_to_mutate
+        ):
+            raise UserError(
+                f"{self.name} changes a buffer or an input in evaluation mode, which a graph "
+                "cannot hold"
+            )
         self._declare_weights()
         self._walk(self.program.graph_module)
         self._drop_unused(notes)
@@ -95,7 +118,9 @@ class ProgramReader:
             (sig.inputs_to_buffers, "buffer"),
             (sig.inputs_to_lifted_tensor_constants, "constant"),
         ]
-        owner = {node: (target, kind) for mapping, kind in kinds for node, target in mapping.items()}
+        owner = {
+            node: (target, kind) for mapping, kind in kinds for node, target in mapping.items()
+        }
         canonical = self.modules.canonical_names() if self.modules else {}
         tensors: dict[str, torch.Tensor] = {**self.program.state_dict, **self.program.constants}
         for node in self.program.graph.nodes:
@@ -130,11 +155,17 @@ class ProgramReader:
             if name.removesuffix("num_batches_tracked") + "running_mean" not in params:
                 del params[name]
         self.graph.weights = {name: self.graph.weights[name] for name in params}
-        self.graph.aliases = {alias: name for alias, name in self.graph.aliases.items() if name in params}
+        self.graph.aliases = {
+            alias: name for alias, name in self.graph.aliases.items() if name in params
+        }
         unused = [name for name in before if name not in params]
         if unused:
             count = len(unused)
-            notes = (*notes, f"{count} parameters play no part in evaluation and are left out (first {unused[0]})")
+            notes = (
+                *notes,
+                f"{count} parameters play no part in evaluation and are left out (first "
+                f"{unused[0]})",
+            )
         self.graph.notes = notes
 
     # Types and sizes
@@ -143,7 +174,9 @@ class ProgramReader:
         if not isinstance(value, torch.Tensor):
             return TensorType("none", ())
         if value.dtype not in DTYPE_NAMES:
-            raise UserError(f"{self.name} holds a tensor of {value.dtype}, which has no place in the graph")
+            raise UserError(
+                f"{self.name} holds a tensor of {value.dtype}, which has no place in the graph"
+            )
         return TensorType(DTYPE_NAMES[value.dtype], tuple(self._size(size) for size in value.shape))
 
     def _size(self, size: Any) -> Dim:
@@ -166,7 +199,9 @@ class ProgramReader:
             poly = sympy.Poly(expr, _BATCH)
             scale, offset = poly.coeff_monomial(_BATCH), poly.coeff_monomial(1)
         except sympy.PolynomialError:
-            raise NotDynamicError(f"a size is no simple multiple of the batch size ({expr})") from None
+            raise NotDynamicError(
+                f"a size is no simple multiple of the batch size ({expr})"
+            ) from None
         if poly.degree() != 1 or not scale.is_Integer or not offset.is_Integer:
             raise NotDynamicError(f"a size is no simple multiple of the batch size ({expr})")
         return BatchSize(int(scale), int(offset), divisor)
@@ -192,10 +227,14 @@ class ProgramReader:
         tree = pytree.tree_unflatten([_Leaf(leaf) for leaf in leaves], spec)
 
         def plain(item: Any) -> Structure:
-            if isinstance(item, _Leaf) and isinstance(item.value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            if isinstance(item, _Leaf) and isinstance(
+                item.value, torch.SymInt | torch.SymFloat | torch.SymBool
+            ):
                 raise NotDynamicError("the network returns a number computed from the batch size")
             if isinstance(item, _Leaf):
-                return self._leave_no_grad(item.value) if isinstance(item.value, Value) else item.value
+                return (
+                    self._leave_no_grad(item.value) if isinstance(item.value, Value) else item.value
+                )
             if isinstance(item, Mapping):
                 return {str(key): plain(child) for key, child in item.items()}
             if isinstance(item, tuple):
@@ -219,7 +258,9 @@ class ProgramReader:
         if target is operator.getitem:
             source, index = node.args
             self.env[node] = self._lookup(source)[index]
-        elif isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
+        elif isinstance(
+            node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool
+        ):
             self.env[node] = node.meta["val"]
         elif target is torch._C._set_grad_enabled:
             self.grad_enabled = bool(node.args[0])
@@ -235,7 +276,9 @@ class ProgramReader:
             self._read_op(node, target)
         else:
             where = self._location(node)
-            raise UserError(f"{text} at {where} is control flow or a Python call that a graph cannot hold")
+            raise UserError(
+                f"{text} at {where} is control flow or a Python call that a graph cannot hold"
+            )
 
     def _inline_no_grad(self, node: torch.fx.Node) -> None:
         enabled, submodule, *args = (self._lookup(arg) for arg in node.args)
@@ -244,17 +287,25 @@ class ProgramReader:
         self.grad_enabled = outer
 
     def _inline_autocast(self, node: torch.fx.Node) -> None:
-        """A region with autocast switched off is plain code; one with it on casts as the graph does not say."""
+        """A region with autocast switched off is plain code; one with it on casts as the graph does
+        not say."""
         device, dtype, enabled, _, submodule, *args = (self._lookup(arg) for arg in node.args)
         if enabled:
             where = self._location(node)
             what = f"autocast to {str(dtype).removeprefix('torch.')} on {device}"
-            raise UserError(f"{what} at {where} cannot be held in a graph: switch it on around the network, not inside")
+            raise UserError(
+                f"{what} at {where} cannot be held in a graph: switch it on around the network, "
+                "not inside"
+            )
         self._inline(node, submodule, args)
 
-    def _inline(self, node: torch.fx.Node, submodule: torch.fx.GraphModule, args: list[Any]) -> None:
+    def _inline(
+        self, node: torch.fx.Node, submodule: torch.fx.GraphModule, args: list[Any]
+    ) -> None:
         """Read a subgraph where it is called."""
-        for placeholder, arg in zip((n for n in submodule.graph.nodes if n.op == "placeholder"), args, strict=True):
+        for placeholder, arg in zip(
+            (n for n in submodule.graph.nodes if n.op == "placeholder"), args, strict=True
+        ):
             self.env[placeholder] = arg
         self.calls.append(node)
         self.env[node] = self._walk(submodule)
@@ -265,7 +316,9 @@ class ProgramReader:
         if not self.grad_enabled or value not in self.no_grad:
             return value
         name, loc = self.graph.fresh_name("detach"), _op_of(value).loc
-        return self.graph.add_op("aten.detach.default", (value,), {}, [(name, value.type)], loc).result
+        return self.graph.add_op(
+            "aten.detach.default", (value,), {}, [(name, value.type)], loc
+        ).result
 
     def _read_op(self, node: torch.fx.Node, target: torch._ops.OpOverload[..., Any]) -> None:
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
@@ -276,17 +329,22 @@ class ProgramReader:
         operands, attrs = self._arguments(name, node, loc)
         value = node.meta["val"]
         if name == "aten._native_batch_norm_legit_no_training.default":
-            # What functionalisation makes of batch norm in evaluation mode; the statistics it saves are not read there.
+            # What functionalisation makes of batch norm in evaluation mode; the statistics it saves
+            # are not read there.
             name, value = "aten.batch_norm.default", value[0]
             attrs = {"training": False, **attrs, "cudnn_enabled": True}
         if name in VIEWS:
-            # Export drops `contiguous` where its own trace was contiguous; reshape is right for any memory format.
+            # Export drops `contiguous` where its own trace was contiguous; reshape is right for any
+            # memory format.
             name, attrs = "aten.reshape.default", {"shape": attrs["size"]}
         attrs = self._follow_mode(attrs, loc)
-        types = [self._type(item) for item in (value if isinstance(value, list | tuple) else [value])]
+        types = [
+            self._type(item) for item in (value if isinstance(value, list | tuple) else [value])
+        ]
         if name in RECURRENCES:
             types = _with_states_of(operands, types)
-        # In-place ops are named relu_ and relu__1: the name of the functional op has no such underscore.
+        # In-place ops are named relu_ and relu__1: the name of the functional op has no such
+        # underscore.
         hint = node.name if written is None else re.sub(r"__(\d+)$", r"_\1", node.name).rstrip("_")
         hint = hint.replace("_native_batch_norm_legit_no_training", "batch_norm")
         names: list[str] = []
@@ -310,12 +368,18 @@ class ProgramReader:
             name = self.graph.fresh_name(f"{hint}_{number}")
         return name
 
-    def _arguments(self, name: str, node: torch.fx.Node, loc: Location) -> tuple[list[Operand], dict[str, Attr]]:
+    def _arguments(
+        self, name: str, node: torch.fx.Node, loc: Location
+    ) -> tuple[list[Operand], dict[str, Attr]]:
         operands: list[Operand] = []
         attrs: dict[str, Attr] = {}
         for index, argument in enumerate(signature(name).arguments):
             given = index < len(node.args) or argument.name in node.kwargs
-            raw = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default)
+            raw = (
+                node.args[index]
+                if index < len(node.args)
+                else node.kwargs.get(argument.name, argument.default)
+            )
             value = self._lookup(raw) if given else raw
             if argument.is_tensor:
                 operands.append(self._operand(value, name, loc))
@@ -336,7 +400,9 @@ class ProgramReader:
             raise NotDynamicError(f"{name} at {loc} computes with the batch size")
         if value is None or isinstance(value, bool | int | float):
             return value
-        raise UserError(f"{name} at {loc} takes a {type(value).__name__}, which a graph cannot hold")
+        raise UserError(
+            f"{name} at {loc} takes a {type(value).__name__}, which a graph cannot hold"
+        )
 
     def _attr(self, value: Any) -> Attr:
         if isinstance(value, torch.SymInt):
@@ -348,13 +414,16 @@ class ProgramReader:
         return scalar_to_attr(value)
 
     def _follow_mode(self, attrs: dict[str, Attr], loc: Location) -> dict[str, Attr]:
-        """A flag that was false in evaluation mode follows the executor's mode, unless the user froze the module."""
+        """A flag that was false in evaluation mode follows the executor's mode, unless the user
+        froze the module."""
         flag = next((name for name in MODE_FLAGS if name in attrs), None)
         if flag is None or attrs[flag] is not False:
             return attrs
         module = self.modules.module(loc.module) if self.modules else None
         frozen = self.modules is not None and loc.module in self.modules.frozen
-        cumulative = "momentum" in attrs and module is not None and getattr(module, "momentum", 0.0) is None
+        cumulative = (
+            "momentum" in attrs and module is not None and getattr(module, "momentum", 0.0) is None
+        )
         return attrs | ({} if frozen else {flag: MODE}) | ({"momentum": None} if cumulative else {})
 
     # In-place ops
@@ -373,10 +442,13 @@ class ProgramReader:
         return twin, written
 
     def _note_alias(self, op: Op) -> None:
-        """Remember whose memory the results view; ops such as reshape do so only sometimes, and do not declare it."""
+        """Remember whose memory the results view; ops such as reshape do so only sometimes, and do
+        not declare it."""
         returns: Any = overload(op.target)._schema.returns
         source = next(iter(op.inputs), None)
-        if source is None or not (op.base in MAYBE_VIEWS or any(item.alias_info is not None for item in returns)):
+        if source is None or not (
+            op.base in MAYBE_VIEWS or any(item.alias_info is not None for item in returns)
+        ):
             return
         for value in op.results:
             self.root[value] = self.root.get(source, source)
@@ -386,7 +458,9 @@ class ProgramReader:
         root = self.root.get(written, written)
         family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
         others = family if root.is_weight or root.kind == "input" else family - {written}
-        if others and any(self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)):
+        if others and any(
+            self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)
+        ):
             raise NeedsFunctionalizationError
         for key, value in list(self.env.items()):
             if value is written:
@@ -394,7 +468,10 @@ class ProgramReader:
 
     def _reads(self, node: torch.fx.Node, values: set[Value]) -> bool:
         """Whether a node not yet read takes one of the values."""
-        return any(isinstance(v := self.env.get(arg), Value) and v in values for arg in node.all_input_nodes)
+        return any(
+            isinstance(v := self.env.get(arg), Value) and v in values
+            for arg in node.all_input_nodes
+        )
 
     # Where it came from
 
@@ -428,6 +505,7 @@ def _op_of(value: Value) -> Op:
 
 
 def _with_states_of(operands: Sequence[Operand], types: list[TensorType]) -> list[TensorType]:
-    """The results of a recurrence, whose last states are as large as its first: torch 2.11 adds an axis to them."""
+    """The results of a recurrence, whose last states are as large as its first: torch 2.11 adds an
+    axis to them."""
     states = operands[1] if isinstance(operands[1], tuple) else (operands[1],)
     return [types[0], *(state.type for state in states if isinstance(state, Value))]

@@ -12,7 +12,8 @@ __all__ = ["ModuleTable"]
 
 @dataclass
 class ModuleTable:
-    """The live modules behind a capture: their classes, tensors, and which of them the user froze."""
+    """The live modules behind a capture: their classes, tensors, and which of them the user
+    froze."""
 
     root: nn.Module
     frozen: frozenset[str]

@@ -1,8 +1,9 @@
 """One op as one Python expression.
 
-Operators, indexing and a few ops whose Python face differs from their schema are spelled by hand; every other op is
-written from its schema as a call of `torch.nn.functional`, of a tensor method or of a torch function, and if none of
-them takes the schema's arguments, as a call of ``torch.ops`` itself.
+Operators, indexing and a few ops whose Python face differs from their schema are spelled by hand;
+every other op is written from its schema as a call of `torch.nn.functional`, of a tensor method or
+of a torch function, and if none of them takes the schema's arguments, as a call of ``torch.ops``
+itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ __all__ = ["Scope", "attr_text", "expression", "returns_several"]
 
 @dataclass
 class Scope:
-    """What an expression may refer to: the Python text of every value, the device, and lines that go before it."""
+    """What an expression may refer to: the Python text of every value, the device, and lines that
+    go before it."""
 
     text: Mapping[Value, str]
     device: str
@@ -49,7 +51,9 @@ def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
         return _batch_text(attr)
     if isinstance(attr, tuple):
         inner = ", ".join(attr_text(item, device, brackets) for item in attr)
-        return brackets[0] + inner + ("," if len(attr) == 1 and brackets == "()" else "") + brackets[1]
+        return (
+            brackets[0] + inner + ("," if len(attr) == 1 and brackets == "()" else "") + brackets[1]
+        )
     if isinstance(attr, Keyword):
         if attr.name in DTYPES:
             return str(DTYPES[attr.name])
@@ -58,7 +62,11 @@ def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
         return "self.training" if attr == MODE else device
     if isinstance(attr, float) and not math.isfinite(attr):
         return f'float("{attr}")'
-    return f'"{attr}"' if isinstance(attr, str) and attr.isprintable() and not set(attr) & set('"\\') else repr(attr)
+    return (
+        f'"{attr}"'
+        if isinstance(attr, str) and attr.isprintable() and not set(attr) & set('"\\')
+        else repr(attr)
+    )
 
 
 def _batch_text(size: BatchSize) -> str:
@@ -67,7 +75,11 @@ def _batch_text(size: BatchSize) -> str:
         text += f" {'+' if size.offset > 0 else '-'} {abs(size.offset)}"
     if size.divisor == 1:
         return text
-    return f"({text}) // {size.divisor}" if size.offset or size.scale != 1 else f"{text} // {size.divisor}"
+    return (
+        f"({text}) // {size.divisor}"
+        if size.offset or size.scale != 1
+        else f"{text} // {size.divisor}"
+    )
 
 
 @cache
@@ -89,17 +101,24 @@ def expression(op: Op, scope: Scope) -> str:
 
 Given = list[tuple[Argument, Any]]
 SPLAT = frozenset({"view", "reshape", "permute", "expand", "repeat"})
-SQUARE = frozenset({"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"})
+SQUARE = frozenset(
+    {"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"}
+)
 FUNCTION_STYLE = frozenset({"addmm", "baddbmm", "addcmul", "addcdiv", "lerp"})
 DISPATCHED = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
 RENAMED = {"log_sigmoid": "logsigmoid"}
 # Deprecated names, and names under which torch.nn.functional means something else than the op.
-NOT_FUNCTIONAL = frozenset({"sigmoid", "tanh", "normalize", "embedding_bag", "instance_norm", "unfold"})
+NOT_FUNCTIONAL = frozenset(
+    {"sigmoid", "tanh", "normalize", "embedding_bag", "instance_norm", "unfold"}
+)
 
 
 def _all_given(op: Op) -> Given:
     operands = iter(op.operands)
-    return [(a, next(operands) if a.is_tensor else op.attrs[a.name]) for a in signature(op.target).arguments]
+    return [
+        (a, next(operands) if a.is_tensor else op.attrs[a.name])
+        for a in signature(op.target).arguments
+    ]
 
 
 def _is_default(argument: Argument, value: Any) -> bool:
@@ -109,7 +128,8 @@ def _is_default(argument: Argument, value: Any) -> bool:
 
 
 def _arguments(given: Given, scope: Scope, *, lists: bool = False) -> list[str]:
-    """The call's arguments: required ones by position, those with a default by name, and those at it left out."""
+    """The call's arguments: required ones by position, those with a default by name, and those at
+    it left out."""
     texts: list[str] = []
     named = False
     for argument, value in given:
@@ -133,7 +153,10 @@ def _argument_text(argument: Argument, value: Any, scope: Scope, lists: bool) ->
 
 def _by_schema(op: Op, scope: Scope) -> str:
     given = _all_given(op)
-    if any(argument.is_tensor and isinstance(value, tuple) and None in value for argument, value in given):
+    if any(
+        argument.is_tensor and isinstance(value, tuple) and None in value
+        for argument, value in given
+    ):
         return _by_ops(op, given, scope)  # torch's own functions take no gaps among indices
     function = _functional_name(op, given)
     if function is not None:
@@ -159,7 +182,12 @@ def _functional_name(op: Op, given: Given) -> str | None:
     """``F.relu`` where torch.nn.functional has a function with the schema's arguments."""
     name = RENAMED.get(op.base, op.base)
     function = getattr(functional, name, None)
-    if function is None or name in NOT_FUNCTIONAL or name.endswith("_loss") or not op.target.startswith("aten."):
+    if (
+        function is None
+        or name in NOT_FUNCTIONAL
+        or name.endswith("_loss")
+        or not op.target.startswith("aten.")
+    ):
         return None
     if inspect.isbuiltin(function) or name in DISPATCHED:
         return f"F.{name}"
@@ -169,11 +197,17 @@ def _functional_name(op: Op, given: Given) -> str | None:
     for index, (argument, value) in enumerate(given):
         by_name = argument.name in parameters or (index == 0 and argument.name == "self")
         in_place = index == 0 or (index < len(parameters) and parameters[index] == argument.name)
-        if not _is_default(argument, value) and not (by_name and (argument.has_default or in_place)):
+        if not _is_default(argument, value) and not (
+            by_name and (argument.has_default or in_place)
+        ):
             return None
     # A tensor with a default is written by position: its place must agree too.
     names = [argument.name for argument, _ in given if argument.is_tensor][1:]
-    return f"F.{name}" if [parameter for parameter in parameters[1:] if parameter in names] == names else None
+    return (
+        f"F.{name}"
+        if [parameter for parameter in parameters[1:] if parameter in names] == names
+        else None
+    )
 
 
 @cache
@@ -185,7 +219,11 @@ def _is_method(op: Op, given: Given) -> bool:
     method = getattr(torch.Tensor, op.base, None)
     if not given or given[0][0].name != "self" or not isinstance(given[0][1], Value):
         return False
-    plain = not op.base.startswith("_") and op.target.startswith("aten.") and op.base not in FUNCTION_STYLE
+    plain = (
+        not op.base.startswith("_")
+        and op.target.startswith("aten.")
+        and op.base not in FUNCTION_STYLE
+    )
     return plain and inspect.ismethoddescriptor(method)
 
 
@@ -216,14 +254,21 @@ def _operand(op: Op, scope: Scope, index: int) -> str:
 
 
 def _binary(op: Op, scope: Scope) -> str | None:
-    if op.target.split(".")[2] not in ("Tensor", "Scalar", "default") or op.attrs.get("alpha", 1) != 1:
+    if (
+        op.target.split(".")[2] not in ("Tensor", "Scalar", "default")
+        or op.attrs.get("alpha", 1) != 1
+    ):
         return None
     left, right = _operand(op, scope, 0), _operand(op, scope, 1)
     return f"{left} {BINARY[op.base]} {right}" if isinstance(op.operands[0], Value) else None
 
 
 def _reversed_sub(op: Op, scope: Scope) -> str | None:
-    return f"{_operand(op, scope, 1)} - {_operand(op, scope, 0)}" if op.attrs.get("alpha", 1) == 1 else None
+    return (
+        f"{_operand(op, scope, 1)} - {_operand(op, scope, 0)}"
+        if op.attrs.get("alpha", 1) == 1
+        else None
+    )
 
 
 def _power(op: Op, scope: Scope) -> str:
@@ -278,7 +323,8 @@ def _embedding(op: Op, scope: Scope) -> str:
 
 
 def _batch_norm(op: Op, scope: Scope) -> str:
-    """Functional batch norm; in training it counts batches in ``num_batches_tracked`` as the module does."""
+    """Functional batch norm; in training it counts batches in ``num_batches_tracked`` as the module
+    does."""
     source, weight, bias, mean, var = (_operand(op, scope, index) for index in range(5))
     training, momentum = op.attrs["training"], op.attrs["momentum"]
     rate = attr_text(momentum)
@@ -296,8 +342,14 @@ def _batch_norm(op: Op, scope: Scope) -> str:
 
 def _instance_norm(op: Op, scope: Scope) -> str:
     source, weight, bias, mean, var = (_operand(op, scope, index) for index in range(5))
-    flags = f"use_input_stats={attr_text(op.attrs['use_input_stats'])}, momentum={attr_text(op.attrs['momentum'])}"
-    return f"F.instance_norm({source}, {mean}, {var}, {weight}, {bias}, {flags}, eps={attr_text(op.attrs['eps'])})"
+    flags = (
+        f"use_input_stats={attr_text(op.attrs['use_input_stats'])}, "
+        f"momentum={attr_text(op.attrs['momentum'])}"
+    )
+    return (
+        f"F.instance_norm({source}, {mean}, {var}, {weight}, {bias}, {flags}, "
+        f"eps={attr_text(op.attrs['eps'])})"
+    )
 
 
 UPSAMPLE = {
@@ -332,7 +384,10 @@ def _split(op: Op, scope: Scope) -> str:
 
 
 def _unflatten(op: Op, scope: Scope) -> str:
-    return f"{_operand(op, scope, 0)}.unflatten({attr_text(op.attrs['dim'])}, {attr_text(op.attrs['sizes'])})"
+    return (
+        f"{_operand(op, scope, 0)}.unflatten({attr_text(op.attrs['dim'])}, "
+        f"{attr_text(op.attrs['sizes'])})"
+    )
 
 
 def _convert(op: Op, scope: Scope) -> str | None:
@@ -341,7 +396,11 @@ def _convert(op: Op, scope: Scope) -> str | None:
         return None
     words = []
     for argument, value in _all_given(op)[1:]:
-        left_out = value is None or argument.name in ("layout", "pin_memory") or _is_default(argument, value)
+        left_out = (
+            value is None
+            or argument.name in ("layout", "pin_memory")
+            or _is_default(argument, value)
+        )
         if not left_out:
             words.append(f"{argument.name}={attr_text(value, scope.device)}")
     if op.base == "_to_copy":
@@ -351,7 +410,9 @@ def _convert(op: Op, scope: Scope) -> str | None:
 
 def _reshape(op: Op, scope: Scope) -> str:
     sizes = op.attrs["size"]
-    text = ", ".join(map(attr_text, sizes)) if isinstance(sizes, tuple) and sizes else attr_text(sizes)
+    text = (
+        ", ".join(map(attr_text, sizes)) if isinstance(sizes, tuple) and sizes else attr_text(sizes)
+    )
     return f"{_operand(op, scope, 0)}.reshape({text})"
 
 

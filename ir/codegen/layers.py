@@ -1,7 +1,8 @@
 """Which ops of a graph are calls of a torch.nn layer, and how that layer is declared.
 
-An op is a layer's call when its weights lie together under one name (``conv1.weight``, ``conv1.bias``) and nothing else
-lies there. A layer may be called several times if every call agrees on its settings.
+An op is a layer's call when its weights lie together under one name (``conv1.weight``,
+``conv1.bias``) and nothing else lies there. A layer may be called several times if every call
+agrees on its settings.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LayerCall:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """How an op's schema maps to a layer: where its input and its weights are, and what the layer's arguments are."""
+    """How an op's schema maps to a layer: where its input and its weights are, and what the layer's
+    arguments are."""
 
     source: int
     leaves: Mapping[str, int]
@@ -39,7 +41,8 @@ class _Pattern:
 
 
 def find_layers(graph: Graph) -> dict[Op, LayerCall]:
-    """Every op that is a call of a layer, with the layer's declaration (equal for all calls of one layer)."""
+    """Every op that is a call of a layer, with the layer's declaration (equal for all calls of one
+    layer)."""
     names = {**{name: name for name in graph.params}, **graph.aliases}
     under: dict[str, set[str]] = {}
     for name in names:
@@ -64,7 +67,10 @@ def find_layers(graph: Graph) -> dict[Op, LayerCall]:
 
 
 def _layer_call(
-    op: Op, names: Mapping[str, str], under: Mapping[str, set[str]], aliases: Mapping[str, list[str]]
+    op: Op,
+    names: Mapping[str, str],
+    under: Mapping[str, set[str]],
+    aliases: Mapping[str, list[str]],
 ) -> LayerCall | None:
     pattern = PATTERNS.get(op.target)
     if pattern is None:
@@ -74,7 +80,10 @@ def _layer_call(
     held = {leaf: value for leaf, value in weights.items() if value is not None}
     if source is None or not held or len({v.type.dtype for v in held.values()}) != 1:
         return None
-    if any(op.operands[index] is not None and leaf not in held for leaf, index in pattern.leaves.items()):
+    if any(
+        op.operands[index] is not None and leaf not in held
+        for leaf, index in pattern.leaves.items()
+    ):
         return None
     declaration = pattern.declare(op)
     if declaration is None:
@@ -83,7 +92,8 @@ def _layer_call(
     fitting = [
         prefix
         for prefix in _prefixes(held, aliases)
-        if under[prefix] == expected and all(names[f"{prefix}.{leaf}"] == v.name for leaf, v in held.items())
+        if under[prefix] == expected
+        and all(names[f"{prefix}.{leaf}"] == v.name for leaf, v in held.items())
     ]
     if not fitting:
         return None
@@ -91,7 +101,8 @@ def _layer_call(
 
 
 def _prefixes(held: Mapping[str, Value], aliases: Mapping[str, list[str]]) -> Iterator[str]:
-    """The names under which the first weight is known, without its leaf: its own name first, then its aliases."""
+    """The names under which the first weight is known, without its leaf: its own name first, then
+    its aliases."""
     leaf, value = next(iter(held.items()))
     for name in (value.name, *aliases.get(value.name, ())):
         prefix, _, last = name.rpartition(".")
@@ -102,10 +113,16 @@ def _prefixes(held: Mapping[str, Value], aliases: Mapping[str, list[str]]) -> It
 # Declarations
 
 
-def _call(name: str, positional: list[Attr], keywords: dict[str, tuple[Attr, Attr]], weight: Value) -> str:
+def _call(
+    name: str, positional: list[Attr], keywords: dict[str, tuple[Attr, Attr]], weight: Value
+) -> str:
     """``nn.Conv2d(16, 12, 3, padding=1)``: keywords at their default are left out."""
     texts = [attr_text(item) for item in positional]
-    texts += [f"{key}={attr_text(value)}" for key, (value, default) in keywords.items() if value != default]
+    texts += [
+        f"{key}={attr_text(value)}"
+        for key, (value, default) in keywords.items()
+        if value != default
+    ]
     if weight.type.dtype != "f32":
         texts.append(f"dtype={DTYPES[weight.type.dtype]}")
     return f"{name}({', '.join(texts)})"
@@ -132,7 +149,12 @@ def _conv(op: Op) -> str | None:
     weight = op.value(1)
     rank = int(op.base[4])
     source = op.value(0)
-    if weight is None or source is None or weight.type.rank != rank + 2 or source.type.rank != rank + 2:
+    if (
+        weight is None
+        or source is None
+        or weight.type.rank != rank + 2
+        or source.type.rank != rank + 2
+    ):
         return None
     sizes, groups = _sizes(weight), op.attrs["groups"]
     if not isinstance(groups, int):
@@ -145,13 +167,20 @@ def _conv(op: Op) -> str | None:
         "groups": (groups, 1),
         "bias": (op.value(2) is not None, True),
     }
-    return _call(f"nn.Conv{rank}d", [sizes[1] * groups, sizes[0], _square(sizes[2:], rank)], keywords, weight)
+    return _call(
+        f"nn.Conv{rank}d", [sizes[1] * groups, sizes[0], _square(sizes[2:], rank)], keywords, weight
+    )
 
 
 def _conv_transpose(op: Op) -> str | None:
     weight, source, groups = op.value(1), op.value(0), op.attrs["groups"]
     rank = int(op.base[-2])
-    if weight is None or source is None or source.type.rank != rank + 2 or not isinstance(groups, int):
+    if (
+        weight is None
+        or source is None
+        or source.type.rank != rank + 2
+        or not isinstance(groups, int)
+    ):
         return None
     sizes = _sizes(weight)
     keywords: dict[str, tuple[Attr, Attr]] = {
@@ -171,14 +200,21 @@ def _linear(op: Op) -> str | None:
     if weight is None or weight.type.rank != 2:
         return None
     sizes = _sizes(weight)
-    return _call("nn.Linear", [sizes[1], sizes[0]], {"bias": (op.value(2) is not None, True)}, weight)
+    return _call(
+        "nn.Linear", [sizes[1], sizes[0]], {"bias": (op.value(2) is not None, True)}, weight
+    )
 
 
 def _batch_norm(op: Op) -> str | None:
     """A batch norm layer; one that always uses its running statistics becomes a frozen one."""
     source, training, weights = op.value(0), op.attrs["training"], _held(op, 1, 2)
     running = _held(op, 3, 4)
-    if source is None or len(weights) == 1 or len(running) == 1 or source.type.rank not in (2, 3, 4, 5):
+    if (
+        source is None
+        or len(weights) == 1
+        or len(running) == 1
+        or source.type.rank not in (2, 3, 4, 5)
+    ):
         return None
     if (training is True) == bool(running) or (training == MODE and not running):
         return None
@@ -200,7 +236,9 @@ def _layer_norm(op: Op) -> str | None:
     if weight is None or shape != _sizes(weight):
         return None
     eps, bias = (op.attrs["eps"], 1e-5), (op.value(2) is not None, True)
-    return _call("nn.LayerNorm", [shape[0] if len(shape) == 1 else shape], {"eps": eps, "bias": bias}, weight)
+    return _call(
+        "nn.LayerNorm", [shape[0] if len(shape) == 1 else shape], {"eps": eps, "bias": bias}, weight
+    )
 
 
 def _rms_norm(op: Op) -> str | None:
@@ -215,7 +253,9 @@ def _group_norm(op: Op) -> str | None:
     weights, eps = _held(op, 1, 2), (op.attrs["eps"], 1e-5)
     if len(weights) != 2:
         return None
-    return _call("nn.GroupNorm", [op.attrs["num_groups"], _sizes(weights[0])[0]], {"eps": eps}, weights[0])
+    return _call(
+        "nn.GroupNorm", [op.attrs["num_groups"], _sizes(weights[0])[0]], {"eps": eps}, weights[0]
+    )
 
 
 def _embedding(op: Op) -> str | None:
@@ -239,12 +279,18 @@ def _prelu(op: Op) -> str | None:
 
 _PAIR = {"weight": 1, "bias": 2}
 PATTERNS: dict[str, _Pattern] = {
-    **{f"aten.conv{rank}d.{form}": _Pattern(0, _PAIR, _conv) for rank in (1, 2, 3) for form in ("default", "padding")},
+    **{
+        f"aten.conv{rank}d.{form}": _Pattern(0, _PAIR, _conv)
+        for rank in (1, 2, 3)
+        for form in ("default", "padding")
+    },
     "aten.conv_transpose1d.default": _Pattern(0, _PAIR, _conv_transpose),
     "aten.conv_transpose2d.input": _Pattern(0, _PAIR, _conv_transpose),
     "aten.conv_transpose3d.input": _Pattern(0, _PAIR, _conv_transpose),
     "aten.linear.default": _Pattern(0, _PAIR, _linear),
-    "aten.batch_norm.default": _Pattern(0, {**_PAIR, "running_mean": 3, "running_var": 4}, _batch_norm),
+    "aten.batch_norm.default": _Pattern(
+        0, {**_PAIR, "running_mean": 3, "running_var": 4}, _batch_norm
+    ),
     "aten.layer_norm.default": _Pattern(0, _PAIR, _layer_norm),
     "aten.rms_norm.default": _Pattern(0, {"weight": 1}, _rms_norm),
     "aten.group_norm.default": _Pattern(0, _PAIR, _group_norm),

@@ -24,7 +24,9 @@ def wrap(line: str, indent: int, end: str = "") -> str:
     if opening is None:
         return text
     start, stop = opening, _closing(line, opening)
-    if line[start + 1] in CLOSING and _closing(line, start + 1) == stop - 1:  # f([...]): open both together
+    if (
+        line[start + 1] in CLOSING and _closing(line, start + 1) == stop - 1
+    ):  # f([...]): open both together
         start, stop = start + 1, stop - 1
     head, inner, tail = line[: start + 1], line[start + 1 : stop], line[stop:]
     single = " " * (indent + 4) + inner

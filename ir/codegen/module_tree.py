@@ -1,4 +1,5 @@
-"""The tree of modules that holds a graph's weights under their names, and the lines of ``__init__`` that build it."""
+"""The tree of modules that holds a graph's weights under their names, and the lines of ``__init__``
+that build it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def is_plain_name(name: str) -> bool:
 
 @dataclass
 class _Node:
-    """A module: a declared layer, a container of numbered children, a second name of another module, or a plain one."""
+    """A module: a declared layer, a container of numbered children, a second name of another
+    module, or a plain one."""
 
     layer: str | None = None
     link: str | None = None
@@ -73,7 +75,8 @@ class ModuleTree:
         self._places: dict[str, tuple[str, _Node]] = {"": ("self", self.root)}
 
     def path(self, name: str) -> str:
-        """The Python expression of a module or weight by its qualified name: ``self.layer1[0].conv1``."""
+        """The Python expression of a module or weight by its qualified name:
+        ``self.layer1[0].conv1``."""
         return self._place(name)[0]
 
     def _place(self, name: str) -> tuple[str, _Node]:
@@ -85,13 +88,20 @@ class ModuleTree:
 
     @property
     def base(self) -> str:
-        """The class the generated one derives from: a container if its own children are numbered."""
+        """The class the generated one derives from: a container if its own children are
+        numbered."""
         return {"list": "nn.ModuleList", "dict": "nn.ModuleDict"}.get(self.root.kind, "nn.Module")
 
     def lines(self) -> list[str]:
         """The lines of ``__init__``."""
-        children = _shell(self.root).removeprefix(f"{self.base}(") if self.root.kind != "plain" else ")"
-        ties = [line for alias, name in self.links.items() for line in self._assign(alias, self.path(name))]
+        children = (
+            _shell(self.root).removeprefix(f"{self.base}(") if self.root.kind != "plain" else ")"
+        )
+        ties = [
+            line
+            for alias, name in self.links.items()
+            for line in self._assign(alias, self.path(name))
+        ]
         for alias, name in self.graph.aliases.items():
             if not any(alias.startswith(f"{prefix}.") for prefix in self.links):
                 ties += self._tie(alias, self.path(name))
@@ -108,7 +118,11 @@ class ModuleTree:
             inner = _member(text, node.kind, part)
             if node.kind == "plain" and child.kind != "link":
                 shell = _shell(child)
-                yield f"{inner} = {shell}" if is_plain_name(part) else f'{text}.add_module("{part}", {shell})'
+                yield (
+                    f"{inner} = {shell}"
+                    if is_plain_name(part)
+                    else f'{text}.add_module("{part}", {shell})'
+                )
             if not child.is_closed:
                 yield from self._fill(child, inner, f"{prefix}{part}.")
 
@@ -161,7 +175,8 @@ def _member(text: str, kind: str, part: str) -> str:
 
 
 def _shell(node: _Node) -> str:
-    """The expression that makes a module, its numbered children included; plain modules are filled afterwards."""
+    """The expression that makes a module, its numbered children included; plain modules are filled
+    afterwards."""
     if node.kind == "layer":
         return node.layer or ""
     if node.kind not in ("list", "dict"):
@@ -176,10 +191,11 @@ def _shell(node: _Node) -> str:
 
 
 def _links(graph: Graph, layers: Mapping[str, str]) -> dict[str, str]:
-    """Modules that are a second name of another one: all below them is an alias of the same leaf of the other.
+    """Modules that are a second name of another one: all below them is an alias of the same leaf of
+    the other.
 
-    Layers that share all their weights are two modules where they compute different things: an embedding and the
-    linear layer without bias that is tied to it.
+    Layers that share all their weights are two modules where they compute different things: an
+    embedding and the linear layer without bias that is tied to it.
     """
     names = {**{name: name for name in graph.params}, **graph.aliases}
     links: dict[str, str] = {}
@@ -190,18 +206,28 @@ def _links(graph: Graph, layers: Mapping[str, str]) -> dict[str, str]:
             if any(f"{second}.".startswith(f"{known}.") for known in links):
                 break
             first = name.removesuffix(f".{leaf}")
-            if first != name and _same_below(names, second, first) and _same_layers(layers, second, first):
+            if (
+                first != name
+                and _same_below(names, second, first)
+                and _same_layers(layers, second, first)
+            ):
                 links[second] = first
                 break
     return links
 
 
 def _same_below(names: Mapping[str, str], second: str, first: str) -> bool:
-    below = {n.removeprefix(f"{second}."): t for n, t in names.items() if n.startswith(f"{second}.")}
+    below = {
+        n.removeprefix(f"{second}."): t for n, t in names.items() if n.startswith(f"{second}.")
+    }
     original = {n.removeprefix(f"{first}."): n for n in names if n.startswith(f"{first}.")}
     return below == original
 
 
 def _same_layers(layers: Mapping[str, str], second: str, first: str) -> bool:
-    below = {name.removeprefix(second): text for name, text in layers.items() if f"{name}.".startswith(f"{second}.")}
+    below = {
+        name.removeprefix(second): text
+        for name, text in layers.items()
+        if f"{name}.".startswith(f"{second}.")
+    }
     return all(layers.get(f"{first}{rest}") == text for rest, text in below.items())

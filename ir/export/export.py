@@ -1,7 +1,7 @@
 """Files for other runtimes: exported programs (``.pt2``) and ONNX, and a way to run the latter.
 
-Both are traced in evaluation mode with a dynamic batch where asked for; a file appears under its name only when it is
-whole and checked.
+Both are traced in evaluation mode with a dynamic batch where asked for; a file appears under its
+name only when it is whole and checked.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from pruneopt.ir.modes import in_mode, quiet
 __all__ = ["export_onnx", "export_pt2", "run_onnx"]
 
 UNGUARDED = 1e-5
-"""Largest difference, relative to the largest output, between a program without its guards and its module."""
+"""Largest difference, relative to the largest output, between a program without its guards and its
+module."""
 SINGLE_FILE_LIMIT = 1_900_000_000
-"""Bytes of weights above which ONNX keeps them in a second file (a protocol buffer ends at 2 GB)."""
+"""Bytes of weights above which ONNX keeps them in a second file (a protocol buffer ends at 2
+GB)."""
 
 
 def export_pt2(
@@ -41,11 +43,12 @@ def export_pt2(
 ) -> None:
     """Write a module as an exported program that `torch.export.load` reads.
 
-    With ``dynamic_batch`` the program runs at every batch size from 1; `UserError` if the module does not allow that.
-    The module's mode is left as it was.
+    With ``dynamic_batch`` the program runs at every batch size from 1; `UserError` if the module
+    does not allow that. The module's mode is left as it was.
     """
     program = _trace(module, _tensors(example_inputs), dynamic_batch, guards=True)
-    # torch reports a full disk as a RuntimeError of its zip writer; a plain write says what is wrong.
+    # torch reports a full disk as a RuntimeError of its zip writer; a plain write says what is
+    # wrong.
     buffer = BytesIO()
     path = _named(path, ".pt2")
     with quiet():
@@ -64,8 +67,9 @@ def export_onnx(
 ) -> None:
     """Write a module as ONNX, checked by `onnx.checker`; ``opset`` None takes torch's own choice.
 
-    The weights lie inside the file unless they exceed 2 GB; then they lie beside it under the file's name plus
-    ``.data``. The symbolic batch is called ``batch``. `UserError` names the op that ONNX cannot express.
+    The weights lie inside the file unless they exceed 2 GB; then they lie beside it under the
+    file's name plus ``.data``. The symbolic batch is called ``batch``. `UserError` names the op
+    that ONNX cannot express.
     """
     import onnx
 
@@ -95,9 +99,13 @@ def run_onnx(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
-        raise UserError(f"{os.fspath(path)} cannot be loaded by onnxruntime: {_first_line(error)}") from error
+        raise UserError(
+            f"{os.fspath(path)} cannot be loaded by onnxruntime: {_first_line(error)}"
+        ) from error
     names = [item.name for item in session.get_inputs()]
     if len(names) != len(inputs):
         raise UserError(f"{os.fspath(path)} takes {len(names)} inputs, {len(inputs)} were given")
@@ -106,7 +114,9 @@ def run_onnx(
         return [np.asarray(item) for item in session.run(None, feed)]
     except Exception as error:
         shapes = ", ".join(str(tuple(item.shape)) for item in feed.values())
-        raise UserError(f"{os.fspath(path)} does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+        raise UserError(
+            f"{os.fspath(path)} does not run on inputs of shape {shapes}: {_first_line(error)}"
+        ) from error
 
 
 # Tracing
@@ -123,35 +133,55 @@ def _named(path: str | os.PathLike[str], suffix: str) -> Path:
     return Path(path)
 
 
-def _trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, *, guards: bool) -> ExportedProgram:
-    """The module in evaluation mode as an exported program; ``guards`` tells whether it is kept with its guards."""
+def _trace(
+    module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, *, guards: bool
+) -> ExportedProgram:
+    """The module in evaluation mode as an exported program; ``guards`` tells whether it is kept
+    with its guards."""
     shapes: tuple[dict[int, Any] | None, ...] | None = None
     if dynamic_batch:
         size = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
         batched = [item.dim() > 0 and item.shape[0] == size > 0 for item in inputs]
         if not any(batched):
-            raise UserError("a dynamic batch needs inputs with a common first dimension; pass dynamic_batch=False")
+            raise UserError(
+                "a dynamic batch needs inputs with a common first dimension; pass "
+                "dynamic_batch=False"
+            )
         # torch.export takes a size of one for a constant: a batch of one is traced as two.
-        inputs = tuple(torch.cat([x, x]) if b and size == 1 else x for x, b in zip(inputs, batched, strict=True))
+        inputs = tuple(
+            torch.cat([x, x]) if b and size == 1 else x
+            for x, b in zip(inputs, batched, strict=True)
+        )
         shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
     try:
         with quiet(), torch.no_grad(), in_mode(module):
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise UserError(f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
+        raise UserError(
+            f"{type(module).__name__} cannot be traced by torch.export: {_first_line(error)}"
+        ) from error
     if dynamic_batch:
         _check_batch(program, module, inputs, batched, guards)
     return program
 
 
 def _check_batch(
-    program: ExportedProgram, module: nn.Module, inputs: tuple[Tensor, ...], batched: list[bool], guards: bool
+    program: ExportedProgram,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    batched: list[bool],
+    guards: bool,
 ) -> None:
-    """`UserError` unless the program has no upper limit on the batch and runs at a batch of one and at another one.
+    """`UserError` unless the program has no upper limit on the batch and runs at a batch of one and
+    at another one.
 
     The lower limits that torch writes down do not tell: it writes 2 where 1 runs as well.
     """
-    limits = [str(found.upper) for found in program.range_constraints.values() if str(found.upper) != "int_oo"]
+    limits = [
+        str(found.upper)
+        for found in program.range_constraints.values()
+        if str(found.upper) != "int_oo"
+    ]
     reason = f"at most {limits[0]}" if limits else ""
     for take in (lambda x: x[:1], lambda x: torch.cat([x, x[:1]])):
         given = [take(x) if b else x for x, b in zip(inputs, batched, strict=True)]
@@ -163,12 +193,14 @@ def _check_batch(
                 reason = reason or _first_line(error)
     if reason:
         name = type(module).__name__
-        raise UserError(f"{name} does not run at every batch size ({reason}); pass dynamic_batch=False")
+        raise UserError(
+            f"{name} does not run at every batch size ({reason}); pass dynamic_batch=False"
+        )
 
 
 def _runs_unguarded(program: ExportedProgram, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether a program gives what its module gives where torch has only noted that some size, such as the sum of two
-    batches, is not one: an ONNX file holds no such notes.
+    """Whether a program gives what its module gives where torch has only noted that some size, such
+    as the sum of two batches, is not one: an ONNX file holds no such notes.
     """
     try:
         with quiet(), torch.no_grad(), in_mode(module):
@@ -190,7 +222,9 @@ def _translate(program: ExportedProgram, opset: int | None) -> Any:
             found = _onnx_program(program, opset, optimize=False)
         except Exception:
             reason = f"the op {_failing_op(error)}" if _failing_op(error) else _first_line(error)
-            raise UserError(f"ONNX cannot express this network: {reason} has no translation") from error
+            raise UserError(
+                f"ONNX cannot express this network: {reason} has no translation"
+            ) from error
     if found is None:
         raise UserError("ONNX export gave no program")
     return found
@@ -198,14 +232,18 @@ def _translate(program: ExportedProgram, opset: int | None) -> Any:
 
 def _onnx_program(program: ExportedProgram, opset: int | None, *, optimize: bool) -> Any:
     with quiet():
-        return torch.onnx.export(program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=optimize)
+        return torch.onnx.export(
+            program, (), None, dynamo=True, opset_version=opset, verbose=False, optimize=optimize
+        )
 
 
 def _failing_op(error: BaseException | None) -> str | None:
     """The op that an exporter's error speaks of; the innermost error that names one."""
     name = None
     while error is not None:
-        match = re.search(r"OpOverload\(op='([\w.:]+)', overload='(\w+)'\)|\b(aten[.:]+\w+(?:\.\w+)?)", str(error))
+        match = re.search(
+            r"OpOverload\(op='([\w.:]+)', overload='(\w+)'\)|\b(aten[.:]+\w+(?:\.\w+)?)", str(error)
+        )
         if match:
             name = f"{match[1]}.{match[2]}" if match[1] else match[3]
         error = error.__cause__ or error.__context__

@@ -1,4 +1,5 @@
-"""What torch's ONNX translation and onnxruntime need to be told in another form, so that a file is right on both."""
+"""What torch's ONNX translation and onnxruntime need to be told in another form, so that a file is
+right on both."""
 
 from __future__ import annotations
 
@@ -19,19 +20,26 @@ __all__ = ["keep_padding", "lay_out_attention", "name_batch"]
 def lay_out_attention(program: ExportedProgram) -> None:
     """Every attention over four axes, and its result in one block: copies that are nothing in ONNX.
 
-    torch's translation knows attention over four axes only. And it takes it apart only after it has made reshapes of
-    the result to views, where the parts lay it out otherwise than the fused op: such a view would be refused.
+    torch's translation knows attention over four axes only. And it takes it apart only after it has
+    made reshapes of the result to views, where the parts lay it out otherwise than the fused op:
+    such a view would be refused.
     """
     graph, aten = program.graph, torch.ops.aten
-    for node in [item for item in graph.nodes if item.target is aten.scaled_dot_product_attention.default]:
+    for node in [
+        item for item in graph.nodes if item.target is aten.scaled_dot_product_attention.default
+    ]:
         shape, moved = node.meta["val"].shape, _can_move(node)
         if moved:
             operands = [item for item in node.args if isinstance(item, Node)]
             with graph.inserting_before(node):
                 four = {item: _over_four_axes(graph, item, len(shape)) for item in operands}
-            node.args = tuple(four.get(item, item) if isinstance(item, Node) else item for item in node.args)
+            node.args = tuple(
+                four.get(item, item) if isinstance(item, Node) else item for item in node.args
+            )
         with graph.inserting_after(node):
-            end = copy = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+            end = copy = graph.call_function(
+                aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
         if moved:
             with graph.inserting_after(copy):
                 end = graph.call_function(aten.reshape.default, (copy, [-1, *shape[1:]]))
@@ -42,14 +50,23 @@ def lay_out_attention(program: ExportedProgram) -> None:
 
 
 def _can_move(node: Node) -> bool:
-    """Whether an attention over other axes than four has operands, a mask among them, that are easily brought to four:
-    nothing is broadcast, and only the first size varies.
+    """Whether an attention over other axes than four has operands, a mask among them, that are
+    easily brought to four: nothing is broadcast, and only the first size varies.
     """
     shape = node.meta["val"].shape
-    operands = [item.meta["val"].shape for item in (*node.args, *node.kwargs.values()) if isinstance(item, Node)]
+    operands = [
+        item.meta["val"].shape
+        for item in (*node.args, *node.kwargs.values())
+        if isinstance(item, Node)
+    ]
     alike = all(len(item) == len(shape) and item[:-2] == shape[:-2] for item in operands)
     positional = not any(isinstance(item, Node) for item in node.kwargs.values())
-    return len(shape) != 4 and alike and positional and all(isinstance(size, int) for size in shape[1:])
+    return (
+        len(shape) != 4
+        and alike
+        and positional
+        and all(isinstance(size, int) for size in shape[1:])
+    )
 
 
 def _over_four_axes(graph: Graph, node: Node, rank: int) -> Node:
@@ -67,9 +84,18 @@ def name_batch(model: ModelProto) -> None:
     """Call the symbolic first dimension ``batch`` wherever the file names it."""
     graph = model.graph
     dims = [
-        dim for value in (*graph.input, *graph.output, *graph.value_info) for dim in value.type.tensor_type.shape.dim
+        dim
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        for dim in value.type.tensor_type.shape.dim
     ]
-    symbol = next((v.type.tensor_type.shape.dim[0].dim_param for v in graph.input if v.type.tensor_type.shape.dim), "")
+    symbol = next(
+        (
+            v.type.tensor_type.shape.dim[0].dim_param
+            for v in graph.input
+            if v.type.tensor_type.shape.dim
+        ),
+        "",
+    )
     if not symbol.isidentifier():
         return
     for dim in dims:
@@ -80,8 +106,8 @@ def name_batch(model: ModelProto) -> None:
 def keep_padding(model: ModelProto) -> None:
     """Zeros in front of a max pooling become the smallest number above zero.
 
-    onnxruntime (1.31) takes padding with zeros into the pooling behind it, which then pads with minus infinity: wrong
-    where all that is pooled with a zero is negative.
+    onnxruntime (1.31) takes padding with zeros into the pooling behind it, which then pads with
+    minus infinity: wrong where all that is pooled with a zero is negative.
     """
     from onnx import numpy_helper
 
@@ -94,5 +120,7 @@ def keep_padding(model: ModelProto) -> None:
         value = numpy_helper.to_array(values[node.input[2]]) if node.input[2] in values else None
         if value is not None and value.dtype.kind == "f" and value.size == 1 and not value.any():
             name = f"{node.output[0]}_padding"
-            graph.initializer.append(numpy_helper.from_array(np.nextafter(value, np.ones_like(value)), name))
+            graph.initializer.append(
+                numpy_helper.from_array(np.nextafter(value, np.ones_like(value)), name)
+            )
             node.input[2] = name

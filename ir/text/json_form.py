@@ -1,9 +1,10 @@
-"""A graph as plain data (`--json`): the content of the text form in dictionaries, lists, strings and numbers.
+"""A graph as plain data (`--json`): the content of the text form in dictionaries, lists, strings
+and numbers.
 
-Values are written as in the text, ``%name`` and ``@name``. What JSON cannot tell apart is tagged: a size in the batch
-is ``{"batch": [scale, offset, divisor]}``, a bare word ``{"word": "mode"}``, a float without a JSON spelling
-``{"float": "inf"}``; in what the network returns, a value is ``{"value": "%x"}``, a tuple ``{"tuple": [...]}`` and a
-dictionary ``{"dict": {...}}``.
+Values are written as in the text, ``%name`` and ``@name``. What JSON cannot tell apart is tagged: a
+size in the batch is ``{"batch": [scale, offset, divisor]}``, a bare word ``{"word": "mode"}``, a
+float without a JSON spelling ``{"float": "inf"}``; in what the network returns, a value is
+``{"value": "%x"}``, a tuple ``{"tuple": [...]}`` and a dictionary ``{"dict": {...}}``.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ class Source:
         # A tab keeps its width when the line above has it too.
         indent = "".join("\t" if char == "\t" else " " for char in shown[: start - first])
         carets = "^" * max(1, min(end, first + len(shown)) - start)
-        raise UserError(f"{self.name}:{line}:{start - first + 1}: error: {message}\n  {shown}\n  {indent}{carets}")
+        raise UserError(
+            f"{self.name}:{line}:{start - first + 1}: error: {message}\n  {shown}\n  "
+            f"{indent}{carets}"
+        )
 
 
 def tokenize(source: Source) -> list[Token]:
@@ -103,4 +106,6 @@ def _check(source: Source, token: Token) -> None:
             offset = token.text.index('"') + error.pos
             source.fail(token.start + offset, token.end, f"bad string: {error.msg.lower()}")
     elif token.kind == "number" and (rest := re.compile(r"[\w.]+").match(source.text, token.end)):
-        source.fail(token.start, rest.end(), f"bad number '{source.text[token.start : rest.end()]}'")
+        source.fail(
+            token.start, rest.end(), f"bad number '{source.text[token.start : rest.end()]}'"
+        )

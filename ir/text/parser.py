@@ -1,6 +1,7 @@
 """Reads the text form of a graph back, and points at whatever is wrong with it.
 
-The grammar (``{x}`` any number of times, ``[x]`` once or not at all, ``x,*`` separated by commas, quotes are literal)::
+The grammar (``{x}`` any number of times, ``[x]`` once or not at all, ``x,*`` separated by commas,
+quotes are literal)::
 
     graph      = "graph" "@"name "(" [input,*] ")" "{" {channels} {weight} {alias} {op} "return" structure "}"
     input      = "%"name ":" type
@@ -13,7 +14,8 @@ The grammar (``{x}`` any number of times, ``[x]`` once or not at all, ``x,*`` se
     attribute  = WORD "=" attr
     attr       = "none" | BOOL | NUMBER | STRING | WORD | batch | "[" [attr,*] "]"
     location   = "loc" "(" [STRING [WORD | STRING]] [STRING ":" INT] ")"       ; module, its class, file and line
-    structure  = value | "none" | BOOL | NUMBER | STRING | "[" [structure,*] "]" | "{" [(STRING ":" structure),*] "}"
+    structure  = value | "none" | BOOL | NUMBER | STRING | "[" [structure,*] "]" | "{" [(STRING ":"
+    structure),*] "}"
                | "(" [structure "," [structure,*]] ")"
     value      = "%"name | "@"name                          ; % inputs and results, @ parameters, buffers and constants
 
@@ -30,8 +32,8 @@ The grammar (``{x}`` any number of times, ``[x]`` once or not at all, ``x,*`` se
     name       = letters, digits, dots, underscores | STRING
     STRING     = a JSON string;  BOOL = "true" | "false";  NUMBER = INT | FLOAT | "inf" | "-inf" | "nan"
 
-Comments run from ``//`` to the end of the line. Operands that are left out at the end are ``none``; attributes that are
-left out have the default of torch's schema.
+Comments run from ``//`` to the end of the line. Operands that are left out at the end are ``none``;
+attributes that are left out have the default of torch's schema.
 """
 
 from __future__ import annotations
@@ -79,8 +81,9 @@ T = TypeVar("T")
 def parse_graph(text: str, name: str = "<text>") -> Graph:
     """The graph that a text describes; the inverse of `pruneopt.ir.text.printer.print_graph`.
 
-    ``name`` is what messages call the text, usually its file name. Raises `UserError` with the line, the column and the
-    line of text for whatever is wrong; whether types fit the ops is the verifier's question.
+    ``name`` is what messages call the text, usually its file name. Raises `UserError` with the
+    line, the column and the line of text for whatever is wrong; whether types fit the ops is the
+    verifier's question.
     """
     return _Parser(Source(text, name)).graph()
 
@@ -297,7 +300,10 @@ class _Parser(_Tokens):
         if self.accept("="):
             return SplitAxis(group.name, divisor, self.integer("the size of a block"))
         if divisor < 1 or group.width % divisor:
-            self.fail(token, f"the {group.width} channels of ${group.name} do not split into {divisor} blocks")
+            self.fail(
+                token,
+                f"the {group.width} channels of ${group.name} do not split into {divisor} blocks",
+            )
         return SplitAxis(group.name, divisor, group.width // divisor)
 
     def _part(self) -> Part:
@@ -330,7 +336,10 @@ class _Parser(_Tokens):
     def _group(self) -> ChannelGroup:
         token = self.named("$", "a channel group")
         if _name(token) not in self.groups:
-            self.fail(token, f"unknown channel group {token.text}{_suggest(_name(token), self.groups, '$')}")
+            self.fail(
+                token,
+                f"unknown channel group {token.text}{_suggest(_name(token), self.groups, '$')}",
+            )
         return self.groups[_name(token)]
 
     # Ops
@@ -384,7 +393,9 @@ class _Parser(_Tokens):
         self.expect("(")
         self.listed(one, ")")
         for argument in wanted[len(given) :]:
-            if not argument.has_default and "Optional" not in argument.type:  # printing leaves out none at the end
+            if (
+                not argument.has_default and "Optional" not in argument.type
+            ):  # printing leaves out none at the end
                 self.fail(target, f"{target.text} lacks its operand '{argument.name}'")
         return [*given, *[None] * (len(wanted) - len(given))]
 
@@ -403,13 +414,19 @@ class _Parser(_Tokens):
         if operand is None and not argument.has_default and "Optional" not in argument.type:
             self.fail(token, f"the operand '{argument.name}' must not be none")
         if operand is not None and isinstance(operand, tuple) is not listed:
-            self.fail(token, f"the operand '{argument.name}' is {'a list of tensors' if listed else 'one tensor'}")
+            self.fail(
+                token,
+                f"the operand '{argument.name}' is "
+                f"{'a list of tensors' if listed else 'one tensor'}",
+            )
 
     def _value(self) -> Value:
         token = self.named("%@", "a value")
         known = self.built.params if token.text[0] == "@" else self.values
         if _name(token) not in known:
-            self.fail(token, f"undefined value {token.text}{_suggest(_name(token), known, token.text[0])}")
+            self.fail(
+                token, f"undefined value {token.text}{_suggest(_name(token), known, token.text[0])}"
+            )
         return known[_name(token)]
 
     def _attrs(self, target: Token, sig: Signature) -> dict[str, Attr]:
@@ -451,7 +468,10 @@ class _Parser(_Tokens):
         if token.text in _CONSTANTS:
             return _CONSTANTS[token.text]
         if token.text not in _KEYWORDS:
-            self.fail(token, f"unknown word '{token.text}'{_suggest(token.text, [*_KEYWORDS, *_CONSTANTS])}")
+            self.fail(
+                token,
+                f"unknown word '{token.text}'{_suggest(token.text, [*_KEYWORDS, *_CONSTANTS])}",
+            )
         return Keyword(token.text)
 
     def _location(self) -> Location:

@@ -1,6 +1,8 @@
-"""The text form of a graph: one line for every group, parameter and op, the same bytes for the same graph.
+"""The text form of a graph: one line for every group, parameter and op, the same bytes for the same
+graph.
 
-The grammar stands in `pruneopt.ir.text.parser`, which reads the text back. Notes and weights are no part of it.
+The grammar stands in `pruneopt.ir.text.parser`, which reads the text back. Notes and weights are no
+part of it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,18 @@ from collections.abc import Iterable, Mapping
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value
-from pruneopt.ir.types import Attr, Axis, BatchSize, ChannelGroup, Dim, Keyword, Location, Part, SplitAxis, TensorType
+from pruneopt.ir.types import (
+    Attr,
+    Axis,
+    BatchSize,
+    ChannelGroup,
+    Dim,
+    Keyword,
+    Location,
+    Part,
+    SplitAxis,
+    TensorType,
+)
 
 __all__ = [
     "attr_text",
@@ -33,16 +46,26 @@ Widths = Mapping[str, int]
 def print_graph(graph: Graph, *, locations: bool = True) -> str:
     """The graph as text that `pruneopt.ir.text.parser.parse_graph` reads back to an equal graph.
 
-    Without ``locations`` the ops lose where they came from, which keeps snapshots stable when a model's file is edited.
+    Without ``locations`` the ops lose where they came from, which keeps snapshots stable when a
+    model's file is edited.
     """
     widths = {group.name: group.width for group in graph.channels}
-    inputs = ", ".join(f"{value_text(value)}: {type_text(value.type, widths)}" for value in graph.inputs)
+    inputs = ", ".join(
+        f"{value_text(value)}: {type_text(value.type, widths)}" for value in graph.inputs
+    )
     header = [f"channels {group_text(group)}" for group in graph.channels]
-    weights = [f"{v.kind} {value_text(v)}: {type_text(v.type, widths)}" for v in graph.params.values()]
-    weights += [f"alias {name_text('@', alias)} = {name_text('@', name)}" for alias, name in graph.aliases.items()]
+    weights = [
+        f"{v.kind} {value_text(v)}: {type_text(v.type, widths)}" for v in graph.params.values()
+    ]
+    weights += [
+        f"alias {name_text('@', alias)} = {name_text('@', name)}"
+        for alias, name in graph.aliases.items()
+    ]
     body = [op_text(op, widths, locations=locations) for op in graph.ops]
     body.append(f"return {_structure_text(graph.outputs)}")
-    sections = ["".join(f"  {line}\n" for line in section) for section in (header, weights, body) if section]
+    sections = [
+        "".join(f"  {line}\n" for line in section) for section in (header, weights, body) if section
+    ]
     return f"graph {name_text('@', graph.name)}({inputs}) {{\n" + "\n".join(sections) + "}\n"
 
 
@@ -52,7 +75,8 @@ def quoted(text: str) -> str:
 
 
 def name_text(sigil: str, name: str) -> str:
-    """A name behind its sigil, quoted if it has characters beyond letters, digits, dots and underscores."""
+    """A name behind its sigil, quoted if it has characters beyond letters, digits, dots and
+    underscores."""
     return sigil + (name if _PLAIN.fullmatch(name) else quoted(name))
 
 
@@ -138,9 +162,11 @@ def _operand_text(operand: Operand) -> str:
 
 
 def _printed_attrs(op: Op) -> Iterable[tuple[str, Attr]]:
-    """The attributes that differ from the schema's default, in its order; all of them if torch does not know the op.
+    """The attributes that differ from the schema's default, in its order; all of them if torch does
+    not know the op.
 
-    Attributes that the schema lacks come last: a wrong graph prints too, so that the verifier can show it.
+    Attributes that the schema lacks come last: a wrong graph prints too, so that the verifier can
+    show it.
     """
     from pruneopt.ir.schema import signature  # starts torch, which importing the printer must not
 
@@ -153,7 +179,10 @@ def _printed_attrs(op: Op) -> Iterable[tuple[str, Attr]]:
         (argument.name, op.attrs[argument.name])
         for argument in arguments
         if argument.name in op.attrs
-        and not (argument.has_default and attr_text(op.attrs[argument.name]) == attr_text(argument.default))
+        and not (
+            argument.has_default
+            and attr_text(op.attrs[argument.name]) == attr_text(argument.default)
+        )
     ]
     return [*printed, *((name, value) for name, value in op.attrs.items() if name not in known)]
 

@@ -1,9 +1,10 @@
 """What the kernels share: reading the segment table, the prologue on load, the epilogue on store.
 
-Traps that shape this code. Offsets and widths read from the table carry `tl.multiple_of`: without it 16-byte copies
-become scalar ones, and nothing fails. An absent buffer is None, which a function may take but, before Triton 3.7, not
-return. Sums are taken in float32: the interpreter would add float16 in float16. Maxima pass NaN on: a candidate that
-diverged must not look like one that does not.
+Traps that shape this code. Offsets and widths read from the table carry `tl.multiple_of`: without
+it 16-byte copies become scalar ones, and nothing fails. An absent buffer is None, which a function
+may take but, before Triton 3.7, not return. Sums are taken in float32: the interpreter would add
+float16 in float16. Maxima pass NaN on: a candidate that diverged must not look like one that does
+not.
 """
 
 from pruneopt.kernels.language import tl, triton
@@ -83,9 +84,11 @@ def read_input(
     channel_ok,
     ACT: tl.constexpr,
 ):
-    """A tile of the finished input `[rows, channels]`: zero outside, because padding comes after the prologue.
+    """A tile of the finished input `[rows, channels]`: zero outside, because padding comes after
+    the prologue.
 
-    Pointers are those of the segment. Without a prologue the stored values come back as they are, else float32.
+    Pointers are those of the segment. Without a prologue the stored values come back as they are,
+    else float32.
     """
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     if scale_ptr is not None or r_ptr is not None or ACT != "identity":
@@ -103,7 +106,8 @@ def read_input(
 
 @triton.jit
 def equal(counter, VALUE: tl.constexpr):
-    """A comparison as a tensor `[1]`: with a scalar, the interpreter would make an integer of a mask."""
+    """A comparison as a tensor `[1]`: with a scalar, the interpreter would make an integer of a
+    mask."""
     return tl.zeros((1,), tl.int32) + counter == VALUE
 
 
@@ -130,21 +134,28 @@ def write_tile(
 
     Args:
         acc: the tile `[ROWS, CHANNELS]`, float32; it begins at row `tile * ROWS` of `rows`.
-        channel: output channel of each column; `real` where it exists, `inside` where it is stored (pads included).
+        channel: output channel of each column; `real` where it exists, `inside` where it is stored
+            (pads included).
     """
     width = stored(number(table_ptr, segment, N_OUT))
     row = tile * ROWS + tl.arange(0, ROWS)
     row_ok = row < rows
     offsets = row[:, None] * width + channel[None, :]
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + offset(table_ptr, segment, PARAMS) + channel, mask=real, other=0.0)
+        bias = tl.load(
+            bias_ptr + offset(table_ptr, segment, PARAMS) + channel, mask=real, other=0.0
+        )
         acc = acc + bias[None, :]
     if add_ptr is not None:
         base = add_ptr + offset(table_ptr, segment, RESIDUAL)
-        acc = acc + tl.load(base + offsets, mask=row_ok[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        acc = acc + tl.load(base + offsets, mask=row_ok[:, None] & inside[None, :], other=0.0).to(
+            tl.float32
+        )
     acc = tl.where(real[None, :], activate(acc, ACT), 0.0)
     y = acc.to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + offset(table_ptr, segment, Y) + offsets, y, mask=row_ok[:, None] & inside[None, :])
+    tl.store(
+        y_ptr + offset(table_ptr, segment, Y) + offsets, y, mask=row_ok[:, None] & inside[None, :]
+    )
     if mean_ptr is not None:
         value = tl.where(row_ok[:, None], y.to(tl.float32), 0.0)
         count = tl.minimum(rows - tile * ROWS, ROWS).to(tl.float32)

@@ -98,11 +98,23 @@ def conv_kernel(
         w_base = w_ptr + offset(table_ptr, segment, W)
         w_columns = tl.multiple_of(number(table_ptr, segment, W_COLUMNS), 16)
         w_rows = number(table_ptr, segment, W_ROWS)
-        scale_base = scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None
-        shift_base = shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None
+        scale_base = (
+            scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None
+        )
+        shift_base = (
+            shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None
+        )
         r_base = r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None
-        r_scale_base = r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None
-        r_shift_base = r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None
+        r_scale_base = (
+            r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+            if r_scale_ptr is not None
+            else None
+        )
+        r_shift_base = (
+            r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+            if r_shift_ptr is not None
+            else None
+        )
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ok = row < rows
         ow = row % out_width
@@ -111,7 +123,8 @@ def conv_kernel(
         image = line // out_height
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         steps = tl.cdiv(depth, BLOCK_K)
-        # One flat loop over taps and channels: unrolled taps take ten times as long to compile and spill.
+        # One flat loop over taps and channels: unrolled taps take ten times as long to compile and
+        # spill.
         for step in range(KH * KW * steps):
             tap = step // steps
             k = (step - tap * steps) * BLOCK_K + tl.arange(0, BLOCK_K)

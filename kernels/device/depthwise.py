@@ -65,12 +65,26 @@ def depthwise_kernel(
     if (tl.program_id(1) * BLOCK_C < channels) & (tile * BLOCK_M < rows):
         x_base = x_ptr + offset(table_ptr, segment, X)
         w_base = w_ptr + offset(table_ptr, segment, W)
-        scale_base = scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None
-        shift_base = shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None
+        scale_base = (
+            scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None
+        )
+        shift_base = (
+            shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None
+        )
         r_base = r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None
-        r_scale_base = r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None
-        r_shift_base = r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None
-        tap_stride = number(table_ptr, segment, W_ROWS) * tl.multiple_of(number(table_ptr, segment, W_COLUMNS), 16)
+        r_scale_base = (
+            r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+            if r_scale_ptr is not None
+            else None
+        )
+        r_shift_base = (
+            r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+            if r_shift_ptr is not None
+            else None
+        )
+        tap_stride = number(table_ptr, segment, W_ROWS) * tl.multiple_of(
+            number(table_ptr, segment, W_COLUMNS), 16
+        )
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
         inside = channel < channels
@@ -102,7 +116,11 @@ def depthwise_kernel(
             )
             if z_ptr is not None:
                 z_base = z_ptr + offset(table_ptr, segment, MATERIALISED)
-                tl.store(z_base + offsets, a.to(z_ptr.dtype.element_ty), mask=a_ok & equal(tap, IDENTITY_TAP))
+                tl.store(
+                    z_base + offsets,
+                    a.to(z_ptr.dtype.element_ty),
+                    mask=a_ok & equal(tap, IDENTITY_TAP),
+                )
             w = tl.load(w_base + tap * tap_stride + channel, mask=inside, other=0.0).to(tl.float32)
             acc += a.to(tl.float32) * w[None, :]
         write_tile(

@@ -1,4 +1,5 @@
-"""Partial statistics to statistics, and these to the affine map of the next layer (Chan's combination)."""
+"""Partial statistics to statistics, and these to the affine map of the next layer (Chan's
+combination)."""
 
 from pruneopt.kernels.device.common import (
     FIELDS,
@@ -15,7 +16,9 @@ from pruneopt.kernels.language import tl, triton
 
 
 @triton.jit
-def _write_affine(gamma_ptr, beta_ptr, scale_ptr, shift_ptr, params, at, mean, var, eps, channel, real, inside):
+def _write_affine(
+    gamma_ptr, beta_ptr, scale_ptr, shift_ptr, params, at, mean, var, eps, channel, real, inside
+):
     """`scale = gamma / sqrt(var + eps)`, `shift = beta - mean * scale`; zero for pads."""
     gamma = tl.load(gamma_ptr + params + channel, mask=real, other=0.0)
     beta = tl.load(beta_ptr + params + channel, mask=real, other=0.0)
@@ -59,8 +62,14 @@ def finalize_kernel(
             tile = t + tl.arange(0, BLOCK_T)
             count = tl.maximum(tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS), 0).to(tl.float32)
             ok = (tile < n_tiles)[:, None] & inside[None, :]
-            mean = tl.load(mean_base + tile.to(tl.int64)[:, None] * width + channel[None, :], mask=ok, other=0.0)
-            total += tl.sum(tl.where(ok, (mean - first[None, :]) * count[:, None], 0.0), 0).to(tl.float64)
+            mean = tl.load(
+                mean_base + tile.to(tl.int64)[:, None] * width + channel[None, :],
+                mask=ok,
+                other=0.0,
+            )
+            total += tl.sum(tl.where(ok, (mean - first[None, :]) * count[:, None], 0.0), 0).to(
+                tl.float64
+            )
         grand = first + (total / rows).to(tl.float32)
         total = tl.zeros((BLOCK_C,), tl.float64)
         for t in range(0, n_tiles, BLOCK_T):
@@ -78,7 +87,20 @@ def finalize_kernel(
         tl.store(batch_var_ptr + at + channel, var, mask=inside)
         if scale_ptr is not None:
             params = offset(table_ptr, segment, PARAMS)
-            _write_affine(gamma_ptr, beta_ptr, scale_ptr, shift_ptr, params, at, grand, var, eps, channel, real, inside)
+            _write_affine(
+                gamma_ptr,
+                beta_ptr,
+                scale_ptr,
+                shift_ptr,
+                params,
+                at,
+                grand,
+                var,
+                eps,
+                channel,
+                real,
+                inside,
+            )
 
 
 @triton.jit(do_not_specialize=("pixels",))
@@ -106,12 +128,18 @@ def pool_kernel(
     inside = channel < stored(n_out)
     real = channel < n_out
     if tl.program_id(0) * BLOCK_C < stored(n_out):
-        first = tl.load(batch_mean_ptr + offset(table_ptr, begin, OUT_TABLE) + channel, mask=inside, other=0.0)
+        first = tl.load(
+            batch_mean_ptr + offset(table_ptr, begin, OUT_TABLE) + channel, mask=inside, other=0.0
+        )
         total = tl.zeros((BLOCK_C,), tl.float64)
         count = tl.zeros((1,), tl.int64)
         for segment in range(begin, end):
             rows = tl.load(table_ptr + segment * FIELDS + IMAGES) * pixels
-            mean = tl.load(batch_mean_ptr + offset(table_ptr, segment, OUT_TABLE) + channel, mask=inside, other=0.0)
+            mean = tl.load(
+                batch_mean_ptr + offset(table_ptr, segment, OUT_TABLE) + channel,
+                mask=inside,
+                other=0.0,
+            )
             total += (mean - first).to(tl.float64) * rows.to(tl.float64)
             count += rows
         grand = first + (total / count.to(tl.float64)).to(tl.float32)
@@ -128,4 +156,17 @@ def pool_kernel(
         params = offset(table_ptr, begin, PARAMS)
         tl.store(mean_ptr + at + channel, grand, mask=inside)
         tl.store(var_ptr + at + channel, var, mask=inside)
-        _write_affine(gamma_ptr, beta_ptr, scale_ptr, shift_ptr, params, at, grand, var, eps, channel, real, inside)
+        _write_affine(
+            gamma_ptr,
+            beta_ptr,
+            scale_ptr,
+            shift_ptr,
+            params,
+            at,
+            grand,
+            var,
+            eps,
+            channel,
+            real,
+            inside,
+        )

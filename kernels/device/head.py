@@ -51,8 +51,12 @@ def mean_kernel(
                 scale_ptr + offset(table_ptr, segment, IN_TABLE) if scale_ptr is not None else None,
                 shift_ptr + offset(table_ptr, segment, IN_TABLE) if shift_ptr is not None else None,
                 r_ptr + offset(table_ptr, segment, RESIDUAL) if r_ptr is not None else None,
-                r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_scale_ptr is not None else None,
-                r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE) if r_shift_ptr is not None else None,
+                r_scale_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+                if r_scale_ptr is not None
+                else None,
+                r_shift_ptr + offset(table_ptr, segment, RESIDUAL_TABLE)
+                if r_shift_ptr is not None
+                else None,
                 (image * pixels + pixel)[:, None] * width + channel[None, :],
                 inside,
                 channel,
@@ -94,7 +98,9 @@ def score_kernel(
         column = tl.arange(0, BLOCK_N)
         ok = image_ok[:, None] & (column < classes)[None, :]
         base = logits_ptr + offset(table_ptr, segment, Y)
-        logits = tl.load(base + image[:, None] * stored(classes) + column[None, :], mask=ok, other=0.0).to(tl.float32)
+        logits = tl.load(
+            base + image[:, None] * stored(classes) + column[None, :], mask=ok, other=0.0
+        ).to(tl.float32)
         total, top = _log_sum_exp(logits, ok)
         at = tl.load(table_ptr + segment * FIELDS + IMAGE) + image
         label = tl.load(labels_ptr + at, mask=image_ok, other=0)
@@ -112,7 +118,11 @@ def score_kernel(
             teacher_total, _ = _log_sum_exp(teacher, ok)
             log_p = teacher - teacher_total[:, None]
             gap = log_p - (logits - total[:, None])
-            tl.store(divergence_ptr + out, tl.sum(tl.where(ok, tl.exp(log_p) * gap, 0.0), 1), mask=image_ok)
+            tl.store(
+                divergence_ptr + out,
+                tl.sum(tl.where(ok, tl.exp(log_p) * gap, 0.0), 1),
+                mask=image_ok,
+            )
 
 
 @triton.jit
@@ -126,7 +136,8 @@ def total_kernel(
     table_ptr,
     BLOCK: tl.constexpr,
 ):
-    """Programs: segments. One program adds in a fixed order, so the sums are the same bits in every run."""
+    """Programs: segments. One program adds in a fixed order, so the sums are the same bits in every
+    run."""
     segment = tl.program_id(0)
     images = number(table_ptr, segment, IMAGES)
     base = offset(table_ptr, segment, OUT_TABLE)

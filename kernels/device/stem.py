@@ -49,7 +49,8 @@ def stem_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Programs: tiles of output rows, tiles of output channels, segments. Depth runs over taps times colours."""
+    """Programs: tiles of output rows, tiles of output channels, segments. Depth runs over taps
+    times colours."""
     tile = tl.program_id(0)
     segment = tl.program_id(2)
     n_out = number(table_ptr, segment, N_OUT)
@@ -76,7 +77,14 @@ def stem_kernel(
             colour = k % CHANNELS
             ih = (oh * STRIDE_H - PAD_H)[:, None] + (tap // KW * DILATION_H)[None, :]
             iw = (ow * STRIDE_W - PAD_W)[:, None] + (tap % KW * DILATION_W)[None, :]
-            ok = row_ok[:, None] & k_ok[None, :] & (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
+            ok = (
+                row_ok[:, None]
+                & k_ok[None, :]
+                & (ih >= 0)
+                & (ih < height)
+                & (iw >= 0)
+                & (iw < width)
+            )
             pixel = ((image * height)[:, None] + ih) * width + iw
             byte = tl.load(x_base + pixel * CHANNELS + colour[None, :], mask=ok, other=0)
             scale = tl.load(scale_ptr + colour)

@@ -1,4 +1,5 @@
-"""Find the channel groups of a graph: labels by the rules of ops, units by what labels unite, groups of units alike."""
+"""Find the channel groups of a graph: labels by the rules of ops, units by what labels unite,
+groups of units alike."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.module_paths import common_module
 from pruneopt.ir.types import Location
-from pruneopt.passes.analysis.channels.groups import Coupling, Group, SemanticNote, UnknownOp, groups_in
+from pruneopt.passes.analysis.channels.groups import (
+    Coupling,
+    Group,
+    SemanticNote,
+    UnknownOp,
+    groups_in,
+)
 from pruneopt.passes.analysis.channels.labels import Labels, propagate
 from pruneopt.passes.analysis.channels.units import Slot, Units, find_units
 from pruneopt.passes.analysis.ops import (  # noqa: F401  register their rules
@@ -34,14 +41,17 @@ HEADS = ("width", "count")
 def couple(graph: Graph, *, heads: str = "width", groups: str = "width") -> Coupling:
     """Find the channel groups of a graph.
 
-    ``heads`` says how attention shrinks: by ``width``, where every head keeps equally many of its channels, or by
-    ``count``, where whole heads go. ``groups`` says the same of grouped convolutions and group norms: with ``count``,
-    the inputs and outputs of a group go together. `UserError` for anything else.
+    ``heads`` says how attention shrinks: by ``width``, where every head keeps equally many of its
+    channels, or by ``count``, where whole heads go. ``groups`` says the same of grouped
+    convolutions and group norms: with ``count``, the inputs and outputs of a group go together.
+    `UserError` for anything else.
     """
     for name, way in (("heads", heads), ("groups", groups)):
         if way not in HEADS:
             raise UserError(f"{name} must be one of {', '.join(HEADS)}, not {way!r}")
-    labels = propagate(graph, apply_rule, whole_heads=heads == "count", whole_groups=groups == "count")
+    labels = propagate(
+        graph, apply_rule, whole_heads=heads == "count", whole_groups=groups == "count"
+    )
     return _assemble(graph, labels, find_units(labels))
 
 
@@ -73,7 +83,8 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
 
 
 def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> set[int]:
-    """The numbers of the groups that keep two units of every block: a row of `Labels.pairs` holds nothing else."""
+    """The numbers of the groups that keep two units of every block: a row of `Labels.pairs` holds
+    nothing else."""
     cell_of = np.empty(units.count, dtype=np.int64)
     for number, cell in enumerate(units.cells if labels.pairs else ()):
         cell_of[cell.units] = number
@@ -81,7 +92,12 @@ def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> se
     for plane in labels.pairs:
         for row in units.of_label[plane.numpy()]:
             times = np.unique(row, return_counts=True)[1]
-            if len(times) > 1 and row.min() >= 0 and times.min() == 1 and len(np.unique(cell_of[row])) == 1:
+            if (
+                len(times) > 1
+                and row.min() >= 0
+                and times.min() == 1
+                and len(np.unique(cell_of[row])) == 1
+            ):
                 found.add(int(unit_group[row[0]]))
     return found
 
@@ -98,7 +114,9 @@ def _semantic_notes(
             active = _units_of_activations(labels, units) if active is None else active
             inside = inside[np.isin(inside, active)]
         numbers = np.unique(unit_group[inside[inside >= 0]])
-        found.setdefault(note.op, set()).update(groups[n].name for n in numbers if groups[n].frozen is None)
+        found.setdefault(note.op, set()).update(
+            groups[n].name for n in numbers if groups[n].frozen is None
+        )
     return tuple(SemanticNote(op, tuple(sorted(names))) for op, names in found.items() if names)
 
 
@@ -109,7 +127,8 @@ def _units_of_activations(labels: Labels, units: Units) -> np.ndarray:
 
 
 class _Names:
-    """A readable, unique name per group: its producer's module, or the part that several producers have in common."""
+    """A readable, unique name per group: its producer's module, or the part that several producers
+    have in common."""
 
     def __init__(self, graph: Graph, slots: list[Slot], unit_group: np.ndarray, count: int) -> None:
         self.names: list[str] = [""] * count
@@ -131,7 +150,9 @@ class _Names:
         for number in range(count):
             base = _common_name(modules[number] or others[number] or ["channels"])
             if base in taken:
-                base = (modules[number] or others[number] or ["channels"])[0].rpartition(".")[0] or base
+                base = (modules[number] or others[number] or ["channels"])[0].rpartition(".")[
+                    0
+                ] or base
             name, suffix = base, 1
             while name in taken:
                 suffix += 1

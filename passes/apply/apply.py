@@ -1,4 +1,5 @@
-"""Slim a user's own module in place: the same objects, names and hooks, with fewer channels; all of it or nothing."""
+"""Slim a user's own module in place: the same objects, names and hooks, with fewer channels; all of
+it or nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def apply_to(
     dropped = dropped_blocks(result.records)
     if dropped:
         raise UserError(
-            f"the block {next(iter(dropped))} was dropped, and {type(model).__name__} still runs it: use result.module"
+            f"the block {next(iter(dropped))} was dropped, and {type(model).__name__} still runs "
+            "it: use result.module"
         )
     _check_class(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
@@ -61,7 +63,11 @@ def apply_to(
             cut_optimizer(item, owned, kept, undo)
         cut_tensors(owned, kept, graph.weights if weights == "result" else None, masks, undo)
         known = {item.name for item in owned}
-        added = [name for name, value in graph.params.items() if value.kind == "param" and name not in known]
+        added = [
+            name
+            for name, value in graph.params.items()
+            if value.kind == "param" and name not in known
+        ]
         owned.extend(new_biases(model, added, graph.weights, optimizers, undo))
         for change in list(attribute_changes(model, coupling, cut)):
             undo.set_attr(change.module, change.name, change.value)
@@ -73,6 +79,12 @@ def apply_to(
 def _check_class(model: nn.Module) -> None:
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"{name} is scripted, and cannot change its sizes: give the module that it was made from")
+        raise UserError(
+            f"{name} is scripted, and cannot change its sizes: give the module that it was made "
+            "from"
+        )
     if name in ("DistributedDataParallel", "FullyShardedDataParallel"):
-        raise UserError(f"{name} has noted the sizes of the parameters: give the module inside it, and wrap it again")
+        raise UserError(
+            f"{name} has noted the sizes of the parameters: give the module inside it, and wrap it "
+            "again"
+        )

@@ -1,14 +1,17 @@
-"""What modules say about their own sizes: attributes such as ``out_channels``, after the weights were cut.
+"""What modules say about their own sizes: attributes such as ``out_channels``, after the weights
+were cut.
 
-Layers of `torch.nn`, and classes derived from them, are known: their sizes follow from their weights and from the ops
-that ran in them. Of any other module an attribute is changed only if all of this holds: it is a whole number, or a
-sequence of such; its name speaks of channels (`CHANNEL_WORDS`, `CHANNEL_NAMES`); it equals the length that a channel
-axis had, in what the module computes itself or else in what its submodules do; and all such axes of that length there
-have one and the same new length. For a name that begins with ``in`` or ``out`` only what goes in, or comes out, is
-asked; for a number of heads (`HEADS`) only the axes, but the last, of views that split one. Where lengths alone do not
-decide, the sizes do that the module's ops spell out. A sequence of any name is changed if the module's ops spell it out
-just so, and have one and the same other sequence in its place. All else stays as it is, numbers that are computed from
-sizes too: the scale of attention is that of the original.
+Layers of `torch.nn`, and classes derived from them, are known: their sizes follow from their
+weights and from the ops that ran in them. Of any other module an attribute is changed only if all
+of this holds: it is a whole number, or a sequence of such; its name speaks of channels
+(`CHANNEL_WORDS`, `CHANNEL_NAMES`); it equals the length that a channel axis had, in what the module
+computes itself or else in what its submodules do; and all such axes of that length there have one
+and the same new length. For a name that begins with ``in`` or ``out`` only what goes in, or comes
+out, is asked; for a number of heads (`HEADS`) only the axes, but the last, of views that split one.
+Where lengths alone do not decide, the sizes do that the module's ops spell out. A sequence of any
+name is changed if the module's ops spell it out just so, and have one and the same other sequence
+in its place. All else stays as it is, numbers that are computed from sizes too: the scale of
+attention is that of the original.
 """
 
 from __future__ import annotations
@@ -83,8 +86,13 @@ NO_CHANNELS = frozenset(
         "axis",
     )
 )
-"""Words of names that count something else, such as ``window_dim``; ``num_features`` and ``num_channels`` are known."""
-SEQUENCES: Mapping[type, Callable[[Iterable[int]], Any]] = {list: list, tuple: tuple, torch.Size: torch.Size}
+"""Words of names that count something else, such as ``window_dim``; ``num_features`` and
+``num_channels`` are known."""
+SEQUENCES: Mapping[type, Callable[[Iterable[int]], Any]] = {
+    list: list,
+    tuple: tuple,
+    torch.Size: torch.Size,
+}
 COUNTED = ("num_features", "num_channels", "num_hidden")
 SMALLEST = 8
 """A bare ``dim`` below this is taken for the number of an axis."""
@@ -113,7 +121,11 @@ def attribute_changes(model: nn.Module, coupling: Coupling, cut: Graph) -> Itera
     for module, mine in paths.items():
         scope = Scope(run, mine)
         known = layer_sizes(module, scope)
-        yield from (Change(module, name, value) for name, value in known.items() if _differs(module, name, value))
+        yield from (
+            Change(module, name, value)
+            for name, value in known.items()
+            if _differs(module, name, value)
+        )
         if not type(module).__module__.startswith("torch.nn."):
             yield from _guessed(module, scope, known)
 
@@ -150,9 +162,16 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
 
 
 def _sequences(module: nn.Module, names: Iterable[str]) -> list[tuple[str, Sequence[int]]]:
-    """The attributes that are several whole numbers, and whose names do not say that they count something else."""
-    own = [(name, vars(module)[name]) for name in names if not NO_CHANNELS.intersection(_words(name))]
-    return [(name, value) for name, value in own if type(value) in SEQUENCES and all(type(x) is int for x in value)]
+    """The attributes that are several whole numbers, and whose names do not say that they count
+    something else."""
+    own = [
+        (name, vars(module)[name]) for name in names if not NO_CHANNELS.intersection(_words(name))
+    ]
+    return [
+        (name, value)
+        for name, value in own
+        if type(value) in SEQUENCES and all(type(x) is int for x in value)
+    ]
 
 
 def _words(name: str) -> list[str]:
@@ -162,16 +181,25 @@ def _words(name: str) -> list[str]:
 def _split(ops: Iterable[Op]) -> list[Value]:
     """What came out of views that made several axes of one, such as heads and what each has."""
     views = [op for op in ops if op.base in ("view", "reshape", "unflatten", "_unsafe_view")]
-    return [op.result for op in views if (x := op.value(0)) is not None and x.type.rank < op.result.type.rank]
+    return [
+        op.result
+        for op in views
+        if (x := op.value(0)) is not None and x.type.rank < op.result.type.rank
+    ]
 
 
 def _seen(name: str, ops: Collection[Op]) -> list[Value]:
-    """The values that an attribute of this name may be about, of those that some ops read and make."""
+    """The values that an attribute of this name may be about, of those that some ops read and
+    make."""
     values = dict.fromkeys(value for op in ops for value in (*op.inputs, *op.results))
     if _begins(name, "in"):
         return [value for value in values if not value.is_weight and value.producer not in ops]
     if _begins(name, "out"):
-        return [v for v in values if v.producer in ops and not (v.users and all(user in ops for user in v.users))]
+        return [
+            v
+            for v in values
+            if v.producer in ops and not (v.users and all(user in ops for user in v.users))
+        ]
     return list(values)
 
 

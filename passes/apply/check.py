@@ -21,21 +21,25 @@ from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inp
 __all__ = ["Rehearsal", "check_same"]
 
 DOUBLE = 1e-6
-"""Largest error in float64, relative to the largest output. Code that computes in float32 by itself is checked so."""
+"""Largest error in float64, relative to the largest output. Code that computes in float32 by itself
+is checked so."""
 SINGLE = 1e-3
 ROUNDING = 1e-12
 
 
 def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
-    """Run both on the same input, in evaluation mode: in float64, or as the module is where it cannot.
+    """Run both on the same input, in evaluation mode: in float64, or as the module is where it
+    cannot.
 
-    They run with the weights as they are, and with varied ones, so that no difference hides behind weights that are
-    zero or alike, nor behind signals that variation makes large.
+    They run with the weights as they are, and with varied ones, so that no difference hides behind
+    weights that are zero or alike, nor behind signals that variation makes large.
 
     Raises:
         UserError: the module fails, or gives something else; it names the place.
     """
-    native = next((item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32)
+    native = next(
+        (item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32
+    )
     failure: Exception | None = None
     for dtype in dict.fromkeys((torch.float64, native)):
         given = _inputs(twin, inputs, dtype)
@@ -60,7 +64,9 @@ class _CannotRunError(Exception):
         self.reason = reason
 
 
-def _agree(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], exact: bool) -> bool:
+def _agree(
+    twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], exact: bool
+) -> bool:
     """Whether both give the same with these weights."""
     try:
         got = _outputs(twin, weights, inputs)
@@ -97,13 +103,23 @@ def _inputs(twin: Twin, given: Sequence[Tensor] | None, dtype: torch.dtype) -> l
     if given is None:
         rows = random_inputs(twin.graph, 0)
     else:
-        rows = [analysis_rows(value, tensor) for value, tensor in zip(twin.graph.inputs, given, strict=True)]
-    return [item.to(device, dtype) if item.is_floating_point() else item.to(device) for item in rows]
+        rows = [
+            analysis_rows(value, tensor)
+            for value, tensor in zip(twin.graph.inputs, given, strict=True)
+        ]
+    return [
+        item.to(device, dtype) if item.is_floating_point() else item.to(device) for item in rows
+    ]
 
 
 def _outputs(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the module gives with other weights; it is left as it was."""
-    with in_mode(twin.model), torch.no_grad(), borrowed() as undo, calling(twin.model, twin.forward):
+    with (
+        in_mode(twin.model),
+        torch.no_grad(),
+        borrowed() as undo,
+        calling(twin.model, twin.forward),
+    ):
         for item in twin.owned:
             # The module's own elements stay untouched, whatever a forward does to buffers.
             undo.set_data(item.tensor, weights[item.name].clone(), item.tensor.grad)
@@ -111,16 +127,23 @@ def _outputs(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
 
 
 class Rehearsal:
-    """A forward pass in training mode of a module with weights that evaluation leaves out, such as auxiliary heads.
+    """A forward pass in training mode of a module with weights that evaluation leaves out, such as
+    auxiliary heads.
 
-    They were not cut, so they may no longer fit what they read: what ran before the cut must run after it.
+    They were not cut, so they may no longer fit what they read: what ran before the cut must run
+    after it.
     """
 
     def __init__(self, twin: Twin, inputs: Sequence[Tensor] | None) -> None:
         known = {id(item.tensor) for item in twin.owned}
         self.twin = twin
-        self.left = [name for name, param in twin.model.named_parameters() if id(param) not in known]
-        native = next((item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32)
+        self.left = [
+            name for name, param in twin.model.named_parameters() if id(param) not in known
+        ]
+        native = next(
+            (item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()),
+            torch.float32,
+        )
         self.inputs = _inputs(twin, inputs, native)
         try:
             self.worth = bool(self.left) and self._run()
@@ -142,7 +165,8 @@ class Rehearsal:
             except Exception as error:
                 place = place_of(self.twin, error)
                 raise UserError(
-                    f"{self.left[0]} takes no part in evaluation, so it was not cut, and training needs it: "
+                    f"{self.left[0]} takes no part in evaluation, so it was not cut, and training "
+                    "needs it: "
                     f"{told(self.twin, place)}"
                 ) from error
 

@@ -30,7 +30,8 @@ class Twin:
     """A user's module with its weights cut, and the pruned network that it must be.
 
     Attributes:
-        model: the module; ``forward`` is called in the place of its own where given, as in `capture`.
+        model: the module; ``forward`` is called in the place of its own where given, as in
+            `capture`.
         owned: its tensors by the names of the network's weights.
         graph: the pruned network; ``cut`` is the plain slice of ``coupling.graph``, op by op.
         cuts: the groups that lose channels.
@@ -47,7 +48,8 @@ class Twin:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the module's code does something else, and what; the ops that ran there, if any is known."""
+    """Where the module's code does something else, and what; the ops that ran there, if any is
+    known."""
 
     what: str
     ops: tuple[Op, ...]
@@ -56,7 +58,11 @@ class Place:
 def told(twin: Twin, place: Place) -> str:
     """What is wrong, and what to do about it."""
     groups = _groups_at(twin, place.ops)
-    keep = f", or keep these channels when pruning, with ignore={groups}" if 0 < len(groups) <= FEW else ""
+    keep = (
+        f", or keep these channels when pruning, with ignore={groups}"
+        if 0 < len(groups) <= FEW
+        else ""
+    )
     return f"{place.what}. The module is as it was before: use result.module{keep}"
 
 
@@ -67,11 +73,16 @@ def _groups_at(twin: Twin, ops: Sequence[Op]) -> list[str]:
         for slot in twin.coupling.slots_of(value):
             units = slot.units[slot.units >= 0]
             numbers.update(twin.coupling.unit_group[units].tolist())
-    return [group.name for i, group in enumerate(twin.coupling.groups) if i in numbers and group.name in twin.cuts]
+    return [
+        group.name
+        for i, group in enumerate(twin.coupling.groups)
+        if i in numbers and group.name in twin.cuts
+    ]
 
 
 def place_of(twin: Twin, error: Exception) -> Place:
-    """The innermost line of the user's code that an error came through, with the module that it belongs to."""
+    """The innermost line of the user's code that an error came through, with the module that it
+    belongs to."""
     paths = {id(module): path for path, module in twin.model.named_modules()}
     module, line = "", None
     trace: TracebackType | None = error.__traceback__
@@ -104,24 +115,34 @@ def _is_at(op: Op, file: str, line: int) -> bool:
 
 
 def first_difference(twin: Twin, inputs: Sequence[Tensor]) -> Place:
-    """The first op at which the module, captured as it is now, is another network than the cut graph."""
+    """The first op at which the module, captured as it is now, is another network than the cut
+    graph."""
     device = next((item.tensor.device for item in twin.owned), None)
     try:
         given = [item.to(device) for item in inputs]
         now = capture(twin.model, given, dynamic_batch=twin.cut.dynamic_batch, forward=twin.forward)
     except PruneoptError as error:
-        return Place(f"{type(twin.model).__name__} cannot be captured at the smaller sizes ({error})", ())
+        return Place(
+            f"{type(twin.model).__name__} cannot be captured at the smaller sizes ({error})", ()
+        )
     for old, wanted, mine in zip(twin.coupling.graph.ops, twin.cut.ops, now.ops, strict=False):
-        alike = [value.type.plain() for value in wanted.results] == [value.type.plain() for value in mine.results]
-        if alike and wanted.role in SPLITS and mine.role in SPLITS:  # the same parts, however they are asked for
+        alike = [value.type.plain() for value in wanted.results] == [
+            value.type.plain() for value in mine.results
+        ]
+        if (
+            alike and wanted.role in SPLITS and mine.role in SPLITS
+        ):  # the same parts, however they are asked for
             continue
         if wanted.target != mine.target:
-            return Place(f"{mine} is {mine.base}, where the pruned network has {wanted.base}", (old,))
+            return Place(
+                f"{mine} is {mine.base}, where the pruned network has {wanted.base}", (old,)
+            )
         differing = [name for name in wanted.attrs if wanted.attrs[name] != mine.attrs.get(name)]
         if differing:
             name = differing[0]
             return Place(
-                f"{mine} has {name}={mine.attrs.get(name)}, where the pruned network has {wanted.attrs[name]}: the "
+                f"{mine} has {name}={mine.attrs.get(name)}, where the pruned network has "
+                f"{wanted.attrs[name]}: the "
                 "code there computes it from a size, or fixes it",
                 (old,),
             )

@@ -1,4 +1,5 @@
-"""The sizes that layers of `torch.nn` say they have: from their weights, and from the ops that ran in them."""
+"""The sizes that layers of `torch.nn` say they have: from their weights, and from the ops that ran
+in them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ def _linear(module: nn.Module, scope: Scope) -> dict[str, Any]:
 
 def _bilinear(module: nn.Module, scope: Scope) -> dict[str, Any]:
     shape = _shape(module)
-    return {} if shape is None else dict(zip(("out_features", "in1_features", "in2_features"), shape, strict=True))
+    return (
+        {}
+        if shape is None
+        else dict(zip(("out_features", "in1_features", "in2_features"), shape, strict=True))
+    )
 
 
 def _convolution(module: nn.Module, scope: Scope) -> dict[str, Any]:
@@ -53,7 +58,9 @@ def _group_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
 
 
 def _layer_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
-    ran = scope.attr("normalized_shape", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+    ran = scope.attr(
+        "normalized_shape", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"
+    )
     return {"normalized_shape": _shape(module) or ran}
 
 
@@ -87,7 +94,13 @@ def _recurrent(module: nn.Module, scope: Scope) -> dict[str, Any]:
     inputs, recurrent = _shape(module, f"weight_ih{layer}"), _shape(module, f"weight_hh{layer}")
     if inputs is None or recurrent is None:
         return {}
-    gates = 4 if isinstance(module, nn.LSTM | nn.LSTMCell) else 3 if isinstance(module, nn.GRU | nn.GRUCell) else 1
+    gates = (
+        4
+        if isinstance(module, nn.LSTM | nn.LSTMCell)
+        else 3
+        if isinstance(module, nn.GRU | nn.GRUCell)
+        else 1
+    )
     found = {"input_size": inputs[1], "hidden_size": inputs[0] // gates}
     return {**found, "proj_size": recurrent[1]} if getattr(module, "proj_size", 0) else found
 

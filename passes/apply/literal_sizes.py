@@ -1,4 +1,5 @@
-"""Sizes that a module's own code spells out in its ops: how a tensor is split, what shape it takes on."""
+"""Sizes that a module's own code spells out in its ops: how a tensor is split, what shape it takes
+on."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SHAPES = ("split_size", "split_sizes", "size", "shape")
 
 
 def written_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]]:
-    """Every sequence of whole numbers in the module's own ops -> what stands in its place after the cut.
+    """Every sequence of whole numbers in the module's own ops -> what stands in its place after the
+    cut.
 
     Of all kinds, strides and paddings too: a sequence that means several things has several values.
     """
@@ -28,12 +30,17 @@ def written_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]
 
 
 def written_sizes(scope: Scope) -> Sizes:
-    """Every single size of a split or a shape in the module's own ops -> those that stand in its place."""
+    """Every single size of a split or a shape in the module's own ops -> those that stand in its
+    place."""
     found: dict[int, set[int]] = {}
     for old, new in scope.own:
         for name in SHAPES:
             before, after = ([item.attrs.get(name)] for item in (old, new))
-            if isinstance(before[0], tuple) and isinstance(after[0], tuple) and len(before[0]) == len(after[0]):
+            if (
+                isinstance(before[0], tuple)
+                and isinstance(after[0], tuple)
+                and len(before[0]) == len(after[0])
+            ):
                 before, after = list(before[0]), list(after[0])
             for one, other in zip(before, after, strict=True):
                 if _is_size(one) and _is_size(other):

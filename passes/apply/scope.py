@@ -24,17 +24,23 @@ class Run:
         self.coupling = coupling
         self.by_path: dict[str, list[tuple[Op, Op]]] = {}
         self.twins: dict[Value, Value] = dict(zip(coupling.graph.inputs, cut.inputs, strict=True))
-        self.twins.update((value, cut.params[name]) for name, value in coupling.graph.params.items())
+        self.twins.update(
+            (value, cut.params[name]) for name, value in coupling.graph.params.items()
+        )
         for old, new in zip(coupling.graph.ops, cut.ops, strict=True):
             self.by_path.setdefault(old.loc.module, []).append((old, new))
             self.twins.update(zip(old.results, new.results, strict=True))
 
     def sizes(self, values: Iterable[Value], *, last: bool = True) -> Sizes:
-        """The lengths of the channel axes of values of the graph before the cut; with or without their last axes."""
+        """The lengths of the channel axes of values of the graph before the cut; with or without
+        their last axes."""
         found: dict[int, set[int]] = {}
         for value in values:
             for share in axis_shares(self.coupling, value):
-                before, after = value.type.dims[share.axis], self.twins[value].type.shape()[share.axis]
+                before, after = (
+                    value.type.dims[share.axis],
+                    self.twins[value].type.shape()[share.axis],
+                )
                 if not isinstance(before, BatchSize) and (last or share.axis < value.type.rank - 1):
                     found.setdefault(value.type.shape()[share.axis], set()).add(after)
         return found
@@ -55,12 +61,18 @@ class Scope:
     @property
     def inside(self) -> set[Op]:
         """The ops before the cut, of modules inside too."""
-        paths = [path for path in self.run.by_path if any(is_inside(path, mine) for mine in self.paths)]
+        paths = [
+            path for path in self.run.by_path if any(is_inside(path, mine) for mine in self.paths)
+        ]
         return {op for path in paths for op, _ in self.run.by_path[path]}
 
     def attr(self, name: str, *bases: str) -> Any:
-        """The new value of an attribute of the first op of one of these kinds; None where none ran."""
-        return next((new.attrs[name] for _, new in self.own if new.base in bases and name in new.attrs), None)
+        """The new value of an attribute of the first op of one of these kinds; None where none
+        ran."""
+        return next(
+            (new.attrs[name] for _, new in self.own if new.base in bases and name in new.attrs),
+            None,
+        )
 
     def channels(self) -> int | None:
         """The second axis of what the first op reads."""

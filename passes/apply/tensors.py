@@ -1,4 +1,5 @@
-"""The tensors of a user's module and of its optimizers, cut to a plan. Every one stays the object that it is."""
+"""The tensors of a user's module and of its optimizers, cut to a plan. Every one stays the object
+that it is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ __all__ = ["Owned", "cut_optimizer", "cut_tensors", "new_biases", "owned_tensors
 
 @dataclass(frozen=True, eq=False)
 class Owned:
-    """A tensor of the user's module that the graph holds too: its name, and where channels lie in it."""
+    """A tensor of the user's module that the graph holds too: its name, and where channels lie in
+    it."""
 
     name: str
     tensor: Tensor
@@ -52,12 +54,14 @@ def owned_tensors(model: nn.Module, coupling: Coupling) -> list[Owned]:
                 continue
         if tensor is None:
             raise UserError(
-                f"{type(model).__name__} has no {name}, which the pruned network has: give the module that was captured"
+                f"{type(model).__name__} has no {name}, which the pruned network has: give the "
+                "module that was captured"
                 " (inside a wrapper: wrapper.module)"
             )
         if tuple(tensor.shape) != value.type.shape():
             raise UserError(
-                f"{name} of {type(model).__name__} has the shape {list(tensor.shape)}, and {list(value.type.shape())} "
+                f"{name} of {type(model).__name__} has the shape {list(tensor.shape)}, and "
+                f"{list(value.type.shape())} "
                 "was pruned: give the module as it was captured (it may have been cut already)"
             )
         found.setdefault(id(tensor), Owned(value.name, tensor, coupling.slots_of(value)))
@@ -81,13 +85,17 @@ def cut_tensors(
 ) -> None:
     """Cut every tensor and its gradient to the kept units.
 
-    ``given``: what the tensors hold from now on, by name; None: what of theirs is left. Weights that ``masks`` hold at
-    zero are zero.
+    ``given``: what the tensors hold from now on, by name; None: what of theirs is left. Weights
+    that ``masks`` hold at zero are zero.
     """
     for item in owned:
         old, grad = item.tensor.detach(), item.tensor.grad
         small = gather_kept(old, item.slots, kept)
-        new = small.clone() if given is None else given[item.name].detach().to(old.device, old.dtype, copy=True)
+        new = (
+            small.clone()
+            if given is None
+            else given[item.name].detach().to(old.device, old.dtype, copy=True)
+        )
         if item.name in masks:
             new = new * masks[item.name].to(new.device)
         small_grad = None if grad is None else _laid_out(gather_kept(grad, item.slots, kept), old)
@@ -97,15 +105,24 @@ def cut_tensors(
 def _laid_out(new: Tensor, old: Tensor) -> Tensor:
     """``new`` in memory as ``old`` is, where that is channels last."""
     for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if old.dim() == rank and not old.is_contiguous() and old.is_contiguous(memory_format=layout):
+        if (
+            old.dim() == rank
+            and not old.is_contiguous()
+            and old.is_contiguous(memory_format=layout)
+        ):
             return new.contiguous(memory_format=layout)
     return new.contiguous()
 
 
 def new_biases(
-    model: nn.Module, names: Iterable[str], given: Mapping[str, Tensor], optimizers: Iterable[Optimizer], undo: Undo
+    model: nn.Module,
+    names: Iterable[str],
+    given: Mapping[str, Tensor],
+    optimizers: Iterable[Optimizer],
+    undo: Undo,
 ) -> list[Owned]:
-    """Give layers without a bias one, which a repair of the pruned network needed; it trains as their weight does.
+    """Give layers without a bias one, which a repair of the pruned network needed; it trains as
+    their weight does.
 
     Raises:
         UserError: a name that is no bias of a layer which could have one.
@@ -115,12 +132,21 @@ def new_biases(
         path, _, leaf = name.rpartition(".")
         owner = dict(model.named_modules(remove_duplicate=False)).get(path)
         weight = None if owner is None else owner._parameters.get("weight")
-        if owner is None or leaf != "bias" or weight is None or owner._parameters.get("bias", weight) is not None:
+        if (
+            owner is None
+            or leaf != "bias"
+            or weight is None
+            or owner._parameters.get("bias", weight) is not None
+        ):
             raise UserError(
-                f"the pruned network has {name}, for which {type(model).__name__} has no place: use result.module, or "
-                "apply_(model, weights='model'), which leaves out what was done to the weights after the cut"
+                f"the pruned network has {name}, for which {type(model).__name__} has no place: "
+                "use result.module, or "
+                "apply_(model, weights='model'), which leaves out what was done to the weights "
+                "after the cut"
             )
-        bias = nn.Parameter(given[name].detach().to(weight.device, weight.dtype, copy=True), weight.requires_grad)
+        bias = nn.Parameter(
+            given[name].detach().to(weight.device, weight.dtype, copy=True), weight.requires_grad
+        )
         undo.set_attr(owner, "bias", bias)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             if any(param is weight for param in group["params"]):
@@ -133,17 +159,22 @@ def new_biases(
 # Optimizers
 
 
-def cut_optimizer(optimizer: Optimizer, owned: Iterable[Owned], kept: np.ndarray, undo: Undo) -> None:
-    """Cut what an optimizer remembers of each parameter (moments, momentum); call it before the parameters are cut.
+def cut_optimizer(
+    optimizer: Optimizer, owned: Iterable[Owned], kept: np.ndarray, undo: Undo
+) -> None:
+    """Cut what an optimizer remembers of each parameter (moments, momentum); call it before the
+    parameters are cut.
 
     Raises:
-        UserError: it remembers something that has not a parameter's shape, so that nothing says how to cut it.
+        UserError: it remembers something that has not a parameter's shape, so that nothing says how
+            to cut it.
     """
     mine = {id(item.tensor): item for item in owned}
     params = [param for group in optimizer.param_groups for param in group["params"]]
     if not any(id(param) in mine for param in params):
         raise UserError(
-            f"{type(optimizer).__name__} trains no parameter of the module: give the optimizer that was made for it"
+            f"{type(optimizer).__name__} trains no parameter of the module: give the optimizer "
+            "that was made for it"
         )
     for param in params:
         state = optimizer.state.get(param, {})
@@ -155,8 +186,10 @@ def cut_optimizer(optimizer: Optimizer, owned: Iterable[Owned], kept: np.ndarray
             elif not isinstance(value, None | bool | int | float | str) and not _is_one(value):
                 what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(
-                    f"{type(optimizer).__name__} remembers {key} ({what}) of a parameter of the shape "
-                    f"{list(param.shape)}, which cannot be cut along with it: call apply_ without the optimizer, and "
+                    f"{type(optimizer).__name__} remembers {key} ({what}) of a parameter of the "
+                    "shape "
+                    f"{list(param.shape)}, which cannot be cut along with it: call apply_ without "
+                    "the optimizer, and "
                     "make a new one for the smaller module"
                 )
 

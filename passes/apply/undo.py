@@ -29,7 +29,8 @@ class Undo:
         setattr(owner, name, value)
 
     def set_data(self, tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-        """Give a tensor other elements, of any shape, and another gradient; it stays the same object."""
+        """Give a tensor other elements, of any shape, and another gradient; it stays the same
+        object."""
         before = tensor.detach(), tensor.grad
         self.add(lambda: _put(tensor, *before))
         _put(tensor, data, grad)
@@ -64,8 +65,9 @@ def borrowed() -> Iterator[Undo]:
 def _put(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
     tensor.grad = None
     if tensor.requires_grad and tensor.shape != data.shape:
-        # While a loss of earlier is alive, so is the node that collects this tensor's gradient, and it expects the old
-        # shape. Autograd makes a new one when the type changes, not when the shape does.
+        # While a loss of earlier is alive, so is the node that collects this tensor's gradient, and
+        # it expects the old shape. Autograd makes a new one when the type changes, not when the
+        # shape does.
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = data

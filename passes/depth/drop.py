@@ -1,9 +1,10 @@
 """Dropping residual branches from a graph, and the proof that nothing else changed.
 
-The proof takes another route than the rewriting: the original graph runs in float64 with the dropped branches
-multiplied by zero where they are added, and every value that the smaller graph still computes must equal the value of
-that name. Weights are perturbed for it, so that a branch that starts as zero, or two blocks that are alike, cannot hide
-a mistake; the delivered weights must be the original's, bit by bit.
+The proof takes another route than the rewriting: the original graph runs in float64 with the
+dropped branches multiplied by zero where they are added, and every value that the smaller graph
+still computes must equal the value of that name. Weights are perturbed for it, so that a branch
+that starts as zero, or two blocks that are alike, cannot hide a mistake; the delivered weights must
+be the original's, bit by bit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class DropProof:
-    """What was proved: the largest error of an output, the largest output, and how many values were compared."""
+    """What was proved: the largest error of an output, the largest output, and how many values were
+    compared."""
 
     max_abs_error: float
     scale: float
@@ -38,7 +40,8 @@ class DropProof:
 
 
 def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
-    """The graph without some branches; ``graph``, of which they are, is not changed. Weights are shared, not copied."""
+    """The graph without some branches; ``graph``, of which they are, is not changed. Weights are
+    shared, not copied."""
     new = graph.copy()
     twin = dict(zip(graph.ops, new.ops, strict=True))
     for branch in branches:
@@ -51,7 +54,11 @@ def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
     left = {name.rpartition(".")[0] for name in new.params if not name.endswith(COUNTER)}
     for name in [name for name in new.params if name.endswith(COUNTER)]:
         module = name.rpartition(".")[0]
-        had = any(other.rpartition(".")[0] == module for other in graph.params if not other.endswith(COUNTER))
+        had = any(
+            other.rpartition(".")[0] == module
+            for other in graph.params
+            if not other.endswith(COUNTER)
+        )
         if had and module not in left:
             del new.params[name]
     gone = graph.params.keys() - new.params.keys()
@@ -60,7 +67,9 @@ def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
     return new
 
 
-def without(branches: Sequence[Branch], double: bool) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
+def without(
+    branches: Sequence[Branch], double: bool
+) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
     """The override of an interpreter that multiplies branches by zero where they are added."""
     places = {branch.add: branch.place for branch in branches}
 
@@ -76,8 +85,11 @@ def without(branches: Sequence[Branch], double: bool) -> Callable[[Op, list[Any]
 
 
 @torch.no_grad()
-def prove_dropped(graph: Graph, branches: Sequence[Branch], dropped: Graph, *, seed: int = 0) -> DropProof:
-    """Prove that ``dropped`` is ``graph`` with the outputs of ``branches`` multiplied by zero, value by value.
+def prove_dropped(
+    graph: Graph, branches: Sequence[Branch], dropped: Graph, *, seed: int = 0
+) -> DropProof:
+    """Prove that ``dropped`` is ``graph`` with the outputs of ``branches`` multiplied by zero,
+    value by value.
 
     Raises:
         VerificationError: it is not; the message names the first op at which they part.
@@ -101,7 +113,9 @@ def prove_dropped(graph: Graph, branches: Sequence[Branch], dropped: Graph, *, s
     if next(right, None) is not None:
         raise _failed("it computes something that the original does not")
     worst = scale = 0.0
-    for full, tensor in zip(pytree.tree_leaves(left.outputs), pytree.tree_leaves(right.outputs), strict=True):
+    for full, tensor in zip(
+        pytree.tree_leaves(left.outputs), pytree.tree_leaves(right.outputs), strict=True
+    ):
         error, size = _check_equal(full, tensor, "the outputs")
         worst, scale = max(worst, error), max(scale, size)
     return DropProof(worst, scale, compared)
@@ -137,7 +151,9 @@ def _check_equal(full: Any, tensor: Any, where: str) -> tuple[float, float]:
 def _check_weights(graph: Graph, dropped: Graph) -> None:
     for name in dropped.params:
         before, after = graph.weights.get(name), dropped.weights.get(name)
-        if before is not after and (before is None or after is None or not torch.equal(before, after)):
+        if before is not after and (
+            before is None or after is None or not torch.equal(before, after)
+        ):
             raise _failed(f"its weight {name} is another one")
     extra = [name for name in dropped.params if name not in graph.params]
     if extra:
@@ -146,5 +162,6 @@ def _check_weights(graph: Graph, dropped: Graph) -> None:
 
 def _failed(why: str) -> VerificationError:
     return VerificationError(
-        f"the network is not the original with the dropped branches multiplied by zero: {why}; nothing is delivered"
+        f"the network is not the original with the dropped branches multiplied by zero: {why}; "
+        "nothing is delivered"
     )

@@ -1,4 +1,5 @@
-"""The pass drop-blocks: whole residual branches go, the least important first, or those that are named."""
+"""The pass drop-blocks: whole residual branches go, the least important first, or those that are
+named."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ RECORD = "drop-blocks"
 
 @dataclass(frozen=True, slots=True)
 class DroppedBlock:
-    """A block that was dropped, the value that was its sum, and its score by the criterion (None: it was named)."""
+    """A block that was dropped, the value that was its sum, and its score by the criterion (None:
+    it was named)."""
 
     name: str
     sum: str
@@ -38,8 +40,8 @@ class DroppedBlock:
 class DroppedBlocks:
     """The record of the pass: what was dropped, what that leaves, and the proof of the last time.
 
-    ``share``: what is left of each cost of the original, by the convention ``macs``. ``kept``: branches that could not
-    be dropped, with the reason.
+    ``share``: what is left of each cost of the original, by the convention ``macs``. ``kept``:
+    branches that could not be dropped, with the reason.
     """
 
     blocks: tuple[DroppedBlock, ...]
@@ -51,10 +53,14 @@ class DroppedBlocks:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know."""
         names = ", ".join(block.name for block in self.blocks)
-        left = f"{self.share['flops']:.1%} of the FLOPs and {self.share['params']:.1%} of the parameters"
+        left = (
+            f"{self.share['flops']:.1%} of the FLOPs and {self.share['params']:.1%} of the "
+            "parameters"
+        )
         return (
             f"dropped {names}: {left} are left before channels go",
-            "proved in float64: the network without these blocks is the original with their outputs multiplied by "
+            "proved in float64: the network without these blocks is the original with their "
+            "outputs multiplied by "
             f"zero, off by at most {self.proof.max_abs_error:.1e} in {self.proof.values} values",
         )
 
@@ -62,7 +68,11 @@ class DroppedBlocks:
 def dropped_blocks(records: Mapping[str, object]) -> dict[str, str]:
     """The blocks that a run dropped: name -> the value that was the sum."""
     record = records.get(RECORD)
-    return {block.name: block.sum for block in record.blocks} if isinstance(record, DroppedBlocks) else {}
+    return (
+        {block.name: block.sum for block in record.blocks}
+        if isinstance(record, DroppedBlocks)
+        else {}
+    )
 
 
 def whole_cost(graph: Graph, convention: str = "macs") -> CostModel:
@@ -76,25 +86,35 @@ class DropBlocks(Pass):
     """Drop residual branches, and prove what is left."""
 
     name: ClassVar[str] = RECORD
-    summary: ClassVar[str] = "drop whole residual branches: the least important ones, or those that are named"
+    summary: ClassVar[str] = (
+        "drop whole residual branches: the least important ones, or those that are named"
+    )
 
     count: int | None = option(None, "how many go, the least important first")
     blocks: tuple[str, ...] = option(
         (), "names of branches that go, such as layer3.*; with count or budget: that may go"
     )
     keep: tuple[str, ...] = option((), "names of branches that stay")
-    budget: tuple[str, ...] = option((), "branches go until the network is inside this, such as 70%FLOPs")
+    budget: tuple[str, ...] = option(
+        (), "branches go until the network is inside this, such as 70%FLOPs"
+    )
     criterion: Literal["weight", "output"] = option(
-        "weight", "least important by the norm of a branch's last weight, or by the change of the output on data"
+        "weight",
+        "least important by the norm of a branch's last weight, or by the change of the output on "
+        "data",
     )
     batches: int = option(4, "batches of 64 for criterion=output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.count is None and not self.blocks and not self.budget:
-            raise UserError("drop-blocks needs count=2, blocks=layer3.* or budget=70%FLOPs to know what may go")
+            raise UserError(
+                "drop-blocks needs count=2, blocks=layer3.* or budget=70%FLOPs to know what may go"
+            )
         if self.count is not None and self.budget:
-            raise UserError("a count and a budget contradict each other: give drop-blocks one of them")
+            raise UserError(
+                "a count and a budget contradict each other: give drop-blocks one of them"
+            )
         if self.count is not None and self.count < 1:
             raise UserError(f"count={self.count} must be at least 1")
         if self.batches < 1:
@@ -102,14 +122,22 @@ class DropBlocks(Pass):
 
     @property
     def needs_data(self) -> str | None:
-        return f"{self.name} with criterion=output" if self.criterion == "output" and self._ranks else None
+        return (
+            f"{self.name} with criterion=output"
+            if self.criterion == "output" and self._ranks
+            else None
+        )
 
     @property
     def _ranks(self) -> bool:
         return self.count is not None or bool(self.budget)
 
     def requires(self, state: State) -> str | None:
-        return None if state.coupling is None else "run drop-blocks before couple: it changes what is coupled"
+        return (
+            None
+            if state.coupling is None
+            else "run drop-blocks before couple: it changes what is coupled"
+        )
 
     def run(self, state: State) -> bool:
         graph, branches = state.graph, find_branches(state.graph)
@@ -118,7 +146,9 @@ class DropBlocks(Pass):
         if not self._ranks:
             chosen = allowed
         elif self.count is not None:
-            chosen = _first(sorted(allowed, key=lambda branch: scores[branch.name]), self.count, graph.name)
+            chosen = _first(
+                sorted(allowed, key=lambda branch: scores[branch.name]), self.count, graph.name
+            )
         else:
             ranked = sorted(allowed, key=lambda branch: scores[branch.name])
             chosen = _until_inside(state, ranked, [parse_budget(text) for text in self.budget])
@@ -127,7 +157,9 @@ class DropBlocks(Pass):
         dropped = drop_branches(graph, chosen)
         proof = prove_dropped(graph, chosen, dropped, seed=state.seed)
         state.graph = dropped
-        self._report(state, chosen, scores, {b.name: b.kept for b in branches if b.kept is not None}, proof)
+        self._report(
+            state, chosen, scores, {b.name: b.kept for b in branches if b.kept is not None}, proof
+        )
         return True
 
     def _scores(self, state: State, branches: Sequence[Branch]) -> dict[str, float]:
@@ -155,7 +187,9 @@ def _total(cost: CostModel, unit: str) -> float:
     return float(cost.measure(unit, cost.full))
 
 
-def _named(branches: Sequence[Branch], keep: Sequence[str], wanted: Sequence[str], network: str) -> list[Branch]:
+def _named(
+    branches: Sequence[Branch], keep: Sequence[str], wanted: Sequence[str], network: str
+) -> list[Branch]:
     """The branches that may go: those named, or all that contain no other one.
 
     Raises:
@@ -163,7 +197,10 @@ def _named(branches: Sequence[Branch], keep: Sequence[str], wanted: Sequence[str
     """
     free = [branch for branch in branches if branch.kept is None]
     if not free:
-        why = next((branch.kept for branch in branches), "no addition has a branch that starts from its other operand")
+        why = next(
+            (branch.kept for branch in branches),
+            "no addition has a branch that starts from its other operand",
+        )
         raise UserError(f"{network} has no block that can be dropped: {why}")
     named: list[Branch] = []
     for name in (*keep, *wanted):
@@ -184,12 +221,17 @@ def _named(branches: Sequence[Branch], keep: Sequence[str], wanted: Sequence[str
 
 def _first(ranked: Sequence[Branch], count: int, network: str) -> list[Branch]:
     if count > len(ranked):
-        raise UserError(f"count={count} is too much: {network} has {len(ranked)} blocks that may be dropped")
+        raise UserError(
+            f"count={count} is too much: {network} has {len(ranked)} blocks that may be dropped"
+        )
     return list(ranked[:count])
 
 
-def _until_inside(state: State, ranked: Sequence[Branch], budgets: Sequence[Budget]) -> list[Branch]:
-    """As few of the branches as bring the network inside the budgets; shares are of the run's original.
+def _until_inside(
+    state: State, ranked: Sequence[Branch], budgets: Sequence[Budget]
+) -> list[Branch]:
+    """As few of the branches as bring the network inside the budgets; shares are of the run's
+    original.
 
     Raises:
         BudgetError: not even all do.
@@ -197,11 +239,16 @@ def _until_inside(state: State, ranked: Sequence[Branch], budgets: Sequence[Budg
     full = whole_cost(state.original)
     for count in range(len(ranked) + 1):
         cost = whole_cost(drop_branches(state.graph, ranked[:count]))
-        over = [budget for budget in budgets if _total(cost, budget.unit) > budget.limit(full) * (1 + 1e-12)]
+        over = [
+            budget
+            for budget in budgets
+            if _total(cost, budget.unit) > budget.limit(full) * (1 + 1e-12)
+        ]
         if not over:
             return list(ranked[:count])
     left = format_value(over[0].unit, _total(cost, over[0].unit))
     raise BudgetError(
-        f"the budget '{over[0].text}' is out of reach: without all {len(ranked)} blocks that may be dropped "
+        f"the budget '{over[0].text}' is out of reach: without all {len(ranked)} blocks that may "
+        "be dropped "
         f"{state.graph.name} still has {left}"
     )

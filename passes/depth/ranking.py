@@ -22,25 +22,30 @@ BATCH_SIZE = 64
 
 
 def last_weight_norm(graph: Graph, branch: Branch) -> float:
-    """The L1 norm per channel of the last parameter that a branch multiplies with: a norm's scale, a layer scale, or a
-    layer's weight. `UserError` where it is not finite.
+    """The L1 norm per channel of the last parameter that a branch multiplies with: a norm's scale,
+    a layer scale, or a layer's weight. `UserError` where it is not finite.
     """
     for op in reversed(branch.ops):
         read = [value for value in op.inputs if value.kind == "param"]
         if read:
-            # A bias is never larger than what it goes with, and comes after it where they are equal.
+            # A bias is never larger than what it goes with, and comes after it where they are
+            # equal.
             value = max(read, key=lambda value: math.prod(value.type.shape()))
             weight = graph.weights[value.name].detach().double()
             norm = float(weight.abs().sum()) / max(1, weight.shape[0] if weight.dim() else 1)
             if not math.isfinite(norm):
-                raise UserError(f"the weights of {branch.name} hold NaN or infinity: nothing can be ranked by them")
+                raise UserError(
+                    f"the weights of {branch.name} hold NaN or infinity: nothing can be ranked by "
+                    "them"
+                )
             return norm
     return 0.0
 
 
 @torch.no_grad()
 def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> dict[str, float]:
-    """How much the outputs change on calibration data without each of the branches, relative to their size; by name.
+    """How much the outputs change on calibration data without each of the branches, relative to
+    their size; by name.
 
     Raises:
         UserError: no data, or a network of several inputs.
@@ -48,7 +53,10 @@ def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> 
     graph = state.graph
     workload = state.need_workload("criterion=output")
     if len(graph.inputs) != 1:
-        raise UserError(f"criterion=output feeds one input, and {graph.name} has {len(graph.inputs)}: rank by weight")
+        raise UserError(
+            f"criterion=output feeds one input, and {graph.name} has {len(graph.inputs)}: rank by "
+            "weight"
+        )
     weights = {name: tensor.to(state.device) for name, tensor in graph.weights.items()}
     squares = dict.fromkeys((branch.name for branch in branches), 0.0)
     size = 0.0
@@ -66,6 +74,8 @@ def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> 
     return {name: math.sqrt(value / max(size, 1e-300)) for name, value in squares.items()}
 
 
-def _outputs(graph: Graph, dropped: Sequence[Branch], weights: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
+def _outputs(
+    graph: Graph, dropped: Sequence[Branch], weights: Mapping[str, Tensor], x: Tensor
+) -> list[Tensor]:
     outputs = Interpreter(graph, without(dropped, False)).run(weights, x)
     return [leaf for leaf in tensor_leaves(outputs) if leaf.is_floating_point()]

@@ -1,4 +1,5 @@
-"""Batch-norm statistics and scores on the fused kernels where a device has them; elsewhere as PyTorch computes them."""
+"""Batch-norm statistics and scores on the fused kernels where a device has them; elsewhere as
+PyTorch computes them."""
 
 from __future__ import annotations
 
@@ -36,13 +37,21 @@ class Way(Protocol):
     """How candidates are run; as a string, what the user should know of it."""
 
     def statistics(
-        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
+        self,
+        graphs: Sequence[Graph],
+        weights: Sequence[Weights],
+        batches: Iterable[Tensor],
+        into: Into = None,
     ) -> list[dict[str, Tensor]]:
-        """The running statistics of each after these batches, which join those ``into`` has (`statistics_together`)."""
+        """The running statistics of each after these batches, which join those ``into`` has
+        (`statistics_together`)."""
         ...
 
-    def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
-        """Networks in evaluation mode, from graphs without batch norms: the outputs of each for the same inputs.
+    def networks(
+        self, folded: Sequence[Graph], weights: Sequence[Weights]
+    ) -> Callable[[Tensor], Sequence[Any]]:
+        """Networks in evaluation mode, from graphs without batch norms: the outputs of each for the
+        same inputs.
 
         What was given before is not to be called any more.
         """
@@ -55,8 +64,10 @@ class PyTorch:
 
     Attributes:
         averaging, whole: how statistics are taken (`Settings`).
-        precision: what convolutions and products are computed in; None leaves it as the weights have it.
-        why: why there are no kernels where one might expect them; empty where nothing is to be said.
+        precision: what convolutions and products are computed in; None leaves it as the weights
+            have it.
+        why: why there are no kernels where one might expect them; empty where nothing is to be
+            said.
     """
 
     averaging: Averaging
@@ -66,16 +77,26 @@ class PyTorch:
 
     def __str__(self) -> str:
         found = [f"no fused kernels: {self.why}"] if self.why else []
-        return ", ".join(found if self.precision is None else [*found, f"in {_name(self.precision)}"])
+        return ", ".join(
+            found if self.precision is None else [*found, f"in {_name(self.precision)}"]
+        )
 
     def statistics(
-        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
+        self,
+        graphs: Sequence[Graph],
+        weights: Sequence[Weights],
+        batches: Iterable[Tensor],
+        into: Into = None,
     ) -> list[dict[str, Tensor]]:
         parts = list(batches)
         with self._autocast(parts[0].device if parts else torch.device("cpu")):
-            return statistics_together(graphs, weights, parts, self.averaging, whole=self.whole, into=into)
+            return statistics_together(
+                graphs, weights, parts, self.averaging, whole=self.whole, into=into
+            )
 
-    def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
+    def networks(
+        self, folded: Sequence[Graph], weights: Sequence[Weights]
+    ) -> Callable[[Tensor], Sequence[Any]]:
         merged = merge(folded, weights)
         interpreter = Interpreter(merged.graph)
 
@@ -87,7 +108,9 @@ class PyTorch:
         return run
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        return nullcontext() if self.precision is None else torch.autocast(device.type, self.precision)
+        return (
+            nullcontext() if self.precision is None else torch.autocast(device.type, self.precision)
+        )
 
 
 class Fused:
@@ -105,7 +128,12 @@ class Fused:
     """
 
     def __init__(
-        self, graph: Graph, averaging: Averaging, backend: Backend, together: int, device: torch.device
+        self,
+        graph: Graph,
+        averaging: Averaging,
+        backend: Backend,
+        together: int,
+        device: torch.device,
     ) -> None:
         if len(graph.inputs) != 1 or graph.inputs[0].type.rank != 4:
             raise UserError("they take one batch of images")
@@ -120,15 +148,23 @@ class Fused:
         return f"fused kernels ({self.backend.name}) in {_name(self.backend.dtype)}"
 
     def statistics(
-        self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Iterable[Tensor], into: Into = None
+        self,
+        graphs: Sequence[Graph],
+        weights: Sequence[Weights],
+        batches: Iterable[Tensor],
+        into: Into = None,
     ) -> list[dict[str, Tensor]]:
         into = [Statistics() for _ in graphs] if into is None else into
-        for item, found in zip(into, self._kept.statistics(graphs, weights, list(batches)), strict=True):
+        for item, found in zip(
+            into, self._kept.statistics(graphs, weights, list(batches)), strict=True
+        ):
             _add(item, found)
         own = zip(into, graphs, weights, strict=True)
         return [item.running(graph, tensors, self.averaging) for item, graph, tensors in own]
 
-    def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], Sequence[Any]]:
+    def networks(
+        self, folded: Sequence[Graph], weights: Sequence[Weights]
+    ) -> Callable[[Tensor], Sequence[Any]]:
         return self._kept.networks(folded, weights)
 
 
@@ -136,7 +172,8 @@ def choose(graph: Graph, settings: Settings) -> Way:
     """How candidates of a network are run with these settings.
 
     Raises:
-        UserError: settings that exclude each other, or ``kernels=reference`` of a network that kernels cannot take.
+        UserError: settings that exclude each other, or ``kernels=reference`` of a network that
+            kernels cannot take.
     """
     precision = torch.bfloat16 if settings.precision == "bf16" else None
     device = torch.device(settings.device)
@@ -144,10 +181,14 @@ def choose(graph: Graph, settings: Settings) -> Way:
     if settings.kernels == "off" or (settings.kernels == "auto" and device.type != "cuda"):
         return plain
     try:
-        return Fused(graph, settings.averaging, _backend(settings, precision), _most(graph, settings), device)
+        return Fused(
+            graph, settings.averaging, _backend(settings, precision), _most(graph, settings), device
+        )
     except UserError as reason:
         if settings.kernels == "reference":
-            raise UserError(f"kernels=reference is not for this: {reason}; use kernels=off") from reason
+            raise UserError(
+                f"kernels=reference is not for this: {reason}; use kernels=off"
+            ) from reason
         return replace(plain, why=str(reason))
 
 
@@ -189,8 +230,11 @@ def _add(into: Statistics, batches: Sequence[Sequence[BatchStatistics]]) -> None
         for item in found:
             if item.count < 2:
                 raise UserError(
-                    f"batch-norm statistics cannot be taken of a single value per channel, at {item.name}: use larger "
+                    "batch-norm statistics cannot be taken of a single value per channel, at "
+                    f"{item.name}: use larger "
                     "batches"
                 )
-            into.add(item.name, item.mean, item.variance * (item.count / (item.count - 1)), item.count)
+            into.add(
+                item.name, item.mean, item.variance * (item.count / (item.count - 1)), item.count
+            )
         into.batches += 1

@@ -1,9 +1,11 @@
-"""Scores of many plans of one network: the one way in which searches judge what they cut from trained weights.
+"""Scores of many plans of one network: the one way in which searches judge what they cut from
+trained weights.
 
-A plan is sliced from the one copy of the weights, gets fresh batch-norm statistics, and is scored in evaluation mode
-with its batch norms folded. Convolutions run channels-last. Images are prepared once. Several plans are judged side by
-side, and what they compute alike is computed once. With a race, candidates that are clearly worse than the best so far
-are given up early. The same numbers by the long way are `CutNetworks`'.
+A plan is sliced from the one copy of the weights, gets fresh batch-norm statistics, and is scored
+in evaluation mode with its batch norms folded. Convolutions run channels-last. Images are prepared
+once. Several plans are judged side by side, and what they compute alike is computed once. With a
+race, candidates that are clearly worse than the best so far are given up early. The same numbers by
+the long way are `CutNetworks`'.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.evaluation.backends import choose, weight_bytes
 from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, channels_last, held
+from pruneopt.passes.evaluation.images import (
+    CalibrationImages,
+    ValidationImages,
+    channels_last,
+    held,
+)
 from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import Statistics
@@ -42,12 +49,14 @@ class Score:
     """A plan's score, and what it was made of.
 
     Attributes:
-        value: what candidates are compared by: the mean of the signal; of a candidate that a race gave up, an estimate
-            on all images (`race.Result`).
+        value: what candidates are compared by: the mean of the signal; of a candidate that a race
+            gave up, an estimate on all images (`race.Result`).
         metric: the mean metric on the images that were looked at.
         images, batches: how many validation images and calibration batches were looked at.
-        semantics: of the batch-norm statistics, such as ``mean(reset=true)``; ``stale`` where there are no new ones.
-        trace: the scores on every image of a candidate that came to the end of a race, for `Evaluation.recall`.
+        semantics: of the batch-norm statistics, such as ``mean(reset=true)``; ``stale`` where there
+            are no new ones.
+        trace: the scores on every image of a candidate that came to the end of a race, for
+            `Evaluation.recall`.
     """
 
     value: float
@@ -73,7 +82,9 @@ class Evaluation:
         UserError: settings that do not fit the data or the task.
     """
 
-    def __init__(self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings) -> None:
+    def __init__(
+        self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings
+    ) -> None:
         self.graph, self.coupling, self.settings = graph, coupling, settings
         self.workload = held(workload, settings)
         seed = settings.seed if settings.augment else None
@@ -90,7 +101,10 @@ class Evaluation:
         self.rungs = rungs_of(settings.batches, len(self.images), settings.race)
         self.race = Race(self.rungs, settings.keep)
         if settings.signal != "metric" and workload.num_classes is None:
-            raise UserError(f"signal={settings.signal} is for classification, which {workload.name} is not: use metric")
+            raise UserError(
+                f"signal={settings.signal} is for classification, which {workload.name} is not: "
+                "use metric"
+            )
         self._teacher: Tensor | None = None
 
     def evaluate(self, plans: Iterable[Plan]) -> Iterator[Score]:
@@ -105,9 +119,11 @@ class Evaluation:
             done += len(group)
 
     def together(self, plans: Sequence[Plan]) -> list[Score]:
-        """The scores of plans that are judged side by side: what they compute alike is computed once.
+        """The scores of plans that are judged side by side: what they compute alike is computed
+        once.
 
-        In a race they are compared with those that `recall` knows, and become known by it themselves.
+        In a race they are compared with those that `recall` knows, and become known by it
+        themselves.
         """
         if self.settings.signal == "agreement":
             self.teacher()  # before there are other networks
@@ -118,7 +134,9 @@ class Evaluation:
     def _score(self, result: Result, metric: Tensor) -> Score:
         trace = result.pack() if self.settings.race and result.rung is self.rungs[-1] else None
         mean, rung = float(metric.double().mean()), result.rung
-        return Score(result.value, mean, rung.images, rung.batches, str(self.settings.averaging), trace)
+        return Score(
+            result.value, mean, rung.images, rung.batches, str(self.settings.averaging), trace
+        )
 
     def stale(self, plan: Plan) -> Score:
         """The score of a plan with the original's batch-norm statistics, on all images."""
@@ -144,16 +162,22 @@ class Evaluation:
         return ", ".join(words)
 
     def teacher(self) -> Tensor:
-        """The class that the original network gives every validation image, int64 `[images]`; computed once."""
+        """The class that the original network gives every validation image, int64 `[images]`;
+        computed once."""
         if self._teacher is None:
             networks = self.networks([self.graph], [self._placed(self.graph.weights)])
             with torch.no_grad():
-                outputs = (self._outputs(networks, x)[0] for x, _ in self.images.part(0, len(self.images)))
+                outputs = (
+                    self._outputs(networks, x)[0] for x, _ in self.images.part(0, len(self.images))
+                )
                 self._teacher = torch.cat([logits_of(item).argmax(1) for item in outputs])
         return self._teacher
 
-    def networks(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> Networks:
-        """Networks in evaluation mode, their batch norms folded; on the fused kernels where there are any."""
+    def networks(
+        self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]
+    ) -> Networks:
+        """Networks in evaluation mode, their batch norms folded; on the fused kernels where there
+        are any."""
         folded = [fold_batch_norms(graph) for graph in graphs]
         tensors = [item.weights(own) for item, own in zip(folded, weights, strict=True)]
         return self.way.networks([item.graph for item in folded], tensors)
@@ -162,15 +186,21 @@ class Evaluation:
         return cast("Sequence[object]", self.workload.forward(networks, inputs))
 
     def signals(self, networks: Networks, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        """For every network the signal and the metric on images ``start`` to ``stop``, each `[stop - start]`."""
+        """For every network the signal and the metric on images ``start`` to ``stop``, each `[stop
+        - start]`."""
         found: list[list[tuple[Tensor, Tensor]]] = []
         seen = start
         with torch.no_grad():
             for inputs, targets in self.images.part(start, stop):
                 rows = slice(seen, seen + len(inputs))
-                found.append([self._signal(item, targets, rows) for item in self._outputs(networks, inputs)])
+                found.append(
+                    [self._signal(item, targets, rows) for item in self._outputs(networks, inputs)]
+                )
                 seen = rows.stop
-        return [(torch.cat([a for a, _ in own]), torch.cat([b for _, b in own])) for own in zip(*found, strict=True)]
+        return [
+            (torch.cat([a for a, _ in own]), torch.cat([b for _, b in own]))
+            for own in zip(*found, strict=True)
+        ]
 
     def _signal(self, outputs: object, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """The signal and the metric of a network's outputs for some of the images."""
@@ -192,7 +222,8 @@ class Evaluation:
 
 
 class _Candidates:
-    """Plans side by side on their way up the rungs: what they have learnt and scored so far is kept.
+    """Plans side by side on their way up the rungs: what they have learnt and scored so far is
+    kept.
 
     Attributes:
         metrics: of each, on every image it has seen.
@@ -208,7 +239,8 @@ class _Candidates:
         self.metrics = [torch.zeros(0) for _ in plans]
 
     def signals(self, racing: Sequence[int], rung: Rung) -> list[Tensor]:
-        """The signal of those that are still in the race on every image of a rung, each `[images]`."""
+        """The signal of those that are still in the race on every image of a rung, each
+        `[images]`."""
         if rung.batches != self.batches:
             for index, found in zip(racing, self._running(racing, rung.batches), strict=True):
                 self.running[index] = found
@@ -217,9 +249,13 @@ class _Candidates:
         start = len(self.seen[racing[0]])
         if start < rung.images:
             cut = [self.cut[index] for index in racing]
-            weights = [{**own, **self.running[index]} for index, (_, own) in zip(racing, cut, strict=True)]
+            weights = [
+                {**own, **self.running[index]} for index, (_, own) in zip(racing, cut, strict=True)
+            ]
             networks = self.evaluation.networks([graph for graph, _ in cut], weights)
-            for index, pair in zip(racing, self.evaluation.signals(networks, start, rung.images), strict=True):
+            for index, pair in zip(
+                racing, self.evaluation.signals(networks, start, rung.images), strict=True
+            ):
                 self.seen[index], self.metrics[index] = (
                     torch.cat([old.to(new), new])
                     for old, new in zip((self.seen[index], self.metrics[index]), pair, strict=True)

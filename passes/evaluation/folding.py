@@ -1,4 +1,5 @@
-"""Batch norms with fixed statistics, folded into the layers before them: the same function, fewer passes over memory.
+"""Batch norms with fixed statistics, folded into the layers before them: the same function, fewer
+passes over memory.
 
 Only for scoring in evaluation mode. What is delivered keeps its batch norms.
 """
@@ -22,7 +23,8 @@ FOLDED = ("conv1d", "conv2d", "conv3d", "linear")
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A layer and the batch norm behind it, by the names of their weights; ``None`` where there is none."""
+    """A layer and the batch norm behind it, by the names of their weights; ``None`` where there is
+    none."""
 
     weight: str
     bias: str | None
@@ -37,7 +39,8 @@ class _Pair:
 
 @dataclass(frozen=True)
 class FoldedGraph:
-    """A graph without those batch norms that follow a layer (and without weights), and how its weights are made."""
+    """A graph without those batch norms that follow a layer (and without weights), and how its
+    weights are made."""
 
     graph: Graph
     pairs: tuple[_Pair, ...]
@@ -45,7 +48,8 @@ class FoldedGraph:
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The folded graph's weights from the original's, in their precision.
 
-        ``w' = w g / sqrt(var + eps)`` and ``b' = (b - mean) g / sqrt(var + eps) + beta``, per output channel.
+        ``w' = w g / sqrt(var + eps)`` and ``b' = (b - mean) g / sqrt(var + eps) + beta``, per
+        output channel.
         """
         found = {name: weights[name] for name in self.graph.params if name in weights}
         for pair in self.pairs:
@@ -61,7 +65,8 @@ class FoldedGraph:
 
 
 def fold_batch_norms(graph: Graph) -> FoldedGraph:
-    """Fold every batch norm whose only source is a convolution or linear layer that nothing else reads.
+    """Fold every batch norm whose only source is a convolution or linear layer that nothing else
+    reads.
 
     ``graph`` is not changed; the new one is for evaluation mode.
     """
@@ -81,7 +86,12 @@ def fold_batch_norms(graph: Graph) -> FoldedGraph:
 def _layer_before(norm: RunningNorm) -> Op | None:
     """The layer that a batch norm can be folded into."""
     layer = norm.source.producer
-    if layer is None or layer.role not in FOLDED or norm.source.users != (norm.op,) or len(norm.op.results) != 1:
+    if (
+        layer is None
+        or layer.role not in FOLDED
+        or norm.source.users != (norm.op,)
+        or len(norm.op.results) != 1
+    ):
         return None
     read = [layer.value(1), layer.value(2), norm.scale, norm.shift, norm.mean, norm.variance]
     if not all(value is None or value.is_weight for value in read):
@@ -97,7 +107,9 @@ def _fold(graph: Graph, layer: Op, norm: RunningNorm) -> _Pair:
     weight, result = layer.needed(1), norm.op.result
     stem = f"{result.name}.folded"
     folded_weight = graph.add_param(f"{stem}_weight", weight.type)
-    folded_bias = graph.add_param(f"{stem}_bias", TensorType(weight.type.dtype, norm.mean.type.dims))
+    folded_bias = graph.add_param(
+        f"{stem}_bias", TensorType(weight.type.dtype, norm.mean.type.dims)
+    )
     pair = _Pair(
         weight.name,
         name_of(layer.value(2)),

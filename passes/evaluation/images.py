@@ -17,11 +17,13 @@ RESIDENT_BYTES = 2**30
 CHUNK = 256
 """Images in a batch for scores."""
 CHUNK_CPU, VALUES_CPU = 128, 8 * 3 * 224**2
-"""The same on a processor, whose caches hold no more of a layer: images, and numbers in all of them."""
+"""The same on a processor, whose caches hold no more of a layer: images, and numbers in all of
+them."""
 
 
 def held(workload: Workload, settings: Settings) -> Workload:
-    """A workload with the calibration and sub-validation images that settings ask for, read once where they fit.
+    """A workload with the calibration and sub-validation images that settings ask for, read once
+    where they fit.
 
     Cut here once: every new split would be decoded again.
     """
@@ -34,7 +36,8 @@ def held(workload: Workload, settings: Settings) -> Workload:
 
 
 def _resident(split: Split) -> Split:
-    """A user's own data set read into memory once, where it fits; pruneopt's own splits keep their images."""
+    """A user's own data set read into memory once, where it fits; pruneopt's own splits keep their
+    images."""
     if not isinstance(split, DatasetSplit) or not len(split):
         return split
     inputs, targets = next(split.batches(1))
@@ -46,21 +49,30 @@ def _resident(split: Split) -> Split:
 
 
 def calibration_inputs(
-    split: Split, batches: int, batch_size: int, *, seed: int, device: str | torch.device, augment: bool = False
+    split: Split,
+    batches: int,
+    batch_size: int,
+    *,
+    seed: int,
+    device: str | torch.device,
+    augment: bool = False,
 ) -> Iterator[Tensor]:
     """Exactly ``batches`` shuffled batches of inputs; the same arguments give the same batches.
 
-    Incomplete batches are left out (they would weigh as much as full ones) unless the split has no full one; a split
-    that is too small is passed over again, shuffled anew.
+    Incomplete batches are left out (they would weigh as much as full ones) unless the split has no
+    full one; a split that is too small is passed over again, shuffled anew.
     """
-    # The first images of a split are class-balanced. A split that is cut already keeps what it has decoded.
+    # The first images of a split are class-balanced. A split that is cut already keeps what it has
+    # decoded.
     if len(split) > batches * batch_size:
         split = split.head(batches * batch_size)
     whole_only = len(split) >= batch_size
     done, turn = 0, 0
     while done < batches:
         order = seed * 100_003 + turn
-        drawn = split.batches(batch_size, seed=order, augment=augment, device=device, drop_last=whole_only)
+        drawn = split.batches(
+            batch_size, seed=order, augment=augment, device=device, drop_last=whole_only
+        )
         for inputs, _ in drawn:
             yield inputs
             done += 1
@@ -78,7 +90,14 @@ class CalibrationImages:
     """
 
     def __init__(
-        self, split: Split, batches: int, batch_size: int, *, seed: int, device: str, augment: bool = False
+        self,
+        split: Split,
+        batches: int,
+        batch_size: int,
+        *,
+        seed: int,
+        device: str,
+        augment: bool = False,
     ) -> None:
         self._split, self._batches, self._batch_size = split, batches, batch_size
         self._seed, self._device, self._augment = seed, device, augment
@@ -103,7 +122,12 @@ class CalibrationImages:
 
     def _drawn(self) -> Iterator[Tensor]:
         drawn = calibration_inputs(
-            self._split, self._batches, self._batch_size, seed=self._seed, device=self._device, augment=self._augment
+            self._split,
+            self._batches,
+            self._batch_size,
+            seed=self._seed,
+            device=self._device,
+            augment=self._augment,
         )
         return (channels_last(inputs) for inputs in drawn)
 
@@ -156,7 +180,9 @@ class ValidationImages:
     def _augmented(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random numbers run on from batch to batch: a part needs all batches before it."""
         seen = 0
-        for inputs, targets in self._split.batches(CHUNK, seed=self._augment_seed, augment=True, device=self._device):
+        for inputs, targets in self._split.batches(
+            CHUNK, seed=self._augment_seed, augment=True, device=self._device
+        ):
             low, high = max(start - seen, 0), min(stop - seen, len(inputs))
             if low < high:
                 yield inputs[low:high], targets[low:high]
@@ -174,6 +200,9 @@ def _chunk(split: Split) -> int:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """A tensor in the memory format in which convolutions are fastest, with the same values and shape."""
+    """A tensor in the memory format in which convolutions are fastest, with the same values and
+    shape."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
+    return (
+        tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
+    )

@@ -1,9 +1,10 @@
 """Several candidates as one graph: what they compute alike is computed once.
 
-Candidates of a search resemble each other: children of an evolution, or the moves of one width, are often equal from
-the input up to the first layer that differs, and so are their batch-norm statistics. Ops that do the same to the same
-values, with equal weights, become one op (common subexpressions); for chains this is the trie of the candidates. Ops
-stand in the order of the candidates, so that of several only one is under way at a time beside what others still need.
+Candidates of a search resemble each other: children of an evolution, or the moves of one width, are
+often equal from the input up to the first layer that differs, and so are their batch-norm
+statistics. Ops that do the same to the same values, with equal weights, become one op (common
+subexpressions); for chains this is the trie of the candidates. Ops stand in the order of the
+candidates, so that of several only one is under way at a time beside what others still need.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def merge(graphs: Sequence[Graph], weights: Sequence[Weights]) -> Merged:
     ops: list[Mapping[Op, Op]] = []
     for graph, tensors in zip(graphs, weights, strict=True):
         twins = dict(zip(graph.inputs, inputs, strict=True))
-        twins |= {value: joined.weight(value, tensors[name]) for name, value in graph.params.items() if name in tensors}
+        twins |= {
+            value: joined.weight(value, tensors[name])
+            for name, value in graph.params.items()
+            if name in tensors
+        }
         ops.append({op: joined.op(op, twins) for op in graph.ops})
         outputs.append(map_structure(twins.__getitem__, graph.outputs))
     merged.outputs = tuple(outputs)

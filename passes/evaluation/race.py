@@ -1,9 +1,10 @@
 """Racing: a candidate that is clearly worse than the best so far is given up after a few images.
 
-Candidates are scored on nested parts of the validation images, each part twice the one before. The parts are balanced
-over the classes (`models.workload.balanced_order`), and every candidate sees the same images in the same order, so that
-differences are compared image by image: the standard error of a paired difference is that of the images on which two
-candidates disagree, far below that of either score. Early rungs also take fewer batches for batch-norm statistics.
+Candidates are scored on nested parts of the validation images, each part twice the one before. The
+parts are balanced over the classes (`models.workload.balanced_order`), and every candidate sees the
+same images in the same order, so that differences are compared image by image: the standard error
+of a paired difference is that of the images on which two candidates disagree, far below that of
+either score. Early rungs also take fewer batches for batch-norm statistics.
 """
 
 from __future__ import annotations
@@ -23,19 +24,22 @@ from pruneopt.errors import UserError
 __all__ = ["Race", "Result", "Rung", "rungs_of"]
 
 FIRST_BATCHES = 0.25
-"""The share of the calibration batches that the first rung takes; each further rung takes twice as many."""
+"""The share of the calibration batches that the first rung takes; each further rung takes twice as
+many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """How much is looked at: the first ``batches`` calibration batches and the first ``images`` validation images."""
+    """How much is looked at: the first ``batches`` calibration batches and the first ``images``
+    validation images."""
 
     batches: int
     images: int
 
 
 def rungs_of(batches: int, images: int, first: int | None) -> tuple[Rung, ...]:
-    """The rungs of a race: ``first`` images, then twice as many each, up to all; only all of them for None.
+    """The rungs of a race: ``first`` images, then twice as many each, up to all; only all of them
+    for None.
 
     Raises:
         UserError: ``first`` below 2, which leaves no standard error.
@@ -73,16 +77,19 @@ class Result:
 class Race:
     """Judges candidates, one by one or several side by side, against the best of those before.
 
-    A candidate that is given up keeps the mean of the images it has seen, corrected by how much harder or easier these
-    are than all images for the candidates that came to the end; it is never set above the one that it lost to.
+    A candidate that is given up keeps the mean of the images it has seen, corrected by how much
+    harder or easier these are than all images for the candidates that came to the end; it is never
+    set above the one that it lost to.
 
     Attributes:
         rungs: of `rungs_of`.
-        keep: how many of the best have to be told apart from the rest by all images (a search that only wants its
-            winner: 1; one that breeds from its best ten: 10).
-        z: a candidate is given up when it is worse by more than this many standard errors of the difference.
+        keep: how many of the best have to be told apart from the rest by all images (a search that
+            only wants its winner: 1; one that breeds from its best ten: 10).
+        z: a candidate is given up when it is worse by more than this many standard errors of the
+            difference.
         best: the results of the best candidates that came to the last rung, the best first.
-        offsets: for every candidate that came there, its mean score less that on each rung, float64 `[rungs]`.
+        offsets: for every candidate that came there, its mean score less that on each rung, float64
+            `[rungs]`.
     """
 
     rungs: tuple[Rung, ...]
@@ -92,17 +99,22 @@ class Race:
     offsets: list[Tensor] = field(default_factory=list)
 
     def judge(self, score: Callable[[Rung], Tensor]) -> Result:
-        """Run a candidate up the rungs and enter its result. ``score`` gives its score on every image, `[images]`."""
+        """Run a candidate up the rungs and enter its result. ``score`` gives its score on every
+        image, `[images]`."""
         (result,) = self.judge_together(1, lambda _, rung: [score(rung)])
         self.enter(result)
         return result
 
-    def judge_together(self, count: int, scores: Callable[[Sequence[int], Rung], Sequence[Tensor]]) -> list[Result]:
-        """Run candidates up the rungs side by side, each against the best of those that were entered before.
+    def judge_together(
+        self, count: int, scores: Callable[[Sequence[int], Rung], Sequence[Tensor]]
+    ) -> list[Result]:
+        """Run candidates up the rungs side by side, each against the best of those that were
+        entered before.
 
         Args:
             count: how many candidates.
-            scores: for those that are still in the race, by number, the score of each on every image of a rung.
+            scores: for those that are still in the race, by number, the score of each on every
+                image of a rung.
 
         Returns:
             A result for each. None is entered.
@@ -112,11 +124,17 @@ class Race:
         results: dict[int, Result] = {}
         for number, rung in enumerate(self.rungs):
             running = [index for index in range(count) if index not in results]
-            for index, values in zip(running, scores(running, rung) if running else (), strict=True):
+            for index, values in zip(
+                running, scores(running, rung) if running else (), strict=True
+            ):
                 found[index].append(values.float().cpu())
                 if rung is self.rungs[-1]:
-                    results[index] = Result(float(found[index][-1].double().mean()), rung, tuple(found[index]))
-                elif rival is not None and self._hopeless(found[index][-1].double() - rival.per_rung[number].double()):
+                    results[index] = Result(
+                        float(found[index][-1].double().mean()), rung, tuple(found[index])
+                    )
+                elif rival is not None and self._hopeless(
+                    found[index][-1].double() - rival.per_rung[number].double()
+                ):
                     results[index] = self._given_up(rival, number, found[index])
         return [results[index] for index in range(count)]
 
@@ -132,12 +150,16 @@ class Race:
             UserError: it is not of such a race.
         """
         try:
-            flat = torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<f4").copy())
+            flat = torch.from_numpy(
+                np.frombuffer(zlib.decompress(base64.b64decode(text)), "<f4").copy()
+            )
             sizes = [rung.images for rung in self.rungs]
             if len(flat) != sum(sizes):
                 raise ValueError(f"{len(flat)} scores for {sum(sizes)}")
         except (ValueError, zlib.error) as error:
-            raise UserError(f"the journal's scores of a race cannot be read ({error}): delete it") from error
+            raise UserError(
+                f"the journal's scores of a race cannot be read ({error}): delete it"
+            ) from error
         parts = tuple(flat.split(sizes))
         self.enter(Result(float(parts[-1].double().mean()), self.rungs[-1], parts))
 
@@ -145,12 +167,15 @@ class Race:
         """Take a result in: later candidates are compared with it if it came to the last rung."""
         if result.rung is not self.rungs[-1]:
             return
-        self.offsets.append(result.value - torch.stack([part.double().mean() for part in result.per_rung]))
+        self.offsets.append(
+            result.value - torch.stack([part.double().mean() for part in result.per_rung])
+        )
         # Stable: of equals the first stays before.
         self.best = sorted([*self.best, result], key=lambda item: -item.value)[: self.keep]
 
     def _hopeless(self, gap: Tensor) -> bool:
-        """Whether a mean difference `[n]` is below zero by more than chance explains, given all images there are."""
+        """Whether a mean difference `[n]` is below zero by more than chance explains, given all
+        images there are."""
         n, every = len(gap), self.rungs[-1].images
         error = float(gap.std()) / math.sqrt(n) * math.sqrt(1 - n / every)
         return float(gap.mean()) < -self.z * error

@@ -21,7 +21,10 @@ RACING = 8
 """The same in a race, where those side by side do not learn from each other."""
 HELD = 2**30
 """Bytes for the weights of candidates side by side."""
-PLAIN = "what batch-norm statistics are: the mean over batches, that of biased variances, or of all images together"
+PLAIN = (
+    "what batch-norm statistics are: the mean over batches, that of biased variances, or of "
+    "all images together"
+)
 
 
 def averaging_of(statistics: Plain, momentum: float | None, reset: bool) -> Averaging:
@@ -42,19 +45,23 @@ class Settings:
     """How candidates are scored.
 
     Attributes:
-        batches, batch_size: calibration batches for the batch-norm statistics; they are the same for all candidates.
+        batches, batch_size: calibration batches for the batch-norm statistics; they are the same
+            for all candidates.
         averaging: how the statistics are averaged over batches.
         whole: the complete network in training mode while they are taken (dropout drops).
-        augment: calibration and sub-validation images are read as in training, as EagleEye's code does.
+        augment: calibration and sub-validation images are read as in training, as EagleEye's code
+            does.
         subval_limit: score on this many sub-validation images; None takes all.
         seed: which calibration batches.
         device: where networks run.
-        signal: what candidates are compared by: the task's metric, the mean log-likelihood of the targets, or the share
-            of images on which a candidate's class is the original network's.
-        race: images on the first rung of a race (`evaluation.race`); None scores every candidate on all images.
-        kernels: fused kernels for statistics and scores: ``auto`` takes them where the device has them, ``reference``
-            computes the same in plain PyTorch anywhere.
-        precision: ``bf16`` computes convolutions and products in bfloat16, for statistics and scores.
+        signal: what candidates are compared by: the task's metric, the mean log-likelihood of the
+            targets, or the share of images on which a candidate's class is the original network's.
+        race: images on the first rung of a race (`evaluation.race`); None scores every candidate on
+            all images.
+        kernels: fused kernels for statistics and scores: ``auto`` takes them where the device has
+            them, ``reference`` computes the same in plain PyTorch anywhere.
+        precision: ``bf16`` computes convolutions and products in bfloat16, for statistics and
+            scores.
         keep: how many of the best a race has to tell apart from the rest by all images.
     """
 
@@ -73,10 +80,11 @@ class Settings:
     keep: int = 1
 
     def together(self, index: int, size: int) -> int:
-        """How many candidates to judge side by side, from number ``index`` on, of a network of ``size`` bytes.
+        """How many candidates to judge side by side, from number ``index`` on, of a network of
+        ``size`` bytes.
 
-        A race has nobody to race against before `keep` candidates came to its end; in training mode each candidate
-        draws random numbers of its own.
+        A race has nobody to race against before `keep` candidates came to its end; in training mode
+        each candidate draws random numbers of its own.
         """
         if self.whole:
             return 1

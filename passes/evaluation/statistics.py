@@ -1,8 +1,9 @@
-"""Fresh batch-norm statistics of a graph, under any of the named semantics of `kernels.bn_statistics`.
+"""Fresh batch-norm statistics of a graph, under any of the named semantics of
+`kernels.bn_statistics`.
 
-In the published semantics every batch is normalised by its own statistics. Batches then do not depend on each other:
-each gives a mean and a variance per channel, and the running statistics are a weighted sum of these. ``population``
-goes layer by layer over all batches instead.
+In the published semantics every batch is normalised by its own statistics. Batches then do not
+depend on each other: each gives a mean and a variance per channel, and the running statistics are a
+weighted sum of these. ``population`` goes layer by layer over all batches instead.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def statistic_norms(graph: Graph) -> dict[Op, RunningNorm]:
     found = {op: norm for op in graph.ops if (norm := running_norm(op)) is not None and norm.learns}
     for op in found:
         if len(op.results) > 1:
-            raise UserError(f"{op} returns its statistics, which cannot be recomputed: use nn.BatchNorm in the model")
+            raise UserError(
+                f"{op} returns its statistics, which cannot be recomputed: use nn.BatchNorm in the "
+                "model"
+            )
     return found
 
 
@@ -46,7 +50,8 @@ class Statistics:
     """What batches gave so far: more batches may follow.
 
     Attributes:
-        means, variances: per name of a running mean, the (unbiased) statistics `[C]` of every batch, in order.
+        means, variances: per name of a running mean, the (unbiased) statistics `[C]` of every
+            batch, in order.
         counts: values per channel in each.
         batches: how many batches there were.
     """
@@ -69,15 +74,22 @@ class Statistics:
             mean_name, variance_name = norm.mean.name, norm.variance.name
             if mean_name not in self.means or mean_name in found:
                 continue
-            means, variances = (torch.stack(part[mean_name]).double() for part in (self.means, self.variances))
+            means, variances = (
+                torch.stack(part[mean_name]).double() for part in (self.means, self.variances)
+            )
             counts = torch.tensor(self.counts[mean_name], dtype=torch.float64, device=means.device)
             old = weights[mean_name], weights[variance_name]
             if averaging.kind == "mean_biased":
                 share = counts / counts.sum()
-                mean, variance = share @ means, share @ (variances * ((counts - 1) / counts)[:, None])
+                mean, variance = (
+                    share @ means,
+                    share @ (variances * ((counts - 1) / counts)[:, None]),
+                )
             else:
                 shares = averaging.weights(len(means), _seen(weights, mean_name))
-                mean, variance = combine(means, variances, shares, (old[0].double(), old[1].double()))
+                mean, variance = combine(
+                    means, variances, shares, (old[0].double(), old[1].double())
+                )
             found[mean_name], found[variance_name] = mean.to(old[0]), variance.to(old[1])
             found |= _counted(weights, mean_name, len(means), averaging.reset)
         return found
@@ -92,18 +104,22 @@ def fresh_statistics(
     whole: bool = False,
     into: Statistics | None = None,
 ) -> dict[str, Tensor]:
-    """The running means and variances of every batch norm after these batches, by name; no weight is changed.
+    """The running means and variances of every batch norm after these batches, by name; no weight
+    is changed.
 
     Args:
         graph: the network.
         weights: its weights, on the device of the batches.
-        batches: inputs `[n, ...]` of a network with one input; each has to give more than one value per channel.
+        batches: inputs `[n, ...]` of a network with one input; each has to give more than one value
+            per channel.
         averaging: the semantics.
-        whole: the complete network in training mode, so that dropout drops, as the papers' code has it.
+        whole: the complete network in training mode, so that dropout drops, as the papers' code has
+            it.
         into: statistics of batches before, which these join (not for ``population``).
 
     Raises:
-        UserError: one value per channel, inputs that do not fit, or ``population`` of a batch norm in two places.
+        UserError: one value per channel, inputs that do not fit, or ``population`` of a batch norm
+            in two places.
     """
     (found,) = statistics_together(
         [graph], [weights], batches, averaging, whole=whole, into=None if into is None else [into]
@@ -120,14 +136,18 @@ def statistics_together(
     whole: bool = False,
     into: Sequence[Statistics] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """`fresh_statistics` of several networks on the same batches; what they compute alike is computed once."""
+    """`fresh_statistics` of several networks on the same batches; what they compute alike is
+    computed once."""
     into = [Statistics() for _ in graphs] if into is None else into
     if not any(statistic_norms(graph) for graph in graphs):
         return [{} for _ in graphs]
     with torch.no_grad():
         if averaging.kind == "population":
             held = list(batches)
-            return [_population(graph, own, held, whole) for graph, own in zip(graphs, weights, strict=True)]
+            return [
+                _population(graph, own, held, whole)
+                for graph, own in zip(graphs, weights, strict=True)
+            ]
         merged = merge(graphs, weights)
         interpreter = Interpreter(merged.graph, _recorder(graphs, merged, into))
         for inputs in batches:
@@ -142,7 +162,8 @@ def statistics_together(
 def _recorder(
     graphs: Sequence[Graph], merged: Merged, into: Sequence[Statistics]
 ) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """Makes batch norms normalise by their batch, whatever the mode, and writes its statistics down for each owner."""
+    """Makes batch norms normalise by their batch, whatever the mode, and writes its statistics down
+    for each owner."""
     owners: dict[Op, list[tuple[RunningNorm, Statistics]]] = {}
     for graph, ops, item in zip(graphs, merged.ops, into, strict=True):
         for op, norm in statistic_norms(graph).items():
@@ -162,7 +183,9 @@ def _recorder(
     return override
 
 
-def _population(graph: Graph, weights: Weights, batches: Sequence[Tensor], whole: bool) -> dict[str, Tensor]:
+def _population(
+    graph: Graph, weights: Weights, batches: Sequence[Tensor], whole: bool
+) -> dict[str, Tensor]:
     """All batches go through each op before the next op is run."""
     norms = statistic_norms(graph)
     interpreter = Interpreter(graph, _normaliser(norms))
@@ -172,7 +195,10 @@ def _population(graph: Graph, weights: Weights, batches: Sequence[Tensor], whole
         norm = norms.get(op)
         if norm is not None and frames:
             if norm.mean.name in found:
-                raise UserError(f"population needs one place for every batch norm, and {op} is applied twice: use mean")
+                raise UserError(
+                    f"population needs one place for every batch norm, and {op} is applied twice: "
+                    "use mean"
+                )
             pooled = _pooled([frame.env[norm.source] for frame in frames])
             for value, tensor in zip((norm.mean, norm.variance), pooled, strict=True):
                 found[value.name] = tensor.to(weights[value.name])
@@ -187,12 +213,19 @@ def _population(graph: Graph, weights: Weights, batches: Sequence[Tensor], whole
 
 def _pooled(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel `[C]` of all parts `[n, C, ...]` together, float64."""
-    pairs = [torch.var_mean(part.double().movedim(1, 0).flatten(1), dim=1, unbiased=False) for part in parts]
+    pairs = [
+        torch.var_mean(part.double().movedim(1, 0).flatten(1), dim=1, unbiased=False)
+        for part in parts
+    ]
     counts = torch.tensor([part.numel() // part.shape[1] for part in parts], dtype=torch.float64)
-    return pool(torch.stack([mean for _, mean in pairs]), torch.stack([var for var, _ in pairs]), counts)
+    return pool(
+        torch.stack([mean for _, mean in pairs]), torch.stack([var for var, _ in pairs]), counts
+    )
 
 
-def _normaliser(norms: Mapping[Op, RunningNorm]) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
+def _normaliser(
+    norms: Mapping[Op, RunningNorm],
+) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
     """Makes batch norms use the statistics they are given, whatever the mode."""
 
     def override(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
@@ -232,4 +265,6 @@ def _complaints(inputs: Tensor) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         shape = list(inputs.shape)
-        raise UserError(f"batch-norm statistics cannot be taken of a batch of shape {shape}: {reason}") from error
+        raise UserError(
+            f"batch-norm statistics cannot be taken of a batch of shape {shape}: {reason}"
+        ) from error

@@ -1,4 +1,5 @@
-"""The pass ``explore``: many structures between small and large are judged, and what nothing dominates is the front.
+"""The pass ``explore``: many structures between small and large are judged, and what nothing
+dominates is the front.
 
 It decides nothing and changes nothing: `FrontPoint` cuts to a point of a front.
 """
@@ -50,7 +51,8 @@ class Exploration:
     Attributes:
         explorer: what proposes structures.
         judge: opened with the first structure that the journal does not answer.
-        together: how many structures to judge side by side from a number on; scores do not depend on it.
+        together: how many structures to judge side by side from a number on; scores do not depend
+            on it.
     """
 
     explorer: Explorer
@@ -79,7 +81,9 @@ class Exploration:
         try:
             found = [Tried(**entry) for entry in self.journal.entries]
         except TypeError as error:
-            raise UserError(f"{self.journal.path} holds a line that is no result ({error}): delete it") from error
+            raise UserError(
+                f"{self.journal.path} holds a line that is no result ({error}): delete it"
+            ) from error
         if [item.index for item in found] != list(range(len(found))):
             raise UserError(f"{self.journal.path} lacks a candidate: delete the file to start anew")
         return found
@@ -90,10 +94,14 @@ class Exploration:
             number = self.explorer.generation
             generation = self.explorer.ask()
             if not generation:
-                self.outcome.notes.append(f"there are no more structures to judge: {len(done)} are all that are new")
+                self.outcome.notes.append(
+                    f"there are no more structures to judge: {len(done)} are all that are new"
+                )
                 return
             asked = generation[: candidates - len(done)]
-            known = [self._checked(*pair) for pair in zip(recalled[len(done) :], asked, strict=False)]
+            known = [
+                self._checked(*pair) for pair in zip(recalled[len(done) :], asked, strict=False)
+            ]
             done.extend(known)
             self._judge_all(number, asked[len(known) :], candidates)
             if len(done) == candidates:
@@ -103,7 +111,8 @@ class Exploration:
             self.explorer.tell(objectives(values, widths, self.outcome.against, self.outcome.cost))
 
     def _judge_all(self, generation: int, structures: Sequence[Structure], candidates: int) -> None:
-        """Judge structures of a generation side by side, as many as the evaluator likes, but for a minute at most."""
+        """Judge structures of a generation side by side, as many as the evaluator likes, but for a
+        minute at most."""
         done, pace = self.outcome.candidates, math.inf
         while structures:
             self._judge = self._judge or self._opened(candidates)
@@ -119,25 +128,40 @@ class Exploration:
     def _opened(self, candidates: int) -> Judge:
         judge = self.judge()
         self.outcome.averaging = judge.describe()
-        self.tell(f"structures are judged by {self.outcome.averaging}", len(self.outcome.candidates), candidates)
+        self.tell(
+            f"structures are judged by {self.outcome.averaging}",
+            len(self.outcome.candidates),
+            candidates,
+        )
         return judge
 
     def _checked(self, item: Tried, structure: Structure) -> Tried:
         """A line of the journal, which must be the structure that is asked for now."""
         if item.widths != self._widths(structure):
             raise UserError(
-                f"candidate {item.index} in {self.journal.path} is not what this search proposes: it was written by "
+                f"candidate {item.index} in {self.journal.path} is not what this search proposes: "
+                "it was written by "
                 "another version; delete the file to start anew"
             )
         return item
 
-    def _judged(self, generation: int, structures: Sequence[Structure], judge: Judge) -> list[Tried]:
+    def _judged(
+        self, generation: int, structures: Sequence[Structure], judge: Judge
+    ) -> list[Tried]:
         started = time.perf_counter()
         found = judge.judge_together([Proposal(structure.widths) for structure in structures])
         seconds = (time.perf_counter() - started) / len(found)
         first = len(self.outcome.candidates)
         return [
-            Tried(index, generation, item.origin, self._widths(item), judged.score, judged.signal, seconds)
+            Tried(
+                index,
+                generation,
+                item.origin,
+                self._widths(item),
+                judged.score,
+                judged.signal,
+                seconds,
+            )
             for index, (item, judged) in enumerate(zip(structures, found, strict=True), first)
         ]
 
@@ -148,7 +172,10 @@ class Exploration:
         unit, cost = self.outcome.against[0], self.outcome.cost
         row = np.array([item.widths[name] for name in cost.groups])
         share = float(cost.measure(unit, row)) / cost.original(unit)
-        text = f"candidate {item.index} ({item.origin}) scores {item.score:.4f} at {share:.1%} of the {unit}"
+        text = (
+            f"candidate {item.index} ({item.origin}) scores {item.score:.4f} at {share:.1%} of "
+            f"the {unit}"
+        )
         self.tell(text, item.index + 1, candidates)
 
 
@@ -157,7 +184,9 @@ class Explore(Pass):
     """Find the Pareto front of accuracy against one cost or several, by NSGA-II."""
 
     name: ClassVar[str] = "explore"
-    summary: ClassVar[str] = "find the Pareto front of accuracy against costs (NSGA-II); decides nothing"
+    summary: ClassVar[str] = (
+        "find the Pareto front of accuracy against costs (NSGA-II); decides nothing"
+    )
 
     against: tuple[str, ...] = option(
         ("flops",), "cost units: flops, params, bytes, memory, latency; the first spreads"
@@ -165,14 +194,16 @@ class Explore(Pass):
     budget: tuple[str, ...] = option((), BUDGET)
     candidates: int = option(200, "structures to judge")
     population: int = option(20, "structures in a generation")
-    least: float | None = option(None, "the smallest share of the first cost that is explored (a fifth of the largest)")
+    least: float | None = option(
+        None, "the smallest share of the first cost that is explored (a fifth of the largest)"
+    )
     most: float = option(1.0, "the largest share of the first cost that is explored")
     searcher: Literal["nsga2", "random"] = option(
         "nsga2", "nsga2, or random structures after the same first generation, to compare with"
     )
-    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges structures")  # noqa: RUF009  as dataclasses.field
-    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges structures")
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     seed: int | None = option(None, "decides the structures and batches (the run's seed)")
 
@@ -183,12 +214,15 @@ class Explore(Pass):
         if self.population < LEAST_POPULATION:
             raise UserError(f"population={self.population} must be at least {LEAST_POPULATION}")
         if self.candidates < self.population:
-            raise UserError(f"candidates={self.candidates} must be at least the population, {self.population}")
+            raise UserError(
+                f"candidates={self.candidates} must be at least the population, {self.population}"
+            )
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
         if not self.evaluator.apart:
             raise UserError(
-                "a race gives up what scores below the best so far, as every small network does: leave race out here"
+                "a race gives up what scores below the best so far, as every small network does: "
+                "leave race out here"
             )
 
     @property
@@ -203,7 +237,8 @@ class Explore(Pass):
         return "run cost first" if state.cost is None else without_data(state)
 
     def after(self, seed: int) -> list[Pass]:
-        """The passes that give a delivered network what the judged ones had, where the run's seed is this."""
+        """The passes that give a delivered network what the judged ones had, where the run's seed
+        is this."""
         return self.evaluator.after(seed if self.seed is None else self.seed)
 
     def run(self, state: State) -> bool:
@@ -216,7 +251,8 @@ class Explore(Pass):
 
         Raises:
             BudgetError: a budget, or a range, that cannot be reached.
-            UserError: an unknown cost, an impossible option, no data, or a journal of another search.
+            UserError: an unknown cost, an impossible option, no data, or a journal of another
+                search.
         """
         seed = state.seed if self.seed is None else self.seed
         cost = state.need_cost()
@@ -263,12 +299,17 @@ class Explore(Pass):
             tied=state.limits.tied,
         )
 
-    def _identity(self, state: State, units: Sequence[str], space: Space, seed: int) -> dict[str, object]:
-        """What makes an exploration the one it is: everything its result depends on, but for its length."""
+    def _identity(
+        self, state: State, units: Sequence[str], space: Space, seed: int
+    ) -> dict[str, object]:
+        """What makes an exploration the one it is: everything its result depends on, but for its
+        length."""
         workload = state.need_workload(self.name)
         aligned = alignment_of(self.round_to, state.graph, state.device)
         ends = np.stack([space.allowed.lowest, space.allowed.highest])
-        plain = replace(self, budget=(), seed=None, candidates=max(type(self).candidates, self.population))
+        plain = replace(
+            self, budget=(), seed=None, candidates=max(type(self).candidates, self.population)
+        )
         return {
             "the graph": print_graph(state.need_coupling().graph),
             "the weights": weights_digest(state.graph.weights),
@@ -286,7 +327,8 @@ class Explore(Pass):
 
 
 def on_target(unit: str) -> str:
-    """The unit of the time on a target, by the target's one name; `UserError` for what names no target."""
+    """The unit of the time on a target, by the target's one name; `UserError` for what names no
+    target."""
     return f"{ON_TARGET}{parse_target(unit.removeprefix(ON_TARGET))}"
 
 

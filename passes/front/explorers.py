@@ -1,13 +1,15 @@
-"""Who proposes structures for a front: NSGA-II, and random search to compare it with. Both ask in generations.
+"""Who proposes structures for a front: NSGA-II, and random search to compare it with. Both ask in
+generations.
 
-An explorer is deterministic: the same reach, options, seed and answers give the same generations. A search that was
-stopped is continued by asking again and answering from its journal.
+An explorer is deterministic: the same reach, options, seed and answers give the same generations. A
+search that was stopped is continued by asking again and answering from its journal.
 
-`Evolving` is the NSGA-II of Deb et al. (2002): parents and children together are sorted into fronts, the next parents
-are the best by front and, within the last front that fits, by crowding distance; children come from binary tournaments
-by simulated binary crossover and polynomial mutation. What is added: the first generation holds the original and what
-the passes uniform and l1 choose at levels all over the range, so that the front is never worse than these; a child
-outside of the budgets or the range is moved into them; and no structure is proposed twice.
+`Evolving` is the NSGA-II of Deb et al. (2002): parents and children together are sorted into
+fronts, the next parents are the best by front and, within the last front that fits, by crowding
+distance; children come from binary tournaments by simulated binary crossover and polynomial
+mutation. What is added: the first generation holds the original and what the passes uniform and l1
+choose at levels all over the range, so that the front is never worse than these; a child outside of
+the budgets or the range is moved into them; and no structure is proposed twice.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ __all__ = ["Evolving", "Explorer", "RandomDraws", "Structure", "survivors"]
 
 SPREAD_CROSSOVER = 2.0
 SPREAD_MUTATION = 2.0
-"""The distribution indices of crossover and mutation: the larger, the closer children are to their parents. Deb takes
-20 for tens of thousands of evaluations; a search of networks has hundreds, and must take longer steps."""
+"""The distribution indices of crossover and mutation: the larger, the closer children are to their
+parents. Deb takes 20 for tens of thousands of evaluations; a search of networks has hundreds, and
+must take longer steps."""
 CROSSOVER = 0.9
 """How likely a child has two parents."""
 ATTEMPTS = 100
@@ -52,7 +55,8 @@ class Explorer(ABC):
         reach: what may be proposed.
         population: structures in a generation, at least 8.
         seed: drives every random choice.
-        seeded: begin with the original, uniform and l1 structures; without, the first generation is random.
+        seeded: begin with the original, uniform and l1 structures; without, the first generation is
+            random.
     """
 
     def __init__(self, reach: Reach, population: int, seed: int, *, seeded: bool = True) -> None:
@@ -62,7 +66,8 @@ class Explorer(ABC):
 
     def ask(self) -> list[Structure]:
         """The next generation, every structure of it new; empty where the space is exhausted."""
-        # A generator of its own for every generation: none depends on how many numbers another one took.
+        # A generator of its own for every generation: none depends on how many numbers another one
+        # took.
         rng = np.random.default_rng([self.seed, 5, self.generation])
         found = self._first(rng) if self.generation == 0 else self._next(rng)
         self.generation += 1
@@ -81,7 +86,8 @@ class Explorer(ABC):
         """A generation after the first."""
 
     def _first(self, rng: np.random.Generator) -> list[Structure]:
-        """The original, the baselines at levels all over the range, and random structures at levels between."""
+        """The original, the baselines at levels all over the range, and random structures at levels
+        between."""
         found: list[Structure] = []
         if self.seeded:
             space = self.reach.space
@@ -93,7 +99,8 @@ class Explorer(ABC):
         return self._filled(found, rng)
 
     def _filled(self, found: list[Structure], rng: np.random.Generator) -> list[Structure]:
-        """A generation with random structures for what is missing, their levels drawn one from every stratum."""
+        """A generation with random structures for what is missing, their levels drawn one from
+        every stratum."""
         missing = self.population - len(found)
         levels = (rng.permutation(missing) + rng.random(missing)) / max(1, missing)
         for place in levels:
@@ -127,7 +134,9 @@ class RandomDraws(Explorer):
 
     def describe(self) -> str:
         return (
-            f"random structures on levels from {self.reach.low:.1%} to {self.reach.high:.1%} of the {self.reach.unit}"
+            f"random structures on levels from {self.reach.low:.1%} to {self.reach.high:.1%} "
+            "of "
+            f"the {self.reach.unit}"
         )
 
     def _next(self, rng: np.random.Generator) -> list[Structure]:
@@ -150,7 +159,9 @@ class Evolving(Explorer):
 
     def ask(self) -> list[Structure]:
         found = super().ask()
-        self._asked = np.array([self.reach.position(item.widths) for item in found]).reshape(-1, len(self.reach.moves))
+        self._asked = np.array([self.reach.position(item.widths) for item in found]).reshape(
+            -1, len(self.reach.moves)
+        )
         return found
 
     def tell(self, points: np.ndarray) -> None:
@@ -180,14 +191,17 @@ class Evolving(Explorer):
                 return self._filled(found, rng)
         return found
 
-    def _child(self, ranks: np.ndarray, crowding: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _child(
+        self, ranks: np.ndarray, crowding: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         first, second = (self.parents[_tournament(ranks, crowding, rng)] for _ in range(2))
         child = _crossed(first, second, rng) if rng.random() < CROSSOVER else first
         return _mutated(child, rng)
 
 
 def survivors(points: np.ndarray, count: int) -> np.ndarray:
-    """Which of points `[N, M]` live on, int64 of at most ``count``: by front, and by crowding distance in the last."""
+    """Which of points `[N, M]` live on, int64 of at most ``count``: by front, and by crowding
+    distance in the last."""
     ranks, crowding = front_ranks(points), _crowding(points)
     order = np.lexsort((-crowding, ranks))
     return order[:count].astype(np.int64)
@@ -211,7 +225,8 @@ def _tournament(ranks: np.ndarray, crowding: np.ndarray, rng: np.random.Generato
 
 
 def _crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the two children of simulated binary crossover; half of the genes are crossed (Deb and Agrawal, 1995)."""
+    """One of the two children of simulated binary crossover; half of the genes are crossed (Deb and
+    Agrawal, 1995)."""
     u = rng.random(len(first))
     power = 1 / (SPREAD_CROSSOVER + 1)
     beta = np.where(u <= 0.5, (2 * u) ** power, (1 / (2 * (1 - u))) ** power)
@@ -221,7 +236,8 @@ def _crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) ->
 
 
 def _mutated(position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Polynomial mutation; a gene mutates with probability 1 / M, and one at least (Deb and Goyal, 1996)."""
+    """Polynomial mutation; a gene mutates with probability 1 / M, and one at least (Deb and Goyal,
+    1996)."""
     chosen = rng.random(len(position)) < 1 / len(position)
     chosen[rng.integers(len(position))] |= not chosen.any()
     u = rng.random(len(position))

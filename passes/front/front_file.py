@@ -1,7 +1,8 @@
-"""A front as a file: ``front.json``, enough to cut the network that it was found for to any of its points.
+"""A front as a file: ``front.json``, enough to cut the network that it was found for to any of its
+points.
 
-The file names the network by digests of its graph and its weights, and holds, of every channel group, the units from
-the best to the worst: a point is then its widths alone.
+The file names the network by digests of its graph and its weights, and holds, of every channel
+group, the units from the best to the worst: a point is then its widths alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ FORMAT = "pruneopt-front"
 VERSION = 1
 
 
-def front_data(outcome: FrontOutcome, state: State, explore: Explore, before: str) -> dict[str, Any]:
+def front_data(
+    outcome: FrontOutcome, state: State, explore: Explore, before: str
+) -> dict[str, Any]:
     """A front as JSON data.
 
     Args:
@@ -57,11 +60,15 @@ def front_data(outcome: FrontOutcome, state: State, explore: Explore, before: st
         "hypervolume": outcome.hypervolume(),
         "notes": outcome.notes,
         "points": [{"point": point.number, **_entry(point)} for point in points],
-        "baselines": [_entry(point) for point in tried if point.tried.origin in ("original", "uniform", "l1")],
+        "baselines": [
+            _entry(point) for point in tried if point.tried.origin in ("original", "uniform", "l1")
+        ],
         **_identity(state),
         "before": before,
         "after": pipeline_text(explore.after(seed)),
-        "order": {name: np.argsort(-score, kind="stable").tolist() for name, score in scores.items()},
+        "order": {
+            name: np.argsort(-score, kind="stable").tolist() for name, score in scores.items()
+        },
     }
 
 
@@ -95,23 +102,28 @@ class FrontFile:
         """The entry of a point, counted from 1; `UserError` where there is none of this number."""
         count = len(self.points)
         if not 1 <= number <= count:
-            which = f"points 1 to {count}" if count > 1 else "only point 1" if count else "no points"
+            which = (
+                f"points 1 to {count}" if count > 1 else "only point 1" if count else "no points"
+            )
             raise UserError(f"there is no point {number} in {self.path}, which has {which}")
         return self.points[number - 1]
 
     def check_network(self, state: State) -> None:
-        """`UserError` where the front belongs to another network than the one of a state, or to other weights."""
+        """`UserError` where the front belongs to another network than the one of a state, or to
+        other weights."""
         mine = _identity(state)
         differing = [name for name in mine if mine[name] != self.data[name]]
         if differing:
             words = {"graph_sha256": "the graph", "weights_sha256": "the weights"}
             raise UserError(
-                f"{self.path} belongs to another network ({' and '.join(words[name] for name in differing)} differ): "
+                f"{self.path} belongs to another network "
+                f"({' and '.join(words[name] for name in differing)} differ): "
                 "name the model and the weights that were searched"
             )
 
     def plan(self, number: int, coupling: Coupling) -> dict[str, np.ndarray]:
-        """The units that a point keeps of every free group; one that the search left alone keeps all.
+        """The units that a point keeps of every free group; one that the search left alone keeps
+        all.
 
         Raises:
             UserError: no such point, or other channel groups than those that were searched.
@@ -129,7 +141,8 @@ class FrontFile:
 
     def _other_groups(self, name: str) -> UserError:
         return UserError(
-            f"{self.path} was found for other channel groups ({name} differs): couple channels as the search did, by "
+            f"{self.path} was found for other channel groups ({name} differs): couple channels as "
+            "the search did, by "
             f"{self.data['before']}"
         )
 
@@ -144,9 +157,14 @@ def load_front(path: str | os.PathLike[str]) -> FrontFile:
     place = place / FRONT if place.is_dir() else place
     data = read_json(place, "front")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f'{place} is no front: it lacks "format": "{FORMAT}"; `pruneopt search` writes one')
+        raise UserError(
+            f'{place} is no front: it lacks "format": "{FORMAT}"; `pruneopt search` writes one'
+        )
     if data.get("version") != VERSION:
-        raise UserError(f"{place} is a front of version {data.get('version')}; this pruneopt reads version {VERSION}")
+        raise UserError(
+            f"{place} is a front of version {data.get('version')}; this pruneopt reads version "
+            f"{VERSION}"
+        )
     needed = ("points", "order", "graph_sha256", "weights_sha256", "before", "after")
     missing = [name for name in needed if name not in data]
     if missing:

@@ -18,7 +18,8 @@ __all__ = ["FrontPoint", "FrontRecord"]
 
 @dataclass(frozen=True, slots=True)
 class FrontRecord:
-    """Which point of which front decided; its score is that of the search, on the sub-validation images."""
+    """Which point of which front decided; its score is that of the search, on the sub-validation
+    images."""
 
     file: str
     point: int
@@ -29,7 +30,8 @@ class FrontRecord:
 
 @dataclass(frozen=True)
 class FrontPoint(Choose):
-    """Cut to a point of a front; the network must be the one that was searched, with the same weights."""
+    """Cut to a point of a front; the network must be the one that was searched, with the same
+    weights."""
 
     name: ClassVar[str] = "front"
     summary: ClassVar[str] = "keep the channels of a point of a front that `pruneopt search` found"
@@ -54,18 +56,27 @@ class FrontPoint(Choose):
         return _passes(self.file, "after")
 
     def times(self) -> dict[str, tuple[float, float]]:
-        """The seconds that the front has of the original and of the point, by the texts of targets."""
+        """The seconds that the front has of the original and of the point, by the texts of
+        targets."""
         front = load_front(self.file)
         original, own = front.data["original"], front.point(self.point)["costs"]
         units = (unit for unit in own if unit.startswith(ON_TARGET))
-        return {unit.removeprefix(ON_TARGET): (original[unit] / 1e9, own[unit] / 1e9) for unit in units}
+        return {
+            unit.removeprefix(ON_TARGET): (original[unit] / 1e9, own[unit] / 1e9) for unit in units
+        }
 
     def run(self, state: State) -> bool:
         front = load_front(self.file)
         front.check_network(state)
         entry = front.point(self.point)
-        changed = take_plan(state, front.plan(self.point, state.need_coupling()), f"point {self.point} of {front.path}")
-        record = FrontRecord(str(front.path), self.point, len(front.points), entry["candidate"], entry["score"])
+        changed = take_plan(
+            state,
+            front.plan(self.point, state.need_coupling()),
+            f"point {self.point} of {front.path}",
+        )
+        record = FrontRecord(
+            str(front.path), self.point, len(front.points), entry["candidate"], entry["score"]
+        )
         state.records[self.name] = record
         return changed
 

@@ -1,4 +1,5 @@
-"""What an exploration found: the structures that were judged, and those of them that make the front."""
+"""What an exploration found: the structures that were judged, and those of them that make the
+front."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pruneopt.passes.front.pareto import hypervolume, non_dominated
 __all__ = ["FrontOutcome", "Point", "Tried", "objectives"]
 
 WORST = 1e30
-"""In the place of a score that is no number, from a network that gives none: worse than every other."""
+"""In the place of a score that is no number, from a network that gives none: worse than every
+other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A structure with its costs by unit, as `CostModel.measure` has them; ``number`` counts from 1 on the front, the
-    cheapest first, and is None for what is not on it.
+    """A structure with its costs by unit, as `CostModel.measure` has them; ``number`` counts from 1
+    on the front, the cheapest first, and is None for what is not on it.
     """
 
     number: int | None
@@ -57,8 +59,11 @@ class Point:
     costs: Mapping[str, int]
 
 
-def objectives(values: Sequence[float], widths: np.ndarray, units: Sequence[str], cost: CostModel) -> np.ndarray:
-    """What is minimised, float64 `[P, 1 + U]`: the negative values `[P]`, and the costs of widths `[P, G]`."""
+def objectives(
+    values: Sequence[float], widths: np.ndarray, units: Sequence[str], cost: CostModel
+) -> np.ndarray:
+    """What is minimised, float64 `[P, 1 + U]`: the negative values `[P]`, and the costs of widths
+    `[P, G]`."""
     columns = [
         -np.asarray(values, dtype=np.float64),
         *(cost.measure(unit, widths).astype(np.float64) for unit in units),
@@ -91,16 +96,21 @@ class FrontOutcome:
     @property
     def objectives(self) -> np.ndarray:
         """What is minimised, of every candidate: float64 `[P, 1 + U]`."""
-        rows = np.array([[item.widths[name] for name in self.cost.groups] for item in self.candidates])
+        rows = np.array(
+            [[item.widths[name] for name in self.cost.groups] for item in self.candidates]
+        )
         return objectives([item.value for item in self.candidates], rows, self.against, self.cost)
 
     @property
     def front(self) -> list[Point]:
-        """What nothing dominates, by the first cost; of structures with equal objectives the first."""
+        """What nothing dominates, by the first cost; of structures with equal objectives the
+        first."""
         points = self.objectives
         _, first = np.unique(points, axis=0, return_index=True)
         kept = sorted(int(index) for index in first if points[index, 0] < WORST)
-        kept = [index for index, stays in zip(kept, non_dominated(points[kept]), strict=True) if stays]
+        kept = [
+            index for index, stays in zip(kept, non_dominated(points[kept]), strict=True) if stays
+        ]
         kept.sort(key=lambda index: tuple(points[index, 1:]))
         return [self._point(number, self.candidates[index]) for number, index in enumerate(kept, 1)]
 
@@ -110,10 +120,11 @@ class FrontOutcome:
         return [self._point(None, item) for item in self.candidates]
 
     def hypervolume(self, floor: float = 0.0) -> float:
-        """The volume between the front, the original's costs (1 each) and a value; costs are shares of the original's.
+        """The volume between the front, the original's costs (1 each) and a value; costs are shares
+        of the original's.
 
-        With one cost and accuracy it is the accuracy that the front gives for a share of the cost, on the average over
-        all shares from 0 to 1.
+        With one cost and accuracy it is the accuracy that the front gives for a share of the cost,
+        on the average over all shares from 0 to 1.
         """
         points = self.objectives.copy()
         points[:, 1:] /= [self.cost.original(unit) for unit in self.against]

@@ -1,7 +1,9 @@
-"""What a Pareto front is made of: dominance, sorting, crowding, and the volume that a front dominates.
+"""What a Pareto front is made of: dominance, sorting, crowding, and the volume that a front
+dominates.
 
-Objectives are minimised, all of them; callers turn the sign of what is to be large. Points are rows, float64 `[N, M]`.
-Sorting and crowding are those of NSGA-II (Deb et al., IEEE Transactions on Evolutionary Computation 6(2), 2002).
+Objectives are minimised, all of them; callers turn the sign of what is to be large. Points are
+rows, float64 `[N, M]`. Sorting and crowding are those of NSGA-II (Deb et al., IEEE Transactions on
+Evolutionary Computation 6(2), 2002).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ __all__ = ["crowding_distances", "front_ranks", "hypervolume", "non_dominated"]
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Whether no other point is at least as good everywhere and better somewhere, bool `[N]`; equals stay."""
+    """Whether no other point is at least as good everywhere and better somewhere, bool `[N]`;
+    equals stay."""
     order = np.lexsort(points.T[::-1])
     kept: list[int] = []
     for index in order:
-        # What dominates a point comes before it in this order, and is itself dominated only by what is kept.
+        # What dominates a point comes before it in this order, and is itself dominated only by what
+        # is kept.
         front, point = points[kept], points[index]
         dominated = (front <= point).all(axis=1) & (front < point).any(axis=1)
         if not dominated.any():
@@ -27,9 +31,11 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
 
 
 def front_ranks(points: np.ndarray) -> np.ndarray:
-    """The number of every point's front, int64 `[N]`: 0 for what nothing dominates, 1 for what only those do, ...
+    """The number of every point's front, int64 `[N]`: 0 for what nothing dominates, 1 for what only
+    those do, ...
 
-    Deb's fast non-dominated sort: every point counts those that dominate it, and the counts fall front by front.
+    Deb's fast non-dominated sort: every point counts those that dominate it, and the counts fall
+    front by front.
     """
     no_worse = (points[:, None] <= points[None]).all(axis=2)
     dominates = np.logical_and(no_worse, (points[:, None] < points[None]).any(axis=2))
@@ -45,11 +51,12 @@ def front_ranks(points: np.ndarray) -> np.ndarray:
 
 
 def crowding_distances(points: np.ndarray) -> np.ndarray:
-    """How lonely every point of one front is, float64 `[N]`: the sum over objectives of the distance between its two
-    neighbours in that objective, as a share of the front's range. The ends of every objective are infinitely lonely.
+    """How lonely every point of one front is, float64 `[N]`: the sum over objectives of the
+    distance between its two neighbours in that objective, as a share of the front's range. The ends
+    of every objective are infinitely lonely.
 
-    An objective in which all are equal tells nothing, and counts for nothing. Of points that are equal in an objective
-    the first counts as the smaller one.
+    An objective in which all are equal tells nothing, and counts for nothing. Of points that are
+    equal in an objective the first counts as the smaller one.
     """
     found = np.zeros(len(points))
     for column in points.T:
@@ -65,8 +72,8 @@ def crowding_distances(points: np.ndarray) -> np.ndarray:
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     """The volume of what points `[N, M]` dominate and the reference `[M]` bounds from above.
 
-    Points that are not below the reference everywhere add nothing. Exact, by slices along the last objective: the time
-    grows as ``N ** (M - 1)``, which is nothing for the fronts of a search.
+    Points that are not below the reference everywhere add nothing. Exact, by slices along the last
+    objective: the time grows as ``N ** (M - 1)``, which is nothing for the fronts of a search.
     """
     inside = points[(points < reference).all(axis=1)]
     if not len(inside):

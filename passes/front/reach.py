@@ -1,7 +1,9 @@
-"""The structures that a front may hold: inside every budget, and spread over a range of the first cost.
+"""The structures that a front may hold: inside every budget, and spread over a range of the first
+cost.
 
-A structure is searched as a position `[M]` with a number from 0 to 1 for every group, or set of tied groups, that
-moves by itself: its place on the ladder of widths that are allowed. Widths, and so costs, grow with the position.
+A structure is searched as a position `[M]` with a number from 0 to 1 for every group, or set of
+tied groups, that moves by itself: its place on the ladder of widths that are allowed. Widths, and
+so costs, grow with the position.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from pruneopt.passes.selection.select import Scope, largest_share, select
 __all__ = ["LEAST", "Reach"]
 
 LEAST = 0.2
-"""Where the range begins if nothing is asked for: at this share of its end, where a network gets as small."""
+"""Where the range begins if nothing is asked for: at this share of its end, where a network gets as
+small."""
 
 
 class Reach:
@@ -28,7 +31,8 @@ class Reach:
     Args:
         space: of the run, with all its budgets.
         unit: the first cost, that the range speaks of.
-        least, most: the range, as shares of the original's; None takes `LEAST`, or the smallest that can be reached.
+        least, most: the range, as shares of the original's; None takes `LEAST`, or the smallest
+            that can be reached.
 
     Raises:
         BudgetError: budgets, or a range, that no structure reaches.
@@ -38,22 +42,31 @@ class Reach:
     def __init__(self, space: Space, unit: str, least: float | None, most: float) -> None:
         if not 0 < most <= 1 or not (least is None or 0 < least < most):
             shown = "" if least is None else f"{least:g}"
-            raise UserError(f"{shown}:{most:g} is no range: write two shares of the original, ascending, at most 1")
+            raise UserError(
+                f"{shown}:{most:g} is no range: write two shares of the original, ascending, at "
+                "most 1"
+            )
         self.space, self.unit = space, unit
         self.rungs = space.allowed.rungs
         self.moves = space.allowed.moves
         self.original = space.cost.original(unit)
         if not self.original > 0:
-            raise UserError(f"{space.cost.graph.name} costs no {unit}: there is nothing to trade accuracy against")
+            raise UserError(
+                f"{space.cost.graph.name} costs no {unit}: there is nothing to trade accuracy "
+                "against"
+            )
         self.budgets = (*space.budgets, self.level(most))
         check_reachable(self.budgets, space.cost, minimum=space.allowed.lowest)
         if least is not None:
             check_reachable([self.level(least)], space.cost, minimum=space.allowed.lowest)
         self.high = self._share(self.widths(self.largest(np.ones(len(self.moves)), self.budgets)))
-        self.low = max(self._share(space.allowed.lowest), LEAST * self.high) if least is None else least
+        self.low = (
+            max(self._share(space.allowed.lowest), LEAST * self.high) if least is None else least
+        )
         if self.low >= self.high:
             raise BudgetError(
-                f"there is no range to explore: inside the budgets {space.cost.graph.name} uses at most "
+                f"there is no range to explore: inside the budgets {space.cost.graph.name} uses at "
+                "most "
                 f"{self.high:.1%} of its {unit}, and the range begins at {self.low:.1%}"
             )
 
@@ -72,7 +85,9 @@ class Reach:
         found = np.empty((len(rows), len(self.rungs)), dtype=np.int64)
         for number, columns in enumerate(self.moves):
             rungs = self.rungs[columns[0]]
-            places = np.floor(np.clip(rows[:, number], 0, 1) * (len(rungs) - 1) + 0.5).astype(np.int64)
+            places = np.floor(np.clip(rows[:, number], 0, 1) * (len(rungs) - 1) + 0.5).astype(
+                np.int64
+            )
             found[:, columns] = rungs[places][:, None]
         return found.reshape((*position.shape[:-1], len(self.rungs)))
 
@@ -96,11 +111,14 @@ class Reach:
     # Moving
 
     def largest(self, position: np.ndarray, budgets: Sequence[Budget]) -> np.ndarray:
-        """The position moved to where the budgets are just met: towards the smallest structure, or the largest one."""
+        """The position moved to where the budgets are just met: towards the smallest structure, or
+        the largest one."""
 
         def along(shares: np.ndarray) -> np.ndarray:
             part = shares[:, None]
-            moved: np.ndarray = np.where(part < 0.5, 2 * part * position, position + (2 * part - 1) * (1 - position))
+            moved: np.ndarray = np.where(
+                part < 0.5, 2 * part * position, position + (2 * part - 1) * (1 - position)
+            )
             return moved
 
         share = largest_share(lambda shares: self.widths(along(shares)), budgets, self.space.cost)
@@ -108,11 +126,13 @@ class Reach:
         return found
 
     def moved(self, position: np.ndarray, share: float) -> np.ndarray:
-        """The position moved to a level of the first cost, further down where a budget asks for it."""
+        """The position moved to a level of the first cost, further down where a budget asks for
+        it."""
         return self.largest(position, (*self.budgets, self.level(share)))
 
     def put(self, position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The position, moved inside the budgets where it is outside; from below the range up into its first tenth."""
+        """The position, moved inside the budgets where it is outside; from below the range up into
+        its first tenth."""
         if self._share(self.widths(position)) < self.low:
             return self.moved(position, self.low + rng.random() * (self.high - self.low) / 10)
         if not within(self.budgets, self.space.cost, self.widths(position)):
@@ -120,7 +140,8 @@ class Reach:
         return position
 
     def selected(self, scope: Scope, share: float) -> np.ndarray:
-        """The widths `[G]` that the passes uniform (``local``) or prune (``global``) choose at a level."""
+        """The widths `[G]` that the passes uniform (``local``) or prune (``global``) choose at a
+        level."""
         space = self.space
         plan = select(
             space.scores,
@@ -136,7 +157,8 @@ class Reach:
         return space.cost.widths(plan)
 
     def levels(self, count: int) -> list[float]:
-        """Shares of the first cost in equal ratios, ascending, from the smallest to the largest of the range."""
+        """Shares of the first cost in equal ratios, ascending, from the smallest to the largest of
+        the range."""
         if count == 1:
             return [self.high]
         ratio = math.log(self.high / self.low) / (count - 1)

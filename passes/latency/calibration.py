@@ -1,7 +1,8 @@
 """From the sum of a network's regions to the whole network.
 
-What takes the time of single ops takes time itself, some microseconds for every op, whatever its width; a whole run has
-costs of its own. So the line between the two has an offset of either sign, which matters most for narrow networks.
+What takes the time of single ops takes time itself, some microseconds for every op, whatever its
+width; a whole run has costs of its own. So the line between the two has an offset of either sign,
+which matters most for narrow networks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ EXACT = 1e-4
 SPREAD = 1.2
 """The slowest over the fastest network, below which a line has no slope to go by."""
 LEAST = 0.25
-"""Of what a sum stands for without the offset; far below everything measured a line would cross zero."""
+"""Of what a sum stands for without the offset; far below everything measured a line would cross
+zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class Calibration:
     offset: float
 
     def __call__(self, seconds: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.scale * np.maximum(seconds + self.offset / self.scale, LEAST * seconds)
+        found: np.ndarray = self.scale * np.maximum(
+            seconds + self.offset / self.scale, LEAST * seconds
+        )
         return found
 
 
@@ -43,7 +47,9 @@ def calibrated(sums: np.ndarray, whole: np.ndarray) -> Calibration:
         whole: what the networks took, `[N]`.
     """
     line = _line(sums, whole, np.ones(len(sums)))
-    for _ in range(STEPS):  # least absolute errors, by weights: those who were disturbed do not turn the line
+    for _ in range(
+        STEPS
+    ):  # least absolute errors, by weights: those who were disturbed do not turn the line
         line = _line(sums, whole, 1 / np.maximum(_error(line, sums, whole), EXACT))
     quiet = _error(line, sums, whole) < ODD
     return _line(sums[quiet], whole[quiet], np.ones(int(quiet.sum()))) if quiet.any() else line
@@ -55,7 +61,8 @@ def _error(line: Calibration, sums: np.ndarray, whole: np.ndarray) -> np.ndarray
 
 
 def _line(sums: np.ndarray, whole: np.ndarray, weight: np.ndarray) -> Calibration:
-    """The line with the least squares of relative errors; the median ratio where there is no slope to be seen."""
+    """The line with the least squares of relative errors; the median ratio where there is no slope
+    to be seen."""
     if sums.max() > SPREAD * sums.min():
         root = np.sqrt(weight)
         design = np.stack([sums, np.ones(len(sums))], axis=1) * (root / whole)[:, None]

@@ -1,5 +1,6 @@
-"""What a machine achieves at best: multiply-accumulates per second in a product of matrices, and bytes per second in a
-copy that stays in each cache, and in memory. Measured, not taken from data sheets.
+"""What a machine achieves at best: multiply-accumulates per second in a product of matrices, and
+bytes per second in a copy that stays in each cache, and in memory. Measured, not taken from data
+sheets.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,20 +22,23 @@ __all__ = ["Ceilings", "measure_ceilings"]
 SIDE = {"cpu": 512, "cuda": 8192}
 """Rows and columns of the matrices."""
 SIZES = {"cpu": (16 << 10, 512 << 10, 8 << 20, 256 << 20), "cuda": (1 << 30,)}
-"""Bytes read by a copy: inside the first, second and third cache of a usual processor, and far outside."""
+"""Bytes read by a copy: inside the first, second and third cache of a usual processor, and far
+outside."""
 STRETCHES, STRETCH = 30, 0.004
 """Timed stretches, and the seconds that one lasts at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Multiply-accumulates per second, and (bytes read and written at once, bytes per second) by ascending size."""
+    """Multiply-accumulates per second, and (bytes read and written at once, bytes per second) by
+    ascending size."""
 
     macs: float
     copies: tuple[tuple[int, float], ...]
 
     def bandwidth(self, moved: float) -> float:
-        """Bytes per second for an op that touches so many bytes: of the smallest measured copy that is as large."""
+        """Bytes per second for an op that touches so many bytes: of the smallest measured copy that
+        is as large."""
         return next((rate for size, rate in self.copies if moved <= size), self.copies[-1][1])
 
     def seconds(self, macs: float, moved: float) -> float:
@@ -42,8 +47,11 @@ class Ceilings:
 
 
 def measure_ceilings(target: Target) -> Ceilings:
-    """The ceilings of a target's device in its precision (of int8: those of single precision), with its threads."""
-    device = torch.device("cuda", target.device) if hasattr(target, "device") else torch.device("cpu")
+    """The ceilings of a target's device in its precision (of int8: those of single precision), with
+    its threads."""
+    device = (
+        torch.device("cuda", target.device) if hasattr(target, "device") else torch.device("cpu")
+    )
     dtype = FLOATS.get(getattr(target, "dtype", "fp32"), torch.float32)
     side = SIDE[device.type]
     with _threads(getattr(target, "threads", None)), torch.inference_mode():
@@ -54,7 +62,8 @@ def measure_ceilings(target: Target) -> Ceilings:
         for size in SIZES[device.type]:
             source = torch.zeros(size, dtype=torch.uint8, device=device)
             copy = torch.empty_like(source)
-            copies.append((2 * size, 2 * size / _seconds(lambda s=source, c=copy: c.copy_(s), device)))  # type: ignore[misc]
+            seconds = _seconds(partial(copy.copy_, source), device)
+            copies.append((2 * size, 2 * size / seconds))
     return Ceilings(macs, tuple(copies))
 
 

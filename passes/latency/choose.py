@@ -18,13 +18,15 @@ ALIGNMENTS = (1, 4, 8, 16)
 RANDOM = 12
 """Random networks before there is anything to be uncertain about, the original first."""
 EACH = 8
-"""Networks chosen with one and the same predictor: fitting it costs about as long as measuring one."""
+"""Networks chosen with one and the same predictor: fitting it costs about as long as measuring
+one."""
 POOL = 120
 """Candidates that they are drawn from."""
 
 
 def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
-    """Widths `[G]` such as searches ask for: an overall scale, groups around it, in multiples of 1, 4, 8 or 16.
+    """Widths `[G]` such as searches ask for: an overall scale, groups around it, in multiples of 1,
+    4, 8 or 16.
 
     Groups of fewer than four such multiples take any width.
     """
@@ -32,18 +34,26 @@ def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
     multiple = int(rng.choice(ALIGNMENTS))
     each = np.where(steps >= 4 * multiple, multiple, 1)
     shares = np.clip(rng.normal(rng.uniform(0.25, 1.0), 0.2, len(steps)), 0.1, 1.0)
-    widths: np.ndarray = np.maximum(np.floor(shares * steps / each).astype(np.int64) * each * cost.step, cost.minimum)
+    widths: np.ndarray = np.maximum(
+        np.floor(shares * steps / each).astype(np.int64) * each * cost.step, cost.minimum
+    )
     return widths
 
 
-def uncertain(predictor: Predictor, pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The candidates `[P, G]` to measure next, `[count, G]`: drawn, each as probably as its time is uncertain.
+def uncertain(
+    predictor: Predictor, pool: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The candidates `[P, G]` to measure next, `[count, G]`: drawn, each as probably as its time is
+    uncertain.
 
-    Taking the least certain ones outright takes them all from the same corner, such as the narrowest networks.
+    Taking the least certain ones outright takes them all from the same corner, such as the
+    narrowest networks.
     """
     share = predictor.uncertainty(pool) / predictor.seconds(pool)
     weight = share + 1e-9
-    return pool[rng.choice(len(pool), min(count, len(pool)), replace=False, p=weight / weight.sum())]
+    return pool[
+        rng.choice(len(pool), min(count, len(pool)), replace=False, p=weight / weight.sum())
+    ]
 
 
 def measure_actively(
@@ -65,7 +75,8 @@ def measure_actively(
         cost: of the network.
         probe: measures one.
         fit: the predictor of what is known.
-        seconds: the time for it; what is begun is finished, and one network is measured in any case.
+        seconds: the time for it; what is begun is finished, and one network is measured in any
+            case.
         keep: is given every measurement, so that none is lost.
         known: what was measured before.
         limit: seconds of a budget; candidates near it are preferred.
@@ -87,7 +98,11 @@ def measure_actively(
             pool = np.array([random_widths(cost, rng) for _ in range(POOL)])
             rows = list(uncertain(predictor, _near(pool, predictor, limit), EACH, rng))
         for row in rows:
-            progress(f"measuring, {len(samples)} networks so far", int(min(clock() - started, seconds)), int(seconds))
+            progress(
+                f"measuring, {len(samples)} networks so far",
+                int(min(clock() - started, seconds)),
+                int(seconds),
+            )
             sample = probe(row)
             keep(row, sample)
             widths.append(row)

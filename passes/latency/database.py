@@ -1,9 +1,10 @@
 """Measurements in a SQLite file: networks that ran on targets, and every op of them.
 
-What a time depends on stands beside it: the target's text (runtime, threads, batch, precision), the machine
-(processor, runtime version and device, format), the network (the digest of its regions), the widths, and for every op
-what it does and the shapes that it ran with. Regions are held under their keys, so that networks which have some in
-common learn from each other. A file may hold several targets and networks; for one target it holds one machine.
+What a time depends on stands beside it: the target's text (runtime, threads, batch, precision), the
+machine (processor, runtime version and device, format), the network (the digest of its regions),
+the widths, and for every op what it does and the shapes that it ran with. Regions are held under
+their keys, so that networks which have some in common learn from each other. A file may hold
+several targets and networks; for one target it holds one machine.
 """
 
 from __future__ import annotations
@@ -61,10 +62,14 @@ class Database:
     """A file of measurements; use it as a context manager. It is made when it is not there."""
 
     def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
-        """Raises `UserError` for a file that is not there, is no such database, or is of another format."""
+        """Raises `UserError` for a file that is not there, is no such database, or is of another
+        format."""
         self.path = Path(path)
         if must_exist and not self.path.exists():
-            raise UserError(f"there is no latency database {self.path}: measure one with `pruneopt latency measure`")
+            raise UserError(
+                f"there is no latency database {self.path}: measure one with `pruneopt latency "
+                "measure`"
+            )
         try:
             self._connection = sqlite3.connect(self.path)
             self._open()
@@ -76,13 +81,15 @@ class Database:
         if application == 0 and not self._one("SELECT count(*) FROM sqlite_master"):
             with self._connection:
                 self._connection.executescript(
-                    f"{SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};"
+                    f"{SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = "
+                    f"{FORMAT};"
                 )
         elif application != APPLICATION:
             raise UserError(f"{self.path} is no latency database of pruneopt: name another file")
         elif self._one("PRAGMA user_version") != FORMAT:
             raise UserError(
-                f"the latency database {self.path} is of format {self._one('PRAGMA user_version')}, and this pruneopt "
+                f"the latency database {self.path} is of format "
+                f"{self._one('PRAGMA user_version')}, and this pruneopt "
                 f"reads format {FORMAT}: measure again into a new file"
             )
 
@@ -103,7 +110,13 @@ class Database:
     # Writing
 
     def add(
-        self, target: str, machine: str, name: str, regions: Sequence[Region], widths: np.ndarray, sample: Sample
+        self,
+        target: str,
+        machine: str,
+        name: str,
+        regions: Sequence[Region],
+        widths: np.ndarray,
+        sample: Sample,
     ) -> None:
         """Add one measured network; whole or not at all."""
         times = sample.by_region(len(regions))
@@ -117,12 +130,23 @@ class Database:
                 sample.seconds,
             )
             number = connection.execute(
-                "INSERT INTO network (target, machine, digest, name, widths, seconds) VALUES (?, ?, ?, ?, ?, ?)", row
+                "INSERT INTO network (target, machine, digest, name, widths, seconds) VALUES (?, "
+                "?, ?, ?, ?, ?)",
+                row,
             ).lastrowid
             connection.executemany(
                 "INSERT INTO op VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (number, place, n.name, n.kind, n.region, json.dumps(n.shapes), n.seconds, n.moved)
+                    (
+                        number,
+                        place,
+                        n.name,
+                        n.kind,
+                        n.region,
+                        json.dumps(n.shapes),
+                        n.seconds,
+                        n.moved,
+                    )
                     for place, n in enumerate(sample.nodes)
                 ],
             )
@@ -140,11 +164,15 @@ class Database:
 
     def check(self, target: str, machine: str) -> None:
         """`UserError` where the file holds times of a target from another machine or version."""
-        for (other,) in self._connection.execute("SELECT DISTINCT machine FROM network WHERE target = ?", (target,)):
+        for (other,) in self._connection.execute(
+            "SELECT DISTINCT machine FROM network WHERE target = ?", (target,)
+        ):
             if other != machine:
                 raise UserError(
-                    f"the latency database {self.path} is stale: its times of {target} were measured with "
-                    f"{describe(other)}, and here it is {describe(machine)}; measure again into a new file"
+                    f"the latency database {self.path} is stale: its times of {target} were "
+                    "measured with "
+                    f"{describe(other)}, and here it is {describe(machine)}; measure again into a "
+                    "new file"
                 )
 
     def measured(self, target: str, regions: Sequence[Region]) -> Measured:
@@ -158,34 +186,52 @@ class Database:
         return Measured(widths.reshape(len(rows), regions[0].forms.shape[1] - 1), samples)
 
     def _nodes(self, network: int) -> Iterator[NodeTime]:
-        query = "SELECT name, kind, region, seconds, shapes, moved FROM op WHERE network = ? ORDER BY place"
-        for name, kind, region, seconds, shapes, moved in self._connection.execute(query, (network,)):
-            yield NodeTime(name, kind, region, seconds, tuple(map(tuple, json.loads(shapes))), moved)
+        query = (
+            "SELECT name, kind, region, seconds, shapes, moved FROM op WHERE network = ? "
+            "ORDER "
+            "BY place"
+        )
+        for name, kind, region, seconds, shapes, moved in self._connection.execute(
+            query, (network,)
+        ):
+            yield NodeTime(
+                name, kind, region, seconds, tuple(map(tuple, json.loads(shapes))), moved
+            )
 
-    def others(self, target: str, regions: Sequence[Region]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Times of regions with the same keys in other networks on a target: key -> lengths `[N, V]`, seconds `[N]`."""
+    def others(
+        self, target: str, regions: Sequence[Region]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Times of regions with the same keys in other networks on a target: key -> lengths `[N,
+        V]`, seconds `[N]`."""
         digest = network_digest(regions)
         found = {}
         for key in {region.key for region in regions}:
             rows = self._connection.execute(
-                "SELECT region.lengths, region.seconds FROM region JOIN network ON network.id = region.network "
+                "SELECT region.lengths, region.seconds FROM region JOIN network ON network.id = "
+                "region.network "
                 "JOIN key ON key.id = region.key WHERE key.text = ? AND target = ? AND digest != ?",
                 (key, target, digest),
             ).fetchall()
             if rows:
-                found[key] = np.array([json.loads(text) for text, _ in rows]), np.array([time for _, time in rows])
+                found[key] = (
+                    np.array([json.loads(text) for text, _ in rows]),
+                    np.array([time for _, time in rows]),
+                )
         return found
 
     def summary(self) -> list[tuple[str, str, str, int, int, float, float]]:
-        """Target, machine in words, network, networks measured, ops measured, and the fastest and slowest seconds."""
+        """Target, machine in words, network, networks measured, ops measured, and the fastest and
+        slowest seconds."""
         rows = self._connection.execute(
-            "SELECT target, machine, name, count(*), min(seconds), max(seconds), digest FROM network "
+            "SELECT target, machine, name, count(*), min(seconds), max(seconds), digest FROM "
+            "network "
             "GROUP BY target, machine, digest ORDER BY min(id)"
         ).fetchall()
         found = []
         for target, machine, name, count, low, high, digest in rows:
             ops = self._one(
-                "SELECT count(*) FROM op JOIN network ON network.id = op.network WHERE target = ? AND digest = ?",
+                "SELECT count(*) FROM op JOIN network ON network.id = op.network WHERE target = ? "
+                "AND digest = ?",
                 target,
                 digest,
             )
@@ -195,29 +241,44 @@ class Database:
     def _copy_into(self, other: Database) -> None:
         """Add everything to another file that it does not hold yet."""
         with other._connection as connection:
-            for number, *row in self._connection.execute("SELECT * FROM network ORDER BY id").fetchall():
+            for number, *row in self._connection.execute(
+                "SELECT * FROM network ORDER BY id"
+            ).fetchall():
                 other.check(row[0], row[1])
-                same = "target = ? AND machine = ? AND digest = ? AND name = ? AND widths = ? AND seconds = ?"
+                same = (
+                    "target = ? AND machine = ? AND digest = ? AND name = ? AND widths = ? AND "
+                    "seconds = ?"
+                )
                 if connection.execute(f"SELECT 1 FROM network WHERE {same}", row).fetchone():
                     continue
                 values = (
-                    "INSERT INTO network (target, machine, digest, name, widths, seconds) VALUES (?, ?, ?, ?, ?, ?)"
+                    "INSERT INTO network (target, machine, digest, name, widths, seconds) "
+                    "VALUES (?, ?, ?, ?, ?, ?)"
                 )
                 new = connection.execute(values, row).lastrowid
-                for _, *op in self._connection.execute("SELECT * FROM op WHERE network = ?", (number,)).fetchall():
+                for _, *op in self._connection.execute(
+                    "SELECT * FROM op WHERE network = ?", (number,)
+                ).fetchall():
                     connection.execute("INSERT INTO op VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (new, *op))
-                query = "SELECT number, text, lengths, seconds FROM region JOIN key ON key.id = key WHERE network = ?"
-                for place, text, lengths, seconds in self._connection.execute(query, (number,)).fetchall():
+                query = (
+                    "SELECT number, text, lengths, seconds FROM region JOIN key ON key.id = "
+                    "key WHERE network = ?"
+                )
+                for place, text, lengths, seconds in self._connection.execute(
+                    query, (number,)
+                ).fetchall():
                     connection.execute("INSERT OR IGNORE INTO key (text) VALUES (?)", (text,))
                     region = "INSERT INTO region SELECT ?, ?, id, ?, ? FROM key WHERE text = ?"
                     connection.execute(region, (new, place, lengths, seconds, text))
 
 
 def merge(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Write one database with what several hold, each measurement once; the file appears when it is whole.
+    """Write one database with what several hold, each measurement once; the file appears when it is
+    whole.
 
     Raises:
-        UserError: a source that is no database, or sources with times of one target from different machines.
+        UserError: a source that is no database, or sources with times of one target from different
+            machines.
     """
     with atomic_path(Path(out)) as path:
         path.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
-"""Budgets on the time on targets: predictions for whatever decides, and the network that comes out measured.
+"""Budgets on the time on targets: predictions for whatever decides, and the network that comes out
+measured.
 
-`WithTimes` gives the cost model of a run its predictors. `Delivery` also measures the network as soon as it is cut,
-side by side with the original; `Observation` does that on targets that no budget limits. Where the network misses a
-budget, predictions of that target are corrected by what was measured, and the run begins again: `TooSlow` tells the
-caller. The rounds are written down, so that a run that was stopped goes on in the round where it was, with the
-corrections it had.
+`WithTimes` gives the cost model of a run its predictors. `Delivery` also measures the network as
+soon as it is cut, side by side with the original; `Observation` does that on targets that no budget
+limits. Where the network misses a budget, predictions of that target are corrected by what was
+measured, and the run begins again: `TooSlow` tells the caller. The rounds are written down, so that
+a run that was stopped goes on in the round where it was, with the corrections it had.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ __all__ = [
 T = TypeVar("T")
 MOST_ROUNDS = 4
 MARGIN = 1.005
-"""A correction goes this much further than what was measured: a network exactly on its budget would miss it half the
-time.
+"""A correction goes this much further than what was measured: a network exactly on its budget would
+miss it half the time.
 """
 ROUNDS_FILE = "latency-rounds.json"
 
@@ -55,12 +56,14 @@ Measure = Callable[[str, Sequence[tuple[Graph, Mapping[str, Tensor]]]], list[Mea
 
 
 class TooSlow(Exception):
-    """The cut network missed a budget on a target; predictions were corrected, and the run is to begin again."""
+    """The cut network missed a budget on a target; predictions were corrected, and the run is to
+    begin again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Times on one target in one round, in seconds: predicted and measured, before (the original) and after.
+    """Times on one target in one round, in seconds: predicted and measured, before (the original)
+    and after.
 
     ``limit``: None where no budget speaks of the target.
     """
@@ -83,7 +86,11 @@ class Delivered:
 
 def targets_of(budgets: Sequence[Budget]) -> list[str]:
     """The texts of the targets that budgets speak of, each once."""
-    return list(dict.fromkeys(b.unit.removeprefix(ON_TARGET) for b in budgets if b.unit.startswith(ON_TARGET)))
+    return list(
+        dict.fromkeys(
+            b.unit.removeprefix(ON_TARGET) for b in budgets if b.unit.startswith(ON_TARGET)
+        )
+    )
 
 
 def check_targets(texts: Sequence[str]) -> None:
@@ -93,7 +100,8 @@ def check_targets(texts: Sequence[str]) -> None:
         target.need()
         if getattr(target, "dtype", None) == "int8":
             raise UserError(
-                f"times on {text} are not predicted: int8 needs calibration for every network; give the budget for "
+                f"times on {text} are not predicted: int8 needs calibration for every network; "
+                "give the budget for "
                 "another precision, and measure with `pruneopt quantise` and `pruneopt bench`"
             )
 
@@ -126,12 +134,17 @@ class Delivery(WithTimes):
 
     Args:
         learner, budgets: see `WithTimes`.
-        folder: where the rounds are written down, and found again by a run that goes on; None for nowhere.
+        folder: where the rounds are written down, and found again by a run that goes on; None for
+            nowhere.
         measure: takes the times.
     """
 
     def __init__(
-        self, learner: Learner, budgets: Sequence[Budget], folder: Path | None = None, measure: Measure | None = None
+        self,
+        learner: Learner,
+        budgets: Sequence[Budget],
+        folder: Path | None = None,
+        measure: Measure | None = None,
     ) -> None:
         super().__init__(learner, budgets)
         self.rounds: list[list[Delivered]] = []
@@ -141,12 +154,15 @@ class Delivery(WithTimes):
         self._originals, self._done = self._read()
 
     def _read(self) -> tuple[dict[str, float], list[list[Delivered]]]:
-        """What an earlier process has measured: the seconds of the original by target, and its rounds."""
+        """What an earlier process has measured: the seconds of the original by target, and its
+        rounds."""
         if self._path is None or not self._path.exists():
             return {}, []
         try:
             data = json.loads(self._path.read_text(encoding="utf-8"))
-            return dict(data["originals"]), [[Delivered(**item) for item in items] for items in data["rounds"]]
+            return dict(data["originals"]), [
+                [Delivered(**item) for item in items] for items in data["rounds"]
+            ]
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self._path} is damaged: remove it to measure again") from error
 
@@ -200,9 +216,16 @@ class Delivery(WithTimes):
 
     def missed(self) -> BudgetError:
         """The error that names the best that was reached."""
-        best = min(self.rounds, key=lambda items: max(item.measured / (item.limit or math.inf) for item in items))
-        reached = ", ".join(format_value(f"{ON_TARGET}{item.target}", 1e9 * item.measured) for item in best)
-        texts = ", ".join(budget.text for budget in self.budgets if budget.unit.startswith(ON_TARGET))
+        best = min(
+            self.rounds,
+            key=lambda items: max(item.measured / (item.limit or math.inf) for item in items),
+        )
+        reached = ", ".join(
+            format_value(f"{ON_TARGET}{item.target}", 1e9 * item.measured) for item in best
+        )
+        texts = ", ".join(
+            budget.text for budget in self.budgets if budget.unit.startswith(ON_TARGET)
+        )
         many = f"{len(self.rounds)} networks were" if len(self.rounds) > 1 else "one network was"
         noise = next((item.noisy for item in best if item.noisy), None)
         return BudgetError(
@@ -221,14 +244,17 @@ class Observation(Instrument):
     """Measures the cut network on targets that no budget limits.
 
     Args:
-        predicted: by the targets' texts, the seconds that were predicted of the original and of the cut network.
+        predicted: by the targets' texts, the seconds that were predicted of the original and of the
+            cut network.
         measure: takes the times.
 
     Attributes:
         rounds: what was measured, as `Delivery.rounds`: one round, once the network is cut.
     """
 
-    def __init__(self, predicted: Mapping[str, tuple[float, float]], measure: Measure | None = None) -> None:
+    def __init__(
+        self, predicted: Mapping[str, tuple[float, float]], measure: Measure | None = None
+    ) -> None:
         self._predicted, self._measure = dict(predicted), measure or side_by_side
         self.rounds: list[list[Delivered]] = []
         self.corrections: dict[str, float] = {}
@@ -236,7 +262,9 @@ class Observation(Instrument):
     def after_pass(self, index: int, step: Pass, state: State) -> None:
         if step.name == "slice":
             pairs = self._predicted.items()
-            self.rounds = [[_delivered(text, state, None, pair, self._measure) for text, pair in pairs]]
+            self.rounds = [
+                [_delivered(text, state, None, pair, self._measure) for text, pair in pairs]
+            ]
 
 
 def _delivered(
@@ -247,14 +275,17 @@ def _delivered(
     networks = [(state.original, state.original.weights), (state.graph, state.graph.weights)]
     before, after = measure(text, networks)
     noisy = after.noisy or before.noisy
-    return Delivered(text, limit, *predicted, before.seconds, after.seconds, after.low, after.high, noisy)
+    return Delivered(
+        text, limit, *predicted, before.seconds, after.seconds, after.low, after.high, noisy
+    )
 
 
 def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:
     """What a run gives that is begun again until the cut network is inside its budgets on targets.
 
     Raises:
-        BudgetError: the last round missed them, or corrected predictions say that nothing is fast enough.
+        BudgetError: the last round missed them, or corrected predictions say that nothing is fast
+            enough.
     """
     while True:
         try:
@@ -267,7 +298,9 @@ def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:
             raise delivery.missed() from error
 
 
-def side_by_side(text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]) -> list[Measurement]:
+def side_by_side(
+    text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]
+) -> list[Measurement]:
     """Networks in turns on a target, as they would be deployed there."""
     target = parse_target(text)
     sessions = [target.load(graph, weights) for graph, weights in networks]

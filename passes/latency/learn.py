@@ -1,4 +1,5 @@
-"""From a network and a target to its predictor: what a database holds, and more measurements for some minutes."""
+"""From a network and a target to its predictor: what a database holds, and more measurements for
+some minutes."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ class Learner:
 
     Attributes:
         database: the file; None keeps what is measured in memory.
-        minutes: how long to measure for each target; None: `MINUTES` where the database knows too little, else not.
+        minutes: how long to measure for each target; None: `MINUTES` where the database knows too
+            little, else not.
         limits: seconds of the budgets, by the targets' texts.
     """
 

@@ -1,4 +1,5 @@
-"""On what a measurement was taken: a time is worth nothing on another device or under another version."""
+"""On what a measurement was taken: a time is worth nothing on another device or under another
+version."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ FORMAT = 1
 
 
 def machine_of(target: Target) -> str:
-    """Processor, runtime with its version and device, and our own format, as JSON with sorted keys."""
+    """Processor, runtime with its version and device, and our own format, as JSON with sorted
+    keys."""
     found = {"processor": processor(), "runtime": target.runtime(), "format": FORMAT}
     return json.dumps(found, sort_keys=True)
 

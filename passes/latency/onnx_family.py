@@ -1,11 +1,12 @@
 """The ONNX files of one network at any widths, without exporting each.
 
-An export takes seconds, a measurement tenths of one. So the network is exported at a few random width vectors, and what
-differs between the files is learned: the sizes of weights, and whole numbers in attributes and constants (the groups of
-a depthwise convolution, the sizes of a reshape). Each must follow one axis of the graph, whose length is known at all
-widths; it is found by comparing lengths, with more exports until only one is left. A file at other widths is then the
-first one with those numbers replaced, and with the weights of the first one repeated or cut to size: times do not
-depend on what is in them.
+An export takes seconds, a measurement tenths of one. So the network is exported at a few random
+width vectors, and what differs between the files is learned: the sizes of weights, and whole
+numbers in attributes and constants (the groups of a depthwise convolution, the sizes of a reshape).
+Each must follow one axis of the graph, whose length is known at all widths; it is found by
+comparing lengths, with more exports until only one is left. A file at other widths is then the
+first one with those numbers replaced, and with the weights of the first one repeated or cut to
+size: times do not depend on what is in them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def leading_plan(cost: CostModel, widths: np.ndarray) -> dict[str, np.ndarray]:
     plan = {}
     for name, width in zip(cost.groups, widths.tolist(), strict=True):
         group = cost.coupling.group(name)
-        plan[name] = np.sort(np.concatenate([block[: width // group.step] for block in group.blocks])).astype(np.int64)
+        plan[name] = np.sort(
+            np.concatenate([block[: width // group.step] for block in group.blocks])
+        ).astype(np.int64)
     return plan
 
 
@@ -65,21 +68,31 @@ class OnnxFamily:
         rows: list[np.ndarray] = []
         models: list[Any] = []
         places: dict[_Place, np.ndarray] = {}
-        while len(models) < FEWEST or (len(models) < MOST and any(len(left) > 1 for left in places.values())):
+        while len(models) < FEWEST or (
+            len(models) < MOST and any(len(left) > 1 for left in places.values())
+        ):
             rows.append(_random_widths(cost, rng, lower=len(rows) % 2 == 1))
             models.append(_exported(cost, rows[-1], write))
             places = self._places(models, np.array(rows)) if len(models) >= FEWEST else {}
         self.model = models[0]
-        self._sizes = {place: self._forms[forms[0]] for place, forms in places.items() if len(forms)}
-        self._sizes |= self._paddings([place for place, forms in places.items() if not len(forms)], models, rows)
+        self._sizes = {
+            place: self._forms[forms[0]] for place, forms in places.items() if len(forms)
+        }
+        self._sizes |= self._paddings(
+            [place for place, forms in places.items() if not len(forms)], models, rows
+        )
 
     def _places(self, models: list[Any], rows: np.ndarray) -> dict[_Place, np.ndarray]:
-        """Every number that is not the same in all models, and the forms that are as long as it is in each."""
+        """Every number that is not the same in all models, and the forms that are as long as it is
+        in each."""
         numbers = [dict(_numbers(model)) for model in models]
         shared = set(numbers[0]).intersection(*numbers)
-        # A constant of one element may have an axis of one or none, depending on what the exporter took it for.
+        # A constant of one element may have an axis of one or none, depending on what the exporter
+        # took it for.
         if any(found[place] != 1 for found in numbers for place in found.keys() - shared):
-            raise UserError(f"the ONNX files of {self.cost.graph.name} at different widths are not alike")
+            raise UserError(
+                f"the ONNX files of {self.cost.graph.name} at different widths are not alike"
+            )
         lengths = np.rint(self._forms[:, :-1] @ rows.T + self._forms[:, -1:])
         places = {}
         for place in sorted(shared):
@@ -88,18 +101,28 @@ class OnnxFamily:
                 places[place] = np.flatnonzero((lengths == values).all(axis=1))
         return places
 
-    def _paddings(self, left: list[_Place], models: list[Any], rows: list[np.ndarray]) -> dict[_Place, np.ndarray]:
-        """Two numbers of one constant that follow no axis may be the width of a group together: zeros are padded on
-        both sides of the channels (shortcuts without weights), and the units of one group lie on both. Times depend on
-        the sum alone; the first number gets it all.
+    def _paddings(
+        self, left: list[_Place], models: list[Any], rows: list[np.ndarray]
+    ) -> dict[_Place, np.ndarray]:
+        """Two numbers of one constant that follow no axis may be the width of a group together:
+        zeros are padded on both sides of the channels (shortcuts without weights), and the units of
+        one group lie on both. Times depend on the sum alone; the first number gets it all.
         """
         found: dict[_Place, np.ndarray] = {}
         for name in dict.fromkeys(place[1] for place in left):
             places = [place for place in left if place[1] == name]
-            sums = np.array([sum(size for place, size in _numbers(model) if place in places) for model in models])
+            sums = np.array(
+                [
+                    sum(size for place, size in _numbers(model) if place in places)
+                    for model in models
+                ]
+            )
             groups = np.flatnonzero((sums == np.array(rows).T).all(axis=1))
             if len(places) != 2 or not len(groups):
-                raise UserError(f"the size {places[0]} of the ONNX file of {self.cost.graph.name} follows no axis")
+                raise UserError(
+                    f"the size {places[0]} of the ONNX file of {self.cost.graph.name} follows no "
+                    "axis"
+                )
             forms = np.eye(1, len(self.cost.groups) + 1, groups[0])[0]
             found |= {places[0]: forms, places[1]: np.zeros_like(forms)}
         return found
@@ -134,11 +157,13 @@ class OnnxFamily:
 
 
 _Place = tuple[str, str, str, int]
-"""Where a number stands: ``dim``, ``item`` or ``attribute``; the tensor or node; the attribute; the index."""
+"""Where a number stands: ``dim``, ``item`` or ``attribute``; the tensor or node; the attribute; the
+index."""
 
 
 def _random_widths(cost: CostModel, rng: np.random.Generator, *, lower: bool) -> np.ndarray:
-    """Widths `[G]`, all in the lower or all in the upper half: every length differs between two that follow."""
+    """Widths `[G]`, all in the lower or all in the upper half: every length differs between two
+    that follow."""
     full, least = cost.full // cost.step, cost.minimum // cost.step
     middle = (full + least) // 2
     low, high = (least, middle) if lower else (np.minimum(middle + 1, full), full)
@@ -166,11 +191,14 @@ def named_by_place(path: Path) -> Any:
 
 
 def _told_apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of which no two are equal: an exporter would make them one, at some widths and not at others."""
+    """Weights of which no two are equal: an exporter would make them one, at some widths and not at
+    others."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, tensor in weights.items():
-        noise = torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else None
+        noise = (
+            torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else None
+        )
         found[name] = tensor if noise is None else tensor + 0.1 * noise.to(tensor)
     return found
 
@@ -185,7 +213,11 @@ def _name_by_place(model: Any) -> None:
         for index, name in enumerate(node.input):
             if name in tensors:
                 tensor = tensors[name]
-                own = f"{node.name}.{index}" if len(tensor.dims) < 2 else names.setdefault(name, f"{node.name}.{index}")
+                own = (
+                    f"{node.name}.{index}"
+                    if len(tensor.dims) < 2
+                    else names.setdefault(name, f"{node.name}.{index}")
+                )
                 if own not in kept:
                     kept[own] = onnx.TensorProto()
                     kept[own].CopyFrom(tensor)

@@ -1,9 +1,10 @@
-"""In-situ times by onnxruntime: whole networks run under its own profiler, which times every node as it was fused.
+"""In-situ times by onnxruntime: whole networks run under its own profiler, which times every node
+as it was fused.
 
-The profiler names a node after the node or the value of the file that it came from, with the layout behind it
-(``relu_1_nchwc``); nodes that onnxruntime adds (reorders between layouts, casts, copies) have names of their own, and
-count with the node that ran before. When the profile is written, the same session runs on without profiling: its times
-are those of the whole network.
+The profiler names a node after the node or the value of the file that it came from, with the layout
+behind it (``relu_1_nchwc``); nodes that onnxruntime adds (reorders between layouts, casts, copies)
+have names of their own, and count with the node that ran before. When the profile is written, the
+same session runs on without profiling: its times are those of the whole network.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def layer_nodes(model: Any) -> list[str]:
 def node_regions(model: Any, layers: int) -> dict[str, int]:
     """The region of every node, by its name and by the names of its results (see `regions`).
 
-    Where the file has another number of layers than the graph, its own are dealt out evenly in order: the sum of all
-    regions is right even then.
+    Where the file has another number of layers than the graph, its own are dealt out evenly in
+    order: the sum of all regions is right even then.
     """
     names = layer_nodes(model)
     number = {name: -(-(place + 1) * layers // len(names)) for place, name in enumerate(names)}
@@ -64,7 +65,11 @@ def node_regions(model: Any, layers: int) -> dict[str, int]:
 
 
 def run_profiled(
-    target: OrtTarget, model: bytes, inputs: Sequence[np.ndarray], regions: Mapping[str, int], seconds: float
+    target: OrtTarget,
+    model: bytes,
+    inputs: Sequence[np.ndarray],
+    regions: Mapping[str, int],
+    seconds: float,
 ) -> Sample:
     """Run a file under the profiler and without it, each for about so many seconds.
 
@@ -120,7 +125,9 @@ def _nodes(events: Iterable[Mapping[str, Any]], regions: Mapping[str, int]) -> I
         args = first[name]
         region = next((regions[text] for text in _origins(name) if text in regions), region)
         shapes = [tuple(shape) for item in _shapes(args) for shape in item.values()]
-        moved = sum(int(args.get(part, 0)) for part in ("activation_size", "output_size", "parameter_size"))
+        moved = sum(
+            int(args.get(part, 0)) for part in ("activation_size", "output_size", "parameter_size")
+        )
         yield NodeTime(name, args["op_name"], region, float(seconds), tuple(shapes), moved)
 
 

@@ -1,10 +1,12 @@
-"""How long any sub-network of a network takes on a target: the sum of its regions, calibrated against whole networks.
+"""How long any sub-network of a network takes on a target: the sum of its regions, calibrated
+against whole networks.
 
-Predictions are *not* made to grow with the widths, as those of the additive table are: on real runtimes a width of 63
-takes longer than one of 64, and both ways of hiding that are wrong. Running maxima would charge 64 what 63 costs, and
-hide the widths worth choosing; running minima would charge 63 what 64 costs, and promise a speed that the delivered
-network does not have. A searcher that steps from width to width checks each one against its budget, so a staircase can
-cost it a step that it does not try, never the budget.
+Predictions are *not* made to grow with the widths, as those of the additive table are: on real
+runtimes a width of 63 takes longer than one of 64, and both ways of hiding that are wrong. Running
+maxima would charge 64 what 63 costs, and hide the widths worth choosing; running minima would
+charge 63 what 64 costs, and promise a speed that the delivered network does not have. A searcher
+that steps from width to width checks each one against its budget, so a staircase can cost it a step
+that it does not try, never the budget.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = ["FEWEST", "Measured", "Predictor"]
 FEWEST = 4
 """Networks below which there is nothing to learn from."""
 ROUNDS = 4
-"""How often the time of a whole network is dealt out to its regions again, where the target tells no more."""
+"""How often the time of a whole network is dealt out to its regions again, where the target tells
+no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,8 @@ class Predictor:
         target: its text.
         regions: of the network.
         measured: sub-networks of it.
-        others: times of regions with the same keys from other networks: key -> lengths `[N, V]`, seconds `[N]`.
+        others: times of regions with the same keys from other networks: key -> lengths `[N, V]`,
+            seconds `[N]`.
 
     Raises:
         UserError: too few measurements.
@@ -63,12 +67,14 @@ class Predictor:
     ) -> None:
         if len(measured.samples) < FEWEST:
             raise UserError(
-                f"{len(measured.samples)} measured networks are too few to predict times on {target}: "
+                f"{len(measured.samples)} measured networks are too few to predict times on "
+                f"{target}: "
                 "give `pruneopt latency measure` more minutes"
             )
         self.target, self.regions, self.measured = target, list(regions), measured
         self.correction = 1.0
-        """What predictions are multiplied with: set where a delivered network was measured and took longer."""
+        """What predictions are multiplied with: set where a delivered network was measured and took
+        longer."""
         self._others, self._seed = others or {}, seed
         self._members: dict[str, list[int]] = {}
         for number, region in enumerate(regions):
@@ -86,14 +92,20 @@ class Predictor:
         return total
 
     def uncertainty(self, widths: np.ndarray) -> np.ndarray:
-        """A standard deviation of `seconds` by what the models of the regions do not know, `[P, G]` -> `[P]`."""
-        spread: np.ndarray = self.correction * self.calibration.scale * np.sqrt(self._sums(widths)[1])
+        """A standard deviation of `seconds` by what the models of the regions do not know, `[P, G]`
+        -> `[P]`."""
+        spread: np.ndarray = (
+            self.correction * self.calibration.scale * np.sqrt(self._sums(widths)[1])
+        )
         return spread
 
     def by_region(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of every region, and their variances, each `[P, R]`."""
         rows = np.atleast_2d(np.asarray(widths, dtype=np.float64))
-        seconds, variances = np.zeros((len(rows), len(self.regions))), np.zeros((len(rows), len(self.regions)))
+        seconds, variances = (
+            np.zeros((len(rows), len(self.regions))),
+            np.zeros((len(rows), len(self.regions))),
+        )
         for key, members in self._members.items():
             lengths = np.concatenate([self.regions[number].lengths(rows) for number in members])
             found, spread = self._memory[key](lengths)
@@ -111,21 +123,29 @@ class Predictor:
         """Learn from the seconds of regions `[N, R]`."""
         self._memory = {}
         for key, members in self._members.items():
-            lengths = np.concatenate([self.regions[number].lengths(self.measured.widths) for number in members])
+            lengths = np.concatenate(
+                [self.regions[number].lengths(self.measured.widths) for number in members]
+            )
             seconds = np.concatenate([times[:, number] for number in members])
             if key in self._others:
                 lengths = np.concatenate([lengths, self._others[key][0]])
                 seconds = np.concatenate([seconds, self._others[key][1]])
-            self._memory[key] = _Memory(RegionModel(self.regions[members[0]], lengths, seconds, self._seed))
+            self._memory[key] = _Memory(
+                RegionModel(self.regions[members[0]], lengths, seconds, self._seed)
+            )
 
     def _dealt_out(self) -> np.ndarray:
-        """Learn from whole networks alone: their times are dealt out to the regions, by work and bytes at first, and
-        then by what was learned.
+        """Learn from whole networks alone: their times are dealt out to the regions, by work and
+        bytes at first, and then by what was learned.
         """
         widths, whole = self.measured.widths, self.measured.seconds()
         lengths = [region.lengths(widths) for region in self.regions]
         work = np.stack(
-            [r.flops(x) + 4 * (r.moved(x) + r.weights(x)) for r, x in zip(self.regions, lengths, strict=True)], axis=1
+            [
+                r.flops(x) + 4 * (r.moved(x) + r.weights(x))
+                for r, x in zip(self.regions, lengths, strict=True)
+            ],
+            axis=1,
         )
         for _ in range(ROUNDS):
             times = work / work.sum(axis=1, keepdims=True) * whole[:, None]
@@ -136,7 +156,8 @@ class Predictor:
 
 
 class _Memory:
-    """A region's model that remembers what it was asked: searches ask for the same lengths again and again."""
+    """A region's model that remembers what it was asked: searches ask for the same lengths again
+    and again."""
 
     def __init__(self, model: RegionModel) -> None:
         self._model = model
@@ -149,6 +170,8 @@ class _Memory:
         new = {key: number for number, key in enumerate(keys) if key not in self._known}
         if new:
             seconds, spread = self._model.predict(rows[list(new.values())])
-            self._known.update(zip(new, zip(seconds.tolist(), spread.tolist(), strict=True), strict=True))
+            self._known.update(
+                zip(new, zip(seconds.tolist(), spread.tolist(), strict=True), strict=True)
+            )
         found = np.array([self._known[key] for key in keys]).reshape(-1, 2)
         return found[:, 0], found[:, 1]

@@ -30,11 +30,15 @@ SECONDS = 0.4
 """How long a network runs op by op, and again as a whole."""
 
 
-def op_times(target: Target, graph: Graph, weights: Mapping[str, Tensor], seconds: float = SECONDS) -> Sample:
-    """The times of a network's ops in their surroundings, fused as the target fuses them, and of the whole.
+def op_times(
+    target: Target, graph: Graph, weights: Mapping[str, Tensor], seconds: float = SECONDS
+) -> Sample:
+    """The times of a network's ops in their surroundings, fused as the target fuses them, and of
+    the whole.
 
-    Per op where the target's runtime tells: `ort-cpu` and eager `torch-cpu`. A device that works on its own does not
-    say on the host what an op takes; there, as under a compiler, the whole is timed and there are no ops.
+    Per op where the target's runtime tells: `ort-cpu` and eager `torch-cpu`. A device that works on
+    its own does not say on the host what an op takes; there, as under a compiler, the whole is
+    timed and there are no ops.
 
     Raises:
         UserError: this machine does not offer the target, or the network cannot run on it.
@@ -46,7 +50,9 @@ def op_times(target: Target, graph: Graph, weights: Mapping[str, Tensor], second
             target.write(graph, weights, path)
             model = named_by_place(path)
         regions = node_regions(model, _layers(graph))
-        return run_profiled(target, bytes(model.SerializeToString()), _arrays(target, graph), regions, seconds)
+        return run_profiled(
+            target, bytes(model.SerializeToString()), _arrays(target, graph), regions, seconds
+        )
     if isinstance(target, TorchCPU) and target.mode == "eager":
         return run_eager(target, graph, weights, seconds)
     session = target.load(graph, weights)
@@ -70,13 +76,17 @@ class Probe:
         UserError: this machine does not offer the target.
     """
 
-    def __init__(self, cost: CostModel, target: Target, *, seconds: float = SECONDS, seed: int = 0) -> None:
+    def __init__(
+        self, cost: CostModel, target: Target, *, seconds: float = SECONDS, seed: int = 0
+    ) -> None:
         target.need()
         self.cost, self.target, self.seconds = cost, target, seconds
         self._family: OnnxFamily | None = None
         if isinstance(target, OrtCPU) and target.dtype != "int8":
             try:
-                self._family = OnnxFamily(cost, lambda graph, path: target.write(graph, graph.weights, path), seed)
+                self._family = OnnxFamily(
+                    cost, lambda graph, path: target.write(graph, graph.weights, path), seed
+                )
             except UserError:
                 return  # files that are not alike are exported one by one
             self._regions = node_regions(self._family.model, _layers(cost.graph))
@@ -85,7 +95,9 @@ class Probe:
         """What the sub-network of widths `[G]` takes."""
         if self._family is not None and isinstance(self.target, OrtCPU):
             inputs = _arrays(self.target, self.cost.graph)
-            return run_profiled(self.target, self._family.at(widths), inputs, self._regions, self.seconds)
+            return run_profiled(
+                self.target, self._family.at(widths), inputs, self._regions, self.seconds
+            )
         graph = self._sliced(widths)
         return op_times(self.target, graph, graph.weights, self.seconds)
 

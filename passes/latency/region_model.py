@@ -1,10 +1,11 @@
-"""The time of a region as a function of its lengths, learned from what was measured of regions with the same key.
+"""The time of a region as a function of its lengths, learned from what was measured of regions with
+the same key.
 
-Two steps. A sum of physical terms (work, bytes, and both with lengths rounded up to the blocks of vectors) with
-coefficients of at least 0 gives the large scale, also beyond what was measured. A forest of randomised trees then
-learns the logarithm of what is left, from the lengths and from how they divide by 2, 4, 8 and 16: kernels are chosen
-and tails are padded by these, so times are staircases, and the trees keep them. The trees' disagreement is the
-uncertainty.
+Two steps. A sum of physical terms (work, bytes, and both with lengths rounded up to the blocks of
+vectors) with coefficients of at least 0 gives the large scale, also beyond what was measured. A
+forest of randomised trees then learns the logarithm of what is left, from the lengths and from how
+they divide by 2, 4, 8 and 16: kernels are chosen and tails are padded by these, so times are
+staircases, and the trees keep them. The trees' disagreement is the uncertainty.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class RegionModel:
         seconds: and how long it took, `[N]`.
     """
 
-    def __init__(self, region: Region, lengths: np.ndarray, seconds: np.ndarray, seed: int = 0) -> None:
+    def __init__(
+        self, region: Region, lengths: np.ndarray, seconds: np.ndarray, seed: int = 0
+    ) -> None:
         self.region = region
         terms = self._terms(lengths)
         self._scale = np.maximum(np.abs(terms).max(axis=0), 1e-30)
@@ -45,7 +48,8 @@ class RegionModel:
         forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, random_state=seed)
         rest = np.log(np.maximum(seconds, SHORTEST)) - np.log(self._physical(lengths))
         forest.fit(self._features(lengths), rest)
-        # The forest's own call costs milliseconds in the handing out of work, and is made very often.
+        # The forest's own call costs milliseconds in the handing out of work, and is made very
+        # often.
         self._trees = [tree.tree_ for tree in forest.estimators_]
 
     def predict(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +60,9 @@ class RegionModel:
         return seconds, seconds * rest.std(axis=0)
 
     def _physical(self, lengths: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.maximum(self._terms(lengths) / self._scale @ self._coefficients, SHORTEST)
+        found: np.ndarray = np.maximum(
+            self._terms(lengths) / self._scale @ self._coefficients, SHORTEST
+        )
         return found
 
     def _terms(self, lengths: np.ndarray) -> np.ndarray:
@@ -74,7 +80,11 @@ class RegionModel:
 
     def _features(self, lengths: np.ndarray) -> np.ndarray:
         """`[P, V]` -> `[P, F]`"""
-        columns = [self.region.flops(lengths), self.region.moved(lengths), self.region.weights(lengths)]
+        columns = [
+            self.region.flops(lengths),
+            self.region.moved(lengths),
+            self.region.weights(lengths),
+        ]
         for length in lengths.T:
             columns += [length, length % 2, length % 4 == 0, length % 8, length % 16, -length % 16]
         return np.stack(columns, axis=1)

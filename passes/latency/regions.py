@@ -1,13 +1,14 @@
 """Regions: the pieces of a network whose time is measured and predicted as one.
 
-A runtime fuses ops as it likes, and differently at different widths: onnxruntime takes a batch norm, a sum and an
-activation into a convolution, and puts reorders between layouts where a width does not suit its blocks. What stays the
-same at all widths is the order of the *layers* (ops with a weight matrix). So a region is a layer with everything that
-follows from it until the next one: every other op belongs to the region of its operand that is made last. The time of
-a fused op goes to the region that it lies in, whatever it was fused from.
+A runtime fuses ops as it likes, and differently at different widths: onnxruntime takes a batch
+norm, a sum and an activation into a convolution, and puts reorders between layouts where a width
+does not suit its blocks. What stays the same at all widths is the order of the *layers* (ops with a
+weight matrix). So a region is a layer with everything that follows from it until the next one:
+every other op belongs to the region of its operand that is made last. The time of a fused op goes
+to the region that it lies in, whatever it was fused from.
 
-Regions that compute the same, apart from the lengths of their axes, have the same *key*: what is measured of one tells
-about all of them.
+Regions that compute the same, apart from the lengths of their axes, have the same *key*: what is
+measured of one tells about all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from pruneopt.passes.analysis.ops.layers import layer_weights
 
 __all__ = ["Polynomial", "Region", "find_regions", "is_layer", "region_numbers"]
 
-SHAPES = ("size", "shape", "split_size", "split_sizes", "sections", "normalized_shape", "num_groups", "output_size")
+SHAPES = (
+    "size",
+    "shape",
+    "split_size",
+    "split_sizes",
+    "sections",
+    "normalized_shape",
+    "num_groups",
+    "output_size",
+)
 """Attributes that repeat what the shapes of an op's results say."""
 LengthOf = Callable[[Value, int], np.ndarray]
 
@@ -53,8 +63,10 @@ class Region:
     Attributes:
         name: the layer's module.
         ops: of the graph, in its order, the layer first.
-        key: what is computed, with the lengths that vary as variables; equal for regions that differ in them alone.
-        forms: the lengths that vary as linear forms in the width vector, `[V, G + 1]`, the constant last.
+        key: what is computed, with the lengths that vary as variables; equal for regions that
+            differ in them alone.
+        forms: the lengths that vary as linear forms in the width vector, `[V, G + 1]`, the constant
+            last.
         flops: multiply-accumulates at the batch, of the lengths.
         moved: bytes of the activations that the layer's ops read and write.
         weights: bytes of the weights that are read.
@@ -80,11 +92,14 @@ def is_layer(op: Op) -> bool:
     if op.base == "embedding":
         return False
     layers = layer_weights(op)
-    return bool(layers) and all(layer.value.is_weight and layer.value.type.rank > 1 for layer in layers)
+    return bool(layers) and all(
+        layer.value.is_weight and layer.value.type.rank > 1 for layer in layers
+    )
 
 
 def region_numbers(graph: Graph) -> dict[Op, int]:
-    """The number of the region of every op, from 0; what comes before the first layer belongs to number 0."""
+    """The number of the region of every op, from 0; what comes before the first layer belongs to
+    number 0."""
     numbers: dict[Op, int] = {}
     last = 0
     for op in graph.ops:
@@ -104,19 +119,28 @@ def find_regions(cost: CostModel, batch: int = 1) -> list[Region]:
     ops: list[list[Op]] = [[] for _ in range(1 + max(numbers.values(), default=0))]
     for op in graph.ops:
         ops[numbers[op]].append(op)
-    return [_region(number, members, cost.length_form, batch, columns) for number, members in enumerate(ops)]
+    return [
+        _region(number, members, cost.length_form, batch, columns)
+        for number, members in enumerate(ops)
+    ]
 
 
-def _region(number: int, ops: Sequence[Op], length_of: LengthOf, batch: int, columns: int) -> Region:
+def _region(
+    number: int, ops: Sequence[Op], length_of: LengthOf, batch: int, columns: int
+) -> Region:
     axes = _Axes(length_of, batch, columns)
     key = "; ".join(_words(op, axes) for op in ops)
     macs = convention_named("macs")
     flops = [(count.factor, count.axes) for op in ops for count in macs.flops(op)]
     made = {value for op in ops for value in op.results}
     read = {value for op in ops for value in op.inputs}
-    outer = {value for value in made if any(user not in ops for user in value.users) or not value.users}
+    outer = {
+        value for value in made if any(user not in ops for user in value.users) or not value.users
+    }
     moved = [v for v in read | outer if not v.is_weight and (v not in made or v in outer)]
-    name = next((op.loc.module or op.result.name for op in ops[:1] if number), "before the first layer")
+    name = next(
+        (op.loc.module or op.result.name for op in ops[:1] if number), "before the first layer"
+    )
     return Region(
         name,
         tuple(ops),
@@ -153,7 +177,8 @@ def _item_size(value: Value) -> int:
 
 
 class _Axes:
-    """The lengths of a region's axes: those that vary become variables, each a linear form in the widths."""
+    """The lengths of a region's axes: those that vary become variables, each a linear form in the
+    widths."""
 
     def __init__(self, length_of: LengthOf, batch: int, columns: int) -> None:
         self.forms: list[np.ndarray] = []
@@ -197,7 +222,9 @@ class _Axes:
             factor, variable = self.of(value, axis)
             name = "" if variable is None else f"v{variable}"
             parts.append(
-                f"{factor:g}" + (f"*{name}" if name and factor != 1 else "") if not name or factor != 1 else name
+                f"{factor:g}" + (f"*{name}" if name and factor != 1 else "")
+                if not name or factor != 1
+                else name
             )
         return f"{value.type.dtype}[{','.join(parts)}]"
 
@@ -206,7 +233,12 @@ class _Axes:
         found = []
         for factor, product in counts:
             lengths = [self.of(value, axis) for value, axis in product]
-            found.append((factor * math.prod(length for length, _ in lengths), [number for _, number in lengths]))
+            found.append(
+                (
+                    factor * math.prod(length for length, _ in lengths),
+                    [number for _, number in lengths],
+                )
+            )
         for factor, numbers in found:
             powers = tuple(numbers.count(variable) for variable in range(len(self.forms)))
             terms[powers] = terms.get(powers, 0.0) + factor

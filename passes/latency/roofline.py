@@ -1,4 +1,5 @@
-"""Every op of a network against the ceilings of the machine: the table and the picture of `pruneopt profile`."""
+"""Every op of a network against the ceilings of the machine: the table and the picture of `pruneopt
+profile`."""
 
 from __future__ import annotations
 
@@ -66,16 +67,31 @@ def op_lines(graph: Graph, sample: Sample, ceilings: Ceilings) -> list[OpLine]:
     for node in sample.nodes:
         macs = macs_of(node)
         least = ceilings.seconds(macs, node.moved)
-        bound = "compute" if macs / ceilings.macs > node.moved / ceilings.bandwidth(node.moved) else "memory"
+        bound = (
+            "compute"
+            if macs / ceilings.macs > node.moved / ceilings.bandwidth(node.moved)
+            else "memory"
+        )
         efficiency = least / node.seconds if node.seconds > 0 else 0.0
         layer = layers.get(node.region, "")
-        found.append(OpLine(layer, node.kind, node.seconds, node.seconds / total, macs, node.moved, efficiency, bound))
+        found.append(
+            OpLine(
+                layer,
+                node.kind,
+                node.seconds,
+                node.seconds / total,
+                macs,
+                node.moved,
+                efficiency,
+                bound,
+            )
+        )
     return found
 
 
 def roofline_svg(lines: Sequence[OpLine], ceilings: Ceilings, title: str) -> str:
-    """The picture: multiply-accumulates per byte against those per second, both logarithmic; a spot for each op that
-    has some, as large as its share of the time.
+    """The picture: multiply-accumulates per byte against those per second, both logarithmic; a spot
+    for each op that has some, as large as its share of the time.
     """
     spots = [line for line in lines if line.macs and line.seconds]
     across = [line.macs / line.moved for line in spots] or [1.0]
@@ -83,7 +99,8 @@ def roofline_svg(lines: Sequence[OpLine], ceilings: Ceilings, title: str) -> str
     x = _Scale(min(*across, 0.1), max(*across, 100.0), LEFT, WIDTH - 20)
     y = _Scale(min(*up, ceilings.macs / 1e3), 1.5 * max(*up, ceilings.macs), HEIGHT - BOTTOM, 40)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" '
         f'font-size="11"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="22" font-size="14">{escape(title)}</text>',
         *_axes(x, y),
@@ -91,9 +108,13 @@ def roofline_svg(lines: Sequence[OpLine], ceilings: Ceilings, title: str) -> str
     ]
     for line in spots:
         radius = 2.5 + 25 * math.sqrt(line.share)
-        words = f"{line.layer} ({line.kind}): {1e3 * line.seconds:.3f} ms, {100 * line.share:.1f} % of the time"
+        words = (
+            f"{line.layer} ({line.kind}): {1e3 * line.seconds:.3f} ms, {100 * line.share:.1f} "
+            "% of the time"
+        )
         parts.append(
-            f'<circle cx="{x(line.macs / line.moved):.1f}" cy="{y(line.macs / line.seconds):.1f}" r="{radius:.1f}" '
+            f'<circle cx="{x(line.macs / line.moved):.1f}" cy="{y(line.macs / line.seconds):.1f}" '
+            f'r="{radius:.1f}" '
             f'fill="#3b7dbd" fill-opacity="0.5"><title>{escape(words)}</title></circle>'
         )
     return "\n".join([*parts, "</svg>\n"])
@@ -121,8 +142,14 @@ def _axes(x: _Scale, y: _Scale) -> Iterator[str]:
     for amount in x.decades():
         yield f'<text x="{x(amount):.1f}" y="{bottom + 16}" text-anchor="middle">{amount:g}</text>'
     for amount in y.decades():
-        yield f'<text x="{LEFT - 6}" y="{y(amount) + 4:.1f}" text-anchor="end">{amount / 1e9:g}</text>'
-    yield f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 14}" text-anchor="middle">multiply-accumulates per byte</text>'
+        yield (
+            f'<text x="{LEFT - 6}" y="{y(amount) + 4:.1f}" '
+            f'text-anchor="end">{amount / 1e9:g}</text>'
+        )
+    yield (
+        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 14}" '
+        'text-anchor="middle">multiply-accumulates per byte</text>'
+    )
     yield (
         f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
         "billion multiply-accumulates per second</text>"
@@ -136,10 +163,17 @@ def _roofs(x: _Scale, y: _Scale, ceilings: Ceilings) -> Iterator[str]:
         low, knee = max(10**x.low, 10**y.low / rate), min(top / rate, right)
         if low < knee:
             yield (
-                f'<path d="M{x(low):.1f} {y(low * rate):.1f}L{x(knee):.1f} {y(knee * rate):.1f}" stroke="#b3731b" '
+                f'<path d="M{x(low):.1f} {y(low * rate):.1f}L{x(knee):.1f} {y(knee * rate):.1f}" '
+                'stroke="#b3731b" '
                 f'fill="none"><title>{rate / 1e9:.1f} GB/s for {size / 1024:g} KiB</title></path>'
             )
     left = top / max(rate for _, rate in ceilings.copies)
     if left < right:
-        yield f'<path d="M{x(max(left, 10**x.low)):.1f} {y(top):.1f}H{x(right):.1f}" stroke="#b3731b" fill="none"/>'
-        yield f'<text x="{x(right):.1f}" y="{y(top) - 5:.1f}" text-anchor="end">{top / 1e9:.0f} GMAC/s</text>'
+        yield (
+            f'<path d="M{x(max(left, 10**x.low)):.1f} {y(top):.1f}H{x(right):.1f}" '
+            'stroke="#b3731b" fill="none"/>'
+        )
+        yield (
+            f'<text x="{x(right):.1f}" y="{y(top) - 5:.1f}" text-anchor="end">{top / 1e9:.0f} '
+            "GMAC/s</text>"
+        )

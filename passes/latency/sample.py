@@ -12,8 +12,9 @@ __all__ = ["NodeTime", "Sample", "undisturbed"]
 def undisturbed(times: np.ndarray) -> np.ndarray:
     """The medians over the faster half of the runs, `[runs, ops]` -> `[ops]`.
 
-    A run in which other work took the processor is slower as a whole; on a quiet machine the half changes little. It is
-    for the shares of ops. The whole network has its plain median, which is what a budget is held against.
+    A run in which other work took the processor is slower as a whole; on a quiet machine the half
+    changes little. It is for the shares of ops. The whole network has its plain median, which is
+    what a budget is held against.
     """
     whole = times.sum(axis=1)
     found: np.ndarray = np.median(times[whole <= np.median(whole)], axis=0)
@@ -43,7 +44,8 @@ class NodeTime:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A network that ran on a target: the median seconds of the whole, and its ops in the order in which they ran."""
+    """A network that ran on a target: the median seconds of the whole, and its ops in the order in
+    which they ran."""
 
     seconds: float
     nodes: tuple[NodeTime, ...]

@@ -1,8 +1,10 @@
-"""In-situ times by PyTorch on the processor: the network as it is deployed, op by op, with a clock between the ops.
+"""In-situ times by PyTorch on the processor: the network as it is deployed, op by op, with a clock
+between the ops.
 
-Every op is prepared as one call of its overload, as the deployed module makes it, and reads what the op before it has
-left in the caches. The clock is read between ops, which costs less than a tenth of a microsecond. The whole is timed by
-the deployed module itself; what its Python adds is the calibration's to find.
+Every op is prepared as one call of its overload, as the deployed module makes it, and reads what
+the op before it has left in the caches. The clock is read between ops, which costs less than a
+tenth of a microsecond. The whole is timed by the deployed module itself; what its Python adds is
+the calibration's to find.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LEAST, MOST = 6, 200
 """Runs op by op, and as many of the whole."""
 
 
-def run_eager(target: TorchCPU, graph: Graph, weights: Mapping[str, Tensor], seconds: float) -> Sample:
+def run_eager(
+    target: TorchCPU, graph: Graph, weights: Mapping[str, Tensor], seconds: float
+) -> Sample:
     """Run a network op by op and as a whole, each for about so many seconds."""
     session = target.load(graph, weights)
     first = min(_timed(session.run) for _ in range(WARM_UP))
@@ -64,10 +68,14 @@ class _Steps:
         dtype = FLOATS[target.dtype]
         last = target.format == "channels-last"
         self.env: dict[Value, Any] = {}
-        tensors = in_precision(folded.weights({name: tensor.detach() for name, tensor in weights.items()}), dtype)
+        tensors = in_precision(
+            folded.weights({name: tensor.detach() for name, tensor in weights.items()}), dtype
+        )
         for name, value in self.graph.params.items():
             self.env[value] = _laid_out(tensors[name], last)
-        inputs = [x.to(dtype) if x.is_floating_point() else x for x in fixed_inputs(graph, target.batch)]
+        inputs = [
+            x.to(dtype) if x.is_floating_point() else x for x in fixed_inputs(graph, target.batch)
+        ]
         for value, x in zip(self.graph.inputs, inputs, strict=True):
             self.env[value] = _laid_out(x, last)
         dead = last_uses(self.graph)
@@ -106,16 +114,28 @@ class _Steps:
             shapes = tuple(value.type.shape(self.batch) for value in values)
             size = sum(int(np.prod(shape)) for shape in shapes) * 4
             yield NodeTime(
-                op.result.name if len(op.results) == 1 else op.base, op.base, regions[op], float(time_), shapes, size
+                op.result.name if len(op.results) == 1 else op.base,
+                op.base,
+                regions[op],
+                float(time_),
+                shapes,
+                size,
             )
 
 
 def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
+    return (
+        tensor.contiguous(memory_format=torch.channels_last)
+        if channels_last and tensor.dim() == 4
+        else tensor
+    )
 
 
 def _attrs(op: Op, batch: int) -> dict[str, Any]:
-    attrs = {name: torch_value(attr, batch, False, torch.device("cpu")) for name, attr in op.attrs.items()}
+    attrs = {
+        name: torch_value(attr, batch, False, torch.device("cpu"))
+        for name, attr in op.attrs.items()
+    }
     if "momentum" in attrs and attrs["momentum"] is None:
         attrs["momentum"] = 0.0  # not read where running statistics are not updated
     return attrs

@@ -1,7 +1,8 @@
 """What runs a lowered graph's fused operations: the Triton kernels, or the same in plain PyTorch.
 
-A backend makes launches; a launch can run as often as its buffers are filled anew. What it works on stands in the
-segment table on the device, so that the same launch serves other candidates when the table is written anew.
+A backend makes launches; a launch can run as often as its buffers are filled anew. What it works on
+stands in the segment table on the device, so that the same launch serves other candidates when the
+table is written anew.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Convolve:
-    """The operands of a convolution, as `kernels.convolution.conv` describes them; depthwise for ``groups=0``."""
+    """The operands of a convolution, as `kernels.convolution.conv` describes them; depthwise for
+    ``groups=0``."""
 
     x: Tensor
     weight: Tensor
@@ -58,7 +60,8 @@ class Backend(Protocol):
     sums: torch.dtype
 
     def tile_rows(self, n_out: int, n_in: int, window: Window, groups: int) -> int:
-        """Rows of a tile of `conv`, or of `dwconv` for ``groups=0``: partial statistics are laid out by them."""
+        """Rows of a tile of `conv`, or of `dwconv` for ``groups=0``: partial statistics are laid
+        out by them."""
 
     def conv(self, operands: Convolve) -> Step:
         """A convolution."""
@@ -85,12 +88,19 @@ class Backend(Protocol):
 
 
 def _later(function: Callable[P, None]) -> Callable[P, Step]:
-    """A function of `kernels.reference` as a launch: like a kernel it reads the table when it runs."""
+    """A function of `kernels.reference` as a launch: like a kernel it reads the table when it
+    runs."""
     plain: Callable[..., None] = function
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Step:
         def run() -> None:
-            plain(*(Segments.read(item.table) if isinstance(item, Segments) else item for item in args), **kwargs)
+            plain(
+                *(
+                    Segments.read(item.table) if isinstance(item, Segments) else item
+                    for item in args
+                ),
+                **kwargs,
+            )
 
         return run
 
@@ -117,7 +127,9 @@ class ReferenceKernels:
         around: dict[str, Any] = {"prologue": o.prologue, "epilogue": o.epilogue}
         if not o.groups:
             return _later(reference.dwconv)(o.x, o.weight, o.y, o.segments, o.window, **around)
-        return _later(reference.conv)(o.x, o.weight, o.y, o.segments, o.window, **around, groups=o.groups)
+        return _later(reference.conv)(
+            o.x, o.weight, o.y, o.segments, o.window, **around, groups=o.groups
+        )
 
 
 def _launched(function: Callable[P, Launch]) -> Callable[P, Step]:
@@ -130,16 +142,19 @@ def _launched(function: Callable[P, Launch]) -> Callable[P, Step]:
 
 
 class TritonKernels:
-    """The Triton kernels, on an NVIDIA GPU of compute capability 8.0 or later, or in Triton's interpreter.
+    """The Triton kernels, on an NVIDIA GPU of compute capability 8.0 or later, or in Triton's
+    interpreter.
 
     Args:
         device: of all tensors.
         dtype: of stored activations and weights.
         precision: of float32 products; None does as PyTorch's own convolutions do.
-        tuned: a file of tuned tiles (`kernels.tuning`); None takes the one that the environment names, if any.
+        tuned: a file of tuned tiles (`kernels.tuning`); None takes the one that the environment
+            names, if any.
 
     Raises:
-        UserError: there is no Triton, a device that the kernels cannot run on, or a file that is none of tiles.
+        UserError: there is no Triton, a device that the kernels cannot run on, or a file that is
+            none of tiles.
     """
 
     name = "triton"
@@ -156,7 +171,9 @@ class TritonKernels:
 
         self.dtype = dtype
         self._architecture = launch.architecture(device)
-        own: Literal["ieee", "tf32"] = "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "ieee"
+        own: Literal["ieee", "tf32"] = (
+            "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "ieee"
+        )
         self._precision = precision or own
         self._convolution, self._problem = convolution, tuning.Problem
         self._tiles = tuning.tuned_tiles(device, tuned)
@@ -173,9 +190,13 @@ class TritonKernels:
 
     def conv(self, operands: Convolve) -> Step:
         o = operands
-        tile = self._tile(o.segments.largest("n_out"), o.segments.largest("n_in"), o.window, o.groups)
+        tile = self._tile(
+            o.segments.largest("n_out"), o.segments.largest("n_in"), o.window, o.groups
+        )
         around: dict[str, Any] = {"prologue": o.prologue, "epilogue": o.epilogue, "tile": tile}
         if not o.groups:
-            return self._convolution.dwconv_launch(o.x, o.weight, o.y, o.segments, o.window, **around).run
+            return self._convolution.dwconv_launch(
+                o.x, o.weight, o.y, o.segments, o.window, **around
+            ).run
         around |= {"groups": o.groups, "precision": self._precision}
         return self._convolution.conv_launch(o.x, o.weight, o.y, o.segments, o.window, **around).run

@@ -1,4 +1,5 @@
-"""One convolution of every candidate: room for its weights, and a launch for each number of groups."""
+"""One convolution of every candidate: room for its weights, and a launch for each number of
+groups."""
 
 from __future__ import annotations
 
@@ -60,8 +61,12 @@ class Convolution:
         pairs: list[Any] = [op.attrs[name] for name in ("stride", "padding", "dilation")]
         window = Window(raw.height, raw.width, (height, width), *pairs)
         made = layout.make(op.results[0], (window.out_height, window.out_width))
-        groups = tuple(0 if depthwise(own) else _number(own.attrs["groups"]) for own in layout.own(op))
-        return cls(layout, op, weight, raw, made, prologue, {**columns, "y": made.starts}, window, groups)
+        groups = tuple(
+            0 if depthwise(own) else _number(own.attrs["groups"]) for own in layout.own(op)
+        )
+        return cls(
+            layout, op, weight, raw, made, prologue, {**columns, "y": made.starts}, window, groups
+        )
 
     @property
     def sides(self) -> tuple[Value, Value]:
@@ -72,7 +77,9 @@ class Convolution:
         """Launch with statistics; gives the partial statistics of each launch and its table."""
         layout, backend = self.layout, self.layout.backend
         for groups, chosen in self._launches():
-            n_out, n_in = (max(side.channels[number] for number in chosen) for side in (self.made, self.raw))
+            n_out, n_in = (
+                max(side.channels[number] for number in chosen) for side in (self.made, self.raw)
+            )
             rows = backend.tile_rows(n_out, n_in, self.window, groups)
             starts, total = [0] * len(layout.images), 0
             for number in chosen:
@@ -97,19 +104,33 @@ class Convolution:
             yield groups, [number for number, its in enumerate(own) if its == groups]
 
     def _launch(
-        self, groups: int, chosen: Sequence[int], epilogue: Partials | Output, **more: tuple[int, ...]
+        self,
+        groups: int,
+        chosen: Sequence[int],
+        epilogue: Partials | Output,
+        **more: tuple[int, ...],
     ) -> Segments:
         weight, places = self._packed(groups, chosen)
         columns = {**self.columns, **places, **more}
         segments = self.layout.table(self.sides, columns, chosen)
         operands = Convolve(
-            self.raw.buffer, weight, self.made.buffer, segments, self.window, self.prologue, epilogue, groups
+            self.raw.buffer,
+            weight,
+            self.made.buffer,
+            segments,
+            self.window,
+            self.prologue,
+            epilogue,
+            groups,
         )
         self.layout.launch(self.layout.backend.conv(operands))
         return segments
 
-    def _packed(self, groups: int, chosen: Sequence[int]) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
-        """Room for the candidates' weights in the kernels' layout, and where each segment's stands and how wide."""
+    def _packed(
+        self, groups: int, chosen: Sequence[int]
+    ) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+        """Room for the candidates' weights in the kernels' layout, and where each segment's stands
+        and how wide."""
         layout, starts, total = self.layout, {}, 0
         wanted = dict.fromkeys(layout.candidates[number] for number in chosen)
         own = layout.own(self.op)

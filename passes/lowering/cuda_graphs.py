@@ -13,7 +13,8 @@ __all__ = ["Capture", "CudaGraphs"]
 Capture = Callable[[Sequence[Step]], Step]
 """Records launches, and gives what starts them all again, on the same buffers. It may run them.
 
-A launch is recorded with its grid and its arguments as they are: what it should do later must stand in its buffers.
+A launch is recorded with its grid and its arguments as they are: what it should do later must stand
+in its buffers.
 """
 
 
@@ -32,7 +33,9 @@ class CudaGraphs:
         with torch.cuda.device(self._device):
             ahead = torch.cuda.Stream()
             ahead.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(ahead):  # compiles what is not compiled yet, which no recording may do
+            with torch.cuda.stream(
+                ahead
+            ):  # compiles what is not compiled yet, which no recording may do
                 for step in steps:
                     step()
             torch.cuda.current_stream().wait_stream(ahead)

@@ -18,7 +18,9 @@ Columns = dict[str, tuple[int, ...]]
 """Of a launch's table: where every segment's part of an operand begins."""
 
 
-def _prologue(layout: Layout, op: Op, finished: Activation | None) -> tuple[Activation, Prologue, Columns]:
+def _prologue(
+    layout: Layout, op: Op, finished: Activation | None
+) -> tuple[Activation, Prologue, Columns]:
     """What is loaded and how it is finished; with the table's columns for it."""
     raw = layout.activation(op.needed(0))
     affine, in_table = layout.affine(op.value(1), op.value(2))
@@ -62,7 +64,9 @@ def mean_pixels(layout: Layout, op: Op) -> None:
     made = layout.make(op.result, (1, 1))
     columns["y"] = made.starts
     segments = layout.table((source, source), columns)
-    layout.launch(layout.backend.mean_pixels(raw.buffer, made.buffer, segments, raw.pixels, prologue=prologue))
+    layout.launch(
+        layout.backend.mean_pixels(raw.buffer, made.buffer, segments, raw.pixels, prologue=prologue)
+    )
     layout.env[op.result] = made
 
 
@@ -79,7 +83,9 @@ def conv_statistics(layout: Layout, op: Op) -> None:
     gamma = beta = affine = None
     eps: Any = 0.0
     if norm is not None:
-        gamma, beta = (layout.parameters(norm, index, default, out) for index, default in ((2, 1.0), (3, 0.0)))
+        gamma, beta = (
+            layout.parameters(norm, index, default, out) for index, default in ((2, 1.0), (3, 0.0))
+        )
         convolution.columns["params"] = gamma.starts
         affine, eps = Affine(scale, shift), norm.attrs["eps"]
     for partials, segments in convolution.measured():
@@ -121,8 +127,11 @@ def conv_output(layout: Layout, op: Op) -> None:
     layout.env[op.result] = convolution.made
 
 
-def _loaded(layout: Layout, op: Op, *, wanted: bool) -> tuple[Activation, Prologue, Columns, Activation | None]:
-    """How a convolution reads its input, and where it writes what it has finished, if others want it."""
+def _loaded(
+    layout: Layout, op: Op, *, wanted: bool
+) -> tuple[Activation, Prologue, Columns, Activation | None]:
+    """How a convolution reads its input, and where it writes what it has finished, if others want
+    it."""
     if not wanted:
         return (*_prologue(layout, op, None), None)
     if _writes_input(op):
@@ -141,8 +150,13 @@ def _norm_of(op: Op) -> Op | None:
     """The batch norm that a convolution's statistics are for, if its parameters are weights."""
     _, mean, variance, _ = op.results
     for user in mean.users:
-        own = user.base == "pruneopt.norm_affine" and (user.value(0), user.value(1)) == (mean, variance)
-        if own and all(value is None or value.is_weight for value in (user.value(2), user.value(3))):
+        own = user.base == "pruneopt.norm_affine" and (user.value(0), user.value(1)) == (
+            mean,
+            variance,
+        )
+        if own and all(
+            value is None or value.is_weight for value in (user.value(2), user.value(3))
+        ):
             return user
     return None
 

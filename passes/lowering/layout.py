@@ -1,10 +1,13 @@
-"""A lowered graph on its way to launches: what an op needs of buffers, tables and weights, and the steps in order.
+"""A lowered graph on its way to launches: what an op needs of buffers, tables and weights, and the
+steps in order.
 
-A segment is one candidate on one batch. Fused operations take all segments in one launch (`fused_ops`); what no kernel
-does runs in PyTorch, segment by segment, on views of the same buffers.
+A segment is one candidate on one batch. Fused operations take all segments in one launch
+(`fused_ops`); what no kernel does runs in PyTorch, segment by segment, on views of the same
+buffers.
 
-Buffers, grids and offsets are those of *rooms*, the widest networks that come. Candidates that are loaded later change
-what stands in the buffers of weights and in the segment tables, and nothing else.
+Buffers, grids and offsets are those of *rooms*, the widest networks that come. Candidates that are
+loaded later change what stands in the buffers of weights and in the segment tables, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Layout:
-    """Steps of a pass over several candidates. Values and ops are known by those of the first room's graph.
+    """Steps of a pass over several candidates. Values and ops are known by those of the first
+    room's graph.
 
     Args:
         rooms: the widest graph of each candidate; they differ in widths alone.
@@ -53,7 +57,8 @@ class Layout:
         live: how many images each segment has; none before batches are placed.
         steps: what runs, in order, and whether it is a launch.
         after: what may run when all steps are over.
-        copies: pairs of a target and its source, copied when candidates are loaded, after what is ``cleared``.
+        copies: pairs of a target and its source, copied when candidates are loaded, after what is
+            ``cleared``.
         at_load: what runs then, after these.
     """
 
@@ -97,11 +102,18 @@ class Layout:
             return Loose()
         channels, height, width = value.type.shape(1)[1:]
         once = Activation.empty(
-            images, [channels] * len(images), (height, width), self.backend.dtype, self.device, self.memory
+            images,
+            [channels] * len(images),
+            (height, width),
+            self.backend.dtype,
+            self.device,
+            self.memory,
         )
         self._kept.add(id(once.buffer))
         starts = tuple(once.starts[number] for number in self.batch_of)
-        return Activation(once.buffer, starts, (channels,) * len(starts), self.images, height, width)
+        return Activation(
+            once.buffer, starts, (channels,) * len(starts), self.images, height, width
+        )
 
     def _lay_out(self, handlers: Mapping[str, Handler]) -> None:
         for op in self.rooms[0].ops:
@@ -119,11 +131,13 @@ class Layout:
         return range(len(self.candidates))
 
     def own(self, op: Op) -> list[Op]:
-        """A room's op as every candidate has it that is loaded (before any is: as every room has it)."""
+        """A room's op as every candidate has it that is loaded (before any is: as every room has
+        it)."""
         return [_producer(twins[op.results[0]]) for twins in self.twins]
 
     def channels(self, value: Value) -> tuple[int, ...]:
-        """How many channels every segment's part of a value has, of the candidates that are loaded."""
+        """How many channels every segment's part of a value has, of the candidates that are
+        loaded."""
         widths = [width_of(twins[value]) for twins in self.twins]
         return tuple(widths[number] for number in self.candidates)
 
@@ -135,7 +149,9 @@ class Layout:
     @property
     def given(self) -> tuple[int, ...]:
         """The segments of the candidates that are loaded."""
-        return tuple(number for number in self.segments if self.candidates[number] < len(self.weights))
+        return tuple(
+            number for number in self.segments if self.candidates[number] < len(self.weights)
+        )
 
     def part(self, stored: Stored, value: Value, segment: int) -> Tensor:
         """A segment's part of a value, as PyTorch has it; of a buffer it is a view."""
@@ -161,9 +177,13 @@ class Layout:
         return None if value is None else self.weights[candidate][value.name]
 
     def table(
-        self, sides: Sides, columns: Mapping[str, Sequence[int]], chosen: Sequence[int] | None = None
+        self,
+        sides: Sides,
+        columns: Mapping[str, Sequence[int]],
+        chosen: Sequence[int] | None = None,
     ) -> Segments:
-        """The table of a launch over the chosen segments (None: all); ``columns`` are its fields but for widths."""
+        """The table of a launch over the chosen segments (None: all); ``columns`` are its fields
+        but for widths."""
         numbers = list(self.segments if chosen is None else chosen)
         n_in, n_out = (self.channels(value) for value in sides)
         rows = [
@@ -175,13 +195,20 @@ class Layout:
             )
             for number in numbers
         ]
-        return self.tables.add(rows, numbers, [self.candidates[number] for number in numbers], sides)
+        return self.tables.add(
+            rows, numbers, [self.candidates[number] for number in numbers], sides
+        )
 
     def make(self, value: Value, size: tuple[int, int] | None = None) -> Activation:
         """Room for a value, of its own or another size."""
         height, width = size or value.type.shape(1)[2:]
         return Activation.empty(
-            self.images, self.channels(value), (height, width), self.backend.dtype, self.device, self.memory
+            self.images,
+            self.channels(value),
+            (height, width),
+            self.backend.dtype,
+            self.device,
+            self.memory,
         )
 
     def activation(self, value: Value) -> Activation:
@@ -194,7 +221,9 @@ class Layout:
         assert isinstance(stored, Activation)
         return stored
 
-    def affine(self, scale: Value | None, shift: Value | None) -> tuple[Affine | None, tuple[int, ...]]:
+    def affine(
+        self, scale: Value | None, shift: Value | None
+    ) -> tuple[Affine | None, tuple[int, ...]]:
         """Scale and shift as tables, and where the segments' parts of both begin."""
         if scale is None or shift is None:
             return None, (0,) * len(self.candidates)
@@ -232,7 +261,8 @@ class Layout:
             self.steps.append((False, run))
 
     def parameters(self, op: Op, index: int, default: float, value: Value) -> Table:
-        """An operand of an op that is a weight `[channels of value]`; the segments of a candidate share a part."""
+        """An operand of an op that is a weight `[channels of value]`; the segments of a candidate
+        share a part."""
         widths = [width_of(twins[value]) for twins in self.twins]
         table = Table.zeros(widths, self.backend.sums, self.device)
         if op.value(index) is None:
@@ -253,11 +283,21 @@ class Layout:
     def plain(self, op: Op) -> None:
         """An op as PyTorch has it, segment by segment."""
         sources = {value: self.env[value] for value in op.inputs if not value.is_weight}
-        fixed = all(isinstance(item, Loose) and item.fixed for item in sources.values()) and not _grows(op)
+        fixed = all(
+            isinstance(item, Loose) and item.fixed for item in sources.values()
+        ) and not _grows(op)
         results = [Loose(fixed=fixed) for _ in op.results]
-        dead = [item for value in self._last.get(op, ()) if isinstance(item := sources.get(value), Loose)]
+        dead = [
+            item
+            for value in self._last.get(op, ())
+            if isinstance(item := sources.get(value), Loose)
+        ]
         dropped = [item for item in dead if not item.fixed and item is not self.input]
-        held = {item.buffer.untyped_storage().data_ptr() for item in sources.values() if not isinstance(item, Loose)}
+        held = {
+            item.buffer.untyped_storage().data_ptr()
+            for item in sources.values()
+            if not isinstance(item, Loose)
+        }
 
         def run() -> None:
             own = self.own(op)
@@ -265,8 +305,11 @@ class Layout:
                 found.tensors = {}
             for segment in self.given if fixed else self.busy:
                 made = self._call(op, own[self.candidates[segment]], segment, sources)
-                for found, tensor in zip(results, made if isinstance(made, tuple | list) else (made,), strict=True):
-                    # A view of a kernel's buffer would change under its readers when that is used again.
+                for found, tensor in zip(
+                    results, made if isinstance(made, tuple | list) else (made,), strict=True
+                ):
+                    # A view of a kernel's buffer would change under its readers when that is used
+                    # again.
                     shared = tensor.untyped_storage().data_ptr() in held
                     found.tensors[segment] = tensor.clone() if shared else tensor
             for item in dropped:
@@ -295,9 +338,13 @@ class Layout:
             weight = weights[own.name]
             return weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
 
-        operands = [fetched(known, own) for known, own in zip(first.operands, op.operands, strict=True)]
+        operands = [
+            fetched(known, own) for known, own in zip(first.operands, op.operands, strict=True)
+        ]
         images = self.live[segment] if self.live else self.images[segment]
-        attrs = {name: torch_value(attr, images, False, self.device) for name, attr in op.attrs.items()}
+        attrs = {
+            name: torch_value(attr, images, False, self.device) for name, attr in op.attrs.items()
+        }
         return call(op.target, operands, attrs)
 
 
@@ -317,6 +364,12 @@ def _producer(value: Value) -> Op:
 def check_batch(batch: Tensor, room: Activation, segment: int) -> None:
     """Raises UserError for what is larger than its room, or of images of another size."""
     images, channels, *size = batch.shape
-    if size != [room.height, room.width] or channels > room.channels[segment] or images > room.images[segment]:
+    if (
+        size != [room.height, room.width]
+        or channels > room.channels[segment]
+        or images > room.images[segment]
+    ):
         wanted = [room.images[segment], room.channels[segment], room.height, room.width]
-        raise UserError(f"a batch of shape {list(batch.shape)} does not fit where there is room for {wanted}")
+        raise UserError(
+            f"a batch of shape {list(batch.shape)} does not fit where there is room for {wanted}"
+        )

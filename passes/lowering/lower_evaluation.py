@@ -1,7 +1,8 @@
 """Lowering a network in evaluation mode onto the fused operations of `kernels.library`.
 
-Batch norms are folded into the layers before them already (`evaluation.folding`). A convolution takes the residual sum
-and the activation behind it along: what comes out is finished and written once.
+Batch norms are folded into the layers before them already (`evaluation.folding`). A convolution
+takes the residual sum and the activation behind it along: what comes out is finished and written
+once.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class _Lowering:
         for value in self.old.inputs:
             self.done[value] = self.new.add_input(value.name, value.type)
         for op in self.old.ops:
-            if not any(step(op) for step in (self.conv, self.sum, self.activation, self.pool, self.dropout)):
+            if not any(
+                step(op) for step in (self.conv, self.sum, self.activation, self.pool, self.dropout)
+            ):
                 self.keep(op, "no kernel does it")
         self.new.outputs = map_structure(self.value, self.old.outputs)
 
@@ -68,10 +71,14 @@ class _Lowering:
         conv, producer = found.conv, old.producer
         assert producer is not None
         read = [conv.needed(0), conv.needed(1), conv.value(2), found.residual]
-        operands: tuple[Operand, ...] = tuple(None if value is None else self.value(value) for value in read)
+        operands: tuple[Operand, ...] = tuple(
+            None if value is None else self.value(value) for value in read
+        )
         attrs = {"activation": activation, **{name: conv.attrs[name] for name in GEOMETRY}}
         results = [(self.new.fresh_name(old.name), old.type)]
-        self.done[old] = self.new.add_op("pruneopt.conv_output.default", operands, attrs, results, conv.loc).result
+        self.done[old] = self.new.add_op(
+            "pruneopt.conv_output.default", operands, attrs, results, conv.loc
+        ).result
 
     def conv(self, op: Op) -> bool:
         """A convolution, left open for what may join it."""
@@ -93,13 +100,25 @@ class _Lowering:
         return self.open.get(value)
 
     def sum(self, op: Op) -> bool:
-        """A residual sum joins the convolution on one of its sides, the later one where both are."""
+        """A residual sum joins the convolution on one of its sides, the later one where both
+        are."""
         left, right = op.value(0), op.value(1)
-        if op.role != "add" or op.attrs.get("alpha") != 1 or left is None or right is None or left.type != right.type:
+        if (
+            op.role != "add"
+            or op.attrs.get("alpha") != 1
+            or left is None
+            or right is None
+            or left.type != right.type
+        ):
             return False
         for one, other in ((right, left), (left, right)):
             found = self.joins(one)
-            if found is not None and found.residual is None and one is not other and not other.is_weight:
+            if (
+                found is not None
+                and found.residual is None
+                and one is not other
+                and not other.is_weight
+            ):
                 del self.open[one]
                 self.value(other)
                 self.open[op.result] = replace(found, residual=other)
@@ -123,7 +142,9 @@ class _Lowering:
             return False
         operands = (self.value(source), *[None] * 5)
         results = [(self.new.fresh_name(op.result.name), op.result.type)]
-        made = self.new.add_op("pruneopt.mean_pixels.default", operands, {"activation": "identity"}, results, op.loc)
+        made = self.new.add_op(
+            "pruneopt.mean_pixels.default", operands, {"activation": "identity"}, results, op.loc
+        )
         self.done[op.result] = made.result
         return True
 
@@ -145,8 +166,11 @@ class _Lowering:
 
 
 def lower_evaluation(graph: Graph) -> LoweredEvaluation:
-    """A network in evaluation mode in fused operations. ``graph``, whose batch norms are folded, is not changed."""
+    """A network in evaluation mode in fused operations. ``graph``, whose batch norms are folded, is
+    not changed."""
     lowering = _Lowering(graph, Graph(f"{graph.name}_evaluation"))
     lowering.run()
-    unfused = tuple(found for op in lowering.new.ops if (found := lowering.unfused.get(op)) is not None)
+    unfused = tuple(
+        found for op in lowering.new.ops if (found := lowering.unfused.get(op)) is not None
+    )
     return LoweredEvaluation(lowering.new, unfused)

@@ -1,9 +1,10 @@
 """Lowering a network's statistics pass onto the fused operations of `kernels.library`.
 
-In this pass every batch is normalised by its own statistics, and all that is wanted are these. A batch norm is then a
-scale and a shift per channel, known when the layer before is finished; whoever reads its result applies them, the
-activation and a residual sum while loading. So an activation is written once, raw, and read by those who need it. What
-no kernel does runs as PyTorch has it, on finished inputs, and is listed with the reason.
+In this pass every batch is normalised by its own statistics, and all that is wanted are these. A
+batch norm is then a scale and a shift per channel, known when the layer before is finished; whoever
+reads its result applies them, the activation and a residual sum while loading. So an activation is
+written once, raw, and read by those who need it. What no kernel does runs as PyTorch has it, on
+finished inputs, and is listed with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class LoweredStatistics:
     """A graph that gives the statistics of every batch norm, and nothing else.
 
     Attributes:
-        graph: its outputs are a mean and a biased variance for each of ``norms``, one after the other.
+        graph: its outputs are a mean and a biased variance for each of ``norms``, one after the
+            other.
         norms: the batch norms that learn, in graph order, as in the network.
         unfused: what no kernel does.
     """
@@ -51,7 +53,14 @@ class _Lazy:
 
     @property
     def operands(self) -> Pending:
-        return self.raw, self.scale, self.shift, self.residual, self.residual_scale, self.residual_shift
+        return (
+            self.raw,
+            self.scale,
+            self.shift,
+            self.residual,
+            self.residual_scale,
+            self.residual_shift,
+        )
 
     @property
     def finished(self) -> bool:
@@ -101,7 +110,17 @@ class _Lowering:
             for value in op.inputs:
                 self.left[value] = self.left.get(value, 0) + 1
         for op in self.old.ops:
-            if not any(step(op) for step in (self.norm, self.conv, self.activation, self.sum, self.pool, self.dropout)):
+            if not any(
+                step(op)
+                for step in (
+                    self.norm,
+                    self.conv,
+                    self.activation,
+                    self.sum,
+                    self.pool,
+                    self.dropout,
+                )
+            ):
                 self.keep(op, "no kernel does it")
             for value in op.inputs:
                 self.left[value] -= 1
@@ -114,7 +133,13 @@ class _Lowering:
             return self.new.params.get(old.name) or self.new.add_param(old.name, old.type, old.kind)
         lazy = self.lazy[old]
         if not lazy.finished:
-            made = self.add("add_act", lazy.operands, {"activation": lazy.activation}, [(old.name, old.type)], old)
+            made = self.add(
+                "add_act",
+                lazy.operands,
+                {"activation": lazy.activation},
+                [(old.name, old.type)],
+                old,
+            )
             lazy = self.lazy[old] = _Lazy(made.result)
         return lazy.raw
 
@@ -145,7 +170,9 @@ class _Lowering:
             self.norms.append((norm, self._shifted(found, op), found.variance))
         else:
             found = _Known(self.value(norm.mean), self.value(norm.variance))
-        gamma, beta = (None if item is None else self.value(item) for item in (norm.scale, norm.shift))
+        gamma, beta = (
+            None if item is None else self.value(item) for item in (norm.scale, norm.shift)
+        )
         affine = self.add(
             "norm_affine",
             (found.mean, found.variance, gamma, beta),
@@ -158,20 +185,28 @@ class _Lowering:
 
     def _measured(self, norm: RunningNorm, raw: Value, vector: TensorType) -> _Known:
         """The statistics of a value that no convolution made, such as a concatenation."""
-        made = self.add("statistics", (raw,), {}, [("mean", vector), ("variance", vector)], norm.op.result)
-        self.unfused[made] = Unfused(norm.op, "its statistics take a pass of their own: no kernel makes its input")
+        made = self.add(
+            "statistics", (raw,), {}, [("mean", vector), ("variance", vector)], norm.op.result
+        )
+        self.unfused[made] = Unfused(
+            norm.op, "its statistics take a pass of their own: no kernel makes its input"
+        )
         self.known[raw] = _Known(*made.results)
         return self.known[raw]
 
     def _shifted(self, found: _Known, op: Op) -> Value:
-        """The mean that is learnt: a bias cancels in the batch norm behind it, but is part of that."""
+        """The mean that is learnt: a bias cancels in the batch norm behind it, but is part of
+        that."""
         if found.bias is None:
             return found.mean
         results = [(self.new.fresh_name("mean"), found.mean.type)]
-        return self.new.add_op("aten.add.Tensor", (found.mean, found.bias), {"alpha": 1}, results, op.loc).result
+        return self.new.add_op(
+            "aten.add.Tensor", (found.mean, found.bias), {"alpha": 1}, results, op.loc
+        ).result
 
     def conv(self, op: Op) -> bool:
-        """A convolution in front of a batch norm, on an input that is finished while it is loaded."""
+        """A convolution in front of a batch norm, on an input that is finished while it is
+        loaded."""
         if op.role != "conv2d":
             return False
         why = self._unfit(op)
@@ -185,12 +220,19 @@ class _Lowering:
             "conv_statistics",
             (*source.operands, self.value(op.needed(1))),
             {"activation": source.activation, **{key: op.attrs[key] for key in GEOMETRY}},
-            [(out.name, out.type), ("mean", vector), ("variance", vector), (f"{old.name}_finished", old.type)],
+            [
+                (out.name, out.type),
+                ("mean", vector),
+                ("variance", vector),
+                (f"{old.name}_finished", old.type),
+            ],
             out,
         )
         raw, mean, variance, finished = made.results
         if self._shared(op, old, source):
-            self.lazy[old] = _Lazy(finished)  # written once, on the way, for the readers that are still to come
+            self.lazy[old] = _Lazy(
+                finished
+            )  # written once, on the way, for the readers that are still to come
         self.known[raw] = _Known(mean, variance, None if bias is None else self.value(bias))
         self.lazy[out] = _Lazy(raw)
         return True
@@ -207,13 +249,17 @@ class _Lowering:
         return None
 
     def _read(self, op: Op, old: Value) -> _Lazy:
-        """How a convolution reads its input: unfinished, unless a sum would be made again by every reader."""
-        if old.is_weight or (self.lazy[old].residual is not None and self.left[old] > 1 and not _same_pixels(op)):
+        """How a convolution reads its input: unfinished, unless a sum would be made again by every
+        reader."""
+        if old.is_weight or (
+            self.lazy[old].residual is not None and self.left[old] > 1 and not _same_pixels(op)
+        ):
             return _Lazy(self.value(old))
         return self.lazy[old]
 
     def _shared(self, op: Op, old: Value, source: _Lazy) -> bool:
-        """Whether a convolution should write its finished input, as others would have to make it again."""
+        """Whether a convolution should write its finished input, as others would have to make it
+        again."""
         if source.finished or self.left[old] < 2 or not _same_pixels(op):
             return False
         return source.residual is not None or any(user.role != "conv2d" for user in old.users)
@@ -237,11 +283,19 @@ class _Lowering:
             return False
         for one, other in ((left, right), (right, left)):
             first, second = self.lazy.get(one), self.lazy.get(other)
-            if first is not None and second is not None and first.takes_more and first.scale is not None:
+            if (
+                first is not None
+                and second is not None
+                and first.takes_more
+                and first.scale is not None
+            ):
                 if not second.takes_more:
                     second = _Lazy(self.value(other))
                 self.lazy[op.result] = replace(
-                    first, residual=second.raw, residual_scale=second.scale, residual_shift=second.shift
+                    first,
+                    residual=second.raw,
+                    residual_scale=second.scale,
+                    residual_shift=second.shift,
                 )
                 return True
         return False
@@ -250,17 +304,33 @@ class _Lowering:
         """The mean over all pixels."""
         source = op.value(0)
         lazy = self.lazy.get(source) if source is not None else None
-        if lazy is None or lazy.finished or op.role != "adaptive_avg_pool2d" or op.attrs["output_size"] != (1, 1):
+        if (
+            lazy is None
+            or lazy.finished
+            or op.role != "adaptive_avg_pool2d"
+            or op.attrs["output_size"] != (1, 1)
+        ):
             return False
         out = op.result
-        made = self.add("mean_pixels", lazy.operands, {"activation": lazy.activation}, [(out.name, out.type)], out)
+        made = self.add(
+            "mean_pixels",
+            lazy.operands,
+            {"activation": lazy.activation},
+            [(out.name, out.type)],
+            out,
+        )
         self.lazy[out] = _Lazy(made.result)
         return True
 
     def dropout(self, op: Op) -> bool:
         """Dropout, which drops nothing in this pass."""
         source = op.value(0)
-        if op.role != "dropout" or op.attrs.get("train") != MODE or source is None or source not in self.lazy:
+        if (
+            op.role != "dropout"
+            or op.attrs.get("train") != MODE
+            or source is None
+            or source not in self.lazy
+        ):
             return False
         self.lazy[op.result] = self.lazy[source]
         return True
@@ -284,7 +354,9 @@ def lower_statistics(graph: Graph) -> LoweredStatistics:
     lowering = _Lowering(graph, Graph(f"{graph.name}_statistics"))
     lowering.run()
     if not lowering.norms:
-        raise UserError(f"{graph.name} has no batch norm over images whose statistics can be recomputed")
+        raise UserError(
+            f"{graph.name} has no batch norm over images whose statistics can be recomputed"
+        )
     new = lowering.new
     new.outputs = tuple(value for _, *pair in lowering.norms for value in pair)
     new.erase_dead()
@@ -293,10 +365,13 @@ def lower_statistics(graph: Graph) -> LoweredStatistics:
 
 
 def _same_pixels(op: Op) -> bool:
-    """Whether a convolution reads every pixel once at its own place, so that it can write the finished input."""
+    """Whether a convolution reads every pixel once at its own place, so that it can write the
+    finished input."""
     size = op.needed(1).type.shape()[2:]
     stride, padding, dilation = (op.attrs[key] for key in GEOMETRY[:3])
-    if not (isinstance(stride, tuple) and isinstance(padding, tuple) and isinstance(dilation, tuple)):
+    if not (
+        isinstance(stride, tuple) and isinstance(padding, tuple) and isinstance(dilation, tuple)
+    ):
         return False
     middle = tuple((k - 1) * d for k, d in zip(size, dilation, strict=True) if isinstance(d, int))
     return stride == (1, 1) and tuple(2 * p for p in padding if isinstance(p, int)) == middle

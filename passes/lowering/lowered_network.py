@@ -1,4 +1,5 @@
-"""The prepared passes of one network: what a search asks for candidates, without knowing of rooms."""
+"""The prepared passes of one network: what a search asks for candidates, without knowing of
+rooms."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def recorder(device: torch.device) -> Capture | None:
 
 
 class Kept:
-    """Both passes of a network's candidates, each laid out once and each candidate's graph lowered once.
+    """Both passes of a network's candidates, each laid out once and each candidate's graph lowered
+    once.
 
     Args:
         graph: the network, of which all candidates are cut; it has one input, of images.
@@ -57,11 +59,16 @@ class Kept:
         room = self._statistics_of(graph)
         self._images = max(1, memory // (together * image_bytes(room.graph, backend)))
         self._statistics = PreparedStatistics([room] * together, backend, capture)
-        self._evaluation = PreparedEvaluation([self._evaluation_of(folded)] * together, backend, capture)
+        self._evaluation = PreparedEvaluation(
+            [self._evaluation_of(folded)] * together, backend, capture
+        )
 
     def __str__(self) -> str:
         """How launches were started last, in a few words; empty before any were."""
-        told = {"statistics": self._statistics.launches.told, "scores": self._evaluation.launches.told}
+        told = {
+            "statistics": self._statistics.launches.told,
+            "scores": self._evaluation.launches.told,
+        }
         return ", ".join(f"{name} by {how}" for name, how in told.items() if how)
 
     def _statistics_of(self, graph: Graph) -> LoweredStatistics:
@@ -77,7 +84,8 @@ class Kept:
     def statistics(
         self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Sequence[Tensor]
     ) -> list[list[list[BatchStatistics]]]:
-        """What every candidate gives on every batch at every batch norm: ``result[candidate][batch][norm]``."""
+        """What every candidate gives on every batch at every batch norm:
+        ``result[candidate][batch][norm]``."""
         self._statistics.load([self._statistics_of(graph) for graph in graphs], weights)
         found: list[list[list[BatchStatistics]]] = [[] for _ in graphs]
         for part in self._parts(batches):
@@ -92,8 +100,11 @@ class Kept:
         for first in range(0, len(batches), count):
             yield batches[first : first + count]
 
-    def networks(self, folded: Sequence[Graph], weights: Sequence[Weights]) -> Callable[[Tensor], list[Any]]:
-        """Candidates in evaluation mode, from graphs without batch norms: the outputs of each for the same inputs.
+    def networks(
+        self, folded: Sequence[Graph], weights: Sequence[Weights]
+    ) -> Callable[[Tensor], list[Any]]:
+        """Candidates in evaluation mode, from graphs without batch norms: the outputs of each for
+        the same inputs.
 
         What was given before for other candidates must not be called any more.
         """

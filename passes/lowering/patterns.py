@@ -23,7 +23,11 @@ class Unfused:
 
 def activation_name(op: Op) -> str | None:
     """The kernels' name of an activation."""
-    if op.role == "hardtanh" and (op.operands[1:], op.attrs.get("min_val"), op.attrs.get("max_val")) == ((), 0, 6):
+    if op.role == "hardtanh" and (
+        op.operands[1:],
+        op.attrs.get("min_val"),
+        op.attrs.get("max_val"),
+    ) == ((), 0, 6):
         return "relu6"
     return op.role if op.role in ACTIVATIONS else None
 

@@ -1,4 +1,5 @@
-"""What is made once: a pass laid out for the widest candidates, which takes in one after the other."""
+"""What is made once: a pass laid out for the widest candidates, which takes in one after the
+other."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ __all__ = ["Prepared", "image_bytes"]
 
 
 def image_bytes(room: Graph, backend: Backend) -> int:
-    """Bytes that a layout takes for the activations of one image of one candidate, kept as long as it is."""
+    """Bytes that a layout takes for the activations of one image of one candidate, kept as long as
+    it is."""
     layout = Layout([room], [1], ReferenceKernels(backend.dtype), torch.device("meta"), HANDLERS)
     return layout.memory.bytes
 
 
 class Prepared:
-    """A pass that is laid out at its first run, and again only when more or larger batches come than ever before.
+    """A pass that is laid out at its first run, and again only when more or larger batches come
+    than ever before.
 
     Args:
         rooms: of every candidate that runs at the same time, the widest graph that comes.
@@ -37,7 +40,9 @@ class Prepared:
         told: how the launches of the last run were started, and why not otherwise.
     """
 
-    def __init__(self, rooms: Sequence[Graph], backend: Backend, capture: Capture | None = None) -> None:
+    def __init__(
+        self, rooms: Sequence[Graph], backend: Backend, capture: Capture | None = None
+    ) -> None:
         self._rooms, self._backend, self._capture = tuple(rooms), backend, capture
         self._most = (0, 0)
         self._shared: Program | None = None
@@ -55,7 +60,11 @@ class Prepared:
     @property
     def bytes(self) -> int:
         """What is held for activations."""
-        return sum(program.layout.memory.bytes for program in (self._shared, self._own) if program is not None)
+        return sum(
+            program.layout.memory.bytes
+            for program in (self._shared, self._own)
+            if program is not None
+        )
 
     def load(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> None:
         """Take candidates in, as many as there are rooms or fewer.
@@ -64,7 +73,8 @@ class Prepared:
 
         Args:
             graphs: lowered, of each candidate.
-            weights: of each, by name, on the device of the batches; not written to while it is loaded.
+            weights: of each, by name, on the device of the batches; not written to while it is
+                loaded.
         """
         if not 0 < len(graphs) <= len(self._rooms):
             raise InternalError(f"{len(graphs)} candidates for {len(self._rooms)} rooms")
@@ -90,12 +100,18 @@ class Prepared:
         count, images = len(batches), max(len(batch) for batch in batches)
         if count > self._most[0] or images > self._most[1]:
             self._most = max(count, self._most[0]), max(images, self._most[1])
-            self._shared = self._own = self._loaded = None  # buffers first: both need not fit at once
+            self._shared = self._own = self._loaded = (
+                None  # buffers first: both need not fit at once
+            )
         room = [self._most[1]] * self._most[0]
         device = batches[0].device
         if self._why is not None:
-            self._own = self._own or Program(Layout(self._graphs, room, self._backend, device, HANDLERS))
+            self._own = self._own or Program(
+                Layout(self._graphs, room, self._backend, device, HANDLERS)
+            )
             return self._own
         if self._shared is None:
-            self._shared = Program(Layout(self._rooms, room, self._backend, device, HANDLERS), self._capture)
+            self._shared = Program(
+                Layout(self._rooms, room, self._backend, device, HANDLERS), self._capture
+            )
         return self._shared

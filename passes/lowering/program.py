@@ -1,7 +1,8 @@
-"""A lowered graph laid out for several candidates on several batches: made once, run for whatever fits into it.
+"""A lowered graph laid out for several candidates on several batches: made once, run for whatever
+fits into it.
 
-Launches read their candidates from tables and buffers alone. So they can be recorded once, as a CUDA graph, and serve
-every candidate that is loaded.
+Launches read their candidates from tables and buffers alone. So they can be recorded once, as a
+CUDA graph, and serve every candidate that is loaded.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Program:
         """Take candidates in; the launches stay what they are.
 
         Args:
-            graphs: of each candidate, as many as there are rooms or fewer; each fits its room (`twins.misfit`).
+            graphs: of each candidate, as many as there are rooms or fewer; each fits its room
+                (`twins.misfit`).
             weights: of each candidate, by name, on the device.
         """
         layout = self.layout
@@ -64,18 +66,25 @@ class Program:
 
     @torch.no_grad()
     def place(self, batches: Sequence[Tensor]) -> None:
-        """Put batches where the launches read them, unless they lie there; at most as many and as large as fit."""
+        """Put batches where the launches read them, unless they lie there; at most as many and as
+        large as fit."""
         layout, marks = self.layout, [_mark(batch) for batch in batches]
         if isinstance(layout.input, Loose):
-            layout.input.tensors = {at: batches[of] for at, of in enumerate(layout.batch_of) if of < len(batches)}
+            layout.input.tensors = {
+                at: batches[of] for at, of in enumerate(layout.batch_of) if of < len(batches)
+            }
         elif self._placed is None or None in marks or marks != self._placed[1]:
             for number, batch in enumerate(batches):
                 check_batch(batch, layout.input, number)
                 layout.input.fill(number, batch)
-        self._placed = tuple(batches), marks  # holds the batches, so that no other takes an identity over
+        self._placed = (
+            tuple(batches),
+            marks,
+        )  # holds the batches, so that no other takes an identity over
         places = zip(layout.candidates, layout.batch_of, strict=True)
         counts = tuple(
-            len(batches[of]) if of < len(batches) and candidate < len(layout.weights) else 0 for candidate, of in places
+            len(batches[of]) if of < len(batches) and candidate < len(layout.weights) else 0
+            for candidate, of in places
         )
         if counts != layout.live:
             layout.live = counts
@@ -90,7 +99,8 @@ class Program:
             step()
 
     def _record(self) -> list[Step]:
-        """What is started one after the other: recorded launches, and what runs in PyTorch between them."""
+        """What is started one after the other: recorded launches, and what runs in PyTorch between
+        them."""
         steps = self.layout.steps
         launches = sum(launch for launch, _ in steps)
         self.told = f"{launches} launches"
@@ -113,19 +123,27 @@ class Program:
         return sections
 
     def read(self, values: Iterable[Value]) -> dict[Value, dict[int, Tensor]]:
-        """Outputs of every segment that had work, as PyTorch has them; copies, which the next run leaves alone."""
+        """Outputs of every segment that had work, as PyTorch has them; copies, which the next run
+        leaves alone."""
         layout = self.layout
         stored = {value: layout.env[value] for value in values}
         buffers = [item.buffer for item in stored.values() if isinstance(item, Table)]
-        copies = iter(torch.cat(buffers).split([len(buffer) for buffer in buffers]) if buffers else ())
+        copies = iter(
+            torch.cat(buffers).split([len(buffer) for buffer in buffers]) if buffers else ()
+        )
         found = {}
         for value, item in stored.items():
             source = Table(next(copies), item.starts) if isinstance(item, Table) else item
             parts = {segment: layout.part(source, value, segment) for segment in layout.busy}
-            found[value] = {at: part.clone() for at, part in parts.items()} if isinstance(item, Activation) else parts
+            found[value] = (
+                {at: part.clone() for at, part in parts.items()}
+                if isinstance(item, Activation)
+                else parts
+            )
         return found
 
 
 def _mark(batch: Tensor) -> tuple[int, int] | None:
-    """Which tensor it is and how often it was written to; None where PyTorch does not count that."""
+    """Which tensor it is and how often it was written to; None where PyTorch does not count
+    that."""
     return None if batch.is_inference() else (id(batch), batch._version)

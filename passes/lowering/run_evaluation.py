@@ -18,10 +18,12 @@ __all__ = ["PreparedEvaluation", "run_evaluation"]
 
 
 class PreparedEvaluation:
-    """The evaluation pass, made once: one candidate after the other is loaded, and runs as often as asked.
+    """The evaluation pass, made once: one candidate after the other is loaded, and runs as often as
+    asked.
 
     Args:
-        rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
+        rooms: of every candidate that runs at the same time, the widest that comes: the whole
+            network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
 
@@ -29,29 +31,41 @@ class PreparedEvaluation:
         launches: what is laid out, and how its launches were started.
     """
 
-    def __init__(self, rooms: Sequence[LoweredEvaluation], backend: Backend, capture: Capture | None = None) -> None:
+    def __init__(
+        self, rooms: Sequence[LoweredEvaluation], backend: Backend, capture: Capture | None = None
+    ) -> None:
         self.launches = Prepared([item.graph for item in rooms], backend, capture)
         self._weights: tuple[Mapping[str, Tensor], ...] = ()
 
-    def load(self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, at most as many as there are rooms: from folded graphs, and weights of these by name."""
+    def load(
+        self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Take candidates in, at most as many as there are rooms: from folded graphs, and weights
+        of these by name."""
         self._weights = tuple(weights)
         self.launches.load([item.graph for item in lowered], weights)
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> list[Any]:
-        """What every loaded candidate gives in evaluation mode, in the structure the model returns it.
+        """What every loaded candidate gives in evaluation mode, in the structure the model returns
+        it.
 
         Args:
             inputs: `[images, ...]` of networks with one input.
         """
         program = self.launches.run([inputs])
         outputs = program.layout.rooms[0].outputs
-        parts = program.read(value for value in program.layout.rooms[0].output_values if not value.is_weight)
+        parts = program.read(
+            value for value in program.layout.rooms[0].output_values if not value.is_weight
+        )
 
         def output(candidate: int) -> Any:
             def of(value: Value) -> Any:
-                return self._weights[candidate][value.name] if value.is_weight else parts[value][candidate]
+                return (
+                    self._weights[candidate][value.name]
+                    if value.is_weight
+                    else parts[value][candidate]
+                )
 
             return map_structure(of, outputs)
 
@@ -59,9 +73,13 @@ class PreparedEvaluation:
 
 
 def run_evaluation(
-    lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]], inputs: Tensor, backend: Backend
+    lowered: Sequence[LoweredEvaluation],
+    weights: Sequence[Mapping[str, Tensor]],
+    inputs: Tensor,
+    backend: Backend,
 ) -> list[Any]:
-    """What candidates give that run once, each in room of its own width; as `PreparedEvaluation.run`."""
+    """What candidates give that run once, each in room of its own width; as
+    `PreparedEvaluation.run`."""
     prepared = PreparedEvaluation(lowered, backend)
     prepared.load(lowered, weights)
     return prepared.run(inputs)

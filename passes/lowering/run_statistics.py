@@ -19,7 +19,8 @@ __all__ = ["BatchStatistics", "PreparedStatistics", "run_statistics"]
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """What one batch gave at one batch norm: mean and biased variance `[C]`, of ``count`` values per channel each."""
+    """What one batch gave at one batch norm: mean and biased variance `[C]`, of ``count`` values
+    per channel each."""
 
     name: str
     mean: Tensor
@@ -28,10 +29,12 @@ class BatchStatistics:
 
 
 class PreparedStatistics:
-    """The statistics pass, made once: one candidate after the other is loaded, and runs on batches as often as asked.
+    """The statistics pass, made once: one candidate after the other is loaded, and runs on batches
+    as often as asked.
 
     Args:
-        rooms: of every candidate that runs at the same time, the widest that comes: the whole network's, say.
+        rooms: of every candidate that runs at the same time, the widest that comes: the whole
+            network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
 
@@ -39,18 +42,24 @@ class PreparedStatistics:
         launches: what is laid out, and how its launches were started.
     """
 
-    def __init__(self, rooms: Sequence[LoweredStatistics], backend: Backend, capture: Capture | None = None) -> None:
+    def __init__(
+        self, rooms: Sequence[LoweredStatistics], backend: Backend, capture: Capture | None = None
+    ) -> None:
         self.launches = Prepared([item.graph for item in rooms], backend, capture)
         self._lowered: tuple[LoweredStatistics, ...] = ()
 
-    def load(self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, at most as many as there are rooms: their lowered passes, and their weights by name."""
+    def load(
+        self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Take candidates in, at most as many as there are rooms: their lowered passes, and their
+        weights by name."""
         self._lowered = tuple(lowered)
         self.launches.load([item.graph for item in lowered], weights)
 
     @torch.no_grad()
     def run(self, batches: Sequence[Tensor]) -> list[list[list[BatchStatistics]]]:
-        """The statistics of the loaded candidates on every batch, at every batch norm in graph order.
+        """The statistics of the loaded candidates on every batch, at every batch norm in graph
+        order.
 
         Args:
             batches: inputs `[images, channels, height, width]` of networks with one input.
@@ -64,10 +73,15 @@ class PreparedStatistics:
         found: list[list[list[BatchStatistics]]] = [[[] for _ in batches] for _ in self._lowered]
         for number, (mean, variance) in enumerate(zip(outputs[::2], outputs[1::2], strict=True)):
             for segment in program.layout.busy:
-                candidate, batch = program.layout.candidates[segment], program.layout.batch_of[segment]
+                candidate, batch = (
+                    program.layout.candidates[segment],
+                    program.layout.batch_of[segment],
+                )
                 norm = self._lowered[candidate].norms[number]
                 one, other = (parts[value][segment] for value in (mean, variance))
-                item = BatchStatistics(norm.mean.name, one, other, len(batches[batch]) * _pixels(norm))
+                item = BatchStatistics(
+                    norm.mean.name, one, other, len(batches[batch]) * _pixels(norm)
+                )
                 found[candidate][batch].append(item)
         return found
 
@@ -78,7 +92,8 @@ def run_statistics(
     batches: Sequence[Tensor],
     backend: Backend,
 ) -> list[list[list[BatchStatistics]]]:
-    """The statistics of candidates that run once, each in room of its own width; as `PreparedStatistics.run`."""
+    """The statistics of candidates that run once, each in room of its own width; as
+    `PreparedStatistics.run`."""
     prepared = PreparedStatistics(lowered, backend)
     prepared.load(lowered, weights)
     return prepared.run(batches)

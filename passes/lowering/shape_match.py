@@ -1,4 +1,5 @@
-"""Graphs that differ in widths alone: which of their values are the same, and whether one has room for another."""
+"""Graphs that differ in widths alone: which of their values are the same, and whether one has room
+for another."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def width_of(value: Value) -> int:
 
 
 def depthwise(op: Op) -> bool:
-    """Whether a fused convolution has one output channel per input channel; one channel alone counts as such."""
+    """Whether a fused convolution has one output channel per input channel; one channel alone
+    counts as such."""
     n_in, n_out = (width_of(value) for value in (op.needed(0), op.results[0]))
     return bool(op.attrs["groups"] == n_in == n_out)
 
@@ -34,14 +36,16 @@ def depthwise(op: Op) -> bool:
 def misfit(room: Graph, graph: Graph) -> str | None:
     """Why a candidate cannot run where a room was laid out; None where it can.
 
-    It makes the same calls, and no value of it is wider. A convolution's number of groups is part of its kernel: it is
-    the same, unless both are depthwise.
+    It makes the same calls, and no value of it is wider. A convolution's number of groups is part
+    of its kernel: it is the same, unless both are depthwise.
     """
     if not same_calls(room, graph):
         return "it makes other calls"
     for wide, own in zip(_values(room), _values(graph), strict=True):
         one, other = wide.type.shape(1), own.type.shape(1)
-        fits = len(one) == len(other) and all(left >= right for left, right in zip(one, other, strict=True))
+        fits = len(one) == len(other) and all(
+            left >= right for left, right in zip(one, other, strict=True)
+        )
         if not fits or (len(one) == 4 and one[2:] != other[2:]):
             return f"{own.name} is {list(other)}, and there is room for {list(one)}"
     for first, second in zip(room.ops, graph.ops, strict=True):

@@ -1,7 +1,8 @@
-"""What a lowered graph's values are while it runs on the kernels: one buffer each, with a part for every segment.
+"""What a lowered graph's values are while it runs on the kernels: one buffer each, with a part for
+every segment.
 
-A buffer is laid out once, for the widest candidate. Another one uses the beginning of every part: its channels are
-fewer, and stored as close together as its own width says.
+A buffer is laid out once, for the widest candidate. Another one uses the beginning of every part:
+its channels are fewer, and stored as close together as its own width says.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ class Activation:
         device: torch.device,
         memory: Memory | None = None,
     ) -> Activation:
-        """Parts one after another, not written yet; their buffer is taken from ``memory`` where there is one."""
-        sizes = [count * size[0] * size[1] * padded(width) for count, width in zip(images, channels, strict=True)]
+        """Parts one after another, not written yet; their buffer is taken from ``memory`` where
+        there is one."""
+        sizes = [
+            count * size[0] * size[1] * padded(width)
+            for count, width in zip(images, channels, strict=True)
+        ]
         starts, total = _laid_out(sizes)
         buffer = (memory or Memory(device)).take(total, dtype)
         return cls(buffer, starts, tuple(channels), tuple(images), *size)
@@ -55,7 +60,9 @@ class Activation:
     def pixels(self) -> int:
         return self.height * self.width
 
-    def stored(self, segment: int, images: int | None = None, channels: int | None = None) -> Tensor:
+    def stored(
+        self, segment: int, images: int | None = None, channels: int | None = None
+    ) -> Tensor:
         """A segment's part with its pads, `[images, height, width, padded(channels)]`; a view."""
         count = self.images[segment] if images is None else images
         width = self.channels[segment] if channels is None else channels
@@ -107,7 +114,8 @@ class Table:
 
 @dataclass(slots=True)
 class Loose:
-    """What PyTorch made, a tensor for every segment that has work; empty before it ran and after its last reader.
+    """What PyTorch made, a tensor for every segment that has work; empty before it ran and after
+    its last reader.
 
     Attributes:
         fixed: it depends on weights alone, and stays until others are loaded.
@@ -122,7 +130,8 @@ Stored = Activation | Table | Loose
 
 
 class Memory:
-    """Memory for activations; what is given back is used again, in part or together with what lies beside it.
+    """Memory for activations; what is given back is used again, in part or together with what lies
+    beside it.
 
     Attributes:
         bytes: taken from the device in all.
@@ -136,7 +145,8 @@ class Memory:
         self._taken: dict[int, tuple[Tensor, _Span]] = {}
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A flat buffer of ``count`` elements, not written yet; they are a multiple of `ALIGNMENT`."""
+        """A flat buffer of ``count`` elements, not written yet; they are a multiple of
+        `ALIGNMENT`."""
         size = count * dtype.itemsize
         fitting = [span for span in self._free if span.size >= size]
         if fitting:

@@ -1,4 +1,5 @@
-"""The segment tables of all launches of a program, in one piece of memory, so that one copy writes them all anew."""
+"""The segment tables of all launches of a program, in one piece of memory, so that one copy writes
+them all anew."""
 
 from __future__ import annotations
 
@@ -34,7 +35,13 @@ class Tables:
         self._segment: list[int] = []
         self._base: tuple[Tensor, ...] | None = None
 
-    def add(self, rows: Sequence[Segment], numbers: Sequence[int], candidates: Sequence[int], sides: Sides) -> Segments:
+    def add(
+        self,
+        rows: Sequence[Segment],
+        numbers: Sequence[int],
+        candidates: Sequence[int],
+        sides: Sides,
+    ) -> Segments:
         """The table of a launch.
 
         Args:
@@ -49,7 +56,10 @@ class Tables:
         self._hosts.append(segments.host)
         self._segment += numbers
         for slots, value in zip((self._in, self._out), sides, strict=True):
-            slots += [self._slots.setdefault((candidate, value), len(self._slots)) for candidate in candidates]
+            slots += [
+                self._slots.setdefault((candidate, value), len(self._slots))
+                for candidate in candidates
+            ]
         self._base = None
         return segments
 
@@ -66,7 +76,9 @@ class Tables:
             slots = (torch.tensor(item) for item in (self._in, self._out, self._segment))
             self._base = (torch.cat(self._hosts), *slots)
         base, n_in, n_out, segment = self._base
-        widths = torch.tensor([twins[number][value].type.shape(1)[1] for number, value in self._slots])
+        widths = torch.tensor(
+            [twins[number][value].type.shape(1)[1] for number, value in self._slots]
+        )
         host = base.clone()
         host[:, COLUMNS["n_in"]], host[:, COLUMNS["n_out"]] = widths[n_in], widths[n_out]
         host[:, COLUMNS["images"]] = torch.tensor(images)[segment]

@@ -1,8 +1,9 @@
 """What a pass and its parts are, what a pass works on, and what a run of passes gives back.
 
-A pass is a frozen dataclass whose fields are its options; it changes a `State` and says honestly whether the graph
-changed. The work itself is a plain function that other passes may call; the pass is the thin class around it. An option
-may be a *part*: again a frozen dataclass of options, of a kind (criterion, searcher, ...) that other parts can replace.
+A pass is a frozen dataclass whose fields are its options; it changes a `State` and says honestly
+whether the graph changed. The work itself is a plain function that other passes may call; the pass
+is the thin class around it. An option may be a *part*: again a frozen dataclass of options, of a
+kind (criterion, searcher, ...) that other parts can replace.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.constraints import Constraints, Limits
@@ -85,9 +97,10 @@ class State:
         budgets: everything the result must stay inside.
         plan: group name -> sorted kept unit indices; None until a pass decides.
         verification: the proof, once verify ran.
-        masks: weight name -> bool tensor of its shape, False where unstructured pruning keeps the weight at zero; None
-            without.
-        unmasked: the masked weights as they were before; None without masks, or once training moved the others.
+        masks: weight name -> bool tensor of its shape, False where unstructured pruning keeps the
+            weight at zero; None without.
+        unmasked: the masked weights as they were before; None without masks, or once training moved
+            the others.
         trained_after_slice: whether the cut network's weights are no longer those of the original.
         workload: data, loss and metric; None without data.
         ignore: parameters, modules or groups that must not lose channels.
@@ -146,8 +159,9 @@ class State:
 class Configured(ABC):
     """A named frozen dataclass whose fields are options (`option`): a pass, or a part of one.
 
-    A field typed with a class of parts may be given as text, ``searcher="evolution{population=20}"``; a subclass with a
-    ``__post_init__`` of its own calls this one first.
+    A field typed with a class of parts may be given as text,
+    ``searcher="evolution{population=20}"``; a subclass with a ``__post_init__`` of its own calls
+    this one first.
     """
 
     name: ClassVar[str]
@@ -159,7 +173,9 @@ class Configured(ABC):
         super().__init_subclass__(**kwargs)
         name = cls.__dict__.get("name")
         if name is not None and not NAME.fullmatch(name):
-            raise InternalError(f"{cls.__qualname__} is named {name!r}; names of passes and parts are kebab-case")
+            raise InternalError(
+                f"{cls.__qualname__} is named {name!r}; names of passes and parts are kebab-case"
+            )
 
     def __post_init__(self) -> None:
         for key, (kind, optional) in _part_fields(type(self)).items():
@@ -169,18 +185,26 @@ class Configured(ABC):
 
                 object.__setattr__(self, key, parse_part(kind, value))
             elif not (isinstance(value, kind) or (optional and value is None)):
-                raise UserError(f"{key.replace('_', '-')} must be a part of the kind {kind.kind}, not {value!r}")
+                raise UserError(
+                    f"{key.replace('_', '-')} must be a part of the kind {kind.kind}, not {value!r}"
+                )
         for key, hint in _plain_fields(type(self)).items():
             value = getattr(self, key)
-            if get_origin(hint) is tuple and isinstance(value, str):  # it would be read letter by letter
-                raise UserError(f"{key.replace('_', '-')} must be a list, such as [{value!r}], not the text {value!r}")
+            if get_origin(hint) is tuple and isinstance(
+                value, str
+            ):  # it would be read letter by letter
+                raise UserError(
+                    f"{key.replace('_', '-')} must be a list, such as [{value!r}], not the text "
+                    f"{value!r}"
+                )
             if not fits(value, hint):
                 raise UserError(f"{key.replace('_', '-')} must be {wanted(hint)}, not {value!r}")
 
 
 @dataclass(frozen=True)
 class Part(Configured):
-    """A replaceable part of a pass. Each kind is an abstract class that sets ``kind``; its parts set ``name``."""
+    """A replaceable part of a pass. Each kind is an abstract class that sets ``kind``; its parts
+    set ``name``."""
 
     kind: ClassVar[str]
     """What it can stand for: ``criterion``, ``searcher``, ..., one of `registry.PART_GROUPS`."""
@@ -188,24 +212,28 @@ class Part(Configured):
 
 @dataclass(frozen=True)
 class Pass(Configured):
-    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options (`option`).
+    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options
+    (`option`).
 
-    The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text of the graph or any
-    of its weights changed; the pass manager checks the answer.
+    The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text
+    of the graph or any of its weights changed; the pass manager checks the answer.
     """
 
     @property
     def label(self) -> str:
-        """What reports and records call this pass: its name, unless it does several things that must be told apart."""
+        """What reports and records call this pass: its name, unless it does several things that
+        must be told apart."""
         return self.name
 
     @property
     def needs_data(self) -> str | None:
-        """What of this pass cannot work without data (``abn``, ``prune with criterion=taylor``); None if nothing."""
+        """What of this pass cannot work without data (``abn``, ``prune with criterion=taylor``);
+        None if nothing."""
         return None
 
     def requires(self, state: State) -> str | None:
-        """What must happen before this pass can run, in the user's words ("run couple first"); None if nothing."""
+        """What must happen before this pass can run, in the user's words ("run couple first"); None
+        if nothing."""
         return None
 
     @abstractmethod
@@ -215,7 +243,8 @@ class Pass(Configured):
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """What a plan uses of one budget: the budget's text and unit, its limit, the plan's value and the original's."""
+    """What a plan uses of one budget: the budget's text and unit, its limit, the plan's value and
+    the original's."""
 
     text: str
     unit: str
@@ -240,7 +269,8 @@ def budget_uses(
     plan: Mapping[str, np.ndarray],
     masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[BudgetUse, ...]:
-    """What a plan uses of every budget, in their order. Parameters that masks hold at zero do not count."""
+    """What a plan uses of every budget, in their order. Parameters that masks hold at zero do not
+    count."""
     widths = cost.widths(plan)
     zeros = {"params": sum(int((~mask).sum()) for mask in (masks or {}).values())}
     return tuple(
@@ -257,7 +287,8 @@ def budget_uses(
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of passes gave: the graph as it is now, how it came about, and the network on request."""
+    """What a run of passes gave: the graph as it is now, how it came about, and the network on
+    request."""
 
     graph: Graph
     plan: dict[str, np.ndarray] | None
@@ -272,7 +303,8 @@ class Result:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The network as a plain `nn.Module` in evaluation mode: trainable, and pruneopt is not needed to run it."""
+        """The network as a plain `nn.Module` in evaluation mode: trainable, and pruneopt is not
+        needed to run it."""
         from pruneopt.ir.codegen.module import build_module
 
         return build_module(self.graph, self.graph.weights)
@@ -286,23 +318,25 @@ class Result:
         inputs: Sequence[Tensor] | None = None,
         forward: Callable[..., Any] | None = None,
     ) -> M:
-        """Slim your own module in place, and return it: what was captured, or another instance of the same network.
+        """Slim your own module in place, and return it: what was captured, or another instance of
+        the same network.
 
-        It stays the same object, with its class, module names, hooks, modes and parameters: every parameter remains the
-        object that it is, with ``requires_grad``, its gradient cut along, and shared as before. Attributes such as
-        ``out_channels`` follow. An optimizer goes on where it was: its moments are cut with the parameters. Then the
-        module is run beside the pruned network; if its code fixes a size, everything is put back.
+        It stays the same object, with its class, module names, hooks, modes and parameters: every
+        parameter remains the object that it is, with ``requires_grad``, its gradient cut along, and
+        shared as before. Attributes such as ``out_channels`` follow. An optimizer goes on where it
+        was: its moments are cut with the parameters. Then the module is run beside the pruned
+        network; if its code fixes a size, everything is put back.
 
         Args:
             optimizer: one or several that train the module.
-            weights: ``result`` gives the module the weights of the pruned network, as trained or repaired by the
-                passes; ``model`` keeps what the plan leaves of its own.
+            weights: ``result`` gives the module the weights of the pruned network, as trained or
+                repaired by the passes; ``model`` keeps what the plan leaves of its own.
             inputs: example inputs for the comparison; random ones if left out.
             forward: as it was given to `capture`.
 
         Raises:
-            UserError: another network than the one captured, an optimizer whose state cannot be cut, or code that fixes
-                a size; the message names the line, and nothing was changed.
+            UserError: another network than the one captured, an optimizer whose state cannot be
+                cut, or code that fixes a size; the message names the line, and nothing was changed.
         """
         from pruneopt.passes.apply.apply import apply_to
 
@@ -328,7 +362,11 @@ class Result:
 
 def without_data(state: State) -> str | None:
     """What `Pass.requires` says where there is no data; None where there is."""
-    return None if state.workload is not None else "it needs data: give --data, or a model file with data()"
+    return (
+        None
+        if state.workload is not None
+        else "it needs data: give --data, or a model file with data()"
+    )
 
 
 def option_fields(kind: type[Configured]) -> tuple[dataclasses.Field[Any], ...]:
@@ -354,11 +392,19 @@ def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[Part], bool]]:
     """The options of a class that are parts, and whether they may be None."""
     hints = get_type_hints(kind)
     found = {item.name: without_none(hints[item.name]) for item in option_fields(kind)}
-    return {name: (part, optional) for name, (hint, optional) in found.items() if (part := part_kind(hint))}
+    return {
+        name: (part, optional)
+        for name, (hint, optional) in found.items()
+        if (part := part_kind(hint))
+    }
 
 
 @cache
 def _plain_fields(kind: type[Configured]) -> dict[str, Any]:
     """The types of the options of a class that are no parts."""
     hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in option_fields(kind) if item.name not in _part_fields(kind)}
+    return {
+        item.name: hints[item.name]
+        for item in option_fields(kind)
+        if item.name not in _part_fields(kind)
+    }

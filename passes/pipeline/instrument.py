@@ -18,7 +18,8 @@ __all__ = ["DumpDir", "Instrument", "PrintAfter", "Timing"]
 
 
 class Instrument:
-    """Called around every pass; ``index`` counts the passes from 1. Both do nothing unless overridden."""
+    """Called around every pass; ``index`` counts the passes from 1. Both do nothing unless
+    overridden."""
 
     def before_pass(self, index: int, step: Pass, state: State) -> None:
         """Called when the pass is about to run."""
@@ -28,7 +29,8 @@ class Instrument:
 
 
 class Timing(Instrument):
-    """Writes the seconds of each pass to `State.timings`, by label; a repeated one gets a number (``finetune.2``)."""
+    """Writes the seconds of each pass to `State.timings`, by label; a repeated one gets a number
+    (``finetune.2``)."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -48,7 +50,9 @@ class Timing(Instrument):
 class PrintAfter(Instrument):
     """Gives the graph's text to ``write`` after the named passes, or after all of them."""
 
-    def __init__(self, names: Collection[str] | None = None, write: Callable[[str], object] = print) -> None:
+    def __init__(
+        self, names: Collection[str] | None = None, write: Callable[[str], object] = print
+    ) -> None:
         self._names = names
         self._write = write
 
@@ -72,7 +76,9 @@ class DumpDir(Instrument):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"cannot make the folder {self._folder}: {error.strerror or error}") from error
+                raise UserError(
+                    f"cannot make the folder {self._folder}: {error.strerror or error}"
+                ) from error
             write_text(self._folder / "000_input.pir", print_graph(state.graph))
 
     def after_pass(self, index: int, step: Pass, state: State) -> None:

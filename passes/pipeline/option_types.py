@@ -17,16 +17,20 @@ def wanted(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join("none" if part is type(None) else wanted(part) for part in get_args(hint))
+        return " or ".join(
+            "none" if part is type(None) else wanted(part) for part in get_args(hint)
+        )
     if get_origin(hint) in (tuple, list):
         return f"a list, each {wanted(get_args(hint)[0])}"
     return WORDS.get(hint, str(hint))
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value given in Python fits an option's type; of types that no text can be read for, every value does.
+    """Whether a value given in Python fits an option's type; of types that no text can be read for,
+    every value does.
 
-    Whole numbers fit where numbers are asked for, NumPy's too; a truth value is no number, nor is what is not finite.
+    Whole numbers fit where numbers are asked for, NumPy's too; a truth value is no number, nor is
+    what is not finite.
     """
     if get_origin(hint) in (Union, UnionType):
         return any(fits(value, part) for part in get_args(hint))

@@ -1,7 +1,8 @@
-"""The names of the passes and their parts: tables from name to where the class lives, imported only when asked for.
+"""The names of the passes and their parts: tables from name to where the class lives, imported only
+when asked for.
 
-Other packages add passes by entry point: group ``pruneopt.passes``, the pass's name, ``module:Class``; and parts in the
-groups of `PART_GROUPS`.
+Other packages add passes by entry point: group ``pruneopt.passes``, the pass's name,
+``module:Class``; and parts in the groups of `PART_GROUPS`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from pruneopt.errors import InternalError, UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.pipeline.base import Configured, Part, Pass
 
-__all__ = ["GROUP", "PART_GROUPS", "all_passes", "part_class", "part_kinds", "part_names", "pass_class", "pass_names"]
+__all__ = [
+    "GROUP",
+    "PART_GROUPS",
+    "all_passes",
+    "part_class",
+    "part_kinds",
+    "part_names",
+    "pass_class",
+    "pass_names",
+]
 
 GROUP = "pruneopt.passes"
 
@@ -108,7 +118,8 @@ _PARTS: dict[str, dict[str, str]] = {
 
 @cache
 def _table() -> dict[str, str]:
-    """Name -> ``module:Class`` of every pass, built in or installed; `UserError` where two packages claim a name."""
+    """Name -> ``module:Class`` of every pass, built in or installed; `UserError` where two packages
+    claim a name."""
     return merge(_BUILT_IN, tuple(entry_points(group=GROUP)))
 
 
@@ -118,8 +129,11 @@ def _parts(kind: str) -> dict[str, str]:
     return merge(_PARTS[kind], tuple(entry_points(group=PART_GROUPS[kind])), kind)
 
 
-def merge(built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str = "pass") -> dict[str, str]:
-    """A table with what is installed added; `UserError` that names both origins where a name is taken twice."""
+def merge(
+    built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str = "pass"
+) -> dict[str, str]:
+    """A table with what is installed added; `UserError` that names both origins where a name is
+    taken twice."""
     table = dict(built_in)
     origin = dict.fromkeys(built_in, "pruneopt")
     for plugin in plugins:
@@ -127,7 +141,8 @@ def merge(built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str =
         # One package found twice on the path is no clash.
         if table.get(plugin.name, plugin.value) != plugin.value:
             raise UserError(
-                f"two packages define a {what} named {plugin.name!r}: {origin[plugin.name]} ({table[plugin.name]}) and "
+                f"two packages define a {what} named {plugin.name!r}: {origin[plugin.name]} "
+                f"({table[plugin.name]}) and "
                 f"{owner} ({plugin.value}); uninstall or rename one"
             )
         table[plugin.name] = plugin.value
@@ -157,8 +172,13 @@ def pass_class(name: str) -> type[Pass]:
         UserError: no pass has this name, or the package that brings it does not work.
     """
     found = _load(_table(), name, "pass")
-    if not (isinstance(found, type) and issubclass(found, Pass)) or found.__dict__.get("name") != name:
-        raise UserError(f"{_table()[name]}, registered as the pass {name!r}, is not a pass of that name")
+    if (
+        not (isinstance(found, type) and issubclass(found, Pass))
+        or found.__dict__.get("name") != name
+    ):
+        raise UserError(
+            f"{_table()[name]}, registered as the pass {name!r}, is not a pass of that name"
+        )
     return found
 
 
@@ -174,7 +194,9 @@ def part_class(kind: str, name: str) -> type[Part]:
         or getattr(found, "kind", None) != kind
         or found.__dict__.get("name") != name
     ):
-        raise UserError(f"{_parts(kind)[name]}, registered as the {kind} {name!r}, is not a {kind} of that name")
+        raise UserError(
+            f"{_parts(kind)[name]}, registered as the {kind} {name!r}, is not a {kind} of that name"
+        )
     return found
 
 
@@ -188,8 +210,12 @@ def _load(table: dict[str, str], name: str, what: str) -> type[Configured]:
         found: type[Configured] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         if module.startswith("pruneopt."):
-            raise InternalError(f"the {what} {name} cannot be loaded from {place}: {error}") from error
-        raise UserError(f"the {what} {name} cannot be loaded from {place}: {error}; repair or uninstall it") from error
+            raise InternalError(
+                f"the {what} {name} cannot be loaded from {place}: {error}"
+            ) from error
+        raise UserError(
+            f"the {what} {name} cannot be loaded from {place}: {error}; repair or uninstall it"
+        ) from error
     return found
 
 

@@ -1,12 +1,14 @@
-"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and back.
+"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and
+back.
 
-Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces inside a value are
-its own (``4ms@ort-cpu{threads=2}``), as are spaces in brackets that it begins with (``[0-4:0.5, 7:0.2]``), and a value
-in double quotes is a JSON string. What a value means is decided by
-the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words, or a list of these, written with
-commas, by repeating the key, or both; ``none`` is nothing, or the empty list. A key without a value means ``true``. The
-value of a part is written as a pass is: ``abn{searcher=evolution{population=20}}``. An option that only one part of a
-pass has may be written on the pass: ``abn{searcher=evolution population=20}``.
+Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces
+inside a value are its own (``4ms@ort-cpu{threads=2}``), as are spaces in brackets that it begins
+with (``[0-4:0.5, 7:0.2]``), and a value in double quotes is a JSON string. What a value means is
+decided by the type of the pass's field: ``int``, ``float``, ``bool``, ``str``, a choice of words,
+or a list of these, written with commas, by repeating the key, or both; ``none`` is nothing, or the
+empty list. A key without a value means ``true``. The value of a part is written as a pass is:
+``abn{searcher=evolution{population=20}}``. An option that only one part of a pass has may be
+written on the pass: ``abn{searcher=evolution population=20}``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.pipeline.base import Configured, Part, Pass, option_fields, part_kind, without_none
+from pruneopt.passes.pipeline.base import (
+    Configured,
+    Part,
+    Pass,
+    option_fields,
+    part_kind,
+    without_none,
+)
 from pruneopt.passes.pipeline.option_types import wanted
 from pruneopt.passes.pipeline.registry import part_class, part_names, pass_class, pass_names
 from pruneopt.passes.pipeline.spec_reader import Item, Option, Reader, Source
@@ -34,7 +43,8 @@ def parse_pipeline(text: str) -> list[Pass]:
     """The passes that a pipeline string names, with their options.
 
     Raises:
-        UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything that is wrong.
+        UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything
+            that is wrong.
     """
     source = Source(text)
     return [_build_pass(source, item) for item in Reader(source, note=_pass_note()).items()]
@@ -51,7 +61,8 @@ def parse_part(kind: type[Part], text: str) -> Part:
 
 
 def pipeline_text(passes: Iterable[Pass]) -> str:
-    """The string that `parse_pipeline` reads back to equal passes; options at their defaults are left out."""
+    """The string that `parse_pipeline` reads back to equal passes; options at their defaults are
+    left out."""
     return ",".join(map(pass_text, passes))
 
 
@@ -86,18 +97,26 @@ def option_type(hint: Any) -> str:
 
 def _build_pass(source: Source, item: Item) -> Pass:
     if item.name not in pass_names():
-        source.fail(item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names()))
+        source.fail(
+            item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names())
+        )
     return _build(source, item, pass_class(item.name))
 
 
 def _build_part(source: Source, item: Item, kind: type[Part]) -> Part:
     names = part_names(kind.kind)
     if item.name not in names:
-        source.fail(item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names))
+        source.fail(
+            item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names)
+        )
     found = part_class(kind.kind, item.name)
     if not issubclass(found, kind):
         fitting = ", ".join(name for name in names if issubclass(part_class(kind.kind, name), kind))
-        source.fail(item.span, f"the {kind.kind} {item.name!r} does not fit here", f"those that do are {fitting}")
+        source.fail(
+            item.span,
+            f"the {kind.kind} {item.name!r} does not fit here",
+            f"those that do are {fitting}",
+        )
     return _build(source, item, found)
 
 
@@ -113,7 +132,11 @@ def _build(source: Source, item: Item, kind: type[P]) -> P:
         name = fields[option.key].name
         _give(source, option, name, hints[name], given)
     _give_to_parts(source, item, inner, kind, given)
-    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and field.name not in given]
+    missing = [
+        key
+        for key, field in fields.items()
+        if field.default is dataclasses.MISSING and field.name not in given
+    ]
     if missing:
         source.fail(item.span, f"{item.name} needs the option {missing[0]!r}", _options_note(kind))
     try:
@@ -123,7 +146,8 @@ def _build(source: Source, item: Item, kind: type[P]) -> P:
 
 
 def _give(source: Source, option: Option, name: str, hint: Any, given: dict[str, Any]) -> None:
-    """Add the value of an option to those of one pass or part; lists grow, other options are given once."""
+    """Add the value of an option to those of one pass or part; lists grow, other options are given
+    once."""
     value = _value(source, option, hint)
     if isinstance(value, tuple) and name in given:
         value = (*given[name], *value)
@@ -139,7 +163,8 @@ def _fail_twice(source: Source, option: Option) -> NoReturn:
 def _give_to_parts(
     source: Source, item: Item, options: list[Option], kind: type[Configured], given: dict[str, Any]
 ) -> None:
-    """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part that has them."""
+    """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part
+    that has them."""
     values = {field.name: given.get(field.name, field.default) for field in option_fields(kind)}
     parts = {name: value for name, value in values.items() if isinstance(value, Part)}
     changes: dict[str, dict[str, Any]] = {}
@@ -147,11 +172,17 @@ def _give_to_parts(
         name = option.key.replace("-", "_")
         owners = [key for key, part in parts.items() if option.key in _keys(type(part))]
         if not owners:
-            source.fail(option.key_span, f"{kind.name} has no option {option.key!r}", _options_note(kind, option.key))
+            source.fail(
+                option.key_span,
+                f"{kind.name} has no option {option.key!r}",
+                _options_note(kind, option.key),
+            )
         if len(owners) > 1:
             one, two = (key.replace("_", "-") for key in owners[:2])
             note = f"write {one}={parts[owners[0]].name}{{{option.key}=...}}"
-            source.fail(option.key_span, f"both {one} and {two} have an option {option.key!r}", note)
+            source.fail(
+                option.key_span, f"both {one} and {two} have an option {option.key!r}", note
+            )
         if option.key in _written_inside(source, item, owners[0]):
             _fail_twice(source, option)
         hint = get_type_hints(type(parts[owners[0]]))[name]
@@ -172,7 +203,9 @@ def _keys(kind: type[Configured]) -> list[str]:
 def _written_inside(source: Source, item: Item, name: str) -> set[str]:
     """The options that are written in the braces of one of a pass's parts."""
     found = [option for option in item.options if option.key.replace("-", "_") == name]
-    return {inner.key for option in found for inner in _part_item(source, option, "part")[1].options}
+    return {
+        inner.key for option in found for inner in _part_item(source, option, "part")[1].options
+    }
 
 
 def _pass_note() -> str:
@@ -180,7 +213,8 @@ def _pass_note() -> str:
 
 
 def _options_note(kind: type[Configured], wrong: str = "") -> str:
-    """What can be given: ``options are budget (list of str), round-to (int)``, after the closest name, if one is."""
+    """What can be given: ``options are budget (list of str), round-to (int)``, after the closest
+    name, if one is."""
     hints = get_type_hints(kind)
     fields = option_fields(kind)
     if not fields:
@@ -208,7 +242,10 @@ def _value(source: Source, option: Option, hint: Any) -> Any:
     if option.value is None:
         if hint is bool:
             return True
-        source.fail(option.key_span, f"the option {option.key!r} needs a value: {option.key}={_example(hint)}")
+        source.fail(
+            option.key_span,
+            f"the option {option.key!r} needs a value: {option.key}={_example(hint)}",
+        )
     if optional and option.value == "none":
         return None
     part = part_kind(hint)
@@ -229,7 +266,8 @@ def _part(source: Source, option: Option, kind: type[Part]) -> Part:
 
 
 def _part_item(source: Source, option: Option, kind: str) -> tuple[Source, Item]:
-    """The name and options that a part is written with, and the text they are in: quotes hold a text of their own."""
+    """The name and options that a part is written with, and the text they are in: quotes hold a
+    text of their own."""
     start, stop = option.value_span.start, option.value_span.stop
     if source.text[start] == '"':
         source = Source(_single(source, option, source.text[start:stop], str), kind)
@@ -269,11 +307,14 @@ def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
     try:
         return _converted(text, hint)
     except ValueError:
-        source.fail(option.value_span, f"the option {option.key!r} must be {wanted(hint)}, not {text!r}")
+        source.fail(
+            option.value_span, f"the option {option.key!r} must be {wanted(hint)}, not {text!r}"
+        )
 
 
 def _converted(text: str, hint: Any) -> Any:
-    """A text as a value of a plain type, or of the first of several that it can be; `ValueError` for none."""
+    """A text as a value of a plain type, or of the first of several that it can be; `ValueError`
+    for none."""
     if get_origin(hint) is Union:
         for part in get_args(hint):
             with suppress(ValueError):
@@ -358,20 +399,28 @@ def _is_bare(text: str, inside_list: bool) -> bool:
     depth = 0
     for mark in text:
         depth += {"{": 1, "}": -1}.get(mark, 0)
-        if depth < 0 or mark == '"' or (depth == 0 and (mark.isspace() or (inside_list and mark == ","))):
+        if (
+            depth < 0
+            or mark == '"'
+            or (depth == 0 and (mark.isspace() or (inside_list and mark == ",")))
+        ):
             return False
     return depth == 0 and text not in ("", "none")
 
 
 def check_options(kind: type[Configured]) -> Sequence[str]:
-    """Fields of a pass or part class that no pipeline string could set, or that lack help; empty when all is well."""
+    """Fields of a pass or part class that no pipeline string could set, or that lack help; empty
+    when all is well."""
     hints = get_type_hints(kind)
     wrong = []
     for field in option_fields(kind):
         hint, _ = without_none(hints[field.name])
         inner = get_args(hint)[0] if get_origin(hint) in (tuple, list) else hint
         kinds = get_args(inner) if get_origin(inner) is Union else (inner,)
-        known = all(get_origin(kind) is Literal or kind in _CONVERT for kind in kinds) or part_kind(hint) is not None
+        known = (
+            all(get_origin(kind) is Literal or kind in _CONVERT for kind in kinds)
+            or part_kind(hint) is not None
+        )
         if not known or not field.metadata.get("help"):
             wrong.append(field.name)
     return wrong

@@ -1,6 +1,8 @@
-"""The syntax of pipelines: a text split into names, keys and values, each with its place for errors.
+"""The syntax of pipelines: a text split into names, keys and values, each with its place for
+errors.
 
-What names and values mean is `pruneopt.passes.pipeline.spec`'s to say; so is the syntax itself, in words.
+What names and values mean is `pruneopt.passes.pipeline.spec`'s to say; so is the syntax itself, in
+words.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ class Source:
         width = max(1, min(span.stop, start + len(line)) - span.start)
         # A tab must move the caret as far as it moves the text.
         lead = "".join("\t" if mark == "\t" else " " for mark in line[:column])
-        shown = [f"{self.what}:{row}:{column + 1}: error: {message}", f"  {line}", f"  {lead}{'^' * width}"]
+        shown = [
+            f"{self.what}:{row}:{column + 1}: error: {message}",
+            f"  {line}",
+            f"  {lead}{'^' * width}",
+        ]
         raise UserError("\n".join([*shown, f"  note: {note}"] if note else shown))
 
 
@@ -69,7 +75,13 @@ class Reader:
     """
 
     def __init__(self, source: Source, start: int = 0, what: str = "pass", note: str = "") -> None:
-        self.source, self.text, self.at, self.what, self.note = source, source.text, start, what, note
+        self.source, self.text, self.at, self.what, self.note = (
+            source,
+            source.text,
+            start,
+            what,
+            note,
+        )
 
     def only(self, stop: int) -> Item:
         """The one item that ends at ``stop``."""
@@ -89,7 +101,10 @@ class Reader:
             if self.at == len(self.text):
                 return found
             if self.text[self.at] != ",":
-                self._fail_here(f"expected ',' or the end after the pass {found[-1].name}, not {self.text[self.at]!r}")
+                self._fail_here(
+                    f"expected ',' or the end after the pass {found[-1].name}, not "
+                    f"{self.text[self.at]!r}"
+                )
             self.at += 1
 
     def _item(self) -> Item:
@@ -98,7 +113,11 @@ class Reader:
             ends = self.at == len(self.text) or self.text[self.at] == ","
             article = "an" if self.what[0] in "aeiou" else "a"
             missing = f"{article} {self.what} is missing here"
-            wrong = "" if ends else f"expected the name of {article} {self.what}, not {self.text[self.at]!r}"
+            wrong = (
+                ""
+                if ends
+                else f"expected the name of {article} {self.what}, not {self.text[self.at]!r}"
+            )
             self._fail_here(wrong or missing, self.note)
         options: list[Option] = []
         self._skip_space()
@@ -113,7 +132,9 @@ class Reader:
 
     def _closes(self, opened: int) -> bool:
         if self.at == len(self.text):
-            self.source.fail(Span(opened, opened + 1), "this brace is never closed", "options end with '}'")
+            self.source.fail(
+                Span(opened, opened + 1), "this brace is never closed", "options end with '}'"
+            )
         if self.text[self.at] == "}":
             self.at += 1
             return True
@@ -134,7 +155,8 @@ class Reader:
         return Option(key, span, self.text[start : self.at], Span(start, self.at))
 
     def _skip_value(self) -> None:
-        """Move to the end of a value: a space or a closing brace outside its own braces and quotes."""
+        """Move to the end of a value: a space or a closing brace outside its own braces and
+        quotes."""
         depth, opened = 0, self.at
         if self.text.startswith("[", self.at):
             self._skip_bracket()

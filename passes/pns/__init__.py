@@ -1,1 +1,2 @@
-"""Files of pns, the Network Slimming package of `Sanster/pytorch-network-slimming`: its schemas and its results."""
+"""Files of pns, the Network Slimming package of `Sanster/pytorch-network-slimming`: its schemas and
+its results."""

@@ -1,7 +1,9 @@
-"""A network as pns sees it: Conv2d, Linear and BatchNorm2d layers by name, and the nearest batch norms around each.
+"""A network as pns sees it: Conv2d, Linear and BatchNorm2d layers by name, and the nearest batch
+norms around each.
 
-pns prunes batch norms, and tells every other layer by name which batch norm its inputs and its outputs follow. Here the
-names are found in the graph, and a batch norm is near a layer only if the channel groups say that they share channels.
+pns prunes batch norms, and tells every other layer by name which batch norm its inputs and its
+outputs follow. Here the names are found in the graph, and a batch norm is near a layer only if the
+channel groups say that they share channels.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ CONCATENATIONS = ("cat", "concat")
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Layer:
-    """A Conv2d or Linear: its op, and the units (int64, -1: none) of its outputs `[out]` and of its inputs `[in]`."""
+    """A Conv2d or Linear: its op, and the units (int64, -1: none) of its outputs `[out]` and of its
+    inputs `[in]`."""
 
     name: str
     op: Op
@@ -54,11 +57,17 @@ class Network:
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         graph = coupling.graph
-        self.norms: dict[str, BatchNorm] = {norm.name: norm for norm in batch_norms(graph) if _is_2d(norm)}
+        self.norms: dict[str, BatchNorm] = {
+            norm.name: norm for norm in batch_norms(graph) if _is_2d(norm)
+        }
         order = {name: place for place, name in enumerate(graph.params)}
         found = {layer.name: layer for layer in map(self._layer, graph.ops) if layer is not None}
-        places = {name: order.get(layer.weight.value.name, len(order)) for name, layer in found.items()}
-        self.layers: dict[str, Layer] = dict(sorted(found.items(), key=lambda item: places[item[0]]))
+        places = {
+            name: order.get(layer.weight.value.name, len(order)) for name, layer in found.items()
+        }
+        self.layers: dict[str, Layer] = dict(
+            sorted(found.items(), key=lambda item: places[item[0]])
+        )
 
     def norm_units(self, name: str) -> np.ndarray:
         """The unit (or -1) of every channel of a batch norm, `[C]`."""
@@ -87,7 +96,8 @@ class Network:
         return (self._behind(source, wanted) if source is not None else "") or self._any(wanted)
 
     def after(self, layer: Layer) -> str:
-        """The batch norm that normalises what a layer makes, or what that is joined with; empty without one."""
+        """The batch norm that normalises what a layer makes, or what that is joined with; empty
+        without one."""
         wanted = self.groups_of(layer.made)
         queue, seen = deque([layer.op.result]), [layer.op.result]
         while queue:
@@ -100,22 +110,38 @@ class Network:
                     fresh = [value for value in op.results if value not in seen]
                     seen.extend(fresh)
                     queue.extend(fresh)
-        joined = (value for made in seen[1:] if made.producer for value in made.producer.inputs if value not in seen)
-        return next(filter(None, (self._behind(value, wanted) for value in joined)), "") or self._any(wanted)
+        joined = (
+            value
+            for made in seen[1:]
+            if made.producer
+            for value in made.producer.inputs
+            if value not in seen
+        )
+        return next(
+            filter(None, (self._behind(value, wanted) for value in joined)), ""
+        ) or self._any(wanted)
 
     def ties(self) -> list[list[str]]:
-        """The batch norms that sums and products join, merged where they overlap, in graph order."""
+        """The batch norms that sums and products join, merged where they overlap, in graph
+        order."""
         found = []
         for op in self.coupling.graph.ops:
             values = [value for value in op.inputs if not value.is_weight]
             joins = len(values) > 1 and op.base not in CONCATENATIONS and layer_weight(op) is None
             if joins and op not in self._norm_of and op.results:
                 wanted = self._value_groups(op.results[0])
-                found.append([name for name in (self._behind(value, wanted) for value in values) if name])
-        return [sorted(names, key=list(self.norms).index) for names in merge_sets(found) if len(names) > 1]
+                found.append(
+                    [name for name in (self._behind(value, wanted) for value in values) if name]
+                )
+        return [
+            sorted(names, key=list(self.norms).index)
+            for names in merge_sets(found)
+            if len(names) > 1
+        ]
 
     def concatenated(self, layer: Layer) -> list[str]:
-        """The batch norms, in order, whose channels side by side are exactly what a layer reads; empty if none."""
+        """The batch norms, in order, whose channels side by side are exactly what a layer reads;
+        empty if none."""
         source = layer.op.value(0)
         joint = self._concatenation(source) if source is not None else None
         if joint is None:
@@ -141,7 +167,8 @@ class Network:
         return found
 
     def _behind(self, value: Value, wanted: frozenset[int]) -> str:
-        """The first batch norm on the way back from a value, first operands first, that shares the wanted groups."""
+        """The first batch norm on the way back from a value, first operands first, that shares the
+        wanted groups."""
         stack, seen = [value], {value}
         while stack:
             op = stack.pop().producer
@@ -177,7 +204,8 @@ class Network:
         return bool(self.groups_of(self.norm_units(norm)) & wanted)
 
     def _any(self, wanted: frozenset[int]) -> str:
-        """The first batch norm of some groups: of channels that meet one only by a way that pns does not follow."""
+        """The first batch norm of some groups: of channels that meet one only by a way that pns
+        does not follow."""
         return next((name for name in self.norms if self._shares(name, wanted)), "")
 
     def _layer(self, op: Op) -> Layer | None:
@@ -190,7 +218,13 @@ class Network:
             return None
         name = weight.value.name.rpartition(".")[0] if weight.value.is_weight else op.loc.module
         channels = source.type.rank - (3 if is_conv else 1)
-        return Layer(name, op, weight, self._units(weight.value, weight.out_axis), self._units(source, channels))
+        return Layer(
+            name,
+            op,
+            weight,
+            self._units(weight.value, weight.out_axis),
+            self._units(source, channels),
+        )
 
     def _units(self, value: Value, axis: int) -> np.ndarray:
         """The unit of every place of an axis, -1 where it has none."""
@@ -201,7 +235,9 @@ class Network:
         return np.full(size, -1, dtype=np.int64)
 
     def _value_groups(self, value: Value) -> frozenset[int]:
-        return frozenset().union(*(self.groups_of(slot.units) for slot in self.coupling.slots_of(value)))
+        return frozenset().union(
+            *(self.groups_of(slot.units) for slot in self.coupling.slots_of(value))
+        )
 
 
 def _is_2d(norm: BatchNorm) -> bool:

@@ -1,4 +1,5 @@
-"""A pns schema file as a `Schema`: its JSON, its names with or without the prefix, and its fit to the network."""
+"""A pns schema file as a `Schema`: its JSON, its names with or without the prefix, and its fit to
+the network."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def read_schema(path: str | os.PathLike[str], coupling: Coupling) -> Schema:
     """The schema in a file, checked against a network.
 
     Raises:
-        UserError: no such file, no schema, an unknown name, or a contradiction of the network's channel groups.
+        UserError: no such file, no schema, an unknown name, or a contradiction of the network's
+            channel groups.
     """
     return schema_of(read_json(path, "pns schema"), coupling, str(path))
 
@@ -46,9 +48,13 @@ def schema_of(data: Any, coupling: Coupling, where: str) -> Schema:
     reader = _Reader(where, network, data)
     schema = reader.schema()
     listed = set(schema.modules)
-    missing = [name for name, layer in network.layers.items() if layer.is_conv and name not in listed]
+    missing = [
+        name for name, layer in network.layers.items() if layer.is_conv and name not in listed
+    ]
     if missing:
-        raise UserError(f"{where} lists no module {missing[0]}: a schema names every Conv2d of its network")
+        raise UserError(
+            f"{where} lists no module {missing[0]}: a schema names every Conv2d of its network"
+        )
     problem = next(contradictions(schema, network), None)
     if problem is not None:
         raise UserError(f"{where} contradicts the network: {problem}")
@@ -73,11 +79,16 @@ class _Reader:
     def schema(self) -> Schema:
         rounding = self.data.get("channel_rounding", "none")
         if rounding not in ROUNDING:
-            raise self._wrong(f"its channel_rounding is {rounding!r}, not one of {', '.join(ROUNDING)}")
+            raise self._wrong(
+                f"its channel_rounding is {rounding!r}, not one of {', '.join(ROUNDING)}"
+            )
         modules = {}
         for item in self._items("modules"):
             name = self._named(self._text(item, "name"), self.network.layers, "Conv2d or Linear")
-            modules[name] = (self._norm_or_none(item, "prev_bn"), self._norm_or_none(item, "next_bn"))
+            modules[name] = (
+                self._norm_or_none(item, "prev_bn"),
+                self._norm_or_none(item, "next_bn"),
+            )
         return Schema(
             modules,
             self._ties("shortcuts"),
@@ -101,10 +112,17 @@ class _Reader:
     def _cat(self, item: dict[str, Any]) -> Cat:
         convs = {name: layer for name, layer in self.network.layers.items() if layer.is_conv}
         norms = tuple(self._norm(name) for name in self._texts(item, "input_bn_names"))
-        return Cat(norms, tuple(self._named(name, convs, "Conv2d") for name in self._texts(item, "output_conv_names")))
+        return Cat(
+            norms,
+            tuple(
+                self._named(name, convs, "Conv2d")
+                for name in self._texts(item, "output_conv_names")
+            ),
+        )
 
     def _fixed(self, item: dict[str, Any]) -> list[tuple[str, float]]:
-        """pns reads these names without the prefix, by mistake; both ways of writing them are understood."""
+        """pns reads these names without the prefix, by mistake; both ways of writing them are
+        understood."""
         ratio = item.get("ratio")
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
             raise self._wrong(f"a fixed_bn_ratio is {ratio!r}, not a number above 0 and below 1")
@@ -129,7 +147,9 @@ class _Reader:
         names = list(known)
         if self.prefix + name not in names:
             guess = did_you_mean(self.prefix + name, names)
-            raise self._wrong(f"it names {name}, but the network has no {what} of this name: {guess}")
+            raise self._wrong(
+                f"it names {name}, but the network has no {what} of this name: {guess}"
+            )
         return self.prefix + name
 
     def _items(self, key: str) -> list[dict[str, Any]]:
@@ -141,7 +161,9 @@ class _Reader:
     def _texts(self, item: dict[str, Any], key: str) -> list[str]:
         found = item.get(key)
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            raise self._wrong(f"an entry has no list of names under {key!r}: {json.dumps(item)[:80]}")
+            raise self._wrong(
+                f"an entry has no list of names under {key!r}: {json.dumps(item)[:80]}"
+            )
         return found
 
     def _text(self, item: dict[str, Any], key: str) -> str:

@@ -1,8 +1,9 @@
 """Pruning schemas of pns: what of a network follows which batch norm, as its JSON files say it.
 
-A schema names, for every Conv2d and Linear, the batch norm whose channels it reads (``prev_bn``) and makes
-(``next_bn``), the batch norms that shortcuts and depthwise convolutions tie together, and concatenations. pruneopt
-needs none of it: here it is written from the channel groups, and a user's schema is checked against them.
+A schema names, for every Conv2d and Linear, the batch norm whose channels it reads (``prev_bn``)
+and makes (``next_bn``), the batch norms that shortcuts and depthwise convolutions tie together, and
+concatenations. pruneopt needs none of it: here it is written from the channel groups, and a user's
+schema is checked against them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Cat:
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema with full names. ``modules``: name -> (prev_bn, next_bn), each empty where nothing is pruned."""
+    """A schema with full names. ``modules``: name -> (prev_bn, next_bn), each empty where nothing
+    is pruned."""
 
     modules: Mapping[str, tuple[str, str]]
     shortcuts: tuple[Tie, ...] = ()
@@ -51,7 +53,8 @@ class Schema:
     rounding: Rounding = "none"
 
     def methods(self, coupling: Coupling) -> dict[str, Merge]:
-        """How every tied channel group is merged: as its shortcut says, else as its depthwise pair does, as in pns."""
+        """How every tied channel group is merged: as its shortcut says, else as its depthwise pair
+        does, as in pns."""
         network = Network(coupling)
         found: dict[str, Merge] = {}
         for tie in (*self.shortcuts, *self.depthwise):
@@ -62,18 +65,29 @@ class Schema:
     def unpruned(self, coupling: Coupling) -> frozenset[str]:
         """The groups without a batch norm, which a schema leaves whole."""
         with_norm = Network(coupling).norms_of_group
-        return frozenset(group.name for i, group in enumerate(coupling.groups) if i not in with_norm)
+        return frozenset(
+            group.name for i, group in enumerate(coupling.groups) if i not in with_norm
+        )
 
 
 def write_schema(coupling: Coupling) -> dict[str, Any]:
-    """The schema of a network, as pns reads it; every tie is merged by ``or``, nothing is rounded or fixed.
+    """The schema of a network, as pns reads it; every tie is merged by ``or``, nothing is rounded
+    or fixed.
 
     Raises:
-        UserError: the network has what no schema can say, such as a batch norm over concatenated channels.
+        UserError: the network has what no schema can say, such as a batch norm over concatenated
+            channels.
     """
     network = Network(coupling)
-    modules = {layer.name: (network.before(layer), network.after(layer)) for layer in network.layers.values()}
-    pairs = [modules[layer.name] for layer in network.layers.values() if layer.depthwise and all(modules[layer.name])]
+    modules = {
+        layer.name: (network.before(layer), network.after(layer))
+        for layer in network.layers.values()
+    }
+    pairs = [
+        modules[layer.name]
+        for layer in network.layers.values()
+        if layer.depthwise and all(modules[layer.name])
+    ]
     ties = _completed(network, network.ties(), [list(pair) for pair in pairs])
     cats: dict[tuple[str, ...], list[str]] = {}
     for layer in network.layers.values():
@@ -87,12 +101,16 @@ def write_schema(coupling: Coupling) -> dict[str, Any]:
     )
     problem = next(chain(_beyond_pns(network), contradictions(schema, network)), None)
     if problem is not None:
-        raise UserError(f"a pns schema cannot describe {coupling.graph.name}: {problem}; pruneopt itself needs none")
+        raise UserError(
+            f"a pns schema cannot describe {coupling.graph.name}: {problem}; pruneopt itself needs "
+            "none"
+        )
     return _as_json(schema)
 
 
 def _completed(network: Network, ties: list[list[str]], pairs: list[list[str]]) -> list[list[str]]:
-    """The ties, with those added that channel groups have for other reasons, each sorted by name as pns does."""
+    """The ties, with those added that channel groups have for other reasons, each sorted by name as
+    pns does."""
     joint = merge_sets([*ties, *pairs])
     for names in network.norms_of_group.values():
         if len(names) > 1 and not any(set(names) <= set(other) for other in joint):
@@ -104,14 +122,20 @@ def _as_json(schema: Schema) -> dict[str, Any]:
     def tied(ties: tuple[Tie, ...]) -> list[dict[str, Any]]:
         return [{"names": list(tie.names), "method": tie.method} for tie in ties]
 
-    modules = [{"name": name, "prev_bn": before, "next_bn": after} for name, (before, after) in schema.modules.items()]
+    modules = [
+        {"name": name, "prev_bn": before, "next_bn": after}
+        for name, (before, after) in schema.modules.items()
+    ]
     return {
         "prefix": "",
         "channel_rounding": "none",
         "modules": modules,
         "shortcuts": tied(schema.shortcuts),
         "depthwise_conv_adjacent_bn": tied(schema.depthwise),
-        "cats": [{"input_bn_names": list(cat.norms), "output_conv_names": list(cat.convs)} for cat in schema.cats],
+        "cats": [
+            {"input_bn_names": list(cat.norms), "output_conv_names": list(cat.convs)}
+            for cat in schema.cats
+        ],
         "fixed_bn_ratio": [],
     }
 
@@ -129,7 +153,9 @@ def contradictions(schema: Schema, network: Network) -> Iterator[str]:
     for name, (before, after) in schema.modules.items():
         layer = network.layers[name]
         yield from _wrong_outputs(network, layer, after)
-        yield from _wrong_inputs(network, layer, side_by_side.get(name, (before,) if before else ()))
+        yield from _wrong_inputs(
+            network, layer, side_by_side.get(name, (before,) if before else ())
+        )
 
 
 def _wrong_ties(schema: Schema, network: Network) -> Iterator[str]:
@@ -154,11 +180,18 @@ def _wrong_ties(schema: Schema, network: Network) -> Iterator[str]:
 def _wrong_outputs(network: Network, layer: Layer, after: str) -> Iterator[str]:
     norms = _norms_of(network, layer.made)
     if not layer.is_conv and norms:
-        yield f"{layer.name} makes the channels of {norms[0]}, and pns cuts only the inputs of a Linear"
+        yield (
+            f"{layer.name} makes the channels of {norms[0]}, and pns cuts only the inputs of a "
+            "Linear"
+        )
     elif after == "" and norms:
         yield f"{layer.name} makes the channels of {norms[0]}, but its next_bn is empty"
-    elif after != "" and layer.is_conv and not np.array_equal(network.norm_units(after), layer.made):
-        yield f"the next_bn of {layer.name} is {after}, but it does not make the channels of {after}"
+    elif (
+        after != "" and layer.is_conv and not np.array_equal(network.norm_units(after), layer.made)
+    ):
+        yield (
+            f"the next_bn of {layer.name} is {after}, but it does not make the channels of {after}"
+        )
 
 
 def _wrong_inputs(network: Network, layer: Layer, given: tuple[str, ...]) -> Iterator[str]:
@@ -177,17 +210,28 @@ def _wrong_inputs(network: Network, layer: Layer, given: tuple[str, ...]) -> Ite
 
 def _norms_of(network: Network, units: np.ndarray) -> list[str]:
     """The batch norms that share groups with some units, in graph order."""
-    found = {name for number in network.groups_of(units) for name in network.norms_of_group.get(number, [])}
+    found = {
+        name
+        for number in network.groups_of(units)
+        for name in network.norms_of_group.get(number, [])
+    }
     return [name for name in network.norms if name in found]
 
 
 def _beyond_pns(network: Network) -> Iterator[str]:
     """Weights that would have to be cut along, and that pns does not know."""
-    known = {layer.weight.value.name.rpartition(".")[0] for layer in network.layers.values()} | set(network.norms)
+    known = {layer.weight.value.name.rpartition(".")[0] for layer in network.layers.values()} | set(
+        network.norms
+    )
     for layer in network.layers.values():
         if layer.grouped and _norms_of(network, np.concatenate([layer.made, layer.read])):
             yield f"{layer.name} is a convolution in groups, which pns cannot cut"
     for slot in network.coupling.slots:
         held = slot.value.is_weight and slot.value.name.rpartition(".")[0] not in known
-        if held and any(number in network.norms_of_group for number in network.groups_of(slot.units)):
-            yield f"{slot.value.name} holds channels of batch norms, and pns cuts Conv2d, BatchNorm2d and Linear only"
+        if held and any(
+            number in network.norms_of_group for number in network.groups_of(slot.units)
+        ):
+            yield (
+                f"{slot.value.name} holds channels of batch norms, and pns cuts Conv2d, "
+                "BatchNorm2d and Linear only"
+            )

@@ -1,4 +1,5 @@
-"""The regulariser ``gamma-l1``: an L1 penalty on the scales of batch norms, as Network Slimming trains (ICCV 2017)."""
+"""The regulariser ``gamma-l1``: an L1 penalty on the scales of batch norms, as Network Slimming
+trains (ICCV 2017)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ __all__ = ["GammaL1", "PenaltyReport", "checked_scale", "live_parameters"]
 
 @dataclass(frozen=True, slots=True)
 class PenaltyReport:
-    """What a penalty was on: its scale, the weights it reached, and those that it skipped because they do not train."""
+    """What a penalty was on: its scale, the weights it reached, and those that it skipped because
+    they do not train."""
 
     scale: float
     reached: int
@@ -32,17 +34,23 @@ class PenaltyReport:
 
 @dataclass(frozen=True)
 class GammaL1(Regulariser):
-    """``scale * sum |gamma|`` over the scales of every batch norm of the network, by its sub-gradient.
+    """``scale * sum |gamma|`` over the scales of every batch norm of the network, by its
+    sub-gradient.
 
-    ``scale * sign(gamma)``, with ``sign(0) = 0``, is added to the complete gradient before each step of the optimiser,
-    whose momentum and learning rate then act on it. Scales that do not train are skipped and reported.
+    ``scale * sign(gamma)``, with ``sign(0) = 0``, is added to the complete gradient before each
+    step of the optimiser, whose momentum and learning rate then act on it. Scales that do not train
+    are skipped and reported.
     """
 
     name: ClassVar[str] = "gamma-l1"
     summary: ClassVar[str] = "pull the scales of batch norms towards zero (Network Slimming)"
 
-    scale: float = option(1e-4, "weight of the penalty; the paper takes 1e-4 for VGG, 1e-5 for ResNet and DenseNet")
-    ignore: tuple[str, ...] = option((), "batch norms, or modules that contain them, without penalty")
+    scale: float = option(
+        1e-4, "weight of the penalty; the paper takes 1e-4 for VGG, 1e-5 for ResNet and DenseNet"
+    )
+    ignore: tuple[str, ...] = option(
+        (), "batch norms, or modules that contain them, without penalty"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,12 +60,15 @@ class GammaL1(Regulariser):
         norms = batch_norms(task.coupling.graph)
         if not norms:
             raise UserError(
-                f"{task.coupling.graph.name} has no batch norm with a scale to penalise: use regulariser=group-norm "
+                f"{task.coupling.graph.name} has no batch norm with a scale to penalise: use "
+                "regulariser=group-norm "
                 "criterion=l2, which works on weights"
             )
         left = _without(norms, self.ignore)
         if not left:
-            raise UserError("gamma-l1 ignores every batch norm of the network: nothing is left to penalise")
+            raise UserError(
+                "gamma-l1 ignores every batch norm of the network: nothing is left to penalise"
+            )
         return _GammaHook(self.scale, [norm.scale.name for norm in left])
 
 
@@ -105,6 +116,8 @@ def _without(norms: Sequence[BatchNorm], ignore: Sequence[str]) -> list[BatchNor
     for name in ignore:
         if not any(is_within(norm.name, name) for norm in norms):
             guess = did_you_mean(name, [norm.name for norm in norms])
-            raise UserError(f"gamma-l1{{ignore={name}}}: no batch norm is this module or inside it: {guess}")
+            raise UserError(
+                f"gamma-l1{{ignore={name}}}: no batch norm is this module or inside it: {guess}"
+            )
         left = [norm for norm in left if not is_within(norm.name, name)]
     return left

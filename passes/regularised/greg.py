@@ -1,7 +1,8 @@
-"""The passes ``greg1`` and ``greg2``: prune by a growing penalty (Wang et al., ICLR 2021, arXiv 2012.09243).
+"""The passes ``greg1`` and ``greg2``: prune by a growing penalty (Wang et al., ICLR 2021, arXiv
+2012.09243).
 
-Both train the network under the regulariser ``growing`` and then remove what was picked: GReg-1 by the weights before
-training, GReg-2 after a uniform penalty has driven the weights apart.
+Both train the network under the regulariser ``growing`` and then remove what was picked: GReg-1 by
+the weights before training, GReg-2 after a uniform penalty has driven the weights apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pruneopt.passes.analysis.importance.importance import Criterion
 from pruneopt.passes.digest import file_digest
 from pruneopt.passes.pipeline.base import State, option
 from pruneopt.passes.regularised.growing import Growing
-from pruneopt.passes.regularised.regularised import Decision, Regularised, Regulariser, RegulariserHook, Task
+from pruneopt.passes.regularised.regularised import (
+    Decision,
+    Regularised,
+    Regulariser,
+    RegulariserHook,
+    Task,
+)
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
 from pruneopt.passes.selection.prunable import Granularity, Reach
 from pruneopt.passes.selection.prune import MINIMUM
@@ -60,21 +67,31 @@ class GReg(Regularised):
 
     ratios: str | None = option(None, RATIOS)
     skip: tuple[str, ...] = option((), SKIP)
-    compat: SkipRule = option("exact", COMPAT)  # noqa: RUF009
-    granularity: Granularity = option("filter", "what goes: filters, input channels, or single weights (masks)")  # noqa: RUF009
-    scope: Reach = option("internal", "only inside of branches and chains, as published, or whole channel groups")  # noqa: RUF009
-    criterion: Criterion = option(L1Norm(), "what is scored; l1 is the mean absolute weight")  # noqa: RUF009
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    compat: SkipRule = option("exact", COMPAT)
+    granularity: Granularity = option(
+        "filter", "what goes: filters, input channels, or single weights (masks)"
+    )
+    scope: Reach = option(
+        "internal", "only inside of branches and chains, as published, or whole channel groups"
+    )
+    criterion: Criterion = option(L1Norm(), "what is scored; l1 is the mean absolute weight")
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
-    regulariser: Regulariser = option(Growing(), "the penalty in training")  # noqa: RUF009
-    recipe: Recipe = option(RECIPE, "how to train under it; the penalty ends the training")  # noqa: RUF009
+    regulariser: Regulariser = option(Growing(), "the penalty in training")
+    recipe: Recipe = option(RECIPE, "how to train under it; the penalty ends the training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._rule()
         if self.granularity == "weight" and not isinstance(self.criterion, L1Norm):
-            raise UserError(f"criterion={self.criterion.name} scores channels: single weights are picked by l1 alone")
-        if isinstance(self.regulariser, Growing) and self.regulariser.picks not in (None, self._picks):
+            raise UserError(
+                f"criterion={self.criterion.name} scores channels: single weights are picked by l1 "
+                "alone"
+            )
+        if isinstance(self.regulariser, Growing) and self.regulariser.picks not in (
+            None,
+            self._picks,
+        ):
             other = "greg2" if self.early else "greg1"
             raise UserError(f"{self.name} picks {self._picks}: leave picks out, or take {other}")
 
@@ -102,7 +119,9 @@ class GReg(Regularised):
         longest = self.regulariser.rates(self.early).iterations(self.early)
         split = state.need_workload(self.name).train
         recipe = _long_enough(self.recipe, longest, len(split))
-        state.progress(f"{self.name}: up to {longest:,} iterations, {recipe.epochs:,} epochs of this data")
+        state.progress(
+            f"{self.name}: up to {longest:,} iterations, {recipe.epochs:,} epochs of this data"
+        )
         return super(GReg, replace(self, recipe=recipe)).run(state)
 
     def decide(self, state: State, weights: Mapping[str, Tensor]) -> Decision:
@@ -116,7 +135,9 @@ class GReg(Regularised):
             found = picked(state, layers, counts, scores)
         return Decision(found.plan, found.masks)
 
-    def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> GRegRecord:
+    def record(
+        self, state: State, log: Any, hook: RegulariserHook, decision: Decision
+    ) -> GRegRecord:
         layers = []
         for layer in self._rule().layers(state):
             if layer.group is not None:
@@ -131,11 +152,20 @@ class GReg(Regularised):
         return file_digest(self.ratios) if self.ratios is not None and is_plan(self.ratios) else ""
 
     def _rule(self) -> LayerRule:
-        return LayerRule(self.ratios, self.skip, self.compat, self.granularity, self.scope, self.round_to, self.minimum)
+        return LayerRule(
+            self.ratios,
+            self.skip,
+            self.compat,
+            self.granularity,
+            self.scope,
+            self.round_to,
+            self.minimum,
+        )
 
 
 def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:
-    """The recipe with as many epochs as the penalty may take; an own number of epochs must be enough.
+    """The recipe with as many epochs as the penalty may take; an own number of epochs must be
+    enough.
 
     Raises:
         UserError: fewer epochs than that.
@@ -146,7 +176,8 @@ def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:
         return replace(recipe, epochs=epochs)
     if recipe.epochs < epochs:
         raise UserError(
-            f"epochs={recipe.epochs} of this data are {recipe.epochs * steps:,} iterations, but the growing penalty "
+            f"epochs={recipe.epochs} of this data are {recipe.epochs * steps:,} iterations, but "
+            "the growing penalty "
             f"takes up to {longest:,} ({epochs:,} epochs): leave epochs out, or shorten it by "
             f"iterations={max(1, recipe.epochs * steps)}"
         )
@@ -164,7 +195,9 @@ class _Over(Regulariser):
         rule = self.chooser._rule()
         layers = rule.layers(task.state)
         counts = rule.counts(task.state, layers)
-        return self.growing.hook_over([layer for layer, count in zip(layers, counts, strict=True) if count], task)
+        return self.growing.hook_over(
+            [layer for layer, count in zip(layers, counts, strict=True) if count], task
+        )
 
 
 @dataclass(frozen=True)
@@ -172,10 +205,14 @@ class GReg1(GReg):
     """What goes is picked before training; the penalty drives it to zero."""
 
     name: ClassVar[str] = "greg1"
-    summary: ClassVar[str] = "drive picked weights to zero by a growing penalty, then remove them (GReg-1)"
+    summary: ClassVar[str] = (
+        "drive picked weights to zero by a growing penalty, then remove them (GReg-1)"
+    )
     early: ClassVar[bool] = True
 
-    pick: Pick = option("min", "what goes: the lowest or highest scores, random ones, or as in the plan of ratios")  # noqa: RUF009
+    pick: Pick = option(
+        "min", "what goes: the lowest or highest scores, random ones, or as in the plan of ratios"
+    )
 
     @property
     def _order(self) -> Pick:
@@ -184,8 +221,11 @@ class GReg1(GReg):
 
 @dataclass(frozen=True)
 class GReg2(GReg):
-    """A uniform penalty drives the weights apart first; then the smallest are picked and driven to zero."""
+    """A uniform penalty drives the weights apart first; then the smallest are picked and driven to
+    zero."""
 
     name: ClassVar[str] = "greg2"
-    summary: ClassVar[str] = "let a growing penalty separate the weights, pick, and remove the smallest (GReg-2)"
+    summary: ClassVar[str] = (
+        "let a growing penalty separate the weights, pick, and remove the smallest (GReg-2)"
+    )
     early: ClassVar[bool] = False

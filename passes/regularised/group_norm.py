@@ -1,7 +1,8 @@
-"""The regulariser ``group-norm``: a group lasso on the weights of each unit, for networks without batch norm.
+"""The regulariser ``group-norm``: a group lasso on the weights of each unit, for networks without
+batch norm.
 
-A variant of Network Slimming, not the paper's method: where there is no scale that a channel passes through, the
-weights that make the channel take its place.
+A variant of Network Slimming, not the paper's method: where there is no scale that a channel passes
+through, the weights that make the channel take its place.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ __all__ = ["GroupNorm"]
 class GroupNorm(Regulariser):
     """``scale * sum ||w_u||_2`` over the units u of all free groups, by its sub-gradient.
 
-    ``w_u`` are all weights that make a unit, in whatever layers: what the criterion l2 ranks by. The sub-gradient is
-    ``scale * w / ||w_u||``, and 0 where the norm is 0.
+    ``w_u`` are all weights that make a unit, in whatever layers: what the criterion l2 ranks by.
+    The sub-gradient is ``scale * w / ||w_u||``, and 0 where the norm is 0.
     """
 
     name: ClassVar[str] = "group-norm"
-    summary: ClassVar[str] = "pull the weights that make a channel towards zero together (group lasso)"
+    summary: ClassVar[str] = (
+        "pull the weights that make a channel towards zero together (group lasso)"
+    )
 
     scale: float = option(1e-4, "weight of the penalty")
 
@@ -45,7 +48,10 @@ class GroupNorm(Regulariser):
 
     def hook(self, task: Task) -> RegulariserHook:
         if not task.coupling.free:
-            raise UserError(f"{task.coupling.graph.name} has no channel group that may be pruned: nothing to penalise")
+            raise UserError(
+                f"{task.coupling.graph.name} has no channel group that may be pruned: nothing to "
+                "penalise"
+            )
         return _GroupNormHook(self.scale, task.coupling)
 
 
@@ -71,11 +77,16 @@ class _GroupNormHook(RegulariserHook):
             factor = self._factors(run.device)
             for parameter, _, index in self._on:
                 if parameter.requires_grad and parameter.grad is not None:
-                    parameter.grad.add_(parameter * factor[index].to(parameter.dtype), alpha=self._scale)
+                    parameter.grad.add_(
+                        parameter * factor[index].to(parameter.dtype), alpha=self._scale
+                    )
 
     def _factors(self, device: torch.device) -> Tensor:
-        """One over the norm of every unit, 0 where it is 0 `[units + 1]`; the last is for what is not penalised."""
-        squares = torch.zeros(self._count + 1, device=device, dtype=torch.float64 if device.type == "cpu" else None)
+        """One over the norm of every unit, 0 where it is 0 `[units + 1]`; the last is for what is
+        not penalised."""
+        squares = torch.zeros(
+            self._count + 1, device=device, dtype=torch.float64 if device.type == "cpu" else None
+        )
         for parameter, slot, index in self._on:
             part = summed(parameter.square().to(squares.dtype), slot)
             squares.index_add_(0, index.reshape(-1), part.reshape(-1))
@@ -84,12 +95,17 @@ class _GroupNormHook(RegulariserHook):
         return factor
 
     def report(self) -> PenaltyReport:
-        skipped = tuple(dict.fromkeys(slot.value.name for slot, _ in self._places if slot.value.name not in self._live))
+        skipped = tuple(
+            dict.fromkeys(
+                slot.value.name for slot, _ in self._places if slot.value.name not in self._live
+            )
+        )
         return PenaltyReport(self._scale, len(self._live), skipped)
 
 
 def _places(coupling: Coupling) -> Iterator[tuple[Slot, np.ndarray]]:
-    """Where the units of free groups are made, each place of a weight once, with the unit at each (or ``units``: none).
+    """Where the units of free groups are made, each place of a weight once, with the unit at each
+    (or ``units``: none).
 
     Units that no layer makes are at all places of parameters that hold them.
     """

@@ -25,7 +25,8 @@ __all__ = ["Growing", "GrowingHook", "GrowingReport", "LayerReport"]
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: groups, how many go, the last penalty on them, magnitude ratio, and when the layer was finished."""
+    """One layer: groups, how many go, the last penalty on them, magnitude ratio, and when the layer
+    was finished."""
 
     name: str
     groups: int
@@ -37,7 +38,8 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class GrowingReport:
-    """What the penalty did: the state at the end, when it last grew, how many iterations at most, and every layer."""
+    """What the penalty did: the state at the end, when it last grew, how many iterations at most,
+    and every layer."""
 
     state: str
     grown_until: int | None
@@ -49,31 +51,41 @@ class GrowingReport:
 class Growing(Regulariser):
     """A penalty that grows until weights are gone (Wang et al., ICLR 2021, arXiv 2012.09243).
 
-    The defaults are the paper's for ImageNet; for CIFAR it takes an interval of 10 and stabilises for 10,000.
+    The defaults are the paper's for ImageNet; for CIFAR it takes an interval of 10 and stabilises
+    for 10,000.
     """
 
     name: ClassVar[str] = "growing"
     summary: ClassVar[str] = "a penalty that grows on what is to go until it is gone (GReg)"
 
     picks: Literal["early", "late"] | None = option(
-        None, "pick before training (GReg-1) or after a uniform penalty (GReg-2); default: the pass's way, else late"
+        None,
+        "pick before training (GReg-1) or after a uniform penalty (GReg-2); default: the pass's "
+        "way, else late",
     )
     interval: int = option(5, "iterations between two updates of the penalty")
     stabilise: int = option(40_000, "iterations under the final penalty")
     grow: float = option(1e-4, "how much the penalty on what goes grows at each update")
-    pick_grow: float = option(1e-5, "how much the uniform penalty grows at each update, before a late pick")
+    pick_grow: float = option(
+        1e-5, "how much the uniform penalty grows at each update, before a late pick"
+    )
     recover: float = option(-1e-4, "the penalty on what stays, after a late pick")
     pick_ceiling: float = option(0.01, "a late pick happens when the penalty is at least this")
     ceiling: float = option(1.0, "a layer is finished when its penalty exceeds this")
     limit: float = option(1000.0, "or when what stays is this many times as large as what goes")
-    iterations: int | None = option(None, "fit all of it into so many iterations, by larger steps (not in the paper)")
+    iterations: int | None = option(
+        None, "fit all of it into so many iterations, by larger steps (not in the paper)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         wanted = [
             ("interval", self.interval >= 1, "be at least 1"),
             ("stabilise", self.stabilise >= 0, "not be negative"),
-            *((name, getattr(self, name) > 0, "be above 0") for name in ("grow", "pick_grow", "pick_ceiling")),
+            *(
+                (name, getattr(self, name) > 0, "be above 0")
+                for name in ("grow", "pick_grow", "pick_ceiling")
+            ),
             ("ceiling", self.ceiling > 0, "be above 0"),
             ("recover", math.isfinite(self.recover), "be a number"),
             ("limit", self.limit > 0, "be above 0"),
@@ -97,8 +109,11 @@ class Growing(Regulariser):
         return rates if self.iterations is None else rates.fitted(self.iterations, early)
 
     def hook(self, task: Task) -> GrowingHook:
-        """The penalty over all free channel groups, by the filters that make them; the pass says what goes."""
-        layers = prunable_groups(task.coupling, find_places(task.coupling.graph), "filter", "coupled")
+        """The penalty over all free channel groups, by the filters that make them; the pass says
+        what goes."""
+        layers = prunable_groups(
+            task.coupling, find_places(task.coupling.graph), "filter", "coupled"
+        )
         return self.hook_over(layers, task)
 
     def hook_over(self, layers: Sequence[Prunable], task: Task) -> GrowingHook:
@@ -110,7 +125,9 @@ class Growing(Regulariser):
 class GrowingHook(RegulariserHook):
     """Runs the machine inside a training run, and ends the training when the machine is done."""
 
-    def __init__(self, layers: Sequence[Prunable], rates: Rates, *, early: bool, task: Task) -> None:
+    def __init__(
+        self, layers: Sequence[Prunable], rates: Rates, *, early: bool, task: Task
+    ) -> None:
         self.task = task
         self.growth = Growth(layers, rates, early=early, decide=self._decide)
         self.done = 0
@@ -120,7 +137,8 @@ class GrowingHook(RegulariserHook):
         longest = self.growth.rates.iterations(self.growth.early)
         if run.steps < longest:
             raise UserError(
-                f"training lasts {run.steps:,} iterations, but the growing penalty takes up to {longest:,}: train for "
+                f"training lasts {run.steps:,} iterations, but the growing penalty takes up to "
+                f"{longest:,}: train for "
                 f"more epochs, or shorten it by iterations={run.steps}"
             )
         self.growth.start(self._weights(run))
@@ -151,7 +169,11 @@ class GrowingHook(RegulariserHook):
         self.growth.load_state_dict(state["growth"])
         self.done = state["done"]
         plan = state["plan"]
-        self.decision = None if plan is None else Decision({k: v.numpy() for k, v in plan.items()}, state["masks"])
+        self.decision = (
+            None
+            if plan is None
+            else Decision({k: v.numpy() for k, v in plan.items()}, state["masks"])
+        )
 
     def report(self) -> GrowingReport:
         growth = self.growth
@@ -160,18 +182,25 @@ class GrowingHook(RegulariserHook):
             at = growth.of[layer.name]
             removed = 0 if at.removed is None else int(at.removed.sum())
             penalty = float(growth.values(at)[0])
-            layers.append(LayerReport(layer.name, layer.count, removed, penalty, at.ratio, at.finished))
+            layers.append(
+                LayerReport(layer.name, layer.count, removed, penalty, at.ratio, at.finished)
+            )
         longest = growth.rates.iterations(growth.early)
         return GrowingReport(growth.state, growth.since, longest, tuple(layers))
 
     def _weights(self, run: Run) -> dict[str, Tensor]:
-        """The weights of the network in training by name, and what no module holds (constants of the graph)."""
-        named = {name: tensor.detach() for name, tensor in run.module.named_parameters(remove_duplicate=False)}
+        """The weights of the network in training by name, and what no module holds (constants of
+        the graph)."""
+        named = {
+            name: tensor.detach()
+            for name, tensor in run.module.named_parameters(remove_duplicate=False)
+        }
         named |= dict(run.module.named_buffers(remove_duplicate=False))
         return {**self.task.state.graph.weights, **named}
 
     def _decide(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
-        """What the pass removes by the weights as they are now, by layer; from now on that is the decision."""
+        """What the pass removes by the weights as they are now, by layer; from now on that is the
+        decision."""
         self.decision = decision = self.task.decide(weights)
         found = []
         for layer in self.growth.layers:

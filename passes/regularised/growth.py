@@ -1,18 +1,22 @@
-"""The state machine of GReg (Wang et al., ICLR 2021, arXiv 2012.09243): a penalty that grows until weights are gone.
+"""The state machine of GReg (Wang et al., ICLR 2021, arXiv 2012.09243): a penalty that grows until
+weights are gone.
 
-Every layer has a penalty per group of weights, which adds ``reg * W`` to the gradient. Every `interval` iterations,
-from iteration 0, it grows:
+Every layer has a penalty per group of weights, which adds ``reg * W`` to the gradient. Every
+`interval` iterations, from iteration 0, it grows:
 
 - GReg-1 (early): what goes is picked before training; the penalty on it grows by `grow`.
-- GReg-2 (late): the penalty on all groups of a layer grows by `pick_grow` until it is at least `pick_ceiling`; then
-  what goes is picked. From the next time on it grows by `grow` on what was picked, and is `recover` on the rest.
+- GReg-2 (late): the penalty on all groups of a layer grows by `pick_grow` until it is at least
+  `pick_ceiling`; then what goes is picked. From the next time on it grows by `grow` on what was
+  picked, and is `recover` on the rest.
 
-A layer is finished when its penalty exceeds `ceiling`, or when what stays has become `limit` times as large as what
-goes (a moving average; in GReg-1 every layer's must have, in GReg-2 the layer's own). When all are, the penalties stay
-as they are for `stabilise` more iterations, and the machine is done.
+A layer is finished when its penalty exceeds `ceiling`, or when what stays has become `limit` times
+as large as what goes (a moving average; in GReg-1 every layer's must have, in GReg-2 the layer's
+own). When all are, the penalties stay as they are for `stabilise` more iterations, and the machine
+is done.
 
-All picked groups of a layer have one penalty, which is counted in updates and never added up in floats: 10,000 times
-0.0001 is 1 here. (In single precision it is 1.0000535, and 1,000 times 0.00001 falls short of 0.01.)
+All picked groups of a layer have one penalty, which is counted in updates and never added up in
+floats: 10,000 times 0.0001 is 1 here. (In single precision it is 1.0000535, and 1,000 times 0.00001
+falls short of 0.01.)
 """
 
 from __future__ import annotations
@@ -63,8 +67,9 @@ class Rates:
         return (self.updates(early) - 1) * self.interval + 1 + self.stabilise
 
     def fitted(self, iterations: int, early: bool) -> Rates:
-        """The same schedule in at most so many iterations (beyond the paper): growth and stabilisation shrink alike,
-        the penalties grow in larger steps. The interval, the ceilings and the recovery value stay.
+        """The same schedule in at most so many iterations (beyond the paper): growth and
+        stabilisation shrink alike, the penalties grow in larger steps. The interval, the ceilings
+        and the recovery value stay.
 
         Raises:
             UserError: too few iterations for one update of every kind.
@@ -76,11 +81,16 @@ class Rates:
             room = max(0, share - 1) // self.interval + 1
             for updates in range(room, 0, -1):
                 scale = Fraction(self.updates(early), updates)
-                faster = replace(self, pick_grow=self.pick_grow * scale, grow=self.grow * scale, stabilise=0)
+                faster = replace(
+                    self, pick_grow=self.pick_grow * scale, grow=self.grow * scale, stabilise=0
+                )
                 if faster.iterations(early) <= share:
-                    return replace(faster, stabilise=min(iterations - faster.iterations(early), self.stabilise))
+                    return replace(
+                        faster, stabilise=min(iterations - faster.iterations(early), self.stabilise)
+                    )
         raise UserError(
-            f"iterations={iterations} is too short: a penalty that grows every {self.interval} iterations takes at "
+            f"iterations={iterations} is too short: a penalty that grows every {self.interval} "
+            "iterations takes at "
             f"least {1 if early else 1 + self.interval}; give more, or a smaller interval"
         )
 
@@ -142,13 +152,19 @@ class Growth:
         """Between forward and backward of an iteration, counted from 0."""
         if not self.due(iteration):
             return
-        growing = [(layer, self.of[layer.name]) for layer in self.layers if self.of[layer.name].finished is None]
+        growing = [
+            (layer, self.of[layer.name])
+            for layer in self.layers
+            if self.of[layer.name].finished is None
+        ]
         for _, at in growing:
             if at.removed is None:
                 at.raised += 1
             else:
                 at.pushed += 1
-        if any(at.removed is None and self.largest(at) >= self.rates.pick_ceiling for _, at in growing):
+        if any(
+            at.removed is None and self.largest(at) >= self.rates.pick_ceiling for _, at in growing
+        ):
             self._pick(weights)
         self._average([(layer, at) for layer, at in growing if at.removed is not None], weights)
         for at in [at for _, at in growing if self._finished(at)]:
@@ -161,10 +177,13 @@ class Growth:
         """Whether all is over after so many iterations; at once where nothing goes."""
         if self.state == "update" or self.since is None:
             return False
-        return not any(map(_any, self.of.values())) or iterations > self.since + self.rates.stabilise
+        return (
+            not any(map(_any, self.of.values())) or iterations > self.since + self.rates.stabilise
+        )
 
     def largest(self, at: LayerGrowth) -> Fraction:
-        """The largest penalty of a layer; before anything is picked it is that of all its groups."""
+        """The largest penalty of a layer; before anything is picked it is that of all its
+        groups."""
         return at.raised * self.rates.pick_grow + at.pushed * self.rates.grow
 
     def values(self, at: LayerGrowth) -> tuple[Fraction, Fraction]:
@@ -181,7 +200,9 @@ class Growth:
     def penalise(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Add ``reg * W`` to the gradients."""
         if self._penalties is None:
-            self._penalties = [pair for layer in self.layers for pair in self._spread(layer, parameters)]
+            self._penalties = [
+                pair for layer in self.layers for pair in self._spread(layer, parameters)
+            ]
         for name, penalty in self._penalties:
             parameter = parameters[name]
             if parameter.grad is None:
@@ -189,19 +210,27 @@ class Growth:
             else:
                 parameter.grad.addcmul_(penalty, parameter.detach())
 
-    def _spread(self, layer: Prunable, parameters: Mapping[str, torch.nn.Parameter]) -> list[tuple[str, Tensor]]:
-        """The penalties of a layer in the shapes of its weights, or in shapes that spread to them."""
+    def _spread(
+        self, layer: Prunable, parameters: Mapping[str, torch.nn.Parameter]
+    ) -> list[tuple[str, Tensor]]:
+        """The penalties of a layer in the shapes of its weights, or in shapes that spread to
+        them."""
         goes, stays = (float(value) for value in self.values(self.of[layer.name]))
         found = []
         for number, share in enumerate(layer.shares):
             parameter = parameters[share.weight]
             inside, mine = self._members(layer, number, parameter)
-            spread = torch.where(inside, parameter.new_tensor(goes), parameter.new_tensor(stays)).detach()
+            spread = torch.where(
+                inside, parameter.new_tensor(goes), parameter.new_tensor(stays)
+            ).detach()
             found.append((share.weight, spread if mine is None else spread * mine))
         return found
 
-    def _members(self, layer: Prunable, number: int, parameter: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Which elements of a weight go, and which belong to the layer's groups (None: all); kept on the device."""
+    def _members(
+        self, layer: Prunable, number: int, parameter: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Which elements of a weight go, and which belong to the layer's groups (None: all); kept
+        on the device."""
         key = (layer.name, number)
         if key not in self._places:
             share, removed = layer.shares[number], self.of[layer.name].removed
@@ -222,7 +251,9 @@ class Growth:
                 self.of[layer.name].removed = removed
         self._penalties, self._places = None, {}
 
-    def _average(self, growing: Sequence[tuple[Prunable, LayerGrowth]], weights: Mapping[str, Tensor]) -> None:
+    def _average(
+        self, growing: Sequence[tuple[Prunable, LayerGrowth]], weights: Mapping[str, Tensor]
+    ) -> None:
         """One step of the moving averages."""
         pruned = [(layer, at) for layer, at in growing if layer.group is not None and _any(at)]
         if not pruned:

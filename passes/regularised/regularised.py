@@ -1,8 +1,10 @@
-"""Train under a penalty that drives units towards zero, then remove units: the shape of Network Slimming and GReg.
+"""Train under a penalty that drives units towards zero, then remove units: the shape of Network
+Slimming and GReg.
 
-Such a pass is made of a regulariser (what is added to the gradients), a recipe (how it is trained meanwhile) and a
-decision (which units go). Who decides, and when, is up to the regulariser: GReg picks while it trains, Network Slimming
-leaves the decision to the pass, on the final weights. Every regulariser works under every such pass.
+Such a pass is made of a regulariser (what is added to the gradients), a recipe (how it is trained
+meanwhile) and a decision (which units go). Who decides, and when, is up to the regulariser: GReg
+picks while it trains, Network Slimming leaves the decision to the pass, on the final weights. Every
+regulariser works under every such pass.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Decision:
 
     Attributes:
         plan: group -> sorted kept units.
-        masks: weight name -> bool tensor of its shape, True where the weight stays; None where whole units go.
+        masks: weight name -> bool tensor of its shape, True where the weight stays; None where
+            whole units go.
     """
 
     plan: dict[str, np.ndarray]
@@ -101,7 +104,8 @@ class Trained:
 class Regularised(Choose):
     """A pass that trains under a regulariser and then removes units.
 
-    Subclasses add ``regulariser: Regulariser`` and ``recipe: Recipe`` fields with their defaults, and `decide`.
+    Subclasses add ``regulariser: Regulariser`` and ``recipe: Recipe`` fields with their defaults,
+    and `decide`.
     """
 
     budget: tuple[str, ...] = option((), BUDGET)
@@ -134,27 +138,34 @@ class Regularised(Choose):
         name: str,
         hooks: Sequence[Hook] = (),
     ) -> Trained:
-        """Train the state's network under the regulariser and other hooks, and take the decision."""
+        """Train the state's network under the regulariser and other hooks, and take the
+        decision."""
         regulariser, recipe = self.parts()
         # What cannot be reached is said before hours of training, not after.
         state.limits.check(state.need_coupling(), decide(state.graph.weights).plan)
         hook = regulariser.hook(Task(state, state.need_coupling(), state.need_cost(), decide))
-        log = train_state(state, recipe, name=name, hooks=(hook, *hooks), identity=self._identity(state))
+        log = train_state(
+            state, recipe, name=name, hooks=(hook, *hooks), identity=self._identity(state)
+        )
         return Trained(hook, log, hook.decision or decide(state.graph.weights))
 
     def source(self) -> str:
-        """What the decision depends on besides the options, such as the digest of a file that one of them names."""
+        """What the decision depends on besides the options, such as the digest of a file that one
+        of them names."""
         return ""
 
     def _identity(self, state: State) -> str:
-        """What the state of a training is for. Where the penalty picks, that state holds the picks, so they must be
-        those for these budgets, groups and files.
+        """What the state of a training is for. Where the penalty picks, that state holds the picks,
+        so they must be those for these budgets, groups and files.
         """
         text = pass_text(replace(self, budget=()))
-        return f"{text} {digest({**aims_of(state), 'ignore': state.ignore, 'source': self.source()})}"
+        return (
+            f"{text} {digest({**aims_of(state), 'ignore': state.ignore, 'source': self.source()})}"
+        )
 
     def conclude(self, state: State, trained: Trained) -> bool:
-        """Write a decision and its record into the state; whether the graph changed since before the training."""
+        """Write a decision and its record into the state; whether the graph changed since before
+        the training."""
         decision = trained.decision
         if decision.masks is None:
             changed = settle(state, decision.plan)

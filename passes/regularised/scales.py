@@ -1,6 +1,8 @@
-"""What a global threshold is laid over, and the rule by which its survivors become widths (Network Slimming).
+"""What a global threshold is laid over, and the rule by which its survivors become widths (Network
+Slimming).
 
-Sources: Liu et al., ICCV 2017; the rounding, the fixed ratios and the floors are those of its implementation pns.
+Sources: Liu et al., ICCV 2017; the rounding, the fixed ratios and the floors are those of its
+implementation pns.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from pruneopt.passes.selection.select import Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Compat", "Merge", "Rounding", "Rule", "Scales", "gamma_scales", "ratio_threshold", "unit_scales"]
+__all__ = [
+    "Compat",
+    "Merge",
+    "Rounding",
+    "Rule",
+    "Scales",
+    "gamma_scales",
+    "ratio_threshold",
+    "unit_scales",
+]
 
 Merge = Literal["or", "and"]
 Rounding = Literal["none", "eight", "two-pow"]
@@ -29,7 +40,8 @@ Compat = Literal["floor", "rounding"]
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """A value (float64 `[C]`, not negative) for every channel of one layer, and the unit (int64 `[C]`, or -1) it is."""
+    """A value (float64 `[C]`, not negative) for every channel of one layer, and the unit (int64
+    `[C]`, or -1) it is."""
 
     name: str
     values: np.ndarray
@@ -49,13 +61,17 @@ class Rule:
     Attributes:
         merge: ``or`` keeps what survives in any layer of a group, ``and`` what survives in all.
         methods: groups that are merged in another way, by name.
-        min_channels, min_ratio: a group keeps at least ``max(min_channels, int(width * min_ratio))`` units.
-        rounding: widths go up to a multiple of eight channels, or to a power of two (in every block); at most to full.
-        fixed: name of a layer or a group -> the share of its channels that goes, whatever the threshold.
+        min_channels, min_ratio: a group keeps at least ``max(min_channels, int(width *
+            min_ratio))`` units.
+        rounding: widths go up to a multiple of eight channels, or to a power of two (in every
+            block); at most to full.
+        fixed: name of a layer or a group -> the share of its channels that goes, whatever the
+            threshold.
         whole: names of groups that keep all.
         bounds, tied: see `ladders`; tied groups get the largest width that one of them asks for.
-        compat: what is done as published instead. ``floor``: layer by layer before merging, only where nothing
-            survives, and groups that ``and`` leaves empty keep 5 %. ``rounding``: layer by layer before merging.
+        compat: what is done as published instead. ``floor``: layer by layer before merging, only
+            where nothing survives, and groups that ``and`` leaves empty keep 5 %. ``rounding``:
+            layer by layer before merging.
     """
 
     merge: Merge = "or"
@@ -71,12 +87,17 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.min_channels < 1:
-            raise UserError(f"min-channels={self.min_channels} is impossible: no group may vanish; use at least 1")
+            raise UserError(
+                f"min-channels={self.min_channels} is impossible: no group may vanish; use at "
+                "least 1"
+            )
         if not 0 <= self.min_ratio <= 1:
             raise UserError(f"min-ratio={self.min_ratio:g} must be a share of a layer, from 0 to 1")
         for name, ratio in self.fixed.items():
             if not 0 < ratio < 1:
-                raise UserError(f"the fixed ratio of {name} is {ratio:g}; it must be above 0 and below 1")
+                raise UserError(
+                    f"the fixed ratio of {name} is {ratio:g}; it must be above 0 and below 1"
+                )
 
     def least(self, width: int) -> int:
         """The fewest of ``width`` channels that stay."""
@@ -106,7 +127,9 @@ def gamma_scales(coupling: Coupling, weights: Mapping[str, Tensor]) -> list[Scal
     for norm in batch_norms(coupling.graph):
         values = weights[norm.scale.name].detach().double().abs().cpu().numpy().reshape(-1)
         if not np.isfinite(values).all():
-            raise UserError(f"the scales of {norm.name} are not finite: {norm.scale.name} holds NaN or infinity")
+            raise UserError(
+                f"the scales of {norm.name} are not finite: {norm.scale.name} holds NaN or infinity"
+            )
         slots = coupling.slots_of(norm.scale)
         units = slots[0].units.reshape(-1) if slots else np.array([-1])
         found.append(Scales(norm.name, values, np.broadcast_to(units, values.shape)))
@@ -125,10 +148,13 @@ def ratio_threshold(scales: Sequence[Scales], ratio: float) -> float:
         UserError: a ratio that is not above 0 and below 1, or nothing to rank.
     """
     if not 0 < ratio < 1:
-        raise UserError(f"ratio={ratio:g} must be the share of all scales to remove, above 0 and below 1")
+        raise UserError(
+            f"ratio={ratio:g} must be the share of all scales to remove, above 0 and below 1"
+        )
     values = np.sort(np.concatenate([np.zeros(0), *(layer.values for layer in scales)]))
     if len(values) == 0:
         raise UserError(
-            "the network has no batch-norm scales: rank by weights, with regulariser=group-norm criterion=l2"
+            "the network has no batch-norm scales: rank by weights, with regulariser=group-norm "
+            "criterion=l2"
         )
     return float(values[int(len(values) * ratio)])

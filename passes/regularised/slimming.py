@@ -1,11 +1,13 @@
-"""The pass ``slimming``: Network Slimming (Liu et al., ICCV 2017), and its variant for networks without batch norm.
+"""The pass ``slimming``: Network Slimming (Liu et al., ICCV 2017), and its variant for networks
+without batch norm.
 
-Train under a penalty on the scales of batch norms, cut the channels whose scales are not above one global threshold.
-The threshold comes from a ratio, exactly as published, or is solved for budgets.
+Train under a penalty on the scales of batch norms, cut the channels whose scales are not above one
+global threshold. The threshold comes from a ratio, exactly as published, or is solved for budgets.
 
-Several rounds (``passes``) repeat this before anything is cut: what a round removes is held at zero in the next, in all
-weights that make or read it. The network then computes what the cut one would, one plan in units of the original stays
-the result, and the proof is that of a single round. The price is that later rounds train at full size.
+Several rounds (``passes``) repeat this before anything is cut: what a round removes is held at zero
+in the next, in all weights that make or read it. The network then computes what the cut one would,
+one plan in units of the original stays the result, and the proof is that of a single round. The
+price is that later rounds train at full size.
 """
 
 from __future__ import annotations
@@ -32,8 +34,22 @@ from pruneopt.passes.digest import file_digest
 from pruneopt.passes.pipeline.base import State, option
 from pruneopt.passes.pns.reader import read_schema
 from pruneopt.passes.regularised.gamma import GammaL1
-from pruneopt.passes.regularised.regularised import Decision, Regularised, Regulariser, RegulariserHook, Trained
-from pruneopt.passes.regularised.scales import Compat, Merge, Rounding, Rule, Scales, gamma_scales, unit_scales
+from pruneopt.passes.regularised.regularised import (
+    Decision,
+    Regularised,
+    Regulariser,
+    RegulariserHook,
+    Trained,
+)
+from pruneopt.passes.regularised.scales import (
+    Compat,
+    Merge,
+    Rounding,
+    Rule,
+    Scales,
+    gamma_scales,
+    unit_scales,
+)
 from pruneopt.passes.regularised.threshold import Cut, Cutter, GroupCut
 from pruneopt.passes.selection.masks import KeepMasks, masked
 from pruneopt.passes.selection.prune import add_budgets, ignored_groups
@@ -48,7 +64,8 @@ RECIPE = SGD(epochs=120, lr=0.01, weight_decay=5e-4, batch_size=64, every="epoch
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of sparse training: the mean scale before and after it, the threshold, and the units removed so far."""
+    """One round of sparse training: the mean scale before and after it, the threshold, and the
+    units removed so far."""
 
     before: float
     after: float
@@ -86,27 +103,50 @@ class Slimming(Regularised):
     """Network Slimming. Fine-tuning is a pass of its own, and without the penalty."""
 
     name: ClassVar[str] = "slimming"
-    summary: ClassVar[str] = "Network Slimming: train with a penalty on batch-norm scales, cut below one threshold"
+    summary: ClassVar[str] = (
+        "Network Slimming: train with a penalty on batch-norm scales, cut below one threshold"
+    )
 
-    ratio: float | None = option(None, "without a budget: the share of all scales to remove, above 0 and below 1")
-    regulariser: Regulariser = option(GammaL1(), "the penalty in training")  # noqa: RUF009  as dataclasses.field
-    recipe: Recipe = option(RECIPE, "how to train under it")  # noqa: RUF009
-    criterion: Criterion = option(NormScale(), "what the threshold is laid over: scales, or scores of units")  # noqa: RUF009
-    passes: int = option(1, "rounds of training and removing; the ratio or budget is reached in equal steps")
-    gamma_init: float | None = option(None, "set scales to this and shifts to 0 first, such as 0.5: only from scratch")
-    merge: Merge = option("or", "keep what survives in any layer of a group, or only what survives in all")  # noqa: RUF009
+    ratio: float | None = option(
+        None, "without a budget: the share of all scales to remove, above 0 and below 1"
+    )
+    regulariser: Regulariser = option(GammaL1(), "the penalty in training")
+    recipe: Recipe = option(RECIPE, "how to train under it")
+    criterion: Criterion = option(
+        NormScale(), "what the threshold is laid over: scales, or scores of units"
+    )
+    passes: int = option(
+        1, "rounds of training and removing; the ratio or budget is reached in equal steps"
+    )
+    gamma_init: float | None = option(
+        None, "set scales to this and shifts to 0 first, such as 0.5: only from scratch"
+    )
+    merge: Merge = option(
+        "or", "keep what survives in any layer of a group, or only what survives in all"
+    )
     min_channels: int = option(2, "the fewest channels a group keeps")
     min_ratio: float = option(0.02, "the smallest share of a group that stays")
-    round: Rounding = option("none", "raise widths to multiples of eight channels, or to powers of two")  # noqa: RUF009
-    fixed: tuple[str, ...] = option((), "NAME:SHARE: a batch norm or group that loses this share, whatever its scales")
+    round: Rounding = option(
+        "none", "raise widths to multiples of eight channels, or to powers of two"
+    )
+    fixed: tuple[str, ...] = option(
+        (), "NAME:SHARE: a batch norm or group that loses this share, whatever its scales"
+    )
     ignore: tuple[str, ...] = option((), "parameters, modules or groups that keep all channels")
-    schema: str | None = option(None, "a pns schema file: merging, fixed ratios, rounding, what stays whole")
-    compat: tuple[Compat, ...] = option((), "as published, layer by layer before merging: floor, rounding")
+    schema: str | None = option(
+        None, "a pns schema file: merging, fixed ratios, rounding, what stays whole"
+    )
+    compat: tuple[Compat, ...] = option(
+        (), "as published, layer by layer before merging: floor, rounding"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ratio is not None and not 0 < self.ratio < 1:
-            raise UserError(f"ratio={self.ratio:g} must be the share of all scales to remove, above 0 and below 1")
+            raise UserError(
+                f"ratio={self.ratio:g} must be the share of all scales to remove, above 0 and "
+                "below 1"
+            )
         if self.ratio is not None and self.budget:
             raise UserError("a budget and a ratio contradict each other: give one of them")
         if self.passes < 1:
@@ -122,7 +162,11 @@ class Slimming(Regularised):
         """Which method this is."""
         if isinstance(self.criterion, NormScale) and isinstance(self.regulariser, GammaL1):
             return "network slimming"
-        return f"{self.regulariser.name} training, threshold over {self.criterion.name} (a variant of network slimming)"
+        return (
+            f"{self.regulariser.name} training, threshold over {self.criterion.name} (a "
+            "variant "
+            "of network slimming)"
+        )
 
     def parts(self) -> tuple[Regulariser, Recipe]:
         return self.regulariser, self.recipe
@@ -138,7 +182,9 @@ class Slimming(Regularised):
         for number in range(1, self.passes):
             trained = self._round(state, number, plan, rounds)
             plan = trained.decision.plan
-            state.graph.weights = masked(state.graph.weights, unit_masks(state.need_coupling(), plan))
+            state.graph.weights = masked(
+                state.graph.weights, unit_masks(state.need_coupling(), plan)
+            )
         trained = self._round(state, self.passes, plan, rounds)
         changed = self.conclude(state, trained)
         state.records[self.name] = self._record(state, trained, rounds, plan)
@@ -165,12 +211,29 @@ class Slimming(Regularised):
         coupling, plan = state.need_coupling(), trained.decision.plan
         removed = int((~coupling.kept_units(plan)).sum())
         threshold = cut(state.graph.weights).threshold
-        rounds.append(Round(before, self._mean_scale(state), threshold, removed, trained.hook.report(), trained.log))
+        rounds.append(
+            Round(
+                before,
+                self._mean_scale(state),
+                threshold,
+                removed,
+                trained.hook.report(),
+                trained.log,
+            )
+        )
         return trained
 
-    def _cut(self, state: State, number: int, alive: Plan | None, weights: Mapping[str, Tensor]) -> Cut:
+    def _cut(
+        self, state: State, number: int, alive: Plan | None, weights: Mapping[str, Tensor]
+    ) -> Cut:
         """What a round removes; all but the last aim at their part of the way only."""
-        cutter = Cutter(state.need_coupling(), state.need_cost(), self._scales(state, weights), self.rule(state), alive)
+        cutter = Cutter(
+            state.need_coupling(),
+            state.need_cost(),
+            self._scales(state, weights),
+            self.rule(state),
+            alive,
+        )
         part = number / self.passes
         if self.ratio is not None:
             return cutter.at_ratio(self.ratio * part)
@@ -192,7 +255,8 @@ class Slimming(Regularised):
         return unit_scales(coupling, scores)
 
     def rule(self, state: State) -> Rule:
-        """How survivors become widths in this network: the pass's options, and what a pns schema says."""
+        """How survivors become widths in this network: the pass's options, and what a pns schema
+        says."""
         coupling = state.need_coupling()
         rule = Rule(
             merge=self.merge,
@@ -236,7 +300,9 @@ class Slimming(Regularised):
 
     def _check_aim(self, state: State) -> None:
         if self.ratio is None and not state.budgets:
-            raise UserError("there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5")
+            raise UserError(
+                "there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5"
+            )
         if self.ratio is not None and state.budgets:
             raise UserError("a budget and a ratio contradict each other: give one of them")
 
@@ -247,18 +313,26 @@ class Slimming(Regularised):
         values = [layer.values for layer in self._scales(state, state.graph.weights)]
         return float(np.concatenate(values).mean()) if values else 0.0
 
-    def _record(self, state: State, trained: Trained, rounds: list[Round], alive: Plan | None) -> SlimmingRecord:
+    def _record(
+        self, state: State, trained: Trained, rounds: list[Round], alive: Plan | None
+    ) -> SlimmingRecord:
         cut = self._cut(state, self.passes, alive, state.graph.weights)
         own = trained.hook.decision is None
         widths = trained.decision.plan
         groups = tuple(
-            item if own else GroupCut(item.group, item.before, item.survivors, len(widths[item.group]), "regulariser")
+            item
+            if own
+            else GroupCut(
+                item.group, item.before, item.survivors, len(widths[item.group]), "regulariser"
+            )
             for item in cut.groups
         )
         scales = sum(len(layer.values) for layer in self._scales(state, state.graph.weights))
         threshold = cut.threshold if own else None
         notes = tuple(dict.fromkeys([*self._notes(rounds), *(_floors(cut) if own else [])]))
-        return SlimmingRecord(self.variant, self.ratio, threshold, scales, groups, tuple(rounds), notes)
+        return SlimmingRecord(
+            self.variant, self.ratio, threshold, scales, groups, tuple(rounds), notes
+        )
 
     def _notes(self, rounds: list[Round]) -> list[str]:
         found = []
@@ -266,25 +340,31 @@ class Slimming(Regularised):
             found.append(f"not the paper's method: {self.variant}")
         if self.gamma_init is not None:
             found.append(
-                f"all batch-norm scales were set to {self.gamma_init:g} and shifts to 0 before training: this forgets "
+                f"all batch-norm scales were set to {self.gamma_init:g} and shifts to 0 before "
+                "training: this forgets "
                 "what trained weights knew, and is meant for training from scratch"
             )
         for number, item in enumerate(rounds, 1):
             if item.training.steps and item.after > 0.99 * item.before:
                 found.append(
-                    f"round {number}: training hardly shrank the scales (their mean went from {item.before:.3g} to "
+                    f"round {number}: training hardly shrank the scales (their mean went from "
+                    f"{item.before:.3g} to "
                     f"{item.after:.3g}): raise the scale of the penalty, or train longer"
                 )
             found += item.training.notes
             skipped = getattr(item.regulariser, "skipped", ())
             if skipped and item.training.steps:
-                found.append(f"{len(skipped)} weights are frozen or unused and had no penalty, first {skipped[0]}")
+                found.append(
+                    f"{len(skipped)} weights are frozen or unused and had no penalty, first "
+                    f"{skipped[0]}"
+                )
         return found
 
 
 def _floors(cut: Cut) -> list[str]:
     return [
-        f"group {item.group}: {item.survivors} of {item.before} channels survive the threshold; its floor keeps "
+        f"group {item.group}: {item.survivors} of {item.before} channels survive the threshold; "
+        "its floor keeps "
         f"{item.after}"
         for item in cut.groups
         if item.reason == "floor"
@@ -292,7 +372,8 @@ def _floors(cut: Cut) -> list[str]:
 
 
 def unit_masks(coupling: Coupling, plan: Plan) -> dict[str, Tensor]:
-    """For every parameter that holds removed units a boolean tensor of its shape: False at the weights of these."""
+    """For every parameter that holds removed units a boolean tensor of its shape: False at the
+    weights of these."""
     kept = np.append(coupling.kept_units(plan), True)
     found = {}
     for name, value in coupling.graph.params.items():
@@ -318,4 +399,9 @@ def _partly(budget: Budget, part: float, state: State) -> Budget:
         return budget
     cost = state.need_cost()
     full = float(cost.measure(budget.unit, cost.full))
-    return Budget(budget.text, budget.unit, full - (full - min(budget.limit(cost), full)) * part, relative=False)
+    return Budget(
+        budget.text,
+        budget.unit,
+        full - (full - min(budget.limit(cost), full)) * part,
+        relative=False,
+    )

@@ -1,8 +1,10 @@
-"""One threshold over the scales of all layers, and what it leaves of every channel group (Network Slimming).
+"""One threshold over the scales of all layers, and what it leaves of every channel group (Network
+Slimming).
 
-A channel survives where its scale is strictly greater than the threshold. What survives in each layer is merged over
-the layers of a channel group, because a group lives or dies together; floors, fixed ratios, rounding and equal counts
-per block then give its width, and the units with the greatest scales fill it. Under budgets the threshold is solved.
+A channel survives where its scale is strictly greater than the threshold. What survives in each
+layer is merged over the layers of a channel group, because a group lives or dies together; floors,
+fixed ratios, rounding and equal counts per block then give its width, and the units with the
+greatest scales fill it. Under budgets the threshold is solved.
 """
 
 from __future__ import annotations
@@ -27,20 +29,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Cut", "Cutter", "GroupCut"]
 
-Reason = Literal["threshold", "floor", "rounding", "blocks", "budget", "fixed", "asked", "kept", "regulariser"]
+Reason = Literal[
+    "threshold", "floor", "rounding", "blocks", "budget", "fixed", "asked", "kept", "regulariser"
+]
 
 PROBES = 64
 FALLBACK = 0.05
-"""The share of a group that stays, as published, where the layers that are intersected have nothing in common."""
+"""The share of a group that stays, as published, where the layers that are intersected have nothing
+in common."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupCut:
-    """What became of a group: widths before and after, how many units survived the threshold, and what set the width.
+    """What became of a group: widths before and after, how many units survived the threshold, and
+    what set the width.
 
-    ``reason``: ``threshold``; ``floor``: too few survived; ``rounding``; ``blocks``: equal counts in every block;
-    ``budget``: more than survived still fitted; ``fixed``; ``asked``: by bounds or a tie; ``kept``: all, by request;
-    ``regulariser``: it picked.
+    ``reason``: ``threshold``; ``floor``: too few survived; ``rounding``; ``blocks``: equal counts
+    in every block; ``budget``: more than survived still fitted; ``fixed``; ``asked``: by bounds or
+    a tie; ``kept``: all, by request; ``regulariser``: it picked.
     """
 
     group: str
@@ -52,7 +58,8 @@ class GroupCut:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A plan, its threshold, what became of every free group, and the names of layers of which nothing survived."""
+    """A plan, its threshold, what became of every free group, and the names of layers of which
+    nothing survived."""
 
     plan: dict[str, np.ndarray]
     threshold: float
@@ -62,7 +69,8 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What a threshold leaves of a group: its survivors, the width that they ask for, and the width it gets."""
+    """What a threshold leaves of a group: its survivors, the width that they ask for, and the width
+    it gets."""
 
     survivors: int
     count: int
@@ -95,7 +103,9 @@ class Cutter:
         count = len(coupling.unit_group)
         self._groups = [coupling.group(name) for name in cost.groups]
         self._alive = np.ones(count, dtype=bool) if alive is None else coupling.kept_units(alive)
-        units = np.concatenate([np.zeros(0, dtype=np.int64), *(layer.units for layer in self.scales)])
+        units = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(layer.units for layer in self.scales)]
+        )
         self._inside = units >= 0
         self._units = units[self._inside]
         self._total = np.bincount(self._units, minlength=count)
@@ -116,7 +126,8 @@ class Cutter:
         return self._cut(threshold, self._widths(threshold))
 
     def inside(self, budgets: Sequence[Budget]) -> Cut:
-        """The cut at the smallest threshold that is inside all budgets, filled up with the best of what still fits.
+        """The cut at the smallest threshold that is inside all budgets, filled up with the best of
+        what still fits.
 
         Raises:
             BudgetError: a budget below what the floors and other constraints allow.
@@ -128,15 +139,21 @@ class Cutter:
         return self._cut(threshold, widths)
 
     def _solve(self, budgets: Sequence[Budget]) -> float:
-        """The smallest threshold inside the budgets; none (-1) and every scale are tried, many at a time."""
-        levels = np.unique(np.concatenate([np.full(1, -1.0), *(layer.values for layer in self.scales)]))
+        """The smallest threshold inside the budgets; none (-1) and every scale are tried, many at a
+        time."""
+        levels = np.unique(
+            np.concatenate([np.full(1, -1.0), *(layer.values for layer in self.scales)])
+        )
         low, high = 0, len(levels) - 1
         while low < high:
             places = np.unique(np.linspace(low, high, PROBES).astype(np.int64))
             rows = np.stack([self._widths(float(levels[place])) for place in places[:-1]])
             # The last place is known to be inside: at first because nothing survives there.
             first = int(np.argmax(np.append(within(budgets, self.cost, rows), True)))
-            low, high = (int(places[first - 1]) + 1 if first else int(places[0])), int(places[first])
+            low, high = (
+                (int(places[first - 1]) + 1 if first else int(places[0])),
+                int(places[first]),
+            )
         return float(levels[high])
 
     # What survives
@@ -148,19 +165,26 @@ class Cutter:
             return layer.top(rule.share(width, 1 - rule.fixed[layer.name]))
         if "floor" in rule.compat and not flags.any():
             flags = layer.top(rule.least(width))
-        return layer.top(rule.rounded(int(flags.sum()), width)) if "rounding" in rule.compat else flags
+        return (
+            layer.top(rule.rounded(int(flags.sum()), width)) if "rounding" in rule.compat else flags
+        )
 
     def _kept(self, threshold: float) -> np.ndarray:
         """Which units survive `[units]`, after merging."""
-        flags = np.concatenate([np.zeros(0, dtype=bool), *(self._flags(layer, threshold) for layer in self.scales)])
+        flags = np.concatenate(
+            [np.zeros(0, dtype=bool), *(self._flags(layer, threshold) for layer in self.scales)]
+        )
         count = np.bincount(self._units[flags[self._inside]], minlength=len(self._total))
         needed = np.where(self._either, 1, np.maximum(self._total, 1))
         kept: np.ndarray = (count >= needed) & self._alive
         return kept
 
     def _merge_values(self) -> np.ndarray:
-        """A score for every unit: its greatest scale where any survivor is enough, else its smallest; removed: -1."""
-        values = np.concatenate([np.zeros(0), *(layer.values for layer in self.scales)])[self._inside]
+        """A score for every unit: its greatest scale where any survivor is enough, else its
+        smallest; removed: -1."""
+        values = np.concatenate([np.zeros(0), *(layer.values for layer in self.scales)])[
+            self._inside
+        ]
         most, least = np.zeros(len(self._total)), np.full(len(self._total), np.inf)
         np.maximum.at(most, self._units, values)
         np.minimum.at(least, self._units, values)
@@ -168,7 +192,8 @@ class Cutter:
         return np.where(self._alive, score, -1.0)
 
     def _scores(self, threshold: float) -> dict[str, np.ndarray]:
-        """The scores by which units fill the width of their group: survivors come before all others."""
+        """The scores by which units fill the width of their group: survivors come before all
+        others."""
         lifted = self._merged + self._kept(threshold) * (1.0 + self._merged.max(initial=0.0))
         return {group.name: lifted[group.units] for group in self._groups}
 
@@ -189,7 +214,8 @@ class Cutter:
         return found
 
     def _count(self, group: Group, flags: np.ndarray) -> int:
-        """How many units a group needs: blocks keep equal counts, those of the fullest (``or``) or emptiest block."""
+        """How many units a group needs: blocks keep equal counts, those of the fullest (``or``) or
+        emptiest block."""
         each = [int(flags[block].sum()) for block in group.blocks]
         return group.step * (max(each) if self._method(group) == "or" else min(each))
 
@@ -200,7 +226,9 @@ class Cutter:
         scores = self._scores(threshold)
         empty = tuple(layer.name for layer in self.scales if not (layer.values > threshold).any())
         plan, cuts = {}, []
-        for group, left, width in zip(self._groups, self._left(threshold), widths.tolist(), strict=True):
+        for group, left, width in zip(
+            self._groups, self._left(threshold), widths.tolist(), strict=True
+        ):
             plan[group.name] = best_units(group, scores[group.name], width)
             reason = self._reason(group, left, width, empty)
             cuts.append(GroupCut(group.name, group.width, left.survivors, width, reason))
@@ -216,7 +244,9 @@ class Cutter:
             return "budget"
         if left.count < (1 if compat else self.rule.least(group.width)):
             return "floor"
-        if compat and (left.survivors == 0 or {layer.name for layer in self._layers[group.name]} & set(empty)):
+        if compat and (
+            left.survivors == 0 or {layer.name for layer in self._layers[group.name]} & set(empty)
+        ):
             return "floor"
         if width != left.count:
             return "asked" if self._is_asked(group) else "rounding"
@@ -237,7 +267,11 @@ class Cutter:
 
     def _is_asked(self, group: Group) -> bool:
         """Whether a group has bounds, or is tied to another."""
-        tied = any(group.name == self.cost.groups[column] for columns in self.ladders.tied for column in columns)
+        tied = any(
+            group.name == self.cost.groups[column]
+            for columns in self.ladders.tied
+            for column in columns
+        )
         return tied or group.name in self.rule.bounds
 
     def _ladders(self) -> Ladders:
@@ -250,7 +284,9 @@ class Cutter:
             bounds=self.rule.bounds,
             tied=self.rule.tied,
         )
-        rungs = [self._rungs(group, found) for group, found in zip(self._groups, base.rungs, strict=True)]
+        rungs = [
+            self._rungs(group, found) for group, found in zip(self._groups, base.rungs, strict=True)
+        ]
         return Ladders(tuple(common_rungs(self.cost, rungs, base.tied)), base.tied)
 
     def _rungs(self, group: Group, rungs: np.ndarray) -> np.ndarray:
@@ -268,26 +304,41 @@ class Cutter:
         return allowed if len(allowed) else np.array([alive], dtype=np.int64)
 
     def _fixed_width(self, group: Group) -> int:
-        """The width of a group with a fixed ratio; where all its layers have one, what merging leaves of them."""
+        """The width of a group with a fixed ratio; where all its layers have one, what merging
+        leaves of them."""
         if group.name in self.rule.fixed:
             count = self.rule.share(group.width, 1 - self.rule.fixed[group.name])
         else:
-            count = self._count(group, self._kept(np.inf)[group.units]) or self.rule.least(group.width)
+            count = self._count(group, self._kept(np.inf)[group.units]) or self.rule.least(
+                group.width
+            )
         return -(-count // group.step) * group.step
 
     def _check(self) -> None:
-        known = [*(layer.name for layer in self.scales), *(group.name for group in self.coupling.groups)]
+        known = [
+            *(layer.name for layer in self.scales),
+            *(group.name for group in self.coupling.groups),
+        ]
         for name in self.rule.fixed:
             if name not in known:
                 guess = did_you_mean(name, known)
-                raise UserError(f"fixed={name}: no layer with scales and no channel group has this name: {guess}")
-            mine = [g.name for g in self._groups if name in (g.name, *(layer.name for layer in self._layers[g.name]))]
+                raise UserError(
+                    f"fixed={name}: no layer with scales and no channel group has this name: "
+                    f"{guess}"
+                )
+            mine = [
+                g.name
+                for g in self._groups
+                if name in (g.name, *(layer.name for layer in self._layers[g.name]))
+            ]
             if set(mine) <= self.rule.whole:
                 why = "they are to be kept whole" if mine else "they are frozen"
                 raise UserError(f"fixed={name}: none of its channels may be removed, {why}")
         for group in self._groups:
             if group.name not in self.rule.whole and not self._total[group.units].all():
                 raise UserError(
-                    f"group {group.name} has no batch-norm scale ({group.location}): rank by weights instead, with "
-                    f"regulariser=group-norm criterion=l2, or keep it whole with ignore={group.name}"
+                    f"group {group.name} has no batch-norm scale ({group.location}): rank by "
+                    "weights instead, with "
+                    "regulariser=group-norm criterion=l2, or keep it whole with "
+                    f"ignore={group.name}"
                 )

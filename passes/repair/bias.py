@@ -1,9 +1,11 @@
-"""Repair by bias: what removed channels contributed to a layer on average is added to its outputs as a constant.
+"""Repair by bias: what removed channels contributed to a layer on average is added to its outputs
+as a constant.
 
-Measured in the original network: every layer that reads removed channels is run once more on these alone, and the mean
-of that, per output channel, over images and positions, is what its cut twin lacks. At the border of a zero-padded
-convolution removed channels contribute less than inside; the mean counts every output position once, so the outputs'
-mean is restored exactly, and a single position only where the contribution is the same everywhere.
+Measured in the original network: every layer that reads removed channels is run once more on these
+alone, and the mean of that, per output channel, over images and positions, is what its cut twin
+lacks. At the border of a zero-padded convolution removed channels contribute less than inside; the
+mean counts every output position once, so the outputs' mean is restored exactly, and a single
+position only where the contribution is the same everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = ["BiasShift", "fold_means"]
 
 @dataclass(frozen=True, slots=True)
 class BiasShift:
-    """A constant that was folded: its root mean square over the output channels, and where it went."""
+    """A constant that was folded: its root mean square over the output channels, and where it
+    went."""
 
     layer: str
     shift: float
@@ -68,7 +71,9 @@ def fold_means(material: Material) -> list[BiasShift]:
     folded = []
     for home, (calls, mean) in homes.items():
         add_constant(material.cut, home, mean.value)
-        folded.append(BiasShift(calls[0].name, float(mean.value.square().mean().sqrt()), home.value.name))
+        folded.append(
+            BiasShift(calls[0].name, float(mean.value.square().mean().sqrt()), home.value.name)
+        )
     return folded
 
 

@@ -1,7 +1,9 @@
-"""Layers as matrix products: what a layer reads for every output position as a row, its weight as a matrix.
+"""Layers as matrix products: what a layer reads for every output position as a row, its weight as a
+matrix.
 
-For a layer of g groups, the rows of one batch are ``[g, n, f]``, the weight ``[g, f, o]``, and their product plus the
-bias are the outputs ``[g, n, o]``: n positions, f inputs and o outputs of a group.
+For a layer of g groups, the rows of one batch are ``[g, n, f]``, the weight ``[g, f, o]``, and
+their product plus the bias are the outputs ``[g, n, o]``: n positions, f inputs and o outputs of a
+group.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ __all__ = ["Form", "form_of"]
 
 
 class Form(ABC):
-    """How one call of a layer is a matrix product. Positions are numbered as they lie in the output without channels.
+    """How one call of a layer is a matrix product. Positions are numbered as they lie in the output
+    without channels.
 
     Attributes:
         groups, features, outputs: g, f and o.
@@ -94,7 +97,8 @@ class _Linear(Form):
 
 
 class _Convolution(Form):
-    """Convolutions in one to three dimensions, grouped or not; a transposed one is a plain one on a stretched input.
+    """Convolutions in one to three dimensions, grouped or not; a transposed one is a plain one on a
+    stretched input.
 
     Stretched: stride - 1 zeros between neighbours, the kernel turned round, and padding to match.
     """
@@ -104,7 +108,9 @@ class _Convolution(Form):
         rank = len(shape) - 2
         self._kernel = shape[2:]
         self._transposed = op.base in TRANSPOSED or op.attrs.get("transposed") is True
-        self._stride, self._dilation = (_each(numbers(op, name), rank) for name in ("stride", "dilation"))
+        self._stride, self._dilation = (
+            _each(numbers(op, name), rank) for name in ("stride", "dilation")
+        )
         self._padding = self._paddings(site)
         self.groups = number(op, "groups")
         self._inputs, self.outputs = shape[1], shape[0] // self.groups
@@ -124,7 +130,10 @@ class _Convolution(Form):
         if not self._transposed:
             return [(size, size) for size in padding]
         extra = _each(numbers(op, "output_padding"), rank)
-        return [(total - size, total - size + more) for total, size, more in zip(reach, padding, extra, strict=True)]
+        return [
+            (total - size, total - size + more)
+            for total, size, more in zip(reach, padding, extra, strict=True)
+        ]
 
     def positions(self, y: Tensor) -> int:
         return y.numel() // y.shape[1]
@@ -139,14 +148,18 @@ class _Convolution(Form):
         rank = len(self._kernel)
         stride = (1,) * rank if self._transposed else self._stride
         if self._transposed and max(self._stride) > 1:
-            sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], self._stride, strict=True)]
+            sizes = [
+                (size - 1) * step + 1 for size, step in zip(x.shape[2:], self._stride, strict=True)
+            ]
             stretched = x.new_zeros(*x.shape[:2], *sizes)
             stretched[_every(self._stride)] = x
             x = stretched
         if any(size for pair in self._padding for size in pair):
             x = F.pad(x, [size for pair in reversed(self._padding) for size in pair])
         for axis in range(rank):
-            x = x.unfold(2 + axis, self._dilation[axis] * (self._kernel[axis] - 1) + 1, stride[axis])
+            x = x.unfold(
+                2 + axis, self._dilation[axis] * (self._kernel[axis] - 1) + 1, stride[axis]
+            )
         return x[_every(self._dilation)]
 
     def targets(self, y: Tensor, picks: Tensor) -> Tensor:
@@ -161,7 +174,9 @@ class _Convolution(Form):
         return weight.reshape(g, o, f).transpose(1, 2)
 
     def weight(self, matrix: Tensor) -> Tensor:
-        parted = matrix.transpose(1, 2).reshape(self.groups, self.outputs, self._inputs, *self._kernel)
+        parted = matrix.transpose(1, 2).reshape(
+            self.groups, self.outputs, self._inputs, *self._kernel
+        )
         if self._transposed:
             parted = parted.flip(self._spatial).transpose(1, 2)
         return parted.reshape(-1, parted.shape[2], *self._kernel)
@@ -172,7 +187,8 @@ class _Convolution(Form):
 
 
 def _at(tensor: Tensor, picks: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The numbers of [N, C, positions..., rest...] at flat numbers of (N, positions...): [n, C, rest...]."""
+    """The numbers of [N, C, positions..., rest...] at flat numbers of (N, positions...): [n, C,
+    rest...]."""
     index: Any = list(torch.unravel_index(picks, (tensor.shape[0], *sizes)))
     return tensor[(index[0], slice(None), *index[1:])]
 

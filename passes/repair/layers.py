@@ -1,7 +1,9 @@
-"""The layers that repair may change, in the original and in the cut network, and where a constant can be added to one.
+"""The layers that repair may change, in the original and in the cut network, and where a constant
+can be added to one.
 
-A constant per output channel goes into the layer's own bias, into a parameter that is added right behind it, into the
-running mean of the batch norm behind it (with the opposite sign), or into a bias that is made for it.
+A constant per output channel goes into the layer's own bias, into a parameter that is added right
+behind it, into the running mean of the batch norm behind it (with the opposite sign), or into a
+bias that is made for it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Site:
 
 
 def twins(original: Graph, cut: Graph) -> dict[Op, Op]:
-    """The op of the cut network for every op of the original: the one whose results have the same names.
+    """The op of the cut network for every op of the original: the one whose results have the same
+    names.
 
     Raises:
         UserError: the cut network has other ops.
@@ -64,7 +67,10 @@ def twins(original: Graph, cut: Graph) -> dict[Op, Op]:
     found = {op: named.get(op.results[0].name) for op in original.ops if op.results}
     missing = [old for old, op in found.items() if op is None]
     if missing:
-        raise UserError(f"the network was rebuilt since it was cut ({missing[0]} is gone): repair right after verify")
+        raise UserError(
+            f"the network was rebuilt since it was cut ({missing[0]} is gone): repair right after "
+            "verify"
+        )
     return {old: op for old, op in found.items() if op is not None}
 
 
@@ -97,7 +103,8 @@ def _site(old: Op, op: Op) -> Site | None:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a constant per output channel goes; equal homes are one place (`value` is compared by identity)."""
+    """Where a constant per output channel goes; equal homes are one place (`value` is compared by
+    identity)."""
 
     kind: Literal["bias", "running mean", "new bias"]
     value: Value
@@ -105,23 +112,42 @@ class Home:
 
 
 def find_home(graph: Graph, site: Site) -> Home | str:
-    """Where a constant can be added to the outputs of a layer of ``graph``; a string says why it cannot.
+    """Where a constant can be added to the outputs of a layer of ``graph``; a string says why it
+    cannot.
 
     A place that other layers use as well is none.
     """
     own = None if site.bias is None else site.op.operands[site.bias]
-    if isinstance(own, Value) and _is_bias(site, own) and _all_of(own, site.weight, lambda user: user):
+    if (
+        isinstance(own, Value)
+        and _is_bias(site, own)
+        and _all_of(own, site.weight, lambda user: user)
+    ):
         return Home("bias", own)
     follower = _only_reader(graph, site.op.result)
-    if follower is not None and follower.base == "batch_norm" and follower.operands[0] is site.op.result:
+    if (
+        follower is not None
+        and follower.base == "batch_norm"
+        and follower.operands[0] is site.op.result
+    ):
         mean = follower.value(3)
         if site.out_axis == 1 and (follower.attrs["training"] is True or mean is None):
-            return "the batch norm behind it takes the mean of each batch, which removes any constant"
+            return (
+                "the batch norm behind it takes the mean of each batch, which removes any constant"
+            )
         if site.out_axis == 1 and mean is not None and _all_of(mean, site.weight, _before):
             return Home("running mean", mean)
-    if follower is not None and follower.target == "aten.add.Tensor" and follower.attrs.get("alpha", 1) == 1:
+    if (
+        follower is not None
+        and follower.target == "aten.add.Tensor"
+        and follower.attrs.get("alpha", 1) == 1
+    ):
         added = next((value for value in follower.inputs if value is not site.op.result), None)
-        if added is not None and _is_per_channel(site, added) and _all_of(added, site.weight, _before):
+        if (
+            added is not None
+            and _is_per_channel(site, added)
+            and _all_of(added, site.weight, _before)
+        ):
             return Home("bias", added)
     if site.bias is not None and own is None:
         return Home("new bias", site.weight)
@@ -133,15 +159,24 @@ def find_home(graph: Graph, site: Site) -> Home | str:
 def _is_bias(site: Site, value: Value) -> bool:
     """Whether a bias operand holds one number per output channel, added as it is."""
     scaled = any(site.op.attrs.get(name, 1) != 1 for name in ("alpha", "beta"))
-    return value.kind == "param" and value.type.shape()[-1:] == (site.outputs,) == (_size(value),) and not scaled
+    return (
+        value.kind == "param"
+        and value.type.shape()[-1:] == (site.outputs,) == (_size(value),)
+        and not scaled
+    )
 
 
 def _is_per_channel(site: Site, value: Value) -> bool:
-    """Whether a value added to the result is a parameter with one number per output channel, along that axis."""
+    """Whether a value added to the result is a parameter with one number per output channel, along
+    that axis."""
     rank = site.op.result.type.rank
     shape = value.type.shape()
     aligned = (1,) * (rank - len(shape)) + shape
-    return value.kind == "param" and len(aligned) == rank and aligned[site.out_axis] == site.outputs == _size(value)
+    return (
+        value.kind == "param"
+        and len(aligned) == rank
+        and aligned[site.out_axis] == site.outputs == _size(value)
+    )
 
 
 def _size(value: Value) -> int:
@@ -171,7 +206,8 @@ def _all_of(value: Value, weight: Value, layer_of: Callable[[Op], Op | None]) ->
 
 
 def make_bias(graph: Graph, sites: Sequence[Site]) -> Home:
-    """Give the calls of one layer a bias of zeros, named after the weight (``fc.weight``, ``fc.bias``).
+    """Give the calls of one layer a bias of zeros, named after the weight (``fc.weight``,
+    ``fc.bias``).
 
     Where the op has no place for a bias, an addition follows it.
     """
@@ -217,12 +253,15 @@ def _add_behind(graph: Graph, op: Op, bias: Value) -> None:
     after = ops[ops.index(op) + 1] if op is not ops[-1] else None
     result = op.result
     name = graph.fresh_name(f"{result.name}_biased")
-    made = graph.add_op("aten.add.Tensor", (result, bias), {"alpha": 1}, [(name, result.type)], op.loc, before=after)
+    made = graph.add_op(
+        "aten.add.Tensor", (result, bias), {"alpha": 1}, [(name, result.type)], op.loc, before=after
+    )
     graph.replace_uses(result, made.result, lambda user: user is not made)
 
 
 def add_constant(graph: Graph, home: Home, shift: Tensor) -> Tensor:
-    """Add a constant to the outputs of the layers at a home; returns what it became in the home's dtype.
+    """Add a constant to the outputs of the layers at a home; returns what it became in the home's
+    dtype.
 
     ``shift`` is float64, one number per output channel.
     """

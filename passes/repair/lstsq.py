@@ -1,8 +1,10 @@
-"""Repair by least squares: layer by layer, the weights that best give the original's outputs from what is left.
+"""Repair by least squares: layer by layer, the weights that best give the original's outputs from
+what is left.
 
-In graph order, every layer whose inputs are no longer the original's is fitted: what it reads in the cut network, as
-far as that is repaired, against what the same layer gave in the original, before any norm or activation, at the output
-channels that are left. `repair_normal` has the equations; a ridge pulls towards the weights as they were cut.
+In graph order, every layer whose inputs are no longer the original's is fitted: what it reads in
+the cut network, as far as that is repaired, against what the same layer gave in the original,
+before any norm or activation, at the output channels that are left. `repair_normal` has the
+equations; a ridge pulls towards the weights as they were cut.
 """
 
 from __future__ import annotations
@@ -36,9 +38,12 @@ class Fit:
 
     Attributes:
         ridge: pull towards the weights as they are, relative to the mean of the diagonal of X'X.
-        positions: output positions per image that a layer is fitted on, drawn anew for every layer and batch.
-        cut_only: fit only layers that lost inputs, not those behind them whose inputs merely changed.
-        memory: bytes for the activations of all images; one layer's normal matrix may take a quarter of them.
+        positions: output positions per image that a layer is fitted on, drawn anew for every layer
+            and batch.
+        cut_only: fit only layers that lost inputs, not those behind them whose inputs merely
+            changed.
+        memory: bytes for the activations of all images; one layer's normal matrix may take a
+            quarter of them.
         keep: whether the activations of all images fit (`LockStep`).
     """
 
@@ -51,7 +56,8 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class LayerFit:
-    """A fitted layer: root mean square error of its outputs over that of the original's outputs, before and after."""
+    """A fitted layer: root mean square error of its outputs over that of the original's outputs,
+    before and after."""
 
     layer: str
     before: float
@@ -60,7 +66,8 @@ class LayerFit:
 
 @dataclass
 class _Layer:
-    """All calls of one weight, what their outputs are fitted by, and the sums so far, by where the bias shifts."""
+    """All calls of one weight, what their outputs are fitted by, and the sums so far, by where the
+    bias shifts."""
 
     sites: list[Site]
     form: Form
@@ -105,13 +112,20 @@ def fit_layers(material: Material, fit: Fit) -> list[LayerFit]:
 
 
 def _check_norms(material: Material) -> None:
-    """Outputs before a norm are a target only as long as the norm is the original's, but for its mean."""
+    """Outputs before a norm are a target only as long as the norm is the original's, but for its
+    mean."""
     norms = [op for op in material.cut.ops if op.base == "batch_norm"]
-    values = [value for op in norms for value in (op.value(1), op.value(2), op.value(4)) if value is not None]
+    values = [
+        value
+        for op in norms
+        for value in (op.value(1), op.value(2), op.value(4))
+        if value is not None
+    ]
     for name, wanted in material.sliced([value.name for value in values]).items():
         if not torch.equal(wanted, material.cut.weights[name]):
             raise UserError(
-                f"least squares aims at the original's outputs, but {name} has changed since the cut: repair by lstsq "
+                f"least squares aims at the original's outputs, but {name} has changed since the "
+                "cut: repair by lstsq "
                 "before recalibrate, finetune and repair{method=bn}"
             )
 
@@ -149,7 +163,9 @@ def _changed(material: Material) -> set[Value]:
     changed: set[Value] = set()
     for op in material.original.ops:
         contracts = op in boxed or op.role in PRODUCTS or bool(layer_weights(op))
-        lost = contracts and any(material.removed(value) for value in op.inputs if not value.is_weight)
+        lost = contracts and any(
+            material.removed(value) for value in op.inputs if not value.is_weight
+        )
         if lost or any(value in changed for value in op.inputs):
             changed.update(op.results)
     return changed
@@ -160,7 +176,9 @@ def _home(material: Material, site: Site) -> Home | None:
     return None if isinstance(home, str) else home
 
 
-def _obstacle(material: Material, fit: Fit, sites: list[Site], forms: list[Form | str]) -> str | None:
+def _obstacle(
+    material: Material, fit: Fit, sites: list[Site], forms: list[Form | str]
+) -> str | None:
     """Why a layer cannot be fitted; None if it can."""
     weight, form = sites[0].weight, forms[0]
     if isinstance(form, str):
@@ -178,20 +196,27 @@ def _obstacle(material: Material, fit: Fit, sites: list[Site], forms: list[Form 
         return "its channels lie along the batch axis"
     size = 8 * form.groups * form.features**2
     if size > fit.memory / 4:
-        return f"its normal matrix takes {size / 1e9:.2g} GB, more than a quarter of memory={fit.memory / 1e9:g}"
+        return (
+            f"its normal matrix takes {size / 1e9:.2g} GB, more than a quarter of "
+            f"memory={fit.memory / 1e9:g}"
+        )
     return None
 
 
 def _has_plain_bias(site: Site) -> bool:
     """Whether the bias is none, or a weight with one number for each output channel."""
     bias = None if site.bias is None else site.op.operands[site.bias]
-    return bias is None or (isinstance(bias, Value) and bias.is_weight and bias.type.shape() == (site.outputs,))
+    return bias is None or (
+        isinstance(bias, Value) and bias.is_weight and bias.type.shape() == (site.outputs,)
+    )
 
 
 # One layer
 
 
-def _accumulate(material: Material, fit: Fit, lock: LockStep, layer: _Layer, site: Site, number: int) -> None:
+def _accumulate(
+    material: Material, fit: Fit, lock: LockStep, layer: _Layer, site: Site, number: int
+) -> None:
     """Add the rows of one call to the sums."""
     form, home = layer.form, layer.homes[site]
     mine = form_of(site)
@@ -199,7 +224,9 @@ def _accumulate(material: Material, fit: Fit, lock: LockStep, layer: _Layer, sit
     weight = form.matrix(material.cut.weights[site.weight.name].double())
     bias = _constant(material, site, home).reshape(form.groups, form.outputs)
     if home not in layer.sums:
-        layer.sums[home] = Normal(form.groups, form.features, form.outputs, free=home is not None, device=weight.device)
+        layer.sums[home] = Normal(
+            form.groups, form.features, form.outputs, free=home is not None, device=weight.device
+        )
     generator = torch.Generator().manual_seed((material.seed << 20) + number)
     for images, x, full in lock.at(site):
         y = material.keep(site.old.result, full)
@@ -215,7 +242,8 @@ def _picks(total: int, limit: int, generator: torch.Generator) -> Tensor:
 
 
 def _constant(material: Material, site: Site, home: Home | None) -> Tensor:
-    """What the cut network adds to the layer's product, against what the original adds behind its result [outputs]."""
+    """What the cut network adds to the layer's product, against what the original adds behind its
+    result [outputs]."""
     weights = material.cut.weights
     total = torch.zeros(site.outputs, dtype=torch.float64, device=weights[site.weight.name].device)
     own = None if site.bias is None else site.op.value(site.bias)
@@ -257,7 +285,10 @@ def _update(material: Material, fit: Fit, layer: _Layer) -> LayerFit:
 
 
 def _names(layer: _Layer) -> Sequence[str]:
-    return [layer.sites[0].weight.name, *(home.value.name for home in layer.sums if home is not None)]
+    return [
+        layer.sites[0].weight.name,
+        *(home.value.name for home in layer.sums if home is not None),
+    ]
 
 
 def _relative(squares: float, energy: float) -> float:

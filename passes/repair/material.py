@@ -1,4 +1,5 @@
-"""What every repair works on: both networks, what was removed between them, and batches of inputs without labels."""
+"""What every repair works on: both networks, what was removed between them, and batches of inputs
+without labels."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Left:
 
 @dataclass(frozen=True)
 class Batching:
-    """Batches of a split's first images: as many as asked for (or there are), in batches of nearly equal size.
+    """Batches of a split's first images: as many as asked for (or there are), in batches of nearly
+    equal size.
 
     A network captured at a fixed batch gets whole batches of that size.
     """
@@ -46,16 +48,23 @@ class Batching:
 
     @classmethod
     def of(cls, split: Split, graph: Graph, images: int, batch_size: int, device: str) -> Batching:
-        """Raises `UserError` for a network with several inputs, or too few images for a fixed batch."""
+        """Raises `UserError` for a network with several inputs, or too few images for a fixed
+        batch."""
         if len(graph.inputs) != 1:
-            raise UserError(f"repair feeds images to a network with one input; {graph.name} takes {len(graph.inputs)}")
+            raise UserError(
+                f"repair feeds images to a network with one input; {graph.name} takes "
+                f"{len(graph.inputs)}"
+            )
         chosen = split.head(images)
         if graph.dynamic_batch:
             parts = -(-len(chosen) // batch_size)
             return cls(chosen, -(-len(chosen) // parts), False, device)
         fixed = graph.inputs[0].type.shape()[0]
         if len(chosen) < fixed:
-            raise UserError(f"{graph.name} takes batches of {fixed} images, repair has {len(chosen)}: give more images")
+            raise UserError(
+                f"{graph.name} takes batches of {fixed} images, repair has {len(chosen)}: give "
+                "more images"
+            )
         return cls(chosen.head(len(chosen) // fixed * fixed), fixed, True, device)
 
     @property
@@ -103,7 +112,9 @@ class Material:
         return cls(
             coupling=coupling,
             kept=coupling.kept_units(state.plan or {}),
-            weights={name: tensor.to(batches.device) for name, tensor in state.uncut.weights.items()},
+            weights={
+                name: tensor.to(batches.device) for name, tensor in state.uncut.weights.items()
+            },
             cut=cut,
             sites=sites_of(coupling.graph, cut),
             batches=batches,
@@ -119,10 +130,15 @@ class Material:
         return self.coupling.graph
 
     def removed(self, value: Value | None) -> list[Tensor]:
-        """The planes of a value of the original on which something was removed, as masks of what stays."""
+        """The planes of a value of the original on which something was removed, as masks of what
+        stays."""
         if value is None:
             return []
-        return [part for part in kept_parts(self.coupling.slots_of(value), self.kept) if not bool(part.all())]
+        return [
+            part
+            for part in kept_parts(self.coupling.slots_of(value), self.kept)
+            if not bool(part.all())
+        ]
 
     def keep(self, value: Value, tensor: Tensor) -> Tensor:
         """The kept elements of a value of the original."""
@@ -134,9 +150,14 @@ class Material:
         return slice_weights(self.coupling, self.kept, known)
 
     def along_batch(self, value: Value | None) -> bool:
-        """Whether channels lie along an axis that holds the batch as well, where their places depend on its size."""
+        """Whether channels lie along an axis that holds the batch as well, where their places
+        depend on its size."""
         slots = [] if value is None else self.coupling.slots_of(value)
-        return any(isinstance(slot.value.type.dims[axis], BatchSize) for slot in slots for axis in slot.axes)
+        return any(
+            isinstance(slot.value.type.dims[axis], BatchSize)
+            for slot in slots
+            for axis in slot.axes
+        )
 
     def leave(self, layer: str, why: str) -> None:
         """Note a layer that is not repaired (once)."""
@@ -145,14 +166,20 @@ class Material:
             self.left.append(item)
 
     def leave_others(self) -> None:
-        """Note the layers that lost inputs and whose weight is no parameter, or part of an einsum."""
+        """Note the layers that lost inputs and whose weight is no parameter, or part of an
+        einsum."""
         known = {site.old for site in self.sites}
         for op in self.original.ops:
-            if op not in known and _has_weight(op) and any(self.removed(v) for v in op.inputs if not v.is_weight):
+            if (
+                op not in known
+                and _has_weight(op)
+                and any(self.removed(v) for v in op.inputs if not v.is_weight)
+            ):
                 self.leave(op.loc.module or str(op), "its weight is computed, or part of an einsum")
 
     def home_of(self, site: Site) -> Home | str:
-        """Where a constant goes, with a bias made where there is none; a string where there can be none.
+        """Where a constant goes, with a bias made where there is none; a string where there can be
+        none.
 
         A new bias must cost nothing in the units that a budget limits.
         """
@@ -163,7 +190,9 @@ class Material:
         trial = self.cut.copy()
         twin = dict(zip(self.cut.ops, trial.ops, strict=True))
         values = dict(zip(self.cut.params.values(), trial.params.values(), strict=True))
-        make_bias(trial, [replace(item, op=twin[item.op], weight=values[item.weight]) for item in mine])
+        make_bias(
+            trial, [replace(item, op=twin[item.op], weight=values[item.weight]) for item in mine]
+        )
         before, after = (_costs_of(graph, self.convention) for graph in (self.cut, trial))
         extra = {unit: after[unit] - before[unit] for unit in UNITS}
         if any(extra.get(unit, 1) for unit in self.budgeted):

@@ -1,8 +1,10 @@
-"""Least squares by normal equations, in float64, from rows that arrive batch by batch and are not kept.
+"""Least squares by normal equations, in float64, from rows that arrive batch by batch and are not
+kept.
 
-Per group, with rows X [n, f], the weights now W0 [f, o] and what is missing R = Y - X W0 - b0 [n, o], the change D of
-the weights and the shift s of the bias minimise |X D + s - R|^2 + ridge * t * |D|^2, where t is the trace of X'X over f
-(of centred X, where there is a shift), so that a ridge means the same at every scale. The shift is not held back.
+Per group, with rows X [n, f], the weights now W0 [f, o] and what is missing R = Y - X W0 - b0 [n,
+o], the change D of the weights and the shift s of the bias minimise |X D + s - R|^2 + ridge * t *
+|D|^2, where t is the trace of X'X over f (of centred X, where there is a shift), so that a ridge
+means the same at every scale. The shift is not held back.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 __all__ = ["Normal", "pooled", "solve"]
 
 RANK = 1e-12
-"""Singular values below this share of the largest count as zero where the normal matrix has no Cholesky factor."""
+"""Singular values below this share of the largest count as zero where the normal matrix has no
+Cholesky factor."""
 CHUNK_BYTES = 1 << 27
 
 
@@ -28,7 +31,9 @@ class Normal:
         energy: the sum of squares of the targets.
     """
 
-    def __init__(self, groups: int, features: int, outputs: int, *, free: bool, device: torch.device) -> None:
+    def __init__(
+        self, groups: int, features: int, outputs: int, *, free: bool, device: torch.device
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
 
@@ -40,7 +45,8 @@ class Normal:
         self._squares = zeros(outputs)
 
     def add(self, rows: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Rows [g, n, f] with their targets [g, n, o], at the weight [g, f, o] and the bias [g, o] of now (float64)."""
+        """Rows [g, n, f] with their targets [g, n, o], at the weight [g, f, o] and the bias [g, o]
+        of now (float64)."""
         groups, total, features = rows.shape
         size = max(1, CHUNK_BYTES // (8 * groups * features))
         for start in range(0, total, size):
@@ -103,7 +109,8 @@ def solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
 
 
 def pooled(parts: Sequence[Normal]) -> tuple[Tensor, Tensor]:
-    """X'X and X'R of one weight that is used with several biases, each of which shifts by itself."""
+    """X'X and X'R of one weight that is used with several biases, each of which shifts by
+    itself."""
     gram, cross = parts[0].gram, parts[0].cross
     for part in parts[1:]:
         gram, cross = gram + part.gram, cross + part.cross

@@ -1,8 +1,9 @@
-"""Repair without training: a cut network gets its outputs back from a few hundred inputs, without their labels.
+"""Repair without training: a cut network gets its outputs back from a few hundred inputs, without
+their labels.
 
-Slicing drops what removed channels contributed. Three methods put back what can be had without gradients: fresh
-batch-norm statistics (``bn``), the mean contribution as a constant (``bias``), and weights fitted anew, layer by layer,
-to the original's outputs (``lstsq``). See docs/repair.md.
+Slicing drops what removed channels contributed. Three methods put back what can be had without
+gradients: fresh batch-norm statistics (``bn``), the mean contribution as a constant (``bias``), and
+weights fitted anew, layer by layer, to the original's outputs (``lstsq``). See docs/repair.md.
 """
 
 from __future__ import annotations
@@ -54,17 +55,25 @@ class Repair(Pass):
     """Give the cut network its outputs back without training; comes right after verify."""
 
     name: ClassVar[str] = "repair"
-    summary: ClassVar[str] = "bring the cut network's outputs back without training, from inputs without labels"
+    summary: ClassVar[str] = (
+        "bring the cut network's outputs back without training, from inputs without labels"
+    )
 
     method: Literal["bn", "bias", "lstsq"] = option(
         "lstsq", "batch-norm statistics, mean contributions as biases, or weights by least squares"
     )
     images: int = option(512, "calibration images to use; their labels are not")
     batch_size: int = option(128, "images in a batch, at most")
-    positions: int | None = option(None, f"for lstsq: output positions per image to fit on ({POSITIONS})")
+    positions: int | None = option(
+        None, f"for lstsq: output positions per image to fit on ({POSITIONS})"
+    )
     ridge: float | None = option(None, f"for lstsq: pull towards the weights as cut ({RIDGE:g})")
-    cut_only: bool = option(False, "for lstsq: fit only layers that lost inputs, not all whose inputs changed")
-    memory: float | None = option(None, f"for lstsq: GB that the activations of all images may take ({MEMORY:g})")
+    cut_only: bool = option(
+        False, "for lstsq: fit only layers that lost inputs, not all whose inputs changed"
+    )
+    memory: float | None = option(
+        None, f"for lstsq: GB that the activations of all images may take ({MEMORY:g})"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,13 +102,21 @@ class Repair(Pass):
         if state.uncut is None:
             return "there is nothing to repair yet: run slice and verify first"
         if self.method == "bias" and state.trained_after_slice:
-            return "the weights have changed since slice: method=bias must come first, right after verify"
+            return (
+                "the weights have changed since slice: method=bias must come first, right "
+                "after "
+                "verify"
+            )
         return without_data(state)
 
     def run(self, state: State) -> bool:
         split = state.need_workload(self.label).calibration
         batches = Batching.of(split, state.graph, self.images, self.batch_size, state.device)
-        changed = self._recalibrate(state, batches) if self.method == "bn" else self._change_weights(state, batches)
+        changed = (
+            self._recalibrate(state, batches)
+            if self.method == "bn"
+            else self._change_weights(state, batches)
+        )
         state.trained_after_slice |= changed
         return changed
 
@@ -117,7 +134,9 @@ class Repair(Pass):
         state.records[self.label] = RepairReport(self.method, batches.images, norm_batches=count)
         if count:
             fresh = module.state_dict()
-            state.graph.weights = {name: fresh.get(name, tensor) for name, tensor in state.graph.weights.items()}
+            state.graph.weights = {
+                name: fresh.get(name, tensor) for name, tensor in state.graph.weights.items()
+            }
         return count > 0
 
     def _change_weights(self, state: State, batches: Batching) -> bool:
@@ -143,7 +162,10 @@ class Repair(Pass):
         memory = GIGA * (MEMORY if self.memory is None else self.memory)
         cost = state.need_cost()
         at_once = 1 if state.graph.dynamic_batch else batches.size
-        both = sum(int(cost.measure("memory", widths)) for widths in (cost.full, cost.widths(state.plan or {})))
+        both = sum(
+            int(cost.measure("memory", widths))
+            for widths in (cost.full, cost.widths(state.plan or {}))
+        )
         return Fit(
             ridge=RIDGE if self.ridge is None else self.ridge,
             positions=POSITIONS if self.positions is None else self.positions,
@@ -154,8 +176,11 @@ class Repair(Pass):
 
 
 def _back(before: Tensor | None, after: Tensor) -> Tensor:
-    """A weight as the state holds it: the old tensor where nothing changed, else on the old one's device."""
+    """A weight as the state holds it: the old tensor where nothing changed, else on the old one's
+    device."""
     if before is None:
         return after.cpu()
-    same = after is before or (after.shape == before.shape and bool((after.to(before.device) == before).all()))
+    same = after is before or (
+        after.shape == before.shape and bool((after.to(before.device) == before).all())
+    )
     return before if same else after.to(before.device)

@@ -1,4 +1,5 @@
-"""The original and the cut network side by side, op by op, over the same batches, stopping at every layer in turn."""
+"""The original and the cut network side by side, op by op, over the same batches, stopping at every
+layer in turn."""
 
 from __future__ import annotations
 
@@ -19,10 +20,15 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 class _Walk:
-    """One batch on its way through a network: runs as far as it is asked to, and keeps what will be asked for."""
+    """One batch on its way through a network: runs as far as it is asked to, and keeps what will be
+    asked for."""
 
     def __init__(
-        self, interpreter: Interpreter, weights: Mapping[str, Tensor], inputs: Tensor, wanted: Mapping[Value, int]
+        self,
+        interpreter: Interpreter,
+        weights: Mapping[str, Tensor],
+        inputs: Tensor,
+        wanted: Mapping[Value, int],
     ) -> None:
         self._steps = interpreter.steps(weights, inputs)
         self._left = dict(wanted)
@@ -49,11 +55,12 @@ class LockStep:
     """Both networks at one layer after another.
 
     Args:
-        original, cut: the graphs; ``weights`` are the original's, ``live`` the cut network's, read anew by every op.
+        original, cut: the graphs; ``weights`` are the original's, ``live`` the cut network's, read
+            anew by every op.
         sites: the layers that will be visited, in this order.
         batches: the inputs.
-        keep: hold every batch where it is between two layers (fast, but all activations stay in memory); otherwise
-            both networks run from the start again for every layer.
+        keep: hold every batch where it is between two layers (fast, but all activations stay in
+            memory); otherwise both networks run from the start again for every layer.
     """
 
     def __init__(
@@ -75,7 +82,8 @@ class LockStep:
         self._walks: list[tuple[_Walk, _Walk]] | None = None
 
     def at(self, site: Site) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Batch by batch: the number of images, what the cut layer reads, and what the original layer gives.
+        """Batch by batch: the number of images, what the cut layer reads, and what the original
+        layer gives.
 
         The layer of the cut network has not run yet: it will run with the weights it has by then.
         """
@@ -103,7 +111,8 @@ class LockStep:
             yield left, _Walk(self._right, self._live, inputs, reads)
 
     def _with_live_weights(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
-        """The interpreter reads weights when a walk starts; layers change while walks stand still."""
+        """The interpreter reads weights when a walk starts; layers change while walks stand
+        still."""
         for index, operand in enumerate(op.operands):
             if isinstance(operand, Value) and operand.is_weight:
                 operands[index] = self._live[operand.name]

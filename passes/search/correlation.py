@@ -1,12 +1,14 @@
-"""Does a cheap score rank plans as fine-tuning would? EagleEye's question (section 3.3, Table 1, Figure 7), measured.
+"""Does a cheap score rank plans as fine-tuning would? EagleEye's question (section 3.3, Table 1,
+Figure 7), measured.
 
-For each of several random plans: the score with stale batch-norm statistics (vanilla), the score after adaptive batch
-norm, and the accuracy after fine-tuning. Then the correlation of either score with that accuracy, three ways:
+For each of several random plans: the score with stale batch-norm statistics (vanilla), the score
+after adaptive batch norm, and the accuracy after fine-tuning. Then the correlation of either score
+with that accuracy, three ways:
 
 - Pearson: of the numbers;
 - Spearman: of the ranks, ``1 - 6 sum d^2 / (n (n^2 - 1))`` without ties;
-- Kendall: ``2 / (n (n - 1)) sum_{i<j} sgn(x_i - x_j) sgn(y_i - y_j)`` without ties. Scores on few images do tie; scipy
-  then gives tau-b and Spearman over mean ranks.
+- Kendall: ``2 / (n (n - 1)) sum_{i<j} sgn(x_i - x_j) sgn(y_i - y_j)`` without ties. Scores on few
+  images do tie; scipy then gives tau-b and Spearman over mean ranks.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One plan: its share of the FLOPs, the two scores, the accuracy after fine-tuning, and the seconds of each."""
+    """One plan: its share of the FLOPs, the two scores, the accuracy after fine-tuning, and the
+    seconds of each."""
 
     index: int
     flops: float
@@ -62,17 +65,25 @@ class CorrelationReport:
     @property
     def adaptive(self) -> Correlation:
         """Adaptive batch norm against fine-tuned accuracy."""
-        return correlate([item.adaptive for item in self.samples], [item.tuned for item in self.samples])
+        return correlate(
+            [item.adaptive for item in self.samples], [item.tuned for item in self.samples]
+        )
 
     @property
     def stale(self) -> Correlation:
         """Stale statistics against fine-tuned accuracy."""
-        return correlate([item.stale for item in self.samples], [item.tuned for item in self.samples])
+        return correlate(
+            [item.stale for item in self.samples], [item.tuned for item in self.samples]
+        )
 
     def text(self) -> str:
         """The report as a table."""
-        lines = [f"{len(self.samples)} plans, {self.epochs} epochs, fine-tuned accuracy on {self.split}"]
-        lines.append(f"{'score':<12}{'lowest':>10}{'highest':>10}{'Pearson':>10}{'Spearman':>10}{'Kendall':>10}")
+        lines = [
+            f"{len(self.samples)} plans, {self.epochs} epochs, fine-tuned accuracy on {self.split}"
+        ]
+        lines.append(
+            f"{'score':<12}{'lowest':>10}{'highest':>10}{'Pearson':>10}{'Spearman':>10}{'Kendall':>10}"
+        )
         rows = {"adaptive": self.adaptive, "stale": self.stale, "fine-tuned": None}
         values = {
             "adaptive": [item.adaptive for item in self.samples],
@@ -95,7 +106,8 @@ def correlate(scores: Sequence[float], outcomes: Sequence[float]) -> Correlation
     """
     if len(scores) != len(outcomes) or len(scores) < 2:
         raise UserError(
-            f"a correlation needs two equally long lists of two or more, not {len(scores)}, {len(outcomes)}"
+            f"a correlation needs two equally long lists of two or more, not {len(scores)}, "
+            f"{len(outcomes)}"
         )
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -119,10 +131,12 @@ def correlation_report(
     """Score, fine-tune and correlate the first ``candidates`` plans of a sampler.
 
     Args:
-        sampler: with budgets, plans of one cost; without, of any ("not fixed" in EagleEye's Table 1).
+        sampler: with budgets, plans of one cost; without, of any ("not fixed" in EagleEye's Table
+            1).
         networks: scores on sub-validation images; its settings are those of the search.
         epochs: of fine-tuning, from the recalibrated network.
-        split: where fine-tuned accuracy is measured. This is a measurement, not a search: the test split may be used.
+        split: where fine-tuned accuracy is measured. This is a measurement, not a search: the test
+            split may be used.
 
     Raises:
         UserError: fewer than two candidates, or nothing to train.
@@ -133,11 +147,17 @@ def correlation_report(
     for index in range(candidates):
         samples.append(_sample(sampler, networks, index, epochs, split))
         done = samples[-1]
-        progress(f"stale {done.stale:.3f}, adaptive {done.adaptive:.3f}, tuned {done.tuned:.3f}", index + 1, candidates)
+        progress(
+            f"stale {done.stale:.3f}, adaptive {done.adaptive:.3f}, tuned {done.tuned:.3f}",
+            index + 1,
+            candidates,
+        )
     return CorrelationReport(tuple(samples), epochs, split, str(networks.settings.averaging))
 
 
-def _sample(sampler: WidthSampler, networks: CutNetworks, index: int, epochs: int, split: str) -> Sample:
+def _sample(
+    sampler: WidthSampler, networks: CutNetworks, index: int, epochs: int, split: str
+) -> Sample:
     draw, cost = sampler.draw(index), sampler.cost
     module = networks.network(draw.plan)
     stale = networks.score(module)

@@ -1,7 +1,7 @@
 """The journal of a search: JSON lines that survive being killed at any point.
 
-The first line says which search it is; every further line is one result, on the disk before the next begins. A torn
-last line is dropped. A journal of another search is refused.
+The first line says which search it is; every further line is one result, on the disk before the
+next begins. A torn last line is dropped. A journal of another search is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Journal:
 
     Args:
         path: the file; it is made with its folder, or continued.
-        parts: what makes this search the one it is, by the words that an error uses ("the weights", "the seed").
+        parts: what makes this search the one it is, by the words that an error uses ("the weights",
+            "the seed").
 
     Raises:
         UserError: the file belongs to another search, is something else, or cannot be written.
@@ -35,7 +36,11 @@ class Journal:
         """The results that were there already, in order."""
         if path is None:
             return
-        header = {"journal": "pruneopt search", "key": digest(parts), **{name: digest(p) for name, p in parts.items()}}
+        header = {
+            "journal": "pruneopt search",
+            "key": digest(parts),
+            **{name: digest(p) for name, p in parts.items()},
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.exists() else b""
@@ -47,7 +52,9 @@ class Journal:
                 self.entries, valid = _read(path, data, header)
                 os.truncate(path, valid)
         except OSError as error:
-            raise UserError(f"the search journal {path} cannot be used: {error.strerror or error}") from error
+            raise UserError(
+                f"the search journal {path} cannot be used: {error.strerror or error}"
+            ) from error
 
     def append(self, entry: Mapping[str, object]) -> None:
         """Write one result and wait until it is on the disk."""
@@ -59,7 +66,9 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"the search journal {self.path} cannot be written: {error.strerror or error}") from error
+            raise UserError(
+                f"the search journal {self.path} cannot be written: {error.strerror or error}"
+            ) from error
 
 
 def _line(entry: Mapping[str, object]) -> bytes:
@@ -73,23 +82,35 @@ def _replace(path: Path, line: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, data: bytes, header: Mapping[str, object]) -> tuple[list[dict[str, Any]], int]:
+def _read(
+    path: Path, data: bytes, header: Mapping[str, object]
+) -> tuple[list[dict[str, Any]], int]:
     """The whole entries after the first line, and how many bytes are valid."""
     lines = data.splitlines(keepends=True)
     first = _parsed(lines[0])
     if first is None or first.get("journal") != header["journal"]:
-        raise UserError(f"{path} is not a search journal: move it away, or use another run directory")
-    if first.get("key") != header["key"]:
-        differing = [name for name in header if name not in ("journal", "key") and first.get(name) != header[name]]
         raise UserError(
-            f"{path} belongs to another search ({' and '.join(differing) or 'its version'} differ): use another run "
+            f"{path} is not a search journal: move it away, or use another run directory"
+        )
+    if first.get("key") != header["key"]:
+        differing = [
+            name
+            for name in header
+            if name not in ("journal", "key") and first.get(name) != header[name]
+        ]
+        raise UserError(
+            f"{path} belongs to another search ({' and '.join(differing) or 'its version'} "
+            "differ): use another run "
             "directory, or delete the journal to start anew"
         )
     entries, valid = [], len(lines[0])
     for number, line in enumerate(lines[1:], 2):
         entry = _parsed(line)
         if entry is None and number < len(lines):
-            raise UserError(f"line {number} of {path} is damaged: delete the lines from there on to continue before it")
+            raise UserError(
+                f"line {number} of {path} is damaged: delete the lines from there on to continue "
+                "before it"
+            )
         if entry is None:
             break
         entries.append(entry)

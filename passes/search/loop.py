@@ -1,7 +1,9 @@
-"""A search, whatever it is made of: a searcher proposes, an evaluator judges, a ranking compares, a journal remembers.
+"""A search, whatever it is made of: a searcher proposes, an evaluator judges, a ranking compares, a
+journal remembers.
 
-`Searched` is the pass; the published searches are this pass with other parts. The best candidates may be looked at
-again: cut from the trained weights and fine-tuned for a short while, and the best of those is the plan.
+`Searched` is the pass; the published searches are this pass with other parts. The best candidates
+may be looked at again: cut from the trained weights and fine-tuned for a short while, and the best
+of those is the plan.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ PATIENCE = 60.0
 
 
 def paced(most: int, pace: float) -> int:
-    """How many of ``most`` to judge at once, where each takes ``pace`` seconds: `PATIENCE` seconds of work, or one."""
+    """How many of ``most`` to judge at once, where each takes ``pace`` seconds: `PATIENCE` seconds
+    of work, or one."""
     return max(1, min(most, int(PATIENCE / max(pace, 1e-9))))
 
 
@@ -59,7 +62,8 @@ class Search:
         judge: opened with the first candidate that the journal does not answer.
         networks: cuts and scores finalists; opened when there are any.
         together: how many candidates to judge side by side, at most, from the one of a number on.
-        apart: whether scores do not depend on that; then no more than a minute's work is done at once.
+        apart: whether scores do not depend on that; then no more than a minute's work is done at
+            once.
     """
 
     space: Space
@@ -91,7 +95,9 @@ class Search:
 
     def plan(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """The units of the trained network that a candidate keeps."""
-        return keep_best(self.widths(candidate), self.space.scores, self.space.coupling, self.space.cost)
+        return keep_best(
+            self.widths(candidate), self.space.scores, self.space.coupling, self.space.cost
+        )
 
     def widths(self, candidate: Candidate) -> np.ndarray:
         """The width vector `[G]` of a candidate."""
@@ -109,7 +115,9 @@ class Search:
                 else:
                     self.outcome.finalists.append(Finalist(**entry))
             except TypeError as error:
-                raise UserError(f"{self.journal.path} holds a line that is no result ({error}): delete it") from error
+                raise UserError(
+                    f"{self.journal.path} holds a line that is no result ({error}): delete it"
+                ) from error
         if [item.index for item in found] != list(range(len(found))):
             raise UserError(f"{self.journal.path} lacks a candidate: delete the file to start anew")
         return found
@@ -150,7 +158,11 @@ class Search:
         """The judge, who knows what was judged before."""
         judge = self.judge()
         self.outcome.averaging = judge.describe()
-        self.tell(f"candidates are judged by {self.outcome.averaging}", len(self.outcome.candidates), self.asker.total)
+        self.tell(
+            f"candidates are judged by {self.outcome.averaging}",
+            len(self.outcome.candidates),
+            self.asker.total,
+        )
         for candidate in self.outcome.candidates:
             if candidate.trace is not None:
                 judge.recall(candidate.trace)
@@ -160,7 +172,8 @@ class Search:
         """A candidate of the journal, which must be the one that is asked for now."""
         if candidate.widths != self._widths(proposal):
             raise UserError(
-                f"candidate {candidate.index} in {self.journal.path} is not what this search proposes: it was written "
+                f"candidate {candidate.index} in {self.journal.path} is not what this search "
+                "proposes: it was written "
                 "by another version; delete the file to start anew"
             )
         return candidate
@@ -178,8 +191,12 @@ class Search:
             self.journal.append(asdict(candidate))
         return candidates
 
-    def _candidate(self, index: int, proposal: Proposal, judged: Judged, seconds: float) -> Candidate:
-        fitness = self._fitness(proposal.widths, judged.score if judged.signal is None else judged.signal)
+    def _candidate(
+        self, index: int, proposal: Proposal, judged: Judged, seconds: float
+    ) -> Candidate:
+        fitness = self._fitness(
+            proposal.widths, judged.score if judged.signal is None else judged.signal
+        )
         return Candidate(
             index,
             self._widths(proposal),
@@ -203,15 +220,21 @@ class Search:
         outcome = self.outcome
         if outcome.acceptance < RARE and not outcome.notes:
             outcome.notes.append(
-                f"only {outcome.acceptance:.3%} of the drawn vectors hit the budget: change max-ratio (or low and high "
+                f"only {outcome.acceptance:.3%} of the drawn vectors hit the budget: change "
+                "max-ratio (or low and high "
                 "of an evolution), or leave rejection out"
             )
             self.tell(outcome.notes[0], candidate.index + 1, self.asker.total)
         best = max(outcome.candidates, key=lambda item: comparable(item.fitness))
         # Logs of a reward that call it accuracy have misled readers: say what is compared.
-        ranked = "" if isinstance(self.ranking, Accuracy) else f" ({self.ranking.name} {best.fitness:.4g})"
+        ranked = (
+            ""
+            if isinstance(self.ranking, Accuracy)
+            else f" ({self.ranking.name} {best.fitness:.4g})"
+        )
         self.tell(
-            f"candidate {candidate.index} scores {candidate.score:.4f}, best {best.score:.4f}{ranked}",
+            f"candidate {candidate.index} scores {candidate.score:.4f}, best "
+            f"{best.score:.4f}{ranked}",
             candidate.index + 1,
             self.asker.total,
         )
@@ -229,7 +252,10 @@ class Search:
             finalist = self._second_look(candidate, epochs, networks)
             self.journal.append(asdict(finalist))
             self.outcome.finalists.append(finalist)
-            text = f"candidate {candidate.index}: {candidate.score:.4f}, {finalist.tuned:.4f} fine-tuned"
+            text = (
+                f"candidate {candidate.index}: {candidate.score:.4f}, {finalist.tuned:.4f} "
+                "fine-tuned"
+            )
             self.tell(text, place, len(chosen))
 
     def _second_look(self, candidate: Candidate, epochs: int, networks: CutNetworks) -> Finalist:
@@ -242,21 +268,24 @@ class Search:
         networks.tune(module, plan, epochs)
         tuned = networks.score(module)
         seconds = time.perf_counter() - started
-        return Finalist(candidate.index, stale, tuned, self._fitness(self.widths(candidate), tuned), seconds)
+        return Finalist(
+            candidate.index, stale, tuned, self._fitness(self.widths(candidate), tuned), seconds
+        )
 
 
 @dataclass(frozen=True)
 class Searched(Choose):
-    """A pass that decides by searching. Subclasses set other defaults, and the genes of the space."""
+    """A pass that decides by searching. Subclasses set other defaults, and the genes of the
+    space."""
 
     budget: tuple[str, ...] = option((), BUDGET)
-    searcher: Searcher = option(RandomSearch(), "what proposes structures")  # noqa: RUF009  as dataclasses.field
-    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges them")  # noqa: RUF009
-    ranking: Ranking = option(Accuracy(), "how judged structures are compared")  # noqa: RUF009
-    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
+    searcher: Searcher = option(RandomSearch(), "what proposes structures")
+    evaluator: Evaluator = option(AdaptiveStatistics(), "what judges them")
+    ranking: Ranking = option(Accuracy(), "how judged structures are compared")
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")
     top: int | None = option(None, "how many of the best are fine-tuned (2)")
     finetune_epochs: int = option(0, "epochs to decide between the best; 0 takes the best fitness")
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     window: float | None = option(None, "candidates use at least 1 - window of the tightest budget")
     seed: int | None = option(None, "decides the candidates and batches (the run's seed)")
@@ -270,7 +299,9 @@ class Searched(Choose):
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
         if self.top is not None and not self.finetune_epochs:
-            raise UserError("top is for fine-tuning: leave it out, or give finetune-epochs of at least 1")
+            raise UserError(
+                "top is for fine-tuning: leave it out, or give finetune-epochs of at least 1"
+            )
 
     @property
     def needs_data(self) -> str | None:

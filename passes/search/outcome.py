@@ -25,8 +25,8 @@ class Candidate:
         stale: the score before batch-norm statistics were recomputed, where that was asked for.
         attempts: vectors drawn until it fitted.
         seconds: of judging.
-        images, batches: how many validation images and calibration batches the score comes from, where that differs
-            from candidate to candidate.
+        images, batches: how many validation images and calibration batches the score comes from,
+            where that differs from candidate to candidate.
         trace: what a continued race has to know of it.
     """
 
@@ -44,8 +44,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """One of the best candidates, cut from the trained weights: its score as cut, and after fine-tuning with its
-    fitness (None without).
+    """One of the best candidates, cut from the trained weights: its score as cut, and after
+    fine-tuning with its fitness (None without).
     """
 
     index: int
@@ -81,21 +81,31 @@ class Outcome:
     def ranking(self) -> list[Candidate]:
         """Candidates with different widths, the fittest first; of equals the first."""
         distinct: dict[tuple[int, ...], Candidate] = {}
-        for candidate in sorted(self.candidates, key=lambda item: (-comparable(item.fitness), item.index)):
+        for candidate in sorted(
+            self.candidates, key=lambda item: (-comparable(item.fitness), item.index)
+        ):
             distinct.setdefault(tuple(candidate.widths.values()), candidate)
         return list(distinct.values())
 
     @property
     def winner(self) -> Candidate:
         """The fittest fine-tuned candidate, or the fittest of all where none was fine-tuned."""
-        tuned = [(item.fitness, self._candidate(item.index)) for item in self.finalists if item.fitness is not None]
+        tuned = [
+            (item.fitness, self._candidate(item.index))
+            for item in self.finalists
+            if item.fitness is not None
+        ]
         if not tuned:
             return self.ranking[0]
-        return max(tuned, key=lambda pair: (comparable(pair[0]), comparable(pair[1].fitness), -pair[1].index))[1]
+        return max(
+            tuned,
+            key=lambda pair: (comparable(pair[0]), comparable(pair[1].fitness), -pair[1].index),
+        )[1]
 
     @property
     def winning_finalist(self) -> Finalist | None:
-        """The winner's second look: its stale and its fine-tuned score; None if the search was stopped before."""
+        """The winner's second look: its stale and its fine-tuned score; None if the search was
+        stopped before."""
         return next((item for item in self.finalists if item.index == self.winner.index), None)
 
     @property

@@ -1,7 +1,7 @@
 """How candidates of a search are compared: by score alone, or by score and cost.
 
-The reward of Rewarded Meta-Pruning (arXiv 2301.11063; as its code has it) acts here and nowhere else: no loss and no
-gradient depends on it.
+The reward of Rewarded Meta-Pruning (arXiv 2301.11063; as its code has it) acts here and nowhere
+else: no loss and no gradient depends on it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ BEHIND = -1e6
 
 @dataclass(frozen=True)
 class Measured:
-    """One judged structure: the mean metric on the sub-validation images (accuracy: 0 to 1), and what it costs."""
+    """One judged structure: the mean metric on the sub-validation images (accuracy: 0 to 1), and
+    what it costs."""
 
     score: float
     widths: np.ndarray
     model: CostModel
 
     def cost(self, unit: str) -> float:
-        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency`` (nanoseconds), as `CostModel.measure` has it."""
+        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency`` (nanoseconds), as
+        `CostModel.measure` has it."""
         return float(self.model.measure(unit, self.widths))
 
     def full(self, unit: str) -> float:
@@ -59,10 +61,12 @@ class Ranking(Part):
         """
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
-        """Raise `UserError` before the search where the ranking cannot tell structures inside the budgets apart."""
+        """Raise `UserError` before the search where the ranking cannot tell structures inside the
+        budgets apart."""
 
     def source(self) -> str:
-        """What fitness depends on besides the options, such as a hash of the user's code: part of what a search is."""
+        """What fitness depends on besides the options, such as a hash of the user's code: part of
+        what a search is."""
         return ""
 
 
@@ -77,18 +81,25 @@ class Accuracy(Ranking):
         return measured.score
 
 
-def reward(accuracy: float, flops: float, accuracy_base: float, flops_base: float, exponent: float = 2.0) -> float:
-    """``(A_base / (A_base - A))^exponent * -ln(F / F_base)``; accuracies in percent, FLOPs in any one unit.
+def reward(
+    accuracy: float, flops: float, accuracy_base: float, flops_base: float, exponent: float = 2.0
+) -> float:
+    """``(A_base / (A_base - A))^exponent * -ln(F / F_base)``; accuracies in percent, FLOPs in any
+    one unit.
 
     Raises:
-        UserError: an accuracy at the pole or beyond it, where a better network would be ranked as a worse one.
+        UserError: an accuracy at the pole or beyond it, where a better network would be ranked as a
+            worse one.
     """
     if accuracy >= accuracy_base:
         raise UserError(
-            f"a candidate reaches {accuracy:.2f} %, not below accuracy-base={accuracy_base:g}, where the reward has a "
+            f"a candidate reaches {accuracy:.2f} %, not below accuracy-base={accuracy_base:g}, "
+            "where the reward has a "
             "pole: give a larger accuracy-base, well above what candidates reach in the search"
         )
-    return float((accuracy_base / (accuracy_base - accuracy)) ** exponent * -math.log(flops / flops_base))
+    return float(
+        (accuracy_base / (accuracy_base - accuracy)) ** exponent * -math.log(flops / flops_base)
+    )
 
 
 @dataclass(frozen=True)
@@ -98,29 +109,42 @@ class Reward(Ranking):
     name: ClassVar[str] = "reward"
     summary: ClassVar[str] = "accuracy and FLOPs in one number (Rewarded Meta-Pruning)"
 
-    accuracy_base: float = option(101.0, "A_base, in percent: above every candidate's accuracy (published: 70.6)")
-    flops_base: float | None = option(None, "F_base, in MFLOPs: above every candidate's (the original's)")
+    accuracy_base: float = option(
+        101.0, "A_base, in percent: above every candidate's accuracy (published: 70.6)"
+    )
+    flops_base: float | None = option(
+        None, "F_base, in MFLOPs: above every candidate's (the original's)"
+    )
     exponent: float = option(2.0, "of the accuracy coefficient")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bases = (self.accuracy_base, self.exponent, 1.0 if self.flops_base is None else self.flops_base)
+        bases = (
+            self.accuracy_base,
+            self.exponent,
+            1.0 if self.flops_base is None else self.flops_base,
+        )
         if not all(base > 0 for base in bases):
             raise UserError("accuracy-base, flops-base and exponent must be above 0")
 
     def fitness(self, measured: Measured) -> float:
         base = self._base(measured.full("flops"))
-        return reward(100 * measured.score, measured.cost("flops"), self.accuracy_base, base, self.exponent)
+        return reward(
+            100 * measured.score, measured.cost("flops"), self.accuracy_base, base, self.exponent
+        )
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
         full = float(cost.measure("flops", cost.full))
-        limit = min((budget.limit(cost) for budget in budgets if budget.unit == "flops"), default=full)
+        limit = min(
+            (budget.limit(cost) for budget in budgets if budget.unit == "flops"), default=full
+        )
         base = self._base(full)
         # Whatever is pruned costs less than the original, but may cost all that the budget allows.
         if base < full and base <= limit:
             raise UserError(
                 f"flops-base={base / 1e6:.4g} (MFLOPs) is not above what candidates may cost "
-                f"({min(limit, full) / 1e6:.4g} MFLOPs): there the reward is 0 or less whatever the accuracy; give a "
+                f"({min(limit, full) / 1e6:.4g} MFLOPs): there the reward is 0 or less whatever "
+                "the accuracy; give a "
                 "larger one"
             )
 
@@ -131,7 +155,8 @@ class Reward(Ranking):
 
 @dataclass(frozen=True)
 class AccuracyUnderLatency(Ranking):
-    """The score of structures within a latency; slower ones come behind all of them, the slowest last."""
+    """The score of structures within a latency; slower ones come behind all of them, the slowest
+    last."""
 
     name: ClassVar[str] = "accuracy-under-latency"
     summary: ClassVar[str] = "the score of structures within a latency; slower ones come last"

@@ -29,10 +29,13 @@ DOING = "while a candidate was ranked"
 
 @dataclass(frozen=True)
 class Function(Ranking):
-    """A function of the user's own: it takes a `Measured` and returns a number, larger is better."""
+    """A function of the user's own: it takes a `Measured` and returns a number, larger is
+    better."""
 
     name: ClassVar[str] = "function"
-    summary: ClassVar[str] = "a function of your own, by import path or file: takes a Measured, gives a number"
+    summary: ClassVar[str] = (
+        "a function of your own, by import path or file: takes a Measured, gives a number"
+    )
 
     path: str = option("", "module:function, or file.py:function")
 
@@ -40,16 +43,23 @@ class Function(Ranking):
         super().__post_init__()
         place, _, attribute = self.path.rpartition(":")
         if not place or not attribute:
-            raise UserError(f"path={self.path!r} must name a function as module:function or file.py:function")
+            raise UserError(
+                f"path={self.path!r} must name a function as module:function or file.py:function"
+            )
 
     def fitness(self, measured: Measured) -> float:
         value = self._call(measured)
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        if (
+            not isinstance(value, numbers.Real)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
             raise UserError(f"{self.path} must return a finite number, not {value!r}")
         return float(value)
 
     def check(self, cost: CostModel, budgets: list[Budget]) -> None:
-        """Load the function, so that a mistake in its name does not wait for the first candidate."""
+        """Load the function, so that a mistake in its name does not wait for the first
+        candidate."""
         self._load()
 
     def source(self) -> str:
@@ -88,7 +98,8 @@ class Function(Ranking):
             return import_module(self.path.rpartition(":")[0])
         except Exception as error:
             raise UserError(
-                f"the ranking function {self.path} cannot be loaded: {error} (a file is named as file.py:function)"
+                f"the ranking function {self.path} cannot be loaded: {error} (a file is named as "
+                "file.py:function)"
             ) from error
 
     def _load(self) -> Callable[[Measured], object]:

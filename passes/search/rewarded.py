@@ -1,7 +1,7 @@
 """Rewarded Meta-Pruning (arXiv 2301.11063): MetaPruning whose structures are ranked by a reward.
 
-The reward, a product of an accuracy and a FLOPs coefficient, acts in the search and nowhere else: no loss and no
-gradient depends on it (`pruneopt.passes.search.ranking.Reward`).
+The reward, a product of an accuracy and a FLOPs coefficient, acts in the search and nowhere else:
+no loss and no gradient depends on it (`pruneopt.passes.search.ranking.Reward`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class Rewarded(MetaPruning):
     """MetaPruning ranked by accuracy and FLOPs in one number."""
 
     name: ClassVar[str] = "rewarded"
-    summary: ClassVar[str] = "MetaPruning ranked by a reward for accuracy and FLOPs (Rewarded Meta-Pruning)"
+    summary: ClassVar[str] = (
+        "MetaPruning ranked by a reward for accuracy and FLOPs (Rewarded Meta-Pruning)"
+    )
 
-    ranking: Ranking = option(Reward(), "how judged structures are compared")  # noqa: RUF009  as dataclasses.field
+    ranking: Ranking = option(Reward(), "how judged structures are compared")

@@ -1,8 +1,10 @@
-"""Pruning strategies in the text that EagleEye's search writes: lines ``score ratio r_1 ... r_L``, as plans and a pass.
+"""Pruning strategies in the text that EagleEye's search writes: lines ``score ratio r_1 ... r_L``,
+as plans and a pass.
 
-EagleEye (Li et al., ECCV 2020) prints one line per candidate: its score, the share of MACs that is left, and the share
-of channels that each layer loses. A group keeps ``C - floor(r C)`` channels, those with the best scores; the order of
-the ratios is that of `eagleeye_order`. Its four released strategies are such files.
+EagleEye (Li et al., ECCV 2020) prints one line per candidate: its score, the share of MACs that is
+left, and the share of channels that each layer loses. A group keeps ``C - floor(r C)`` channels,
+those with the best scores; the order of the ratios is that of `eagleeye_order`. Its four released
+strategies are such files.
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ from pruneopt.passes.selection.prune import Choose, check_leader, data_for
 from pruneopt.passes.selection.select import Scores, best_units
 from pruneopt.passes.transform.given_plan import take_plan
 
-__all__ = ["Strategy", "StrategyPass", "load_strategy", "read_strategies", "strategy_plan", "strategy_widths"]
+__all__ = [
+    "Strategy",
+    "StrategyPass",
+    "load_strategy",
+    "read_strategies",
+    "strategy_plan",
+    "strategy_widths",
+]
 
 FORM = "score ratio r_1 ... r_L"
 
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """One line: the candidate's score, the share of MACs left as the line states it, and the ratios, float64 `[L]`."""
+    """One line: the candidate's score, the share of MACs left as the line states it, and the
+    ratios, float64 `[L]`."""
 
     score: float
     share: float
@@ -41,7 +51,8 @@ class Strategy:
 
 
 def read_strategies(path: str | os.PathLike[str]) -> list[Strategy]:
-    """The strategies of a file, in its order; numbers are separated by blanks or commas, empty lines are skipped.
+    """The strategies of a file, in its order; numbers are separated by blanks or commas, empty
+    lines are skipped.
 
     Raises:
         UserError: no such file, no strategy in it, or a line that is none.
@@ -49,8 +60,14 @@ def read_strategies(path: str | os.PathLike[str]) -> list[Strategy]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the strategies of {path}: {getattr(error, 'strerror', None) or error}") from error
-    found = [_strategy(f"line {number} of {path}", line) for number, line in enumerate(lines, 1) if line.strip()]
+        raise UserError(
+            f"cannot read the strategies of {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    found = [
+        _strategy(f"line {number} of {path}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not found:
         raise UserError(f"{path} holds no strategy: its lines must read {FORM}")
     return found
@@ -65,7 +82,10 @@ def _strategy(where: str, line: str) -> Strategy:
         raise UserError(f"{where} is no strategy: it must read {FORM}")
     for position, ratio in enumerate(numbers[2:], 1):
         if not 0 <= ratio < 1:
-            raise UserError(f"{where}: ratio {position} is {ratio:g}, but a layer loses a share from 0 to below 1")
+            raise UserError(
+                f"{where}: ratio {position} is {ratio:g}, but a layer loses a share from 0 to "
+                "below 1"
+            )
     if not math.isfinite(numbers[0]):
         raise UserError(f"{where}: the score {numbers[0]:g} is no finite number")
     return Strategy(numbers[0], numbers[1], np.array(numbers[2:]))
@@ -74,8 +94,8 @@ def _strategy(where: str, line: str) -> Strategy:
 def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
     """How many units every free group keeps under ratios `[L]` in the order of `eagleeye_order`.
 
-    A group with blocks keeps as many of each: the count is taken block by block. At least one always stays, or two
-    where a statistic over them needs it.
+    A group with blocks keeps as many of each: the count is taken block by block. At least one
+    always stays, or two where a statistic over them needs it.
 
     Raises:
         UserError: another number of ratios than free groups.
@@ -83,18 +103,22 @@ def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
     groups = eagleeye_order(coupling)
     if len(ratios) != len(groups):
         raise UserError(
-            f"the strategy has {len(ratios)} ratios, but {coupling.graph.name} has {len(groups)} channel groups that "
+            f"the strategy has {len(ratios)} ratios, but {coupling.graph.name} has {len(groups)} "
+            "channel groups that "
             "can be pruned: it belongs to another network, or --ignore freezes some of its groups"
         )
     steps = np.array([group.step for group in groups], dtype=np.int64)
     full = np.array([group.width for group in groups], dtype=np.int64)
     least = np.array([group.least for group in groups], dtype=np.int64)
-    kept = np.maximum(floor_widths(np.asarray(ratios, dtype=np.float64), full // steps), least) * steps
+    kept = (
+        np.maximum(floor_widths(np.asarray(ratios, dtype=np.float64), full // steps), least) * steps
+    )
     return {group.name: int(width) for group, width in zip(groups, kept, strict=True)}
 
 
 def strategy_plan(ratios: np.ndarray, coupling: Coupling, scores: Scores) -> dict[str, np.ndarray]:
-    """The plan of a strategy: in every group the units with the best of ``scores`` (per unit, by group) stay.
+    """The plan of a strategy: in every group the units with the best of ``scores`` (per unit, by
+    group) stay.
 
     EagleEye's scores are ``score_units(coupling, weights, "l1", leader=True)``.
 
@@ -102,7 +126,10 @@ def strategy_plan(ratios: np.ndarray, coupling: Coupling, scores: Scores) -> dic
         UserError: another number of ratios than free groups.
     """
     widths = strategy_widths(ratios, coupling)
-    return {name: best_units(coupling.group(name), scores[name], width) for name, width in widths.items()}
+    return {
+        name: best_units(coupling.group(name), scores[name], width)
+        for name, width in widths.items()
+    }
 
 
 def load_strategy(
@@ -112,7 +139,8 @@ def load_strategy(
 
     Args:
         scores: per unit of every free group; the best of a group stay.
-        line: which strategy, counted from 1; None takes the one with the best score, the first of equals.
+        line: which strategy, counted from 1; None takes the one with the best score, the first of
+            equals.
 
     Raises:
         UserError: a file without strategies, no such line, or a strategy of another network.
@@ -132,12 +160,16 @@ class StrategyPass(Choose):
     """Keep what a line of a strategy file says, by EagleEye's ranking of filters."""
 
     name: ClassVar[str] = "strategy"
-    summary: ClassVar[str] = "the plan of a strategy file of EagleEye: lines of score, ratio, r_1 ... r_L"
+    summary: ClassVar[str] = (
+        "the plan of a strategy file of EagleEye: lines of score, ratio, r_1 ... r_L"
+    )
 
     file: str = field(metadata={"help": "the strategy file"})
     line: int | None = option(None, "which of its strategies, from 1 (the one with the best score)")
-    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")  # noqa: RUF009
-    leader: bool = option(True, "score the first layer of a group only, as EagleEye does, not all of them")
+    criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")
+    leader: bool = option(
+        True, "score the first layer of a group only, as EagleEye does, not all of them"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

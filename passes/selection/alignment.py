@@ -2,12 +2,13 @@
 
 A *target* is a device with a data type. Where its multiples come from:
 
-- NVIDIA GPUs read memory in vectors of 16 bytes, and kernels for tensor cores need channel counts that keep rows
-  aligned to them: 8 channels in fp16 or bf16, 4 in tf32 (what PyTorch makes of float32 convolutions), 16 in int8.
-  Otherwise libraries pad, or fall back to slower kernels. Tiles of matrix products are 16 to 64 channels and more wide:
-  a wide layer that ends inside a tile computes the whole tile.
-- oneDNN, which runs convolutions on CPUs, blocks channels by the width of a vector: 8 floats with AVX2, 16 with
-  AVX-512. A layer of any other width is padded to whole blocks.
+- NVIDIA GPUs read memory in vectors of 16 bytes, and kernels for tensor cores need channel counts
+  that keep rows aligned to them: 8 channels in fp16 or bf16, 4 in tf32 (what PyTorch makes of
+  float32 convolutions), 16 in int8. Otherwise libraries pad, or fall back to slower kernels. Tiles
+  of matrix products are 16 to 64 channels and more wide: a wide layer that ends inside a tile
+  computes the whole tile.
+- oneDNN, which runs convolutions on CPUs, blocks channels by the width of a vector: 8 floats with
+  AVX2, 16 with AVX-512. A layer of any other width is padded to whole blocks.
 
 A narrow group takes a smaller multiple than a wide one, or it would have nothing to choose from.
 """
@@ -34,7 +35,8 @@ RoundTo = (
         "auto:cpu-avx512",
     ]
 )
-"""What an option ``round-to`` may be: a multiple, ``auto``, or ``auto:`` and the name of a target."""
+"""What an option ``round-to`` may be: a multiple, ``auto``, or ``auto:`` and the name of a
+target."""
 CHOICES = 4
 """A group gets the largest multiple of which it holds at least this many."""
 
@@ -56,8 +58,8 @@ class Alignment:
     def multiple(self, channels: int) -> int:
         """The multiple for a group with so many channels.
 
-        The largest of which the group holds `CHOICES`, else the smallest. A group that does not hold two of the
-        smallest takes half of it, and half again, so that it need not stay whole.
+        The largest of which the group holds `CHOICES`, else the smallest. A group that does not
+        hold two of the smallest takes half of it, and half again, so that it need not stay whole.
         """
         found = self.multiples[0]
         while found > 1 and channels < 2 * found:
@@ -65,7 +67,8 @@ class Alignment:
         return max([m for m in self.multiples if channels >= CHOICES * m], default=found)
 
     def reached(self, channels: int) -> int:
-        """The largest liked multiple, or power of two below the smallest, that a channel count is a multiple of."""
+        """The largest liked multiple, or power of two below the smallest, that a channel count is a
+        multiple of."""
         below = [1 << power for power in range(self.multiples[0].bit_length() - 1)]
         return max(m for m in (1, *below, *self.multiples) if channels % m == 0)
 

@@ -1,11 +1,13 @@
 """Widths on coarse ladders under budgets with the least loss, decided for all groups together.
 
-Where rungs lie far apart, a threshold that is laid first and rounded afterwards wastes budget: it cannot know that one
-group climbing to its next rung pays for two that step down. Here the score that is kept is maximised over the rungs
-themselves. It is a knapsack whose costs are products of widths, so it is solved by turns: costs are taken as linear
-around the best widths so far, the linear knapsack is solved for many prices of the budget at once (a Lagrangian), the
-best result that really fits is filled up, and at last pairs of groups exchange rungs until no exchange gains anything.
-Every step compares with what was there before and keeps the better, so the result is never worse than any start.
+Where rungs lie far apart, a threshold that is laid first and rounded afterwards wastes budget: it
+cannot know that one group climbing to its next rung pays for two that step down. Here the score
+that is kept is maximised over the rungs themselves. It is a knapsack whose costs are products of
+widths, so it is solved by turns: costs are taken as linear around the best widths so far, the
+linear knapsack is solved for many prices of the budget at once (a Lagrangian), the best result that
+really fits is filled up, and at last pairs of groups exchange rungs until no exchange gains
+anything. Every step compares with what was there before and keeps the better, so the result is
+never worse than any start.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ TURNS = 6
 EXCHANGES = 200
 SHAKES = 24
 SHAKEN = 300
-"""Only problems with at most so many other rungs are shaken: with many groups, exchanges alone use up a budget."""
+"""Only problems with at most so many other rungs are shaken: with many groups, exchanges alone use
+up a budget."""
 ALTERNATIVES = 600
-"""Rungs looked at in an exchange, of all groups together; beyond, only those near the present ones."""
+"""Rungs looked at in an exchange, of all groups together; beyond, only those near the present
+ones."""
 TRIALS = (64, 512, 2048)
-"""How many exchanges, those first that gain most, are measured exactly: as many as these, until one fits."""
+"""How many exchanges, those first that gain most, are measured exactly: as many as these, until one
+fits."""
 MARGIN = 0.02
 """Estimated costs of an exchange may lie so far above a budget: the true ones are often lower."""
 ROUNDING = 1 + 1e-12
@@ -55,13 +60,18 @@ def allocate(
     Args:
         gains: per group, what its steps are worth, ascending (`step_scores`).
         steps: the allowed widths; their lowest must be inside all budgets.
-        starts: widths `[G]` on the ladders inside all budgets; the result is at least as good as each.
+        starts: widths `[G]` on the ladders inside all budgets; the result is at least as good as
+            each.
     """
     problem = _Problem(gains, steps, budgets, cost)
     points = [problem.choice(widths) for widths in (*starts, steps.lowest)]
     best = max(points, key=problem.score)
     for point in (best, problem.descended()):
-        best = max(best, _exchanged(problem, _linearised(problem, problem.filled(point))), key=problem.score)
+        best = max(
+            best,
+            _exchanged(problem, _linearised(problem, problem.filled(point))),
+            key=problem.score,
+        )
     best = _shaken(problem, best)
     widths: np.ndarray = problem.widths(best[None])[0]
     return widths
@@ -76,16 +86,28 @@ def kept_score(widths: np.ndarray, gains: Sequence[np.ndarray], cost: CostModel)
 class _Problem:
     """A point is a rung number for every move of the ladders, int64 `[M]`."""
 
-    def __init__(self, gains: Sequence[np.ndarray], steps: Ladders, budgets: Sequence[Budget], cost: CostModel) -> None:
+    def __init__(
+        self,
+        gains: Sequence[np.ndarray],
+        steps: Ladders,
+        budgets: Sequence[Budget],
+        cost: CostModel,
+    ) -> None:
         self.steps, self.budgets, self.cost = steps, budgets, cost
         self.limits = np.array([budget.limit(cost) for budget in budgets])
         self.rungs = [steps.rungs[columns[0]] for columns in steps.moves]
         self.sizes = np.array([len(rungs) for rungs in self.rungs], dtype=np.int64)
         # A score below zero would make less of a group better than more of it.
-        least = min((float(gain.min()) / step for gain, step in zip(gains, cost.step, strict=True)), default=0.0)
-        raised = [gain - min(least, 0.0) * step for gain, step in zip(gains, cost.step, strict=True)]
+        least = min(
+            (float(gain.min()) / step for gain, step in zip(gains, cost.step, strict=True)),
+            default=0.0,
+        )
+        raised = [
+            gain - min(least, 0.0) * step for gain, step in zip(gains, cost.step, strict=True)
+        ]
         self.values = np.zeros((len(self.rungs), int(self.sizes.max())))
-        """What is kept of a move's groups at each of its rungs `[M, R]`; beyond the last it goes on as there."""
+        """What is kept of a move's groups at each of its rungs `[M, R]`; beyond the last it goes on
+        as there."""
         for values, rungs, columns in zip(self.values, self.rungs, steps.moves, strict=True):
             for column in columns:
                 kept = np.append(0.0, raised[column][::-1].cumsum())[rungs // cost.step[column]]
@@ -94,7 +116,10 @@ class _Problem:
     def choice(self, widths: np.ndarray) -> np.ndarray:
         """The point of widths `[G]` on the ladders."""
         pairs = zip(self.rungs, self.steps.moves, strict=True)
-        return np.array([int(np.searchsorted(rungs, widths[columns[0]])) for rungs, columns in pairs], dtype=np.int64)
+        return np.array(
+            [int(np.searchsorted(rungs, widths[columns[0]])) for rungs, columns in pairs],
+            dtype=np.int64,
+        )
 
     def widths(self, points: np.ndarray) -> np.ndarray:
         """Points `[P, M]` -> widths `[P, G]`."""
@@ -118,11 +143,15 @@ class _Problem:
     def used(self, points: np.ndarray) -> np.ndarray:
         """The share of every budget that points `[P, M]` use, `[P, B]`."""
         widths = self.widths(points)
-        used: np.ndarray = np.stack([self.cost.measure(b.unit, widths) for b in self.budgets], axis=1) / self.limits
+        used: np.ndarray = (
+            np.stack([self.cost.measure(b.unit, widths) for b in self.budgets], axis=1)
+            / self.limits
+        )
         return used
 
     def alternatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Other rungs of single moves: the moves `[S]` and the rungs `[S]`, near the present ones if there are many."""
+        """Other rungs of single moves: the moves `[S]` and the rungs `[S]`, near the present ones
+        if there are many."""
         far = int(self.sizes.max())
         while True:
             offset = np.arange(-far, far + 1)
@@ -133,7 +162,8 @@ class _Problem:
             far //= 2
 
     def descended(self) -> np.ndarray:
-        """From the widest point down, always by the rung that costs the least score for what it saves, until inside."""
+        """From the widest point down, always by the rung that costs the least score for what it
+        saves, until inside."""
         return self.repaired(self.sizes - 1)
 
     def repaired(self, point: np.ndarray, but: int = -1) -> np.ndarray:
@@ -152,7 +182,8 @@ class _Problem:
         return point
 
     def filled(self, point: np.ndarray) -> np.ndarray:
-        """A point inside all budgets with the rungs added that fit, the best score for what they cost first."""
+        """A point inside all budgets with the rungs added that fit, the best score for what they
+        cost first."""
         point, open_ = point.copy(), np.ones(len(point), dtype=bool)
         now = self.used(point[None])[0]
         while len(moves := np.flatnonzero(open_ & (point < self.sizes - 1))):
@@ -160,7 +191,9 @@ class _Problem:
             trials[np.arange(len(moves)), moves] += 1
             used = self.used(trials)
             fits = (used <= ROUNDING).all(axis=1)
-            open_[moves[~fits]] = False  # costs grow with the widths: what does not fit now never will
+            open_[moves[~fits]] = (
+                False  # costs grow with the widths: what does not fit now never will
+            )
             if fits.any():
                 paid = (used - now).max(axis=1)
                 won = self.scores(trials) - self.score(point)
@@ -170,7 +203,8 @@ class _Problem:
 
 
 def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """The best point of several turns: costs linear around the last one, rungs by their price, what fits filled up."""
+    """The best point of several turns: costs linear around the last one, rungs by their price, what
+    fits filled up."""
     best = point
     for _ in range(TURNS):
         found = _priced(problem, best)
@@ -181,7 +215,8 @@ def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """The best point inside the budgets of those that are optimal at some price, with costs linear around ``point``."""
+    """The best point inside the budgets of those that are optimal at some price, with costs linear
+    around ``point``."""
     moves, rungs = np.indices(problem.values.shape).reshape(2, -1)
     real = rungs < problem.sizes[moves]
     trials = np.repeat(point[None], len(moves), axis=0)
@@ -193,10 +228,19 @@ def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
     found = []
     for column in range(weighted.shape[-1]):
         spent = weighted[..., column]
-        scale = np.ptp(problem.values, axis=1).sum() / max(float(np.ptp(spent, axis=1).sum()), 1e-12)
+        scale = np.ptp(problem.values, axis=1).sum() / max(
+            float(np.ptp(spent, axis=1).sum()), 1e-12
+        )
         prices = scale * np.geomspace(1e-2, 1e2, PRICES)
-        for _ in range(2):  # the second time between the last price that is too low and the first that is not
-            points = np.array([np.where(real, problem.values - price * spent, -np.inf).argmax(1) for price in prices])
+        for _ in range(
+            2
+        ):  # the second time between the last price that is too low and the first that is not
+            points = np.array(
+                [
+                    np.where(real, problem.values - price * spent, -np.inf).argmax(1)
+                    for price in prices
+                ]
+            )
             inside = np.flatnonzero(problem.fit(points))
             if not len(inside):
                 break
@@ -216,7 +260,8 @@ def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _shaken(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """A point after forced changes of single rungs, each repaired, filled up and exchanged, that gained something."""
+    """A point after forced changes of single rungs, each repaired, filled up and exchanged, that
+    gained something."""
     moves, rungs = problem.alternatives(point)
     if len(moves) > SHAKEN:
         return point
@@ -241,7 +286,9 @@ def _best_exchange(problem: _Problem, point: np.ndarray) -> np.ndarray | None:
     room = 1 - problem.used(point[None])[0] + MARGIN
     first, second = np.triu_indices(len(moves))
     gained = np.where(first == second, won[first], won[first] + won[second])
-    likely = (gained > GAIN * problem.score(point)) & ((moves[first] != moves[second]) | (first == second))
+    likely = (gained > GAIN * problem.score(point)) & (
+        (moves[first] != moves[second]) | (first == second)
+    )
     first, second, gained = first[likely], second[likely], gained[likely]
     shared = np.where((first == second)[:, None], paid[first], paid[first] + paid[second])
     fits = (shared <= room).all(axis=1)

@@ -1,8 +1,8 @@
 """Decide layer by layer: how many groups of weights go from each, and which.
 
-The counts follow from ratios or, without ratios, from one ratio for all layers that just meets the budgets. The groups
-with the lowest scores go (GReg, arXiv 2012.09243: the mean absolute weight). Filters and channels become a plan, single
-weights become masks.
+The counts follow from ratios or, without ratios, from one ratio for all layers that just meets the
+budgets. The groups with the lowest scores go (GReg, arXiv 2012.09243: the mean absolute weight).
+Filters and channels become a plan, single weights become masks.
 """
 
 from __future__ import annotations
@@ -23,11 +23,28 @@ from pruneopt.passes.analysis.residual.stage_numbers import find_places
 from pruneopt.passes.budget import check_reachable, format_value, within
 from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.plan import load_plan
-from pruneopt.passes.selection.prunable import Granularity, Prunable, Reach, prunable_groups, prunable_weights
-from pruneopt.passes.selection.ratios import SkipRule, check_ratios, is_plan, pruned_count, ratios_of, skipped
+from pruneopt.passes.selection.prunable import (
+    Granularity,
+    Prunable,
+    Reach,
+    prunable_groups,
+    prunable_weights,
+)
+from pruneopt.passes.selection.ratios import (
+    SkipRule,
+    check_ratios,
+    is_plan,
+    pruned_count,
+    ratios_of,
+    skipped,
+)
 from pruneopt.passes.selection.rounding import RoundTo, rounding
 from pruneopt.passes.selection.select import Ladders, fill_up, ladders, largest_within
-from pruneopt.passes.selection.weight_counts import check_weight_budgets, keeping_all, uniform_counts
+from pruneopt.passes.selection.weight_counts import (
+    check_weight_budgets,
+    keeping_all,
+    uniform_counts,
+)
 
 __all__ = ["LayerRule", "Pick", "Picked", "layer_scores", "picked"]
 
@@ -71,10 +88,13 @@ class LayerRule:
         if self.ratios is not None:
             check_ratios(self.ratios)
         if self.granularity == "weight" and (self.round_to != 1 or self.minimum != 1):
-            raise UserError("round-to and minimum count channels: leave them out with granularity=weight")
+            raise UserError(
+                "round-to and minimum count channels: leave them out with granularity=weight"
+            )
 
     def layers(self, state: State) -> tuple[Prunable, ...]:
-        """The layers that can be pruned in this way, whether or not the ratios take anything from them.
+        """The layers that can be pruned in this way, whether or not the ratios take anything from
+        them.
 
         Raises:
             UserError: there is none.
@@ -87,12 +107,19 @@ class LayerRule:
         else:
             found = prunable_groups(coupling, places, self.granularity, self.scope)
         if not found:
-            hint = ": try scope=coupled" if self.granularity != "weight" and self.scope == "internal" else ""
-            raise UserError(f"{state.graph.name} has no layer that can be pruned by {self.granularity}{hint}")
+            hint = (
+                ": try scope=coupled"
+                if self.granularity != "weight" and self.scope == "internal"
+                else ""
+            )
+            raise UserError(
+                f"{state.graph.name} has no layer that can be pruned by {self.granularity}{hint}"
+            )
         return found
 
     def skipped(self, state: State, layers: Sequence[Prunable]) -> list[bool]:
-        """Which of the layers keep everything by request; `UserError` for a request that fits no layer."""
+        """Which of the layers keep everything by request; `UserError` for a request that fits no
+        layer."""
         return skipped(layers, find_places(state.need_coupling().graph), self.skip, self.compat)
 
     def counts(self, state: State, layers: Sequence[Prunable]) -> list[int]:
@@ -103,7 +130,10 @@ class LayerRule:
             UserError: ratios that do not fit the network, or neither ratios nor a budget.
         """
         if self.ratios is None and not state.budgets:
-            raise UserError("there is nothing to aim at: give ratios such as ratios=0.5, or a budget such as 50%FLOPs")
+            raise UserError(
+                "there is nothing to aim at: give ratios such as ratios=0.5, or a budget such as "
+                "50%FLOPs"
+            )
         coupling, places = state.need_coupling(), find_places(state.need_coupling().graph)
         still = self.skipped(state, layers)
         given: list[int] | None = None
@@ -121,7 +151,11 @@ class LayerRule:
         return self._group_counts(state, layers, still, given)
 
     def _group_counts(
-        self, state: State, layers: Sequence[Prunable], still: Sequence[bool], given: Sequence[int] | None
+        self,
+        state: State,
+        layers: Sequence[Prunable],
+        still: Sequence[bool],
+        given: Sequence[int] | None,
     ) -> list[int]:
         cost = state.need_cost()
         columns = [cost.groups.index(layer.group or "") for layer in layers]
@@ -165,7 +199,9 @@ def _uniform_widths(state: State, steps: Ladders) -> np.ndarray:
         return steps.floor(cost.full - cost.step * np.minimum(gone, each - 1))
 
     widths = largest_within(family, state.budgets, cost)
-    return fill_up(widths, [np.zeros(int(size)) for size in each], steps, state.budgets, cost, evenly=True)
+    return fill_up(
+        widths, [np.zeros(int(size)) for size in each], steps, state.budgets, cost, evenly=True
+    )
 
 
 def _check_ratios_meet(state: State, widths: np.ndarray) -> None:
@@ -174,7 +210,8 @@ def _check_ratios_meet(state: State, widths: np.ndarray) -> None:
         if not within([budget], cost, widths):
             value = format_value(budget.unit, float(cost.measure(budget.unit, widths)))
             raise BudgetError(
-                f"the ratios leave {value}, more than the budget '{budget.text}' allows: give larger ratios, or leave "
+                f"the ratios leave {value}, more than the budget '{budget.text}' allows: give "
+                "larger ratios, or leave "
                 "them out and let the budget decide"
             )
 
@@ -183,12 +220,17 @@ def _check_ratios_meet(state: State, widths: np.ndarray) -> None:
 
 
 def layer_scores(
-    state: State, layers: Sequence[Prunable], weights: Mapping[str, Tensor], criterion: Criterion, pick: Pick = "min"
+    state: State,
+    layers: Sequence[Prunable],
+    weights: Mapping[str, Tensor],
+    criterion: Criterion,
+    pick: Pick = "min",
 ) -> list[Tensor]:
     """A score per group of every layer, float64 `[count]`; the lowest go.
 
     Args:
-        criterion: l1 is the mean absolute weight at the layers' own granularity; any other scores whole channels.
+        criterion: l1 is the mean absolute weight at the layers' own granularity; any other scores
+            whole channels.
         pick: ``max`` turns the order around, ``rand`` draws it from the seed.
 
     Raises:
@@ -196,12 +238,17 @@ def layer_scores(
     """
     if pick == "rand":
         generator = torch.Generator().manual_seed(state.seed)
-        return [torch.rand(layer.count, generator=generator, dtype=torch.float64) for layer in layers]
+        return [
+            torch.rand(layer.count, generator=generator, dtype=torch.float64) for layer in layers
+        ]
     if isinstance(criterion, L1Norm):
         scores = [layer.magnitudes(weights) for layer in layers]
     else:
         if any(layer.group is None for layer in layers):
-            raise UserError(f"the criterion {criterion.name} scores channels: single weights are picked by l1 alone")
+            raise UserError(
+                f"the criterion {criterion.name} scores channels: single weights are picked by l1 "
+                "alone"
+            )
         found = score_units(
             state.need_coupling(),
             weights,
@@ -213,12 +260,17 @@ def layer_scores(
         scores = [torch.from_numpy(found[layer.group or ""]) for layer in layers]
     for layer, score in zip(layers, scores, strict=True):
         if not bool(torch.isfinite(score).all()):
-            raise UserError(f"the weights of {layer.name} hold NaN or infinity: nothing can be picked by them")
+            raise UserError(
+                f"the weights of {layer.name} hold NaN or infinity: nothing can be picked by them"
+            )
     return [-score for score in scores] if pick == "max" else scores
 
 
-def picked(state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]) -> Picked:
-    """The groups with the lowest scores go the first of equals: ``counts`` of each layer, as many in each block."""
+def picked(
+    state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]
+) -> Picked:
+    """The groups with the lowest scores go the first of equals: ``counts`` of each layer, as many
+    in each block."""
     plan = {group.name: np.arange(group.width) for group in state.need_coupling().free}
     masks: dict[str, Tensor] = {}
     for layer, count, score in zip(layers, counts, scores, strict=True):
@@ -242,8 +294,13 @@ def picked_as_in(path: str, state: State, layers: Sequence[Prunable]) -> Picked:
         UserError: no such plan, or single weights, of which it says nothing.
     """
     if not is_plan(path) or any(layer.group is None for layer in layers):
-        raise UserError("pick=plan takes the channels of a plan: give ratios=plan.json, and filters or channels")
+        raise UserError(
+            "pick=plan takes the channels of a plan: give ratios=plan.json, and filters or channels"
+        )
     kept = load_plan(path, state.need_coupling())
     mine = {layer.group for layer in layers}
     full = {group.name: np.arange(group.width) for group in state.need_coupling().free}
-    return Picked({name: kept.get(name, whole) if name in mine else whole for name, whole in full.items()}, None)
+    return Picked(
+        {name: kept.get(name, whole) if name in mine else whole for name, whole in full.items()},
+        None,
+    )

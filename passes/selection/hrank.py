@@ -1,11 +1,13 @@
 """HRank (Lin et al., CVPR 2020, arXiv 2002.10179): filters whose feature maps have a low rank go.
 
-A filter's score is the average rank of its feature map over a few hundred images (equation 7): maps of high rank carry
-more information, and the average hardly depends on which images are taken. As in the released code, the map is the one
-behind the layer's batch norm and activation, and behind the sum of a residual block where the activation follows that.
-A unit that several layers make (a residual stream) is scored by the mean over their maps.
+A filter's score is the average rank of its feature map over a few hundred images (equation 7): maps
+of high rank carry more information, and the average hardly depends on which images are taken. As in
+the released code, the map is the one behind the layer's batch norm and activation, and behind the
+sum of a residual block where the activation follows that. A unit that several layers make (a
+residual stream) is scored by the mean over their maps.
 
-The paper prunes each layer by a ratio given by hand and then fine-tunes; here a budget may set one ratio for all.
+The paper prunes each layer by a ratio given by hand and then fine-tunes; here a budget may set one
+ratio for all.
 """
 
 from __future__ import annotations
@@ -40,9 +42,24 @@ IMAGES = 500
 """Calibration images, as in the paper."""
 Flat = Literal["refuse", "l1"]
 IMAGES_HELP = "calibration images that the ranks are averaged over"
-FLAT_HELP = "groups without maps of rows and columns, whose rank says nothing: refuse them, or take the L1 norm"
+FLAT_HELP = (
+    "groups without maps of rows and columns, whose rank says nothing: refuse them, or "
+    "take the L1 norm"
+)
 ACTIVATIONS = (
-    *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "_prelu_kernel", "elu", "celu", "selu", "gelu"),
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "clamp",
+        "leaky_relu",
+        "prelu",
+        "_prelu_kernel",
+        "elu",
+        "celu",
+        "selu",
+        "gelu",
+    ),
     *("silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus"),
 )
 
@@ -51,8 +68,8 @@ ACTIVATIONS = (
 
 
 def feature_map(op: Op) -> Value:
-    """The value in which a layer's channels are looked at: behind its norm, and behind its activation if one follows,
-    directly or after a sum.
+    """The value in which a layer's channels are looked at: behind its norm, and behind its
+    activation if one follows, directly or after a sum.
     """
     value = _behind(op.result, NORMS) or op.result
     total = _behind(value, ("add",))
@@ -66,7 +83,8 @@ def _behind(value: Value, bases: Collection[str]) -> Value | None:
 
 
 def _maps(graph: Graph) -> dict[Value, list[Op]]:
-    """Feature maps with rows and columns, and the layers that they stand for; in graph order of the layers."""
+    """Feature maps with rows and columns, and the layers that they stand for; in graph order of the
+    layers."""
     found: dict[Value, list[Op]] = {}
     for op in graph.ops:
         layer = layer_weight(op)
@@ -91,7 +109,7 @@ class HRank(Criterion):
     data: ClassVar[bool] = True
 
     images: int = option(IMAGES, IMAGES_HELP)
-    flat: Flat = option("refuse", FLAT_HELP)  # noqa: RUF009  a word
+    flat: Flat = option("refuse", FLAT_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,15 +123,16 @@ class HRank(Criterion):
         """A score for every unit, float64 `[units]`, of which those of ``groups`` will be used.
 
         Raises:
-            UserError: one of the groups has no maps with rows and columns, and ``flat`` refuses it; no data; or a
-                network that does not fit them.
+            UserError: one of the groups has no maps with rows and columns, and ``flat`` refuses it;
+                no data; or a network that does not fit them.
         """
         ranks, seen = self._ranks(given)
         flat = [group for group in groups if not seen[group.units].all()]
         if flat and self.flat == "refuse":
             name = flat[0].name
             raise UserError(
-                f"group {name} has no feature map with rows and columns ({flat[0].location}), and the rank of a vector "
+                f"group {name} has no feature map with rows and columns ({flat[0].location}), and "
+                "the rank of a vector "
                 f"says nothing: use flat=l1, another criterion, or --ignore {name}"
             )
         if flat:
@@ -123,7 +142,8 @@ class HRank(Criterion):
         return ranks
 
     def _ranks(self, given: Given) -> tuple[np.ndarray, np.ndarray]:
-        """The mean over the maps of a unit of their average ranks, `[units]`, and which units have any map."""
+        """The mean over the maps of a unit of their average ranks, `[units]`, and which units have
+        any map."""
         count = len(given.coupling.unit_group)
         total, number = np.zeros(count), np.zeros(count)
         for value, ranks in self._average(given).items():
@@ -139,7 +159,8 @@ class HRank(Criterion):
         return total / np.maximum(number, 1), number > 0
 
     def _average(self, given: Given) -> dict[Value, np.ndarray]:
-        """The average rank of every channel of every map, float64 `[C]`, in the order of the layers."""
+        """The average rank of every channel of every map, float64 `[C]`, in the order of the
+        layers."""
         graph = given.coupling.graph
         maps = _maps(graph)
         sums: dict[Value, Tensor] = {}
@@ -161,7 +182,10 @@ class HRank(Criterion):
         fixed = not graph.dynamic_batch and len(graph.inputs) == 1
         size = dim_size(graph.inputs[0].type.dims[0]) if fixed else given.batch_size
         if len(split) < size and fixed:
-            raise UserError(f"{graph.name} takes batches of {size}, but there are {len(split)} calibration images")
+            raise UserError(
+                f"{graph.name} takes batches of {size}, but there are {len(split)} calibration "
+                "images"
+            )
         for inputs, _ in split.batches(size, device=given.device, drop_last=fixed):
             yield inputs
 
@@ -172,7 +196,10 @@ def _summed_ranks(maps: Tensor, op: Op) -> Tensor:
     As numpy and torch count: singular values above ``max(H, W) * eps`` times the largest.
     """
     if not bool(torch.isfinite(maps).all()):
-        raise UserError(f"the feature maps of {op} are not finite: its weights, or the images, hold NaN or infinity")
+        raise UserError(
+            f"the feature maps of {op} are not finite: its weights, or the images, hold NaN or "
+            "infinity"
+        )
     # Image by image: the singular values of a whole batch of maps fill the memory.
     return torch.stack([torch.linalg.matrix_rank(image.float()) for image in maps]).double().sum(0)
 
@@ -198,9 +225,9 @@ class HRankPass(Choose):
     ratios: str | None = option(None, RATIOS)
     skip: tuple[str, ...] = option((), SKIP)
     images: int = option(IMAGES, IMAGES_HELP)
-    flat: Flat = option("refuse", FLAT_HELP)  # noqa: RUF009  a word
+    flat: Flat = option("refuse", FLAT_HELP)
     budget: tuple[str, ...] = option((), BUDGET)
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
 
     def __post_init__(self) -> None:
@@ -217,7 +244,9 @@ class HRankPass(Choose):
 
     def _parts(self) -> tuple[HRank, LayerRule]:
         """The criterion, and how much of every layer goes; `UserError` for impossible options."""
-        rule = LayerRule(self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum)
+        rule = LayerRule(
+            self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum
+        )
         return HRank(self.images, self.flat), rule
 
     def run(self, state: State) -> bool:
@@ -229,7 +258,9 @@ class HRankPass(Choose):
         groups = [coupling.group(layer.group or "") for layer in layers]
         # What loses nothing needs no score.
         cut = [group for group, count in zip(groups, counts, strict=True) if count]
-        given = Given(coupling, state.graph.weights, seed=state.seed, workload=workload, device=state.device)
+        given = Given(
+            coupling, state.graph.weights, seed=state.seed, workload=workload, device=state.device
+        )
         total = criterion.score_groups(given, cut)
         scores = [torch.from_numpy(total[group.units]) for group in groups]
         removed = {group.name: count for group, count in zip(groups, counts, strict=True) if count}

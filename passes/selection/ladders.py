@@ -1,7 +1,8 @@
 """The allowed widths of every channel group: its ladder.
 
-A rung is a multiple of the group's step (blocks keep equal counts) and of the rounding, from the minimum to the full
-width. A user may bound the widths of a group, and tie groups: tied groups have the same rungs and climb together.
+A rung is a multiple of the group's step (blocks keep equal counts) and of the rounding, from the
+minimum to the full width. A user may bound the widths of a group, and tie groups: tied groups have
+the same rungs and climb together.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from pruneopt.passes.selection.alignment import Alignment
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost.cost import CostModel
 
-__all__ = ["Bounds", "Ladders", "Ties", "channels_per_unit", "common_rungs", "ladders", "tied_columns"]
+__all__ = [
+    "Bounds",
+    "Ladders",
+    "Ties",
+    "channels_per_unit",
+    "common_rungs",
+    "ladders",
+    "tied_columns",
+]
 
 Bounds = Mapping[str, tuple[int, int]]
 """Group -> the smallest and the largest width it may get."""
@@ -34,7 +43,8 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Ladders:
-    """The allowed widths of every group of a cost model, ascending. Without bounds and ties the last is the full width.
+    """The allowed widths of every group of a cost model, ascending. Without bounds and ties the
+    last is the full width.
 
     Attributes:
         rungs: int64, of every group.
@@ -56,41 +66,57 @@ class Ladders:
 
     @cached_property
     def moves(self) -> tuple[np.ndarray, ...]:
-        """The columns that move together, one array for every single group or tied set, in the order of the first."""
+        """The columns that move together, one array for every single group or tied set, in the
+        order of the first."""
         first = {columns[0]: columns for columns in self.tied}
         inside = {column for columns in self.tied for column in columns}
         starts = [i for i in range(len(self.rungs)) if i in first or i not in inside]
         return tuple(np.array(first.get(i, (i,)), dtype=np.int64) for i in starts)
 
     def moved(self, widths: np.ndarray, to: np.ndarray) -> np.ndarray:
-        """``widths`` `[G]` with every move of `moves` made alone: its columns as in ``to`` `[G]`; int64 `[M, G]`."""
+        """``widths`` `[G]` with every move of `moves` made alone: its columns as in ``to`` `[G]`;
+        int64 `[M, G]`."""
         trials = np.repeat(widths[None], len(self.moves), axis=0)
         for row, columns in zip(trials, self.moves, strict=True):
             row[columns] = to[columns]
         return trials
 
     def even(self, widths: np.ndarray) -> np.ndarray:
-        """Widths `[P, G]` in which tied groups have their mean, rounded down: none of them decides for the others."""
+        """Widths `[P, G]` in which tied groups have their mean, rounded down: none of them decides
+        for the others."""
         widths = widths.copy()
         for columns in map(list, self.tied):
             widths[:, columns] = widths[:, columns].sum(axis=1, keepdims=True) // len(columns)
         return widths
 
     def floor(self, widths: np.ndarray) -> np.ndarray:
-        """The largest allowed widths that are not above ``widths`` `[P, G]` (the lowest, where all are above)."""
-        places = [np.searchsorted(rung, widths[:, i], side="right") - 1 for i, rung in enumerate(self.rungs)]
-        found = np.stack([rung[np.maximum(at, 0)] for rung, at in zip(self.rungs, places, strict=True)], axis=1)
+        """The largest allowed widths that are not above ``widths`` `[P, G]` (the lowest, where all
+        are above)."""
+        places = [
+            np.searchsorted(rung, widths[:, i], side="right") - 1
+            for i, rung in enumerate(self.rungs)
+        ]
+        found = np.stack(
+            [rung[np.maximum(at, 0)] for rung, at in zip(self.rungs, places, strict=True)], axis=1
+        )
         for columns in map(list, self.tied):
             found[:, columns] = found[:, columns].min(axis=1, keepdims=True)
         return found
 
     def above(self, widths: np.ndarray) -> np.ndarray:
         """The next allowed widths above ``widths`` `[G]`; the same where there is none."""
-        places = [np.searchsorted(rung, width, side="right") for rung, width in zip(self.rungs, widths, strict=True)]
-        return np.array([rung[min(at, len(rung) - 1)] for rung, at in zip(self.rungs, places, strict=True)], np.int64)
+        places = [
+            np.searchsorted(rung, width, side="right")
+            for rung, width in zip(self.rungs, widths, strict=True)
+        ]
+        return np.array(
+            [rung[min(at, len(rung) - 1)] for rung, at in zip(self.rungs, places, strict=True)],
+            np.int64,
+        )
 
     def cut(self, least: np.ndarray, most: np.ndarray) -> Ladders:
-        """The rungs from ``least`` to ``most`` `[G]`; where none lies between, the next above ``least``."""
+        """The rungs from ``least`` to ``most`` `[G]`; where none lies between, the next above
+        ``least``."""
         least, most = least.copy(), most.copy()
         for columns in map(list, self.tied):
             least[columns], most[columns] = least[columns].max(), most[columns].min()
@@ -115,22 +141,29 @@ def ladders(
     """The allowed widths of every group.
 
     Args:
-        round_to: kept channel counts are multiples of this (a unit may own several channels of a tensor); the full
-            width stays allowed, and groups with fewer channels than this keep all. What a target likes gives every
-            group a multiple of its own.
+        round_to: kept channel counts are multiples of this (a unit may own several channels of a
+            tensor); the full width stays allowed, and groups with fewer channels than this keep
+            all. What a target likes gives every group a multiple of its own.
         minimum: the fewest units a group keeps, or, below 1, the smallest share of its width.
         ignore: groups that keep all.
-        bounds: the smallest and largest width of free groups. A single width (both are the same) is taken as it is,
-            whatever ``round_to`` and ``minimum`` say; only blocks must still be equally wide.
+        bounds: the smallest and largest width of free groups. A single width (both are the same) is
+            taken as it is, whatever ``round_to`` and ``minimum`` say; only blocks must still be
+            equally wide.
         tied: free groups that get the same width, which every one of them allows.
 
     Raises:
-        UserError: ``round_to`` below 1, ``minimum`` not above 0, a name that is no free group, or no width left.
+        UserError: ``round_to`` below 1, ``minimum`` not above 0, a name that is no free group, or
+            no width left.
     """
     if not isinstance(round_to, Alignment) and round_to < 1:
-        raise UserError(f"round-to={round_to} is impossible: use 1 (no rounding) or more, such as 8")
+        raise UserError(
+            f"round-to={round_to} is impossible: use 1 (no rounding) or more, such as 8"
+        )
     if not minimum > 0:
-        raise UserError(f"minimum={minimum:g} is impossible: no group may vanish; use a share (0.1), or 1, 2, ...")
+        raise UserError(
+            f"minimum={minimum:g} is impossible: no group may vanish; use a share (0.1), or 1, 2, "
+            "..."
+        )
     sets = tied_columns(coupling, cost, tied)
     limits = _limits(coupling, cost, bounds or {}, sets)
     channels = channels_per_unit(coupling) if round_to != 1 else {}
@@ -142,7 +175,9 @@ def ladders(
         grain = math.lcm(step, multiple // math.gcd(multiple, own))
         least = math.ceil(minimum * full - 1e-9) if minimum < 1 else min(full, math.ceil(minimum))
         first = -(-max(least, int(cost.minimum[i]), 1) // grain) * grain
-        rungs = np.array([full] if name in ignore else [*range(first, full, grain), full], dtype=np.int64)
+        rungs = np.array(
+            [full] if name in ignore else [*range(first, full, grain), full], dtype=np.int64
+        )
         if name in limits:
             low, high = limits[name]
             alone = low == high <= full and low % step == 0 and name not in ignore
@@ -173,7 +208,9 @@ def _column(coupling: Coupling, cost: CostModel, name: str, what: str) -> int:
     frozen = {group.name: group.frozen for group in coupling.groups if group.frozen is not None}
     if name in frozen:
         raise UserError(f"group {name} cannot be {what}: it is frozen, {frozen[name]}")
-    raise UserError(f"group {name} cannot be {what}: {cost.graph.name} has no channel group of this name")
+    raise UserError(
+        f"group {name} cannot be {what}: {cost.graph.name} has no channel group of this name"
+    )
 
 
 def _limits(
@@ -183,7 +220,10 @@ def _limits(
     given = {_column(coupling, cost, name, "given a width"): pair for name, pair in bounds.items()}
     for column, (low, high) in given.items():
         if not 1 <= low <= high:
-            raise UserError(f"group {cost.groups[column]} cannot have from {low} to {high} channels: no such width")
+            raise UserError(
+                f"group {cost.groups[column]} cannot have from {low} to {high} channels: no such "
+                "width"
+            )
     for columns in sets:
         mine = [given[column] for column in columns if column in given]
         if mine:
@@ -191,7 +231,8 @@ def _limits(
             if pair[0] > pair[1]:
                 names = ", ".join(cost.groups[column] for column in columns)
                 raise UserError(
-                    f"the groups {names} are tied, but one must keep at least {pair[0]} and another at most {pair[1]}: "
+                    f"the groups {names} are tied, but one must keep at least {pair[0]} and "
+                    f"another at most {pair[1]}: "
                     "leave out the tie, or one of the widths"
                 )
             given.update(dict.fromkeys(columns, pair))
@@ -206,16 +247,23 @@ def _bounded(name: str, rungs: np.ndarray, low: int, high: int) -> np.ndarray:
     return inside
 
 
-def common_rungs(cost: CostModel, rungs: Sequence[np.ndarray], tied: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """The rungs of all groups, with those of tied ones cut down to what all of them have; `UserError` for none."""
+def common_rungs(
+    cost: CostModel, rungs: Sequence[np.ndarray], tied: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """The rungs of all groups, with those of tied ones cut down to what all of them have;
+    `UserError` for none."""
     found = list(rungs)
     for columns in tied:
         common = found[columns[0]]
         for column in columns[1:]:
             common = np.intersect1d(common, found[column])
         if not len(common):
-            each = "; ".join(f"{cost.groups[column]} may keep {_shown(found[column])}" for column in columns)
-            raise UserError(f"groups that are tied must be equally wide, but no width suits all of them: {each}")
+            each = "; ".join(
+                f"{cost.groups[column]} may keep {_shown(found[column])}" for column in columns
+            )
+            raise UserError(
+                f"groups that are tied must be equally wide, but no width suits all of them: {each}"
+            )
         for column in columns:
             found[column] = common
     return found
@@ -227,10 +275,13 @@ def _shown(rungs: np.ndarray) -> str:
 
 
 def channels_per_unit(coupling: Coupling) -> dict[str, int]:
-    """How many output channels of its layers a unit of every group owns; the common divisor where they differ."""
+    """How many output channels of its layers a unit of every group owns; the common divisor where
+    they differ."""
     common = np.zeros(len(coupling.groups), dtype=np.int64)
     for slot in produced_slots(coupling):
         units = slot.units[slot.units >= 0]
         owners, counts = np.unique(units, return_counts=True)
         np.gcd.at(common, coupling.unit_group[owners], counts)
-    return {group.name: max(1, int(count)) for group, count in zip(coupling.groups, common, strict=True)}
+    return {
+        group.name: max(1, int(count)) for group, count in zip(coupling.groups, common, strict=True)
+    }

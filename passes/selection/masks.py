@@ -1,8 +1,9 @@
 """Masks: single weights that stay at zero, where whole channels stay.
 
-A mask has the shape of its weight and is True where the weight stays. Weights are multiplied by their masks once, when
-they are pruned, and after every step of any training that follows (`KeepMasks`). A network with masks is as large and
-as slow as before: what counts is how many of its weights are zero.
+A mask has the shape of its weight and is True where the weight stays. Weights are multiplied by
+their masks once, when they are pruned, and after every step of any training that follows
+(`KeepMasks`). A network with masks is as large and as slow as before: what counts is how many of
+its weights are zero.
 """
 
 from __future__ import annotations
@@ -51,10 +52,15 @@ def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[s
     """
     for name, mask in masks.items():
         if name not in weights or mask.shape != weights[name].shape:
-            raise UserError(f"the mask of {name} does not fit: the network has no such weight of shape {mask.shape}")
+            raise UserError(
+                f"the mask of {name} does not fit: the network has no such weight of shape "
+                f"{mask.shape}"
+            )
     return {
         # Not a product: zero times infinity is no zero.
-        name: torch.where(masks[name].to(tensor.device), tensor, torch.zeros_like(tensor)) if name in masks else tensor
+        name: torch.where(masks[name].to(tensor.device), tensor, torch.zeros_like(tensor))
+        if name in masks
+        else tensor
         for name, tensor in weights.items()
     }
 
@@ -71,7 +77,9 @@ class KeepMasks(Hook):
 
     def start(self, run: Run) -> None:
         parameters = dict(run.module.named_parameters(remove_duplicate=False))
-        self._gone = [(parameters[name], ~mask.to(run.device)) for name, mask in self._masks.items()]
+        self._gone = [
+            (parameters[name], ~mask.to(run.device)) for name, mask in self._masks.items()
+        ]
         self.after_step(run)
 
     def after_step(self, run: Run) -> None:
@@ -84,32 +92,41 @@ class KeepMasks(Hook):
 
 
 def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Tensor]) -> bool:
-    """Write what was decided into the state: the plan, and the masks, beside those of before, with what they leave.
+    """Write what was decided into the state: the plan, and the masks, beside those of before, with
+    what they leave.
 
     Returns that the graph changed.
     """
     set_plan(state, plan)
     # What an earlier pass has masked stays at zero, whatever this one takes.
     earlier, unmasked = state.masks or {}, state.unmasked or {}
-    both = {name: masks[name] & earlier[name].to(masks[name].device) for name in masks.keys() & earlier.keys()}
+    both = {
+        name: masks[name] & earlier[name].to(masks[name].device)
+        for name in masks.keys() & earlier.keys()
+    }
     weights = state.graph.weights
     state.masks = {**earlier, **masks, **both}
-    state.unmasked = {name: unmasked.get(name, weights[name]) for name in state.masks if name in weights}
+    state.unmasked = {
+        name: unmasked.get(name, weights[name]) for name in state.masks if name in weights
+    }
     state.graph.weights = masked(weights, state.masks)
     state.records["masks"] = sparsity(state.graph, state.masks)
     return True
 
 
-def slice_masks(coupling: Coupling, kept: np.ndarray, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def slice_masks(
+    coupling: Coupling, kept: np.ndarray, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The masks of what stays when channels are cut as well; ``kept`` is a boolean per unit."""
     return slice_weights(coupling, kept, masks)
 
 
 def check_masks(state: State) -> None:
-    """Prove that the cut network's masked weights are exactly zero, and all others what they were before masking.
+    """Prove that the cut network's masked weights are exactly zero, and all others what they were
+    before masking.
 
-    Where the network was trained between masking and cutting there is nothing to compare the others with; then only
-    the zeros are proved.
+    Where the network was trained between masking and cutting there is nothing to compare the others
+    with; then only the zeros are proved.
 
     Raises:
         VerificationError: a weight that is not as it should be.
@@ -122,8 +139,12 @@ def check_masks(state: State) -> None:
         stays = mask.to(tensor.device)
         if bool((tensor[~stays] != 0).any()):
             raise VerificationError(f"masked elements of {name} are not zero; nothing is delivered")
-        if before is not None and not torch.equal(tensor[stays], before[name].to(tensor.device)[stays]):
-            raise VerificationError(f"elements of {name} that its mask keeps have changed; nothing is delivered")
+        if before is not None and not torch.equal(
+            tensor[stays], before[name].to(tensor.device)[stays]
+        ):
+            raise VerificationError(
+                f"elements of {name} that its mask keeps have changed; nothing is delivered"
+            )
 
 
 # What it comes to
@@ -145,7 +166,8 @@ class LayerSparsity:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """The masks of a network: over all weights of convolutions and linear layers, masked or not, and by layer."""
+    """The masks of a network: over all weights of convolutions and linear layers, masked or not,
+    and by layer."""
 
     weights: int
     zeros: int
@@ -164,7 +186,9 @@ def sparsity(graph: Graph, masks: Mapping[str, Tensor]) -> Sparsity:
         name = place.weight.name
         zeros = int((~masks[name]).sum()) if name in masks else 0
         layers.append(LayerSparsity(place.module, int(np.prod(place.weight.type.shape())), zeros))
-    return Sparsity(sum(layer.weights for layer in layers), sum(layer.zeros for layer in layers), tuple(layers))
+    return Sparsity(
+        sum(layer.weights for layer in layers), sum(layer.zeros for layer in layers), tuple(layers)
+    )
 
 
 # In files

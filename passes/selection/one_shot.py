@@ -1,4 +1,5 @@
-"""Prune at once, without training: the same layers, ratios and granularities as GReg's, for comparison with it."""
+"""Prune at once, without training: the same layers, ratios and granularities as GReg's, for
+comparison with it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick, Picked, layer_scores, picked
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.set_plan import settle
-from pruneopt.passes.selection.weight_counts import check_reach, check_weight_budgets, weights_to_remove
+from pruneopt.passes.selection.weight_counts import (
+    check_reach,
+    check_weight_budgets,
+    weights_to_remove,
+)
 
 __all__ = ["prune_by_layer", "prune_weights"]
 
@@ -45,8 +50,8 @@ def prune_weights(
     """Single weights go, wherever they are the smallest; returns whether the graph changed.
 
     Args:
-        scope: ``global`` ranks all weights together, every layer keeping at least one; ``local`` takes one ratio of
-            every layer.
+        scope: ``global`` ranks all weights together, every layer keeping at least one; ``local``
+            takes one ratio of every layer.
         normalise: divide by the mean of the layer before layers are compared.
         pick: the smallest, the largest, or random ones.
         ratio: without a budget: the share that goes.
@@ -59,8 +64,12 @@ def prune_weights(
     if ratio is not None and state.budgets:
         raise UserError("a budget and a ratio contradict each other: give one of them")
     if ratio is not None and not 0 <= ratio < 1:
-        raise UserError(f"ratio={ratio:g} must be the share of weights to remove, at least 0 and below 1")
-    rule = LayerRule(None if ratio is None else repr(ratio), granularity="weight", ignore=tuple(ignore))
+        raise UserError(
+            f"ratio={ratio:g} must be the share of weights to remove, at least 0 and below 1"
+        )
+    rule = LayerRule(
+        None if ratio is None else repr(ratio), granularity="weight", ignore=tuple(ignore)
+    )
     if scope == "local":
         return prune_by_layer(state, rule, pick)
     if ratio is None and not state.budgets:
@@ -76,7 +85,8 @@ def prune_weights(
 
 
 def _lowest(scores: Sequence[Tensor], total: int) -> list[int]:
-    """How many of the ``total`` lowest of all scores are in each list; the best of each list is never among them."""
+    """How many of the ``total`` lowest of all scores are in each list; the best of each list is
+    never among them."""
     protected = []
     for score in scores:
         copy = score.cpu().clone()

@@ -1,9 +1,11 @@
-"""What GReg calls a layer: a set of weight groups of which some are pruned, with the weights that are theirs.
+"""What GReg calls a layer: a set of weight groups of which some are pruned, with the weights that
+are theirs.
 
-The groups are filters (rows of the layers that make a channel), channels (columns of the layers that read it) or single
-weights. With the scope ``internal``, as in the paper, only channels inside residual branches and single-branch chains
-are pruned: those that one layer makes, which are summed with nothing. With ``coupled`` every channel group is one layer
-in this sense, over all its members. Only weights of convolutions and linear layers count; norms and biases do not.
+The groups are filters (rows of the layers that make a channel), channels (columns of the layers
+that read it) or single weights. With the scope ``internal``, as in the paper, only channels inside
+residual branches and single-branch chains are pruned: those that one layer makes, which are summed
+with nothing. With ``coupled`` every channel group is one layer in this sense, over all its members.
+Only weights of convolutions and linear layers count; norms and biases do not.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ Reach = Literal["internal", "coupled"]
 class Share:
     """What of one weight belongs to the groups of a layer.
 
-    ``units`` has the weight's number of axes, of size 1 where it does not vary, and holds the number of the group or
-    -1; None: every element is a group of its own.
+    ``units`` has the weight's number of axes, of size 1 where it does not vary, and holds the
+    number of the group or -1; None: every element is a group of its own.
     """
 
     weight: str
@@ -61,7 +63,8 @@ class Prunable:
     places: tuple[Place, ...]
 
     def magnitudes(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The mean absolute weight of every group, float64 `[count]`, on the device of the weights."""
+        """The mean absolute weight of every group, float64 `[count]`, on the device of the
+        weights."""
         first = self.shares[0]
         if first.units is None:
             return weights[first.weight].detach().double().abs().reshape(-1)
@@ -98,18 +101,22 @@ def prunable_weights(places: Places) -> tuple[Prunable, ...]:
 def prunable_groups(
     coupling: Coupling, places: Places, granularity: Literal["filter", "channel"], reach: Reach
 ) -> tuple[Prunable, ...]:
-    """The channel groups that can be pruned by filters or channels, in the order of their layers."""
+    """The channel groups that can be pruned by filters or channels, in the order of their
+    layers."""
     structure = Structure(coupling)
     found = []
     for group in coupling.free:
         ops = _layers_of(structure, group.name, granularity, reach, places)
         shares = [share for op in ops for share in _shares(coupling, group.name, op, granularity)]
         known = [place for place in (places.of(op) for op in ops) if place is not None]
-        # What makes queries and keys is read by no weight: such units have no weights to score or to penalise.
+        # What makes queries and keys is read by no weight: such units have no weights to score or
+        # to penalise.
         if known and _covered(shares, group.width):
             name = known[0].module if reach == "internal" else group.name
             ruling = tuple(dict.fromkeys(known)) if reach == "coupled" else (known[0],)
-            found.append(Prunable(name, group.name, group.width, group.blocks, tuple(shares), ruling))
+            found.append(
+                Prunable(name, group.name, group.width, group.blocks, tuple(shares), ruling)
+            )
     return tuple(sorted(found, key=lambda item: item.places[0].index))
 
 
@@ -120,9 +127,14 @@ def _covered(shares: list[Share], count: int) -> bool:
 
 
 def _layers_of(
-    structure: Structure, group: str, granularity: Literal["filter", "channel"], reach: Reach, places: Places
+    structure: Structure,
+    group: str,
+    granularity: Literal["filter", "channel"],
+    reach: Reach,
+    places: Places,
 ) -> list[Op]:
-    """The layers whose weights belong to the channels of a group; none where it is not to be pruned."""
+    """The layers whose weights belong to the channels of a group; none where it is not to be
+    pruned."""
     coupling = structure.coupling
     whole = coupling.group(group)
     ops = coupling.producers(whole) if granularity == "filter" else coupling.consumers(whole)
@@ -138,16 +150,25 @@ def _layers_of(
     return [*first, *(op for op in ops if op not in first)]
 
 
-def _shares(coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]) -> list[Share]:
-    """The weights of a layer along the axis on which it makes, or reads, the channels of a group."""
+def _shares(
+    coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]
+) -> list[Share]:
+    """The weights of a layer along the axis on which it makes, or reads, the channels of a
+    group."""
     layer = layer_weight(op)
     if layer is None or layer.value.kind != "param" or layer.in_axis is None:
         return []
     number = coupling.groups.index(coupling.group(group))
-    slots = [slot for slot in coupling.slots_of(layer.value) if layer.makes(slot.axes) == (granularity == "filter")]
+    slots = [
+        slot
+        for slot in coupling.slots_of(layer.value)
+        if layer.makes(slot.axes) == (granularity == "filter")
+    ]
     found = []
     for slot in slots:
         if number in groups_in(slot, coupling.unit_group):
             mine = (slot.units >= 0) & (coupling.unit_group[slot.units] == number)
-            found.append(Share(layer.value.name, np.where(mine, coupling.unit_rank[slot.units], -1)))
+            found.append(
+                Share(layer.value.name, np.where(mine, coupling.unit_rank[slot.units], -1))
+            )
     return found

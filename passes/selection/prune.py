@@ -1,4 +1,5 @@
-"""The passes that choose channels by score: prune with every option, and the recipes uniform, l1 and random.
+"""The passes that choose channels by score: prune with every option, and the recipes uniform, l1
+and random.
 
 They decide a plan and write it into the graph's header; slice cuts.
 """
@@ -41,14 +42,18 @@ __all__ = [
 ]
 
 BUDGET = "what the result may cost, such as 50%FLOPs or 300MFLOPs; may be given several times"
-GRANULARITY = "what goes: whole channel groups, filters or input channels of layers, or single weights (masks)"
+GRANULARITY = (
+    "what goes: whole channel groups, filters or input channels of layers, or single "
+    "weights (masks)"
+)
 Granularity = Literal["unit", "filter", "channel", "weight", "2:4"]
 MINIMUM = "the fewest channels a group keeps; below 1: the smallest share of its width"
 
 
 @dataclass(frozen=True)
 class Choose(Pass):
-    """A pass that decides a plan: needs the channel groups and their costs, and comes before slice."""
+    """A pass that decides a plan: needs the channel groups and their costs, and comes before
+    slice."""
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -58,7 +63,8 @@ class Choose(Pass):
         return "run cost first" if state.cost is None else None
 
     def after(self) -> list[Pass]:
-        """The passes that follow the proof in the standard pipeline: what is delivered is what was decided on."""
+        """The passes that follow the proof in the standard pipeline: what is delivered is what was
+        decided on."""
         return []
 
     @property
@@ -81,7 +87,8 @@ def add_budgets(state: State, texts: Sequence[str]) -> None:
 def aims_of(state: State) -> dict[str, object]:
     """What a decision aims at and is free to do, beside the options of its pass, as plain values.
 
-    What a pass leaves on the disk is for these only: a run that is resumed may have been given others.
+    What a pass leaves on the disk is for these only: a run that is resumed may have been given
+    others.
     """
     coupling, cost = state.need_coupling(), state.need_cost()
     return {
@@ -89,14 +96,19 @@ def aims_of(state: State) -> dict[str, object]:
         "convention": cost.convention.name,
         "limits": (sorted(state.limits.bounds.items()), sorted(map(sorted, state.limits.tied))),
         "latency": None if cost.latency is None else cost.latency.data(),
-        "groups": [(group.name, group.width, group.step, group.frozen is None) for group in coupling.groups],
+        "groups": [
+            (group.name, group.width, group.step, group.frozen is None) for group in coupling.groups
+        ],
     }
 
 
 def check_leader(leader: bool, criterion: Criterion, option: str) -> None:
     """`UserError` for a criterion that cannot score by a group's first layer alone."""
     if leader and not criterion.leads:
-        raise UserError(f"{criterion.name} scores have no leader: leave {option} out, or choose another criterion")
+        raise UserError(
+            f"{criterion.name} scores have no leader: leave {option} out, or choose another "
+            "criterion"
+        )
 
 
 def data_for(name: str, criterion: Criterion) -> str | None:
@@ -114,7 +126,8 @@ def decide(
     ignore: Collection[str] = (),
     ratio: float | None = None,
 ) -> bool:
-    """Select a plan for the state's budgets, write it into the graph's header and report; whether the header changed.
+    """Select a plan for the state's budgets, write it into the graph's header and report; whether
+    the header changed.
 
     Raises:
         BudgetError: a budget that cannot be reached.
@@ -138,7 +151,8 @@ def decide(
 
 
 def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:
-    """The free groups that the named parameters, modules or groups belong to; `UserError` for a name without match."""
+    """The free groups that the named parameters, modules or groups belong to; `UserError` for a
+    name without match."""
     if not names:
         return set()
     left = {group.name for group in freeze_named(coupling, names).free}
@@ -152,23 +166,33 @@ class Prune(Choose):
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "keep the channels that a criterion scores best, inside every budget"
 
-    criterion: Criterion = option(L1Norm(), "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
-    scope: Literal["local", "global"] = option("global", "rank all channels together, or cut all groups by one ratio")
+    criterion: Criterion = option(L1Norm(), "what a channel is scored by")
+    scope: Literal["local", "global"] = option(
+        "global", "rank all channels together, or cut all groups by one ratio"
+    )
     normalise: bool = option(True, "divide scores by their group's mean before groups are compared")
-    leader: bool = option(False, "score the first layer of a group only, as EagleEye does, not all of them")
+    leader: bool = option(
+        False, "score the first layer of a group only, as EagleEye does, not all of them"
+    )
     budget: tuple[str, ...] = option((), BUDGET)
-    ratio: float | None = option(None, "without a budget: the share of channels to remove, such as 0.5")
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    ratio: float | None = option(
+        None, "without a budget: the share of channels to remove, such as 0.5"
+    )
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
     ignore: tuple[str, ...] = option((), "parameters, modules or groups that keep all channels")
-    granularity: Literal["unit", "weight"] = option("unit", "what goes: whole groups, or single weights (masks)")
+    granularity: Literal["unit", "weight"] = option(
+        "unit", "what goes: whole groups, or single weights (masks)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_leader(self.leader, self.criterion, "leader")
         _check_granularity(self.granularity, self.round_to, self.minimum)
         if self.granularity == "weight" and (self.leader or not isinstance(self.criterion, L1Norm)):
-            raise UserError("single weights are scored by their magnitude: leave criterion and leader out")
+            raise UserError(
+                "single weights are scored by their magnitude: leave criterion and leader out"
+            )
 
     @property
     def needs_data(self) -> str | None:
@@ -180,7 +204,11 @@ class Prune(Choose):
         ignored = ignored_groups(coupling, self.ignore)
         if self.granularity == "weight":
             return prune_weights(
-                state, scope=self.scope, normalise=self.normalise, ratio=self.ratio, ignore=self.ignore
+                state,
+                scope=self.scope,
+                normalise=self.normalise,
+                ratio=self.ratio,
+                ignore=self.ignore,
             )
         scores = score_units(
             coupling,
@@ -211,8 +239,8 @@ class Uniform(Choose):
     summary: ClassVar[str] = "cut every group by the same ratio, as far as the budget asks"
 
     budget: tuple[str, ...] = option((), BUDGET)
-    criterion: Criterion = option(L1Norm(), "what a channel is scored by")  # noqa: RUF009  as dataclasses.field
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    criterion: Criterion = option(L1Norm(), "what a channel is scored by")
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
 
     @property
@@ -235,22 +263,25 @@ class Uniform(Choose):
 
 @dataclass(frozen=True)
 class Baseline(Choose):
-    """A pass that prunes at once: whole channel groups for a budget, or layer by layer as GReg does."""
+    """A pass that prunes at once: whole channel groups for a budget, or layer by layer as GReg
+    does."""
 
     budget: tuple[str, ...] = option((), BUDGET)
-    round_to: RoundTo = option(1, ROUND)  # noqa: RUF009
+    round_to: RoundTo = option(1, ROUND)
     minimum: float = option(1.0, MINIMUM)
-    granularity: Granularity = option("unit", GRANULARITY)  # noqa: RUF009
+    granularity: Granularity = option("unit", GRANULARITY)
     ratios: str | None = option(None, RATIOS)
     skip: tuple[str, ...] = option((), SKIP)
-    compat: SkipRule = option("exact", COMPAT)  # noqa: RUF009
+    compat: SkipRule = option("exact", COMPAT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_granularity(self.granularity, self.round_to, self.minimum)
         if self.ratios is None and self.granularity in ("unit", "weight", "2:4"):
             if self.skip or self.compat != "exact":
-                raise UserError("skip and compat go with ratios, or with granularity=filter or channel")
+                raise UserError(
+                    "skip and compat go with ratios, or with granularity=filter or channel"
+                )
         elif self.granularity == "2:4":
             raise UserError("2:4 sparsity removes half of every layer: leave ratios out")
         else:
@@ -283,7 +314,9 @@ class Baseline(Choose):
         """Whole units are filters of whole groups; else the residual stream stays as it is."""
         kind: Any = "filter" if self.granularity == "unit" else self.granularity
         scope: Reach = "coupled" if self.granularity == "unit" else "internal"
-        return LayerRule(self.ratios, self.skip, self.compat, kind, scope, self.round_to, self.minimum)
+        return LayerRule(
+            self.ratios, self.skip, self.compat, kind, scope, self.round_to, self.minimum
+        )
 
 
 @dataclass(frozen=True)
@@ -291,9 +324,13 @@ class L1(Baseline):
     """Rank all channels together by their L1 norm over their group's mean."""
 
     name: ClassVar[str] = "l1"
-    summary: ClassVar[str] = "remove the channels with the smallest normalised L1 norm, wherever they are"
+    summary: ClassVar[str] = (
+        "remove the channels with the smallest normalised L1 norm, wherever they are"
+    )
 
-    pick: Literal["min", "max", "rand"] = option("min", "what goes: the smallest, the largest, or random ones")
+    pick: Literal["min", "max", "rand"] = option(
+        "min", "what goes: the smallest, the largest, or random ones"
+    )
 
     @property
     def order(self) -> Pick:
@@ -301,7 +338,9 @@ class L1(Baseline):
 
     def whole_units(self, state: State) -> bool:
         criterion = "random" if self.pick == "rand" else "l1"
-        scores = score_units(state.need_coupling(), state.graph.weights, criterion, normalise=True, seed=state.seed)
+        scores = score_units(
+            state.need_coupling(), state.graph.weights, criterion, normalise=True, seed=state.seed
+        )
         if self.pick == "max":
             scores = {name: -score for name, score in scores.items()}
         return decide(state, scores, scope="global", round_to=self.round_to, minimum=self.minimum)
@@ -312,7 +351,9 @@ class Random(Baseline):
     """Random widths moved onto the budget, and random channels: the weakest baseline."""
 
     name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "random widths on the budget and random channels, repeatable by the seed"
+    summary: ClassVar[str] = (
+        "random widths on the budget and random channels, repeatable by the seed"
+    )
 
     @property
     def order(self) -> Pick:
@@ -325,4 +366,6 @@ class Random(Baseline):
 
 def _check_granularity(granularity: Granularity, round_to: RoundTo, minimum: float) -> None:
     if granularity in ("weight", "2:4") and (round_to != 1 or minimum != 1):
-        raise UserError("round-to and minimum count channels: leave them out where single weights go")
+        raise UserError(
+            "round-to and minimum count channels: leave them out where single weights go"
+        )

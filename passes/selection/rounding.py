@@ -12,13 +12,17 @@ from pruneopt.passes.selection.ladders import channels_per_unit
 
 __all__ = ["ROUND", "RoundTo", "Rounding", "record_rounding", "rounding"]
 
-ROUND = "kept channel counts are multiples of this, where the width allows; auto: of what the device likes"
+ROUND = (
+    "kept channel counts are multiples of this, where the width allows; auto: of what the "
+    "device likes"
+)
 RECORD = "round-to"
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The target of ``round-to=auto``, why it likes its multiples, and what the groups that were cut got of them."""
+    """The target of ``round-to=auto``, why it likes its multiples, and what the groups that were
+    cut got of them."""
 
     target: str
     reason: str
@@ -33,7 +37,8 @@ class Rounding:
 
 
 def rounding(state: State, round_to: RoundTo) -> int | Alignment:
-    """What ``round-to`` means for the network and the device of a run; ``auto`` is recorded as `Rounding`."""
+    """What ``round-to`` means for the network and the device of a run; ``auto`` is recorded as
+    `Rounding`."""
     found = alignment_of(round_to, state.graph, state.device)
     state.records.pop(RECORD, None)
     if isinstance(found, Alignment):
@@ -42,12 +47,17 @@ def rounding(state: State, round_to: RoundTo) -> int | Alignment:
 
 
 def record_rounding(state: State) -> None:
-    """Fill the record of `rounding`, if there is one, with what the plan of the state made of it."""
+    """Fill the record of `rounding`, if there is one, with what the plan of the state made of
+    it."""
     record = state.records.get(RECORD)
     if not isinstance(record, Rounding) or state.plan is None:
         return
     coupling, alignment = state.need_coupling(), TARGETS[record.target]
     owned = channels_per_unit(coupling)
     widths = {name: (len(kept), coupling.group(name).width) for name, kept in state.plan.items()}
-    multiples = {name: alignment.reached(kept * owned[name]) for name, (kept, full) in widths.items() if kept < full}
+    multiples = {
+        name: alignment.reached(kept * owned[name])
+        for name, (kept, full) in widths.items()
+        if kept < full
+    }
     state.records[RECORD] = Rounding(record.target, record.reason, multiples)

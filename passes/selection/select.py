@@ -1,10 +1,11 @@
 """From scores and budgets to a plan: which units stay.
 
-Widths first. Every group has a ladder of allowed widths (`pruneopt.passes.selection.ladders`). A one-parameter family
-of width vectors, from everything to the minimum, is bisected for the largest vector inside all budgets (`local`: one
-ratio for all groups; `global`: one score threshold over all units; `random`: a random vector scaled as a whole). What
-the budget still has room for is then filled up rung by rung. Every probe is one vectorised call of the cost model.
-Then, per block, the units with the best scores stay.
+Widths first. Every group has a ladder of allowed widths (`pruneopt.passes.selection.ladders`). A
+one-parameter family of width vectors, from everything to the minimum, is bisected for the largest
+vector inside all budgets (`local`: one ratio for all groups; `global`: one score threshold over all
+units; `random`: a random vector scaled as a whole). What the budget still has room for is then
+filled up rung by rung. Every probe is one vectorised call of the cost model. Then, per block, the
+units with the best scores stay.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ __all__ = [
 Scope = Literal["local", "global", "random"]
 Scores = Mapping[str, np.ndarray]
 Family = Callable[[np.ndarray], np.ndarray]
-"""Shares `[P]` from 0 (the minimum) to 1 (everything) -> widths `[P, G]`, which never fall as the share grows."""
+"""Shares `[P]` from 0 (the minimum) to 1 (everything) -> widths `[P, G]`, which never fall as the
+share grows."""
 
 PROBES = 64
 ROUNDS = 6
@@ -71,14 +73,18 @@ def select(
     ratio: float | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A plan for all free groups: the units with the best scores, inside every budget and close below the tightest.
+    """A plan for all free groups: the units with the best scores, inside every budget and close
+    below the tightest.
 
     Args:
-        scores: a score per unit of every free group; for the global scope comparable between groups (normalised).
-        scope: ``local`` gives all groups one ratio, ``global`` ranks all units together (a step of a group with blocks
-            is one unit of every block, with the sum of their scores), ``random`` gives every group a random ratio.
-        round_to, minimum, ignore, bounds, tied: see `ladders`. What a target likes makes the global scope weigh scores
-            against costs, rung by rung (`allocate`); what no such rung can use of the budget, smaller multiples may.
+        scores: a score per unit of every free group; for the global scope comparable between groups
+            (normalised).
+        scope: ``local`` gives all groups one ratio, ``global`` ranks all units together (a step of
+            a group with blocks is one unit of every block, with the sum of their scores),
+            ``random`` gives every group a random ratio.
+        round_to, minimum, ignore, bounds, tied: see `ladders`. What a target likes makes the global
+            scope weigh scores against costs, rung by rung (`allocate`); what no such rung can use
+            of the budget, smaller multiples may.
         ratio: without a budget: the share of units to remove, at least 0 and below 1.
         seed: for the random scope.
 
@@ -86,7 +92,9 @@ def select(
         BudgetError: a budget below what the constraints allow; before any work.
         UserError: an impossible option.
     """
-    allowed = partial(ladders, coupling, cost, minimum=minimum, ignore=ignore, bounds=bounds, tied=tied)
+    allowed = partial(
+        ladders, coupling, cost, minimum=minimum, ignore=ignore, bounds=bounds, tied=tied
+    )
     steps = allowed(round_to=round_to)
     if not budgets and ratio is None:
         raise UserError("there is nothing to aim at: give a budget such as 50%FLOPs, or ratio=0.5")
@@ -95,7 +103,9 @@ def select(
     if ratio is not None and scope == "random":
         raise UserError("random widths need a budget to aim at: give one, such as 50%FLOPs")
     if ratio is not None and not 0 <= ratio < 1:
-        raise UserError(f"ratio={ratio:g} must be the share of channels to remove, at least 0 and below 1")
+        raise UserError(
+            f"ratio={ratio:g} must be the share of channels to remove, at least 0 and below 1"
+        )
     check_reachable(budgets, cost, minimum=steps.lowest)
     if not cost.groups:
         return {}
@@ -117,16 +127,30 @@ def select(
 
 
 def _rounded_afterwards(
-    gains: list[np.ndarray], cost: CostModel, every: Ladders, steps: Ladders, budgets: Sequence[Budget]
+    gains: list[np.ndarray],
+    cost: CostModel,
+    every: Ladders,
+    steps: Ladders,
+    budgets: Sequence[Budget],
 ) -> np.ndarray:
     """The widths `[G]` of a plan without rounding, each taken down to its rung, and filled up."""
     try:
         check_reachable(budgets, cost, minimum=every.lowest)
     except BudgetError:
         return steps.lowest
-    plain = fill_up(largest_within(_by_threshold(gains, cost, every), budgets, cost), gains, every, budgets, cost)
+    plain = fill_up(
+        largest_within(_by_threshold(gains, cost, every), budgets, cost),
+        gains,
+        every,
+        budgets,
+        cost,
+    )
     floor = steps.floor(plain[None])[0]
-    return fill_up(floor, gains, steps, budgets, cost) if within(budgets, cost, floor) else steps.lowest
+    return (
+        fill_up(floor, gains, steps, budgets, cost)
+        if within(budgets, cost, floor)
+        else steps.lowest
+    )
 
 
 def _is_close(widths: np.ndarray, budgets: Sequence[Budget], cost: CostModel) -> bool:
@@ -138,9 +162,9 @@ def _is_close(widths: np.ndarray, budgets: Sequence[Budget], cost: CostModel) ->
 class BudgetReport:
     """How close a plan came to its budgets.
 
-    ``reached`` says why it came no closer: ``within 1 %`` of the tightest budget; ``one channel step``: the next step
-    of any group would leave a budget; ``full``: nothing had to be removed; ``less``: there is room left, as where the
-    widths of a search lie on a grid.
+    ``reached`` says why it came no closer: ``within 1 %`` of the tightest budget; ``one channel
+    step``: the next step of any group would leave a budget; ``full``: nothing had to be removed;
+    ``less``: there is room left, as where the widths of a search lie on a grid.
     """
 
     uses: tuple[BudgetUse, ...]
@@ -152,8 +176,11 @@ class BudgetReport:
         return max(self.uses, key=lambda use: use.share)
 
 
-def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, filled: bool = True) -> BudgetReport:
-    """The report of a plan inside at least one budget; ``filled``: no allowed step of any group fits any more."""
+def budget_report(
+    budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, filled: bool = True
+) -> BudgetReport:
+    """The report of a plan inside at least one budget; ``filled``: no allowed step of any group
+    fits any more."""
     uses = budget_uses(list(budgets), cost, plan)
     if (cost.widths(plan) == cost.full).all():
         return BudgetReport(uses, "full")
@@ -162,7 +189,9 @@ def budget_report(budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, fil
     return BudgetReport(uses, "one channel step" if filled else "less")
 
 
-def is_filled(widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel) -> bool:
+def is_filled(
+    widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel
+) -> bool:
     """Whether no group of widths `[G]` can climb to its next allowed width inside all budgets."""
     wider = steps.moved(widths, steps.above(widths))
     wider = wider[(wider > widths).any(axis=1)]
@@ -173,7 +202,8 @@ def is_filled(widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cos
 
 
 def step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
-    """Per group, what its steps are worth, ascending: entry j sums the j-th worst unit of every block."""
+    """Per group, what its steps are worth, ascending: entry j sums the j-th worst unit of every
+    block."""
     gains = []
     for name in cost.groups:
         blocks = np.stack([np.sort(scores[name][block]) for block in coupling.group(name).blocks])
@@ -181,34 +211,48 @@ def step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.
     return gains
 
 
-def _family(scope: Scope, gains: list[np.ndarray], cost: CostModel, steps: Ladders, seed: int) -> Family:
+def _family(
+    scope: Scope, gains: list[np.ndarray], cost: CostModel, steps: Ladders, seed: int
+) -> Family:
     if scope == "global":
         return _by_threshold(gains, cost, steps)
     if scope == "local":
-        # As EagleEye counts: what is removed is rounded down, and what stays then goes down to its rung.
-        return lambda shares: steps.floor(steps.even(cost.full - _whole(np.outer(1 - shares, cost.full))))
+        # As EagleEye counts: what is removed is rounded down, and what stays then goes down to its
+        # rung.
+        return lambda shares: steps.floor(
+            steps.even(cost.full - _whole(np.outer(1 - shares, cost.full)))
+        )
     start = np.random.default_rng(seed).random(len(cost.groups))
-    return lambda shares: steps.floor(steps.even(_whole(_scaled(start, shares[:, None]) * cost.full)))
+    return lambda shares: steps.floor(
+        steps.even(_whole(_scaled(start, shares[:, None]) * cost.full))
+    )
 
 
 def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no group collapses."""
-    result: np.ndarray = np.where(shares < 0.5, 2 * shares * start, start + (2 * shares - 1) * (1 - start))
+    """Ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no group
+    collapses."""
+    result: np.ndarray = np.where(
+        shares < 0.5, 2 * shares * start, start + (2 * shares - 1) * (1 - start)
+    )
     return result
 
 
 def _whole(widths: np.ndarray) -> np.ndarray:
-    """Widths rounded down; a product such as 0.29 * 100 must not fall below the whole number it stands for."""
+    """Widths rounded down; a product such as 0.29 * 100 must not fall below the whole number it
+    stands for."""
     result: np.ndarray = np.floor(widths + 1e-9).astype(np.int64)
     return result
 
 
 def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> Family:
-    """Cut steps of all groups in ascending order of score; a share is the share of their units that stay.
+    """Cut steps of all groups in ascending order of score; a share is the share of their units that
+    stay.
 
     Groups that keep all are not ranked.
     """
-    ranked = [gain if len(rung) > 1 else gain[:0] for gain, rung in zip(gains, steps.rungs, strict=True)]
+    ranked = [
+        gain if len(rung) > 1 else gain[:0] for gain, rung in zip(gains, steps.rungs, strict=True)
+    ]
     owner = np.repeat(np.arange(len(ranked)), [len(gain) for gain in ranked])
     order = np.argsort(np.concatenate([*ranked, np.zeros(0)]), kind="stable")
     places = [np.flatnonzero(owner[order] == i) for i in range(len(gains))]
@@ -225,7 +269,8 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
 
 
 def largest_within(family: Family, budgets: Sequence[Budget], cost: CostModel) -> np.ndarray:
-    """The widths `[G]` of the largest share of a family that are inside all budgets; share 0 must be inside."""
+    """The widths `[G]` of the largest share of a family that are inside all budgets; share 0 must
+    be inside."""
     widths: np.ndarray = family(np.array([largest_share(family, budgets, cost)]))[0]
     return widths
 
@@ -255,9 +300,11 @@ def fill_up(
     *,
     evenly: bool = False,
 ) -> np.ndarray:
-    """Widths `[G]` with the rungs added that still fit, the best score per unit first, until none does.
+    """Widths `[G]` with the rungs added that still fit, the best score per unit first, until none
+    does.
 
-    ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps ratios equal.
+    ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps
+    ratios equal.
     """
     widths, climbed = widths.copy(), np.zeros(len(steps.moves), dtype=np.int64)
     open_ = np.ones(len(steps.moves), dtype=bool)
@@ -281,7 +328,11 @@ def fill_up(
 
 
 def _worth(
-    gains: Sequence[np.ndarray], cost: CostModel, columns: np.ndarray, widths: np.ndarray, above: np.ndarray
+    gains: Sequence[np.ndarray],
+    cost: CostModel,
+    columns: np.ndarray,
+    widths: np.ndarray,
+    above: np.ndarray,
 ) -> float:
     """The mean score of the steps between two widths of the groups that move together."""
     parts = []
@@ -294,8 +345,11 @@ def _worth(
 # Units
 
 
-def keep_best(widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel) -> dict[str, np.ndarray]:
-    """The plan that keeps, in every block of every group, the units with the best scores (the first of equal ones)."""
+def keep_best(
+    widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel
+) -> dict[str, np.ndarray]:
+    """The plan that keeps, in every block of every group, the units with the best scores (the first
+    of equal ones)."""
     plan = {}
     for name, width in zip(cost.groups, widths, strict=True):
         plan[name] = best_units(coupling.group(name), scores[name], int(width))
@@ -303,7 +357,8 @@ def keep_best(widths: np.ndarray, scores: Scores, coupling: Coupling, cost: Cost
 
 
 def best_units(group: Group, score: np.ndarray, width: int) -> np.ndarray:
-    """The ``width`` units of a group with the best scores `[group.width]`, as many of every block; sorted ranks."""
+    """The ``width`` units of a group with the best scores `[group.width]`, as many of every block;
+    sorted ranks."""
     each = width // group.step
     kept = [block[np.argsort(-score[block], kind="stable")[:each]] for block in group.blocks]
     return np.sort(np.concatenate(kept)).astype(np.int64)

@@ -1,8 +1,9 @@
 """2:4 sparsity: of every four weights that one output adds up, the two largest stay.
 
-NVIDIA GPUs from compute capability 8.0 on multiply such matrices at up to twice the rate ("Accelerating Sparse Deep
-Neural Networks", Mishra et al. 2021, arXiv 2104.08378). What is made here are masks; `to_semi_structured` turns the
-linear layers of a masked network into the form that these GPUs read.
+NVIDIA GPUs from compute capability 8.0 on multiply such matrices at up to twice the rate
+("Accelerating Sparse Deep Neural Networks", Mishra et al. 2021, arXiv 2104.08378). What is made
+here are masks; `to_semi_structured` turns the linear layers of a masked network into the form that
+these GPUs read.
 """
 
 from __future__ import annotations
@@ -36,16 +37,20 @@ class TwoOfFour:
 
 
 def two_of_four(weight: Tensor) -> Tensor:
-    """The mask of a weight `[out, ...]`: of every four neighbours along a row, the two of largest magnitude stay.
+    """The mask of a weight `[out, ...]`: of every four neighbours along a row, the two of largest
+    magnitude stay.
 
-    A row is the weight of one output, flattened: `in * kh * kw` of a convolution. Of equal weights the first stay.
+    A row is the weight of one output, flattened: `in * kh * kw` of a convolution. Of equal weights
+    the first stay.
 
     Raises:
         UserError: rows that are not made of fours.
     """
     rows = weight.detach().reshape(weight.shape[0], -1)
     if rows.shape[1] % 4:
-        raise UserError(f"rows of {rows.shape[1]} weights are not made of fours: 2:4 sparsity does not apply")
+        raise UserError(
+            f"rows of {rows.shape[1]} weights are not made of fours: 2:4 sparsity does not apply"
+        )
     fours = rows.abs().reshape(-1, 4)
     order = torch.argsort(fours, dim=1, descending=True, stable=True)
     mask = torch.zeros_like(fours, dtype=torch.bool)
@@ -59,7 +64,8 @@ def is_two_of_four(weight: Tensor) -> bool:
 
 
 def prune_two_of_four(state: State) -> bool:
-    """Mask every convolution and linear layer whose rows are made of fours; returns that the graph changed.
+    """Mask every convolution and linear layer whose rows are made of fours; returns that the graph
+    changed.
 
     Raises:
         BudgetError: a budget on parameters that this does not meet.
@@ -77,10 +83,15 @@ def prune_two_of_four(state: State) -> bool:
         else:
             left.append(f"{place.module}: {why}")
     if not masks:
-        raise UserError(f"{state.graph.name} has no layer whose rows are made of fours: 2:4 sparsity does not apply")
+        raise UserError(
+            f"{state.graph.name} has no layer whose rows are made of fours: 2:4 sparsity does not "
+            "apply"
+        )
     check_weight_budgets(state, sum(int((~mask).sum()) for mask in masks.values()))
     state.records["2:4"] = TwoOfFour(tuple(masked), tuple(left))
-    return deliver(state, {group.name: np.arange(group.width) for group in state.need_coupling().free}, masks)
+    return deliver(
+        state, {group.name: np.arange(group.width) for group in state.need_coupling().free}, masks
+    )
 
 
 def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
@@ -98,10 +109,12 @@ def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
 
 
 def to_semi_structured(module: nn.Module, dtype: torch.dtype = torch.float16) -> list[str]:
-    """Turn the weights of 2:4 sparse `nn.Linear` layers, in place, into the form that sparse matrix units read.
+    """Turn the weights of 2:4 sparse `nn.Linear` layers, in place, into the form that sparse matrix
+    units read.
 
-    Call it on a delivered network (`Result.module`, or the bundle's `model.py`) on its GPU. The network is moved to
-    ``dtype``, for which these units exist; it can then be run, not trained. Convolutions stay as they are.
+    Call it on a delivered network (`Result.module`, or the bundle's `model.py`) on its GPU. The
+    network is moved to ``dtype``, for which these units exist; it can then be run, not trained.
+    Convolutions stay as they are.
 
     Args:
         dtype: float16 or bfloat16.
@@ -110,17 +123,23 @@ def to_semi_structured(module: nn.Module, dtype: torch.dtype = torch.float16) ->
         The names of the layers that were turned.
 
     Raises:
-        UserError: no GPU of compute capability 8.0 or newer, another dtype, or no layer that is 2:4 sparse.
+        UserError: no GPU of compute capability 8.0 or newer, another dtype, or no layer that is 2:4
+            sparse.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         raise UserError(f"sparse matrix units read float16 and bfloat16, not {dtype}")
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABLE:
-        raise UserError("2:4 sparse matrices need the network on an NVIDIA GPU of compute capability 8.0 or newer")
+        raise UserError(
+            "2:4 sparse matrices need the network on an NVIDIA GPU of compute capability 8.0 or "
+            "newer"
+        )
     sparse = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     sparse = [(name, part) for name, part in sparse if is_two_of_four(part.weight)]
     if not sparse:
-        raise UserError("no linear layer of this network is 2:4 sparse: prune it with granularity=2:4")
+        raise UserError(
+            "no linear layer of this network is 2:4 sparse: prune it with granularity=2:4"
+        )
     module.to(dtype)
     found = []
     for name, part in sparse:

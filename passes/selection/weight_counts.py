@@ -19,15 +19,20 @@ __all__ = ["check_weight_budgets", "keeping_all", "uniform_counts", "weights_to_
 
 
 def keeping_all(state: State, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """The modules and parameters of which no single weight goes: those that the run ignores, and ``names``.
+    """The modules and parameters of which no single weight goes: those that the run ignores, and
+    ``names``.
 
     Raises:
-        UserError: the name of a channel group that is no module: it says nothing about single weights.
+        UserError: the name of a channel group that is no module: it says nothing about single
+            weights.
     """
     found = (*state.ignore, *names)
     for name in found:
         if not any(is_within(param, name) for param in state.graph.params):
-            raise UserError(f"ignore={name} is a channel group, but single weights go: name modules or parameters")
+            raise UserError(
+                f"ignore={name} is a channel group, but single weights go: name modules or "
+                "parameters"
+            )
     return found
 
 
@@ -35,7 +40,8 @@ def weights_to_remove(state: State) -> int:
     """How many weights must become zero, so that all budgets hold; at least 0.
 
     Raises:
-        UserError: a budget on anything but parameters: zeros change no shape, so they save nothing else.
+        UserError: a budget on anything but parameters: zeros change no shape, so they save nothing
+            else.
     """
     return max((_needed(state, budget) for budget in state.budgets), default=0)
 
@@ -44,7 +50,8 @@ def _needed(state: State, budget: Budget) -> int:
     cost = state.need_cost()
     if budget.unit != "params":
         raise UserError(
-            f"the budget '{budget.text}' cannot be met by single weights: zeros change no shape, only parameters that "
+            f"the budget '{budget.text}' cannot be met by single weights: zeros change no shape, "
+            "only parameters that "
             "are not zero can be counted (such as 20%params)"
         )
     full = int(cost.measure("params", cost.full))
@@ -58,7 +65,9 @@ def check_weight_budgets(state: State, removed: int) -> None:
     for budget in state.budgets:
         if removed < _needed(state, budget):
             left = format_value("params", float(cost.measure("params", cost.full)) - removed)
-            raise BudgetError(f"this leaves {left} that are not zero, more than the budget '{budget.text}' allows")
+            raise BudgetError(
+                f"this leaves {left} that are not zero, more than the budget '{budget.text}' allows"
+            )
 
 
 def uniform_counts(state: State, layers: Sequence[Prunable], still: Sequence[bool]) -> list[int]:

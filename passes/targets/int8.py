@@ -1,7 +1,9 @@
-"""8-bit integers by onnxruntime's static quantisation: weights per output channel, activations by calibration.
+"""8-bit integers by onnxruntime's static quantisation: weights per output channel, activations by
+calibration.
 
-Activations are unsigned and weights signed with 7 bits, so that products cannot overflow the 16-bit sums of processors
-without VNNI (onnxruntime, *Quantize ONNX models*); TensorRT wants both signed and symmetric.
+Activations are unsigned and weights signed with 7 bits, so that products cannot overflow the 16-bit
+sums of processors without VNNI (onnxruntime, *Quantize ONNX models*); TensorRT wants both signed
+and symmetric.
 """
 
 from __future__ import annotations
@@ -53,15 +55,22 @@ def quantise_onnx(
         symmetric: signed activations around zero and weights of 8 bits, as TensorRT takes them.
 
     Raises:
-        UserError: inputs that are not those of the file, or a network that onnxruntime cannot quantise.
+        UserError: inputs that are not those of the file, or a network that onnxruntime cannot
+            quantise.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     names = [item.name for item in onnx.load(source, load_external_data=False).graph.input]
     if not calibration or any(len(call) != len(names) for call in calibration):
-        raise UserError(f"{os.fspath(source)} takes {len(names)} inputs: give calibration inputs of that many")
-    with tempfile.TemporaryDirectory(prefix="pruneopt-") as folder, _silent(), atomic_path(Path(path)) as result:
+        raise UserError(
+            f"{os.fspath(source)} takes {len(names)} inputs: give calibration inputs of that many"
+        )
+    with (
+        tempfile.TemporaryDirectory(prefix="pruneopt-") as folder,
+        _silent(),
+        atomic_path(Path(path)) as result,
+    ):
         prepared = Path(folder) / "prepared.onnx"
         try:
             quant_pre_process(Path(source), prepared, skip_symbolic_shape=True)
@@ -71,7 +80,9 @@ def quantise_onnx(
                 _Reader(names, calibration),
                 per_channel=True,
                 reduce_range=not symmetric,
-                activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
+                activation_type=quantization.QuantType.QInt8
+                if symmetric
+                else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={"ActivationSymmetric": symmetric},
             )

@@ -9,7 +9,8 @@ __all__ = ["or_processor"]
 
 
 def or_processor(target: Target) -> tuple[Target, str | None]:
-    """What a target of onnxruntime on a GPU falls back on where that cannot be used, and one line that says so.
+    """What a target of onnxruntime on a GPU falls back on where that cannot be used, and one line
+    that says so.
 
     TensorRT falls back on CUDA, both on the processor. Other targets come back as they are.
     """

@@ -15,7 +15,8 @@ __all__ = ["OnnxNetwork"]
 
 
 class OnnxNetwork(nn.Module):
-    """Runs a file in onnxruntime on the processor; tensors of any precision go in, single precision comes out.
+    """Runs a file in onnxruntime on the processor; tensors of any precision go in, single precision
+    comes out.
 
     One output is a tensor, several are a tuple in the file's order.
     """
@@ -32,8 +33,12 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[CPU])
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{os.fspath(path)} cannot be loaded by onnxruntime: {reason[:300]}") from error
-        self._names = [(item.name, item.type == "tensor(float16)") for item in self._session.get_inputs()]
+            raise UserError(
+                f"{os.fspath(path)} cannot be loaded by onnxruntime: {reason[:300]}"
+            ) from error
+        self._names = [
+            (item.name, item.type == "tensor(float16)") for item in self._session.get_inputs()
+        ]
 
     def forward(self, *inputs: Tensor) -> Any:
         feed = {}

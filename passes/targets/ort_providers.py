@@ -1,7 +1,8 @@
 """Which execution providers of onnxruntime work on this machine, and why the others do not.
 
-A provider that is compiled in may still not load, for want of a driver or a library; onnxruntime then takes the
-processor without a word to Python. So a provider counts as working when a session of a tiny model holds it.
+A provider that is compiled in may still not load, for want of a driver or a library; onnxruntime
+then takes the processor without a word to Python. So a provider counts as working when a session of
+a tiny model holds it.
 """
 
 from __future__ import annotations
@@ -44,8 +45,15 @@ def provider_trouble(provider: str, device: int = 0) -> str | None:
         return None
     name = NAMES.get(provider, provider)
     if provider not in onnxruntime.get_available_providers():
-        package = "onnxruntime-gpu" if provider in (CUDA, TENSORRT) else "a build of onnxruntime that has it"
-        return f"onnxruntime {onnxruntime.__version__} is built without the {name} provider: install {package}"
+        package = (
+            "onnxruntime-gpu"
+            if provider in (CUDA, TENSORRT)
+            else "a build of onnxruntime that has it"
+        )
+        return (
+            f"onnxruntime {onnxruntime.__version__} is built without the {name} provider: "
+            f"install {package}"
+        )
     if provider in (CUDA, TENSORRT) and not _driver():
         return "this machine has no CUDA device (the NVIDIA driver is not installed)"
     error = _session_error(onnxruntime, provider, device)
@@ -72,7 +80,9 @@ def _session_error(onnxruntime: Any, provider: str, device: int) -> str | None:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = SILENT
             wanted = [(provider, {"device_id": str(device)})]
-            session = onnxruntime.InferenceSession(_tiny_model(), options, providers=wanted, enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                _tiny_model(), options, providers=wanted, enable_fallback=0
+            )
         except Exception as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0]
     if provider in session.get_providers():
@@ -81,7 +91,8 @@ def _session_error(onnxruntime: Any, provider: str, device: int) -> str | None:
 
 
 def preload_libraries(onnxruntime: Any) -> None:
-    """Load the CUDA libraries that came with PyTorch, where onnxruntime can do that, before it looks for its own."""
+    """Load the CUDA libraries that came with PyTorch, where onnxruntime can do that, before it
+    looks for its own."""
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None and _driver():
         with redirect_stdout(StringIO()):  # it prints what it cannot load
@@ -104,7 +115,8 @@ def _tiny_model() -> bytes:
 
 
 def _missing_library(package: Path, provider: str) -> str | None:
-    """The shared library that a provider asks for and the machine lacks, if that is what is wrong."""
+    """The shared library that a provider asks for and the machine lacks, if that is what is
+    wrong."""
     stem = {CUDA: "cuda", TENSORRT: "tensorrt"}.get(provider)
     try:
         ctypes.CDLL(str(package / "capi" / f"libonnxruntime_providers_{stem}.so"))

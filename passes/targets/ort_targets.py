@@ -1,7 +1,7 @@
 """onnxruntime as a target: the ONNX file that our export writes, under an execution provider.
 
-The symbolic batch of the file is fixed to the target's. A pool of threads stops spinning when a run is over: sessions
-that are measured side by side must not take each other's cores.
+The symbolic batch of the file is fixed to the target's. A pool of threads stops spinning when a run
+is over: sessions that are measured side by side must not take each other's cores.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class BoundSession(OrtSession):
         self._device = torch.device("cuda", device)
         self._binding = session.io_binding()
         for name, x in self._feed.items():
-            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(x, "cuda", device))
+            self._binding.bind_ortvalue_input(
+                name, onnxruntime.OrtValue.ortvalue_from_numpy(x, "cuda", device)
+            )
         for item in session.get_outputs():
             self._binding.bind_output(item.name, "cuda", device)
 
@@ -98,7 +100,9 @@ class OrtTarget(Target):
 
     provider: ClassVar[str]
 
-    dtype: Literal["fp32", "fp16", "int8"] = option("fp32", "precision; int8 is quantised with calibration inputs")
+    dtype: Literal["fp32", "fp16", "int8"] = option(
+        "fp32", "precision; int8 is quantised with calibration inputs"
+    )
 
     def unavailable(self) -> str | None:
         return provider_trouble(self.provider, self.device_index)
@@ -118,7 +122,8 @@ class OrtTarget(Target):
         return [CPU]
 
     def session_options(self) -> Any:
-        """The `onnxruntime.SessionOptions` of this target, with all of onnxruntime's optimisations."""
+        """The `onnxruntime.SessionOptions` of this target, with all of onnxruntime's
+        optimisations."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -142,10 +147,14 @@ class OrtTarget(Target):
             UserError: an op that ONNX cannot express, or int8 without calibration inputs.
         """
         if self.dtype == "int8" and not calibration:
-            raise UserError(f"{self} needs calibration inputs, which the ranges of activations are taken from")
+            raise UserError(
+                f"{self} needs calibration inputs, which the ranges of activations are taken from"
+            )
         dtype = FLOATS.get(self.dtype, torch.float32)
         module = build_module(graph, weights).to(dtype)
-        inputs = [x.to(dtype) if x.is_floating_point() else x for x in fixed_inputs(graph, self.batch)]
+        inputs = [
+            x.to(dtype) if x.is_floating_point() else x for x in fixed_inputs(graph, self.batch)
+        ]
         if self.dtype != "int8" or not calibration:
             export_onnx(module, inputs, path, dynamic_batch=graph.dynamic_batch)
             return
@@ -176,11 +185,16 @@ class OrtTarget(Target):
                 preload_libraries(onnxruntime)
             session = _checked(
                 lambda: onnxruntime.InferenceSession(
-                    os.fspath(path), self.session_options(), providers=self.providers(), enable_fallback=0
+                    os.fspath(path),
+                    self.session_options(),
+                    providers=self.providers(),
+                    enable_fallback=0,
                 )
             )
         if self.provider not in session.get_providers():
-            raise UserError(f"onnxruntime did not take the provider of {self}: `pruneopt targets` says why")
+            raise UserError(
+                f"onnxruntime did not take the provider of {self}: `pruneopt targets` says why"
+            )
         return self._session(session, inputs)
 
     def _session(self, session: Any, inputs: Sequence[np.ndarray]) -> OrtSession:
@@ -240,7 +254,9 @@ class OrtCUDA(_OrtGPU):
     summary: ClassVar[str] = "onnxruntime on an NVIDIA GPU"
     provider: ClassVar[str] = CUDA
 
-    format: Literal["contiguous", "channels-last"] = option("contiguous", "memory format of images inside the runtime")
+    format: Literal["contiguous", "channels-last"] = option(
+        "contiguous", "memory format of images inside the runtime"
+    )
 
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
         return [self._cuda(prefer_nhwc=str(int(self.format == "channels-last"))), CPU]
@@ -262,7 +278,9 @@ class OrtTensorRT(_OrtGPU):
 
 
 def _array(x: Tensor, dtype: str) -> np.ndarray:
-    array: np.ndarray = (x.to(FLOATS.get(dtype, torch.float32)) if x.is_floating_point() else x).numpy()
+    array: np.ndarray = (
+        x.to(FLOATS.get(dtype, torch.float32)) if x.is_floating_point() else x
+    ).numpy()
     return array
 
 

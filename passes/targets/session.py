@@ -34,7 +34,8 @@ class Session(ABC):
 
     @abstractmethod
     def outputs(self) -> list[np.ndarray]:
-        """What the network gives for the fixed input; numbers with a fraction in single precision."""
+        """What the network gives for the fixed input; numbers with a fraction in single
+        precision."""
 
     def step(self) -> None:
         """What `clock` times: `run`, or only its start where the device keeps time itself."""
@@ -49,19 +50,24 @@ class Session(ABC):
 
 
 def fixed_inputs(graph: Graph, batch: int) -> list[Tensor]:
-    """Inputs of a graph at a batch size: always the same random numbers, and zeros for codes and flags.
+    """Inputs of a graph at a batch size: always the same random numbers, and zeros for codes and
+    flags.
 
     Raises:
         UserError: the graph was captured at another, fixed batch.
     """
     dims = graph.inputs[0].type.dims if graph.inputs else ()
     if dims and not graph.dynamic_batch and dim_size(dims[0]) != batch:
-        raise UserError(f"{graph.name} was captured at a fixed batch of {dim_size(dims[0])}, not of {batch}")
+        raise UserError(
+            f"{graph.name} was captured at a fixed batch of {dim_size(dims[0])}, not of {batch}"
+        )
     generator = torch.Generator().manual_seed(SEED)
     found = []
     for value in graph.inputs:
         shape, dtype = value.type.shape(batch), DTYPES[value.type.dtype]
-        random = torch.randn(shape, generator=generator).to(dtype) if dtype.is_floating_point else None
+        random = (
+            torch.randn(shape, generator=generator).to(dtype) if dtype.is_floating_point else None
+        )
         found.append(torch.zeros(shape, dtype=dtype) if random is None else random)
     return found
 

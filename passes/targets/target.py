@@ -1,7 +1,8 @@
 """What a target is: a runtime on a device, with everything that its times depend on in its name.
 
-``ort-cpu{threads=2 batch=1}`` is text for such a target and reads back; the text is the key under which measurements,
-budgets and tables speak of it. Options at their defaults are left out, so that one target has one text.
+``ort-cpu{threads=2 batch=1}`` is text for such a target and reads back; the text is the key under
+which measurements, budgets and tables speak of it. Options at their defaults are left out, so that
+one target has one text.
 """
 
 from __future__ import annotations
@@ -45,20 +46,24 @@ class Target(Part):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this machine does not offer it, in a sentence without a full stop; None where it does."""
+        """Why this machine does not offer it, in a sentence without a full stop; None where it
+        does."""
 
     @abstractmethod
     def runtime(self) -> str:
         """The runtime, its version and its device: what a measurement is worth nothing without."""
 
     @abstractmethod
-    def load(self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None) -> Session:
+    def load(
+        self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None
+    ) -> Session:
         """The network as it would be deployed here, ready to run.
 
         Args:
             graph: the network, such as one that was cut.
             weights: every parameter, buffer and constant of the graph.
-            calibration: inputs that the ranges of activations are taken from; int8 needs them, nothing else reads them.
+            calibration: inputs that the ranges of activations are taken from; int8 needs them,
+                nothing else reads them.
 
         Raises:
             UserError: this machine does not offer the target, or the network cannot run on it.
@@ -76,7 +81,8 @@ class Target(Part):
 
 
 def parse_target(text: str) -> Target:
-    """The target that a text such as ``ort-cpu{threads=2}`` names; ``str`` of it is that text again.
+    """The target that a text such as ``ort-cpu{threads=2}`` names; ``str`` of it is that text
+    again.
 
     Raises:
         UserError: ``target:1:COLUMN: error: ...`` for a name or an option that does not exist.

@@ -1,6 +1,8 @@
-"""PyTorch as a target: the generated module, on a processor or a GPU, eager, compiled or as a CUDA graph.
+"""PyTorch as a target: the generated module, on a processor or a GPU, eager, compiled or as a CUDA
+graph.
 
-Batch norms are folded into the layers before them, as before any deployment, and the module runs in inference mode.
+Batch norms are folded into the layers before them, as before any deployment, and the module runs in
+inference mode.
 """
 
 from __future__ import annotations
@@ -38,14 +40,21 @@ WARM_UP = 3
 class TorchSession(Session):
     """A module on a device, with pinned threads while it runs."""
 
-    def __init__(self, module: nn.Module, inputs: list[Tensor], threads: int | None, compiled: bool) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: list[Tensor], threads: int | None, compiled: bool
+    ) -> None:
         self.module, self.inputs, self._threads = module, inputs, threads
-        self._call: Callable[..., Any] = torch.compile(module, dynamic=False) if compiled else module
+        self._call: Callable[..., Any] = (
+            torch.compile(module, dynamic=False) if compiled else module
+        )
         try:
-            self.outputs()  # what cannot run is said now, and compilation is no part of the first run
+            # what cannot run is said now, and compilation is no part of the first run
+            self.outputs()
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{type(module).__name__} does not run in this precision and mode: {reason}") from error
+            raise UserError(
+                f"{type(module).__name__} does not run in this precision and mode: {reason}"
+            ) from error
 
     def run(self) -> None:
         self._forward()
@@ -121,9 +130,13 @@ class TorchCPU(Target):
     def runtime(self) -> str:
         return f"torch {torch.__version__}"
 
-    def load(self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None) -> Session:
+    def load(
+        self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None
+    ) -> Session:
         self.need()
-        module, inputs = deployed_module(graph, weights, self.batch, self.dtype, self.format, torch.device("cpu"))
+        module, inputs = deployed_module(
+            graph, weights, self.batch, self.dtype, self.format, torch.device("cpu")
+        )
         return TorchSession(module, inputs, self.threads, self.mode == "compiled")
 
 
@@ -145,18 +158,28 @@ class TorchCUDA(Target):
 
     def unavailable(self) -> str | None:
         if not torch.cuda.is_available():
-            built = "" if torch.version.cuda else f", and torch {torch.__version__} is built without CUDA"
+            built = (
+                ""
+                if torch.version.cuda
+                else f", and torch {torch.__version__} is built without CUDA"
+            )
             return f"this machine has no CUDA device that PyTorch can use{built}"
         if not 0 <= self.device < torch.cuda.device_count():
             return (
-                f"this machine has {torch.cuda.device_count()} CUDA devices, and device={self.device} is none of them"
+                f"this machine has {torch.cuda.device_count()} CUDA devices, and "
+                f"device={self.device} is none of them"
             )
         return None
 
     def runtime(self) -> str:
-        return f"torch {torch.__version__} with CUDA {torch.version.cuda} on {torch.cuda.get_device_name(self.device)}"
+        return (
+            f"torch {torch.__version__} with CUDA {torch.version.cuda} on "
+            f"{torch.cuda.get_device_name(self.device)}"
+        )
 
-    def load(self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None) -> Session:
+    def load(
+        self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None
+    ) -> Session:
         self.need()
         place = torch.device("cuda", self.device)
         module, inputs = deployed_module(graph, weights, self.batch, self.dtype, self.format, place)
@@ -167,19 +190,28 @@ class TorchCUDA(Target):
 
 
 def deployed_module(
-    graph: Graph, weights: Mapping[str, Tensor], batch: int, dtype: str, format: str, device: torch.device
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    batch: int,
+    dtype: str,
+    format: str,
+    device: torch.device,
 ) -> tuple[nn.Module, list[Tensor]]:
-    """The module with folded batch norms, and the fixed inputs, in a precision and memory format on a device."""
+    """The module with folded batch norms, and the fixed inputs, in a precision and memory format on
+    a device."""
     folded = fold_batch_norms(graph)
     kept = {name: tensor.detach() for name, tensor in weights.items()}
     with torch.no_grad():
         module = build_module(folded.graph, folded.weights(kept)).to(device, FLOATS[dtype])
     inputs = [
-        x.to(device, FLOATS[dtype]) if x.is_floating_point() else x.to(device) for x in fixed_inputs(graph, batch)
+        x.to(device, FLOATS[dtype]) if x.is_floating_point() else x.to(device)
+        for x in fixed_inputs(graph, batch)
     ]
     if format == "channels-last":
         module = module.to(memory_format=torch.channels_last)
-        inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        inputs = [
+            x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs
+        ]
     return module.requires_grad_(False), inputs
 
 

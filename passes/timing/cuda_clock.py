@@ -1,7 +1,8 @@
-"""Times of GPU work from a cold cache: by events in its stream, or on the wall where another runtime has the stream.
+"""Times of GPU work from a cold cache: by events in its stream, or on the wall where another
+runtime has the stream.
 
-Between runs a buffer twice as large as the second-level cache is written, so that no run finds the weights or inputs of
-the one before it there. The clocks of the GPU are left as they are.
+Between runs a buffer twice as large as the second-level cache is written, so that no run finds the
+weights or inputs of the one before it there. The clocks of the GPU are left as they are.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ class CudaClock(WallClock):
     def __init__(self, device: torch.device, api: Any = torch.cuda) -> None:
         """``api`` has what is used here of `torch.cuda`."""
         self.device, self._api = device, api
-        cache = int(getattr(api.get_device_properties(device), "L2_cache_size", 0)) or SMALLEST_CACHE
+        cache = (
+            int(getattr(api.get_device_properties(device), "L2_cache_size", 0)) or SMALLEST_CACHE
+        )
         where = device if api is torch.cuda else torch.device("cpu")
         self._buffer = torch.empty(2 * cache, dtype=torch.int8, device=where)
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Seconds between the moments at which the device reached the start and the end of what ``run`` started."""
+        """Seconds between the moments at which the device reached the start and the end of what
+        ``run`` started."""
         start, stop = self._api.Event(enable_timing=True), self._api.Event(enable_timing=True)
         stream = self._api.current_stream(self.device)
         self._cool()

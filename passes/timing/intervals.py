@@ -1,9 +1,9 @@
 """Medians with intervals that assume nothing about how times are distributed.
 
-The interval is a pair of order statistics: how many of n independent times lie below their true median follows a
-binomial distribution with p = 1/2, so the ranks follow from n alone (H. A. David and H. N. Nagaraja, *Order
-Statistics*, 3rd edition, 2003, section 7.1; advised for running times by T. Hoefler and R. Belli, *Scientific
-Benchmarking of Parallel Computing Systems*, SC 2015).
+The interval is a pair of order statistics: how many of n independent times lie below their true
+median follows a binomial distribution with p = 1/2, so the ranks follow from n alone (H. A. David
+and H. N. Nagaraja, *Order Statistics*, 3rd edition, 2003, section 7.1; advised for running times by
+T. Hoefler and R. Belli, *Scientific Benchmarking of Parallel Computing Systems*, SC 2015).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ __all__ = ["CONFIDENCE", "FEWEST", "median_interval", "ranks"]
 CONFIDENCE = 0.95
 """How often an interval holds the true median, at least."""
 FEWEST = 6
-"""Times from which on an interval of 95 % exists: the smallest and the largest of five reach 93.75 %."""
+"""Times from which on an interval of 95 % exists: the smallest and the largest of five reach 93.75
+%."""
 
 
 @cache
@@ -34,7 +35,9 @@ def ranks(count: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
     return below, count - 1 - below
 
 
-def median_interval(times: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+def median_interval(
+    times: np.ndarray, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
     """Median of ``times`` [n], and the lower and the upper end of its interval."""
     if times.ndim != 1 or not times.size:
         raise InternalError(f"a median needs a list of times, not an array of shape {times.shape}")

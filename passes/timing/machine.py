@@ -1,7 +1,7 @@
 """How quiet the machine was: a small, fixed piece of work, timed between the runs that matter.
 
-It always does the same, so whatever its times do is the machine's doing: they spread when others take the processor or
-its caches, and drift when the clock speed changes (heat, power limits).
+It always does the same, so whatever its times do is the machine's doing: they spread when others
+take the processor or its caches, and drift when the clock speed changes (heat, power limits).
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pruneopt.passes.timing.clock import Clock
 __all__ = ["Noise", "Reference", "busy", "judge"]
 
 SPREAD, DRIFT, TAKEN = 0.10, 0.03, 0.05
-"""What a quiet machine stays below: half the range of the middle half of the times and the change from the first to the
-last third of them, both relative to the median, and the share of the processor that others took."""
+"""What a quiet machine stays below: half the range of the middle half of the times and the change
+from the first to the last third of them, both relative to the median, and the share of the
+processor that others took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """``share`` widens intervals (0: a quiet machine), ``sentence`` says why (None: a quiet machine)."""
+    """``share`` widens intervals (0: a quiet machine), ``sentence`` says why (None: a quiet
+    machine)."""
 
     share: float
     sentence: str | None
@@ -78,7 +80,8 @@ def judge(walls: np.ndarray, processor: np.ndarray) -> Noise:
 
 
 def _taken(walls: np.ndarray, processor: np.ndarray) -> float:
-    """The share of the processor that others took, but for the worst hundredth of the times: a median bears these."""
+    """The share of the processor that others took, but for the worst hundredth of the times: a
+    median bears these."""
     kept = np.argsort(walls - processor)[: walls.size - math.ceil(walls.size / 100)]
     total = float(walls[kept].sum())
     return max(0.0, 1 - float(processor[kept].sum()) / total) if total > 0 else 0.0

@@ -1,8 +1,9 @@
 """Times of several sessions, measured so that they can be compared.
 
-Every session is warmed up until its times stay where they are. Then rounds follow, in which each runs once, in an order
-that is turned round from round to round: a machine that slows down steadily slows all of them alike. A timed run comes
-right after one that is not timed, so that a session finds its weights in the caches as it does when it runs alone.
+Every session is warmed up until its times stay where they are. Then rounds follow, in which each
+runs once, in an order that is turned round from round to round: a machine that slows down steadily
+slows all of them alike. A timed run comes right after one that is not timed, so that a session
+finds its weights in the caches as it does when it runs alone.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """How many times as fast the second of two sessions is: the median over pairs of runs, and its 95 % interval.
+    """How many times as fast the second of two sessions is: the median over pairs of runs, and its
+    95 % interval.
 
-    The two runs of a pair follow each other, so that what the machine does to both cancels; ``noisy`` tells of it.
+    The two runs of a pair follow each other, so that what the machine does to both cancels;
+    ``noisy`` tells of it.
     """
 
     ratio: float
@@ -77,7 +80,9 @@ class Rounds:
         """How long a session takes."""
         median, low, high = median_interval(self.times[:, index])
         widened = 1 + self.noise.share
-        return Measurement(median, low / widened, high * widened, len(self.times), self._noisy(index))
+        return Measurement(
+            median, low / widened, high * widened, len(self.times), self._noisy(index)
+        )
 
     def speedup(self, slow: int, fast: int) -> Speedup:
         """How many times as fast session ``fast`` is as session ``slow``."""
@@ -85,7 +90,11 @@ class Rounds:
         return Speedup(median, low, high, len(self.times), self._noisy(slow, fast))
 
     def _noisy(self, *sessions: int) -> str | None:
-        never = "its times did not settle during the warm-up" if set(sessions) & set(self.unstable) else None
+        never = (
+            "its times did not settle during the warm-up"
+            if set(sessions) & set(self.unstable)
+            else None
+        )
         return "; ".join(filter(None, (self.noise.sentence, never))) or None
 
 
@@ -111,8 +120,11 @@ def compare(
     rounds: int | None = None,
     reference: Callable[[], None] = busy,
 ) -> Speedup:
-    """How many times as fast one session is as another; see `take_rounds` for the arguments and errors."""
-    found = take_rounds([slow, fast], clock=clock, seconds=seconds, rounds=rounds, reference=reference)
+    """How many times as fast one session is as another; see `take_rounds` for the arguments and
+    errors."""
+    found = take_rounds(
+        [slow, fast], clock=clock, seconds=seconds, rounds=rounds, reference=reference
+    )
     return found.speedup(0, 1)
 
 
@@ -129,8 +141,9 @@ def take_rounds(
     Args:
         sessions: each call is one run, to completion (or what ``clock`` times of it).
         clock: takes the times; the wall's if left out.
-        seconds: about how long the rounds last, and at most each warm-up. The number of rounds (10 to 1000) is settled
-            before the first of them, so that it does not depend on the times that are then taken.
+        seconds: about how long the rounds last, and at most each warm-up. The number of rounds (10
+            to 1000) is settled before the first of them, so that it does not depend on the times
+            that are then taken.
         rounds: their number instead, at least 6.
         reference: work that always takes the same, between the rounds.
 
@@ -161,10 +174,11 @@ def take_rounds(
 
 
 def warm_up(run: Callable[[], None], clock: Clock, limit: float = math.inf) -> tuple[float, bool]:
-    """Run until the medians of two windows in a row agree, or ``limit`` seconds are over; the last median, and whether
-    they agreed.
+    """Run until the medians of two windows in a row agree, or ``limit`` seconds are over; the last
+    median, and whether they agreed.
 
-    A session's first runs allocate memory, choose algorithms and fill caches; processors raise their clock speed.
+    A session's first runs allocate memory, choose algorithms and fill caches; processors raise
+    their clock speed.
     """
     begun, before = clock.now(), _window(run, clock)
     for _ in range(WINDOWS - 1):

@@ -1,4 +1,5 @@
-"""The state of a training run in a file: written whole or not at all, and taken up only by the same run."""
+"""The state of a training run in a file: written whole or not at all, and taken up only by the same
+run."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ SAVE_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run keeps its state, and what tells this run from others beside what the trainer knows itself.
+    """Where a run keeps its state, and what tells this run from others beside what the trainer
+    knows itself.
 
-    The trainer compares the recipe, the data, the initial weights, the teacher's weights, which weights decay, the
-    kinds of hooks, the seed, the kind of device and the number of processes. ``identity`` is any text for the rest,
-    such as the options of the hooks.
+    The trainer compares the recipe, the data, the initial weights, the teacher's weights, which
+    weights decay, the kinds of hooks, the seed, the kind of device and the number of processes.
+    ``identity`` is any text for the rest, such as the options of the hooks.
     """
 
     path: Path
@@ -45,13 +47,16 @@ def write_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 class Keeper:
-    """Reads and writes the checkpoint of one run; process 0 alone touches the file. Without a place it does nothing.
+    """Reads and writes the checkpoint of one run; process 0 alone touches the file. Without a place
+    it does nothing.
 
     Raises:
         UserError: the folder of the file cannot be made.
     """
 
-    def __init__(self, place: Checkpoint | None, identity: Mapping[str, Any], processes: Processes) -> None:
+    def __init__(
+        self, place: Checkpoint | None, identity: Mapping[str, Any], processes: Processes
+    ) -> None:
         self._path = None if place is None else place.path
         self._identity = dict(identity) | {"options": "" if place is None else place.identity}
         self._processes = processes
@@ -60,7 +65,9 @@ class Keeper:
             try:  # now, not after the first epoch
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"cannot make {self._path.parent}: {error.strerror or error}") from error
+                raise UserError(
+                    f"cannot make {self._path.parent}: {error.strerror or error}"
+                ) from error
 
     @property
     def active(self) -> bool:
@@ -118,7 +125,8 @@ class Keeper:
             old, new = theirs.get(key), self._identity.get(key)
             if old != new:
                 raise UserError(
-                    f"{path} was left by another training run ({_difference(key, old, new)}): go on with the same "
+                    f"{path} was left by another training run ({_difference(key, old, new)}): go "
+                    "on with the same "
                     "settings, data and weights, or remove it to train anew"
                 )
         return found

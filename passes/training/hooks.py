@@ -1,4 +1,5 @@
-"""What others may do inside a training run: see the weights and gradients at each iteration, and change them."""
+"""What others may do inside a training run: see the weights and gradients at each iteration, and
+change them."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ class Run:
     """A training run as its hooks see it.
 
     Attributes:
-        module: the network itself, unwrapped, on the device. Its parameters carry the names of the graph's weights.
+        module: the network itself, unwrapped, on the device. Its parameters carry the names of the
+            graph's weights.
         optimiser: the optimiser; its learning rates are set anew before each iteration.
         device: where the network is.
-        seed: of the run. A hook that draws does so from a generator of its own, seeded with this and `iteration`: so
-            every process draws the same, and a resumed run draws what the interrupted one would have.
+        seed: of the run. A hook that draws does so from a generator of its own, seeded with this
+            and `iteration`: so every process draws the same, and a resumed run draws what the
+            interrupted one would have.
         rank: this process among `world`, from 0.
         world: how many processes train together.
         steps: optimiser steps the recipe has in all.
@@ -41,10 +44,11 @@ class Run:
 
 
 class Hook:
-    """Does nothing; subclasses override what they need. Methods are called in the order of the hooks given.
+    """Does nothing; subclasses override what they need. Methods are called in the order of the
+    hooks given.
 
-    Under several processes every hook runs in every process and must do the same there; gradients in `before_step` are
-    already those of the whole batch.
+    Under several processes every hook runs in every process and must do the same there; gradients
+    in `before_step` are already those of the whole batch.
     """
 
     def start(self, run: Run) -> None:
@@ -57,7 +61,8 @@ class Hook:
         """Between forward and backward of the first part of an iteration's batch."""
 
     def before_step(self, run: Run) -> None:
-        """Gradients are complete, accumulated and unscaled, not yet clipped: penalties are added here."""
+        """Gradients are complete, accumulated and unscaled, not yet clipped: penalties are added
+        here."""
 
     def after_step(self, run: Run) -> None:
         """The optimiser has moved the weights: masks are re-applied here."""

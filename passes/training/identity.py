@@ -1,4 +1,5 @@
-"""What tells one training run from another: a checkpoint is taken up only by the run that left it."""
+"""What tells one training run from another: a checkpoint is taken up only by the run that left
+it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ __all__ = ["run_identity", "tensors_of"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by name, also those that a state dict leaves out; shared ones once."""
+    """All parameters and buffers by name, also those that a state dict leaves out; shared ones
+    once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
@@ -42,7 +44,9 @@ def run_identity(
         UserError: the processes that train together do not agree on it.
     """
     # Where logs go changes no weight.
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key != "tensorboard"}
+    settings = {
+        key: value for key, value in dataclasses.asdict(recipe).items() if key != "tensorboard"
+    }
     identity = {
         "optimiser": recipe.name,
         **settings,
@@ -60,7 +64,8 @@ def run_identity(
         for key in identity:
             if other.get(key) != identity[key]:
                 raise UserError(
-                    f"the processes disagree on what to train (its {key} {'differ' if key.endswith('s') else 'differs'}"
+                    f"the processes disagree on what to train (its {key} "
+                    f"{'differ' if key.endswith('s') else 'differs'}"
                     "): a stage before gave different results; train in one process"
                 )
     return identity

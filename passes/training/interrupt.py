@@ -1,4 +1,5 @@
-"""Ctrl-C between two iterations instead of in the middle of one, so that the state can be written first."""
+"""Ctrl-C between two iterations instead of in the middle of one, so that the state can be written
+first."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ __all__ = ["postponed_interrupt"]
 
 @contextmanager
 def postponed_interrupt(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Gives what tells whether Ctrl-C was pressed in the block; a second Ctrl-C is a `KeyboardInterrupt` at once.
+    """Gives what tells whether Ctrl-C was pressed in the block; a second Ctrl-C is a
+    `KeyboardInterrupt` at once.
 
-    Without ``wanted``, outside the main thread, or where the program has a handler of its own, nothing is changed.
+    Without ``wanted``, outside the main thread, or where the program has a handler of its own,
+    nothing is changed.
     """
     main = threading.current_thread() is threading.main_thread()
     if not (wanted and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):

@@ -11,7 +11,8 @@ __all__ = ["EpochLog", "TrainingLog"]
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """One epoch: its number from 1, mean training loss and metric, last learning rate, seconds, samples seen."""
+    """One epoch: its number from 1, mean training loss and metric, last learning rate, seconds,
+    samples seen."""
 
     epoch: int
     loss: float

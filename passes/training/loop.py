@@ -1,6 +1,7 @@
 """The loop of a training run: iterations, epochs, what is checked and kept between them.
 
-Lightning Fabric does mixed precision and data parallelism; what hooks see and may change is decided here.
+Lightning Fabric does mixed precision and data parallelism; what hooks see and may change is decided
+here.
 """
 
 from __future__ import annotations
@@ -47,8 +48,19 @@ class Loop:
         processes: Processes,
         reporter: Reporter,
     ) -> None:
-        self.run, self.workload, self.recipe, self.goal, self.feed = run, workload, recipe, goal, feed
-        self.hooks, self.keeper, self.processes, self.reporter = tuple(hooks), keeper, processes, reporter
+        self.run, self.workload, self.recipe, self.goal, self.feed = (
+            run,
+            workload,
+            recipe,
+            goal,
+            feed,
+        )
+        self.hooks, self.keeper, self.processes, self.reporter = (
+            tuple(hooks),
+            keeper,
+            processes,
+            reporter,
+        )
         self.log = TrainingLog()
         self.sums = Sums.none(run.device)
         self.feed_state: Tensor | None = None
@@ -61,15 +73,20 @@ class Loop:
             averaging = get_ema_multi_avg_fn(recipe.ema)
             self.average = AveragedModel(run.module, multi_avg_fn=averaging, use_buffers=True)
         self.fabric = make_fabric(run.device, recipe.precision, processes)
-        self.network, self.optimiser = self.fabric.setup(run.module, run.optimiser, move_to_device=False)
+        self.network, self.optimiser = self.fabric.setup(
+            run.module, run.optimiser, move_to_device=False
+        )
         self.precision = self.fabric.strategy.precision
 
     def complete(self) -> TrainingLog:
         """Train to the end, from the checkpoint if there is one."""
         self._restore()
         self.reporter.begin(self.run)
-        # Where states are kept Ctrl-C waits for the end of the iteration. torchrun stops its processes itself.
-        with postponed_interrupt(self.keeper.active and not self.processes.launched) as self.pressed:
+        # Where states are kept Ctrl-C waits for the end of the iteration. torchrun stops its
+        # processes itself.
+        with postponed_interrupt(
+            self.keeper.active and not self.processes.launched
+        ) as self.pressed:
             while not self.finished:
                 self._epoch()
         return self.log
@@ -101,7 +118,8 @@ class Loop:
             raise KeyboardInterrupt
 
     def _iteration(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """One step; the sums of loss and metric over this process's samples, `[2]`, unread, and their number."""
+        """One step; the sums of loss and metric over this process's samples, `[2]`, unread, and
+        their number."""
         run, count = self.run, len(inputs)
         for group in run.optimiser.param_groups:
             group["lr"] = self.recipe.rate(run.iteration, self.feed.steps)
@@ -123,7 +141,8 @@ class Loop:
         return sums, count
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward, part by part; the gradients are those of the mean loss of the whole batch."""
+        """Forward and backward, part by part; the gradients are those of the mean loss of the whole
+        batch."""
         parts = self.recipe.accumulate
         # DDP takes the mean over processes, whose shares of the batch may differ by one sample.
         whole = self.feed.batch_size / self.processes.world
@@ -140,11 +159,14 @@ class Loop:
                 self.fabric.backward(loss if weight == 1 else loss * weight)
             with torch.no_grad():
                 metric = self.workload.metric(outputs, y)
-                sums = sums + len(x) * torch.stack([loss.detach().float().reshape(()), metric.float().mean()])
+                sums = sums + len(x) * torch.stack(
+                    [loss.detach().float().reshape(()), metric.float().mean()]
+                )
         return sums
 
     def _look(self) -> None:
-        """Inside an epoch: is all well, is it time to save; all processes come to the same answers."""
+        """Inside an epoch: is all well, is it time to save; all processes come to the same
+        answers."""
         sums, due = self.sums.total(self.processes, flag=self.keeper.due or self.pressed())
         self._check_finite(sums)
         self.reporter.step(self.run, sums, self._rate())
@@ -167,8 +189,10 @@ class Loop:
     def _check_finite(self, sums: Sums) -> None:
         if not sums.finite():
             raise UserError(
-                f"the training loss became infinite or NaN in epoch {self.run.epoch}, by step {self.run.iteration}: "
-                f"lower the learning rate (now {self._rate():.3g}) or check the loss function and the data"
+                f"the training loss became infinite or NaN in epoch {self.run.epoch}, by step "
+                f"{self.run.iteration}: "
+                f"lower the learning rate (now {self._rate():.3g}) or check the loss function and "
+                "the data"
             )
 
     def _finish(self) -> None:
@@ -186,7 +210,8 @@ class Loop:
         for name, tensor in tensors_of(self.run.module).items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise UserError(
-                    f"training ended with {name} infinite or NaN after {self.run.iteration} steps: lower the learning "
+                    f"training ended with {name} infinite or NaN after {self.run.iteration} steps: "
+                    "lower the learning "
                     f"rate (now {self._rate():.3g}) or check the loss function and the data"
                 )
 
@@ -200,7 +225,9 @@ class Loop:
             "iteration": self.run.iteration,
             "epoch": self.run.epoch,
             "finished": self.finished,
-            "module": {name: tensor.detach() for name, tensor in tensors_of(self.run.module).items()},
+            "module": {
+                name: tensor.detach() for name, tensor in tensors_of(self.run.module).items()
+            },
             "hooks": [hook.state_dict() for hook in self.hooks],
             "log": self.log.state_dict(),
             "sums": self.processes.gather(self.sums.state_dict()),
@@ -219,7 +246,11 @@ class Loop:
         found = self.keeper.load()
         if found is None:
             return
-        self.run.iteration, self.run.epoch, self.finished = found["iteration"], found["epoch"], found["finished"]
+        self.run.iteration, self.run.epoch, self.finished = (
+            found["iteration"],
+            found["epoch"],
+            found["finished"],
+        )
         write_tensors(self.run.module, found["module"])
         for hook, state in zip(self.hooks, found["hooks"], strict=True):
             hook.load_state_dict(state)

@@ -66,10 +66,15 @@ class Processes:
         place = torch.device(wanted)
         if place.type == "cuda" and self.launched:
             if place.index not in (None, self.local_rank):
-                raise UserError(f"under torchrun each process has a GPU of its own: say cuda instead of {place}")
+                raise UserError(
+                    f"under torchrun each process has a GPU of its own: say cuda instead of {place}"
+                )
             count = torch.cuda.device_count()
             if self.local_world > count:
-                raise UserError(f"{self.local_world} processes cannot share {count} GPUs: start one for each GPU")
+                raise UserError(
+                    f"{self.local_world} processes cannot share {count} GPUs: start one for each "
+                    "GPU"
+                )
             place = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(place)
         return torch.empty(0, device=place).device
@@ -135,12 +140,15 @@ def make_fabric(device: torch.device, precision: str, processes: Processes) -> F
     plugin = Precision() if precision == "32-true" else MixedPrecision(precision, device.type)  # type: ignore[arg-type]
     if not processes.launched:
         devices: Any = [device.index or 0] if device.type != "cpu" else 1
-        return Fabric(accelerator=device.type, devices=devices, plugins=[plugin, LightningEnvironment()])
+        return Fabric(
+            accelerator=device.type, devices=devices, plugins=[plugin, LightningEnvironment()]
+        )
     fabric = Fabric(
         accelerator=device.type,
         devices=processes.local_world,
         num_nodes=processes.world // processes.local_world,
-        # A part of a network that an iteration does not reach (a width's own batch norm) gets no gradient.
+        # A part of a network that an iteration does not reach (a width's own batch norm) gets no
+        # gradient.
         strategy=DDPStrategy(find_unused_parameters=True),
         plugins=[plugin, TorchElasticEnvironment()],
     )
@@ -151,9 +159,14 @@ def make_fabric(device: torch.device, precision: str, processes: Processes) -> F
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without Fabric's and DDP's remarks on how they were set up."""
-    before = {name: logging.getLogger(name).level for name in ("lightning_fabric", "torch.nn.parallel.distributed")}
+    before = {
+        name: logging.getLogger(name).level
+        for name in ("lightning_fabric", "torch.nn.parallel.distributed")
+    }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning_fabric\.|lightning_utilities\.|torch\.nn\.parallel")
+        warnings.filterwarnings(
+            "ignore", module=r"lightning_fabric\.|lightning_utilities\.|torch\.nn\.parallel"
+        )
         try:
             for name in before:
                 logging.getLogger(name).setLevel(logging.ERROR)

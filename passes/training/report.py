@@ -25,7 +25,8 @@ __all__ = ["Reporter", "Sums"]
 
 @dataclass(slots=True)
 class Sums:
-    """Loss and metric summed over the samples of an epoch so far (`[2]`, on the device), their number, the seconds."""
+    """Loss and metric summed over the samples of an epoch so far (`[2]`, on the device), their
+    number, the seconds."""
 
     values: Tensor
     count: int = 0
@@ -45,7 +46,9 @@ class Sums:
         """The sums over all processes, and whether the flag is set in process 0."""
         if processes.world == 1:
             return self, flag
-        extra = torch.tensor([float(self.count), float(flag and processes.rank == 0)], dtype=torch.float64)
+        extra = torch.tensor(
+            [float(self.count), float(flag and processes.rank == 0)], dtype=torch.float64
+        )
         summed = processes.total(torch.cat([self.values.double(), extra.to(self.values.device)]))
         return Sums(summed[:2], round(float(summed[2])), self.seconds), bool(summed[3])
 
@@ -69,9 +72,12 @@ class Sums:
 
 
 class Reporter:
-    """Reports a run to ``progress`` and, where the recipe says so, to TensorBoard; process 0 alone does."""
+    """Reports a run to ``progress`` and, where the recipe says so, to TensorBoard; process 0 alone
+    does."""
 
-    def __init__(self, recipe: Recipe, steps: int, processes: Processes, progress: Progress, name: str) -> None:
+    def __init__(
+        self, recipe: Recipe, steps: int, processes: Processes, progress: Progress, name: str
+    ) -> None:
         self._recipe, self._steps, self._progress, self._name = recipe, steps, progress, name
         self._silent = processes.rank > 0
         self._board: SummaryWriter | None = None
@@ -81,7 +87,10 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._board is not None:
             self._board.close()
@@ -119,7 +128,8 @@ class Reporter:
         done = run.iteration - self._first
         left = (time.perf_counter() - self._began) / max(done, 1) * (run.steps - run.iteration)
         text = (
-            f"epoch {run.epoch}/{self._recipe.epochs}, loss {loss:.4g}, metric {metric:.4g}, lr {rate:.3g}, "
+            f"epoch {run.epoch}/{self._recipe.epochs}, loss {loss:.4g}, metric {metric:.4g}, lr "
+            f"{rate:.3g}, "
             f"{speed:.0f} samples/s, {_duration(left)} left"
         )
         self._progress(text, run.iteration, run.steps)

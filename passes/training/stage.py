@@ -1,4 +1,5 @@
-"""Training as a step of a pipeline: the network of a state, its weights, and a checkpoint in the run's folder."""
+"""Training as a step of a pipeline: the network of a state, its weights, and a checkpoint in the
+run's folder."""
 
 from __future__ import annotations
 
@@ -31,14 +32,16 @@ def train_state(
 ) -> TrainingLog:
     """Train the network of `state.graph` and write its weights back into the graph.
 
-    Its parameters carry the names of the graph's weights. With a run folder the state of the training is kept there,
-    as ``<name>.ckpt`` (``<name>.2.ckpt`` where an earlier pass of that name has run), and a later call in the same
-    folder goes on from it, or takes over the result of a finished one. Masked weights stay at zero.
+    Its parameters carry the names of the graph's weights. With a run folder the state of the
+    training is kept there, as ``<name>.ckpt`` (``<name>.2.ckpt`` where an earlier pass of that name
+    has run), and a later call in the same folder goes on from it, or takes over the result of a
+    finished one. Masked weights stay at zero.
 
     Args:
-        teacher: what to learn from where `recipe.distil` is above 0; None is the network that the run began with.
-        identity: what tells this training from others beside the recipe, the weights and the data, such as the text of
-            the hooks' options.
+        teacher: what to learn from where `recipe.distil` is above 0; None is the network that the
+            run began with.
+        identity: what tells this training from others beside the recipe, the weights and the data,
+            such as the text of the hooks' options.
 
     Raises:
         UserError: as `train`; no data.
@@ -64,7 +67,9 @@ def train_state(
     )
     if log.steps:
         trained = module.state_dict()
-        state.graph.weights = {key: trained.get(key, tensor) for key, tensor in state.graph.weights.items()}
+        state.graph.weights = {
+            key: trained.get(key, tensor) for key, tensor in state.graph.weights.items()
+        }
         state.trained_after_slice |= state.uncut is not None
         state.unmasked = None
     return log
@@ -74,4 +79,6 @@ def _checkpoint(state: State, name: str, identity: str) -> Checkpoint | None:
     if state.run_dir is None:
         return None
     before = sum(done == name or done.startswith(f"{name}.") for done in state.timings)
-    return Checkpoint(state.run_dir / f"{name}{f'.{before + 1}' if before else ''}{SUFFIX}", identity)
+    return Checkpoint(
+        state.run_dir / f"{name}{f'.{before + 1}' if before else ''}{SUFFIX}", identity
+    )

@@ -1,4 +1,5 @@
-"""The one way to train: sparse training, growing penalties, hypernetworks and fine-tuning all go through `train`."""
+"""The one way to train: sparse training, growing penalties, hypernetworks and fine-tuning all go
+through `train`."""
 
 from __future__ import annotations
 
@@ -41,28 +42,32 @@ def train(
     progress: Progress = silent,
     name: str = "training",
 ) -> TrainingLog:
-    """Train `module` in place on `workload.train`; the same call on the same machine gives the same weights.
+    """Train `module` in place on `workload.train`; the same call on the same machine gives the same
+    weights.
 
-    Under torchrun all processes must make the same call; each takes its share of every batch, and all end with the
-    same weights, and with the buffers of process 0.
+    Under torchrun all processes must make the same call; each takes its share of every batch, and
+    all end with the same weights, and with the buffers of process 0.
 
     Args:
-        module: any network with parameters that require gradients; it comes back on its own device, and every
-            submodule in the mode it was in.
+        module: any network with parameters that require gradients; it comes back on its own device,
+            and every submodule in the mode it was in.
         workload: gives the data and the loss.
         recipe: how to train; 0 epochs do nothing.
         hooks: see and change weights and gradients at every iteration.
         teacher: its logits are learnt where `recipe.distil` is above 0; it stays as it is.
-        decays: which parameters, by name, the weight decay is for; None means all (but see `recipe.decay_norm`).
+        decays: which parameters, by name, the weight decay is for; None means all (but see
+            `recipe.decay_norm`).
         seed: shuffling, augmentation and dropout.
         device: where to train; under torchrun ``cuda`` is the GPU of the process.
-        checkpoint: where to keep the state of the run. If there is one, the run goes on from it, and on a CPU ends with
-            the weights it would have had uninterrupted; a finished run is not trained again.
+        checkpoint: where to keep the state of the run. If there is one, the run goes on from it,
+            and on a CPU ends with the weights it would have had uninterrupted; a finished run is
+            not trained again.
         progress: told loss, learning rate, throughput and the time left.
         name: for messages.
 
     Raises:
-        UserError: nothing to train, data that does not fit, a loss that is not finite, or a checkpoint of another run.
+        UserError: nothing to train, data that does not fit, a loss that is not finite, or a
+            checkpoint of another run.
     """
     processes = Processes.here()
     place = processes.device(device)
@@ -114,12 +119,15 @@ def train(
             processes.world,
             recipe.epochs * feed.steps,
         )
-        return Loop(run, workload, recipe, goal, feed, hooks, keeper, processes, reporter).complete()
+        return Loop(
+            run, workload, recipe, goal, feed, hooks, keeper, processes, reporter
+        ).complete()
 
 
 def _check_parts(batch: int, accumulate: int, world: int) -> None:
     if batch // world < accumulate:
         raise UserError(
-            f"a batch of {batch} samples cannot be cut into accumulate={accumulate} parts for each of {world} "
+            f"a batch of {batch} samples cannot be cut into accumulate={accumulate} parts for each "
+            f"of {world} "
             "processes: use larger batches, fewer parts or fewer processes"
         )

@@ -1,4 +1,5 @@
-"""Fine-tuning: train the network as it is now, by default with the original network as a teacher."""
+"""Fine-tuning: train the network as it is now, by default with the original network as a
+teacher."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ PROBE = 1000
 class Finetune(Momentum, Pass):
     """Train the network as it is now on the workload's training split.
 
-    Its options are those of a recipe; `recipe` makes the recipe of them. The original network is the teacher where that
-    can help: once something was removed, in classification with the default cross-entropy, and if it knows the task.
+    Its options are those of a recipe; `recipe` makes the recipe of them. The original network is
+    the teacher where that can help: once something was removed, in classification with the default
+    cross-entropy, and if it knows the task.
     """
 
     name: ClassVar[str] = "finetune"
     summary: ClassVar[str] = "train the network, with the original as its teacher"
 
-    distil: float = option(0.5, "weight of the original network's outputs in the loss, 0 to 1; 0 is off")
+    distil: float = option(
+        0.5, "weight of the original network's outputs in the loss, 0 to 1; 0 is off"
+    )
     optimiser: Literal["sgd", "adamw"] = option("sgd", "what moves the weights")
 
     def __post_init__(self) -> None:
@@ -47,7 +51,11 @@ class Finetune(Momentum, Pass):
         """The recipe of these options."""
         kind: Any = part_class("recipe", self.optimiser)
         mine = {field.name for field in dataclasses.fields(self)}
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.name in mine}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(kind)
+            if field.name in mine
+        }
         made: Recipe = kind(**options)
         return made
 
@@ -70,7 +78,8 @@ class Finetune(Momentum, Pass):
         return log.steps > 0
 
     def _no_teacher(self, state: State) -> str | None:
-        """Why the original network is no teacher here; None where it is, or where none was asked for."""
+        """Why the original network is no teacher here; None where it is, or where none was asked
+        for."""
         if not self.distil:
             return None
         if state.uncut is None and state.masks is None:
@@ -82,12 +91,18 @@ class Finetune(Momentum, Pass):
 
 
 def _ignorance(state: State, workload: Workload) -> str | None:
-    """What says that the original network was not trained for this task; None where it knows better than chance."""
+    """What says that the original network was not trained for this task; None where it knows better
+    than chance."""
     samples = workload.calibration.head(PROBE)
     original = build_module(state.original, state.original.weights)
-    score = replace(workload, calibration=samples).score(original, "calibration", device=state.device)
+    score = replace(workload, calibration=samples).score(
+        original, "calibration", device=state.device
+    )
     chance = 1 / (workload.num_classes or 1)
     # Three standard deviations of guessing.
     if score > chance + 3 * (chance * (1 - chance) / len(samples)) ** 0.5:
         return None
-    return f"the original network scores {score:.3g} on {len(samples)} calibration samples, which chance does too"
+    return (
+        f"the original network scores {score:.3g} on {len(samples)} calibration samples, which "
+        "chance does too"
+    )

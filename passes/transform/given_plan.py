@@ -1,4 +1,5 @@
-"""The pass ``plan``: channels that a file decides, a plan of pruneopt or a pruning result of pns, with its weights."""
+"""The pass ``plan``: channels that a file decides, a plan of pruneopt or a pruning result of pns,
+with its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ from pruneopt.passes.selection.set_plan import settle
 __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
 
 
-def read_plan(path: str | os.PathLike[str], coupling: Coupling) -> tuple[dict[str, np.ndarray], PruningResult | None]:
+def read_plan(
+    path: str | os.PathLike[str], coupling: Coupling
+) -> tuple[dict[str, np.ndarray], PruningResult | None]:
     """The plan in a file: one of pruneopt, or the result list of pns that it was read from.
 
     Raises:
@@ -51,17 +54,24 @@ def take_plan(state: State, plan: Plan, origin: str) -> bool:
     for budget in state.budgets:
         if not within([budget], cost, widths):
             value = format_value(budget.unit, float(cost.measure(budget.unit, widths)))
-            raise BudgetError(f"{origin} leaves {value}, more than the budget '{budget.text}' allows")
+            raise BudgetError(
+                f"{origin} leaves {value}, more than the budget '{budget.text}' allows"
+            )
     return settle(state, plan)
 
 
 def with_kept_weights(
-    coupling: Coupling, plan: Plan, full: Mapping[str, Tensor], small: Mapping[str, Tensor], where: str
+    coupling: Coupling,
+    plan: Plan,
+    full: Mapping[str, Tensor],
+    small: Mapping[str, Tensor],
+    where: str,
 ) -> dict[str, Tensor]:
     """The weights of the original network with those of a cut one in place of what the plan keeps.
 
     Raises:
-        UserError: ``small`` (from ``where``) lacks a tensor, or has one that has not the shape that the plan leaves.
+        UserError: ``small`` (from ``where``) lacks a tensor, or has one that has not the shape that
+            the plan leaves.
     """
     kept = coupling.kept_units(plan)
     found = dict(full)
@@ -76,7 +86,8 @@ def with_kept_weights(
         wanted, given = gather_kept(old, slots, kept), small[name].to(old.device, old.dtype)
         if given.shape != wanted.shape:
             raise UserError(
-                f"{name} of {where} has the shape {list(given.shape)}; the plan leaves {list(wanted.shape)}"
+                f"{name} of {where} has the shape {list(given.shape)}; the plan leaves "
+                f"{list(wanted.shape)}"
             )
         found[name] = _put(old, given, kept_mask(slots, tuple(old.shape), kept))
         if not torch.equal(gather_kept(found[name], slots, kept), given):
@@ -93,7 +104,8 @@ def _put(full: Tensor, small: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """Which file decided, of which form (``pruneopt plan`` or ``pns result``), and whether it came with weights."""
+    """Which file decided, of which form (``pruneopt plan`` or ``pns result``), and whether it came
+    with weights."""
 
     file: str
     form: str
@@ -105,10 +117,16 @@ class GivenPlan(Choose):
     """Keep the channels that a file names."""
 
     name: ClassVar[str] = "plan"
-    summary: ClassVar[str] = "keep the channels that a file names: a plan.json, or a pruning result of pns"
+    summary: ClassVar[str] = (
+        "keep the channels that a file names: a plan.json, or a pruning result of pns"
+    )
 
-    file: str = field(metadata={"help": "a plan.json of pruneopt, or a pruning result of pns as JSON"})
-    weights: str | None = option(None, "the weights of the network that this plan was cut to, to put in place first")
+    file: str = field(
+        metadata={"help": "a plan.json of pruneopt, or a pruning result of pns as JSON"}
+    )
+    weights: str | None = option(
+        None, "the weights of the network that this plan was cut to, to put in place first"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +145,9 @@ class GivenPlan(Choose):
         if self.weights is not None:
             small = read_weights(Path(self.weights))
             small = small if result is None else result.in_graph_order(small)
-            state.graph.weights = with_kept_weights(coupling, plan, state.graph.weights, small, self.weights)
+            state.graph.weights = with_kept_weights(
+                coupling, plan, state.graph.weights, small, self.weights
+            )
         form = "pruneopt plan" if result is None else "pns result"
         state.records[self.name] = PlanRecord(self.file, form, self.weights)
         return changed or self.weights is not None

@@ -1,8 +1,9 @@
-"""Train the cut network from scratch: new weights as PyTorch gives them to fresh layers, and a full training run.
+"""Train the cut network from scratch: new weights as PyTorch gives them to fresh layers, and a full
+training run.
 
-MetaPruning trains the structure it found from scratch and inherits nothing. The proof of the cut comes before, on the
-weights that the structure was cut from. New weights and training are one pass: a run that is stopped in between leaves
-the cut network and not an untrained one.
+MetaPruning trains the structure it found from scratch and inherits nothing. The proof of the cut
+comes before, on the weights that the structure was cut from. New weights and training are one pass:
+a run that is stopped in between leaves the cut network and not an untrained one.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ SCRATCH = SGD(
     label_smoothing=0.1,
     decay_norm=False,
 )
-"""MetaPruning's final training of MobileNets, with the published rate of 0.5 for batches of 1024 scaled to 128."""
+"""MetaPruning's final training of MobileNets, with the published rate of 0.5 for batches of 1024
+scaled to 128."""
 
 
 def fresh_weights(graph: Graph, seed: int) -> tuple[dict[str, Tensor], list[str]]:
     """New weights for the layers of a graph, and the parameters that belong to no layer.
 
-    The layers are those of the module that the graph generates, and each is initialised by its own class
-    (`reset_parameters`): convolutions and linear layers uniformly within 1 / sqrt(fan in), norms to 1 and 0 with fresh
-    statistics. The same seed gives the same weights.
+    The layers are those of the module that the graph generates, and each is initialised by its own
+    class (`reset_parameters`): convolutions and linear layers uniformly within 1 / sqrt(fan in),
+    norms to 1 and 0 with fresh statistics. The same seed gives the same weights.
 
     Returns:
-        Weights by name (parameters and buffers of layers), and the names of parameters that no layer initialises.
+        Weights by name (parameters and buffers of layers), and the names of parameters that no
+        layer initialises.
     """
     module = build_module(graph, graph.weights).cpu()
     fresh: set[str] = set()
@@ -57,13 +60,15 @@ def fresh_weights(graph: Graph, seed: int) -> tuple[dict[str, Tensor], list[str]
                 own = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
                 fresh.update(f"{prefix}.{name}" for name, _ in own)
     state = module.state_dict()
-    bare = [name for name, value in graph.params.items() if value.kind == "param" and name not in fresh]
+    bare = [
+        name for name, value in graph.params.items() if value.kind == "param" and name not in fresh
+    ]
     return {name: state[name] for name in graph.weights if name in fresh and name in state}, bare
 
 
 def decayed_by_role(coupling: Coupling) -> set[str]:
-    """The parameters that MetaPruning's final training decays: of all convolutions and linear layers but depthwise
-    ones, the projections of inverted residuals, and shortcuts.
+    """The parameters that MetaPruning's final training decays: of all convolutions and linear
+    layers but depthwise ones, the projections of inverted residuals, and shortcuts.
 
     The published code picks them by name; the roles are what the names have in common.
     """
@@ -76,18 +81,26 @@ def decayed_by_role(coupling: Coupling) -> set[str]:
 
 @dataclass(frozen=True)
 class Scratch(Pass):
-    """Give every layer of the cut network new weights, as PyTorch initialises them, and train it."""
+    """Give every layer of the cut network new weights, as PyTorch initialises them, and train
+    it."""
 
     name: ClassVar[str] = "scratch"
-    summary: ClassVar[str] = "train the cut network from scratch, from new weights (MetaPruning's last stage)"
+    summary: ClassVar[str] = (
+        "train the cut network from scratch, from new weights (MetaPruning's last stage)"
+    )
 
-    recipe: Recipe = option(SCRATCH, "how it is trained")  # noqa: RUF009  as dataclasses.field
-    decay: Literal["recipe", "role"] = option("recipe", "what decays: as the recipe says, or MetaPruning's roles")
+    recipe: Recipe = option(SCRATCH, "how it is trained")
+    decay: Literal["recipe", "role"] = option(
+        "recipe", "what decays: as the recipe says, or MetaPruning's roles"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recipe.epochs < 1:
-            raise UserError("epochs=0 would deliver an untrained network: train for at least 1, or leave scratch out")
+            raise UserError(
+                "epochs=0 would deliver an untrained network: train for at least 1, or leave "
+                "scratch out"
+            )
 
     @property
     def needs_data(self) -> str | None:
@@ -104,8 +117,10 @@ class Scratch(Pass):
         fresh, bare = fresh_weights(state.graph, state.seed)
         if bare:
             raise UserError(
-                f"{bare[0]} belongs to no layer whose initialisation PyTorch defines, so {state.graph.name} cannot be "
-                "trained from scratch here: keep its weights (weights=inherit), or train the written model.py yourself"
+                f"{bare[0]} belongs to no layer whose initialisation PyTorch defines, so "
+                f"{state.graph.name} cannot be "
+                "trained from scratch here: keep its weights (weights=inherit), or train the "
+                "written model.py yourself"
             )
         recipe, before = self.recipe, state.graph.weights
         decayed = decayed_by_role(state.need_coupling()) if self.decay == "role" else None
@@ -114,7 +129,10 @@ class Scratch(Pass):
         state.graph.weights = {**before, **fresh}
         try:
             log = train_state(
-                state, recipe, name=self.name, decays=None if decayed is None else lambda name, _: name in decayed
+                state,
+                recipe,
+                name=self.name,
+                decays=None if decayed is None else lambda name, _: name in decayed,
             )
         except BaseException:
             state.graph.weights = before

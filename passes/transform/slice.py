@@ -1,7 +1,8 @@
 """Slicing: from a plan to a smaller graph.
 
-Weights are gathered by the kept units; sizes, groups, paddings and shapes written into the graph are re-made from the
-new types, which the labels determine. Channels that are removed are dropped: what they contributed is folded nowhere.
+Weights are gathered by the kept units; sizes, groups, paddings and shapes written into the graph
+are re-made from the new types, which the labels determine. Channels that are removed are dropped:
+what they contributed is folded nowhere.
 """
 
 from __future__ import annotations
@@ -25,19 +26,25 @@ from pruneopt.passes.analysis.ops.rules import CREATED
 __all__ = ["slice_graph", "slice_weights"]
 
 
-def slice_weights(coupling: Coupling, kept: np.ndarray, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with the elements of removed units taken out (copies; ``kept`` is a boolean per unit)."""
+def slice_weights(
+    coupling: Coupling, kept: np.ndarray, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights with the elements of removed units taken out (copies; ``kept`` is a boolean per
+    unit)."""
     sliced: dict[str, Tensor] = {}
     sizes = KeptSizes(kept)
     for name, tensor in weights.items():
-        slots = coupling.slots_of(coupling.graph.params[name]) if name in coupling.graph.params else []
+        slots = (
+            coupling.slots_of(coupling.graph.params[name]) if name in coupling.graph.params else []
+        )
         small = sizes.gather(tensor, slots)
         sliced[name] = tensor.clone() if small is tensor else small.contiguous()
     return sliced
 
 
 def slice_graph(graph: Graph, coupling: Coupling, plan: Plan) -> Graph:
-    """The graph and weights that are left when only the plan's units stay. ``graph`` is not changed.
+    """The graph and weights that are left when only the plan's units stay. ``graph`` is not
+    changed.
 
     Raises `UserError` for a plan that breaks a constraint.
     """
@@ -84,9 +91,11 @@ class _Site:
         return None
 
     def flags(self, share: AxisShare) -> np.ndarray:
-        """Which positions of an axis are kept; of channels spread over several axes, in the first row.
+        """Which positions of an axis are kept; of channels spread over several axes, in the first
+        row.
 
-        The analysis lets an op count positions only where every row has its kept channels at the same places.
+        The analysis lets an op count positions only where every row has its kept channels at the
+        same places.
         """
         flags: np.ndarray = np.append(self.kept, True)[share.units.reshape(share.divisor, -1)[0]]
         return flags
@@ -105,7 +114,8 @@ def _as_attr(dim: Dim) -> Attr:
 
 
 def _remake_sizes(name: str) -> Callable[[_Site], None]:
-    """Ops that spell out their result's shape; -1 and sizes that did not change stay as they were written."""
+    """Ops that spell out their result's shape; -1 and sizes that did not change stay as they were
+    written."""
 
     def remake(site: _Site) -> None:
         given = site.op.attrs.get(name)
@@ -113,14 +123,18 @@ def _remake_sizes(name: str) -> Callable[[_Site], None]:
         old = site.old.result.type.plain().dims
         if not isinstance(given, tuple) or len(given) != len(dims):
             return
-        changed = tuple(size if size == -1 or old[i] == dims[i] else _as_attr(dims[i]) for i, size in enumerate(given))
+        changed = tuple(
+            size if size == -1 or old[i] == dims[i] else _as_attr(dims[i])
+            for i, size in enumerate(given)
+        )
         site.set(name, changed)
 
     return remake
 
 
 def _remake_repeat(site: _Site) -> None:
-    """Copies of a single place are as many as are kept; channels are repeated as often as before."""
+    """Copies of a single place are as many as are kept; channels are repeated as often as
+    before."""
     name = "repeats" if site.op.role == "repeat" else "dims"
     given, source = site.op.attrs.get(name), site.old.value(0)
     old, dims = site.old.result.type.plain().dims, site.op.result.type.dims
@@ -140,7 +154,10 @@ def _remake_unflatten(site: _Site) -> None:
     if isinstance(sizes, tuple):
         dims = site.op.result.type.dims
         first = number(site.op, "dim") % (len(dims) - len(sizes) + 1)
-        site.set("sizes", tuple(-1 if s == -1 else _as_attr(dims[first + i]) for i, s in enumerate(sizes)))
+        site.set(
+            "sizes",
+            tuple(-1 if s == -1 else _as_attr(dims[first + i]) for i, s in enumerate(sizes)),
+        )
 
 
 def _remake_conv(site: _Site) -> None:
@@ -148,7 +165,9 @@ def _remake_conv(site: _Site) -> None:
         _remake_conv_transpose(site)
         return
     x, weight = site.op.value(0), site.op.value(1)
-    if x is None or weight is None or isinstance(site.op.attrs["groups"], BatchSize):  # a group for each row
+    if (
+        x is None or weight is None or isinstance(site.op.attrs["groups"], BatchSize)
+    ):  # a group for each row
         return
     axis = x.type.rank - weight.type.rank + 1
     site.set("groups", x.type.shape()[axis] // weight.type.shape()[1])
@@ -178,7 +197,8 @@ def _remake_layer_norm(site: _Site) -> None:
 
 
 def _remake_split(site: _Site) -> None:
-    """Any way of splitting becomes a split into written-out sizes once the pieces are unequal or fewer."""
+    """Any way of splitting becomes a split into written-out sizes once the pieces are unequal or
+    fewer."""
     dim = number(site.op, "dim")
     sizes = tuple(value.type.shape()[dim] for value in site.op.results)
     old = tuple(value.type.shape()[dim] for value in site.old.results)
@@ -187,12 +207,15 @@ def _remake_split(site: _Site) -> None:
 
 
 def _remake_pad(site: _Site) -> None:
-    """As many channels of padding as are kept; where a pad is negative, as many are cut off as are kept of those."""
+    """As many channels of padding as are kept; where a pad is negative, as many are cut off as are
+    kept of those."""
     pads = numbers(site.op, "pad")
     rank = _type_of(site.op).rank
     new = []
     for place, count in enumerate(pads):
-        share = site.share(site.old.result if count > 0 else site.old.value(0), rank - 1 - place // 2)
+        share = site.share(
+            site.old.result if count > 0 else site.old.value(0), rank - 1 - place // 2
+        )
         flags = np.ones(abs(count), dtype=bool) if share is None or not count else site.flags(share)
         edge = flags[: abs(count)] if place % 2 == 0 else flags[len(flags) - abs(count) :]
         new.append(int(np.sign(count)) * int(edge.sum()))
@@ -255,7 +278,8 @@ def _range_of(op: Op, size: int) -> tuple[int, int, int]:
 
 
 def _remake_squeeze(site: _Site) -> None:
-    """An axis that was no axis of size 1 stays, even where one channel is left: squeezed axes are written out."""
+    """An axis that was no axis of size 1 stays, even where one channel is left: squeezed axes are
+    written out."""
     x, old = site.op.value(0), site.old.value(0)
     if x is None or old is None:
         return
@@ -264,7 +288,9 @@ def _remake_squeeze(site: _Site) -> None:
     axes = range(x.type.rank) if asked is None else asked if isinstance(asked, tuple) else (asked,)
     real = [axis % x.type.rank for axis in axes if isinstance(axis, int)]
     if any(before[axis] != 1 and after[axis] == 1 for axis in real):
-        gone = tuple(axis for axis in real if before[axis] == 1 or isinstance(before[axis], BatchSize))
+        gone = tuple(
+            axis for axis in real if before[axis] == 1 or isinstance(before[axis], BatchSize)
+        )
         site.retarget("aten.squeeze.dims", {"dim": gone})
 
 
@@ -304,10 +330,14 @@ REMAKE: dict[str, Callable[[_Site], None]] = {
     "squeeze": _remake_squeeze,
     "scaled_dot_product_attention": _remake_attention,
     **dict.fromkeys(CREATED, _remake_sizes("size")),
-    **dict.fromkeys(("view", "expand", "_unsafe_view", "view_copy", "expand_copy"), _remake_sizes("size")),
+    **dict.fromkeys(
+        ("view", "expand", "_unsafe_view", "view_copy", "expand_copy"), _remake_sizes("size")
+    ),
     **dict.fromkeys(("reshape",), _remake_sizes("shape")),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _remake_conv),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _remake_conv_transpose),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _remake_conv_transpose
+    ),
     **dict.fromkeys(("pad", "constant_pad_nd"), _remake_pad),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _remake_split),
     **dict.fromkeys(("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"), _remake_split),

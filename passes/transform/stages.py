@@ -1,4 +1,5 @@
-"""The fixed stages of a pipeline: couple, cost, slice, verify. Each is a thin pass around a function."""
+"""The fixed stages of a pipeline: couple, cost, slice, verify. Each is a thin pass around a
+function."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ PROOF_INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class CoupleReport:
-    """What coupling found: how many groups there are and are free, and what it has to say about the network."""
+    """What coupling found: how many groups there are and are free, and what it has to say about the
+    network."""
 
     groups: int
     free: int
@@ -45,8 +47,12 @@ class Couple(Pass):
 
     name: ClassVar[str] = "couple"
     summary: ClassVar[str] = "find which channels must be removed together"
-    heads: str = option("width", "how attention shrinks: width (channels within every head) or count (whole heads)")
-    groups: str = option("width", "the same for grouped convolutions and group norms: width, or count (whole groups)")
+    heads: str = option(
+        "width", "how attention shrinks: width (channels within every head) or count (whole heads)"
+    )
+    groups: str = option(
+        "width", "the same for grouped convolutions and group norms: width, or count (whole groups)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +63,11 @@ class Couple(Pass):
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
             return "the network is already cut: couple must come before slice"
-        return "the channel groups are known already: run couple once" if state.coupling is not None else None
+        return (
+            "the channel groups are known already: run couple once"
+            if state.coupling is not None
+            else None
+        )
 
     def run(self, state: State) -> bool:
         found = couple(state.graph, heads=self.heads, groups=self.groups)
@@ -93,10 +103,16 @@ class Cost(Pass):
     """Compile the costs of the network to polynomials in the widths of its groups."""
 
     name: ClassVar[str] = "cost"
-    summary: ClassVar[str] = "compile FLOPs, parameters, bytes and memory to functions of the widths"
+    summary: ClassVar[str] = (
+        "compile FLOPs, parameters, bytes and memory to functions of the widths"
+    )
 
-    convention: str = option("macs", "how FLOPs and parameters are counted: macs, 2x, or the convention of a paper")
-    latency: str | None = option(None, "a latency table, for budgets such as 4ms; `pruneopt profile` measures one")
+    convention: str = option(
+        "macs", "how FLOPs and parameters are counted: macs, 2x, or the convention of a paper"
+    )
+    latency: str | None = option(
+        None, "a latency table, for budgets such as 4ms; `pruneopt profile` measures one"
+    )
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -127,7 +143,11 @@ class Slice(Pass):
             return "the network is already cut"
         if state.coupling is None:
             return "run couple first"
-        return "choose channels first, with a pass such as prune, uniform or abn" if state.plan is None else None
+        return (
+            "choose channels first, with a pass such as prune, uniform or abn"
+            if state.plan is None
+            else None
+        )
 
     def run(self, state: State) -> bool:
         state.uncut = state.graph
@@ -157,14 +177,20 @@ class Verify(Pass):
         if state.masks is not None:
             check_masks(state)
         state.verification = verify_pruned(
-            state.uncut, state.need_coupling(), state.plan or {}, state.graph, _real_inputs(state), seed=state.seed
+            state.uncut,
+            state.need_coupling(),
+            state.plan or {},
+            state.graph,
+            _real_inputs(state),
+            seed=state.seed,
         )
         state.records[self.name] = state.verification
         return False
 
 
 def _real_inputs(state: State) -> list[Tensor] | None:
-    """A few calibration inputs, where there is data and the graph takes one input of any batch size."""
+    """A few calibration inputs, where there is data and the graph takes one input of any batch
+    size."""
     if state.workload is None or len(state.graph.inputs) != 1 or not state.graph.dynamic_batch:
         return None
     inputs, _ = next(state.workload.calibration.batches(PROOF_INPUTS))

@@ -1,10 +1,11 @@
 """Proof that a sliced network is the original with channels removed.
 
-The original graph runs at full size with the weight elements that *consume* removed channels set to zero (never the
-producers: sigmoid(0) is not 0). The kept elements of *every* value must equal the sliced network's to float rounding,
-so that no signal that dies out in depth can hide a misplaced channel. Where a statistic runs over removed channels
-(layer norm, softmax, a mean over channels) the function changes by construction: there the reference takes the
-statistic over the kept channels, so that everything else is still proved, and the report names the op.
+The original graph runs at full size with the weight elements that *consume* removed channels set to
+zero (never the producers: sigmoid(0) is not 0). The kept elements of *every* value must equal the
+sliced network's to float rounding, so that no signal that dies out in depth can hide a misplaced
+channel. Where a statistic runs over removed channels (layer norm, softmax, a mean over channels)
+the function changes by construction: there the reference takes the statistic over the kept
+channels, so that everything else is still proved, and the report names the op.
 """
 
 from __future__ import annotations
@@ -44,28 +45,63 @@ __all__ = [
 ]
 
 PRODUCTS = (
-    *("matmul", "bmm", "mm", "mv", "dot", "vdot", "addmm", "baddbmm", "einsum", "tensordot", "bilinear"),
+    *(
+        "matmul",
+        "bmm",
+        "mm",
+        "mv",
+        "dot",
+        "vdot",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "tensordot",
+        "bilinear",
+    ),
     "scaled_dot_product_attention",
 )
 UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 """Ops whose result holds whatever lay in memory."""
 DRAWS = (
-    *("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional"),
-    *("poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform"),
+    *(
+        "bernoulli",
+        "cauchy",
+        "exponential",
+        "geometric",
+        "log_normal",
+        "multinomial",
+        "normal",
+        "normal_functional",
+    ),
+    *(
+        "poisson",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+        "randn",
+        "randn_like",
+        "randperm",
+        "uniform",
+    ),
 )
-"""Ops that draw numbers, whatever the mode: the pruned network gets the kept ones of the original's."""
+"""Ops that draw numbers, whatever the mode: the pruned network gets the kept ones of the
+original's."""
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
-"""Largest error of any value in the float64 proof, relative to the largest kept element of that value."""
+"""Largest error of any value in the float64 proof, relative to the largest kept element of that
+value."""
 TINY = 1e-13
 """Absolute error that is rounding whatever the magnitude."""
 SINGLE = 1e-3
-"""Largest error on real input in float32, relative to the largest output; larger errors are no rounding."""
+"""Largest error on real input in float32, relative to the largest output; larger errors are no
+rounding."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proved. Errors are absolute; ``scale`` is the largest absolute output they compare with."""
+    """What was proved. Errors are absolute; ``scale`` is the largest absolute output they compare
+    with."""
 
     max_abs_error: float
     scale: float
@@ -87,11 +123,16 @@ class MaskedOriginal:
         self._small: dict[str, Tensor] = {}
         self._double = False
 
-    def steps(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
-        """Run at the original's size, op by op, from the original's weights; returns the outputs."""
+    def steps(
+        self, weights: Mapping[str, Tensor], *inputs: Tensor
+    ) -> Generator[tuple[Op, Sequence[Any]], None, Any]:
+        """Run at the original's size, op by op, from the original's weights; returns the
+        outputs."""
         self._double = _is_double(inputs, weights)
         boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
-        self._small = slice_weights(self.coupling, self.kept, {name: weights[name] for name in boxed})
+        self._small = slice_weights(
+            self.coupling, self.kept, {name: weights[name] for name in boxed}
+        )
         return self._interpreter.steps(weights, *inputs)
 
     def mask(self, value: Value, shape: tuple[int, ...]) -> Tensor:
@@ -108,7 +149,9 @@ class MaskedOriginal:
         if op.role in PRODUCTS:
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_operand(operand, operands[index])
-        elif read := {layer.value: layer.in_axis for layer in layer_weights(op) if layer.in_axis is not None}:
+        elif read := {
+            layer.value: layer.in_axis for layer in layer_weights(op) if layer.in_axis is not None
+        }:
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_read(operand, operands[index], read)
         return self._evaluate(op, operands)
@@ -120,34 +163,47 @@ class MaskedOriginal:
             if "." not in op.base:  # an op of PyTorch
                 raise
             kind = " in float64" if self._double else ""
-            raise UserError(f"{op} does not run on the CPU{kind}, which the proof needs ({error})") from error
+            raise UserError(
+                f"{op} does not run on the CPU{kind}, which the proof needs ({error})"
+            ) from error
 
     def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
         """Products of activations: removed elements of every operand count as zero."""
         if isinstance(operand, Value):
             return self._zero(operand, tensor)
         if isinstance(operand, tuple):
-            return [self._zero_operand(value, item) for value, item in zip(operand, tensor, strict=True)]
+            return [
+                self._zero_operand(value, item) for value, item in zip(operand, tensor, strict=True)
+            ]
         return tensor
 
     def _zero_read(self, operand: Operand, tensor: Any, read: Mapping[Value, int]) -> Any:
         """Weights of a layer: what they would read of removed channels counts as zero."""
         if isinstance(operand, tuple):
-            return [self._zero_read(value, item, read) for value, item in zip(operand, tensor, strict=True)]
+            return [
+                self._zero_read(value, item, read)
+                for value, item in zip(operand, tensor, strict=True)
+            ]
         if isinstance(operand, Value) and operand in read:
             return self._zero(operand, tensor, read[operand])
         return tensor
 
     def _zero(self, value: Value, tensor: Tensor, axis: int | None = None) -> Tensor:
-        """A tensor with its removed elements at zero: all of them, or those removed along one axis."""
-        slots = [slot for slot in self.coupling.slots_of(value) if axis is None or axis == slot.axes[-1]]
+        """A tensor with its removed elements at zero: all of them, or those removed along one
+        axis."""
+        slots = [
+            slot for slot in self.coupling.slots_of(value) if axis is None or axis == slot.axes[-1]
+        ]
         for part in kept_parts(slots, self.kept):
             if not part.all():
-                tensor = torch.where(part.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype))
+                tensor = torch.where(
+                    part.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype)
+                )
         return tensor
 
     def _run_on_kept(self, op: Op, operands: list[Any]) -> Any:
-        """Run a statistic over the kept elements only, and put the result back where those elements were."""
+        """Run a statistic over the kept elements only, and put the result back where those elements
+        were."""
         twin = self.twin[op]
         pairs = zip(op.operands, operands, strict=True)
         small = [self._small_operand(operand, tensor) for operand, tensor in pairs]
@@ -163,20 +219,28 @@ class MaskedOriginal:
 
     def _small_operand(self, operand: Operand, tensor: Any) -> Any:
         if isinstance(operand, tuple):
-            return [self._small_operand(value, item) for value, item in zip(operand, tensor, strict=True)]
+            return [
+                self._small_operand(value, item)
+                for value, item in zip(operand, tensor, strict=True)
+            ]
         if not isinstance(operand, Value):
             return tensor
         return self._small[operand.name] if operand.is_weight else self.keep(operand, tensor)
 
 
 def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
-    """An op in evaluation mode, at the batch size of the analysis; with ``double``, in float64 throughout."""
-    device = next((item.device for item in operands if isinstance(item, Tensor)), torch.device("cpu"))
+    """An op in evaluation mode, at the batch size of the analysis; with ``double``, in float64
+    throughout."""
+    device = next(
+        (item.device for item in operands if isinstance(item, Tensor)), torch.device("cpu")
+    )
     attrs = {name: torch_value(attr, BATCH, False, device) for name, attr in op.attrs.items()}
     if "momentum" in attrs and attrs["momentum"] is None:
         attrs["momentum"] = 0.0  # not read in evaluation mode
     if double:
-        attrs = {name: torch.float64 if attr in HALF_AND_SINGLE else attr for name, attr in attrs.items()}
+        attrs = {
+            name: torch.float64 if attr in HALF_AND_SINGLE else attr for name, attr in attrs.items()
+        }
     result = call(op.target, operands, attrs)
     if not isinstance(result, tuple | list):
         return _to_double(result) if double else result
@@ -184,11 +248,14 @@ def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
 
 
 def _is_double(inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether a run is in float64: the inputs say so or, where all of them are whole numbers, the weights."""
+    """Whether a run is in float64: the inputs say so or, where all of them are whole numbers, the
+    weights."""
     floating = [tensor for tensor in inputs if tensor.is_floating_point()]
     if floating:
         return any(tensor.dtype == torch.float64 for tensor in floating)
-    return all(weight.dtype == torch.float64 for weight in weights.values() if weight.is_floating_point())
+    return all(
+        weight.dtype == torch.float64 for weight in weights.values() if weight.is_floating_point()
+    )
 
 
 def _to_double(tensor: Tensor) -> Tensor:
@@ -208,11 +275,13 @@ def verify_pruned(
 ) -> Verification:
     """Prove ``pruned`` in float64 on random input, and in float32 on ``inputs`` where given.
 
-    The float64 proof runs on perturbed weights, so that channels with equal weights (a freshly initialised batch norm)
-    cannot hide a misplaced channel. Raises `VerificationError` that names the first op at which the networks part.
+    The float64 proof runs on perturbed weights, so that channels with equal weights (a freshly
+    initialised batch norm) cannot hide a misplaced channel. Raises `VerificationError` that names
+    the first op at which the networks part.
     """
     notes = tuple(
-        f"{note.op}: runs over removed channels of {', '.join(note.groups)}; the function changes by construction"
+        f"{note.op}: runs over removed channels of {', '.join(note.groups)}; the function changes "
+        "by construction"
         for note in coupling.notes
         if _pruned_any(coupling, plan, note.groups)
     )
@@ -223,34 +292,45 @@ def verify_pruned(
     proof = _prove(reference, pruned, weights, small, random_inputs(original, seed), EXACT)
     if proof.wrong is not None:
         raise VerificationError(
-            f"the pruned network is not the original with channels removed: it differs by {proof.error:.3g} "
+            "the pruned network is not the original with channels removed: it differs by "
+            f"{proof.error:.3g} "
             f"at {proof.wrong}; nothing is delivered"
         )
     _check_delivered(original, coupling, reference.kept, pruned)
     single = None
     if inputs is not None:
-        rows = [analysis_rows(value, tensor) for value, tensor in zip(original.inputs, inputs, strict=True)]
+        rows = [
+            analysis_rows(value, tensor)
+            for value, tensor in zip(original.inputs, inputs, strict=True)
+        ]
         real = _prove(reference, pruned, original.weights, pruned.weights, rows, math.inf)
         single = real.error
         if not single <= SINGLE * max(real.scale, 1.0):
             raise VerificationError(
-                f"the pruned network differs from the original with channels removed by {single:.3g} on real input "
+                "the pruned network differs from the original with channels removed by "
+                f"{single:.3g} on real input "
                 f"(outputs up to {real.scale:.3g}), beyond float32 rounding; nothing is delivered"
             )
     return Verification(proof.error, proof.scale, True, notes, single)
 
 
 def _check_delivered(original: Graph, coupling: Coupling, kept: np.ndarray, pruned: Graph) -> None:
-    """The proof slices perturbed weights for itself: what is delivered must be the same slices of the real ones."""
+    """The proof slices perturbed weights for itself: what is delivered must be the same slices of
+    the real ones."""
     for name, wanted in slice_weights(coupling, kept, original.weights).items():
         given = pruned.weights.get(name)
         declared = pruned.params[name].type.shape() if name in pruned.params else None
-        right = given is not None and given.shape == wanted.shape and torch.equal(given.to(wanted.device), wanted)
+        right = (
+            given is not None
+            and given.shape == wanted.shape
+            and torch.equal(given.to(wanted.device), wanted)
+        )
         if not right or declared != tuple(wanted.shape):
             users = pruned.params[name].users if name in pruned.params else ()
             where = f" of {users[0]}" if users else ""
             raise VerificationError(
-                f"the weight {name}{where} is not the original's with channels removed; nothing is delivered"
+                f"the weight {name}{where} is not the original's with channels removed; nothing is "
+                "delivered"
             )
 
 
@@ -267,13 +347,16 @@ def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
         # A sum is finite only if all terms are, and far faster to take than a test of each.
         tested = tensor.is_floating_point() and graph.params[name].kind == "param"
         if tested and not (tensor.detach().sum().isfinite() or tensor.isfinite().all()):
-            raise VerificationError(f"the parameter {name} holds NaN or infinity; nothing can be proved")
+            raise VerificationError(
+                f"the parameter {name} holds NaN or infinity; nothing can be proved"
+            )
     return varied(graph.weights, seed)
 
 
 def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Float64 weights, on the CPU, in which no two channels of any axis are alike: scaled along each axis, and vectors
-    shifted. They stay near what they were, so that signals neither vanish nor explode.
+    """Float64 weights, on the CPU, in which no two channels of any axis are alike: scaled along
+    each axis, and vectors shifted. They stay near what they were, so that signals neither vanish
+    nor explode.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -286,7 +369,11 @@ def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float64, copy=True)
             for axis, size in enumerate(tensor.shape):
-                tensor.mul_((0.75 + 0.5 * noise(size)).reshape([size if a == axis else 1 for a in range(tensor.dim())]))
+                tensor.mul_(
+                    (0.75 + 0.5 * noise(size)).reshape(
+                        [size if a == axis else 1 for a in range(tensor.dim())]
+                    )
+                )
             if tensor.dim() <= 1 and not name.endswith("running_var"):
                 tensor = tensor + 0.1 * (noise(*tensor.shape) - 0.5)
             elif not tensor.any():
@@ -296,7 +383,8 @@ def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
-    """Normal numbers in float64 for floating inputs, zeros and ones for others, at the batch size of the analysis."""
+    """Normal numbers in float64 for floating inputs, zeros and ones for others, at the batch size
+    of the analysis."""
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = []
     for value in graph.inputs:
@@ -318,7 +406,8 @@ def analysis_rows(value: Value, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Proof:
-    """Largest error and magnitude of the outputs; ``wrong`` is the first op with an error beyond rounding."""
+    """Largest error and magnitude of the outputs; ``wrong`` is the first op with an error beyond
+    rounding."""
 
     error: float
     scale: float
@@ -335,7 +424,8 @@ def _prove(
     inputs: Sequence[Tensor],
     tolerance: float,
 ) -> _Proof:
-    """Run the masked original and the pruned network side by side and compare the kept elements of every value."""
+    """Run the masked original and the pruned network side by side and compare the kept elements of
+    every value."""
     outputs = set(reference.coupling.graph.output_values)
     worst = scale = 0.0
     double = _is_double(inputs, small)
@@ -348,16 +438,28 @@ def _prove(
     for op, results in left:
         if op.base in DRAWS:
             twin = reference.twin[op]
-            drawn[twin] = reference.keep(op.result, results[0]).reshape(twin.result.type.shape(BATCH))
+            drawn[twin] = reference.keep(op.result, results[0]).reshape(
+                twin.result.type.shape(BATCH)
+            )
         try:
             twin, mine = next(right)
         except (RuntimeError, IndexError, ValueError) as failure:
-            return _Proof(math.inf, scale, f"{op}, which fails in the pruned network ({str(failure).splitlines()[0]})")
-        for value, small_value, full, tensor in zip(op.results, twin.results, results, mine, strict=True):
+            return _Proof(
+                math.inf,
+                scale,
+                f"{op}, which fails in the pruned network ({str(failure).splitlines()[0]})",
+            )
+        for value, small_value, full, tensor in zip(
+            op.results, twin.results, results, mine, strict=True
+        ):
             if not value.users and value not in outputs:
-                continue  # nobody reads it (torch 2.11 records another shape for the states of an LSTM than it gives)
+                # nobody reads it (torch 2.11 records another shape for the states of an LSTM than
+                # it gives)
+                continue
             if tuple(tensor.shape) != small_value.type.shape(BATCH):
-                return _Proof(math.inf, scale, f"{op}, whose result has another shape than its type says")
+                return _Proof(
+                    math.inf, scale, f"{op}, whose result has another shape than its type says"
+                )
             if op.role in UNWRITTEN:
                 continue
             error, size = difference(reference.keep(value, full), tensor)

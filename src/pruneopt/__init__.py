@@ -1,7 +1,8 @@
 """pruneopt: a pruning compiler for PyTorch.
 
-A trained network and a budget go in; a smaller network comes out, proved to be the same function with channels removed.
-The public names load on first use, so that `import pruneopt` does not start PyTorch.
+A trained network and a budget go in; a smaller network comes out, proved to be the same function
+with channels removed. The public names load on first use, so that `import pruneopt` does not start
+PyTorch.
 """
 
 from __future__ import annotations

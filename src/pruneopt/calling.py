@@ -1,7 +1,9 @@
-"""Another function in the place of a network's own ``forward``: the part of it that is to be pruned.
+"""Another function in the place of a network's own ``forward``: the part of it that is to be
+pruned.
 
-A network that cannot be captured as a whole, or that takes or returns something else than tensors, is called through a
-function ``forward(model, *inputs)``. Within that function ``model(...)`` means the network's own forward.
+A network that cannot be captured as a whole, or that takes or returns something else than tensors,
+is called through a function ``forward(model, *inputs)``. Within that function ``model(...)`` means
+the network's own forward.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ __all__ = ["calling", "replace_forward"]
 
 
 def replace_forward(model: nn.Module, forward: Callable[..., Any]) -> None:
-    """From now on ``model(*inputs)`` means ``forward(model, *inputs)``. Copies of the model call themselves so."""
+    """From now on ``model(*inputs)`` means ``forward(model, *inputs)``. Copies of the model call
+    themselves so."""
     # A partial, not a closure: a copied model must not hold the one it was copied from.
     chosen = partial(_guarded(forward), model)
     vars(chosen)["before"] = vars(model).get("forward")

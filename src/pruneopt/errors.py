@@ -1,7 +1,8 @@
 """The errors pruneopt raises: what the user did, and what we broke.
 
-A `UserError` carries one clear sentence: what is wrong, where in the user's file, what to do. The command line prints
-it without a traceback and exits with `exit_code`. An `InternalError` is ours: a broken invariant, please report it.
+A `UserError` carries one clear sentence: what is wrong, where in the user's file, what to do. The
+command line prints it without a traceback and exits with `exit_code`. An `InternalError` is ours: a
+broken invariant, please report it.
 """
 
 from __future__ import annotations

@@ -66,14 +66,21 @@ def test_what_is_read_beside_its_dropout_stays_whole_in_training() -> None:
         y = s.a(x)
         return s.b(s.drop(y)) + y.sum(1, keepdim=True)
 
-    survive(Net(forward, a=nn.Linear(4, 8), drop=nn.Dropout(0.5), b=nn.Linear(8, 3)), torch.randn(2, 4))
+    survive(
+        Net(forward, a=nn.Linear(4, 8), drop=nn.Dropout(0.5), b=nn.Linear(8, 3)), torch.randn(2, 4)
+    )
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
-def test_a_spectral_norm_over_removed_channels_is_noted(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """The proof counted its product with u as one that consumes channels, and saw no change of the kept ones."""
+def test_a_spectral_norm_over_removed_channels_is_noted(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    """The proof counted its product with u as one that consumes channels, and saw no change of the
+    kept ones."""
     model = Net(lambda s, x: s.b(s.a(x)), a=wrap(nn.Linear(4, 8)), b=nn.Linear(8, 3))
-    coupling = survive(model, torch.randn(2, 4), training=False)  # in training a step of the power iteration is made
+    coupling = survive(
+        model, torch.randn(2, 4), training=False
+    )  # in training a step of the power iteration is made
     assert any(note.groups for note in coupling.notes)
 
 
@@ -98,11 +105,14 @@ def test_complex_values_are_compared_as_numbers() -> None:
 
 
 def test_a_piece_may_be_empty() -> None:
-    """No class token to put before the others, nothing to fill up with: labels of nothing were looked at."""
+    """No class token to put before the others, nothing to fill up with: labels of nothing were
+    looked at."""
 
     def forward(s: Net, x: Tensor) -> Tensor:
         y = s.a(x)
-        z: Tensor = s.b(torch.cat([y[:, :0], y, s.p.weight.repeat(len(x), 0, 1), y[:, 6:].flip(1)], 1))
+        z: Tensor = s.b(
+            torch.cat([y[:, :0], y, s.p.weight.repeat(len(x), 0, 1), y[:, 6:].flip(1)], 1)
+        )
         return z
 
     net = Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3), p=nn.Embedding(1, 8))
@@ -119,7 +129,8 @@ def test_a_slice_of_no_channels_stays_one() -> None:
 
 
 def test_rolling_along_copies_leaves_channels_alone() -> None:
-    """A vector spread over an image, then rolled: the axis of copies stays, and took the channels' labels with it."""
+    """A vector spread over an image, then rolled: the axis of copies stays, and took the channels'
+    labels with it."""
 
     def forward(s: Net, x: Tensor) -> Tensor:
         y = s.a(x)[..., None, None].expand(-1, -1, 2, 2)

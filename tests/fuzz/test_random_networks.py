@@ -1,4 +1,5 @@
-"""Networks drawn at random from every structure, pruned at random: never a crash, never a wrong network."""
+"""Networks drawn at random from every structure, pruned at random: never a crash, never a wrong
+network."""
 
 from __future__ import annotations
 
@@ -42,15 +43,30 @@ def test_a_number_gives_the_same_network() -> None:
 
 def test_networks_hold_every_family() -> None:
     """Two hundred networks draw nearly all operators: none has become impossible to draw."""
-    drawn = {step.made.text.split()[0] for seed in range(200) for step in draw_network(SeededDice(seed), 12).plan.steps}
+    drawn = {
+        step.made.text.split()[0]
+        for seed in range(200)
+        for step in draw_network(SeededDice(seed), 12).plan.steps
+    }
     assert len(drawn) > 150
-    assert {kind for kinds, _ in UNARY for kind in kinds} == {"image", "series", "volume", "tokens", "vector"}
+    assert {kind for kinds, _ in UNARY for kind in kinds} == {
+        "image",
+        "series",
+        "volume",
+        "tokens",
+        "vector",
+    }
 
 
 def test_no_reference_is_idle() -> None:
     """Both references that are independent of the proof do compare, within a few networks."""
     COUNTS.clear()
-    references = ("zeroed original", "original Python at smaller widths", "training mode", "text round trip")
+    references = (
+        "zeroed original",
+        "original Python at smaller widths",
+        "training mode",
+        "text round trip",
+    )
     for seed in range(12):
         dice = SeededDice(seed)
         check(draw_network(dice, 3), dice)

@@ -23,7 +23,9 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 def test_the_difference_is_that_of_numpy(a: np.ndarray, data: st.DataObject) -> None:
     b = data.draw(arrays.arrays(np.float32, a.shape, elements=FLOATS))
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a.astype(np.float64) - b))
+        apart = np.where(
+            (a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a.astype(np.float64) - b)
+        )
     error, size = difference(torch.from_numpy(a), torch.from_numpy(b))
     np.testing.assert_allclose(error, apart.max(initial=0.0), rtol=1e-6)
     assert size == np.abs(a[np.isfinite(a)]).max(initial=0.0)

@@ -1,4 +1,5 @@
-"""The interpreter does what the module does: outputs, running statistics and gradients, in both modes."""
+"""The interpreter does what the module does: outputs, running statistics and gradients, in both
+modes."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -40,7 +41,9 @@ class Block(nn.Module):
 class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3), nn.Softmax(-1))
+        self.layers = nn.Sequential(
+            nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3), nn.Softmax(-1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -57,7 +60,13 @@ class Dropping(nn.Module):
 
 def tiny_vit() -> nn.Module:
     return models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=5,
     )
 
 
@@ -74,12 +83,17 @@ CASES: list[tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = [
 ]
 
 
-def twins(build: Callable[[], nn.Module], inputs: Callable[[], Tensor]) -> tuple[nn.Module, Graph, dict[str, Tensor]]:
+def twins(
+    build: Callable[[], nn.Module], inputs: Callable[[], Tensor]
+) -> tuple[nn.Module, Graph, dict[str, Tensor]]:
     """A float64 model, its graph, and weights of its own that gradients can reach."""
     torch.manual_seed(0)
     model = build().double()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and module.running_mean is not None:
+        if (
+            isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d)
+            and module.running_mean is not None
+        ):
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
     graph = capture(model, inputs())
@@ -135,7 +149,9 @@ def test_frozen_batch_norm_stays_frozen_in_a_training_network() -> None:
     model, graph, weights = twins(build, images)
     for _ in range(2):
         x = images()
-        torch.testing.assert_close(Interpreter(graph).run(weights, x, training=True), model(x), rtol=0, atol=0)
+        torch.testing.assert_close(
+            Interpreter(graph).run(weights, x, training=True), model(x), rtol=0, atol=0
+        )
     assert_same_state(model, weights)
     assert int(weights["bn.num_batches_tracked"]) == 0
     assert int(weights["plain.num_batches_tracked"]) == 2
@@ -212,6 +228,10 @@ def test_missing_weights_are_named() -> None:
 
 
 def test_a_wrong_number_of_results_is_our_fault() -> None:
-    graph = parse_graph(TEXT.replace("%a = ", "%a, %b = ").replace("%x, @w): ", "%x, @w): f32[N, 4], "))
-    with pytest.raises(InternalError, match=r"aten\.add\.Tensor .* gave 1 results, 2 were declared"):
+    graph = parse_graph(
+        TEXT.replace("%a = ", "%a, %b = ").replace("%x, @w): ", "%x, @w): f32[N, 4], ")
+    )
+    with pytest.raises(
+        InternalError, match=r"aten\.add\.Tensor .* gave 1 results, 2 were declared"
+    ):
         Interpreter(graph).run({"w": torch.zeros(4)}, torch.zeros(3, 4), torch.zeros(5, 3))

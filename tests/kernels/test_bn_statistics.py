@@ -25,7 +25,10 @@ def batches(n: int, seed: int) -> list[Tensor]:
     """Batches of different sizes, off centre."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(2, 6, (n,), generator=generator).tolist()
-    return [torch.randn(s, CHANNELS, 2, 3, generator=generator, dtype=torch.float64) * 3 + 5 for s in sizes]
+    return [
+        torch.randn(s, CHANNELS, 2, 3, generator=generator, dtype=torch.float64) * 3 + 5
+        for s in sizes
+    ]
 
 
 def norm(momentum: float | None, seed: int = 0) -> nn.BatchNorm2d:
@@ -88,7 +91,9 @@ def test_mean_is_update_bn(n: int, seed: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-@given(n=st.integers(0, 50), momentum=st.floats(0.01, 1.0), reset=st.booleans(), seen=st.integers(0, 9))
+@given(
+    n=st.integers(0, 50), momentum=st.floats(0.01, 1.0), reset=st.booleans(), seen=st.integers(0, 9)
+)
 def test_weights_add_up_to_one(n: int, momentum: float, reset: bool, seen: int) -> None:
     for weights in (ema_weights(n, momentum, reset), mean_weights(n, reset, seen)):
         assert float(weights.batches.sum()) + weights.old + weights.fresh == pytest.approx(1.0)
@@ -115,8 +120,12 @@ def test_no_batches_leave_what_there_was() -> None:
 def test_names() -> None:
     assert str(Averaging("mean")) == "mean(reset=true)"
     assert str(Averaging("ema", 0.1, reset=False)) == "ema(momentum=0.1, reset=false)"
-    assert torch.equal(Averaging("ema", 0.1).weights(5).batches, ema_weights(5, 0.1, reset=True).batches)
-    assert torch.equal(Averaging("mean", reset=False).weights(5, 3).batches, mean_weights(5, False, 3).batches)
+    assert torch.equal(
+        Averaging("ema", 0.1).weights(5).batches, ema_weights(5, 0.1, reset=True).batches
+    )
+    assert torch.equal(
+        Averaging("mean", reset=False).weights(5, 3).batches, mean_weights(5, False, 3).batches
+    )
 
 
 def test_what_cannot_be() -> None:

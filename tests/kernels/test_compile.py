@@ -1,9 +1,10 @@
 """What the compiler makes of the shipped configurations, for GPUs that need not be there.
 
-Nothing fails when a kernel spills registers, loses its 16-byte copies or wants more shared memory than there is: it is
-slow, or stops at its first launch. So the numbers are checked here, in a process without the interpreter.
-`golden_compile.json` holds registers and shared memory per minor version of Triton; an unknown version has the hard
-limits only. To add one: `python tests/kernels/test_compile.py`, and review what it wrote.
+Nothing fails when a kernel spills registers, loses its 16-byte copies or wants more shared memory
+than there is: it is slow, or stops at its first launch. So the numbers are checked here, in a
+process without the interpreter. `golden_compile.json` holds registers and shared memory per minor
+version of Triton; an unknown version has the hard limits only. To add one: `python
+tests/kernels/test_compile.py`, and review what it wrote.
 """
 
 import json
@@ -25,7 +26,14 @@ FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden_compile.json"
 MINOR = ".".join(triton.__version__.split(".")[:2])
 SLACK = 0.1
-MATRIX = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+MATRIX = {
+    80: "mma.sync",
+    86: "mma.sync",
+    89: "mma.sync",
+    90: "wgmma.mma_async",
+    100: "tcgen05.mma",
+    120: "mma.sync",
+}
 OTHERS = (86, 89, 100, 120)
 
 
@@ -60,7 +68,11 @@ def faults(made: dict[str, Any], golden: dict[str, Any]) -> list[str]:
         found.append(f"{made['registers']} registers times {made['threads']} threads do not fit")
     if made["shared"] > SHARED_MEMORY[architecture]:
         found.append(f"{made['shared']} bytes of shared memory do not fit")
-    if name.startswith(("conv", "dwconv", "add_act")) and "groups of" not in name and not made["wide_stores"]:
+    if (
+        name.startswith(("conv", "dwconv", "add_act"))
+        and "groups of" not in name
+        and not made["wide_stores"]
+    ):
         found.append("no store of 16 bytes: a fact about alignment was lost")
     if name.startswith("conv") and "groups of" not in name:
         products = "float32" not in name
@@ -89,7 +101,8 @@ def test_the_commonest_kernels(tmp_path: Path) -> None:
 
 
 def test_what_is_built_is_what_a_launch_compiles(tmp_path: Path) -> None:
-    """Otherwise these checks would be of other code: types, constants and alignment are inferred twice."""
+    """Otherwise these checks would be of other code: types, constants and alignment are inferred
+    twice."""
     assert run("launched", cache=tmp_path).split() == ["True"]
 
 
@@ -137,9 +150,13 @@ def test_a_fault_is_seen(change: dict[str, Any], message: str) -> None:
 def write_golden() -> None:
     """Record registers and shared memory of this Triton, beside what is known of others."""
     known = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
-    made = compiled("all", (80, 90, *OTHERS), Path(os.environ.get("TRITON_CACHE_DIR", ".triton-cache")))
+    made = compiled(
+        "all", (80, 90, *OTHERS), Path(os.environ.get("TRITON_CACHE_DIR", ".triton-cache"))
+    )
     known[MINOR] = {
-        f"{build['name']}, sm_{build['architecture']}": {what: build[what] for what in ("registers", "shared")}
+        f"{build['name']}, sm_{build['architecture']}": {
+            what: build[what] for what in ("registers", "shared")
+        }
         for build in made
     }
     GOLDEN.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")

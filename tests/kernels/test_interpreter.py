@@ -1,4 +1,5 @@
-"""The kernels' arithmetic without a GPU: `numerics/` in a process of its own, where Triton interprets them."""
+"""The kernels' arithmetic without a GPU: `numerics/` in a process of its own, where Triton
+interprets them."""
 
 import os
 import re
@@ -14,9 +15,15 @@ FOLDER = Path(__file__).parent / "numerics"
 def interpretable() -> str:
     """Why the interpreter cannot run here; empty where it can."""
     triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
-    versions = [tuple(int(n) for n in re.findall(r"\d+", module.__version__)[:2]) for module in (triton, numpy)]
+    versions = [
+        tuple(int(n) for n in re.findall(r"\d+", module.__version__)[:2])
+        for module in (triton, numpy)
+    ]
     if versions[0] < (3, 7) and versions[1] >= (2, 4):
-        return f"the interpreter of triton {triton.__version__} cannot run loops with numpy {numpy.__version__}"
+        return (
+            f"the interpreter of triton {triton.__version__} cannot run loops with numpy "
+            f"{numpy.__version__}"
+        )
     return ""
 
 
@@ -26,9 +33,25 @@ def test_kernels_in_the_interpreter() -> None:
         pytest.skip(reason)
     # Triton reads the switch when it is first imported, and what it interprets it cannot compile.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-x", str(FOLDER)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "-x",
+        str(FOLDER),
+    ]
     done = subprocess.run(
-        command, env=kept | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False, timeout=280
+        command,
+        env=kept | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -20,7 +20,9 @@ from pruneopt.kernels.stem import stem_launch
 from pruneopt.kernels.tiles import Tile, conv_tile
 from pruneopt.kernels.window import POINT, Window
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs without a GPU")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs without a GPU"
+)
 
 TILE = Tile(32, 32, 32, 1, 1)
 SAME = Window(4, 4, (3, 3), padding=(1, 1))
@@ -36,7 +38,12 @@ def segments(**changes: int) -> Segments:
 
 def launch(**changes: object) -> None:
     """A convolution that is right but for the changes."""
-    arguments = {"x": meta(2, 4, 4, 32), "weight": meta(9, 32, 32), "y": meta(2, 4, 4, 32), "segments": segments()}
+    arguments = {
+        "x": meta(2, 4, 4, 32),
+        "weight": meta(9, 32, 32),
+        "y": meta(2, 4, 4, 32),
+        "segments": segments(),
+    }
     conv_launch(**arguments | {"window": SAME, "tile": TILE} | changes)  # type: ignore[arg-type]
 
 
@@ -50,21 +57,37 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"weight": meta(9, 32, 16)}, "takes elements 0 to 9216 of weight, which has only 4608"),
     ({"y": meta(2, 4, 3, 32)}, "of y, which has only 768"),
     ({"x": meta(2, 32, 4, 4).transpose(1, 3)}, "x of shape [2, 4, 4, 32] is not contiguous"),
-    ({"x": meta(2, 4, 4, 32, dtype=torch.float64)}, "x is float64, and must be float32 or float16 or bfloat16"),
+    (
+        {"x": meta(2, 4, 4, 32, dtype=torch.float64)},
+        "x is float64, and must be float32 or float16 or bfloat16",
+    ),
     ({"weight": meta(9, 32, 32, dtype=torch.float16)}, "weight is float16, and must be float32"),
     ({"y": meta(2, 4, 4, 32, dtype=torch.float16)}, "y is float16, and must be float32"),
     ({"x": torch.empty(2, 4, 4, 32)}, "x is on cpu but the segment table on meta"),
     ({"prologue": Prologue(Affine(meta(16), meta(32)))}, "affine scale, which has only 16"),
-    ({"prologue": Prologue(Affine(meta(32), meta(32, dtype=torch.float16)))}, "affine shift is float16"),
+    (
+        {"prologue": Prologue(Affine(meta(32), meta(32, dtype=torch.float16)))},
+        "affine shift is float16",
+    ),
     ({"prologue": Prologue(table, residual=meta(512))}, "of residual, which has only 512"),
-    ({"prologue": Prologue(table, residual=meta(1024), residual_affine=Affine(meta(8), meta(8)))}, "has only 8"),
+    (
+        {
+            "prologue": Prologue(
+                table, residual=meta(1024), residual_affine=Affine(meta(8), meta(8))
+            )
+        },
+        "has only 8",
+    ),
     ({"epilogue": Partials(meta(32), meta(32), 64)}, "laid out for tiles of 64 rows, not 32"),
     ({"epilogue": Partials(meta(16), meta(32), 32)}, "of partial mean, which has only 16"),
     ({"epilogue": Output(meta(16))}, "takes elements 0 to 20 of bias, which has only 16"),
     ({"epilogue": Output(None, "relu", meta(16))}, "of residual, which has only 16"),
     ({"groups": 3}, "groups=3 does not divide the channels"),
     ({"precision": "bf16"}, "precision 'bf16' is unknown"),
-    ({"window": Window(4, 4, (3, 3)), "prologue": Prologue(table, materialised=meta(1024))}, "use add_act"),
+    (
+        {"window": Window(4, 4, (3, 3)), "prologue": Prologue(table, materialised=meta(1024))},
+        "use add_act",
+    ),
     (
         {"prologue": Prologue(residual=meta(1024)), "epilogue": Output(residual=meta(1024))},
         "adds a residual before or after, not both",
@@ -99,11 +122,17 @@ def pictures(**changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pictures": meta(2, 4, 5, 3, dtype=torch.uint8)}, "do not fit the window: give them as [pictures, 4, 4"),
+        (
+            {"pictures": meta(2, 4, 5, 3, dtype=torch.uint8)},
+            "do not fit the window: give them as [pictures, 4, 4",
+        ),
         ({"pictures": meta(2, 4, 4, 3)}, "pictures is float32, and must be uint8"),
         ({"segments": segments(n_in=1)}, "set n_in=3 in every segment"),
         ({"normalise": Affine(meta(1), meta(1))}, "one number for each of the 3 colours"),
-        ({"segments": segments(n_in=3, image=1)}, "takes elements 48 to 144 of pictures, which has only 96"),
+        (
+            {"segments": segments(n_in=3, image=1)},
+            "takes elements 48 to 144 of pictures, which has only 96",
+        ),
     ],
 )
 def test_bad_pictures_are_refused(changes: dict[str, object], message: str) -> None:
@@ -116,12 +145,24 @@ def test_bad_indices_are_refused() -> None:
     weight, packed, three = meta(8, 4, 3, 3), meta(9, 16, 16), torch.tensor([0, 1, 2])
     elementwise.pack_launch(weight, three, three, packed)
     cases: list[tuple[tuple[torch.Tensor, ...], str]] = [
-        ((weight, torch.tensor([8]), three, packed), "keep_out reaches from 8 to 8, outside 0 to 7"),
-        ((weight, three, torch.tensor([-1]), packed), "keep_in reaches from -1 to -1, outside 0 to 3"),
+        (
+            (weight, torch.tensor([8]), three, packed),
+            "keep_out reaches from 8 to 8, outside 0 to 7",
+        ),
+        (
+            (weight, three, torch.tensor([-1]), packed),
+            "keep_in reaches from -1 to -1, outside 0 to 3",
+        ),
         ((weight, three.int(), three, packed), "keep_out must be int64 indices on the host"),
         ((weight, three, three, meta(9, 8, 16)), "round both up to multiples of 16"),
-        ((weight, three, three, meta(1, 16, 16)), "9 taps does not fit packed of shape [1, 16, 16]"),
-        ((weight, three, torch.zeros(2, 2, dtype=torch.int64), packed), "3 outputs are not 2 equal shares"),
+        (
+            (weight, three, three, meta(1, 16, 16)),
+            "9 taps does not fit packed of shape [1, 16, 16]",
+        ),
+        (
+            (weight, three, torch.zeros(2, 2, dtype=torch.int64), packed),
+            "3 outputs are not 2 equal shares",
+        ),
         ((meta(8), three, three, packed), "pack takes a weight [out, in, ...]"),
     ]
     for arguments, message in cases:
@@ -156,7 +197,10 @@ def test_scores_and_their_teacher_belong_together() -> None:
         (lambda: Prologue(activation="gelu"), "activation 'gelu' is unknown"),
         (lambda: Prologue(residual_affine=table), "residual_affine is given without a residual"),
         (lambda: Tile(48, 32, 32, 4, 2), "are powers of two"),
-        (lambda: elementwise.add_act_launch(meta(64), segments(), 1, Prologue(), tile=TILE), "has nowhere to write"),
+        (
+            lambda: elementwise.add_act_launch(meta(64), segments(), 1, Prologue(), tile=TILE),
+            "has nowhere to write",
+        ),
     ],
 )
 def test_bad_operands_are_refused(made: Callable[[], object], message: str) -> None:
@@ -170,7 +214,9 @@ def test_without_a_gpu() -> None:
     host = Segments([Segment(n_in=20, n_out=20, images=2)])
     buffers = torch.empty(2, 32), torch.empty(1, 32, 32), torch.empty(2, 32)
     for tile in (None, TILE):
-        with pytest.raises(UserError, match=r"need an NVIDIA GPU, and these tensors are on cpu: .*reference"):
+        with pytest.raises(
+            UserError, match=r"need an NVIDIA GPU, and these tensors are on cpu: .*reference"
+        ):
             convolution.conv(*buffers, host, POINT, tile=tile)
 
 
@@ -208,7 +254,9 @@ except UserError as error:
     print(error)
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert "nothing is compiled" in done.stdout
 
 

@@ -1,4 +1,5 @@
-"""The references, which the kernels are compared with, against torch's own operations in float64."""
+"""The references, which the kernels are compared with, against torch's own operations in
+float64."""
 
 import pytest
 import torch
@@ -23,9 +24,22 @@ TWO = ((20, 17, (2, 3)), (1, 3, (1,)))
 CASES = [
     Case("plain", Window(7, 5, (3, 3), (2, 1), (1, 0)), TWO),
     Case("everything", Window(5, 6, (3, 3), padding=(1, 1)), TWO, True, "relu", True, True, True),
-    Case("dilated", Window(9, 9, (3, 2), (1, 2), (2, 1), (2, 3)), TWO, affine=True, activation="silu", prefix=True),
+    Case(
+        "dilated",
+        Window(9, 9, (3, 2), (1, 2), (2, 1), (2, 3)),
+        TWO,
+        affine=True,
+        activation="silu",
+        prefix=True,
+    ),
     Case("grouped", Window(5, 6, (3, 3), padding=(1, 1)), ((12, 20, (2,)),), affine=True, groups=4),
-    Case("depthwise", Window(5, 6, (3, 3), padding=(1, 1)), ((20, 20, (2,)),), affine=True, depthwise=True),
+    Case(
+        "depthwise",
+        Window(5, 6, (3, 3), padding=(1, 1)),
+        ((20, 20, (2,)),),
+        affine=True,
+        depthwise=True,
+    ),
     Case("evaluation", Window(5, 6), TWO, output=Output(activation="hardswish")),
 ]
 DOUBLE = Setting("fp64", torch.float64, "ieee", 1e-12, 1e-12, 1e-12)
@@ -43,7 +57,10 @@ def expected_input(case: Case, problem: Problem, segment: Segment) -> Tensor:
     def mapped(x: Tensor, affine: Affine | None, start: int) -> Tensor:
         if affine is None:
             return x
-        parts = (part[start : start + segment.n_in].view(1, -1, 1, 1) for part in (affine.scale, affine.shift))
+        parts = (
+            part[start : start + segment.n_in].view(1, -1, 1, 1)
+            for part in (affine.scale, affine.shift)
+        )
         scale, shift = parts
         return x * scale + shift
 
@@ -60,18 +77,26 @@ def test_convolutions(case: Case) -> None:
     problem = build(case, DOUBLE, "cpu", 8).float64()
     common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
-        reference.dwconv(problem.x, problem.weight, problem.y, problem.segments, case.window, **common)
+        reference.dwconv(
+            problem.x, problem.weight, problem.y, problem.segments, case.window, **common
+        )
     else:
         more = {"groups": case.groups}
-        reference.conv(problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more)
+        reference.conv(
+            problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more
+        )
     for segment in problem.segments.segments:
         x = expected_input(case, problem, segment)
         groups = segment.n_in if case.depthwise else case.groups
-        stored = problem.weight[segment.w :][: case.window.taps * segment.w_rows * segment.w_columns]
+        stored = problem.weight[segment.w :][
+            : case.window.taps * segment.w_rows * segment.w_columns
+        ]
         stored = stored.view(*case.window.kernel, segment.w_rows, segment.w_columns)
         weight = stored[:, :, : segment.n_in // groups, : segment.n_out].permute(3, 2, 0, 1)
         window = case.window
-        y = functional.conv2d(x, weight, None, window.stride, window.padding, window.dilation, groups)
+        y = functional.conv2d(
+            x, weight, None, window.stride, window.padding, window.dilation, groups
+        )
         out = (segment.images, window.out_height, window.out_width, segment.n_out)
         output = problem.epilogue
         if isinstance(output, Output):
@@ -103,26 +128,51 @@ def check_batch_norm(problem: Problem, segment: Segment, y: Tensor, pixels: int)
         affine=problem.affine,
         eps=EPS,
     )
-    gamma, beta = (tensor[segment.params : segment.params + segment.n_out] for tensor in (problem.gamma, problem.beta))
+    gamma, beta = (
+        tensor[segment.params : segment.params + segment.n_out]
+        for tensor in (problem.gamma, problem.beta)
+    )
     true = functional.batch_norm(y, None, None, gamma, beta, True, 0.0, EPS)
     span = slice(segment.out_table, segment.out_table + segment.n_out)
-    scale, shift = (tensor[span].view(1, -1, 1, 1) for tensor in (problem.affine.scale, problem.affine.shift))
+    scale, shift = (
+        tensor[span].view(1, -1, 1, 1) for tensor in (problem.affine.scale, problem.affine.shift)
+    )
     torch.testing.assert_close(y * scale + shift, true, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(problem.variance[span], y.var((0, 2, 3), correction=0), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        problem.variance[span], y.var((0, 2, 3), correction=0), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_pool() -> None:
     """The statistics of all rows together."""
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(rows, 16, generator=generator, dtype=torch.float64) + rows for rows in (4, 8, 6)]
-    mean, variance = torch.stack([b.mean(0) for b in batches]), torch.stack([b.var(0, correction=0) for b in batches])
+    batches = [
+        torch.randn(rows, 16, generator=generator, dtype=torch.float64) + rows for rows in (4, 8, 6)
+    ]
+    mean, variance = (
+        torch.stack([b.mean(0) for b in batches]),
+        torch.stack([b.var(0, correction=0) for b in batches]),
+    )
     segments = Segments(
-        [Segment(n_in=1, n_out=16, images=len(b) // 2, out_table=16 * i) for i, b in enumerate(batches)]
+        [
+            Segment(n_in=1, n_out=16, images=len(b) // 2, out_table=16 * i)
+            for i, b in enumerate(batches)
+        ]
     )
     pooled = [torch.full((16,), float("nan"), dtype=torch.float64) for _ in range(4)]
     ones, zeros = torch.ones(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
     pools = Pools([Pool(first=0, count=3, out_table=0)], segments)
-    reference.pool(mean, variance, *pooled[:2], pools, 2, gamma=ones, beta=zeros, affine=Affine(*pooled[2:]), eps=EPS)
+    reference.pool(
+        mean,
+        variance,
+        *pooled[:2],
+        pools,
+        2,
+        gamma=ones,
+        beta=zeros,
+        affine=Affine(*pooled[2:]),
+        eps=EPS,
+    )
     rows = torch.cat(batches)
     torch.testing.assert_close(pooled[0], rows.mean(0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pooled[1], rows.var(0, correction=0), rtol=1e-12, atol=1e-12)
@@ -138,14 +188,19 @@ def test_add_act(activation: str) -> None:
     (segment,) = problem.segments.segments
     assert problem.prologue.materialised is not None
     written = images(problem.prologue.materialised, segment.materialised, 2, 3, 4, 20)
-    torch.testing.assert_close(written, expected_input(case, problem, segment), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        written, expected_input(case, problem, segment), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_stem_and_mean() -> None:
     generator = torch.Generator().manual_seed(1)
     pictures = torch.randint(0, 256, (4, 6, 5, 3), generator=generator, dtype=torch.uint8)
     weight = torch.randn(9, 16, 16, generator=generator, dtype=torch.float64)
-    scale, shift = torch.rand(3, generator=generator).double(), torch.rand(3, generator=generator).double()
+    scale, shift = (
+        torch.rand(3, generator=generator).double(),
+        torch.rand(3, generator=generator).double(),
+    )
     window = Window(6, 5, (3, 3), (2, 2), (1, 1))
     segments = Segments([Segment(image=1, images=3, n_in=3, n_out=10)])
     y = torch.full((3, 3, 3, 16), float("nan"), dtype=torch.float64)
@@ -156,7 +211,13 @@ def test_stem_and_mean() -> None:
     torch.testing.assert_close(y[..., :10].permute(0, 3, 1, 2), true, rtol=1e-12, atol=1e-12)
     assert (y[..., 10:] == 0).all()
     mean = torch.full((3, 16), float("nan"), dtype=torch.float64)
-    reference.mean_pixels(y, mean, Segments([Segment(images=3, n_in=10, n_out=10)]), 9, prologue=Prologue(None, "relu"))
+    reference.mean_pixels(
+        y,
+        mean,
+        Segments([Segment(images=3, n_in=10, n_out=10)]),
+        9,
+        prologue=Prologue(None, "relu"),
+    )
     torch.testing.assert_close(mean[:, :10], true.relu().mean((2, 3)), rtol=1e-12, atol=1e-12)
 
 
@@ -164,7 +225,14 @@ def test_settings_are_those_of_the_kernels() -> None:
     """Float32 inputs give float32 sums: the reference is also what runs without a GPU."""
     case = CASES[0]
     problem = build(case, FP32, "cpu", 8)
-    reference.conv(problem.x, problem.weight, problem.y, problem.segments, case.window, epilogue=problem.epilogue)
+    reference.conv(
+        problem.x,
+        problem.weight,
+        problem.y,
+        problem.segments,
+        case.window,
+        epilogue=problem.epilogue,
+    )
     wide = problem.float64()
     wide.y.fill_(float("nan"))
     reference.conv(wide.x, wide.weight, wide.y, wide.segments, case.window, epilogue=wide.epilogue)

@@ -12,7 +12,12 @@ GOOD = {"n_in": 20, "n_out": 40, "images": 2}
 
 
 def test_columns_follow_the_fields() -> None:
-    table = Segments([Segment(x=16, w=32, y=48, partials=64, **GOOD), Segment(n_in=3, n_out=1, images=5, image=7)])
+    table = Segments(
+        [
+            Segment(x=16, w=32, y=48, partials=64, **GOOD),
+            Segment(n_in=3, n_out=1, images=5, image=7),
+        ]
+    )
     assert table.table.dtype == torch.int64
     assert table.table.shape == (2, 16)
     assert table.host[0].tolist() == [16, 32, 48, 0, 64, 0, 0, 0, 0, 0, 0, 20, 40, 48, 32, 2]
@@ -63,7 +68,9 @@ def test_a_part_outside_its_buffer_is_refused() -> None:
     table = Segments([Segment(**GOOD), Segment(x=16, **GOOD)])
     buffer = torch.empty(40)
     table.check("x", buffer, table.column("x"), torch.tensor([40, 24]))
-    with pytest.raises(UserError, match=r"segment 1 takes elements 16 to 41 of x, which has only 40"):
+    with pytest.raises(
+        UserError, match=r"segment 1 takes elements 16 to 41 of x, which has only 40"
+    ):
         table.check("x", buffer, table.column("x"), torch.tensor([40, 25]))
 
 
@@ -71,13 +78,17 @@ def test_a_segment_beyond_32_bits_is_refused() -> None:
     table = Segments([Segment(**GOOD)])
     huge = torch.empty(2 * LIMIT, device="meta")
     table.check("y", huge, table.column("y"), torch.tensor([LIMIT - 1]))
-    with pytest.raises(UserError, match="segment 0 takes 2147483648 elements of y, more than 2147483647"):
+    with pytest.raises(
+        UserError, match="segment 0 takes 2147483648 elements of y, more than 2147483647"
+    ):
         table.check("y", huge, table.column("y"), torch.tensor([LIMIT]))
 
 
 def test_a_narrow_weight_is_refused() -> None:
     table = Segments([Segment(w_rows=16, **GOOD)])
-    with pytest.raises(UserError, match="needs a weight of 32 rows per tap and 48 columns, not of 16 and 48"):
+    with pytest.raises(
+        UserError, match="needs a weight of 32 rows per tap and 48 columns, not of 16 and 48"
+    ):
         table.check_weight(torch.empty(10**6), 9, table.width("n_in"))
 
 

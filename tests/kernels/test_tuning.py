@@ -1,4 +1,5 @@
-"""Tuned tiles: the fastest by a clock that the test sets, kept in a file, and refused where they are not for."""
+"""Tuned tiles: the fastest by a clock that the test sets, kept in a file, and refused where they
+are not for."""
 
 from __future__ import annotations
 
@@ -30,11 +31,22 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("architecture", [80, 86, 90])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_the_default_is_the_table(architecture: int, dtype: torch.dtype, precision: tuning.Precision) -> None:
+def test_the_default_is_the_table(
+    architecture: int, dtype: torch.dtype, precision: tuning.Precision
+) -> None:
     """Also for widths and shares of a group that are no powers of two."""
-    for n_out, n_in, groups in ((1, 3, 1), (17, 64, 1), (64, 65, 1), (65, 31, 1), (300, 129, 1), (96, 96, 4)):
+    for n_out, n_in, groups in (
+        (1, 3, 1),
+        (17, 64, 1),
+        (64, 65, 1),
+        (65, 31, 1),
+        (300, 129, 1),
+        (96, 96, 4),
+    ):
         problem = tuning.Problem.of(n_out, n_in, THREE, groups, dtype, precision)
-        assert problem.default(architecture) == conv_tile(n_out, n_in, dtype, architecture, precision, groups)
+        assert problem.default(architecture) == conv_tile(
+            n_out, n_in, dtype, architecture, precision, groups
+        )
     for channels in (1, 17, 65, 400):
         problem = tuning.Problem.of(channels, channels, THREE, 0, dtype, precision)
         assert problem.default(architecture) == depthwise_tile(channels, architecture)
@@ -50,7 +62,9 @@ def test_what_shares_a_tile() -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for precision in ("ieee", "tf32")
     }
-    assert len(names) == 2 * (2 + 2 * 3)  # precision says nothing of half precision and of depthwise convolutions
+    assert len(names) == 2 * (
+        2 + 2 * 3
+    )  # precision says nothing of half precision and of depthwise convolutions
 
 
 def test_the_fastest_tile_is_taken() -> None:
@@ -76,7 +90,10 @@ def test_a_default_that_does_not_run_is_told() -> None:
     def measure(tile: Tile) -> float:
         raise RuntimeError("no such device")
 
-    with pytest.raises(UserError, match=r"the default tile of conv 64 to 128, 9 taps, .* does not run: RuntimeError"):
+    with pytest.raises(
+        UserError,
+        match=r"the default tile of conv 64 to 128, 9 taps, .* does not run: RuntimeError",
+    ):
         tuning.choose(tuning.Problem.of(128, 64, THREE, 1, torch.bfloat16), 90, measure)
 
 
@@ -108,7 +125,9 @@ def test_tiles_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_tiles_of_another_machine_are_ignored(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tiles.json"
     problem = saved(path, **{name: "another"})
-    with pytest.warns(RuntimeWarning, match=rf"are ignored: .*tiles.json is for {name} 'another', and this is"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"are ignored: .*tiles.json is for {name} 'another', and this is"
+    ):
         assert tuning.tuned_tiles(CPU, path).get(problem) is None
 
 
@@ -118,9 +137,20 @@ def test_tiles_of_another_machine_are_ignored(name: str, tmp_path: Path) -> None
         (None, "cannot be read"),
         ("{", "is no file of tuned tiles"),
         ("[]", "is no file of tuned tiles"),
-        (json.dumps({"format": 9, "for": {}, "tiles": {}}), "has format 9 instead of 1: tune again"),
-        (json.dumps({"format": 1, "for": {}, "tiles": {"a": {"tile": {"rows": 3}}}}), "is no file of tuned tiles"),
-        (json.dumps({"format": 1, "for": {}, "tiles": {"a": {"tile": dict.fromkeys(FIELDS, 3)}}}), "powers of two"),
+        (
+            json.dumps({"format": 9, "for": {}, "tiles": {}}),
+            "has format 9 instead of 1: tune again",
+        ),
+        (
+            json.dumps({"format": 1, "for": {}, "tiles": {"a": {"tile": {"rows": 3}}}}),
+            "is no file of tuned tiles",
+        ),
+        (
+            json.dumps(
+                {"format": 1, "for": {}, "tiles": {"a": {"tile": dict.fromkeys(FIELDS, 3)}}}
+            ),
+            "powers of two",
+        ),
     ],
 )
 def test_files_that_cannot_be_used_are_ignored(text: str | None, told: str, tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ def test_sizes_and_the_identity_tap(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> None:
-    fits = all(n + 2 * p >= d * (k - 1) + 1 for n, k, p, d in zip(size, kernel, padding, dilation, strict=True))
+    fits = all(
+        n + 2 * p >= d * (k - 1) + 1
+        for n, k, p, d in zip(size, kernel, padding, dilation, strict=True)
+    )
     if not fits:
         with pytest.raises(UserError, match="larger than the padded image"):
             Window(*size, kernel, stride, padding, dilation)
@@ -37,11 +40,18 @@ def test_sizes_and_the_identity_tap(
     made = functional.conv2d(image, taps, None, stride, padding, dilation)
     assert made.shape[2:] == (window.out_height, window.out_width)
     same = [tap for tap in range(window.taps) if torch.equal(made[0, tap], image[0, 0])]
-    # A stride beyond the image reads one pixel and looks like the identity; such a window just has none.
-    assert window.identity_tap in same if window.identity_tap is not None else not same or stride != (1, 1)
+    # A stride beyond the image reads one pixel and looks like the identity; such a window just has
+    # none.
+    assert (
+        window.identity_tap in same
+        if window.identity_tap is not None
+        else not same or stride != (1, 1)
+    )
 
 
-@pytest.mark.parametrize("bad", [{"stride": (0, 1)}, {"padding": (-1, 0)}, {"dilation": (1, 0)}, {"kernel": (0, 1)}])
+@pytest.mark.parametrize(
+    "bad", [{"stride": (0, 1)}, {"padding": (-1, 0)}, {"dilation": (1, 0)}, {"kernel": (0, 1)}]
+)
 def test_impossible_windows_are_refused(bad: dict[str, tuple[int, int]]) -> None:
     with pytest.raises(UserError, match="is impossible"):
         Window(5, 5, **bad)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Real images and weights beside the checkout, where they exist; small files for everything else."""
+"""Real images and weights beside the checkout, where they exist; small files for everything
+else."""
 
 from collections.abc import Callable
 from pathlib import Path

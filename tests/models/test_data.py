@@ -25,17 +25,22 @@ def first(workload: Workload, split: str = "test", **options: object) -> torch.T
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes of 20 images; a class's images share a hue, the red of an image is its number."""
+    """Three classes of 20 images; a class's images share a hue, the red of an image is its
+    number."""
     for label in range(3):
         for number in range(20):
             folder = tmp_path / "photos" / f"class{label}"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (30 + label, 24), (number * 10, 100 * label, 7)).save(folder / f"{number:02}.png")
+            Image.new("RGB", (30 + label, 24), (number * 10, 100 * label, 7)).save(
+                folder / f"{number:02}.png"
+            )
     return tmp_path / "photos"
 
 
 def test_digits_are_balanced_disjoint_and_repeatable() -> None:
-    one, two, other = (load_data("digits", input_shape=(1, 1, 8, 8), seed=seed) for seed in (0, 0, 1))
+    one, two, other = (
+        load_data("digits", input_shape=(1, 1, 8, 8), seed=seed) for seed in (0, 0, 1)
+    )
     assert one.describe() == two.describe()
     assert one.describe()["subval_sha256"] != other.describe()["subval_sha256"]
     assert torch.equal(one.test.indices, other.test.indices)
@@ -80,15 +85,21 @@ def test_limit_subval_and_calibration_options() -> None:
 
 def test_cifar_sheets_and_real_accuracy(shared: Path) -> None:
     spec = f"cifar10:{shared / 'cifar10'}?normalise=imagenet&limit=2000"
-    loaded = load_model("zoo:resnet20", weights=shared / "weights" / "cifar10_resnet20_optA.safetensors")
+    loaded = load_model(
+        "zoo:resnet20", weights=shared / "weights" / "cifar10_resnet20_optA.safetensors"
+    )
     assert isinstance(loaded.module, torch.nn.Module)
     assert loaded.workload(spec).score(loaded.module, "test") > 0.88
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "top1"), [("resnet20", 0.9173), ("resnet32", 0.9263), ("resnet56", 0.9339)])
+@pytest.mark.parametrize(
+    ("name", "top1"), [("resnet20", 0.9173), ("resnet32", 0.9263), ("resnet56", 0.9339)]
+)
 def test_published_accuracy(shared: Path, name: str, top1: float) -> None:
-    loaded = load_model(f"zoo:{name}", weights=shared / "weights" / f"cifar10_{name}_optA.safetensors")
+    loaded = load_model(
+        f"zoo:{name}", weights=shared / "weights" / f"cifar10_{name}_optA.safetensors"
+    )
     workload = loaded.workload(f"cifar10:{shared / 'cifar10'}?normalise=imagenet")
     assert len(workload.test) == 10_000
     assert isinstance(loaded.module, torch.nn.Module)
@@ -96,7 +107,9 @@ def test_published_accuracy(shared: Path, name: str, top1: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_python_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int) -> None:
+def test_cifar_python_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int
+) -> None:
     kind = cifar.CIFAR10 if classes == 10 else cifar.CIFAR100
     folder = tmp_path / kind.base_folder
     folder.mkdir()
@@ -104,11 +117,15 @@ def test_cifar_python_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     key = "labels" if classes == 10 else "fine_labels"
     for file, _ in kind.train_list + kind.test_list:
         data = generator.integers(0, 256, (400, 3072), dtype=np.uint8)
-        (folder / file).write_bytes(pickle.dumps({"data": data, key: [i % classes for i in range(400)]}))
+        (folder / file).write_bytes(
+            pickle.dumps({"data": data, key: [i % classes for i in range(400)]})
+        )
     names = {kind.meta["key"]: [str(i) for i in range(classes)]}
     (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names))
     with pytest.raises(UserError, match="holds no complete cifar-10"):
-        load_data(f"{name}:{tmp_path}", input_shape=CIFAR)  # the checksums are not the published ones
+        load_data(
+            f"{name}:{tmp_path}", input_shape=CIFAR
+        )  # the checksums are not the published ones
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     workload = load_data(f"{name}:{folder}", input_shape=CIFAR)
     assert (workload.num_classes, len(workload.test)) == (classes, 400)
@@ -170,7 +187,10 @@ def test_npz_images_and_vectors(tmp_path: Path) -> None:
         ({"x": np.zeros((9, 3)), "y": np.zeros(9)}, "must be whole numbers"),
         ({"x": np.full((9, 3), np.nan), "y": np.zeros(9, int)}, "NaN or infinite"),
         ({"x": np.zeros((9, 3), int), "y": np.zeros(9, int)}, "must be floats, or uint8 images"),
-        ({"x": np.zeros((50, 5)), "y": np.zeros(50, int)}, r"samples of shape \[5\] but the network takes"),
+        (
+            {"x": np.zeros((50, 5)), "y": np.zeros(50, int)},
+            r"samples of shape \[5\] but the network takes",
+        ),
     ],
 )
 def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

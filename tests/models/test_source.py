@@ -1,4 +1,5 @@
-"""Networks by name: what loads, what keeps files apart, and one clear sentence for everything else."""
+"""Networks by name: what loads, what keeps files apart, and one clear sentence for everything
+else."""
 
 import sys
 from collections.abc import Callable
@@ -48,7 +49,9 @@ def test_template_works_as_it_is(write: Write) -> None:
         ("timm:resnet10t", [(1, 3, 176, 176)]),
     ],
 )
-def test_library_networks(spec: str, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_networks(
+    spec: str, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("weights must not be downloaded")
 
@@ -108,7 +111,10 @@ def test_own_loss_metric_evaluate_and_data(write: Write) -> None:
     write("late.py", "VALUE = 0.75")
     loaded = load_model(path)
     workload = loaded.workload()
-    assert (workload.score(module_of(loaded)), workload.score(module_of(loaded), "test")) == (0.5, 0.75)
+    assert (workload.score(module_of(loaded)), workload.score(module_of(loaded), "test")) == (
+        0.5,
+        0.75,
+    )
     assert (len(workload.train), len(workload.subval), len(workload.test)) == (72, 18, 30)
     assert loaded.loss is workload.loss
     assert "late" not in sys.modules
@@ -118,14 +124,17 @@ def test_own_loss_metric_evaluate_and_data(write: Write) -> None:
     "returned",
     [
         "(x, y), (x, y), (x, y)",
-        "{'train': (x, y), 'test': (x, y), 'calibration': (x, y), 'subval': (x, y), 'num_classes': 3}",
+        "{'train': (x, y), 'test': (x, y), 'calibration': (x, y), 'subval': (x, y), 'num_classes': "
+        "3}",
         "TensorDataset(x, y), DataLoader(TensorDataset(x, y))",
         "Subset(TensorDataset(x, y), range(60)), list(zip(x, y))",
     ],
 )
 def test_forms_of_own_data(write: Write, returned: str) -> None:
     head = "from torch.utils.data import *\n"
-    loaded = load_model(write("own.py", head + NET + DATA + f"def data():\n    return {returned}\n"))
+    loaded = load_model(
+        write("own.py", head + NET + DATA + f"def data():\n    return {returned}\n")
+    )
     workload = loaded.workload()
     assert 0 <= workload.score(module_of(loaded), "test") <= 1
     labels = torch.cat([targets for _, targets in workload.subval.batches(1000)])
@@ -135,11 +144,17 @@ def test_forms_of_own_data(write: Write, returned: str) -> None:
 def test_finished_workload_and_spec_beside_the_file(write: Write, tmp_path: Path) -> None:
     import numpy as np
 
-    np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(60, 4)), y=np.arange(60) % 3)
+    np.savez(
+        tmp_path / "points.npz",
+        x=np.random.default_rng(0).normal(size=(60, 4)),
+        y=np.arange(60) % 3,
+    )
     loaded = load_model(write("model.py", NET + "data = 'npz:points.npz'\n"))
     assert loaded.workload().name == "npz"
     split = TensorSplit(torch.randn(6, 4), torch.arange(6) % 3, torch.arange(6))
-    own = LoadedModel("m", "m", nn.Linear(4, 3), (torch.ones(1, 4),), Workload("w", 3, split, split, split, split))
+    own = LoadedModel(
+        "m", "m", nn.Linear(4, 3), (torch.ones(1, 4),), Workload("w", 3, split, split, split, split)
+    )
     assert own.workload().name == "w"
     with pytest.raises(UserError, match="m names no data"):
         LoadedModel("m", "m", nn.Linear(4, 3), (torch.ones(1, 4),)).workload()
@@ -162,17 +177,24 @@ def test_each_file_has_its_own_siblings(write: Write) -> None:
     assert [module_of(loaded).out_features for loaded in (a, b, again)] == [3, 5, 3]
     assert sys.path == paths
     assert all(sys.modules[name] is module for name, module in before.items())
-    added = {name for name in sys.modules.keys() - before.keys() if name.partition(".")[0] in ("models", "utils")}
+    added = {
+        name
+        for name in sys.modules.keys() - before.keys()
+        if name.partition(".")[0] in ("models", "utils")
+    }
     assert not added
     assert sys.modules["pruneopt.models"].__name__ == "pruneopt.models"
 
 
-def test_a_name_loaded_from_elsewhere_does_not_stand_in(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_loaded_from_elsewhere_does_not_stand_in(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = type(sys)("utils")
     other.__file__ = write("elsewhere/utils.py", "")
     monkeypatch.setitem(sys.modules, "utils", other)
     write("own/utils.py", "WIDTH = 3\n")
-    loaded = load_model(write("own/model.py", "import utils\nfrom torch import nn\nmodel = nn.Linear(4, utils.WIDTH)\n"
+    loaded = load_model(write("own/model.py", "import utils\nfrom torch import nn\nmodel = "
+                                              "nn.Linear(4, utils.WIDTH)\n"
                               "input_shape = (1, 4)\n"))  # fmt: skip
     assert module_of(loaded).out_features == 3
     assert sys.modules["utils"] is other
@@ -188,26 +210,47 @@ def test_edited_file_is_read_again(write: Write) -> None:
     ("text", "message"),
     [
         ("model = (\n", r"model\.py line 1 is not valid Python"),
-        ("import torch\nraise ValueError('no\\nGPU')\n", r"model\.py line 2 raised ValueError while .*: no GPU"),
+        (
+            "import torch\nraise ValueError('no\\nGPU')\n",
+            r"model\.py line 2 raised ValueError while .*: no GPU",
+        ),
         ("import helper\n", r"helper\.py line 2 raised ZeroDivisionError"),
         ("import broken\n", r"broken\.py line 1 is not valid Python"),
         ("import not_there\n", r"line 1 raised ModuleNotFoundError .*No module named 'not_there'"),
         ("import sys\nsys.exit(1)\n", r"line 2 ends the program .*__main__"),
         ("x = 1\n", "defines neither 'model' nor 'make_model': add one$"),
         ("from torch import nn\nnet = nn.ReLU()\n", r"name one of net as model\.py:net"),
-        ("input_shape = (1, 4)\nmodel = 3\n", r"model\.py line 2: 'model' is a int, it must be a torch\.nn\.Module"),
+        (
+            "input_shape = (1, 4)\nmodel = 3\n",
+            r"model\.py line 2: 'model' is a int, it must be a torch\.nn\.Module",
+        ),
         ("def make_model():\n    return None\n", r"line 1: 'make_model' returns a NoneType"),
-        ("def make_model():\n    return 1 / 0\n", r"line 2 raised ZeroDivisionError while 'make_model' was called"),
-        ("def make_model(size):\n    pass\n", "raised TypeError while 'make_model' was called.*'size'"),
+        (
+            "def make_model():\n    return 1 / 0\n",
+            r"line 2 raised ZeroDivisionError while 'make_model' was called",
+        ),
+        (
+            "def make_model(size):\n    pass\n",
+            "raised TypeError while 'make_model' was called.*'size'",
+        ),
         (NET + "model = torch.jit.trace(model, torch.ones(1, 4))\n", "is TorchScript"),
         (NET + "model = nn.LazyLinear(3)\n", "'weight' in .* has no shape yet"),
         (NET + "model = nn.Linear(4, 3, device='meta')\n", "on the meta device"),
-        (NET + "model.bias.data[1] = torch.nan\n", "'bias' in .* holds 1 NaN or infinite values of 3"),
-        (NET + "model = nn.BatchNorm1d(4)\nmodel.running_var.fill_(torch.inf)\n", "'running_var' in .* holds 4"),
+        (
+            NET + "model.bias.data[1] = torch.nan\n",
+            "'bias' in .* holds 1 NaN or infinite values of 3",
+        ),
+        (
+            NET + "model = nn.BatchNorm1d(4)\nmodel.running_var.fill_(torch.inf)\n",
+            "'running_var' in .* holds 4",
+        ),
         (NET.replace("input_shape = (2, 4)", ""), "has no example_inputs and no input_shape"),
         (NET + "input_shape = (2, 'a')\n", r"model\.py line 4: input_shape must be whole numbers"),
         (NET + "example_inputs = 'a'\n", "line 5: example_inputs must be a tuple of tensors"),
-        (NET + "def example_inputs():\n    return 1 / 0\n", "line 6 raised ZeroDivisionError while example_inputs"),
+        (
+            NET + "def example_inputs():\n    return 1 / 0\n",
+            "line 6 raised ZeroDivisionError while example_inputs",
+        ),
         (NET + "data = 5\n", "line 5: data must be a data spec or a function, not a int"),
         (NET + "loss = 'l1'\n", "line 5: loss must be a function, not a str"),
     ],
@@ -232,7 +275,10 @@ def test_errors_in_the_file(write: Write, text: str, message: str) -> None:
         ("(x, y[:5]), (x, y)", "'train' of model has 90 inputs and 5 targets"),
         ("iter([1]), (x, y)", "is not a map-style data set"),
         ("(x, y), []", "'test' of model is empty"),
-        ("{'train': (x, y), 'test': (x, y), 'num_classes': 'a'}", "num_classes .* must be a whole number"),
+        (
+            "{'train': (x, y), 'test': (x, y), 'num_classes': 'a'}",
+            "num_classes .* must be a whole number",
+        ),
     ],
 )
 def test_errors_in_own_data(write: Write, returned: str, message: str) -> None:
@@ -242,7 +288,9 @@ def test_errors_in_own_data(write: Write, returned: str, message: str) -> None:
 
 
 def test_samples_that_do_not_stack(write: Write) -> None:
-    loaded = load_model(write("model.py", NET + "data = lambda: ([(torch.ones(i), 0) for i in range(40)],) * 2\n"))
+    loaded = load_model(
+        write("model.py", NET + "data = lambda: ([(torch.ones(i), 0) for i in range(40)],) * 2\n")
+    )
     with pytest.raises(UserError, match="cannot be stacked"):
         loaded.workload().score(module_of(loaded))
 
@@ -281,23 +329,37 @@ def test_bad_input_shape(write: Write) -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
 def test_forms_of_weights(tmp_path: Path, suffix: str, form: str, prefix: str) -> None:
     source = zoo.create("digits_resnet")
-    tensors = {prefix + key: value for key, value in source.state_dict().items() if "num_batches" not in key}
+    tensors = {
+        prefix + key: value
+        for key, value in source.state_dict().items()
+        if "num_batches" not in key
+    }
     path = tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
         save_file(tensors, path)
     else:
         torch.save(tensors if form == "plain" else {form: tensors, "epoch": 3}, path)
     loaded = module_of(load_model("zoo:digits_resnet", weights=path))
-    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True)
+    )
 
 
 def test_a_shared_parameter_may_be_stored_once(write: Write, tmp_path: Path) -> None:
     text = NET.replace("nn.Linear(4, 3)", "nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))")
     path = write("model.py", text + "model[1].weight = model[0].weight\n")
-    tensors = {key: torch.ones_like(value) for key, value in module_of(load_model(path)).state_dict().items()}
+    tensors = {
+        key: torch.ones_like(value)
+        for key, value in module_of(load_model(path)).state_dict().items()
+    }
     del tensors["1.weight"]
     save_file(tensors, tmp_path / "w.safetensors")
-    assert module_of(load_model(path, weights=tmp_path / "w.safetensors")).get_parameter("1.weight").sum() == 16
+    assert (
+        module_of(load_model(path, weights=tmp_path / "w.safetensors"))
+        .get_parameter("1.weight")
+        .sum()
+        == 16
+    )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -325,7 +387,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     without = {key: value for key, value in state.items() if not key.startswith("bn1.")}
     refused(r"it lacks 4 of the network's tensors, first 'bn1.weight'$", without)
     refused(r"it has 1 the network does not know, first 'head'$", state | {"head": torch.ones(1)})
-    refused(r"1 shapes differ, first bn1.bias, \[3\] in the file and \[16\]", state | {"bn1.bias": torch.ones(3)})
+    refused(
+        r"1 shapes differ, first bn1.bias, \[3\] in the file and \[16\]",
+        state | {"bn1.bias": torch.ones(3)},
+    )
     refused("'bn1.bias' in .*w.pt holds 16 NaN", state | {"bn1.bias": torch.full((16,), torch.nan)})
     refused("holds no state dict", {"epoch": 3})
     refused("holds Python objects, not only tensors", nn.Linear(2, 2))
@@ -341,7 +406,9 @@ def test_weights_path_errors(tmp_path: Path) -> None:
 
 def test_infinite_constants_are_allowed(write: Write) -> None:
     """Attention masks hold -inf on purpose."""
-    load_model(write("model.py", NET + "model.register_buffer('mask', torch.full((3,), -torch.inf))\n"))
+    load_model(
+        write("model.py", NET + "model.register_buffer('mask', torch.full((3,), -torch.inf))\n")
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet32", "resnet56"])
@@ -381,7 +448,9 @@ def forward(model, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "inputs"), [("ssdlite320_mobilenet_v3_large", 1), ("fasterrcnn_resnet50_fpn", 2)])
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("ssdlite320_mobilenet_v3_large", 1), ("fasterrcnn_resnet50_fpn", 2)]
+)
 def test_detectors_are_taken_up_to_their_raw_outputs(name: str, inputs: int) -> None:
     loaded = load_model(f"torchvision:{name}")
     assert len(loaded.example_inputs) == inputs

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruneopt.errors import UserError
-from pruneopt.models.workload import DatasetSplit, TensorSplit, Workload, balanced_order, cross_entropy, cut, top1
+from pruneopt.models.workload import (
+    DatasetSplit,
+    TensorSplit,
+    Workload,
+    balanced_order,
+    cross_entropy,
+    cut,
+    top1,
+)
 
 
 def small_workload(**changes: object) -> Workload:
@@ -16,7 +24,11 @@ def small_workload(**changes: object) -> Workload:
     whole = TensorSplit(inputs, torch.arange(60) % 3, torch.arange(60))
     train, calibration, subval = cut(np.arange(60) % 3, 60, seed=0)
     parts = [whole.select(torch.from_numpy(part)) for part in (train, calibration, subval)]
-    fields = {"name": "small", "num_classes": 3, **dict(zip(("train", "calibration", "subval"), parts, strict=True))}
+    fields = {
+        "name": "small",
+        "num_classes": 3,
+        **dict(zip(("train", "calibration", "subval"), parts, strict=True)),
+    }
     return Workload(**{**fields, "test": whole.head(30), **changes})  # type: ignore[arg-type]
 
 
@@ -37,7 +49,9 @@ def test_every_prefix_is_balanced(labels: list[int], seed: int, size: int) -> No
     assert sorted(order) == list(range(len(array)))
     taken = {label: list(array[order[:size]]).count(label) for label in set(labels)}
     most = max(taken.values())
-    assert all(count in (most, most - 1) or count == labels.count(label) for label, count in taken.items())
+    assert all(
+        count in (most, most - 1) or count == labels.count(label) for label, count in taken.items()
+    )
 
 
 def test_cut_balances_both_parts() -> None:
@@ -100,7 +114,9 @@ def test_score_limit() -> None:
     workload = small_workload()
     module = nn.Linear(4, 3)
     inputs, targets = next(workload.test.batches(10))
-    assert workload.score(module, "test", limit=10) == pytest.approx(top1(module(inputs), targets).mean().item())
+    assert workload.score(module, "test", limit=10) == pytest.approx(
+        top1(module(inputs), targets).mean().item()
+    )
 
 
 def test_own_evaluate_decides_on_the_whole_test_split() -> None:
@@ -113,7 +129,9 @@ def test_own_evaluate_decides_on_the_whole_test_split() -> None:
 def test_exported_program_can_be_scored() -> None:
     module = nn.Sequential(nn.Linear(4, 3)).eval()
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(module, (torch.randn(4, 4),), dynamic_shapes=({0: batch},)).module()
+    program = torch.export.export(
+        module, (torch.randn(4, 4),), dynamic_shapes=({0: batch},)
+    ).module()
     assert small_workload().score(program) == small_workload().score(module)
 
 
@@ -138,7 +156,11 @@ def test_bad_metric_and_evaluate() -> None:
 
 def test_outputs_of_other_kinds() -> None:
     logits, targets = torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([1, 1])
-    assert top1({"out": logits}, targets).tolist() == top1((logits, None), targets).tolist() == [1.0, 0.0]
+    assert (
+        top1({"out": logits}, targets).tolist()
+        == top1((logits, None), targets).tolist()
+        == [1.0, 0.0]
+    )
     assert cross_entropy((logits,), targets) == nn.functional.cross_entropy(logits, targets)
     dense = logits[:, :, None].expand(2, 2, 5)
     assert top1(dense, targets[:, None].expand(2, 5)).tolist() == [1.0, 0.0]

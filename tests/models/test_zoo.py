@@ -21,7 +21,8 @@ def macs(name: str, **options: object) -> float:
 
 
 def metapruning_flops(name: str) -> float:
-    """MetaPruning's formula, in millions: conv, linear and bias, BN and ReLU *module* inputs, k*k per pooled value."""
+    """MetaPruning's formula, in millions: conv, linear and bias, BN and ReLU *module* inputs, k*k
+    per pooled value."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -75,7 +76,9 @@ def test_macs(name: str, options: dict[str, object], expected: float) -> None:
     assert macs(name, **options) == pytest.approx(expected, abs=0.006)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("mobilenet_v1", 573.83), ("mobilenet_v2_1_4", 579.30)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mobilenet_v1", 573.83), ("mobilenet_v2_1_4", 579.30)]
+)
 def test_metapruning_formula(name: str, expected: float) -> None:
     assert metapruning_flops(name) == pytest.approx(expected, abs=0.006)
 

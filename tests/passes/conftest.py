@@ -1,4 +1,5 @@
-"""A plan at random or at the extreme, and the proof of what comes out, for every test of the passes."""
+"""A plan at random or at the extreme, and the proof of what comes out, for every test of the
+passes."""
 
 from __future__ import annotations
 
@@ -21,11 +22,16 @@ from pruneopt.passes.transform.verify import verify_pruned
 
 
 def random_plan(coupling: Coupling, seed: int | None) -> dict[str, np.ndarray]:
-    """Kept units of every free group: as few as allowed, or (with a seed) as many as chance has it, anywhere."""
+    """Kept units of every free group: as few as allowed, or (with a seed) as many as chance has it,
+    anywhere."""
     random = np.random.default_rng(seed)
     plan = {}
     for group in coupling.free:
-        count = group.least if seed is None else int(random.integers(group.least, len(group.blocks[0]) + 1))
+        count = (
+            group.least
+            if seed is None
+            else int(random.integers(group.least, len(group.blocks[0]) + 1))
+        )
         kept = [random.permutation(block)[:count] for block in group.blocks]
         plan[group.name] = np.sort(np.concatenate(kept))
     return plan
@@ -33,11 +39,14 @@ def random_plan(coupling: Coupling, seed: int | None) -> dict[str, np.ndarray]:
 
 def tensors(result: Any) -> list[torch.Tensor]:
     """The tensors of a network's result, in the order of its structure."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)
+    ]
 
 
 def awaken(model: nn.Module) -> nn.Module:
-    """Every parameter and statistic gets values of its own, so that no two channels are alike; in evaluation mode."""
+    """Every parameter and statistic gets values of its own, so that no two channels are alike; in
+    evaluation mode."""
     torch.manual_seed(0)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -57,7 +66,8 @@ def at_batch(inputs: Sequence[torch.Tensor], graph: Graph, size: int) -> list[to
 
 @pytest.fixture
 def prove() -> Callable[..., Coupling]:
-    """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run, regenerate each."""
+    """``prove(model, inputs)``: capture, couple, prune at random and to the minimum; verify, run,
+    regenerate each."""
 
     def run(
         model: nn.Module,

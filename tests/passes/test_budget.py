@@ -144,7 +144,10 @@ def parsed(text: str) -> Budget | str:
         return str(error)
 
 
-@given(st.text(max_size=20) | st.from_regex(r"[0-9.e+-]{1,4} ?[kMGT]?i?(FLOPs|B|params|s|%bytes)", fullmatch=True))
+@given(
+    st.text(max_size=20)
+    | st.from_regex(r"[0-9.e+-]{1,4} ?[kMGT]?i?(FLOPs|B|params|s|%bytes)", fullmatch=True)
+)
 def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
     result = parsed(text)
     if isinstance(result, str):
@@ -154,7 +157,12 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         assert result.unit in (*UNITS, "latency")
 
 
-UNIT_NAMES = {"flops": ("FLOPs", "MACs"), "params": ("params",), "bytes": ("B", "bytes"), "memory": ("Bmemory",)}
+UNIT_NAMES = {
+    "flops": ("FLOPs", "MACs"),
+    "params": ("params",),
+    "bytes": ("B", "bytes"),
+    "memory": ("Bmemory",),
+}
 
 
 @given(
@@ -163,12 +171,18 @@ UNIT_NAMES = {"flops": ("FLOPs", "MACs"), "params": ("params",), "bytes": ("B", 
     st.decimals(min_value="0.001", max_value=9999, places=3),
     st.data(),
 )
-def test_written_amounts_are_read_back(unit: str, prefix: str, number: object, data: st.DataObject) -> None:
+def test_written_amounts_are_read_back(
+    unit: str, prefix: str, number: object, data: st.DataObject
+) -> None:
     name = data.draw(st.sampled_from(UNIT_NAMES[unit]))
     text = "".join(data.draw(st.sampled_from((c.lower(), c.upper()))) for c in f"{prefix}{name}")
     budget = parse_budget(f"{number}{text}")
     exponent = 3 * ["", "k", "M", "G", "T"].index(prefix)
-    assert (budget.unit, budget.value, budget.relative) == (unit, float(f"{number}e{exponent}"), False)
+    assert (budget.unit, budget.value, budget.relative) == (
+        unit,
+        float(f"{number}e{exponent}"),
+        False,
+    )
 
 
 @given(st.sampled_from((*UNITS, "latency")), st.integers(1, 10**15))
@@ -248,7 +262,8 @@ def test_tightest() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0.001MFLOPs", "0.01%FLOPs", "10params", "0.1%params", "100B", "0.1%bytes", "1kBmemory"]
+    "text",
+    ["0.001MFLOPs", "0.01%FLOPs", "10params", "0.1%params", "100B", "0.1%bytes", "1kBmemory"],
 )
 def test_the_smallest_value_named_can_be_had(text: str) -> None:
     cost = cost_model()
@@ -286,7 +301,9 @@ def test_the_output_layer_is_named() -> None:
 
 def test_an_ignored_group_is_named() -> None:
     cost = cost_model(("layer3.0.conv1",))
-    with pytest.raises(BudgetError, match=r"group layer3\.0\.conv1 must stay whole: ignored by request"):
+    with pytest.raises(
+        BudgetError, match=r"group layer3\.0\.conv1 must stay whole: ignored by request"
+    ):
         check_reachable([parse_budget("0.1%params")], cost)
 
 
@@ -296,7 +313,8 @@ def test_nothing_can_be_removed() -> None:
     cost = CostModel(graph, couple(graph))
     assert cost.groups == ()
     with pytest.raises(
-        BudgetError, match=r"smaller than 100%FLOPs \(none of its channels can be removed: .* is frozen"
+        BudgetError,
+        match=r"smaller than 100%FLOPs \(none of its channels can be removed: .* is frozen",
     ):
         check_reachable([parse_budget("50%FLOPs")], cost)
     check_reachable([parse_budget("100%FLOPs")], cost)
@@ -307,7 +325,8 @@ def test_smallest_widths_asked_for_are_named() -> None:
     half = np.maximum(cost.full // 2, 1)
     check_reachable([parse_budget("20%FLOPs")], cost)
     with pytest.raises(
-        BudgetError, match=r"the smallest widths allowed for its groups forbid less; without them \d.*%FL"
+        BudgetError,
+        match=r"the smallest widths allowed for its groups forbid less; without them \d.*%FL",
     ):
         check_reachable([parse_budget("20%FLOPs")], cost, minimum=half)
     check_reachable([parse_budget("60%FLOPs")], cost, minimum=half)
@@ -325,5 +344,7 @@ def test_percentages_are_rounded_up() -> None:
     with pytest.raises(BudgetError) as error:
         check_reachable([parse_budget("0.001%FLOPs")], cost)
     share = float(str(error.value).partition("smaller than ")[2].partition("%")[0])
-    exact = 100 * float(cost.measure("flops", cost.minimum)) / float(cost.measure("flops", cost.full))
+    exact = (
+        100 * float(cost.measure("flops", cost.minimum)) / float(cost.measure("flops", cost.full))
+    )
     assert share == math.ceil(exact * 100) / 100

@@ -36,7 +36,9 @@ class Probe(Pass):
         if self.act == "rename":
             state.graph.name = "other"
         elif self.act == "weights":
-            state.graph.weights = {name: tensor.clone() for name, tensor in state.graph.weights.items()}
+            state.graph.weights = {
+                name: tensor.clone() for name, tensor in state.graph.weights.items()
+            }
         elif self.act == "break":
             graph = state.graph
             graph.set_type(graph.ops[0].result, graph.inputs[0].type)
@@ -64,14 +66,18 @@ def test_the_users_graph_stays_as_it_was(graph: Graph) -> None:
 
 @pytest.mark.parametrize("act", ["rename", "weights"])
 def test_a_dishonest_pass_is_caught(graph: Graph, act: str) -> None:
-    with pytest.raises(InternalError, match="probe says it changed nothing, but the graph is another one"):
+    with pytest.raises(
+        InternalError, match="probe says it changed nothing, but the graph is another one"
+    ):
         PassManager([Probe(act)]).run(graph)
     PassManager([Probe(act)], verify_ir=False).run(graph)
     PassManager([Probe(act, says=True)]).run(graph)
 
 
 def test_a_broken_graph_is_caught_after_the_pass_that_broke_it(graph: Graph) -> None:
-    with pytest.raises(InternalError, match=r"the pass probe \(after probe\) failed: IRError") as caught:
+    with pytest.raises(
+        InternalError, match=r"the pass probe \(after probe\) failed: IRError"
+    ) as caught:
         PassManager([Probe(), Probe("break", says=True), Probe()]).run(graph)
     assert caught.value.__cause__ is not None
 
@@ -85,14 +91,18 @@ def test_a_broken_input_is_caught_before_any_pass(graph: Graph) -> None:
 def test_a_failing_pass_is_named_with_those_before_it(graph: Graph) -> None:
     with pytest.raises(InternalError) as caught:
         PassManager([Probe(), Probe("rename", says=True), Probe("bug")]).run(graph)
-    assert str(caught.value) == "the pass probe (after probe, probe) failed: ZeroDivisionError: oops"
+    assert (
+        str(caught.value) == "the pass probe (after probe, probe) failed: ZeroDivisionError: oops"
+    )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(InternalError, match=r"the pass probe \(the first pass\) failed"):
         PassManager([Probe("bug")]).run(graph)
 
 
 @pytest.mark.parametrize(("act", "kind"), [("user", UserError), ("proof", VerificationError)])
-def test_errors_made_for_the_user_pass_through(graph: Graph, act: str, kind: type[Exception]) -> None:
+def test_errors_made_for_the_user_pass_through(
+    graph: Graph, act: str, kind: type[Exception]
+) -> None:
     with pytest.raises(kind) as caught:
         PassManager([Probe(act)]).run(graph)
     assert type(caught.value) is kind
@@ -116,7 +126,12 @@ def test_no_passes_give_the_network_back(graph: Graph) -> None:
     x = torch.randn(5, 3)
     assert result.module(x).shape == (5, 2)
     assert result.module is result.module
-    assert (result.plan, result.coupling, result.verification, result.budgets) == (None, None, None, ())
+    assert (result.plan, result.coupling, result.verification, result.budgets) == (
+        None,
+        None,
+        None,
+        (),
+    )
 
 
 # Instruments
@@ -179,7 +194,13 @@ def test_dump_leaves_numbered_files_that_parse(graph: Graph, tmp_path: Path) -> 
     pipeline = "couple,cost,l1{budget=60%FLOPs},slice"
     PassManager.parse(pipeline, instruments=[DumpDir(folder)]).run(graph)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["000_input.pir", "001_couple.pir", "002_cost.pir", "003_l1.pir", "004_slice.pir"]
+    assert names == [
+        "000_input.pir",
+        "001_couple.pir",
+        "002_cost.pir",
+        "003_l1.pir",
+        "004_slice.pir",
+    ]
     assert (folder / "000_input.pir").read_text() == print_graph(graph)
     for path in folder.iterdir():
         text = path.read_text()

@@ -18,12 +18,20 @@ from pruneopt.passes.plan import load_plan, save_plan
 
 @pytest.fixture(scope="module")
 def coupling() -> Coupling:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
     return couple(capture(model.eval(), (torch.randn(2, 3, 4, 4),)))
 
 
 def write(path: Path, **changes: Any) -> Path:
-    data = {"format": "pruneopt-plan", "version": 1, "network": "n", "groups": {}, "meta": {}} | changes
+    data = {
+        "format": "pruneopt-plan",
+        "version": 1,
+        "network": "n",
+        "groups": {},
+        "meta": {},
+    } | changes
     path.write_text(json.dumps(data))
     return path
 
@@ -91,7 +99,9 @@ def test_a_wrong_group(coupling: Coupling, tmp_path: Path, group: object, messag
 
 def test_a_plan_of_another_network(coupling: Coupling, tmp_path: Path) -> None:
     path = write(tmp_path / "plan.json", groups={"layer1": {"width": 8, "keep": [[0, 8]]}})
-    with pytest.raises(UserError, match=r"names the channel group 'layer1', which .* it belongs to another network"):
+    with pytest.raises(
+        UserError, match=r"names the channel group 'layer1', which .* it belongs to another network"
+    ):
         load_plan(path, coupling)
 
 
@@ -103,7 +113,9 @@ def test_a_plan_of_another_network(coupling: Coupling, tmp_path: Path) -> None:
         ({"version": 2}, "version 2; this pruneopt reads version 1"),
     ],
 )
-def test_not_a_plan(coupling: Coupling, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_not_a_plan(
+    coupling: Coupling, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         load_plan(write(tmp_path / "plan.json", **changes), coupling)
 

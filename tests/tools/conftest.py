@@ -1,4 +1,5 @@
-"""The command as users run it, in a process of its own or (for the many mistakes) inside the test's."""
+"""The command as users run it, in a process of its own or (for the many mistakes) inside the
+test's."""
 
 import os
 import subprocess
@@ -61,7 +62,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     def run(*words: object) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "pruneopt.tools.main", *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
 
     return run
 

@@ -36,22 +36,43 @@ BUDGET = ("--budget", "50%FLOPs")
         (["compile", "MODEL", "--pass", "abm", *BUDGET], "there is no pass 'abm'"),
         (["compile", "MODEL", "--pass", "l1{rond-to=8}", *BUDGET], "did you mean round-to?"),
         (["compile", "MODEL", "--pass", "l1{round-to=eight}", *BUDGET], "must be a whole number"),
-        (["compile", "MODEL", "--pass", "l1{round-to=auto:tpu}", *BUDGET], "or one of auto, auto:cuda-fp16"),
-        (["compile", "MODEL", "--round-to", "auto:tpu", *BUDGET], "round-to must be a whole number or one of auto"),
+        (
+            ["compile", "MODEL", "--pass", "l1{round-to=auto:tpu}", *BUDGET],
+            "or one of auto, auto:cuda-fp16",
+        ),
+        (
+            ["compile", "MODEL", "--round-to", "auto:tpu", *BUDGET],
+            "round-to must be a whole number or one of auto",
+        ),
         (["compile", "MODEL", "--pass", "l1,random", *BUDGET], "one pass that chooses channels"),
         (["compile", "MODEL", "--pass", "slice", *BUDGET], "one pass that chooses channels"),
-        (["compile", "MODEL", "--pipeline", "couple,cost,l1,slice", *BUDGET], "the pipeline lacks verify"),
-        (["compile", "MODEL", "--pipeline", "couple,cost,slice,verify", *BUDGET], "no pass chooses channels"),
+        (
+            ["compile", "MODEL", "--pipeline", "couple,cost,l1,slice", *BUDGET],
+            "the pipeline lacks verify",
+        ),
+        (
+            ["compile", "MODEL", "--pipeline", "couple,cost,slice,verify", *BUDGET],
+            "no pass chooses channels",
+        ),
         (["compile", "MODEL", "--device", "toaster", *BUDGET], "--device toaster cannot be used"),
         (["compile", "MODEL", "--device", "meta", *BUDGET], "--device meta cannot be used"),
         (["compile", "MODEL", "--data", "digitz", *BUDGET], "there is no data set 'digitz'"),
         (["compile", "MODEL", "--finetune-epochs", "3", *BUDGET], "finetune needs data"),
         (["compile", "MODEL", "--pass", "abn", *BUDGET], "abn needs data"),
         (["compile", "MODEL", "--ignore", "conv9", *BUDGET], "--ignore conv9"),
-        (["compile", "MODEL", "--width", "conv1", *BUDGET], "--width conv1: write a group and how many channels"),
-        (["compile", "MODEL", "--width", "conv9=4", *BUDGET], "--width conv9: no parameter, module or channel group"),
+        (
+            ["compile", "MODEL", "--width", "conv1", *BUDGET],
+            "--width conv1: write a group and how many channels",
+        ),
+        (
+            ["compile", "MODEL", "--width", "conv9=4", *BUDGET],
+            "--width conv9: no parameter, module or channel group",
+        ),
         (["compile", "MODEL", "--max-ratio", "1.5", *BUDGET], "--max-ratio 1.5: the largest share"),
-        (["compile", "MODEL", "--tie", "conv1,conv2", *BUDGET], "--tie conv1,conv2: groups that are equally wide"),
+        (
+            ["compile", "MODEL", "--tie", "conv1,conv2", *BUDGET],
+            "--tie conv1,conv2: groups that are equally wide",
+        ),
         (["compile", "MODEL", "--input", "1x3x8x8", *BUDGET], "3 channels"),
         (["compile", "MODEL", "--resume", *BUDGET], "nothing to resume"),
         (["compile", "MODEL", "--resume", "--force", *BUDGET], "not allowed with"),
@@ -64,7 +85,12 @@ BUDGET = ("--budget", "50%FLOPs")
     ],
 )
 def test_bad_input(
-    call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+    call: Call,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = call(*(tiny if word == "MODEL" else word for word in words))
@@ -96,7 +122,9 @@ def test_a_broken_file(call: Call, tmp_path: Path, text: str, said: str) -> None
 @pytest.mark.parametrize("fault", ["truncated", "nan", "other"])
 def test_weights_that_cannot_be_used(call: Call, tiny: Path, tmp_path: Path, fault: str) -> None:
     path = tmp_path / "weights.safetensors"
-    state = {name: tensor.clone() for name, tensor in load_model(str(tiny)).module.state_dict().items()}
+    state = {
+        name: tensor.clone() for name, tensor in load_model(str(tiny)).module.state_dict().items()
+    }
     said = {"truncated": "truncated", "nan": "'conv1.weight'", "other": "lacks"}[fault]
     if fault == "nan":
         state["conv1.weight"][0] = torch.nan
@@ -156,7 +184,9 @@ def test_debug_shows_where(call: Call, tmp_path: Path) -> None:
     assert done.err.splitlines()[-1].startswith("pruneopt: ")
 
 
-def test_an_error_of_ours_asks_for_a_report(call: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_asks_for_a_report(
+    call: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero\nand more")
 

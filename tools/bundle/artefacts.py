@@ -1,4 +1,5 @@
-"""What a bundle holds of the network itself: plan, source, weights, exported programs, and the graph as text."""
+"""What a bundle holds of the network itself: plan, source, weights, exported programs, and the
+graph as text."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ __all__ = ["drawing_ops", "foreign_ops", "onnx_notes", "write_artefacts"]
 
 
 def foreign_ops(graph: Graph) -> list[str]:
-    """The ops of users' libraries in a graph: ONNX has no word for them, so their networks are delivered without it."""
+    """The ops of users' libraries in a graph: ONNX has no word for them, so their networks are
+    delivered without it."""
     return sorted({op.base for op in graph.ops if "." in op.base})
 
 
 def drawing_ops(graph: Graph) -> list[str]:
-    """The ops of a graph that draw random numbers in evaluation mode too: another runtime draws others."""
+    """The ops of a graph that draw random numbers in evaluation mode too: another runtime draws
+    others."""
     return sorted({op.base for op in graph.ops if op.base in DRAWS})
 
 
@@ -38,7 +41,10 @@ def onnx_notes(graph: Graph) -> list[str]:
     if foreign := foreign_ops(graph):
         return [f"there is no model.onnx: ONNX has no word for {', '.join(foreign)}"]
     if drawing := drawing_ops(graph):
-        return [f"model.onnx was not compared: it draws random numbers of its own ({', '.join(drawing)})"]
+        return [
+            "model.onnx was not compared: it draws random numbers of its own "
+            f"({', '.join(drawing)})"
+        ]
     return []
 
 
@@ -66,7 +72,10 @@ def write_artefacts(
     save_plan(folder / "plan.json", plan, coupling, dropped=dropped)
     write_text(folder / "model.py", generate_source(after))
     # A safetensors file holds no shared memory: a tied weight is written under each of its names.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in module.state_dict().items()
+    }
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(safetensors.torch.save(state))
     if masks is not None:

@@ -1,8 +1,9 @@
 """The directory that a compile leaves: complete, or not there at all.
 
-Everything is written into a directory beside it, checked there, and takes the place of ``--out`` at the very end. Only
-a search's journal and the states of training runs live in ``--out`` before that, so that a killed run can be resumed.
-The journal stays with the bundle; the states are there for as long as the run is unfinished.
+Everything is written into a directory beside it, checked there, and takes the place of ``--out`` at
+the very end. Only a search's journal and the states of training runs live in ``--out`` before that,
+so that a killed run can be resumed. The journal stays with the bundle; the states are there for as
+long as the run is unfinished.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.selection.masks import MASKS
 from pruneopt.passes.training.checkpoint import SUFFIX
 
-__all__ = ["ARTEFACTS", "LATENCY_DB", "LATENCY_ROUNDS", "OutputDirectory", "fingerprint", "fingerprints"]
+__all__ = [
+    "ARTEFACTS",
+    "LATENCY_DB",
+    "LATENCY_ROUNDS",
+    "OutputDirectory",
+    "fingerprint",
+    "fingerprints",
+]
 
 ARTEFACTS = (
     *("plan.json", "model.py", "weights.safetensors", MASKS, "model.pt2", "model.onnx"),
@@ -29,8 +37,11 @@ ARTEFACTS = (
 )
 RECORDS = ("report.json", "report.html", "run.json")
 LATENCY_DB, LATENCY_ROUNDS = "latency.db", "latency-round"
-"""Times measured for budgets on targets, and how the names of what each round of a compile leaves begin."""
-QUANTISED = tuple(f"model.{dtype}.{suffix}" for dtype in ("int8", "fp16") for suffix in ("onnx", "json"))
+"""Times measured for budgets on targets, and how the names of what each round of a compile leaves
+begin."""
+QUANTISED = tuple(
+    f"model.{dtype}.{suffix}" for dtype in ("int8", "fp16") for suffix in ("onnx", "json")
+)
 """What `pruneopt quantise` adds."""
 OWN = {*ARTEFACTS, *RECORDS, *QUANTISED, JOURNAL, LATENCY_DB, "model.onnx.data", "__pycache__"}
 """What may lie in a directory that --force replaces, beside the states of training runs."""
@@ -48,7 +59,12 @@ class OutputDirectory:
     """
 
     def __init__(
-        self, path: Path, *, resume: bool = False, force: bool = False, own: Collection[str] = frozenset(OWN)
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        own: Collection[str] = frozenset(OWN),
     ) -> None:
         self.path, self.own = path, own
         self._made: list[Path] = []
@@ -78,16 +94,28 @@ class OutputDirectory:
             return
         names = sorted(entry.name for entry in self.path.iterdir())
         if resume and not any(map(_resumes, names)):
-            raise UserError(f"there is nothing to resume: {self.path} holds no {JOURNAL} and no state of a training")
+            raise UserError(
+                f"there is nothing to resume: {self.path} holds no {JOURNAL} and no state of a "
+                "training"
+            )
         if not names or resume:
             return
         known = (PARTIAL, LATENCY_ROUNDS)
-        foreign = [name for name in names if not (name in self.own or _resumes(name) or name.startswith(known))]
+        foreign = [
+            name
+            for name in names
+            if not (name in self.own or _resumes(name) or name.startswith(known))
+        ]
         if foreign:
-            raise UserError(f"--out {self.path} holds files of others, such as {foreign[0]}: name another directory")
+            raise UserError(
+                f"--out {self.path} holds files of others, such as {foreign[0]}: name another "
+                "directory"
+            )
         if not force:
             what = "search" if JOURNAL in names else "training"
-            hint = "--force replaces it" + (f", --resume continues its {what}" if any(map(_resumes, names)) else "")
+            hint = "--force replaces it" + (
+                f", --resume continues its {what}" if any(map(_resumes, names)) else ""
+            )
             raise UserError(f"--out {self.path} holds an earlier run: {hint}")
 
     @property
@@ -96,7 +124,8 @@ class OutputDirectory:
         return self.path.is_dir() and any(_resumes(entry.name) for entry in self.path.iterdir())
 
     def discard_if_empty(self) -> None:
-        """Remove the directories that were made here and hold nothing (a run that failed before it wrote)."""
+        """Remove the directories that were made here and hold nothing (a run that failed before it
+        wrote)."""
         for folder in self._made:
             try:
                 folder.rmdir()
@@ -105,7 +134,8 @@ class OutputDirectory:
 
     @contextmanager
     def replacing(self, *, unfinished: bool = False) -> Iterator[Path]:
-        """A directory to write the bundle into; it takes the place of ``--out`` when the block ends without error.
+        """A directory to write the bundle into; it takes the place of ``--out`` when the block ends
+        without error.
 
         Args:
             unfinished: keep the states of training runs, for --resume.
@@ -114,7 +144,9 @@ class OutputDirectory:
             UserError: it cannot be written (a full disk, a missing permission).
         """
         with _writing(self.path):
-            partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent))
+            partial = Path(
+                tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent)
+            )
             try:
                 yield partial
                 for entry in self.path.iterdir():
@@ -167,4 +199,7 @@ def fingerprint(path: Path) -> str:
 def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every artefact in a folder."""
     names = [name for name in (*ARTEFACTS, "model.onnx.data") if (folder / name).exists()]
-    return {name: {"sha256": fingerprint(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    return {
+        name: {"sha256": fingerprint(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    }

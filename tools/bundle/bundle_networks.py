@@ -1,4 +1,5 @@
-"""The networks that a bundle speaks of: the pruned one with its weights, and the original's graph."""
+"""The networks that a bundle speaks of: the pruned one with its weights, and the original's
+graph."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def pruned_of(folder: Path) -> Network:
         raise _broken(folder, "weights.safetensors") from error
     missing = [name for name in graph.params if name not in state]
     if missing:
-        raise UserError(f"{folder / 'weights.safetensors'} lacks {missing[0]}, which ir.after.txt names")
+        raise UserError(
+            f"{folder / 'weights.safetensors'} lacks {missing[0]}, which ir.after.txt names"
+        )
     return Network(graph, {name: state[name] for name in graph.params})
 
 
@@ -51,7 +54,10 @@ def original_of(folder: Path) -> Network:
     """
     dropped = data_of(folder, "plan.json").get("dropped")
     if dropped:
-        raise UserError(f"{folder} leaves out whole blocks ({min(dropped)}): name the original network by --original")
+        raise UserError(
+            f"{folder} leaves out whole blocks ({min(dropped)}): name the original network by "
+            "--original"
+        )
     graph = parse_graph(_text(folder, "ir.before.txt"), str(folder / "ir.before.txt"))
     return Network(graph, random_weights(graph))
 
@@ -62,7 +68,8 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def data_of(folder: Path, name: str) -> dict[str, Any]:
-    """One of the records of a bundle, such as ``run.json``; `UserError` where the folder holds none."""
+    """One of the records of a bundle, such as ``run.json``; `UserError` where the folder holds
+    none."""
     try:
         found = json.loads(_text(folder, name))
     except json.JSONDecodeError as error:
@@ -73,10 +80,13 @@ def data_of(folder: Path, name: str) -> dict[str, Any]:
 
 
 def random_weights(graph: Graph) -> dict[str, Tensor]:
-    """Weights for a network whose own are not there: signals keep about their size on the way through."""
+    """Weights for a network whose own are not there: signals keep about their size on the way
+    through."""
     generator = torch.Generator().manual_seed(0)
     variances = {norm.variance for norm in map(running_norm, graph.ops) if norm is not None}
-    return {name: _random(value, value in variances, generator) for name, value in graph.params.items()}
+    return {
+        name: _random(value, value in variances, generator) for name, value in graph.params.items()
+    }
 
 
 def _random(value: Value, variance: bool, generator: torch.Generator) -> Tensor:
@@ -97,4 +107,6 @@ def _text(folder: Path, name: str) -> str:
 
 
 def _broken(folder: Path, name: str) -> UserError:
-    return UserError(f"{folder} is not a bundle of pruneopt compile: its {name} is missing or cannot be read")
+    return UserError(
+        f"{folder} is not a bundle of pruneopt compile: its {name} is missing or cannot be read"
+    )

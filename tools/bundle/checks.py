@@ -1,7 +1,8 @@
 """Every artefact is loaded back and held to the pruned network before a compile reports success.
 
-The generated module, the exported program and the ONNX file run at batch 1 and 3 (at the captured batch where that is
-fixed); the plan is applied to the original once more. A difference names the artefact.
+The generated module, the exported program and the ONNX file run at batch 1 and 3 (at the captured
+batch where that is fixed); the plan is applied to the original once more. A difference names the
+artefact.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ __all__ = ["TOLERANCES", "Check", "check_artefacts", "check_inputs"]
 
 BATCHES = (1, 3)
 TOLERANCES = {"model.py": 1e-6, "model.pt2": 1e-5, "model.onnx": 1e-3}
-"""Largest difference of an output, relative to the largest output: the module and the program run the same kernels, an
-ONNX runtime its own, after folding batch norm into convolutions."""
+"""Largest difference of an output, relative to the largest output: the module and the program run
+the same kernels, an ONNX runtime its own, after folding batch norm into convolutions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was loaded back, at which batch sizes, and how far its outputs are off (0: the same bits)."""
+    """What was loaded back, at which batch sizes, and how far its outputs are off (0: the same
+    bits)."""
 
     artefact: str
     batches: tuple[int, ...]
@@ -63,7 +65,8 @@ def check_artefacts(
         module: the pruned network.
         graph: its graph.
         examples: inputs of one call.
-        replay: the original graph, its coupling, and the weights right after slicing: the plan must give these again.
+        replay: the original graph, its coupling, and the weights right after slicing: the plan must
+            give these again.
         masks: which weights must be zero, in the file of masks and in that of weights.
 
     Raises:
@@ -89,8 +92,11 @@ def check_artefacts(
     return found
 
 
-def check_inputs(graph: Graph, examples: Sequence[Tensor], batch: int, seed: int) -> tuple[Tensor, ...]:
-    """Inputs of one call at a batch size: random numbers, and the rows of the example for integers (they are codes)."""
+def check_inputs(
+    graph: Graph, examples: Sequence[Tensor], batch: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Inputs of one call at a batch size: random numbers, and the rows of the example for integers
+    (they are codes)."""
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for value, example in zip(graph.inputs, examples, strict=True):
@@ -98,7 +104,9 @@ def check_inputs(graph: Graph, examples: Sequence[Tensor], batch: int, seed: int
         if example.is_floating_point():
             inputs.append(torch.randn(shape, generator=generator).to(example.dtype))
         else:
-            rows = example.repeat(*(-(-size // have) for size, have in zip(shape, example.shape, strict=True)))
+            rows = example.repeat(
+                *(-(-size // have) for size, have in zip(shape, example.shape, strict=True))
+            )
             inputs.append(rows[tuple(slice(size) for size in shape)])
     return tuple(inputs)
 
@@ -120,7 +128,12 @@ def _check(
     with _naming(name):
         run = load()
         for item, wanted in zip(inputs, expected, strict=True):
-            worst = max(worst, same_outputs(_run(run, item), wanted, atol=tolerance * _scale(wanted), rtol=tolerance))
+            worst = max(
+                worst,
+                same_outputs(
+                    _run(run, item), wanted, atol=tolerance * _scale(wanted), rtol=tolerance
+                ),
+            )
     return Check(name, sizes, worst, tolerance)
 
 
@@ -150,7 +163,9 @@ def _program(path: Path) -> nn.Module:
     return torch.export.load(path).module()
 
 
-def _check_plan(path: Path, original: Graph, coupling: Coupling, sliced: Mapping[str, Tensor]) -> Check:
+def _check_plan(
+    path: Path, original: Graph, coupling: Coupling, sliced: Mapping[str, Tensor]
+) -> Check:
     with _naming("plan.json"):
         again = slice_graph(original, coupling, load_plan(path, coupling)).weights
         if again.keys() != sliced.keys():
@@ -167,7 +182,11 @@ def _naming(artefact: str) -> Iterator[None]:
     try:
         yield
     except VerificationError as error:
-        raise VerificationError(f"{artefact} is not the pruned network: {error}; nothing is delivered") from error
+        raise VerificationError(
+            f"{artefact} is not the pruned network: {error}; nothing is delivered"
+        ) from error
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise VerificationError(f"{artefact} cannot be loaded back: {text}; nothing is delivered") from error
+        raise VerificationError(
+            f"{artefact} cannot be loaded back: {text}; nothing is delivered"
+        ) from error

@@ -5,13 +5,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["bench", "compile", "inspect", "latency", "new", "passes", "profile", "quantise", "search", "targets"]
+__all__ = [
+    "bench",
+    "compile",
+    "inspect",
+    "latency",
+    "new",
+    "passes",
+    "profile",
+    "quantise",
+    "search",
+    "targets",
+]
 
 CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
-MODEL = "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options go behind a '?'"
-ROUND_TO = "widths are multiples of K where they can be; auto: of what the device likes, auto:cuda-fp16: another target"
-BUDGET = "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms@ort-cpu; repeat it for several"
+MODEL = (
+    "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options "
+    "go behind a '?'"
+)
+ROUND_TO = (
+    "widths are multiples of K where they can be; auto: of what the device likes, "
+    "auto:cuda-fp16: another target"
+)
+BUDGET = (
+    "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms@ort-cpu; repeat it "
+    "for several"
+)
 
 
 def compile(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +46,45 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     _budget(parser)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        "--pass", dest="pass_text", metavar="NAME[{key=value ...}]", default="l1", help="what chooses the channels (l1)"
+        "--pass",
+        dest="pass_text",
+        metavar="NAME[{key=value ...}]",
+        default="l1",
+        help="what chooses the channels (l1)",
     )
-    choice.add_argument("--pipeline", metavar="'A,B{k=v}'", help="a whole pipeline instead, from couple to verify")
     choice.add_argument(
-        "--from-front", metavar="K", type=_positive, help="point K of the front in the folder that MODEL names instead"
+        "--pipeline", metavar="'A,B{k=v}'", help="a whole pipeline instead, from couple to verify"
     )
-    parser.add_argument("--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the bundle's directory (pruned/ and the model's name)")
-    parser.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
-    parser.add_argument(
-        "--device", metavar="D", default="cpu", help="where data runs through networks: cpu, cuda:1 (cpu)"
+    choice.add_argument(
+        "--from-front",
+        metavar="K",
+        type=_positive,
+        help="point K of the front in the folder that MODEL names instead",
     )
     parser.add_argument(
-        "--finetune-epochs", metavar="N", type=_count, default=0, help="train the pruned network for N epochs (0)"
+        "--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="the bundle's directory (pruned/ and the model's name)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        default="cpu",
+        help="where data runs through networks: cpu, cuda:1 (cpu)",
+    )
+    parser.add_argument(
+        "--finetune-epochs",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="train the pruned network for N epochs (0)",
     )
     parser.add_argument(
         "--repair",
@@ -47,17 +92,28 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         type=_repairs,
         action="extend",
         default=[],
-        help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; several joined by commas",
+        help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; "
+        "several joined by commas",
     )
     _latency(parser)
     parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
-    parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
+    parser.add_argument(
+        "--min-channels", metavar="K", type=_positive, help="no group gets narrower than this"
+    )
     _constraints(parser)
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue a search or training that was stopped in --out")
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue a search or training that was stopped in --out",
+    )
     again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else, on stdout")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the verdict")
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON, and nothing else, on stdout"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors and the verdict"
+    )
 
 
 def search(parser: argparse.ArgumentParser) -> None:
@@ -74,34 +130,72 @@ def search(parser: argparse.ArgumentParser) -> None:
         metavar="COST",
         action="append",
         default=[],
-        help="flops, params, bytes, memory or latency@ort-cpu (flops); repeat it: the front spreads over the first",
+        help="flops, params, bytes, memory or latency@ort-cpu (flops); repeat it: the front "
+        "spreads over the first",
     )
     _latency(parser)
     parser.add_argument(
-        "--range", metavar="A:B", type=_range, help="percent of the first cost that are explored (a fifth to all)"
+        "--range",
+        metavar="A:B",
+        type=_range,
+        help="percent of the first cost that are explored (a fifth to all)",
     )
-    parser.add_argument("--candidates", metavar="N", type=_positive, help="structures to judge (200)")
-    parser.add_argument("--population", metavar="N", type=_positive, help="structures in a generation (20)")
-    parser.add_argument("--searcher", choices=("nsga2", "random"), help="what proposes structures (nsga2)")
-    parser.add_argument("--evaluator", metavar="NAME[{key=value ...}]", help="what judges structures (abn)")
-    parser.add_argument("--criterion", metavar="NAME", help="which channels of a group go: those it scores lowest (l1)")
     parser.add_argument(
-        "--before", metavar="'A,B{k=v}'", default="couple,cost", help="the passes before the search (couple,cost)"
+        "--candidates", metavar="N", type=_positive, help="structures to judge (200)"
     )
-    parser.add_argument("--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the front goes (fronts/ and the model's name)")
-    parser.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
-    parser.add_argument("--device", metavar="D", default="cpu", help="where data runs through networks (cpu)")
+    parser.add_argument(
+        "--population", metavar="N", type=_positive, help="structures in a generation (20)"
+    )
+    parser.add_argument(
+        "--searcher", choices=("nsga2", "random"), help="what proposes structures (nsga2)"
+    )
+    parser.add_argument(
+        "--evaluator", metavar="NAME[{key=value ...}]", help="what judges structures (abn)"
+    )
+    parser.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help="which channels of a group go: those it scores lowest (l1)",
+    )
+    parser.add_argument(
+        "--before",
+        metavar="'A,B{k=v}'",
+        default="couple,cost",
+        help="the passes before the search (couple,cost)",
+    )
+    parser.add_argument(
+        "--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where the front goes (fronts/ and the model's name)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
+    )
+    parser.add_argument(
+        "--device", metavar="D", default="cpu", help="where data runs through networks (cpu)"
+    )
     parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
-    parser.add_argument("--min-channels", metavar="K", type=_positive, help="no group gets narrower than this")
+    parser.add_argument(
+        "--min-channels", metavar="K", type=_positive, help="no group gets narrower than this"
+    )
     _constraints(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
-        "--resume", action="store_true", help="continue the search in --out, to more candidates if asked"
+        "--resume",
+        action="store_true",
+        help="continue the search in --out, to more candidates if asked",
     )
     again.add_argument("--force", action="store_true", help="replace an earlier front in --out")
-    parser.add_argument("--json", action="store_true", help="print the front as JSON, and nothing else, on stdout")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print the front as JSON, and nothing else, on stdout"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors and the last line"
+    )
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
@@ -109,15 +203,31 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _budget(parser)
     parser.add_argument(
-        "--plan", metavar="FILE", type=Path, help="show what this plan.json (or pns result) keeps, and what it costs"
+        "--plan",
+        metavar="FILE",
+        type=Path,
+        help="show what this plan.json (or pns result) keeps, and what it costs",
     )
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--groups", action="store_true", help="list the channel groups instead of printing the graph")
     shown.add_argument(
-        "--lowered", action="store_true", help="print how searches judge a candidate, in fused operations, instead"
+        "--groups",
+        action="store_true",
+        help="list the channel groups instead of printing the graph",
     )
-    parser.add_argument("--pns-schema", metavar="FILE", type=Path, help="also write the network's pns pruning schema")
-    parser.add_argument("--pns-result", metavar="FILE", type=Path, help="also write --plan as a pns pruning result")
+    shown.add_argument(
+        "--lowered",
+        action="store_true",
+        help="print how searches judge a candidate, in fused operations, instead",
+    )
+    parser.add_argument(
+        "--pns-schema",
+        metavar="FILE",
+        type=Path,
+        help="also write the network's pns pruning schema",
+    )
+    parser.add_argument(
+        "--pns-result", metavar="FILE", type=Path, help="also write --plan as a pns pruning result"
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
@@ -130,17 +240,41 @@ def profile(parser: argparse.ArgumentParser) -> None:
 """
     _model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--target", metavar="T", help="print every op's time, work and rate on T, such as ort-cpu")
     what.add_argument(
-        "--out", metavar="FILE.json", type=Path, help="write the table of layers; options below are for it"
+        "--target", metavar="T", help="print every op's time, work and rate on T, such as ort-cpu"
     )
-    parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="with --target: the roofline as a picture")
+    what.add_argument(
+        "--out",
+        metavar="FILE.json",
+        type=Path,
+        help="write the table of layers; options below are for it",
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE.svg", type=Path, help="with --target: the roofline as a picture"
+    )
     parser.add_argument("--json", action="store_true", help="with --target: the same as JSON")
-    parser.add_argument("--points", metavar="K", type=_positive, default=4, help="widths measured on each axis (4)")
-    parser.add_argument("--batch", metavar="N", type=_positive, default=1, help="inputs at once (1)")
-    parser.add_argument("--repeats", metavar="N", type=_positive, default=10, help="timed calls; their median counts")
-    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads while measuring (torch's number)")
-    parser.add_argument("--device", metavar="D", default="cpu", help="where layers run: cpu, cuda:1 (cpu)")
+    parser.add_argument(
+        "--points", metavar="K", type=_positive, default=4, help="widths measured on each axis (4)"
+    )
+    parser.add_argument(
+        "--batch", metavar="N", type=_positive, default=1, help="inputs at once (1)"
+    )
+    parser.add_argument(
+        "--repeats",
+        metavar="N",
+        type=_positive,
+        default=10,
+        help="timed calls; their median counts",
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=_positive,
+        help="CPU threads while measuring (torch's number)",
+    )
+    parser.add_argument(
+        "--device", metavar="D", default="cpu", help="where layers run: cpu, cuda:1 (cpu)"
+    )
 
 
 def targets(parser: argparse.ArgumentParser) -> None:
@@ -155,16 +289,31 @@ def latency(parser: argparse.ArgumentParser) -> None:
   pruneopt compile model.py --budget 4ms@ort-cpu --latency-db times.db
 """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    measure = actions.add_parser("measure", help="run sub-networks of a network, and keep the times of all ops")
+    measure = actions.add_parser(
+        "measure", help="run sub-networks of a network, and keep the times of all ops"
+    )
     _model(measure)
     measure.add_argument(
-        "--target", metavar="T", dest="targets", action="append", required=True, help="such as ort-cpu"
+        "--target",
+        metavar="T",
+        dest="targets",
+        action="append",
+        required=True,
+        help="such as ort-cpu",
     )
-    measure.add_argument("--minutes", metavar="N", type=_minutes, default=5.0, help="for each target (5)")
-    measure.add_argument("--db", metavar="FILE", type=Path, required=True, help="where the times go, or are added")
-    measure.add_argument("--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)")
+    measure.add_argument(
+        "--minutes", metavar="N", type=_minutes, default=5.0, help="for each target (5)"
+    )
+    measure.add_argument(
+        "--db", metavar="FILE", type=Path, required=True, help="where the times go, or are added"
+    )
+    measure.add_argument(
+        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
+    )
     merge = actions.add_parser("merge", help="make one database of several")
-    merge.add_argument("files", metavar="FILE", nargs="+", type=Path, help="databases of one machine")
+    merge.add_argument(
+        "files", metavar="FILE", nargs="+", type=Path, help="databases of one machine"
+    )
     merge.add_argument("--out", metavar="FILE", type=Path, required=True, help="the new one")
     show = actions.add_parser("show", help="list what a database holds")
     show.add_argument("file", metavar="FILE", type=Path)
@@ -182,11 +331,21 @@ def bench(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="where to run, see pruneopt targets; may be repeated (ort-cpu)",
     )
-    parser.add_argument("--original", metavar="MODEL", help=f"the original network: {MODEL} (its graph in the bundle)")
+    parser.add_argument(
+        "--original",
+        metavar="MODEL",
+        help=f"the original network: {MODEL} (its graph in the bundle)",
+    )
     parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict for --original")
-    parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input of --original")
-    parser.add_argument("--seconds", metavar="S", type=_seconds, default=5.0, help="time for each target (5)")
-    parser.add_argument("--out", metavar="FILE.json", type=Path, help="also write the measurements here")
+    parser.add_argument(
+        "--input", metavar="1x3x224x224", type=_shape, help="the shape of one input of --original"
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=_seconds, default=5.0, help="time for each target (5)"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.json", type=Path, help="also write the measurements here"
+    )
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
@@ -197,12 +356,20 @@ def quantise(parser: argparse.ArgumentParser) -> None:
   pruneopt quantise small --dtype fp16
 """
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="what pruneopt compile wrote")
-    parser.add_argument("--dtype", choices=("int8", "fp16"), default="int8", help="the precision (int8)")
     parser.add_argument(
-        "--data", metavar="SPEC", help="to calibrate int8 and to score: digits, cifar10:DIR, ... (the model file's own)"
+        "--dtype", choices=("int8", "fp16"), default="int8", help="the precision (int8)"
     )
-    parser.add_argument("--calibration", metavar="N", type=_positive, default=256, help="calibration inputs (256)")
-    parser.add_argument("--original", metavar="MODEL", help="the network that was compiled, where it has moved")
+    parser.add_argument(
+        "--data",
+        metavar="SPEC",
+        help="to calibrate int8 and to score: digits, cifar10:DIR, ... (the model file's own)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="N", type=_positive, default=256, help="calibration inputs (256)"
+    )
+    parser.add_argument(
+        "--original", metavar="MODEL", help="the network that was compiled, where it has moved"
+    )
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
@@ -220,8 +387,12 @@ def new(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th")
-    parser.add_argument("--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first")
+    parser.add_argument(
+        "--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th"
+    )
+    parser.add_argument(
+        "--input", metavar="1x3x224x224", type=_shape, help="the shape of one input, batch first"
+    )
     parser.add_argument(
         "--ignore",
         metavar="NAME",
@@ -231,38 +402,59 @@ def _model(parser: argparse.ArgumentParser) -> None:
         help="modules, parameters or groups that keep their channels; * stands for any text",
     )
     parser.add_argument(
-        "--flops-convention", choices=CONVENTIONS, default="macs", help="how FLOPs are counted (macs: conv and linear)"
+        "--flops-convention",
+        choices=CONVENTIONS,
+        default="macs",
+        help="how FLOPs are counted (macs: conv and linear)",
     )
 
 
 def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET)
+    parser.add_argument(
+        "--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET
+    )
 
 
 def _latency(parser: argparse.ArgumentParser) -> None:
     """Where the times on targets come from."""
     parser.add_argument(
-        "--latency-db", metavar="FILE", type=Path, help="measured times, for budgets such as 4ms@ort-cpu (in --out)"
+        "--latency-db",
+        metavar="FILE",
+        type=Path,
+        help="measured times, for budgets such as 4ms@ort-cpu (in --out)",
     )
     parser.add_argument(
-        "--latency-minutes", metavar="N", type=_minutes, help="how long to measure for each target of a budget (3)"
+        "--latency-minutes",
+        metavar="N",
+        type=_minutes,
+        help="how long to measure for each target of a budget (3)",
     )
 
 
 def _constraints(parser: argparse.ArgumentParser) -> None:
-    """What groups, by names or patterns that `pruneopt inspect --groups` shows, must obey beside the budgets."""
+    """What groups, by names or patterns that `pruneopt inspect --groups` shows, must obey beside
+    the budgets."""
     parser.add_argument(
-        "--width", metavar="NAME=K", action="append", default=[], help="how many channels a group keeps; repeat it"
+        "--width",
+        metavar="NAME=K",
+        action="append",
+        default=[],
+        help="how many channels a group keeps; repeat it",
     )
     parser.add_argument(
         "--max-ratio",
         metavar="[NAME=]R",
         action="append",
         default=[],
-        help="the largest share of channels that a group loses, or every group without a NAME; repeat it",
+        help="the largest share of channels that a group loses, or every group without a NAME; "
+        "repeat it",
     )
     parser.add_argument(
-        "--tie", metavar="A,B", action="append", default=[], help="groups that stay equally wide; may be a pattern"
+        "--tie",
+        metavar="A,B",
+        action="append",
+        default=[],
+        help="groups that stay equally wide; may be a pattern",
     )
 
 
@@ -270,7 +462,9 @@ def _repairs(text: str) -> list[str]:
     methods = text.split(",")
     for method in methods:
         if method not in REPAIRS:
-            raise argparse.ArgumentTypeError(f"there is no repair {method!r}: use {', '.join(REPAIRS)}")
+            raise argparse.ArgumentTypeError(
+                f"there is no repair {method!r}: use {', '.join(REPAIRS)}"
+            )
     return methods
 
 
@@ -280,7 +474,9 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: write sizes above 0 joined by x, as in 1x3x224x224")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a shape: write sizes above 0 joined by x, as in 1x3x224x224"
+        )
     return sizes
 
 
@@ -290,7 +486,9 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         low = high = 0.0
     if not 0 < low < high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range: write two percentages up to 100, as in 20:100")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range: write two percentages up to 100, as in 20:100"
+        )
     return low / 100, high / 100
 
 
@@ -312,7 +510,9 @@ def _minutes(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes: 0 takes what was measured before")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of minutes: 0 takes what was measured before"
+        )
     return value
 
 

@@ -1,4 +1,5 @@
-"""``pruneopt bench``: the original and the pruned network of a bundle side by side on targets, in pairs of runs."""
+"""``pruneopt bench``: the original and the pruned network of a bundle side by side on targets, in
+pairs of runs."""
 
 from __future__ import annotations
 
@@ -52,14 +53,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def compared(target: Target, original: Network, pruned: Network, seconds: float = 5.0) -> Comparison:
+def compared(
+    target: Target, original: Network, pruned: Network, seconds: float = 5.0
+) -> Comparison:
     """Both networks on a target, in turns.
 
     Args:
         seconds: about how long, beside loading and warming up.
 
     Raises:
-        UserError: this machine does not offer the target, or one of the networks does not run on it.
+        UserError: this machine does not offer the target, or one of the networks does not run on
+            it.
     """
     sessions = []
     try:
@@ -74,7 +78,9 @@ def compared(target: Target, original: Network, pruned: Network, seconds: float 
     return Comparison(target, rounds.measurement(0), rounds.measurement(1), rounds.speedup(0, 1))
 
 
-def bench_data(found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def bench_data(
+    found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]
+) -> dict[str, Any]:
     """The comparisons as JSON: times in seconds, with the ends of their 95 % intervals."""
     return {
         "model": report.get("model"),
@@ -94,13 +100,20 @@ def bench_data(found: Sequence[Comparison], report: dict[str, Any], notes: Seque
     }
 
 
-def bench_lines(found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]) -> list[str]:
+def bench_lines(
+    found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]
+) -> list[str]:
     """The comparisons as a table, and what has to be said about them."""
     ratio = _flops_ratio(report)
     fewer = "" if ratio is None else f"{ratio:.2f}x"
     head = ("target", "original ms", "pruned ms", "speed-up", "fewer FLOPs")
-    rows = [(str(x.target), _ms(x.original), _ms(x.pruned), _times(x.speedup), fewer) for x in found]
-    lines = [table([head, *rows]), "medians with their 95 % intervals; the speed-up is that of pairs of runs"]
+    rows = [
+        (str(x.target), _ms(x.original), _ms(x.pruned), _times(x.speedup), fewer) for x in found
+    ]
+    lines = [
+        table([head, *rows]),
+        "medians with their 95 % intervals; the speed-up is that of pairs of runs",
+    ]
     lines += [f"{item.target}: {item.speedup.noisy}" for item in found if item.speedup.noisy]
     return [*lines, *notes]
 
@@ -108,9 +121,14 @@ def bench_lines(found: Sequence[Comparison], report: dict[str, Any], notes: Sequ
 def _original(options: argparse.Namespace) -> tuple[Network, list[str]]:
     """The original network, and what is to be said about it."""
     if options.original is None:
-        note = "the original runs with random weights: the bundle holds its graph only (times do not depend on weights)"
+        note = (
+            "the original runs with random weights: the bundle holds its graph only (times do "
+            "not depend on weights)"
+        )
         return original_of(options.bundle), [note]
-    graph = captured(load_model(options.original, weights=options.weights, input_shape=options.input))
+    graph = captured(
+        load_model(options.original, weights=options.weights, input_shape=options.input)
+    )
     return Network(graph, graph.weights), []
 
 

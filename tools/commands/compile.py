@@ -1,4 +1,5 @@
-"""``pruneopt compile``: load, check, capture, run the passes, write the bundle, load it back, and say what came out."""
+"""``pruneopt compile``: load, check, capture, run the passes, write the bundle, load it back, and
+say what came out."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ class _Job:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compile; returns 0, or 130 when a search was interrupted and its best result was delivered."""
+    """Compile; returns 0, or 130 when a search was interrupted and its best result was
+    delivered."""
     with_front(options)
     processes = Processes.here()
     if processes.rank:
@@ -107,10 +109,14 @@ def run(options: argparse.Namespace) -> int:
     return INTERRUPTED if report["interrupted"] else 0
 
 
-def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> tuple[dict[str, Any], Path]:
+def _checked_and_compiled(
+    options: argparse.Namespace, processes: Processes
+) -> tuple[dict[str, Any], Path]:
     """The report and where the bundle is."""
     job = _prepared(options, processes)
-    out = OutputDirectory(options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force)
+    out = OutputDirectory(
+        options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force
+    )
     try:
         report = _compile(job, out, processes)
     except KeyboardInterrupt as stop:
@@ -133,7 +139,16 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     started = time.perf_counter()
     loaded = loaded_model(options)
     workload = loaded_workload(options, loaded, needs_data(steps))
-    return _Job(options, steps, budgets, loaded, workload, on_targets, {"load": time.perf_counter() - started}, notes)
+    return _Job(
+        options,
+        steps,
+        budgets,
+        loaded,
+        workload,
+        on_targets,
+        {"load": time.perf_counter() - started},
+        notes,
+    )
 
 
 def _follow(options: argparse.Namespace, processes: Processes) -> None:
@@ -161,23 +176,36 @@ def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str,
 
 
 def _run_rounds(
-    job: _Job, graph: Graph, measured: Delivery | Observation | None, progress: Progress, run_dir: Path
+    job: _Job,
+    graph: Graph,
+    measured: Delivery | Observation | None,
+    progress: Progress,
+    run_dir: Path,
 ) -> tuple[Watch, Result]:
-    """Run the passes until the cut network is inside its budgets on targets: once where no budget names one."""
+    """Run the passes until the cut network is inside its budgets on targets: once where no budget
+    names one."""
 
     delivery = measured if isinstance(measured, Delivery) else None
 
     def one_round() -> tuple[Watch, Result]:
         watch = Watch(job.loaded, job.workload, tuple(job.steps), job.options.device)
-        return watch, _run_passes(job, graph, watch, progress, round_folder(run_dir, delivery), measured)
+        return watch, _run_passes(
+            job, graph, watch, progress, round_folder(run_dir, delivery), measured
+        )
 
     return in_rounds(one_round, delivery)
 
 
 def _run_passes(
-    job: _Job, graph: Graph, watch: Watch, progress: Progress, run_dir: Path, measured: Instrument | None = None
+    job: _Job,
+    graph: Graph,
+    watch: Watch,
+    progress: Progress,
+    run_dir: Path,
+    measured: Instrument | None = None,
 ) -> Result:
-    # The last one is told first after a pass: costs have their predictors before the budgets are checked.
+    # The last one is told first after a pass: costs have their predictors before the budgets are
+    # checked.
     manager = PassManager(job.steps, instruments=[watch] if measured is None else [watch, measured])
     try:
         result = manager.run(
@@ -256,7 +284,12 @@ def _deliver(
 
 
 def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dict[str, Any]:
-    if watch.state is None or result.coupling is None or result.plan is None or result.verification is None:
+    if (
+        watch.state is None
+        or result.coupling is None
+        or result.plan is None
+        or result.verification is None
+    ):
         raise InternalError("the passes left nothing to report")
     cost = watch.state.need_cost()
     chooser = chosen_pass(job.steps)
@@ -284,7 +317,11 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
     reached = getattr(result.records.get("budget"), "reached", None)
     if reached is not None:
         report["reached"] = reached
-    report["records"] = {name: plain(record) for name, record in result.records.items() if name not in SHOWN_ELSEWHERE}
+    report["records"] = {
+        name: plain(record)
+        for name, record in result.records.items()
+        if name not in SHOWN_ELSEWHERE
+    }
     search = result.records.get(chooser.name)
     if search is not None:
         report["search"] = report["records"].pop(chooser.name)
@@ -295,7 +332,11 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
 
 def _notes(job: _Job, result: Result) -> list[str]:
     """What the user is told, each once."""
-    found = [*pass_notes(result.records), *repair_notes(result.records), *sparsity_notes(result.records)]
+    found = [
+        *pass_notes(result.records),
+        *repair_notes(result.records),
+        *sparsity_notes(result.records),
+    ]
     return list(dict.fromkeys([*job.notes, *found]))
 
 

@@ -1,4 +1,5 @@
-"""``compile FRONT --from-front K``: the options of a compile, filled in from the search that found the front."""
+"""``compile FRONT --from-front K``: the options of a compile, filled in from the search that found
+the front."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ RUN = "run.json"
 
 
 def with_front(options: argparse.Namespace) -> None:
-    """Where ``--from-front`` is given: put what was searched in the place of the folder that MODEL names.
+    """Where ``--from-front`` is given: put what was searched in the place of the folder that MODEL
+    names.
 
     Model, weights, input shape, data and seed are those of the search unless they are given again.
 
@@ -32,14 +34,18 @@ def with_front(options: argparse.Namespace) -> None:
     folder = Path(options.model)
     if not (folder / FRONT).is_file():
         raise UserError(
-            f"--from-front takes the folder of a search in the place of MODEL, and {folder} holds no {FRONT}: "
+            f"--from-front takes the folder of a search in the place of MODEL, and {folder} holds "
+            f"no {FRONT}: "
             "`pruneopt search` writes one"
         )
     chosen = FrontPoint(str(folder), options.from_front)
     searched = read_json(folder / RUN, "run record")
     given = searched.get("searched") if isinstance(searched, dict) else None
     if not isinstance(given, dict):
-        raise UserError(f"{folder / RUN} does not say what was searched: give MODEL and --pass '{pass_text(chosen)}'")
+        raise UserError(
+            f"{folder / RUN} does not say what was searched: give MODEL and --pass "
+            f"'{pass_text(chosen)}'"
+        )
     options.pass_text = pass_text(chosen)
     options.model = given["model"]
     _fill(options, given)

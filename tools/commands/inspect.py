@@ -80,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     write_plan(graph, plan or {})
     uses = budget_uses(budgets, cost, plan or {})
     lowered = Lowered.of(coupling.graph) if options.lowered else None
-    found = _Found(loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost), lowered)
+    found = _Found(
+        loaded.name, graph, coupling, cost, plan, uses, coverage_of(coupling, cost), lowered
+    )
     if options.json:
         print(json.dumps(_data(found), indent=2, ensure_ascii=False))
     else:
@@ -108,26 +110,45 @@ def _lines(found: _Found, *, groups_only: bool) -> Iterator[str]:
         yield "the plan costs:"
         yield from _costs(found)
     for use in found.uses:
-        state = "met" if use.value <= use.limit else f"not met: {change(use.value, use.full, use.unit)}"
-        yield f"budget {use.text}: {state}" if found.plan is not None else f"budget {use.text}: {_reach(found, use)}"
+        state = (
+            "met" if use.value <= use.limit else f"not met: {change(use.value, use.full, use.unit)}"
+        )
+        yield (
+            f"budget {use.text}: {state}"
+            if found.plan is not None
+            else f"budget {use.text}: {_reach(found, use)}"
+        )
     yield from coverage_lines(found.coverage)
-    yield FLOP_NOTE if found.cost.convention.name == "macs" else f"FLOPs: {found.cost.convention.summary}"
+    yield (
+        FLOP_NOTE
+        if found.cost.convention.name == "macs"
+        else f"FLOPs: {found.cost.convention.summary}"
+    )
 
 
 def _by_construction(coupling: Coupling) -> Iterator[str]:
     """Ops that run a statistic over channels, the same op over the same channels in one line."""
-    count = Counter((note.op.target.removesuffix(".default"), note.groups) for note in coupling.notes)
-    first = {(note.op.target.removesuffix(".default"), note.groups): note.op.loc for note in reversed(coupling.notes)}
+    count = Counter(
+        (note.op.target.removesuffix(".default"), note.groups) for note in coupling.notes
+    )
+    first = {
+        (note.op.target.removesuffix(".default"), note.groups): note.op.loc
+        for note in reversed(coupling.notes)
+    }
     for (name, groups), number in count.items():
         yield (
-            f"by construction: {name}, {times(number)}, first at {first[name, groups]}: runs over channels of "
+            f"by construction: {name}, {times(number)}, first at {first[name, groups]}: runs over "
+            "channels of "
             f"{', '.join(groups)}, so removing some changes its result for the others"
         )
 
 
 def _reach(found: _Found, use: BudgetUse) -> str:
     smallest = found.coverage.of(use.unit).smallest
-    return f"{'reachable' if smallest <= use.limit else 'not reachable'}, {change(use.limit, use.full, use.unit)}"
+    return (
+        f"{'reachable' if smallest <= use.limit else 'not reachable'}, "
+        f"{change(use.limit, use.full, use.unit)}"
+    )
 
 
 def _costs(found: _Found) -> Iterator[str]:
@@ -149,7 +170,8 @@ def _data(found: _Found) -> dict[str, Any]:
             for name, count, place, why in unknown_ops(coupling)
         ],
         "by_construction": [
-            {"op": note.op.target, "location": str(note.op.loc), "groups": list(note.groups)} for note in coupling.notes
+            {"op": note.op.target, "location": str(note.op.loc), "groups": list(note.groups)}
+            for note in coupling.notes
         ],
         "flops_convention": found.cost.convention.name,
         "coverage": coverage_data(found.coverage),

@@ -1,4 +1,5 @@
-"""``pruneopt latency``: measure sub-networks into a database, merge databases, and show what one holds."""
+"""``pruneopt latency``: measure sub-networks into a database, merge databases, and show what one
+holds."""
 
 from __future__ import annotations
 
@@ -35,14 +36,28 @@ def _measure(options: argparse.Namespace) -> None:
     with Database(options.db) as database:
         for target in targets:
             with progress_bar(True) as progress:
-                predictor = learn(cost, target, database, minutes=options.minutes, seed=options.seed, progress=progress)
-            whole, unsure = predictor.seconds(cost.full[None])[0], predictor.uncertainty(cost.full[None])[0]
+                predictor = learn(
+                    cost,
+                    target,
+                    database,
+                    minutes=options.minutes,
+                    seed=options.seed,
+                    progress=progress,
+                )
+            whole, unsure = (
+                predictor.seconds(cost.full[None])[0],
+                predictor.uncertainty(cost.full[None])[0],
+            )
             ops = sum(len(sample.nodes) for sample in predictor.measured.samples)
             known = predictor.measured
             share = np.abs(predictor.seconds(known.widths) / known.seconds() - 1).mean()
-            print(f"{options.db}: {len(known.samples)} networks with {ops} ops on {target} ({target.runtime()})")
             print(
-                f"the original is predicted at {amount(1e9 * whole, 'latency')}, +- {percent(unsure / whole)}; "
+                f"{options.db}: {len(known.samples)} networks with {ops} ops on {target} "
+                f"({target.runtime()})"
+            )
+            print(
+                f"the original is predicted at {amount(1e9 * whole, 'latency')}, +- "
+                f"{percent(unsure / whole)}; "
                 f"measured networks lie {percent(share)} from their predictions on average"
             )
 
@@ -67,4 +82,8 @@ def _show(options: argparse.Namespace) -> None:
             for target, machine, name, networks, ops, low, high in database.summary()
         ]
     head = ("target", "network", "networks", "ops", "fastest", "slowest", "measured with")
-    print(table([head, *rows], text_columns=(0, 1, 6)) if rows else f"{options.file} holds no measurements")
+    print(
+        table([head, *rows], text_columns=(0, 1, 6))
+        if rows
+        else f"{options.file} holds no measurements"
+    )

@@ -1,4 +1,5 @@
-"""What compile does for budgets on the time on targets: predictors before the search, rounds, and the report."""
+"""What compile does for budgets on the time on targets: predictors before the search, rounds, and
+the report."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ ALIGNED = "auto:cpu-avx512"
 
 
 def target_budgets(
-    options: argparse.Namespace, steps: Sequence[Pass], budgets: Sequence[Budget], processes: Processes
+    options: argparse.Namespace,
+    steps: Sequence[Pass],
+    budgets: Sequence[Budget],
+    processes: Processes,
 ) -> list[Budget]:
     """The budgets of a run and of its passes that name a target.
 
@@ -44,19 +48,31 @@ def target_budgets(
     own = [parse_budget(text) for step in steps for text in getattr(step, "budget", ())]
     every = [*budgets, *own]
     if not targets_of(every):
-        for flag, value in (("--latency-db", options.latency_db), ("--latency-minutes", options.latency_minutes)):
+        for flag, value in (
+            ("--latency-db", options.latency_db),
+            ("--latency-minutes", options.latency_minutes),
+        ):
             if value is not None:
-                raise UserError(f"{flag} is for budgets that name a target, such as --budget 4ms@ort-cpu")
+                raise UserError(
+                    f"{flag} is for budgets that name a target, such as --budget 4ms@ort-cpu"
+                )
     elif processes.world > 1:
-        raise UserError("a budget on the time on a target is for one process: leave torchrun out, or train afterwards")
+        raise UserError(
+            "a budget on the time on a target is for one process: leave torchrun out, or train "
+            "afterwards"
+        )
     return every
 
 
-def on_steps(options: argparse.Namespace, steps: list[Pass], budgets: Sequence[Budget]) -> tuple[list[Pass], list[str]]:
-    """The passes, choosing widths that suit a processor where a budget names one and nobody says otherwise; and notes.
+def on_steps(
+    options: argparse.Namespace, steps: list[Pass], budgets: Sequence[Budget]
+) -> tuple[list[Pass], list[str]]:
+    """The passes, choosing widths that suit a processor where a budget names one and nobody says
+    otherwise; and notes.
 
-    Times on processors are staircases: a channel more than a block of a vector costs as much as a whole block. A search
-    by single channels does not climb them, and leaves a part of the budget unused.
+    Times on processors are staircases: a channel more than a block of a vector costs as much as a
+    whole block. A search by single channels does not climb them, and leaves a part of the budget
+    unused.
     """
     on_processor = any(text.partition("{")[0].endswith("-cpu") for text in targets_of(budgets))
     if not on_processor or options.round_to is not None:
@@ -65,12 +81,14 @@ def on_steps(options: argparse.Namespace, steps: list[Pass], budgets: Sequence[B
     if changed == steps:
         return steps, []
     return changed, [
-        f"widths are multiples that suit the processor ({ALIGNED}), as a budget names one: --round-to decides"
+        f"widths are multiples that suit the processor ({ALIGNED}), as a budget names one: "
+        "--round-to decides"
     ]
 
 
 def _aligned(step: Pass) -> Pass:
-    """A pass that chooses widths in multiples; one whose widths somebody decided, or that has none, as it is."""
+    """A pass that chooses widths in multiples; one whose widths somebody decided, or that has none,
+    as it is."""
     single = getattr(step, "granularity", None) == "weight"
     if single or not isinstance(step, Choose) or getattr(step, "round_to", None) != 1:
         return step
@@ -78,11 +96,13 @@ def _aligned(step: Pass) -> Pass:
     return dataclasses.replace(step, **aligned)
 
 
-def delivery_of(options: argparse.Namespace, budgets: Sequence[Budget], folder: Path) -> Delivery | None:
+def delivery_of(
+    options: argparse.Namespace, budgets: Sequence[Budget], folder: Path
+) -> Delivery | None:
     """What predicts and measures in a run; None where no budget names a target.
 
-    Without --latency-db, measurements lie in the output directory. A run that is resumed measures no more where the
-    database has enough: it must decide as it did before.
+    Without --latency-db, measurements lie in the output directory. A run that is resumed measures
+    no more where the database has enough: it must decide as it did before.
     """
     if not targets_of(budgets):
         return None
@@ -100,8 +120,11 @@ def round_folder(folder: Path, delivery: Delivery | None) -> Path:
     return found
 
 
-def front_times(steps: Sequence[Pass], delivery: Delivery | None, notes: list[str]) -> Delivery | Observation | None:
-    """What measures the delivered network: ``delivery`` where there is one, else the targets whose times a front has.
+def front_times(
+    steps: Sequence[Pass], delivery: Delivery | None, notes: list[str]
+) -> Delivery | Observation | None:
+    """What measures the delivered network: ``delivery`` where there is one, else the targets whose
+    times a front has.
 
     A target that is not here is left out, and noted.
     """
@@ -117,7 +140,9 @@ def front_times(steps: Sequence[Pass], delivery: Delivery | None, notes: list[st
     return delivery or (Observation(predicted) if predicted else None)
 
 
-def latency_data(delivery: Delivery | Observation, budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def latency_data(
+    delivery: Delivery | Observation, budgets: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """The times for the report; what was measured also becomes what the budgets came to.
 
     ``budgets`` is the report's list, which is changed.
@@ -156,4 +181,7 @@ def latency_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"On {item['target']} the median lies between {low} and {high} (95 %){noise}."
     rounds = len(found.get("rounds", ()))
     if rounds > 1:
-        yield f"The first {rounds - 1} of {rounds} networks missed a budget on a target, and corrected the predictions."
+        yield (
+            f"The first {rounds - 1} of {rounds} networks missed a budget on a target, and "
+            "corrected the predictions."
+        )

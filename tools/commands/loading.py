@@ -27,12 +27,14 @@ def check_device(device: str) -> None:
 
 
 def loaded_model(options: argparse.Namespace) -> LoadedModel:
-    """The network that MODEL, --weights and --input name; `UserError` for anything wrong with them."""
+    """The network that MODEL, --weights and --input name; `UserError` for anything wrong with
+    them."""
     return load_model(options.model, weights=options.weights, input_shape=options.input)
 
 
 def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
-    """The network's graph, under the name of its source; with ``check`` compared with the network itself."""
+    """The network's graph, under the name of its source; with ``check`` compared with the network
+    itself."""
     graph = capture(loaded.module, loaded.example_inputs, name=loaded.name)
     if check and isinstance(loaded.module, nn.Module):
         note = check_capture(loaded.module, graph, loaded.example_inputs)
@@ -40,16 +42,24 @@ def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
     return graph
 
 
-def loaded_workload(options: argparse.Namespace, loaded: LoadedModel, needed_by: str | None) -> Workload | None:
-    """The data to score and train with; None where nobody names any, and nothing (``needed_by``) needs them."""
+def loaded_workload(
+    options: argparse.Namespace, loaded: LoadedModel, needed_by: str | None
+) -> Workload | None:
+    """The data to score and train with; None where nobody names any, and nothing (``needed_by``)
+    needs them."""
     if options.data is None and loaded.data is None:
         if needed_by is not None:
-            raise UserError(f"{needed_by} needs data: give --data, or a model file that names its data")
+            raise UserError(
+                f"{needed_by} needs data: give --data, or a model file that names its data"
+            )
         return None
     workload = loaded.workload(options.data, seed=options.seed)
     if len(loaded.example_inputs) == 1:
         inputs, _ = next(workload.calibration.batches(1))
         wanted, given = tuple(loaded.example_inputs[0].shape[1:]), tuple(inputs.shape[1:])
         if wanted != given:
-            raise UserError(f"{workload.name} gives inputs of shape {given}, but the network's example has {wanted}")
+            raise UserError(
+                f"{workload.name} gives inputs of shape {given}, but the network's example has "
+                f"{wanted}"
+            )
     return workload

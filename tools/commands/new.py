@@ -17,7 +17,9 @@ def run(options: argparse.Namespace) -> int:
     if path.suffix != ".py":
         raise UserError(f"{path} must end in .py: other endings are not read as model files")
     if path.exists() and not options.force:
-        raise UserError(f"{path} exists already: choose another name, or give --force to replace it")
+        raise UserError(
+            f"{path} exists already: choose another name, or give --force to replace it"
+        )
     write_text(path, starting_file())
     print(f"{path} is a small network on scanned digits; put your own in its place. Try it:")
     print(f"  pruneopt inspect {path}")

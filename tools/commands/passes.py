@@ -1,4 +1,5 @@
-"""``pruneopt passes``: every pass, and every part of one, with its options, read off the classes that run."""
+"""``pruneopt passes``: every pass, and every part of one, with its options, read off the classes
+that run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from typing import Any, get_type_hints
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.pipeline.base import Configured, Part, option_fields
-from pruneopt.passes.pipeline.registry import part_class, part_kinds, part_names, pass_class, pass_names
+from pruneopt.passes.pipeline.registry import (
+    part_class,
+    part_kinds,
+    part_names,
+    pass_class,
+    pass_names,
+)
 from pruneopt.passes.pipeline.spec import option_type, pass_text
 
 __all__ = ["run"]
@@ -19,8 +26,13 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Print passes and parts, as text or JSON."""
-    everything = [*map(pass_class, pass_names()), *(part for kind in part_kinds() for part in _named(kind))]
-    kinds = [kind for name in options.names for kind in _named(name)] if options.names else everything
+    everything = [
+        *map(pass_class, pass_names()),
+        *(part for kind in part_kinds() for part in _named(kind)),
+    ]
+    kinds = (
+        [kind for name in options.names for kind in _named(name)] if options.names else everything
+    )
     if options.json:
         print(json.dumps([_pass_data(kind) for kind in kinds], indent=2))
         return 0
@@ -28,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.names:
         print(
             "\nA pass is given as NAME{key=value key=value}, and a part as the value of an option: "
-            "abn{searcher=evolution{population=20}}.\n`pruneopt passes NAME` shows a pass, a part, or a kind of part."
+            "abn{searcher=evolution{population=20}}.\n`pruneopt passes NAME` shows a pass, a part, "
+            "or a kind of part."
         )
     return 0
 
@@ -40,7 +53,11 @@ def _named(name: str) -> list[type[Configured]]:
     found: list[type[Configured]] = [pass_class(name)] if name in pass_names() else []
     found += [part_class(kind, name) for kind in part_kinds() if name in part_names(kind)]
     if not found:
-        known = [*pass_names(), *part_kinds(), *(part for kind in part_kinds() for part in part_names(kind))]
+        known = [
+            *pass_names(),
+            *part_kinds(),
+            *(part for kind in part_kinds() for part in part_names(kind)),
+        ]
         raise UserError(f"there is no pass {name!r}: {did_you_mean(name, known)}")
     return found
 
@@ -66,11 +83,18 @@ def _pass_data(kind: type[Configured]) -> dict[str, Any]:
 
 def _lines(kind: type[Configured]) -> Iterator[str]:
     data = _pass_data(kind)
-    yield f"{data['name']}{'' if data['kind'] == 'pass' else ' (' + data['kind'] + ')'}: {data['summary']}"
+    yield (
+        f"{data['name']}{'' if data['kind'] == 'pass' else ' (' + data['kind'] + ')'}: "
+        f"{data['summary']}"
+    )
     for option in data["options"]:
         default = "required" if option["required"] else _default(option["default"])
         head = f"{option['name']} ({option['type']}, {default})"
-        yield f"    {head:44} {option['help']}" if len(head) < 44 else f"    {head}\n    {'':44} {option['help']}"
+        yield (
+            f"    {head:44} {option['help']}"
+            if len(head) < 44
+            else f"    {head}\n    {'':44} {option['help']}"
+        )
 
 
 def _default(value: object) -> str:

@@ -1,4 +1,5 @@
-"""From the options of compile to the passes that run: couple, cost, the chosen one, slice, verify, and what follows."""
+"""From the options of compile to the passes that run: couple, cost, the chosen one, slice, verify,
+and what follows."""
 
 from __future__ import annotations
 
@@ -26,9 +27,14 @@ def passes_of(options: argparse.Namespace) -> list[Pass]:
     """The passes to run.
 
     Raises:
-        UserError: no such pass or option, a pipeline without a stage that a result needs, or nothing to aim at.
+        UserError: no such pass or option, a pipeline without a stage that a result needs, or
+            nothing to aim at.
     """
-    steps = parse_pipeline(options.pipeline) if options.pipeline else _standard(options.pass_text, options.repair)
+    steps = (
+        parse_pipeline(options.pipeline)
+        if options.pipeline
+        else _standard(options.pass_text, options.repair)
+    )
     names = [step.name for step in steps]
     missing = [name for name in NEEDED if name not in names]
     if missing:
@@ -46,7 +52,9 @@ def chosen_pass(steps: list[Pass]) -> Choose:
     """The pass that decides which channels stay; `UserError` where there is none."""
     found = next((step for step in steps if isinstance(step, Choose)), None)
     if found is None:
-        raise UserError("no pass chooses channels: add one such as l1 (`pruneopt passes` lists them)")
+        raise UserError(
+            "no pass chooses channels: add one such as l1 (`pruneopt passes` lists them)"
+        )
     return found
 
 
@@ -58,24 +66,35 @@ def needs_data(steps: list[Pass]) -> str | None:
 def _standard(text: str, repairs: list[str]) -> list[Pass]:
     """The pipeline around one pass.
 
-    Layers fitted by least squares belong to the statistics under which they were fitted: the fresh ones that a search
-    gives its winner would undo the fit, and are left out.
+    Layers fitted by least squares belong to the statistics under which they were fitted: the fresh
+    ones that a search gives its winner would undo the fit, and are left out.
     """
     given = parse_pipeline(text)
     if len(given) != 1 or not isinstance(given[0], Choose):
-        raise UserError(f"--pass takes one pass that chooses channels, not '{text}': give several with --pipeline")
+        raise UserError(
+            f"--pass takes one pass that chooses channels, not '{text}': give several with "
+            "--pipeline"
+        )
     if repairs and any(isinstance(step, Scratch) for step in given[0].after()):
         raise UserError(
-            f"{given[0].name} trains its result from new weights, which leaves nothing to repair: leave --repair out, "
+            f"{given[0].name} trains its result from new weights, which leaves nothing to repair: "
+            "leave --repair out, "
             "or give weights=inherit"
         )
-    after = [step for step in given[0].after() if not ("lstsq" in repairs and isinstance(step, Recalibrate))]
-    before = given[0].before() if isinstance(given[0], FrontPoint) else [_pass("couple"), _pass("cost")]
+    after = [
+        step
+        for step in given[0].after()
+        if not ("lstsq" in repairs and isinstance(step, Recalibrate))
+    ]
+    before = (
+        given[0].before() if isinstance(given[0], FrontPoint) else [_pass("couple"), _pass("cost")]
+    )
     return [*before, given[0], _pass("slice"), _pass("verify"), *after]
 
 
 def _repaired(steps: list[Pass], methods: list[str]) -> list[Pass]:
-    """The steps with one repair for each method right after the proof, in the order in which they can follow."""
+    """The steps with one repair for each method right after the proof, in the order in which they
+    can follow."""
     place = [step.name for step in steps].index("verify") + 1
     repairs = [_pass("repair", method=method) for method in METHODS if method in methods]
     return [*steps[:place], *repairs, *steps[place:]]
@@ -86,7 +105,8 @@ def _pass(name: str, **values: Any) -> Pass:
 
 
 def _with_options(steps: list[Pass], options: argparse.Namespace) -> list[Pass]:
-    """The passes with what --round-to, --min-channels and --flops-convention say; `UserError` for a pass without."""
+    """The passes with what --round-to, --min-channels and --flops-convention say; `UserError` for a
+    pass without."""
     found = []
     for step in steps:
         if isinstance(step, Choose):
@@ -96,7 +116,9 @@ def _with_options(steps: list[Pass], options: argparse.Namespace) -> list[Pass]:
             wanted = {name: value for name, value in given.items() if value is not None}
             for name in wanted.keys() - known:
                 flag = "--round-to" if name == "round_to" else "--min-channels"
-                raise UserError(f"the pass {step.name} has no {name.replace('_', '-')}: leave {flag} out")
+                raise UserError(
+                    f"the pass {step.name} has no {name.replace('_', '-')}: leave {flag} out"
+                )
             step = dataclasses.replace(step, **wanted)
         if isinstance(step, Cost) and options.flops_convention != "macs":
             step = dataclasses.replace(step, convention=options.flops_convention)

@@ -1,6 +1,8 @@
-"""``compile`` under torchrun: process 0 does everything, the others run the same passes for their part in training.
+"""``compile`` under torchrun: process 0 does everything, the others run the same passes for their
+part in training.
 
-Passes are deterministic, so every process has the same network when training begins; the trainer checks it.
+Passes are deterministic, so every process has the same network when training begins; the trainer
+checks it.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ __all__ = ["run_folder"]
 
 @contextmanager
 def run_folder(processes: Processes, folder: Path | None) -> Iterator[Path]:
-    """Where the passes of this process leave their files: process 0's ``folder``, or a temporary one.
+    """Where the passes of this process leave their files: process 0's ``folder``, or a temporary
+    one.
 
-    A search that is resumed finds its journal in all of them; states of training runs are read by process 0 alone.
+    A search that is resumed finds its journal in all of them; states of training runs are read by
+    process 0 alone.
     """
     processes.join()
     place = None if folder is None else folder / JOURNAL

@@ -1,5 +1,5 @@
-"""``pruneopt profile``: where the time goes on a target (`profile_target`), or the additive table of layers, which is
-measured here: how long each layer takes, alone, at a grid of widths.
+"""``pruneopt profile``: where the time goes on a target (`profile_target`), or the additive table
+of layers, which is measured here: how long each layer takes, alone, at a grid of widths.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """The profile on a target, or the table; says what it covers and how long the original takes by it."""
+    """The profile on a target, or the table; says what it covers and how long the original takes by
+    it."""
     if options.target is not None:
         return profile_target.run(options)
     if options.picture is not None or options.json:
-        raise UserError("--picture and --json show the profile on a target: give --target, such as --target ort-cpu")
+        raise UserError(
+            "--picture and --json show the profile on a target: give --target, such as --target "
+            "ort-cpu"
+        )
     check_device(options.device)
     graph = captured(loaded_model(options))
     coupling = freeze_named(couple(graph), options.ignore)
@@ -47,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     total = max(1, int(cost.measure("flops", cost.full)))
     print(f"{options.out}: {len(table.layers)} layers with {percent(covered / total)} of the FLOPs")
     print(f"measured on {table.device}, {table.threads} threads, batch {table.batch}")
-    slowest, fastest = (amount(int(timed.measure("latency", row)), "latency") for row in (timed.full, timed.minimum))
+    slowest, fastest = (
+        amount(int(timed.measure("latency", row)), "latency") for row in (timed.full, timed.minimum)
+    )
     print(f"the layers of the original take {slowest}, those of the narrowest network {fastest}")
     return 0

@@ -1,4 +1,5 @@
-"""``pruneopt profile --target``: where the time goes on a target, op by op against the machine's ceilings."""
+"""``pruneopt profile --target``: where the time goes on a target, op by op against the machine's
+ceilings."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def run(options: argparse.Namespace) -> int:
     graph = captured(loaded_model(options))
     sample = op_times(target, graph, graph.weights)
     if not sample.nodes:
-        raise UserError(f"{target} does not tell the times of single ops: the whole takes {_ms(sample.seconds)}")
+        raise UserError(
+            f"{target} does not tell the times of single ops: the whole takes {_ms(sample.seconds)}"
+        )
     ceilings = measure_ceilings(target)
     lines = op_lines(graph, sample, ceilings)
     if options.picture is not None:
@@ -51,19 +54,30 @@ def _row(line: OpLine) -> tuple[str, ...]:
     rate = f"{line.macs / line.seconds / 1e9:.1f}" if line.macs and line.seconds else ""
     work = amount(line.macs, "flops") if line.macs else ""
     return (
-        *(line.layer, line.kind, _ms(line.seconds), percent(line.share), work, amount(line.moved, "bytes")),
+        *(
+            line.layer,
+            line.kind,
+            _ms(line.seconds),
+            percent(line.share),
+            work,
+            amount(line.moved, "bytes"),
+        ),
         *(rate, percent(line.efficiency), line.bound),
     )
 
 
 def _summary(seconds: float, lines: list[OpLine], ceilings: Ceilings) -> list[str]:
     macs, spent = sum(line.macs for line in lines), sum(line.seconds for line in lines)
-    copies = ", ".join(f"{rate / 1e9:.1f} GB/s with {amount(size, 'bytes')}" for size, rate in ceilings.copies)
+    copies = ", ".join(
+        f"{rate / 1e9:.1f} GB/s with {amount(size, 'bytes')}" for size, rate in ceilings.copies
+    )
     return [
-        f"the whole takes {_ms(seconds)}; its {len(lines)} ops as the target fuses them take {_ms(spent)}",
+        f"the whole takes {_ms(seconds)}; its {len(lines)} ops as the target fuses them take "
+        f"{_ms(spent)}",
         f"{macs / spent / 1e9:.1f} GFLOPs/s of {ceilings.macs / 1e9:.1f} in a product of matrices",
         f"a copy moves {copies}",
-        "A FLOP is one multiply-accumulate; of ceiling: the least time by the ceiling that binds, over the time.",
+        "A FLOP is one multiply-accumulate; of ceiling: the least time by the ceiling that binds, "
+        "over the time.",
     ]
 
 

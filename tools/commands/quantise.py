@@ -1,6 +1,8 @@
-"""``pruneopt quantise``: the pruned network of a bundle as ONNX in 8-bit integers or half precision, with its accuracy.
+"""``pruneopt quantise``: the pruned network of a bundle as ONNX in 8-bit integers or half
+precision, with its accuracy.
 
-The file lies in the bundle beside ``model.onnx``, and a record beside it says what it was made from and what it costs.
+The file lies in the bundle beside ``model.onnx``, and a record beside it says what it was made from
+and what it costs.
 """
 
 from __future__ import annotations
@@ -43,9 +45,16 @@ def run(options: argparse.Namespace) -> int:
     pruned = pruned_of(options.bundle)
     workload = _workload(options)
     path = options.bundle / f"model.{options.dtype}.onnx"
-    calls = calibration_of(pruned, workload, options.calibration) if options.dtype == "int8" and workload else None
+    calls = (
+        calibration_of(pruned, workload, options.calibration)
+        if options.dtype == "int8" and workload
+        else None
+    )
     target = OrtCPU(dtype=options.dtype, batch=_batch(pruned))
-    record: dict[str, Any] = {"dtype": options.dtype, "made_from": fingerprint(options.bundle / "weights.safetensors")}
+    record: dict[str, Any] = {
+        "dtype": options.dtype,
+        "made_from": fingerprint(options.bundle / "weights.safetensors"),
+    }
     with atomic_path(path) as temporary:
         target.write(pruned.graph, pruned.weights, temporary, calibration=calls)
         if workload is not None and options.dtype == "int8":
@@ -56,33 +65,51 @@ def run(options: argparse.Namespace) -> int:
             record |= _accuracy(workload, options.bundle / "model.onnx", temporary)
     if calls is not None:
         record["calibration"] = sum(len(call[0]) for call in calls)
-    record["bytes"] = {name: (options.bundle / name).stat().st_size for name in ("model.onnx", path.name)}
+    record["bytes"] = {
+        name: (options.bundle / name).stat().st_size for name in ("model.onnx", path.name)
+    }
     record["versions"] = versions()
     write_json(path.with_suffix(".json"), record)
-    print(json.dumps(record, indent=2, ensure_ascii=False) if options.json else "\n".join(_lines(record, path)))
+    print(
+        json.dumps(record, indent=2, ensure_ascii=False)
+        if options.json
+        else "\n".join(_lines(record, path))
+    )
     return 0
 
 
 def calibration_of(network: Network, workload: Workload, count: int) -> list[tuple[Tensor]]:
-    """Inputs of the calibration split in calls of the network's batch; what does not fill a fixed batch is left out."""
+    """Inputs of the calibration split in calls of the network's batch; what does not fill a fixed
+    batch is left out."""
     size = BATCH if network.graph.dynamic_batch else _batch(network)
     samples = workload.calibration.head(min(count, len(workload.calibration)))
-    calls = [(inputs,) for inputs, _ in samples.batches(size) if network.graph.dynamic_batch or len(inputs) == size]
+    calls = [
+        (inputs,)
+        for inputs, _ in samples.batches(size)
+        if network.graph.dynamic_batch or len(inputs) == size
+    ]
     if not calls:
-        raise UserError(f"{len(samples)} calibration inputs do not fill a batch of {size}: give --calibration {size}")
+        raise UserError(
+            f"{len(samples)} calibration inputs do not fill a batch of {size}: give --calibration "
+            f"{size}"
+        )
     return calls
 
 
 def _half_errors(network: Network, path: Path) -> dict[str, Any]:
-    """How far the outputs of a file in half precision are from the network's, on random inputs, and may be."""
-    inputs = fixed_inputs(network.graph, CHECKED if network.graph.dynamic_batch else _batch(network))
+    """How far the outputs of a file in half precision are from the network's, on random inputs, and
+    may be."""
+    inputs = fixed_inputs(
+        network.graph, CHECKED if network.graph.dynamic_batch else _batch(network)
+    )
     found = tensor_leaves(OnnxNetwork(path)(*inputs))
     error, allowed = check_half(network.graph, network.weights, found, inputs)
     return {"error": error, "allowed_error": allowed}
 
 
 def _int8_errors(network: Network, path: Path, workload: Workload) -> dict[str, Any]:
-    """How far the outputs of a file are from the network's, on data: random numbers leave the calibrated ranges."""
+    """How far the outputs of a file are from the network's, on data: random numbers leave the
+    calibrated ranges."""
     size = BATCH if network.graph.dynamic_batch else _batch(network)
     inputs, _ = next(workload.test.batches(size))
     with torch.no_grad():
@@ -107,7 +134,9 @@ def _workload(options: argparse.Namespace) -> Workload | None:
     loaded = load_model(options.original or str(record.get("model")))
     if options.data is None and loaded.data is None:
         if options.dtype == "int8":
-            raise UserError("int8 needs data, which the ranges of activations are taken from: give --data")
+            raise UserError(
+                "int8 needs data, which the ranges of activations are taken from: give --data"
+            )
         return None
     return loaded.workload(options.data, seed=int(record.get("seed") or 0))
 
@@ -121,11 +150,13 @@ def _batch(network: Network) -> int:
 def _lines(record: dict[str, Any], path: Path) -> list[str]:
     full, small = record["bytes"].values()
     lines = [
-        f"{path}: {small / 1e6:.2f} MB ({percent(small / full)} of model.onnx), outputs off by {record['error']:.2g}"
+        f"{path}: {small / 1e6:.2f} MB ({percent(small / full)} of model.onnx), outputs off by "
+        f"{record['error']:.2g}"
     ]
     if "before" in record:
         shown = [
-            percent(x) if record["metric"] == "accuracy" else f"{x:.4g}" for x in (record["before"], record["after"])
+            percent(x) if record["metric"] == "accuracy" else f"{x:.4g}"
+            for x in (record["before"], record["after"])
         ]
         lines.append(f"{record['metric']} on the test split: {shown[0]} before, {shown[1]} after")
     return lines

@@ -1,4 +1,5 @@
-"""``pruneopt search``: find the Pareto front of accuracy against costs, and write it with a picture."""
+"""``pruneopt search``: find the Pareto front of accuracy against costs, and write it with a
+picture."""
 
 from __future__ import annotations
 
@@ -103,13 +104,19 @@ def _prepared(options: argparse.Namespace) -> _Job:
 
 
 def _on_targets(options: argparse.Namespace) -> list[Budget]:
-    """Budgets and costs that are times on targets; `UserError` for a target that is not here, or unread options."""
-    found = [budget for budget in map(parse_budget, options.budgets) if budget.unit.startswith(ON_TARGET)]
+    """Budgets and costs that are times on targets; `UserError` for a target that is not here, or
+    unread options."""
+    found = [
+        budget for budget in map(parse_budget, options.budgets) if budget.unit.startswith(ON_TARGET)
+    ]
     for unit in options.against:
         if unit.startswith(ON_TARGET):
             found.append(Budget(unit, on_target(unit), 1.0, relative=True))
     check_targets(targets_of(found))
-    for flag, value in (("--latency-db", options.latency_db), ("--latency-minutes", options.latency_minutes)):
+    for flag, value in (
+        ("--latency-db", options.latency_db),
+        ("--latency-minutes", options.latency_minutes),
+    ):
         if value is not None and not found:
             raise UserError(f"{flag} is for times on targets, such as --against latency@ort-cpu")
     return found
@@ -121,10 +128,15 @@ def _before(options: argparse.Namespace) -> list[Pass]:
     wrong = next((step.name for step in found if isinstance(step, Choose | Slice | Explore)), None)
     if wrong is not None or not any(isinstance(step, Cost) for step in found):
         problem = "lacks cost" if wrong is None else f"must not hold {wrong}"
-        raise UserError(f"--before {problem}: it is what comes before a search, such as 'couple,cost'")
+        raise UserError(
+            f"--before {problem}: it is what comes before a search, such as 'couple,cost'"
+        )
     if options.flops_convention != "macs":
         convention = options.flops_convention
-        found = [dataclasses.replace(step, convention=convention) if isinstance(step, Cost) else step for step in found]
+        found = [
+            dataclasses.replace(step, convention=convention) if isinstance(step, Cost) else step
+            for step in found
+        ]
     return found
 
 
@@ -134,10 +146,17 @@ def _explore(options: argparse.Namespace) -> Explore:
         "against": tuple(options.against) or None,
         "round_to": options.round_to,
         "minimum": options.min_channels,
-        **{name: getattr(options, name) for name in ("candidates", "population", "searcher", "evaluator", "criterion")},
+        **{
+            name: getattr(options, name)
+            for name in ("candidates", "population", "searcher", "evaluator", "criterion")
+        },
     }
     least, most = options.range or (None, 1.0)
-    return Explore(least=least, most=most, **{name: value for name, value in given.items() if value is not None})
+    return Explore(
+        least=least,
+        most=most,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
@@ -156,13 +175,15 @@ def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
 
 
 def _guessing(outcome: FrontOutcome, workload: Workload) -> list[str]:
-    """What to say where the original does hardly better than chance: most often it has no trained weights."""
+    """What to say where the original does hardly better than chance: most often it has no trained
+    weights."""
     classes = workload.num_classes if workload.metric is top1 else None
     scores = [item.score for item in outcome.candidates if item.origin == "original"]
     if classes is None or not scores or scores[0] > 2 / classes:
         return []
     return [
-        f"the original scores {scores[0]:.1%}, and guessing among {classes} classes {1 / classes:.1%}: is it trained? "
+        f"the original scores {scores[0]:.1%}, and guessing among {classes} classes "
+        f"{1 / classes:.1%}: is it trained? "
         "Give --weights"
     ]
 
@@ -170,7 +191,8 @@ def _guessing(outcome: FrontOutcome, workload: Workload) -> list[str]:
 def _run_passes(job: _Job, graph: Graph, progress: Progress, folder: Path) -> State:
     """Run the passes; returns the state at their end."""
     options, last = job.options, _Last()
-    # A search that goes on measures no more where it knows enough: it must propose what it did before.
+    # A search that goes on measures no more where it knows enough: it must propose what it did
+    # before.
     minutes = None if options.resume else options.latency_minutes
     learner = Learner(options.latency_db or folder / LATENCY_DB, minutes)
     times = [WithTimes(learner, job.on_targets)] if job.on_targets else []
@@ -216,7 +238,9 @@ def _run_record(job: _Job) -> dict[str, Any]:
             "data": options.data,
             "seed": options.seed,
         },
-        "constraints": {name: list(getattr(options, name)) for name in ("ignore", "width", "max_ratio", "tie")},
+        "constraints": {
+            name: list(getattr(options, name)) for name in ("ignore", "width", "max_ratio", "tie")
+        },
         "device": options.device,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -1,4 +1,5 @@
-"""``pruneopt targets``: the runtimes that this machine offers, and why it does not offer the others."""
+"""``pruneopt targets``: the runtimes that this machine offers, and why it does not offer the
+others."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         print()
         print(table([("not offered", "why"), *missing], text_columns=(0, 1)))
-    print("\n`pruneopt passes target` lists their options, which are part of their names: ort-cpu{threads=2 batch=8}.")
+    print(
+        "\n`pruneopt passes target` lists their options, which are part of their names: "
+        "ort-cpu{threads=2 batch=8}."
+    )
     return 0
 
 
@@ -41,4 +45,8 @@ def _listed() -> Iterator[Target]:
 
 def _described(target: Target) -> dict[str, Any]:
     reason = target.unavailable()
-    return {"target": str(target), "reason": reason, "runtime": target.runtime() if reason is None else None}
+    return {
+        "target": str(target),
+        "reason": reason,
+        "runtime": target.runtime() if reason is None else None,
+    }

@@ -11,7 +11,15 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.tools.report.text import amount, percent
 
-__all__ = ["LITTLE", "Coverage", "coverage_data", "coverage_lines", "coverage_of", "coverage_warning", "unknown_ops"]
+__all__ = [
+    "LITTLE",
+    "Coverage",
+    "coverage_data",
+    "coverage_lines",
+    "coverage_of",
+    "coverage_warning",
+    "unknown_ops",
+]
 
 LITTLE = 0.10
 """A network of whose FLOPs less than this can be removed is worth a warning."""
@@ -33,7 +41,8 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Channels that can be removed of how many; every cost unit's reach; frozen channels by reason."""
+    """Channels that can be removed of how many; every cost unit's reach; frozen channels by
+    reason."""
 
     removable: int
     channels: int
@@ -69,10 +78,14 @@ def coverage_of(coupling: Coupling, cost: CostModel) -> Coverage:
 
 
 def unknown_ops(coupling: Coupling) -> list[tuple[str, int, str, str]]:
-    """Ops without a rule: name, how often, where first, why that matters; the most frequent first."""
+    """Ops without a rule: name, how often, where first, why that matters; the most frequent
+    first."""
     count = Counter(item.op.target.removesuffix(".default") for item in coupling.unknown)
     first = {item.op.target.removesuffix(".default"): item for item in reversed(coupling.unknown)}
-    return [(name, number, str(first[name].op.loc), first[name].why) for name, number in count.most_common()]
+    return [
+        (name, number, str(first[name].op.loc), first[name].why)
+        for name, number in count.most_common()
+    ]
 
 
 def coverage_lines(found: Coverage) -> Iterator[str]:
@@ -84,10 +97,14 @@ def coverage_lines(found: Coverage) -> Iterator[str]:
     yield "smallest reachable:"
     for item in found.reach:
         kept = percent(1 - item.removable)
-        yield f"  {item.unit:7} {amount(item.smallest, item.unit)} ({kept} of {amount(item.full, item.unit)})"
+        yield (
+            f"  {item.unit:7} {amount(item.smallest, item.unit)} ({kept} of "
+            f"{amount(item.full, item.unit)})"
+        )
     share = found.removable / found.channels if found.channels else 0.0
     yield (
-        f"coverage: {percent(share)} of the channels, {percent(found.of('params').removable)} of the parameters and "
+        f"coverage: {percent(share)} of the channels, {percent(found.of('params').removable)} of "
+        "the parameters and "
         f"{percent(found.of('flops').removable)} of the FLOPs can be removed "
         f"({found.free_groups} of {_counted(found.groups, 'group')} free)"
     )
@@ -110,10 +127,17 @@ def coverage_data(found: Coverage) -> dict[str, Any]:
         "groups": found.groups,
         "free_groups": found.free_groups,
         "units": {
-            item.unit: {"original": item.full, "smallest": item.smallest, "removable": item.removable}
+            item.unit: {
+                "original": item.full,
+                "smallest": item.smallest,
+                "removable": item.removable,
+            }
             for item in found.reach
         },
-        "frozen": [{"reason": reason, "groups": groups, "channels": count} for reason, groups, count in found.frozen],
+        "frozen": [
+            {"reason": reason, "groups": groups, "channels": count}
+            for reason, groups, count in found.frozen
+        ],
     }
 
 

@@ -24,12 +24,15 @@ Entry = Mapping[str, Any]
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers that divide a range: at most ``most`` of 1, 2 or 5 times a power of ten apart."""
+    """Round numbers that divide a range: at most ``most`` of 1, 2 or 5 times a power of ten
+    apart."""
     if not high > low:
         return [low]
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor >= rough * (1 - 1e-9))
+    step = next(
+        power * factor for factor in (1, 2, 5, 10, 20) if power * factor >= rough * (1 - 1e-9)
+    )
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(step * place, 12) for place in range(first, last + 1)]
 
@@ -62,7 +65,10 @@ def front_svg(front: Mapping[str, Any], measured: Sequence[Entry], metric: str) 
         metric: what the score is called; an ``accuracy`` is shown in percent.
     """
     units = front["against"]
-    size = f'width="{WIDTH}" height="{HEIGHT * len(units)}" viewBox="0 0 {WIDTH} {HEIGHT * len(units)}"'
+    size = (
+        f'width="{WIDTH}" height="{HEIGHT * len(units)}" viewBox="0 0 {WIDTH} '
+        f'{HEIGHT * len(units)}"'
+    )
     title = f"{metric} against {' and '.join(map(label, units))} of {front['network']}"
     about = f"{len(front['points'])} points on the front of {len(measured)} judged structures"
     body = [
@@ -85,10 +91,15 @@ def _spoken(front: Mapping[str, Any], metric: str) -> str:
     unit = front["against"][0]
     points = front["points"]
     shown = points if len(points) <= NUMBERED else [points[0], points[len(points) // 2], points[-1]]
-    return "; ".join(f"{cost_text(item['costs'][unit], unit)} {score_text(item['score'], metric)}" for item in shown)
+    return "; ".join(
+        f"{cost_text(item['costs'][unit], unit)} {score_text(item['score'], metric)}"
+        for item in shown
+    )
 
 
-def _panel(front: Mapping[str, Any], measured: Sequence[Entry], unit: str, metric: str) -> Iterator[str]:
+def _panel(
+    front: Mapping[str, Any], measured: Sequence[Entry], unit: str, metric: str
+) -> Iterator[str]:
     original = front["original"][unit]
     costs = [item["costs"][unit] for item in measured]
     scores = [item["score"] for item in measured if math.isfinite(item["score"])]
@@ -96,7 +107,8 @@ def _panel(front: Mapping[str, Any], measured: Sequence[Entry], unit: str, metri
     y = _Axis.over(scores or [0.0], HEIGHT - BOTTOM, TOP)
     yield from _axes(x, y, unit, metric)
     baselines = {
-        name: [item for item in front["baselines"] if item["origin"] == name] for name in ("original", "uniform", "l1")
+        name: [item for item in front["baselines"] if item["origin"] == name]
+        for name in ("original", "uniform", "l1")
     }
 
     def place(item: Entry) -> tuple[float, float]:
@@ -113,7 +125,10 @@ def _panel(front: Mapping[str, Any], measured: Sequence[Entry], unit: str, metri
         across, up = place(item)
         yield _mark("front", across, up)
         if len(front["points"]) <= NUMBERED:
-            yield f'<text x="{across:.1f}" y="{up - 8:.1f}" text-anchor="middle">{item["point"]}</text>'
+            yield (
+                f'<text x="{across:.1f}" y="{up - 8:.1f}" '
+                f'text-anchor="middle">{item["point"]}</text>'
+            )
     yield from (_mark("original", *place(item)) for item in baselines["original"])
     yield from _legend([name for name, found in baselines.items() if found])
 
@@ -123,25 +138,45 @@ def _axes(x: _Axis, y: _Axis, unit: str, metric: str) -> Iterator[str]:
     for value in ticks(y.low, y.high):
         up = y(value)
         yield f'<line x1="{LEFT}" x2="{edge}" y1="{up:.1f}" y2="{up:.1f}" stroke="#e3e3e3"/>'
-        yield f'<text x="{LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">{escape(score_text(value, metric))}</text>'
+        yield (
+            f'<text x="{LEFT - 8}" y="{up + 4:.1f}" '
+            f'text-anchor="end">{escape(score_text(value, metric))}</text>'
+        )
     for value in ticks(max(x.low, 0.0), x.high, 6):
         across = x(value)
-        yield f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{base}" y2="{base + 5}" stroke="#555"/>'
-        yield f'<text x="{across:.1f}" y="{base + 20}" text-anchor="middle">{escape(cost_text(value, unit))}</text>'
+        yield (
+            f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{base}" y2="{base + 5}" stroke="#555"/>'
+        )
+        yield (
+            f'<text x="{across:.1f}" y="{base + 20}" '
+            f'text-anchor="middle">{escape(cost_text(value, unit))}</text>'
+        )
     yield f'<path d="M{LEFT} {TOP} V{base} H{edge}" fill="none" stroke="#555"/>'
     middle = (LEFT + edge) / 2
-    yield f'<text x="{middle}" y="{HEIGHT - 14}" text-anchor="middle" class="head">{escape(label(unit))}</text>'
-    yield f'<text x="{LEFT}" y="{TOP - 22}" class="head">{escape(metric)} on the images of the search</text>'
+    yield (
+        f'<text x="{middle}" y="{HEIGHT - 14}" text-anchor="middle" '
+        f'class="head">{escape(label(unit))}</text>'
+    )
+    yield (
+        f'<text x="{LEFT}" y="{TOP - 22}" class="head">{escape(metric)} on the images of the '
+        "search</text>"
+    )
 
 
-def _stairs(points: Sequence[Entry], unit: str, place: Callable[[Entry], tuple[float, float]]) -> Iterator[str]:
+def _stairs(
+    points: Sequence[Entry], unit: str, place: Callable[[Entry], tuple[float, float]]
+) -> Iterator[str]:
     """The best score for at most a cost: a step at every point that no other beats in this cost."""
     if not points:
         return
     table = np.array([[item["costs"][unit], -item["score"]] for item in points], dtype=np.float64)
     best = [item for item, stays in zip(points, non_dominated(table), strict=True) if stays]
-    places = [place(item) for item in sorted(best, key=lambda item: (item["costs"][unit], item["score"]))]
-    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f" H{a:.1f} V{b:.1f}" for a, b in places[1:])
+    places = [
+        place(item) for item in sorted(best, key=lambda item: (item["costs"][unit], item["score"]))
+    ]
+    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(
+        f" H{a:.1f} V{b:.1f}" for a, b in places[1:]
+    )
     yield f'<path d="{path}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
 
 
@@ -165,16 +200,26 @@ def _diamond(across: float, up: float, colour: str) -> str:
 
 
 def _ring(across: float, up: float) -> str:
-    return f'<circle cx="{across:.1f}" cy="{up:.1f}" r="7" fill="none" stroke="#111" stroke-width="2"/>'
+    return (
+        f'<circle cx="{across:.1f}" cy="{up:.1f}" r="7" fill="none" stroke="#111" '
+        'stroke-width="2"/>'
+    )
 
 
 def _legend(baselines: Sequence[str]) -> Iterator[str]:
     """What the marks stand for, in the lower right corner, where a front leaves room."""
-    words = {"original": "the original", "uniform": "one ratio for all (uniform)", "l1": "ranked by score (prune)"}
+    words = {
+        "original": "the original",
+        "uniform": "one ratio for all (uniform)",
+        "l1": "ranked by score (prune)",
+    }
     rows = ["front, by number", "judged", *(words[name] for name in baselines)]
     across, up = WIDTH - RIGHT - 190.0, HEIGHT - BOTTOM - 18.0 * len(rows)
     height = 18 * len(rows) + 6
-    yield f'<rect x="{across - 16}" y="{up - 14}" width="200" height="{height}" fill="#fff" fill-opacity=".85"/>'
+    yield (
+        f'<rect x="{across - 16}" y="{up - 14}" width="200" height="{height}" fill="#fff" '
+        'fill-opacity=".85"/>'
+    )
     for number, text in enumerate(rows):
         yield _mark(("front", "judged", *baselines)[number], across, up + 18 * number)
         yield f'<text x="{across + 14}" y="{up + 18 * number + 4}">{escape(text)}</text>'

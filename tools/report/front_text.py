@@ -31,14 +31,26 @@ def score_text(value: float, metric: str) -> str:
 def rows_of(front: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:
     """The table of a front, its head first."""
     units: Sequence[str] = front["against"]
-    head = ["point", *(word for unit in units for word in (label(unit), "left")), metric, "found as", "candidate"]
+    head = [
+        "point",
+        *(word for unit in units for word in (label(unit), "left")),
+        metric,
+        "found as",
+        "candidate",
+    ]
     rows = [tuple(head)]
     for item in front["points"]:
         costs: list[str] = []
         for unit in units:
             value, full = item["costs"][unit], front["original"][unit]
             costs += [cost_text(value, unit), percent(value / full)]
-        mine = (str(item["point"]), *costs, score_text(item["score"], metric), item["origin"], str(item["candidate"]))
+        mine = (
+            str(item["point"]),
+            *costs,
+            score_text(item["score"], metric),
+            item["origin"],
+            str(item["candidate"]),
+        )
         rows.append(mine)
     return rows
 
@@ -47,7 +59,8 @@ def summary(front: Mapping[str, Any]) -> str:
     """One line: how much was judged, how, and the hypervolume."""
     stopped = "interrupted, the front so far: " if front["interrupted"] else ""
     return (
-        f"{stopped}{len(front['points'])} points of {front['judged']} judged structures; hypervolume "
+        f"{stopped}{len(front['points'])} points of {front['judged']} judged structures; "
+        "hypervolume "
         f"{front['hypervolume']:.4f} (costs as shares of the original's up to 1, score above 0)"
     )
 
@@ -64,7 +77,9 @@ def front_lines(front: Mapping[str, Any], metric: str) -> Iterator[str]:
 
 def front_html(front: Mapping[str, Any], metric: str, picture: str) -> str:
     """The page: the picture, and the table under it."""
-    title = escape(f"{front['network']}: {metric} against {' and '.join(map(label, front['against']))}")
+    title = escape(
+        f"{front['network']}: {metric} against {' and '.join(map(label, front['against']))}"
+    )
     head, *rows = rows_of(front, metric)
     cells = ["".join(f'<td class="number">{escape(cell)}</td>' for cell in row) for row in rows]
     body = [
@@ -73,12 +88,18 @@ def front_html(front: Mapping[str, Any], metric: str, picture: str) -> str:
         *(f"<p>{escape(note)}</p>" for note in front["notes"]),
         picture,
         "<h2>Points</h2>",
-        "<table><tr>" + "".join(f'<th class="number">{escape(word)}</th>' for word in head) + "</tr>",
+        "<table><tr>"
+        + "".join(f'<th class="number">{escape(word)}</th>' for word in head)
+        + "</tr>",
         *(f"<tr>{row}</tr>" for row in cells),
         "</table>",
-        f'<p class="quiet">{escape(front["found_by"])}; {escape(front["judged_by"])}; scores on held-out training '
+        f'<p class="quiet">{escape(front["found_by"])}; {escape(front["judged_by"])}; scores on '
+        "held-out training "
         "images.</p>",
     ]
-    meta = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    meta = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{title}</title>'
+    )
     page = f'<!doctype html>\n<html lang="en"><head>{meta}<style>{STYLE}</style></head>\n<body>\n'
     return page + "\n".join(body) + "\n</body></html>\n"

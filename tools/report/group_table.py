@@ -1,4 +1,5 @@
-"""The channel groups of a network as a table: what can be named, what it may become, and what it is worth."""
+"""The channel groups of a network as a table: what can be named, what it may become, and what it is
+worth."""
 
 from __future__ import annotations
 
@@ -29,22 +30,35 @@ class GroupTable:
 
     def kept(self, group: Group) -> int:
         """How many units the plan keeps of a group."""
-        return len(self.plan[group.name]) if self.plan is not None and group.name in self.plan else group.width
+        return (
+            len(self.plan[group.name])
+            if self.plan is not None and group.name in self.plan
+            else group.width
+        )
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """Of every free group, the share of the FLOPs that is gone when it alone is as narrow as it can be."""
+        """Of every free group, the share of the FLOPs that is gone when it alone is as narrow as it
+        can be."""
         cost = self.cost
         total = float(cost.measure("flops", cost.full)) if cost.groups else 0.0
         alone = np.where(np.eye(len(cost.groups), dtype=bool), cost.minimum, cost.full)
         left = cost.measure("flops", alone) if cost.groups else np.zeros(0)
-        return {name: 1 - float(flops) / total if total else 0.0 for name, flops in zip(cost.groups, left, strict=True)}
+        return {
+            name: 1 - float(flops) / total if total else 0.0
+            for name, flops in zip(cost.groups, left, strict=True)
+        }
 
     def modules(self, group: Group) -> list[str]:
-        """The modules (or parameters that are in none) that hold the group's channels: first those that make them."""
+        """The modules (or parameters that are in none) that hold the group's channels: first those
+        that make them."""
         made = [op.loc.module for op in self.coupling.producers(group)]
         names = (member.weight.name for member in self.coupling.members(group))
-        return [name for name in dict.fromkeys([*made, *(n.rpartition(".")[0] or n for n in names)]) if name]
+        return [
+            name
+            for name in dict.fromkeys([*made, *(n.rpartition(".")[0] or n for n in names)])
+            if name
+        ]
 
     def data(self) -> Iterator[dict[str, Any]]:
         """The groups as plain values."""
@@ -66,14 +80,22 @@ class GroupTable:
         rows: list[tuple[str, ...]] = [("group", "width", *kept, "step", "FLOPs", "in", "frozen")]
         for item in self.data():
             where = item["modules"]
-            shown = ", ".join(where[:SHOWN]) + (f" and {len(where) - SHOWN} others" if len(where) > SHOWN else "")
+            shown = ", ".join(where[:SHOWN]) + (
+                f" and {len(where) - SHOWN} others" if len(where) > SHOWN else ""
+            )
             share = "-" if item["flops_share"] is None else percent(item["flops_share"])
-            counts = (item["width"], item["kept"], item["blocks"]) if kept else (item["width"], item["blocks"])
+            counts = (
+                (item["width"], item["kept"], item["blocks"])
+                if kept
+                else (item["width"], item["blocks"])
+            )
             rows.append((item["name"], *map(str, counts), share, shown, item["frozen"] or ""))
         lines = [
             table(rows, text_columns=(0, len(rows[0]) - 2, len(rows[0]) - 1)),
             "",
-            "step: widths are multiples of it. FLOPs: what is saved when this group alone is as narrow as can be.",
-            "--ignore, --width, --max-ratio and --tie take groups, modules and parameters, or patterns (layer4.*).",
+            "step: widths are multiples of it. FLOPs: what is saved when this group alone is as "
+            "narrow as can be.",
+            "--ignore, --width, --max-ratio and --tie take groups, modules and parameters, or "
+            "patterns (layer4.*).",
         ]
         return "\n".join(lines)

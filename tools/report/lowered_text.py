@@ -1,4 +1,5 @@
-"""What ``pruneopt inspect --lowered`` says: how a candidate is judged in fused operations, and what no kernel does."""
+"""What ``pruneopt inspect --lowered`` says: how a candidate is judged in fused operations, and what
+no kernel does."""
 
 from __future__ import annotations
 
@@ -35,12 +36,14 @@ class Lowered:
 
 
 def lowered_lines(lowered: Lowered) -> Iterator[str]:
-    """Each graph as text, a count, and the ops without a kernel: the same op with the same reason in one line."""
+    """Each graph as text, a count, and the ops without a kernel: the same op with the same reason
+    in one line."""
     statistics, evaluation = lowered.statistics, lowered.evaluation
     yield print_graph(statistics.graph).rstrip("\n")
     yield ""
     yield (
-        f"statistics of {len(statistics.norms)} batch norms: {times(_count(statistics.graph, STATISTICS))} a "
+        f"statistics of {len(statistics.norms)} batch norms: "
+        f"{times(_count(statistics.graph, STATISTICS))} a "
         f"convolution that finishes its input and measures its output; {_rest(statistics.unfused)}"
     )
     yield from _reasons(statistics.unfused)
@@ -48,7 +51,8 @@ def lowered_lines(lowered: Lowered) -> Iterator[str]:
     yield print_graph(evaluation.graph).rstrip("\n")
     yield ""
     yield (
-        f"scores: {times(_count(evaluation.graph, EVALUATION))} a convolution with bias, sum and activation; "
+        f"scores: {times(_count(evaluation.graph, EVALUATION))} a convolution with bias, sum and "
+        "activation; "
         f"{_rest(evaluation.unfused)}"
     )
     yield from _reasons(evaluation.unfused)
@@ -61,7 +65,10 @@ def lowered_data(lowered: Lowered) -> dict[str, Any]:
         "graph": graph_to_dict(statistics.graph),
         "norms": [norm.mean.name.rpartition(".")[0] for norm in statistics.norms],
         "unfused": _reasons_data(statistics.unfused),
-        "evaluation": {"graph": graph_to_dict(evaluation.graph), "unfused": _reasons_data(evaluation.unfused)},
+        "evaluation": {
+            "graph": graph_to_dict(evaluation.graph),
+            "unfused": _reasons_data(evaluation.unfused),
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""What searches, trainings, rounding and dropped blocks have to tell the user, taken from their records."""
+"""What searches, trainings, rounding and dropped blocks have to tell the user, taken from their
+records."""
 
 from __future__ import annotations
 

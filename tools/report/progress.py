@@ -18,7 +18,8 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(show: bool) -> Iterator[Progress]:
-    """What passes report their progress to, for a block of work; nothing is shown unless stderr is a terminal."""
+    """What passes report their progress to, for a block of work; nothing is shown unless stderr is
+    a terminal."""
     if not (show and sys.stderr.isatty()):
         yield silent
         return
@@ -26,13 +27,19 @@ def progress_bar(show: bool) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _Shown(bar)
 
 
 class _Shown:
-    """The current step: its text (a search puts the best score so far into it) and how much of it is done."""
+    """The current step: its text (a search puts the best score so far into it) and how much of it
+    is done."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar

@@ -52,7 +52,15 @@ STAGES = {
     "finetune": "fine-tuned",
     "scratch": "from scratch",
 }
-PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 def costs(cost: CostModel, plan: Plan) -> dict[str, int]:
@@ -144,15 +152,25 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for note in report["notes"]:
         yield f"note: {note}"
     if report.get("reached") == "one channel step":
-        yield "note: the budget is not used to 99 %, but one more channel of any group would exceed it"
-    yield FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs as counted by {report['flops_convention']}."
+        yield (
+            "note: the budget is not used to 99 %, but one more channel of any group would "
+            "exceed it"
+        )
+    yield (
+        FLOP_NOTE
+        if report["flops_convention"] == "macs"
+        else f"FLOPs as counted by {report['flops_convention']}."
+    )
     yield from latency_lines(report)
     yield from sparsity_lines(report)
     yield _proof(report["verification"])
     changed = len(report["verification"]["notes"])
     if changed:
         places = "one place" if changed == 1 else f"{changed} places"
-        yield f"Not equivalent by construction in {places}, where statistics run over channels; the reports name them."
+        yield (
+            f"Not equivalent by construction in {places}, where statistics run over channels; "
+            "the reports name them."
+        )
     yield verdict(report)
 
 
@@ -163,7 +181,12 @@ def _score_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]
     name = report["metric"]
     first = _score(stages[0]["score"], name)
     for stage in stages[1:]:
-        yield f"{name} {STAGES.get(stage['after'], 'after ' + stage['after'])}", first, _score(stage["score"], name), ""
+        yield (
+            f"{name} {STAGES.get(stage['after'], 'after ' + stage['after'])}",
+            first,
+            _score(stage["score"], name),
+            "",
+        )
 
 
 def _score(value: float, name: str) -> str:
@@ -174,7 +197,8 @@ def _proof(verification: Mapping[str, Any]) -> str:
     single = verification["max_abs_error_float32"]
     real = "" if single is None else f", and off by at most {single:.1e} on real input in float32"
     return (
-        f"Proved in float64: the original with channels removed, off by at most {verification['max_abs_error']:.1e}"
+        "Proved in float64: the original with channels removed, off by at most "
+        f"{verification['max_abs_error']:.1e}"
         f" (outputs up to {verification['scale']:.3g}){real}."
     )
 

@@ -46,9 +46,13 @@ def html_report(report: Mapping[str, Any]) -> str:
         *(f"<p>{escape(note)}</p>" for note in report["notes"]),
         *(line for section in sections for line in section(report)),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(body) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{title}</title>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
+        + ("\n".join(body) + "\n</body></html>\n")
     )
 
 
@@ -57,11 +61,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) ->
     marks = ["name" if column < text else "number" for column in range(len(head))]
     yield (
         "<table><tr>"
-        + "".join(f'<th class="{mark}">{escape(word)}</th>' for mark, word in zip(marks, head, strict=True))
+        + "".join(
+            f'<th class="{mark}">{escape(word)}</th>'
+            for mark, word in zip(marks, head, strict=True)
+        )
         + "</tr>"
     )
     for row in rows:
-        cells = "".join(f'<td class="{mark}">{cell}</td>' for mark, cell in zip(marks, row, strict=True))
+        cells = "".join(
+            f'<td class="{mark}">{cell}</td>' for mark, cell in zip(marks, row, strict=True)
+        )
         yield f"<tr>{cells}</tr>"
     yield "</table>"
 
@@ -97,7 +106,11 @@ def _costs(report: Mapping[str, Any]) -> Iterator[str]:
         if unit in before
     ]
     yield from _table(("", "before", "after", "left", ""), rows)
-    counted = FLOP_NOTE if report["flops_convention"] == "macs" else f"FLOPs: {report['flops_convention']}."
+    counted = (
+        FLOP_NOTE
+        if report["flops_convention"] == "macs"
+        else f"FLOPs: {report['flops_convention']}."
+    )
     yield f'<p class="quiet">{escape(counted)} Peak memory is that of activations.</p>'
 
 
@@ -105,7 +118,9 @@ def _latency(report: Mapping[str, Any]) -> Iterator[str]:
     if not report.get("latency"):
         return
     yield "<h2>Time on targets</h2>"
-    yield from _table(("", "before", "after", "left"), [tuple(map(escape, row)) for row in latency_rows(report)])
+    yield from _table(
+        ("", "before", "after", "left"), [tuple(map(escape, row)) for row in latency_rows(report)]
+    )
     yield from (f'<p class="quiet">{escape(line)}</p>' for line in latency_lines(report))
     rounds = report["latency"]["rounds"]
     rows = [
@@ -144,7 +159,8 @@ def _repairs(report: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "<h2>Repair</h2>"
     yield (
-        "<p class=\"quiet\">Error of a layer's outputs against the original's, relative, on the calibration images; of "
+        "<p class=\"quiet\">Error of a layer's outputs against the original's, relative, on the "
+        "calibration images; of "
         "a constant, its size and the tensor it is in.</p>"
     )
     yield from _table(("method", "layer", "before", "after"), rows, text=2)
@@ -152,10 +168,14 @@ def _repairs(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _search(report: Mapping[str, Any]) -> Iterator[str]:
     search = report.get("search") or {}
-    simple = {key: value for key, value in search.items() if isinstance(value, bool | int | float | str)}
+    simple = {
+        key: value for key, value in search.items() if isinstance(value, bool | int | float | str)
+    }
     if simple:
         yield "<h2>Search</h2>"
-        yield from _table(("", ""), [(escape(key.replace("_", " ")), escape(str(simple[key]))) for key in simple])
+        yield from _table(
+            ("", ""), [(escape(key.replace("_", " ")), escape(str(simple[key]))) for key in simple]
+        )
     training = search.get("regulariser") or {}
     if isinstance(training, Mapping) and training.get("layers"):
         yield "<h2>Growing penalty</h2>"
@@ -170,7 +190,14 @@ def _search(report: Mapping[str, Any]) -> Iterator[str]:
             )
             for item in training["layers"]
         ]
-        head = ("layer", "groups", "removed", "last penalty", "kept over removed magnitude", "finished at iteration")
+        head = (
+            "layer",
+            "groups",
+            "removed",
+            "last penalty",
+            "kept over removed magnitude",
+            "finished at iteration",
+        )
         yield from _table(head, rows)
 
 
@@ -183,7 +210,9 @@ def _groups(report: Mapping[str, Any]) -> Iterator[str]:
     for group in free:
         multiple = () if rounded is None else (str(rounded.get(group["name"], "")),)
         bar = _bar(group["kept"], group["width"])
-        rows.append((escape(group["name"]), str(group["width"]), str(group["kept"]), *multiple, bar))
+        rows.append(
+            (escape(group["name"]), str(group["width"]), str(group["kept"]), *multiple, bar)
+        )
     yield from _table(head, rows)
 
 
@@ -198,7 +227,8 @@ def _frozen(report: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "<h2>What stays whole, and why</h2>"
     rows = [
-        (escape(reason), escape(", ".join(names[reason])), str(channels)) for reason, channels in reasons.most_common()
+        (escape(reason), escape(", ".join(names[reason])), str(channels))
+        for reason, channels in reasons.most_common()
     ]
     yield from _table(("reason", "groups", "channels"), rows, text=2)
 
@@ -209,7 +239,13 @@ def _sparsity(report: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Sparsity</h2>"
     yield from (f"<p>{escape(line)}</p>" for line in sparsity_lines(report))
     rows = [
-        (escape(name), f"{weights:,}", f"{zeros:,}", percent(zeros / weights, 2), _bar(weights - zeros, weights))
+        (
+            escape(name),
+            f"{weights:,}",
+            f"{zeros:,}",
+            percent(zeros / weights, 2),
+            _bar(weights - zeros, weights),
+        )
         for name, weights, zeros in sparsity_rows(report)
     ]
     yield from _table(("layer", "weights", "zeros", "sparsity", "left"), rows)
@@ -219,26 +255,41 @@ def _verification(report: Mapping[str, Any]) -> Iterator[str]:
     proof = report["verification"]
     yield "<h2>Verification</h2>"
     rows = [
-        ("original with the removed channels unread, float64, random input", "", f"{proof['max_abs_error']:.2e}"),
+        (
+            "original with the removed channels unread, float64, random input",
+            "",
+            f"{proof['max_abs_error']:.2e}",
+        ),
     ]
     if proof["max_abs_error_float32"] is not None:
         rows.append(("the same, float32, real input", "", f"{proof['max_abs_error_float32']:.2e}"))
     for item in proof["artefacts"]:
         batches = ", ".join(map(str, item["batches"]))
-        rows.append((f"{escape(item['artefact'])} loaded back", batches, f"{item['max_abs_error']:.2e}"))
-    yield from _table(("compared with the pruned network", "batch sizes", "largest difference"), rows)
+        rows.append(
+            (f"{escape(item['artefact'])} loaded back", batches, f"{item['max_abs_error']:.2e}")
+        )
+    yield from _table(
+        ("compared with the pruned network", "batch sizes", "largest difference"), rows
+    )
     yield from (f"<p>{escape(note)}</p>" for note in proof["notes"])
 
 
 def _seconds(report: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Time</h2>"
-    yield from _table(("stage", ""), [(escape(stage), seconds(value)) for stage, value in report["seconds"].items()])
+    yield from _table(
+        ("stage", ""),
+        [(escape(stage), seconds(value)) for stage, value in report["seconds"].items()],
+    )
 
 
 def _artefacts(report: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Files</h2>"
     rows = [
-        (f"{escape(name)}", f'<span class="quiet">{item["sha256"][:16]}...</span>', amount(item["bytes"], "bytes"))
+        (
+            f"{escape(name)}",
+            f'<span class="quiet">{item["sha256"][:16]}...</span>',
+            amount(item["bytes"], "bytes"),
+        )
         for name, item in report["artefacts"].items()
     ]
     yield from _table(("file", "SHA-256", "size"), rows, text=2)
@@ -248,6 +299,7 @@ def _bar(value: float, full: float) -> str:
     share = min(max(value / full, 0.0), 1.0) if full else 0.0
     return (
         f'<svg width="{BAR}" height="14" role="img" aria-label="{percent(share)}">'
-        f'<rect width="{BAR}" height="14" fill="#8883" /><rect width="{BAR * share:.1f}" height="14" fill="#3b7dbd" />'
+        f'<rect width="{BAR}" height="14" fill="#8883" /><rect width="{BAR * share:.1f}" '
+        'height="14" fill="#3b7dbd" />'
         "</svg>"
     )

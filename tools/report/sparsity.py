@@ -1,4 +1,5 @@
-"""Masks in a bundle and in the reports: how many weights are zero, and that this makes nothing faster by itself."""
+"""Masks in a bundle and in the reports: how many weights are zero, and that this makes nothing
+faster by itself."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def sparsity_data(graph: Graph, masks: Mapping[str, Tensor], params: int) -> dic
         "zeros": found.zeros,
         "share": found.share,
         "nonzero_params": params - found.zeros,
-        "layers": [{"name": item.name, "weights": item.weights, "zeros": item.zeros} for item in found.layers],
+        "layers": [
+            {"name": item.name, "weights": item.weights, "zeros": item.zeros}
+            for item in found.layers
+        ],
     }
 
 
@@ -34,8 +38,10 @@ def sparsity_notes(records: Mapping[str, object]) -> Iterator[str]:
             for left in record.left:
                 yield f"2:4 sparsity left {left}"
             yield (
-                "2:4 sparsity is delivered as masks; on an NVIDIA GPU of compute capability 8.0 or newer "
-                "pruneopt.passes.selection.semi_structured.to_semi_structured(module) makes linear layers use it"
+                "2:4 sparsity is delivered as masks; on an NVIDIA GPU of compute capability 8.0 or "
+                "newer "
+                "pruneopt.passes.selection.semi_structured.to_semi_structured(module) makes linear "
+                "layers use it"
             )
 
 
@@ -44,8 +50,10 @@ def sparsity_lines(report: Mapping[str, Any]) -> Iterator[str]:
     found = report.get("sparsity")
     if found:
         yield (
-            f"Sparsity: {percent(found['share'], 2)} of the {amount(found['weights'], 'params')} of convolutions and "
-            f"linear layers are zero ({amount(found['nonzero_params'], 'params')} are not, in all); {MASKS} says which."
+            f"Sparsity: {percent(found['share'], 2)} of the {amount(found['weights'], 'params')} "
+            "of convolutions and "
+            f"linear layers are zero ({amount(found['nonzero_params'], 'params')} are not, in "
+            f"all); {MASKS} says which."
         )
         yield "Zeros change no shape: sizes, FLOPs and memory are those of the dense network."
 

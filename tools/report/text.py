@@ -14,7 +14,9 @@ _WORDS = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B"}
 
 
 def _scale(value: float) -> tuple[float, str]:
-    return next(((factor, prefix) for factor, prefix in _PREFIXES if abs(value) >= factor), (1.0, ""))
+    return next(
+        ((factor, prefix) for factor, prefix in _PREFIXES if abs(value) >= factor), (1.0, "")
+    )
 
 
 def _digits(value: float) -> str:
@@ -25,7 +27,8 @@ def _digits(value: float) -> str:
 
 
 def _unit(largest: float, unit: str) -> tuple[float, str]:
-    """What to divide amounts by, and the unit with its prefix. Times come in nanoseconds, and are shown in ms."""
+    """What to divide amounts by, and the unit with its prefix. Times come in nanoseconds, and are
+    shown in ms."""
     if unit.startswith("latency"):
         return 1e6, "ms"
     factor, prefix = _scale(largest)
@@ -63,7 +66,8 @@ def seconds(value: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, text_columns: Collection[int] = (0,)) -> str:
-    """Rows as aligned columns under a head, the first row; all but the text columns are aligned to the right."""
+    """Rows as aligned columns under a head, the first row; all but the text columns are aligned to
+    the right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""What compile wants to know while the passes run: that the budgets can be reached, and the score at every stage."""
+"""What compile wants to know while the passes run: that the budgets can be reached, and the score
+at every stage."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def metric_name(workload: Workload) -> str:
 
 @dataclass
 class Watch(Instrument):
-    """Sees every state. The budgets are checked as soon as costs are known, before anything is scored or trained."""
+    """Sees every state. The budgets are checked as soon as costs are known, before anything is
+    scored or trained."""
 
     loaded: LoadedModel
     workload: Workload | None
@@ -59,7 +61,8 @@ class Watch(Instrument):
     def before_pass(self, index: int, step: Pass, state: State) -> None:
         self.state = state
         if step.name in ("finetune", "scratch") and stopped(state.records):
-            # Whoever stops a search does not want to wait for a training run: deliver what there is.
+            # Whoever stops a search does not want to wait for a training run: deliver what there
+            # is.
             raise KeyboardInterrupt
         state.progress(step.label)
 
@@ -78,7 +81,8 @@ class Watch(Instrument):
             self._score(step.label, build_module(state.graph, state.graph.weights))
 
     def _check_budgets(self, state: State) -> None:
-        """`BudgetError` for a budget below what the widths allowed by the pass's own options can reach."""
+        """`BudgetError` for a budget below what the widths allowed by the pass's own options can
+        reach."""
         if any(getattr(step, "granularity", "") in ("weight", "2:4") for step in self.steps):
             return  # no widths change: the pass itself knows what single weights can reach
         cost = state.need_cost()
@@ -98,5 +102,7 @@ class Watch(Instrument):
     def _score(self, stage: str, module: nn.Module) -> None:
         if self.workload is not None:
             started = time.perf_counter()
-            self.scores.append(Score(stage, self.workload.score(module, "test", device=self.device)))
+            self.scores.append(
+                Score(stage, self.workload.score(module, "test", device=self.device))
+            )
             self.seconds += time.perf_counter() - started

@@ -1,4 +1,5 @@
-"""What a run of a module was: its calls in order, with the places where every tensor among them came from."""
+"""What a run of a module was: its calls in order, with the places where every tensor among them
+came from."""
 
 from __future__ import annotations
 
@@ -15,16 +16,19 @@ META = torch.device("meta")
 
 
 class Ref(NamedTuple):
-    """A tensor among the arguments of a call: result ``part`` of call ``source``, or a weight or input by name."""
+    """A tensor among the arguments of a call: result ``part`` of call ``source``, or a weight or
+    input by name."""
 
     source: int | str
     part: int = 0
 
 
 class Call(NamedTuple):
-    """An ATen call: its overload, its arguments with a `Ref` for each tensor, and dtype and shape of its results.
+    """An ATen call: its overload, its arguments with a `Ref` for each tensor, and dtype and shape
+    of its results.
 
-    ``several`` tells a list of results from one; None among the results is a result that the call did not give.
+    ``several`` tells a list of results from one; None among the results is a result that the call
+    did not give.
     """
 
     target: torch._ops.OpOverload[..., Any]
@@ -52,6 +56,6 @@ class Recording:
     leaves: list[Any] = field(default_factory=list)
     spec: Any = None
     samplewise: bool = True
-    """Whether the module made only calls that treat every sample by itself, and looked at no size: at any batch size it
-    makes the same calls, and the first dimension of every result is the batch.
+    """Whether the module made only calls that treat every sample by itself, and looked at no size:
+    at any batch size it makes the same calls, and the first dimension of every result is the batch.
     """

@@ -1,9 +1,11 @@
-"""Capture without torch.export: a module's calls recorded at three batch sizes, and put together as one graph.
+"""Capture without torch.export: a module's calls recorded at three batch sizes, and put together as
+one graph.
 
-The sizes and whole numbers of the three runs agree, or they grow with the batch, and then two runs determine the
-expression in ``N`` and the third confirms it. The batch sizes are 2 and 3, and one so large and with so many divisors
-that a network that goes another way for large batches, or for multiples of some number, does so there. Whatever does
-not fit is left to torch.export: a `CannotRecordError` here is no failure of the capture.
+The sizes and whole numbers of the three runs agree, or they grow with the batch, and then two runs
+determine the expression in ``N`` and the third confirms it. The batch sizes are 2 and 3, and one so
+large and with so many divisors that a network that goes another way for large batches, or for
+multiples of some number, does so there. Whatever does not fit is left to torch.export: a
+`CannotRecordError` here is no failure of the capture.
 """
 
 from __future__ import annotations
@@ -32,18 +34,26 @@ BATCHES = (2, 3, 720720)
 
 
 def recorded_graph(
-    model: nn.Module, inputs: Sequence[Tensor], modules: ModuleTable, name: str, notes: tuple[str, ...]
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    modules: ModuleTable,
+    name: str,
+    notes: tuple[str, ...],
 ) -> Graph:
-    """The graph of ``model(*inputs)`` in evaluation mode, with the first dimension of the inputs as ``N``.
+    """The graph of ``model(*inputs)`` in evaluation mode, with the first dimension of the inputs as
+    ``N``.
 
-    Raises `CannotRecordError` where the recording could differ from what torch.export yields, which then has the word
-    on what is wrong. The model is left as it was.
+    Raises `CannotRecordError` where the recording could differ from what torch.export yields, which
+    then has the word on what is wrong. The model is left as it was.
     """
     if isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or not torch.is_grad_enabled():
         raise CannotRecordError("a program, or no gradients")
     parameters, buffers = _tensors(model)
     tensors = {**parameters, **buffers}
-    if any(type(item) not in (Tensor, nn.Parameter) or item.layout != torch.strided for item in tensors.values()):
+    if any(
+        type(item) not in (Tensor, nn.Parameter) or item.layout != torch.strided
+        for item in tensors.values()
+    ):
         raise CannotRecordError("a weight is no plain tensor")
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*tensors.values(), *inputs)):
         raise CannotRecordError("the network is on another device")
@@ -53,10 +63,14 @@ def recorded_graph(
         raise CannotRecordError("an input has no batch")
     with no_collection():  # many small objects are made here that stay
         weights = _weightless(tensors)
-        runs = record(model, weights, [[_sized(item, batch) for item in inputs] for batch in BATCHES])
+        runs = record(
+            model, weights, [[_sized(item, batch) for item in inputs] for batch in BATCHES]
+        )
         named = dict(zip(_input_names(model, len(inputs)), inputs, strict=True))
         try:
-            graph = RecordedReader(runs, BATCHES, modules, name).read_runs((parameters, buffers), named, notes)
+            graph = RecordedReader(runs, BATCHES, modules, name).read_runs(
+                (parameters, buffers), named, notes
+            )
             verify_graph(graph, types=False)  # they come from running the ops
         except (NotDynamicError, UserError, IRError) as error:
             raise CannotRecordError(f"{type(error).__name__} {error}") from error
@@ -69,8 +83,12 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     buffers: dict[str, Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
-        parameters.update((prefix + name, item) for name, item in module._parameters.items() if item is not None)
-        buffers.update((prefix + name, item) for name, item in module._buffers.items() if item is not None)
+        parameters.update(
+            (prefix + name, item) for name, item in module._parameters.items() if item is not None
+        )
+        buffers.update(
+            (prefix + name, item) for name, item in module._buffers.items() if item is not None
+        )
     return parameters, buffers
 
 
@@ -79,7 +97,9 @@ def _weightless(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     twins: dict[int, Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in twins:
-            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+            twin = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META
+            )
             parameter = isinstance(tensor, nn.Parameter)
             twins[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if parameter else twin
     return {name: twins[id(tensor)] for name, tensor in tensors.items()}

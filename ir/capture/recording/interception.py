@@ -1,4 +1,5 @@
-"""Where calls are seen: modules, functions of torch and ATen ops, each before PyTorch takes it apart."""
+"""Where calls are seen: modules, functions of torch and ATen ops, each before PyTorch takes it
+apart."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ __all__ = ["watched"]
 class _Calls(SchemaCheckMode):
     """Sees every ATen call before autograd and before composite ops are taken apart.
 
-    PyTorch admits only classes of its own to this place; this one has the state of `SchemaCheckMode` and no more.
+    PyTorch admits only classes of its own to this place; this one has the state of
+    `SchemaCheckMode` and no more.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -40,7 +42,8 @@ class _Calls(SchemaCheckMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Lets tensors without data say that they are on the CPU, and makes new ones without data as well."""
+    """Lets tensors without data say that they are on the CPU, and makes new ones without data as
+    well."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -68,7 +71,10 @@ class _Functions(TorchFunctionMode):
             kwargs = {**kwargs, "device": META}
         elif "device" in kwargs or any(isinstance(item, torch.device) for item in args):
             args = tuple(META if isinstance(item, torch.device) else item for item in args)
-            kwargs = {name: META if name == "device" and item is not None else item for name, item in kwargs.items()}
+            kwargs = {
+                name: META if name == "device" and item is not None else item
+                for name, item in kwargs.items()
+            }
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.recorder.adopt(result, getattr(func, "__name__", ""))
@@ -87,7 +93,8 @@ def _translated(func: Any, args: Any, kwargs: Any) -> Found:
 
 
 _REFUSED = frozenset(
-    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "is_meta")
+    getattr(Tensor, name).__get__
+    for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "is_meta")
 )
 """Properties in which a run without data and gradients differs from a real one."""
 

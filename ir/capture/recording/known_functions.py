@@ -1,8 +1,9 @@
 """Calls of torch that are written down without going through its dispatcher.
 
-Most calls of a network are a few dozen functions (`F.relu`, `torch.conv2d`, `Tensor.permute`). For these, the ATen call
-they lead to can be told from their arguments, and what it gives from the shapes of its operands. Whatever is not
-covered here, or called in a way that is not, takes the long way and means the same.
+Most calls of a network are a few dozen functions (`F.relu`, `torch.conv2d`, `Tensor.permute`). For
+these, the ATen call they lead to can be told from their arguments, and what it gives from the
+shapes of its operands. Whatever is not covered here, or called in a way that is not, takes the long
+way and means the same.
 """
 
 from __future__ import annotations
@@ -26,15 +27,28 @@ SIZES: frozenset[Any] = frozenset((Tensor.size, Tensor.numel, Tensor.stride, Ten
 PLAIN: frozenset[Any] = frozenset(
     (
         *(getattr(Tensor, name) for name in ("dim", "ndimension", "element_size")),
-        *(getattr(Tensor, name).__get__ for name in ("ndim", "dtype", "layout", "is_sparse", "is_cuda")),
-        *(torch.is_floating_point, torch.is_complex, torch.is_tensor, Tensor.is_floating_point, Tensor.is_complex),
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("ndim", "dtype", "layout", "is_sparse", "is_cuda")
+        ),
+        *(
+            torch.is_floating_point,
+            torch.is_complex,
+            torch.is_tensor,
+            Tensor.is_floating_point,
+            Tensor.is_complex,
+        ),
     )
 )
 """What asks for anything else in the type of a tensor."""
 
 
 def _numbers(items: Any, count: int) -> bool:
-    return type(items) in (tuple, list) and len(items) == count and all(type(item) is int for item in items)
+    return (
+        type(items) in (tuple, list)
+        and len(items) == count
+        and all(type(item) is int for item in items)
+    )
 
 
 def _whole(items: Any) -> bool:
@@ -74,13 +88,32 @@ def _batch_norm(
     if training or type(momentum) is not float or type(eps) is not float:
         return None
     flag = torch.backends.cudnn.enabled
-    return aten.batch_norm.default, (input, weight, bias, running_mean, running_var, False, momentum, eps, flag)
+    return aten.batch_norm.default, (
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        False,
+        momentum,
+        eps,
+        flag,
+    )
 
 
-def _layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5) -> Found:
+def _layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5
+) -> Found:
     if type(eps) is not float or not _whole(normalized_shape):
         return None
-    return aten.layer_norm.default, (input, normalized_shape, weight, bias, eps, torch.backends.cudnn.enabled)
+    return aten.layer_norm.default, (
+        input,
+        normalized_shape,
+        weight,
+        bias,
+        eps,
+        torch.backends.cudnn.enabled,
+    )
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Found:
@@ -114,7 +147,9 @@ def _gelu(input: Tensor, approximate: str = "none") -> Found:
     return (aten.gelu.default, (input,)) if approximate == "none" else None
 
 
-def _hardtanh(input: Tensor, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Found:
+def _hardtanh(
+    input: Tensor, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False
+) -> Found:
     if type(min_val) is not float or type(max_val) is not float or min_val > max_val:
         return None
     return (aten.hardtanh_.default if inplace else aten.hardtanh.default), (input, min_val, max_val)
@@ -151,11 +186,19 @@ def _sized(target: Any) -> Callable[..., Found]:
 
 
 def _permute(input: Tensor, dims: Any) -> Found:
-    return (aten.permute.default, (input, dims)) if isinstance(dims, tuple | list) and _whole(dims) else None
+    return (
+        (aten.permute.default, (input, dims))
+        if isinstance(dims, tuple | list) and _whole(dims)
+        else None
+    )
 
 
 def _transpose(input: Tensor, dim0: Any, dim1: Any) -> Found:
-    return (aten.transpose.int, (input, dim0, dim1)) if type(dim0) is int and type(dim1) is int else None
+    return (
+        (aten.transpose.int, (input, dim0, dim1))
+        if type(dim0) is int and type(dim1) is int
+        else None
+    )
 
 
 def _flatten(input: Tensor, start_dim: Any = 0, end_dim: Any = -1) -> Found:
@@ -169,7 +212,11 @@ def _unsqueeze(input: Tensor, dim: Any) -> Found:
 
 
 def _cat(tensors: Any, dim: Any = 0) -> Found:
-    if type(dim) is not int or not isinstance(tensors, tuple | list) or not all(type(t) is Tensor for t in tensors):
+    if (
+        type(dim) is not int
+        or not isinstance(tensors, tuple | list)
+        or not all(type(t) is Tensor for t in tensors)
+    ):
         return None
     return aten.cat.default, (tensors, dim)
 
@@ -186,7 +233,8 @@ def _adaptive(target: Any, rank: int) -> Callable[..., Found]:
 
 
 def _spread(item: Any, rank: int) -> tuple[int, ...] | None:
-    """A setting for each spatial dimension, given as one number for all or one each; none of them for None."""
+    """A setting for each spatial dimension, given as one number for all or one each; none of them
+    for None."""
     if item is None or type(item) is int:
         return () if item is None else (item,) * rank
     return tuple(item) if _numbers(item, rank) else None
@@ -281,8 +329,8 @@ FAST: dict[Any, Callable[..., Found]] = {
 
 
 def result_shape(target: Any, args: tuple[Any, ...]) -> Shape | None:
-    """The shape of the one new, contiguous tensor, of the first operand's dtype, that a call gives; None where running
-    it must tell.
+    """The shape of the one new, contiguous tensor, of the first operand's dtype, that a call gives;
+    None where running it must tell.
     """
     rule = _SHAPES.get(target)
     return rule(*args) if rule is not None else None
@@ -298,13 +346,20 @@ def _conv_shape(
     input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Shape | None:
     sizes, kernel = input.shape, weight.shape
-    if len(sizes) != len(kernel) or sizes[1] != kernel[1] * groups or kernel[0] % groups or not _plain(input, weight):
+    if (
+        len(sizes) != len(kernel)
+        or sizes[1] != kernel[1] * groups
+        or kernel[0] % groups
+        or not _plain(input, weight)
+    ):
         return None
     if bias is not None and (bias.shape != kernel[:1] or bias.dtype is not input.dtype):
         return None
     spatial = [
         (size + 2 * pad - dilate * (width - 1) - 1) // step + 1
-        for size, width, step, pad, dilate in zip(sizes[2:], kernel[2:], stride, padding, dilation, strict=True)
+        for size, width, step, pad, dilate in zip(
+            sizes[2:], kernel[2:], stride, padding, dilation, strict=True
+        )
     ]
     return None if min(spatial) < 1 else (sizes[0], kernel[0], *spatial)
 
@@ -331,7 +386,12 @@ def _broadcast(input: Tensor, other: Tensor) -> Shape | None:
 
 def _pooled(input: Tensor, sizes: Sequence[int]) -> Shape | None:
     rank = len(sizes)
-    if input.dim() != rank + 2 or not input.is_contiguous() or not input.is_floating_point() or 0 in input.shape:
+    if (
+        input.dim() != rank + 2
+        or not input.is_contiguous()
+        or not input.is_floating_point()
+        or 0 in input.shape
+    ):
         return None
     return (*input.shape[:2], *sizes)
 

@@ -1,7 +1,7 @@
 """Layers whose one ATen call is told from their settings, without running their Python.
 
-They are most of a convolutional network. Only layers of PyTorch itself, as they are: no subclass, no hook, no forward
-of one's own, and evaluation mode. Everything else runs.
+They are most of a convolutional network. Only layers of PyTorch itself, as they are: no subclass,
+no hook, no forward of one's own, and evaluation mode. Everything else runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def module_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found:
-    """The overload and the arguments of the one ATen call that ``module(*args)`` makes; None where it has to be run."""
+    """The overload and the arguments of the one ATen call that ``module(*args)`` makes; None where
+    it has to be run."""
     kind = type(module)
     if kind not in _LAYERS or kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return None
@@ -40,7 +41,9 @@ def _conv(function: Any, rank: int) -> Callable[[Any, Tensor], Found]:
         if module.padding_mode != "zeros" or x.dim() != rank + 2:
             return None
         weight, bias = module._parameters["weight"], module._parameters["bias"]
-        return FAST[function](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+        return FAST[function](
+            x, weight, bias, module.stride, module.padding, module.dilation, module.groups
+        )
 
     return translate
 
@@ -51,7 +54,9 @@ def _batch_norm(rank: int) -> Callable[[Any, Tensor], Found]:
         if mean is None or variance is None or x.dim() != rank + 2:
             return None
         weight, bias = module._parameters["weight"], module._parameters["bias"]
-        return FAST[F.batch_norm](x, mean, variance, weight, bias, False, module.momentum, module.eps)
+        return FAST[F.batch_norm](
+            x, mean, variance, weight, bias, False, module.momentum, module.eps
+        )
 
     return translate
 

@@ -1,4 +1,5 @@
-"""The state of a module while it is recorded: its tensors are replaced, and everything is put back afterwards."""
+"""The state of a module while it is recorded: its tensors are replaced, and everything is put back
+afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 __all__ = ["CannotRecordError", "in_place_of_tensors"]
 
 DEPTH = 3
-"""How deep lists and dictionaries in a module's attributes are looked into for what a run has changed."""
+"""How deep lists and dictionaries in a module's attributes are looked into for what a run has
+changed."""
 
 
 class CannotRecordError(Exception):
@@ -20,8 +22,8 @@ class CannotRecordError(Exception):
 
 @contextmanager
 def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The module with ``weights`` for its parameters and buffers; all its attributes are put back afterwards, and what
-    the run has changed in them is a `CannotRecordError`.
+    """The module with ``weights`` for its parameters and buffers; all its attributes are put back
+    afterwards, and what the run has changed in them is a `CannotRecordError`.
     """
     modules = list(model.named_modules())
     before = [_Attributes(module) for _, module in modules]
@@ -35,13 +37,18 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
         yield
     finally:
         # All of them, before the first complaint.
-        changed = [path for (path, _), attributes in zip(modules, before, strict=True) if attributes.restore()]
+        changed = [
+            path
+            for (path, _), attributes in zip(modules, before, strict=True)
+            if attributes.restore()
+        ]
     if changed:
         raise CannotRecordError(f"{changed[0] or 'the module'} changes its own attributes")
 
 
 class _Attributes:
-    """The attributes of a module as they were, the user's lists and dictionaries in them included."""
+    """The attributes of a module as they were, the user's lists and dictionaries in them
+    included."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

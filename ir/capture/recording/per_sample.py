@@ -1,8 +1,9 @@
 """Calls that treat every sample of a batch by itself, whatever the size of the batch.
 
-A tensor is *batched* if its first dimension holds one entry for each sample. A call of this table takes batched tensors
-to batched tensors, and the other dimensions of its result do not depend on the number of samples. A network that makes
-only such calls, and that never looks at a size, makes the same calls at any batch size: one run tells what three would.
+A tensor is *batched* if its first dimension holds one entry for each sample. A call of this table
+takes batched tensors to batched tensors, and the other dimensions of its result do not depend on
+the number of samples. A network that makes only such calls, and that never looks at a size, makes
+the same calls at any batch size: one run tells what three would.
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ Batched = Callable[[Tensor], bool]
 
 
 def is_samplewise(target: Any, args: tuple[Any, ...], batched: Batched) -> bool:
-    """Whether a call, with all its positional arguments, gives a batched tensor at any batch size."""
+    """Whether a call, with all its positional arguments, gives a batched tensor at any batch
+    size."""
     rule = _RULES.get(target)
     return rule is not None and rule(batched, *args)
 
 
 def _first(batched: Batched, input: Tensor, *settings: Any) -> bool:
     """The first operand alone has samples, and all there is beside it are weights and settings."""
-    return batched(input) and not any(isinstance(item, Tensor) and batched(item) for item in settings)
+    return batched(input) and not any(
+        isinstance(item, Tensor) and batched(item) for item in settings
+    )
 
 
 def _of_rank(rank: int) -> Callable[..., bool]:
     """Without a batch, layers over space take tensors of one dimension less."""
-    return lambda batched, input, *settings: input.dim() == rank and _first(batched, input, *settings)
+    return lambda batched, input, *settings: (
+        input.dim() == rank and _first(batched, input, *settings)
+    )
 
 
 def _along_last(batched: Batched, input: Tensor, *settings: Any) -> bool:
@@ -49,7 +55,9 @@ def _binary(batched: Batched, input: Tensor, other: Tensor) -> bool:
         return input.dim() == other.dim()
     tensor, weight = (input, other) if batched(input) else (other, input)
     rank = tensor.dim()
-    return batched(tensor) and (weight.dim() < rank or (weight.dim() == rank and weight.shape[0] == 1))
+    return batched(tensor) and (
+        weight.dim() < rank or (weight.dim() == rank and weight.shape[0] == 1)
+    )
 
 
 def _cat(batched: Batched, tensors: Sequence[Tensor], dim: int) -> bool:
@@ -85,9 +93,15 @@ def _mean(batched: Batched, input: Tensor, dims: Sequence[int], keepdim: bool) -
 
 
 _RULES: dict[Any, Callable[..., bool]] = {
-    **dict.fromkeys((aten.relu.default, aten.relu_.default, aten.silu.default, aten.silu_.default), _first),
-    **dict.fromkeys((aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default), _first),
-    **dict.fromkeys((aten.hardtanh_.default, aten.hardsigmoid.default, aten.hardsigmoid_.default), _first),
+    **dict.fromkeys(
+        (aten.relu.default, aten.relu_.default, aten.silu.default, aten.silu_.default), _first
+    ),
+    **dict.fromkeys(
+        (aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default), _first
+    ),
+    **dict.fromkeys(
+        (aten.hardtanh_.default, aten.hardsigmoid.default, aten.hardsigmoid_.default), _first
+    ),
     **dict.fromkeys((aten.gelu.default, aten.sigmoid.default, aten.tanh.default), _first),
     **dict.fromkeys((aten.dropout.default, aten.dropout_.default), _first),
     **dict.fromkeys((aten.linear.default, aten.batch_norm.default), _along_last),

@@ -1,4 +1,5 @@
-"""Recordings of a module as one graph: what is the same in all of them, and what grows with the batch.
+"""Recordings of a module as one graph: what is the same in all of them, and what grows with the
+batch.
 
 Three of them, or one of a run that treats every sample by itself (`Recording.samplewise`).
 """
@@ -31,18 +32,26 @@ Results = tuple[tuple[torch.dtype, tuple[int, ...]] | None, ...]
 
 
 class RecordedReader(RecordedValues):
-    """Reads three runs of a module, at the batch sizes ``batches``, into a graph; or one that is samplewise."""
+    """Reads three runs of a module, at the batch sizes ``batches``, into a graph; or one that is
+    samplewise."""
 
     def __init__(
-        self, runs: Sequence[Recording], batches: tuple[int, int, int], modules: ModuleTable, name: str
+        self,
+        runs: Sequence[Recording],
+        batches: tuple[int, int, int],
+        modules: ModuleTable,
+        name: str,
     ) -> None:
         super().__init__(runs[0], modules, name)
         self.runs, self.batches = runs, batches
         self.types: dict[Any, TensorType | None] = {}
         self.places: dict[str, str] = {"": ""}
 
-    def read_runs(self, weights: Weights, inputs: Mapping[str, Tensor], notes: tuple[str, ...]) -> Graph:
-        """The graph; ``weights`` are the tensors under all their names, ``inputs`` those of the example by theirs.
+    def read_runs(
+        self, weights: Weights, inputs: Mapping[str, Tensor], notes: tuple[str, ...]
+    ) -> Graph:
+        """The graph; ``weights`` are the tensors under all their names, ``inputs`` those of the
+        example by theirs.
 
         Raises `CannotRecordError` where the runs disagree.
         """
@@ -57,10 +66,14 @@ class RecordedReader(RecordedValues):
             self._step(number, steps)
         if any(run.spec != self.runs[0].spec for run in self.runs):
             raise CannotRecordError("the outputs depend on the batch size")
-        leaves = [self._merged(items) for items in zip(*(run.leaves for run in self.runs), strict=True)]
+        leaves = [
+            self._merged(items) for items in zip(*(run.leaves for run in self.runs), strict=True)
+        ]
         if any(isinstance(leaf, BatchSize) for leaf in leaves):
             raise CannotRecordError("an output is computed from the batch size")
-        self.graph.outputs = self._structure([self._value(x) if isinstance(x, Ref) else x for x in leaves])
+        self.graph.outputs = self._structure(
+            [self._value(x) if isinstance(x, Ref) else x for x in leaves]
+        )
         self._drop_unused(notes)
         return self.graph
 
@@ -73,7 +86,9 @@ class RecordedReader(RecordedValues):
                 if own != name:
                     self.graph.aliases[name] = own
                 else:
-                    self.graph.add_param(name, TensorType(_dtype(tensor.dtype), tuple(tensor.shape)), kind)
+                    self.graph.add_param(
+                        name, TensorType(_dtype(tensor.dtype), tuple(tensor.shape)), kind
+                    )
                     self.graph.weights[name] = tensor.detach()
                 self._bind(Ref(name), self.graph.params[own])
 
@@ -122,7 +137,9 @@ class RecordedReader(RecordedValues):
             return sizes[0]
         scale = (sizes[1] - sizes[0]) // (self.batches[1] - self.batches[0])
         found = BatchSize(scale, sizes[0] - scale * self.batches[0])
-        if scale < 1 or any(found.at(batch) != size for batch, size in zip(self.batches, sizes, strict=True)):
+        if scale < 1 or any(
+            found.at(batch) != size for batch, size in zip(self.batches, sizes, strict=True)
+        ):
             raise CannotRecordError(f"a size of {sizes} at batch sizes {self.batches}")
         return found
 
@@ -139,7 +156,9 @@ class RecordedReader(RecordedValues):
         (dtype, shape), *others = present
         if len(results) == 1:
             return TensorType(_dtype(dtype), (BatchSize(), *shape[1:]))
-        if len(present) < len(results) or any(other != dtype or len(s) != len(shape) for other, s in others):
+        if len(present) < len(results) or any(
+            other != dtype or len(s) != len(shape) for other, s in others
+        ):
             raise CannotRecordError("a result depends on the batch size")
         sizes = zip(*(shape for _, shape in present), strict=True)
         return TensorType(_dtype(dtype), tuple(map(self._size_of, sizes)))
@@ -147,7 +166,12 @@ class RecordedReader(RecordedValues):
     # Calls
 
     def _add_call(
-        self, number: int, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Results]
+        self,
+        number: int,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        results: list[Results],
     ) -> None:
         target = call.target
         if target is torch.ops.aten.lift_fresh.default:
@@ -197,7 +221,9 @@ class RecordedReader(RecordedValues):
         if isinstance(value, Ref):
             return self._leave_no_grad(self._value(value))
         if type(value) is tuple:
-            return tuple(None if item is None else self._leave_no_grad(self._value(item)) for item in value)
+            return tuple(
+                None if item is None else self._leave_no_grad(self._value(item)) for item in value
+            )
         if isinstance(value, BatchSize):
             raise CannotRecordError(f"{name} computes with the batch size")
         return super()._operand(value, name, loc)

@@ -1,9 +1,10 @@
 """One run of a module on tensors without data, written down call by call.
 
-Nothing is computed: parameters, buffers and inputs are replaced by meta tensors for the time of the run, and every ATen
-call that the module makes is recorded before PyTorch decomposes it, as torch.export does, but without fake tensors,
-symbols and proxies. What cannot be recorded faithfully (a value is read, a tensor comes from nowhere, the module
-changes its own state) raises `CannotRecordError`; the module is always left as it was.
+Nothing is computed: parameters, buffers and inputs are replaced by meta tensors for the time of the
+run, and every ATen call that the module makes is recorded before PyTorch decomposes it, as
+torch.export does, but without fake tensors, symbols and proxies. What cannot be recorded faithfully
+(a value is read, a tensor comes from nowhere, the module changes its own state) raises
+`CannotRecordError`; the module is always left as it was.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ LIKE_FIRST = frozenset(
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     )
 )
-"""Ops whose one result is a new tensor with the first operand's shape and dtype (a dropout, too, in training), which
-PyTorch derives slowly.
+"""Ops whose one result is a new tensor with the first operand's shape and dtype (a dropout, too, in
+training), which PyTorch derives slowly.
 """
 FRESH = frozenset(
     (
@@ -52,17 +53,23 @@ PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
 """What a network may return, in any nest that PyTorch knows."""
 
 
-def record(model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Sequence[Tensor]]) -> list[Recording]:
-    """The calls that ``model(*inputs)`` makes, for each of several inputs, or for the first alone where that is
-    `Recording.samplewise`. ``weights`` are meta tensors for all parameters and buffers, by qualified name; inputs are
-    meta tensors, with one entry for each sample along their first dimension.
+def record(
+    model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Sequence[Tensor]]
+) -> list[Recording]:
+    """The calls that ``model(*inputs)`` makes, for each of several inputs, or for the first alone
+    where that is `Recording.samplewise`. ``weights`` are meta tensors for all parameters and
+    buffers, by qualified name; inputs are meta tensors, with one entry for each sample along their
+    first dimension.
     """
     paths = _paths(model)
     with in_place_of_tensors(model, weights), _as_exporting():
         try:
             found = [_run(model, paths, weights, runs[0])]
             if not found[0].samplewise:
-                found += [_run(model, paths, weights, inputs, limit=len(found[0].steps)) for inputs in runs[1:]]
+                found += [
+                    _run(model, paths, weights, inputs, limit=len(found[0].steps))
+                    for inputs in runs[1:]
+                ]
             return found
         except CannotRecordError:
             raise
@@ -85,12 +92,16 @@ def _run(
 
 
 class Recorder:
-    """Where every tensor came from, and what was called: at most ``limit`` calls, as a loop over the rows of a large
-    batch would never end.
+    """Where every tensor came from, and what was called: at most ``limit`` calls, as a loop over
+    the rows of a large batch would never end.
     """
 
     def __init__(
-        self, paths: Mapping[int, str], weights: Mapping[str, Tensor], inputs: Sequence[Tensor], limit: int | None
+        self,
+        paths: Mapping[int, str],
+        weights: Mapping[str, Tensor],
+        inputs: Sequence[Tensor],
+        limit: int | None,
     ) -> None:
         self.recording = Recording()
         self.limit = limit
@@ -100,7 +111,10 @@ class Recorder:
         self._refs: dict[int, Ref] = {}
         self._alive: list[Tensor] = []
         """Keeps the numbers by which tensors are known from being given out again."""
-        named = [*weights.items(), *((f"input {number}", tensor) for number, tensor in enumerate(inputs))]
+        named = [
+            *weights.items(),
+            *((f"input {number}", tensor) for number, tensor in enumerate(inputs)),
+        ]
         for name, tensor in named:
             self._note(tensor, Ref(name))
         self._known: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
@@ -111,11 +125,16 @@ class Recorder:
         self._alive.append(tensor)
 
     def adopt(self, tensor: Tensor, name: str) -> None:
-        """Functions that make tensors (``zeros``) return another object than the ATen call of that name gave them."""
+        """Functions that make tensors (``zeros``) return another object than the ATen call of that
+        name gave them."""
         steps = self.recording.steps
         if id(tensor) not in self._refs and steps:
             last = steps[-1]
-            if isinstance(last, Call) and last.target._overloadpacket.__name__ == name and len(last.results) == 1:
+            if (
+                isinstance(last, Call)
+                and last.target._overloadpacket.__name__ == name
+                and len(last.results) == 1
+            ):
                 self._note(tensor, Ref(len(steps) - 1))
 
     def _ref(self, tensor: Tensor) -> Ref:
@@ -133,17 +152,25 @@ class Recorder:
         return item
 
     def _is_batched(self, tensor: Tensor) -> bool:
-        """Whether a tensor has the samples along its first dimension, as all but weights have in a samplewise run."""
+        """Whether a tensor has the samples along its first dimension, as all but weights have in a
+        samplewise run."""
         ref = self._refs.get(id(tensor))
         return ref is not None and ref.source not in self._weights
 
     def told(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...]) -> Any:
         """A call that was told from its function's arguments."""
         recording = self.recording
-        recording.samplewise = recording.samplewise and is_samplewise(target, args, self._is_batched)
+        recording.samplewise = recording.samplewise and is_samplewise(
+            target, args, self._is_batched
+        )
         return self.call(target, args, {}, result_shape(target, args))
 
-    def met(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def met(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
         """A call that was met on its way to PyTorch: what led to it is not known."""
         self.recording.samplewise = False
         return self.call(target, args, kwargs)
@@ -155,13 +182,16 @@ class Recorder:
         kwargs: Mapping[str, Any],
         shape: Shape | None = None,
     ) -> Any:
-        """Record a call and make it; ``shape`` is that of its result, where it is known (see `result_shape`)."""
+        """Record a call and make it; ``shape`` is that of its result, where it is known (see
+        `result_shape`)."""
         if torch._C._is_any_autocast_enabled():
             raise CannotRecordError("autocast")
         if self.limit is not None and len(self.recording.steps) >= self.limit:
             raise CannotRecordError("the calls depend on the batch size")
         if target._overloadpacket.__name__ in RECURRENT:
-            raise CannotRecordError(f"{target} is taken step by step, and its steps may be the first dimension")
+            raise CannotRecordError(
+                f"{target} is taken step by step, and its steps may be the first dimension"
+            )
         if target._schema.is_mutable:
             self._check_written(target, args, kwargs)
         written = tuple(map(self._written, args))
@@ -182,7 +212,9 @@ class Recorder:
                 several,
                 module,
                 kind,
-                *(_user_line() if self.limit is None else ("", 0)),  # the first run says where calls stand
+                *(
+                    _user_line() if self.limit is None else ("", 0)
+                ),  # the first run says where calls stand
             )
         )
         for index, item in enumerate(results):
@@ -220,14 +252,20 @@ class Recorder:
         return result
 
     def _check_written(
-        self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> None:
         """Refuse to write into an input or a weight, under whatever view."""
         for position, argument in enumerate(target._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 given = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in given if isinstance(given, tuple | list) else [given]:
-                    if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata in self._fixed:
+                    if (
+                        isinstance(tensor, Tensor)
+                        and tensor.untyped_storage()._cdata in self._fixed
+                    ):
                         raise CannotRecordError(f"{target} writes into an input or a weight")
 
     def finish(self, outputs: Any) -> None:
@@ -255,8 +293,11 @@ def _writes_in_place(target: torch._ops.OpOverload[..., Any]) -> bool:
     )
 
 
-def _key(target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Equal for calls with results alike, as long as nothing reads values; None where arguments have no key."""
+def _key(
+    target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Equal for calls with results alike, as long as nothing reads values; None where arguments
+    have no key."""
 
     def described(item: Any) -> Any:
         if isinstance(item, Tensor):
@@ -265,7 +306,11 @@ def _key(target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs:
             return tuple(map(described, item))
         return type(item), item
 
-    return target, *map(described, args), *((name, described(item)) for name, item in kwargs.items())
+    return (
+        target,
+        *map(described, args),
+        *((name, described(item)) for name, item in kwargs.items()),
+    )
 
 
 def _paths(model: nn.Module) -> dict[int, str]:
@@ -294,7 +339,8 @@ _passed_over: dict[CodeType, bool] = {}
 
 
 def _user_line() -> tuple[str, int]:
-    """File and line of the innermost `forward` outside PyTorch that led to the call, as torch.export tells it."""
+    """File and line of the innermost `forward` outside PyTorch that led to the call, as
+    torch.export tells it."""
     frame = sys._getframe(2)
     while frame is not None:
         code = frame.f_code

@@ -1,7 +1,8 @@
 """The values of a recorded program, and whose memory they share.
 
-What a network writes in place becomes a new value. Where the written tensor is a slice of another, or others view it,
-that other tensor gets a new value too (`slice_scatter`), and whatever is read later is cut out of it anew.
+What a network writes in place becomes a new value. Where the written tensor is a slice of another,
+or others view it, that other tensor gets a new value too (`slice_scatter`), and whatever is read
+later is cut out of it anew.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class RecordedValues(ProgramReader):
     """Adds the calls of a run to a graph, one by one."""
 
     def __init__(self, run: Recording, modules: ModuleTable, name: str) -> None:
-        super().__init__(SimpleNamespace(call_spec=SimpleNamespace(out_spec=run.spec)), modules, name)  # type: ignore[arg-type]
+        program: Any = SimpleNamespace(call_spec=SimpleNamespace(out_spec=run.spec))
+        super().__init__(program, modules, name)
         self.graph = Graph(name)
         self.names = fx.Graph()._graph_namespace
         """Gives every call the name that torch.export would give it."""
@@ -75,13 +77,15 @@ class RecordedValues(ProgramReader):
     ) -> Op:
         """Append an op, named as torch.export names it."""
         name = self.names.create_name(facts.hint, None)
-        # In-place ops are named relu_ and relu__1: the name of the functional op has no such underscore.
+        # In-place ops are named relu_ and relu__1: the name of the functional op has no such
+        # underscore.
         hint = re.sub(r"__(\d+)$", r"_\1", name).rstrip("_") if facts.in_place else name
         names: list[str] = []
         for position in range(len(types)):
             names.append(self._fresh(hint if len(types) == 1 else f"{hint}_{position}", names))
         if facts.name in VIEWS:
-            # Whether a tensor is contiguous is told for one memory format: reshape is right for any.
+            # Whether a tensor is contiguous is told for one memory format: reshape is right for
+            # any.
             target, attrs = "aten.reshape.default", {"shape": attrs["size"]}
         else:
             target = facts.name
@@ -107,9 +111,14 @@ class RecordedValues(ProgramReader):
         return any(self.last.get(ref, -1) > step for ref in self.keys.get(value, ()))
 
     def _write(self, written: Value, op: Op, step: int) -> None:
-        """After an in-place op, later readers of the written tensor, and of what shares its memory, read the result."""
+        """After an in-place op, later readers of the written tensor, and of what shares its memory,
+        read the result."""
         root = self.root.get(written, written)
-        others = [value for value in self.families.get(root, ()) if value is not written and value is not op.result]
+        others = [
+            value
+            for value in self.families.get(root, ())
+            if value is not written and value is not op.result
+        ]
         if not any(self._is_read_after(value, step) for value in others):
             self._rename(written, op.result)
             return
@@ -144,7 +153,9 @@ class RecordedValues(ProgramReader):
             dims = list(part.type.dims)
             dims.insert(dim % source.type.rank, 1)
             type_ = TensorType(part.type.dtype, tuple(dims))
-            part = self._add(facts_of(torch.ops.aten.unsqueeze.default), [part], {"dim": dim}, [type_], loc).result
+            part = self._add(
+                facts_of(torch.ops.aten.unsqueeze.default), [part], {"dim": dim}, [type_], loc
+            ).result
             attrs = {"dim": dim, "start": index % size, "end": index % size + 1, "step": 1}
         scatter = facts_of(torch.ops.aten.slice_scatter.default)
         return self._add(scatter, [source, part], attrs, [source.type], loc).result
@@ -158,7 +169,9 @@ class RecordedValues(ProgramReader):
         if source not in twins:
             self._view_again(source, twins)
         facts = facts_of(overload(op.target))
-        again = self._add(facts, [twins[source]], op.attrs, [item.type for item in op.results], op.loc)
+        again = self._add(
+            facts, [twins[source]], op.attrs, [item.type for item in op.results], op.loc
+        )
         self.sure.update(again.results)
         twins.update(zip(op.results, again.results, strict=True))
 
@@ -188,7 +201,11 @@ def _path(root: Value, value: Value) -> list[Op]:
     while value is not root:
         op = value.producer
         source = op.value(0) if op is not None else None
-        if op is None or source is None or op.target not in ("aten.slice.Tensor", "aten.select.int"):
+        if (
+            op is None
+            or source is None
+            or op.target not in ("aten.slice.Tensor", "aten.select.int")
+        ):
             raise CannotRecordError("a tensor is written through a view that is no slice of it")
         path.append(op)
         value = source
@@ -213,6 +230,8 @@ def facts_of(target: Any) -> Facts:
     for argument in signature(name).arguments:
         kind = "device" if "Device" in argument.type else "attribute"
         kind = "flag" if argument.name in BACKEND_FLAGS else kind
-        arguments.append((argument.name, "tensor" if argument.is_tensor else kind, argument.default))
+        arguments.append(
+            (argument.name, "tensor" if argument.is_tensor else kind, argument.default)
+        )
     views = any(item.alias_info is not None for item in overload(name)._schema.returns)
     return Facts(name, target._overloadpacket.__name__, tuple(arguments), in_place, views)

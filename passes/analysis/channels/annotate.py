@@ -1,4 +1,5 @@
-"""Write the channel groups into a graph's types and header, so that coupling can be read in the text."""
+"""Write the channel groups into a graph's types and header, so that coupling can be read in the
+text."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ import hashlib
 import numpy as np
 
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.types import Axis, ChannelDim, ChannelGroup, Dim, IndexedAxis, Part, SplitAxis, TensorType, ranges_of
+from pruneopt.ir.types import (
+    Axis,
+    ChannelDim,
+    ChannelGroup,
+    Dim,
+    IndexedAxis,
+    Part,
+    SplitAxis,
+    TensorType,
+    ranges_of,
+)
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.sizes import AxisShare, axis_shares
 
@@ -24,14 +35,17 @@ def annotate(coupling: Coupling) -> Graph:
     for old, value in zip(coupling.graph.values, graph.values, strict=True):
         dims: list[Dim] = list(old.type.plain().dims)
         for share in axis_shares(coupling, old):
-            if isinstance(dims[share.axis], int):  # an axis that holds the batch as well stays an expression in it
+            if isinstance(
+                dims[share.axis], int
+            ):  # an axis that holds the batch as well stays an expression in it
                 dims[share.axis] = _channel_dim(coupling, share)
         graph.set_type(value, TensorType(old.type.dtype, tuple(dims)))
     return graph
 
 
 def write_plan(graph: Graph, plan: Plan) -> None:
-    """Write what a plan keeps into the header of an annotated graph; nothing else in its text changes."""
+    """Write what a plan keeps into the header of an annotated graph; nothing else in its text
+    changes."""
     graph.decide({name: ranges_of(np.sort(indices).tolist()) for name, indices in plan.items()})
 
 
@@ -64,7 +78,8 @@ def _parts(coupling: Coupling, group: np.ndarray, rank: np.ndarray) -> tuple[Par
 
 
 def _run_from(coupling: Coupling, group: np.ndarray, rank: np.ndarray, start: int) -> Part:
-    """The longest run of one group from a position: ranks go up by one, each repeated equally often."""
+    """The longest run of one group from a position: ranks go up by one, each repeated equally
+    often."""
     number = int(group[start])
     stop = start
     while stop < len(group) and group[stop] == number:
@@ -76,4 +91,9 @@ def _run_from(coupling: Coupling, group: np.ndarray, rank: np.ndarray, start: in
     wanted = ranks[0] + np.arange(len(ranks)) // repeat
     length = int(np.argmax(ranks != wanted)) if (ranks != wanted).any() else len(ranks)
     count = max(1, length // repeat)
-    return Part(coupling.groups[number].name, count, int(ranks[0]), repeat if count * repeat <= length else 1)
+    return Part(
+        coupling.groups[number].name,
+        count,
+        int(ranks[0]),
+        repeat if count * repeat <= length else 1,
+    )

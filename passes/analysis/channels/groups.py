@@ -1,7 +1,8 @@
 """Channel groups: which channels must be removed together, and what their kept sets must obey.
 
-A *unit* is the smallest set of channels that lives or dies together. Units that occur in the same slots form a *group*,
-so that one width describes them. `couple` computes both from a graph alone: no network is named anywhere.
+A *unit* is the smallest set of channels that lives or dies together. Units that occur in the same
+slots form a *group*, so that one width describes them. `couple` computes both from a graph alone:
+no network is named anywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Plan = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a group occurs in a weight: ``units[i]`` is the rank in the group (or -1) of channel i on ``axis``."""
+    """Where a group occurs in a weight: ``units[i]`` is the rank in the group (or -1) of channel i
+    on ``axis``."""
 
     weight: Value
     axis: int
@@ -45,7 +47,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Units that are alike: their numbers in the whole coupling, and their ranks in the group block by block."""
+    """Units that are alike: their numbers in the whole coupling, and their ranks in the group block
+    by block."""
 
     name: str
     units: np.ndarray
@@ -53,7 +56,8 @@ class Group:
     frozen: str | None
     location: Location
     least: int = 1
-    """The fewest units that a block keeps: two where one alone would be normalised to a constant."""
+    """The fewest units that a block keeps: two where one alone would be normalised to a
+    constant."""
 
     @property
     def width(self) -> int:
@@ -73,7 +77,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SemanticNote:
-    """An op over removed channels whose result changes by construction (a statistic or a softmax runs over them)."""
+    """An op over removed channels whose result changes by construction (a statistic or a softmax
+    runs over them)."""
 
     op: Op
     groups: tuple[str, ...]
@@ -131,7 +136,9 @@ class Coupling:
         """The numbers of the groups that occur in the slots of weights."""
         known: dict[int, frozenset[int]] = {}
         for slot in self.slots:
-            if slot.value.is_weight and id(slot.units) not in known:  # slots of the same labels share them
+            if (
+                slot.value.is_weight and id(slot.units) not in known
+            ):  # slots of the same labels share them
                 known[id(slot.units)] = frozenset(groups_in(slot, self.unit_group))
         return {slot: known[id(slot.units)] for slot in self.slots if slot.value.is_weight}
 
@@ -140,8 +147,9 @@ class Coupling:
         return {group.name: np.arange(group.width) for group in self.groups}
 
     def kept_units(self, plan: Plan) -> np.ndarray:
-        """A boolean per unit; groups that the plan does not name keep all. Raises `UserError` for a plan that breaks a
-        constraint: unknown or frozen group, index out of range, unequal blocks, nothing kept.
+        """A boolean per unit; groups that the plan does not name keep all. Raises `UserError` for a
+        plan that breaks a constraint: unknown or frozen group, index out of range, unequal blocks,
+        nothing kept.
         """
         kept = np.ones(len(self.unit_group), dtype=bool)
         for name, indices in plan.items():
@@ -154,13 +162,18 @@ class Coupling:
         return kept
 
     def members(self, group: Group) -> list[Member]:
-        """Every (weight, axis) slot of a group; a plane over several axes counts for its last one."""
+        """Every (weight, axis) slot of a group; a plane over several axes counts for its last
+        one."""
         number = self._numbers[group.name]
         found: list[Member] = []
         for slot, groups in self._groups_of.items():
             if number in groups:
                 mine = (slot.units >= 0) & (self.unit_group[slot.units] == number)
-                found.append(Member(slot.value, slot.axes[-1], np.where(mine, self.unit_rank[slot.units], -1)))
+                found.append(
+                    Member(
+                        slot.value, slot.axes[-1], np.where(mine, self.unit_rank[slot.units], -1)
+                    )
+                )
         return found
 
     def producers(self, group: Group) -> list[Op]:
@@ -172,14 +185,22 @@ class Coupling:
         return self._layers_with(self._numbers[group.name], produced=False)
 
     def _layers_with(self, number: int, produced: bool) -> list[Op]:
-        """The layers that hold a group along the output axis of their weight, or along any other."""
+        """The layers that hold a group along the output axis of their weight, or along any
+        other."""
         found = []
         for op in self.graph.ops:
             layer = layer_weight(op)
-            if layer is None or not layer.value.is_weight or (not produced and layer.in_axis is None):
+            if (
+                layer is None
+                or not layer.value.is_weight
+                or (not produced and layer.in_axis is None)
+            ):
                 continue
             slots = self.slots_of(layer.value)
-            if any((layer.makes(slot.axes) == produced) and number in self._groups_of[slot] for slot in slots):
+            if any(
+                (layer.makes(slot.axes) == produced) and number in self._groups_of[slot]
+                for slot in slots
+            ):
                 found.append(op)
         return found
 
@@ -196,21 +217,27 @@ def groups_in(slot: Slot, unit_group: np.ndarray) -> list[int]:
 def check_kept(group: Group, ranks: np.ndarray) -> None:
     """Raise `UserError` unless ``ranks`` is a kept set that the group's constraints allow."""
     if len(ranks) == 0:
-        raise UserError(f"the plan removes every channel of group {group.name}; at least one must stay")
+        raise UserError(
+            f"the plan removes every channel of group {group.name}; at least one must stay"
+        )
     stays = np.zeros(group.width, dtype=bool)
     if ranks.min() >= 0 and ranks.max() < group.width:
         stays[ranks] = True
     if stays.sum() != len(ranks):
-        raise UserError(f"the plan names channels that group {group.name} (width {group.width}) does not have")
+        raise UserError(
+            f"the plan names channels that group {group.name} (width {group.width}) does not have"
+        )
     if group.frozen is not None and len(ranks) != group.width:
         raise UserError(f"group {group.name} cannot be pruned: {group.frozen}")
     counts = {int(stays[block].sum()) for block in group.blocks}
     if len(counts) > 1:
         raise UserError(
-            f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all must be equal"
+            f"the plan keeps {sorted(counts)} channels in the blocks of group {group.name}; all "
+            "must be equal"
         )
     if len(ranks) < group.minimum:
         raise UserError(
-            f"the plan keeps {len(ranks)} channels of group {group.name}, over which a statistic is taken: at least "
+            f"the plan keeps {len(ranks)} channels of group {group.name}, over which a statistic "
+            "is taken: at least "
             f"{group.minimum} must stay"
         )

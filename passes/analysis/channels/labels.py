@@ -1,8 +1,9 @@
 """Channel labels of every value of a graph, found by running the graph on labels.
 
-Every layer that produces channels (convolution, linear, embedding) gives its output axis fresh labels. Labels then
-flow: an op that only moves data is executed as it is on them, an op that combines tensors unites them, and an op
-without a rule freezes what it touches. The rules stand in `label_rules`; this file holds the state they work on.
+Every layer that produces channels (convolution, linear, embedding) gives its output axis fresh
+labels. Labels then flow: an op that only moves data is executed as it is on them, an op that
+combines tensors unites them, and an op without a rule freezes what it touches. The rules stand in
+`label_rules`; this file holds the state they work on.
 """
 
 from __future__ import annotations
@@ -19,10 +20,21 @@ from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize, Dim
 from pruneopt.passes.analysis.channels.planes import Plane, align, compress, varying
 
-__all__ = ["BATCH", "Blocks", "Labels", "Note", "Unknown", "Unlabelled", "number", "numbers", "propagate"]
+__all__ = [
+    "BATCH",
+    "Blocks",
+    "Labels",
+    "Note",
+    "Unknown",
+    "Unlabelled",
+    "number",
+    "numbers",
+    "propagate",
+]
 
 BATCH = 2
-"""The batch size at which labels are propagated: one would make the batch axis look like any axis of size 1."""
+"""The batch size at which labels are propagated: one would make the batch axis look like any axis
+of size 1."""
 MAX_SWEEPS = 4
 
 
@@ -33,8 +45,9 @@ class Note:
     op: Op
     plane: Plane
     of_weights: bool = False
-    """A product of weights alone: a statistic where its channels are also those of an activation (the norm of a weight
-    by power iteration), else a layer in itself (the rank of a factorised weight).
+    """A product of weights alone: a statistic where its channels are also those of an activation
+    (the norm of a weight by power iteration), else a layer in itself (the rank of a factorised
+    weight).
     """
 
 
@@ -52,17 +65,20 @@ class Unlabelled(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Labels over several axes: along the innermost of them that shrinks, every row must keep the same number."""
+    """Labels over several axes: along the innermost of them that shrinks, every row must keep the
+    same number."""
 
     plane: Tensor
     op: Op
     pinned: int = 0
-    """How many leading axes must stay as they are (groups, heads of a product); the others may shrink (a view)."""
+    """How many leading axes must stay as they are (groups, heads of a product); the others may
+    shrink (a view)."""
 
 
 @dataclass(eq=False)
 class Labels:
-    """Labels per value, and what was learned about them: edges (same unit), frozen labels, blocks, notes."""
+    """Labels per value, and what was learned about them: edges (same unit), frozen labels, blocks,
+    notes."""
 
     graph: Graph
     whole_heads: bool = False
@@ -74,13 +90,15 @@ class Labels:
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     produced: list[np.ndarray] = field(default_factory=list)
-    """Labels of output channels of layers; what no layer produces (positions, padding) is never removed."""
+    """Labels of output channels of layers; what no layer produces (positions, padding) is never
+    removed."""
     computed: set[Value] = field(default_factory=set)
     """Results computed from weights alone."""
     blocks: list[Blocks] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
-    """Rows of labels over which a statistic runs that says nothing of a single number: at least two of each stay."""
+    """Rows of labels over which a statistic runs that says nothing of a single number: at least two
+    of each stay."""
     unknown: list[Unknown] = field(default_factory=list)
 
     def of(self, value: Value | None) -> tuple[Plane, ...]:
@@ -93,8 +111,9 @@ class Labels:
     def set(self, value: Value, planes: Iterable[Plane]) -> None:
         """Give a result its planes; what could not be sliced as a box is frozen.
 
-        A plane that varies nowhere is one picked channel; two planes along one axis are channels of two kinds that a
-        view has multiplied. Labels that no layer produces (padding, copies) give way to those of a layer.
+        A plane that varies nowhere is one picked channel; two planes along one axis are channels of
+        two kinds that a view has multiplied. Labels that no layer produces (padding, copies) give
+        way to those of a layer.
         """
         kept: list[Plane] = []
         compact = [compress(plane) for plane in planes]
@@ -113,13 +132,20 @@ class Labels:
             elif not all(own.shape == plane.shape and torch.equal(own, plane) for own in rivals):
                 soft = self._is_soft(plane)
                 for own in (plane, *([] if soft else rivals)):
-                    self.freeze(own, f"channels of two kinds run along one axis of {value.producer}")
-                kept = kept if soft else [own for own in kept if not any(own is rival for rival in rivals)]
+                    self.freeze(
+                        own, f"channels of two kinds run along one axis of {value.producer}"
+                    )
+                kept = (
+                    kept
+                    if soft
+                    else [own for own in kept if not any(own is rival for rival in rivals)]
+                )
         self.planes[value] = tuple(kept)
 
     def parted(self, planes: Iterable[Plane]) -> list[Plane]:
-        """Planes that share an axis (heads) and have another each for themselves (a product of keys and values over
-        tokens) lose the shared one: the same channels of every head go. Where whole heads go, nothing is done.
+        """Planes that share an axis (heads) and have another each for themselves (a product of keys
+        and values over tokens) lose the shared one: the same channels of every head go. Where whole
+        heads go, nothing is done.
         """
         found: list[Plane] = []
         for plane in planes:
@@ -136,7 +162,9 @@ class Labels:
         labels = plane.numpy()
         labels = labels[labels > 0]
         low, high = labels.min(initial=self.count), labels.max(initial=0)
-        return not any(a[0] <= high and a[-1] >= low and np.isin(labels, a).any() for a in self.produced)
+        return not any(
+            a[0] <= high and a[-1] >= low and np.isin(labels, a).any() for a in self.produced
+        )
 
     def is_weight(self, value: Value) -> bool:
         """Whether a value depends on weights alone."""
@@ -151,14 +179,16 @@ class Labels:
         return labels
 
     def label_axes(self, weight: Value) -> None:
-        """A weight that is moved or combined before a layer reads it gets labels along each of its axes."""
+        """A weight that is moved or combined before a layer reads it gets labels along each of its
+        axes."""
         if weight.is_weight and weight.type.dtype.startswith(("f", "bf")) and not self.of(weight):
             for axis, size in enumerate(self.shape(weight)):
                 if size > 1:
                     self.add_axis(weight, axis, self.fresh(size))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
-        """Element by element the same unit (broadcasting); an element of no channel freezes its partner."""
+        """Element by element the same unit (broadcasting); an element of no channel freezes its
+        partner."""
         if a is b:
             return
         x, y = a.numpy(), b.numpy()
@@ -184,7 +214,8 @@ class Labels:
         return plane
 
     def needs_two(self, plane: Plane, axes: Iterable[int], shape: Sequence[int]) -> None:
-        """Channels over which, and over nothing else, a statistic runs: one alone would be normalised to a constant."""
+        """Channels over which, and over nothing else, a statistic runs: one alone would be
+        normalised to a constant."""
         inside = [axis for axis in axes if plane.shape[axis] > 1]
         if inside and all(shape[axis] == 1 for axis in axes if axis not in inside):
             last = range(plane.dim() - len(inside), plane.dim())
@@ -202,7 +233,8 @@ class Labels:
             self.freeze(plane, why)
 
     def operand(self, op: Op, index: int) -> Value:
-        """Operand ``index``. Where an op that was declared to be like another lacks it, its rule ends in `give_up`."""
+        """Operand ``index``. Where an op that was declared to be like another lacks it, its rule
+        ends in `give_up`."""
         value = op.value(index)
         if value is None:
             raise Unlabelled("operands are missing")
@@ -217,7 +249,8 @@ class Labels:
     # Weights
 
     def axis_labels(self, weight: Value, axis: int) -> Tensor | None:
-        """The labels of the output channels along one axis of a weight, made when first asked; None where unknown."""
+        """The labels of the output channels along one axis of a weight, made when first asked; None
+        where unknown."""
         found = [plane for plane in self.of(weight) if varying(plane) == (axis,)]
         if found:
             for other in found[1:]:
@@ -246,7 +279,8 @@ class Labels:
             self.planes[weight] = (*self.of(weight), labels.reshape(shape))
 
     def adopt(self, weight: Value | None, plane: Plane, why: str) -> None:
-        """Let a weight that is combined with a labelled tensor carry that tensor's labels (broadcasting)."""
+        """Let a weight that is combined with a labelled tensor carry that tensor's labels
+        (broadcasting)."""
         if weight is None:
             return
         shape = self.shape(weight)
@@ -297,9 +331,13 @@ def _is_uneven(dim: Dim) -> bool:
 
 
 def propagate(
-    graph: Graph, apply: Callable[[Labels, Op], None], whole_heads: bool = False, whole_groups: bool = False
+    graph: Graph,
+    apply: Callable[[Labels, Op], None],
+    whole_heads: bool = False,
+    whole_groups: bool = False,
 ) -> Labels:
-    """Labels of every value. A weight may get labels after an op has read it bare; then the graph is run once more."""
+    """Labels of every value. A weight may get labels after an op has read it bare; then the graph
+    is run once more."""
     labels = Labels(graph, whole_heads, whole_groups)
     for _ in range(MAX_SWEEPS):
         labels.edges, labels.frozen, labels.blocks, labels.notes = [], [], [], []

@@ -16,7 +16,8 @@ def limits_of(coupling: Coupling, constraints: Constraints) -> Limits:
     """The bounds and ties of the free groups.
 
     Raises:
-        UserError: a name without match, a width that a group cannot have, or constraints that contradict each other.
+        UserError: a name without match, a width that a group cannot have, or constraints that
+            contradict each other.
     """
     bounds: dict[str, tuple[int, int]] = {}
     asked: dict[str, str] = {}
@@ -52,7 +53,9 @@ def _free(groups: tuple[Group, ...], text: str) -> list[Group]:
     """The groups that can be pruned; `UserError` where there is none."""
     free = [group for group in groups if group.frozen is None]
     if not free:
-        raise UserError(f"{text}: group {groups[0].name} keeps all its channels: {groups[0].frozen}")
+        raise UserError(
+            f"{text}: group {groups[0].name} keeps all its channels: {groups[0].frozen}"
+        )
     return free
 
 
@@ -60,7 +63,9 @@ def _check_allowed(group: Group, width: int, text: str) -> None:
     """`UserError`, with the widths that are allowed, for one that a group cannot have."""
     if not group.minimum <= width <= group.width or width % group.step:
         low, step, full = group.minimum, group.step, group.width
-        allowed = f"{low} to {full}" if step == 1 else ", ".join(map(str, range(low, full + 1, step)))
+        allowed = (
+            f"{low} to {full}" if step == 1 else ", ".join(map(str, range(low, full + 1, step)))
+        )
         if step > 1 and full // step > 8:
             allowed = f"{low}, {low + step}, {low + 2 * step}, ..., {full} (multiples of {step})"
         raise UserError(f"{text}: group {group.name} may keep {allowed} channels")
@@ -71,11 +76,18 @@ def _tied(coupling: Coupling, names: tuple[str, ...]) -> tuple[str, ...]:
     text = f"--tie {','.join(names)}"
     groups: dict[str, Group] = {}
     for name in names:
-        groups.update({group.name: group for group in _free(groups_named(coupling, name, "--tie"), text)})
+        groups.update(
+            {group.name: group for group in _free(groups_named(coupling, name, "--tie"), text)}
+        )
     if len(groups) < 2:
         what = f"only group {next(iter(groups))}" if groups else "no group"
-        raise UserError(f"{text} is about {what}: name two groups or more, or a pattern that fits several")
+        raise UserError(
+            f"{text} is about {what}: name two groups or more, or a pattern that fits several"
+        )
     if len({group.width for group in groups.values()}) > 1:
         shown = ", ".join(f"{group.name} has {group.width}" for group in groups.values())
-        raise UserError(f"{text}: groups that are equally wide in the result must be so now, but {shown} channels")
+        raise UserError(
+            f"{text}: groups that are equally wide in the result must be so now, but {shown} "
+            "channels"
+        )
     return tuple(groups)

@@ -1,4 +1,5 @@
-"""What a user's names stand for: a name, or a pattern with ``*``, over parameters, modules and channel groups."""
+"""What a user's names stand for: a name, or a pattern with ``*``, over parameters, modules and
+channel groups."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["freeze_named", "groups_named", "is_within"]
 
 
 def is_within(name: str, wanted: str) -> bool:
-    """Whether a qualified name is that of a wanted module (or parameter), or of something inside it.
+    """Whether a qualified name is that of a wanted module (or parameter), or of something inside
+    it.
 
     ``wanted`` may be a pattern: ``*`` stands for any text, dots included, ``?`` for one character.
     """
@@ -25,8 +27,8 @@ def is_within(name: str, wanted: str) -> bool:
 
 
 def freeze_named(coupling: Coupling, names: Iterable[str]) -> Coupling:
-    """Freeze named groups, and the channels that named modules or parameters make: a layer's output channels, all
-    channels of any other weight. `UserError` for a name without match.
+    """Freeze named groups, and the channels that named modules or parameters make: a layer's output
+    channels, all channels of any other weight. `UserError` for a name without match.
     """
     chosen: set[str] = set()
     for name in names:
@@ -35,7 +37,9 @@ def freeze_named(coupling: Coupling, names: Iterable[str]) -> Coupling:
     if not chosen:
         return coupling
     groups = tuple(
-        replace(group, frozen=group.frozen or "ignored by request") if group.name in chosen else group
+        replace(group, frozen=group.frozen or "ignored by request")
+        if group.name in chosen
+        else group
         for group in coupling.groups
     )
     return replace(coupling, groups=groups)
@@ -44,8 +48,8 @@ def freeze_named(coupling: Coupling, names: Iterable[str]) -> Coupling:
 def groups_named(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
     """The groups that a name stands for, at least one, in the coupling's order.
 
-    The name of a group is that group alone. Any other is one of a module or parameter, or a pattern over all three
-    kinds of names: the groups of the channels that it makes.
+    The name of a group is that group alone. Any other is one of a module or parameter, or a pattern
+    over all three kinds of names: the groups of the channels that it makes.
 
     Raises:
         UserError: there is none; ``option`` is named as the place of the mistake.
@@ -53,24 +57,39 @@ def groups_named(coupling: Coupling, name: str, option: str) -> tuple[Group, ...
     exact = tuple(group for group in coupling.groups if group.name == name)
     found = exact or _found(coupling, name, option)
     if not found:
-        raise UserError(f"{option} {name}: it makes no channels that belong to a group; `pruneopt inspect` lists them")
+        raise UserError(
+            f"{option} {name}: it makes no channels that belong to a group; `pruneopt inspect` "
+            "lists them"
+        )
     return found
 
 
 def _found(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
-    """The groups that modules and parameters of a name make, or that match a pattern; `UserError` for no match."""
-    out_axis = {layer.value: layer.out_axis for op in coupling.graph.ops for layer in layer_weights(op)}
-    hit = {i for i, group in enumerate(coupling.groups) if _is_pattern(name) and fnmatchcase(group.name, name)}
+    """The groups that modules and parameters of a name make, or that match a pattern; `UserError`
+    for no match."""
+    out_axis = {
+        layer.value: layer.out_axis for op in coupling.graph.ops for layer in layer_weights(op)
+    }
+    hit = {
+        i
+        for i, group in enumerate(coupling.groups)
+        if _is_pattern(name) and fnmatchcase(group.name, name)
+    }
     for slot in coupling.slots:
         weight = slot.value
         named = weight.is_weight and is_within(weight.name, name)
         if named and slot.axes[-1] == out_axis.get(weight, slot.axes[-1]):
             hit.update(groups_in(slot, coupling.unit_group))
     groups = {group.name for group in coupling.groups}
-    if not hit and name not in groups and not any(is_within(param, name) for param in coupling.graph.params):
+    if (
+        not hit
+        and name not in groups
+        and not any(is_within(param, name) for param in coupling.graph.params)
+    ):
         known = groups.union(*map(_prefixes, coupling.graph.params))
         raise UserError(
-            f"{option} {name}: no parameter, module or channel group has this name: {did_you_mean(name, known)}"
+            f"{option} {name}: no parameter, module or channel group has this name: "
+            f"{did_you_mean(name, known)}"
         )
     return tuple(group for i, group in enumerate(coupling.groups) if i in hit)
 

@@ -1,7 +1,8 @@
 """Label planes: integer tensors that say which channel every element of a tensor belongs to.
 
-A plane has the rank of its tensor and size 1 along every axis on which the labels do not vary, so a feature map costs
-as many integers as it has channels. Label 0 belongs to no channel: such elements are always there.
+A plane has the rank of its tensor and size 1 along every axis on which the labels do not vary, so a
+feature map costs as many integers as it has channels. Label 0 belongs to no channel: such elements
+are always there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def align(plane: Plane, rank: int) -> Plane:
 
 
 def reshape(plane: Plane, before: tuple[int, ...], after: tuple[int, ...]) -> Plane:
-    """The plane of ``tensor.reshape(after)``; only the axes that labels vary on are ever spread out."""
+    """The plane of ``tensor.reshape(after)``; only the axes that labels vary on are ever spread
+    out."""
     sizes: list[int] = []
     axes: list[int] = []
     for old, new in _factor(before, after):
@@ -69,7 +71,8 @@ def reshape(plane: Plane, before: tuple[int, ...], after: tuple[int, ...]) -> Pl
 
 
 def _factor(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Runs of old and new axes with equal numbers of elements, smallest first: what a reshape leaves independent."""
+    """Runs of old and new axes with equal numbers of elements, smallest first: what a reshape
+    leaves independent."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -1,7 +1,8 @@
 """How the axes of every value shrink with the kept units.
 
-A channel axis of a value is as long as the number of its kept elements. Where channels are spread over several axes,
-the innermost axis on which a row holds different units shrinks, and the outer ones stay.
+A channel axis of a value is as long as the number of its kept elements. Where channels are spread
+over several axes, the innermost axis on which a row holds different units shrinks, and the outer
+ones stay.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class AxisShare:
-    """A shrinking axis: it is as long as the number of kept ``units`` (-1: always there), divided by ``divisor``.
+    """A shrinking axis: it is as long as the number of kept ``units`` (-1: always there), divided
+    by ``divisor``.
 
     Of an axis that holds the batch as well, this is the length for a batch of one.
     """
@@ -67,7 +69,8 @@ def axis_shares(coupling: Coupling, value: Value) -> list[AxisShare]:
 def _shares(slots: list[Slot]) -> list[AxisShare]:
     """How each slot of a value shrinks it.
 
-    An axis along which a slot of its own runs (the outputs of a grouped convolution) is no other's to shrink.
+    An axis along which a slot of its own runs (the outputs of a grouped convolution) is no other's
+    to shrink.
     """
     if len(slots) == 1:
         return [_share(slots[0], ())]
@@ -90,8 +93,8 @@ def _share(slot: Slot, taken: Collection[int]) -> AxisShare:
 
 
 class KeptSizes:
-    """How long the axes of values are when only ``kept`` units (a boolean per unit) are left, for many values: slots
-    with the same labels share their units, and these are looked up once.
+    """How long the axes of values are when only ``kept`` units (a boolean per unit) are left, for
+    many values: slots with the same labels share their units, and these are looked up once.
     """
 
     def __init__(self, kept: np.ndarray) -> None:
@@ -107,7 +110,9 @@ class KeptSizes:
             return plain
         dims: list[Dim] = list(plain.dims)
         if len(slots) == 1 and len(slots[0].axes) == 1 and isinstance(dims[slots[0].axes[0]], int):
-            dims[slots[0].axes[0]] = len(self._places_of(slots[0].units))  # as below, by far the most common
+            dims[slots[0].axes[0]] = len(
+                self._places_of(slots[0].units)
+            )  # as below, by far the most common
             return TensorType(value.type.dtype, tuple(dims))
         for share in _shares(slots):
             size = self._size(share)
@@ -115,7 +120,8 @@ class KeptSizes:
         return TensorType(value.type.dtype, tuple(dims))
 
     def gather(self, tensor: Tensor, slots: list[Slot]) -> Tensor:
-        """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
+        """The kept elements of a tensor, as many along each axis as are left (the tensor itself
+        where all are)."""
         cuts = [slot for slot in slots if len(self._places_of(slot.units)) < slot.units.size]
         axes = [axis for slot in cuts for axis in slot.axes]
         if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
@@ -123,19 +129,27 @@ class KeptSizes:
             sizes = list(tensor.shape)
             for slot in cuts:
                 sizes[shares[slot].axis] = self._size(shares[slot])
-            return tensor[kept_mask(cuts, tuple(tensor.shape), self._flags[:-1]).to(tensor.device)].reshape(sizes)
+            return tensor[
+                kept_mask(cuts, tuple(tensor.shape), self._flags[:-1]).to(tensor.device)
+            ].reshape(sizes)
         if len(axes) == len(cuts):
-            return _picked(tensor, [(slot.axes[0], self._places_of(slot.units).to(tensor.device)) for slot in cuts])
+            return _picked(
+                tensor,
+                [(slot.axes[0], self._places_of(slot.units).to(tensor.device)) for slot in cuts],
+            )
         for slot, share in zip(slots, _shares(slots), strict=True):
             if slot in cuts:
-                tensor = _cut(tensor, slot, share.axis, self._places_of(slot.units).to(tensor.device))
+                tensor = _cut(
+                    tensor, slot, share.axis, self._places_of(slot.units).to(tensor.device)
+                )
         return tensor
 
     def _size(self, share: AxisShare) -> int:
         return share._size(len(self._kept(share.units)))
 
     def _places_of(self, units: np.ndarray) -> Tensor:
-        """Which elements of a slot stay, by number; slots with the same labels hold one array of units."""
+        """Which elements of a slot stay, by number; slots with the same labels hold one array of
+        units."""
         if id(units) not in self._places:
             self._places[id(units)] = units, torch.from_numpy(self._kept(units))
         return self._places[id(units)][1]
@@ -156,7 +170,8 @@ PART = 2**17
 def _picked(tensor: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
     """The places that stay of each of some axes.
 
-    Of large weights, rows and columns are picked for some rows at a time: no copy with all columns is ever made whole.
+    Of large weights, rows and columns are picked for some rows at a time: no copy with all columns
+    is ever made whole.
     """
     places = sorted(places, key=lambda item: item[0])
     if len(places) != 2 or places[0][0] != 0 or tensor.numel() < 8 * PART:
@@ -184,7 +199,8 @@ def shrunk_type(coupling: Coupling, value: Value, kept: np.ndarray) -> TensorTyp
 
 
 def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Tensor:
-    """A boolean tensor of ``shape`` (at the batch size of the analysis): which elements of a value are kept."""
+    """A boolean tensor of ``shape`` (at the batch size of the analysis): which elements of a value
+    are kept."""
     mask = torch.ones(shape, dtype=torch.bool)
     for part in kept_parts(slots, kept):
         mask &= part
@@ -192,13 +208,15 @@ def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Te
 
 
 def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
-    """The mask of `kept_mask` as boolean tensors that broadcast to the value's shape, one for each plane."""
+    """The mask of `kept_mask` as boolean tensors that broadcast to the value's shape, one for each
+    plane."""
     flags = _always(kept)
     return [torch.from_numpy(flags[slot.units]) for slot in slots]
 
 
 def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
-    """The kept elements of a tensor, as many along each axis as are left (the tensor itself where all are)."""
+    """The kept elements of a tensor, as many along each axis as are left (the tensor itself where
+    all are)."""
     return KeptSizes(kept).gather(tensor, slots)
 
 
@@ -211,12 +229,17 @@ def _cut(tensor: Tensor, slot: Slot, axis: int, places: Tensor) -> Tensor:
     sizes = list(moved.shape)
     others = math.prod(tensor.shape[other] for other in slot.axes if other != axis)
     sizes[last[slot.axes.index(axis)]] = len(places) // others  # not -1: another axis may be empty
-    return moved.flatten(last[0]).index_select(last[0], places).reshape(sizes).movedim(tuple(last), slot.axes)
+    return (
+        moved.flatten(last[0])
+        .index_select(last[0], places)
+        .reshape(sizes)
+        .movedim(tuple(last), slot.axes)
+    )
 
 
 def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np.ndarray:
-    """The length of an axis as a linear form in the widths: coefficients by ``index`` (group number -> column), and the
-    constant last. Frozen groups count as constants.
+    """The length of an axis as a linear form in the widths: coefficients by ``index`` (group number
+    -> column), and the constant last. Frozen groups count as constants.
     """
     form = np.zeros(len(index) + 1)
     inside = share.units[share.units >= 0]

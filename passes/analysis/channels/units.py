@@ -1,9 +1,9 @@
 """From labels to units: what lives or dies together, and blocks that must keep equal counts.
 
-Units are the connected components of the labels. A view that splits channels over several axes (heads, groups,
-shuffles) asks every block for the same number of kept channels. Where such demands cannot be met by counts alone (a
-transposed view, blocks of different kinds), the channels at the same place of every block are united: always right,
-less free.
+Units are the connected components of the labels. A view that splits channels over several axes
+(heads, groups, shuffles) asks every block for the same number of kept channels. Where such demands
+cannot be met by counts alone (a transposed view, blocks of different kinds), the channels at the
+same place of every block are united: always right, less free.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Units:
 
 
 def find_units(labels: Labels) -> Units:
-    """Units and cells; ties are added until every demand for equal counts can be met by counting."""
+    """Units and cells; ties are added until every demand for equal counts can be met by
+    counting."""
     blocks = [*labels.blocks, *view_blocks(labels)]
     for _ in range(MAX_ROUNDS):
         units = _components(labels)
@@ -75,7 +76,8 @@ def find_units(labels: Labels) -> Units:
 
 
 def _components(labels: Labels) -> Units:
-    """Connected components, numbered by first occurrence in the graph so that the result is deterministic."""
+    """Connected components, numbered by first occurrence in the graph so that the result is
+    deterministic."""
     size = labels.count
     if labels.edges:
         a = np.concatenate([edge[0] for edge in labels.edges])
@@ -97,8 +99,9 @@ def _components(labels: Labels) -> Units:
 
 
 def _numbered(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, int, list[Slot]]:
-    """The unit (or -1) of every label, the number of units, and every labelled plane of every value. Units are numbered
-    in the order in which their components occur; what no layer produces (positions, padding alone) always stays.
+    """The unit (or -1) of every label, the number of units, and every labelled plane of every
+    value. Units are numbered in the order in which their components occur; what no layer produces
+    (positions, padding alone) always stays.
     """
     made = np.zeros(raw.max(initial=0) + 1, dtype=bool)
     for produced in labels.produced:
@@ -140,7 +143,8 @@ def _key(plane: Plane) -> _Key:
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """Distinct rows of units, of which each must keep as many; they run along ``axis`` of the block's plane."""
+    """Distinct rows of units, of which each must keep as many; they run along ``axis`` of the
+    block's plane."""
 
     block: Blocks
     rows: np.ndarray
@@ -180,7 +184,8 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
 
 
 def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """Units as rows along the innermost axis on which they differ, and that axis; None if they nowhere do."""
+    """Units as rows along the innermost axis on which they differ, and that axis; None if they
+    nowhere do."""
     while units.ndim > 1 and bool((units == units[..., :1]).all()):
         units = units[..., 0]
     if units.ndim == 1 and bool((units == units[:1]).all()):
@@ -227,7 +232,8 @@ def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
 
 
 def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndarray]:
-    """The family of every unit (its kind, and in which demands it stands) and its cell (in which rows, too)."""
+    """The family of every unit (its kind, and in which demands it stands) and its cell (in which
+    rows, too)."""
     kinds = _kinds(units)
     families = _Classes(kinds)
     named = [_occurring(demand.rows) for demand in demands]
@@ -242,7 +248,8 @@ def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndar
 
 
 def _kinds(units: Units) -> np.ndarray:
-    """A number per unit, equal for units alike: the same number of elements in every slot, and equally frozen."""
+    """A number per unit, equal for units alike: the same number of elements in every slot, and
+    equally frozen."""
     kinds = _Classes(units.frozen + 1)
     seen: set[bytes] = set()
     for array in {id(slot.units): slot.units for slot in units.slots}.values():
@@ -262,7 +269,8 @@ class _Classes:
         self.sizes: list[int] = np.bincount(of).tolist()
 
     def split(self, units: np.ndarray, marks: np.ndarray) -> None:
-        """Part units (each named once) with different marks, and from those of their classes that are not named."""
+        """Part units (each named once) with different marks, and from those of their classes that
+        are not named."""
         if len(units) == 0:
             return
         low, span = int(marks.min()), int(marks.max()) - int(marks.min()) + 1
@@ -299,7 +307,8 @@ def _occurring(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
-    """Whether every row holds families of the same sizes in the same order; such families are linked."""
+    """Whether every row holds families of the same sizes in the same order; such families are
+    linked."""
     kinds = families[rows]
     if bool((kinds == kinds[:1]).all()):
         return True
@@ -313,9 +322,11 @@ def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
     return True
 
 
-def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: np.ndarray) -> bool:
-    """Cells of one family must be equally large, and larger than one unit where a row is; else channels are tied. Of
-    what is frozen one unit will do: it stays.
+def _cells_are_uneven(
+    labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: np.ndarray
+) -> bool:
+    """Cells of one family must be equally large, and larger than one unit where a row is; else
+    channels are tied. Of what is frozen one unit will do: it stays.
     """
     sizes: dict[int, set[int]] = {}
     count: dict[int, int] = {}
@@ -335,8 +346,8 @@ def _cells_are_uneven(labels: Labels, cells: list[Cell], demands: list[_Demand],
 
 
 def _tie_rows(labels: Labels, single: np.ndarray, demands: list[_Demand]) -> bool:
-    """Two views that cut the same channels crosswise (a shuffle) leave cells of one unit. There whole rows go together:
-    the shorter ones, and not those that must stay.
+    """Two views that cut the same channels crosswise (a shuffle) leave cells of one unit. There
+    whole rows go together: the shorter ones, and not those that must stay.
     """
     fixed = [demand for demand in demands if demand.block.pinned >= demand.axis > 0]
     tied = False

@@ -1,7 +1,8 @@
 """What a FLOP is, and which parameters count: the conventions of the papers, by name.
 
-An op costs a sum of `Count`s, each a factor times the lengths of some axes; nothing here knows how long the axes are
-after pruning. What a convention does not name costs nothing in it: element-wise ops are no multiply-accumulates.
+An op costs a sum of `Count`s, each a factor times the lengths of some axes; nothing here knows how
+long the axes are after pruning. What a convention does not name costs nothing in it: element-wise
+ops are no multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from pruneopt.passes.analysis.channels.labels import numbers
 from pruneopt.passes.analysis.ops.einsum import terms_of
 from pruneopt.passes.analysis.ops.layers import GATES
 
-__all__ = ["Convention", "Count", "convention_named", "conventions", "elements", "register_convention"]
+__all__ = [
+    "Convention",
+    "Count",
+    "convention_named",
+    "conventions",
+    "elements",
+    "register_convention",
+]
 
 AxisOf = tuple[Value, int]
 
@@ -36,7 +44,8 @@ def elements(value: Value, start: int = 0) -> tuple[AxisOf, ...]:
 
 @dataclass(frozen=True)
 class Convention:
-    """How one system counts: ``flops`` gives the cost of an op, ``counted_params`` the weights an op makes count."""
+    """How one system counts: ``flops`` gives the cost of an op, ``counted_params`` the weights an
+    op makes count."""
 
     name: str
     summary: str
@@ -48,12 +57,23 @@ class Convention:
 
 CONVS = ("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "deform_conv2d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
+PRODUCTS = {
+    "linear": 0,
+    "matmul": 0,
+    "mm": 0,
+    "bmm": 0,
+    "mv": 0,
+    "dot": 0,
+    "addmm": 1,
+    "baddbmm": 1,
+    "addmv": 1,
+}
 """Products of two matrices, with the number of the operand whose last axis is summed over."""
 
 
 def _conv(op: Op) -> list[Count]:
-    """Every output value sums over its group's input channels and the kernel; transposed, every input value."""
+    """Every output value sums over its group's input channels and the kernel; transposed, every
+    input value."""
     x, weight = op.operands[:2]
     if not isinstance(x, Value) or not isinstance(weight, Value):
         return []
@@ -70,7 +90,11 @@ def _tensordot(op: Op) -> list[Count]:
     """Every value of the result sums over the named axes of the first operand."""
     left = op.value(0)
     summed = numbers(op, "dims_self")
-    return [] if left is None else [Count((*elements(op.result), *((left, a % left.type.rank) for a in summed)))]
+    return (
+        []
+        if left is None
+        else [Count((*elements(op.result), *((left, a % left.type.rank) for a in summed)))]
+    )
 
 
 def _bilinear(op: Op) -> list[Count]:
@@ -89,7 +113,8 @@ def _attention(op: Op) -> list[Count]:
 
 
 def _recurrent(op: Op) -> list[Count]:
-    """Every weight matrix meets every time step (of `lstm.input` and its like: one tensor, not packed sequences)."""
+    """Every weight matrix meets every time step (of `lstm.input` and its like: one tensor, not
+    packed sequences)."""
     x, weights = op.value(0), op.operands[-1]
     if x is None or not isinstance(weights, tuple):
         return []
@@ -98,7 +123,8 @@ def _recurrent(op: Op) -> list[Count]:
 
 
 def _einsum(op: Op) -> list[Count]:
-    """Pairwise, in the order of the op's path or from left to right: the product of all indices of the pair.
+    """Pairwise, in the order of the op's path or from left to right: the product of all indices of
+    the pair.
 
     An index that only one of the two has, and that nothing reads later, is summed out before.
     """
@@ -120,7 +146,8 @@ def _einsum(op: Op) -> list[Count]:
         rest = [term for i, term in enumerate(left) if i not in (first, second)]
         later = kept.union(*rest)
         counts.append(Count(tuple(axis[index] for index in sorted((a & b) | ((a | b) & later)))))
-        # A path names the pair's places before both are taken out; without one, the result goes on from the left.
+        # A path names the pair's places before both are taken out; without one, the result goes on
+        # from the left.
         left = [*rest, (a | b) & later] if op.attrs.get("path") else [(a | b) & later, *rest]
     return counts
 
@@ -151,7 +178,9 @@ def _macs(op: Op) -> list[Count]:
 
 def _is_linear(op: Op) -> bool:
     """A product with a weight: nn.Linear in the forms capture and other exporters give it."""
-    return op.role == "linear" or (op.role in PRODUCTS and any(value.is_weight for value in op.inputs))
+    return op.role == "linear" or (
+        op.role in PRODUCTS and any(value.is_weight for value in op.inputs)
+    )
 
 
 def _is_layer(op: Op) -> bool:
@@ -176,7 +205,9 @@ def _metapruning(op: Op) -> list[Count]:
     if op.role == "linear":
         return [Count(elements(value)) for value in op.inputs if value.is_weight]
     x = op.value(0)
-    if x is not None and (op.role == "batch_norm" or (op.role == "relu" and op.loc.module_type == "ReLU")):
+    if x is not None and (
+        op.role == "batch_norm" or (op.role == "relu" and op.loc.module_type == "ReLU")
+    ):
         return [Count(elements(x))]
     if op.role.startswith(("max_pool", "avg_pool")):
         return [Count(elements(op.results[0]), _window(op))]
@@ -186,7 +217,11 @@ def _metapruning(op: Op) -> list[Count]:
 def _window(op: Op) -> int:
     """The number of values under a pooling window; one number stands for all its sides."""
     size = op.attrs["kernel_size"]
-    sides = [side for side in size if isinstance(side, int)] if isinstance(size, tuple) else [int(str(size))]
+    sides = (
+        [side for side in size if isinstance(side, int)]
+        if isinstance(size, tuple)
+        else [int(str(size))]
+    )
     dimensions = int(op.role.split("pool")[1][0])
     return math.prod(sides) if len(sides) == dimensions else sides[0] ** dimensions
 
@@ -210,7 +245,9 @@ _CONVENTIONS: dict[str, Convention] = {}
 def register_convention(convention: Convention) -> None:
     """Make a convention known by its name; `UserError` if the name is taken."""
     if convention.name in _CONVENTIONS:
-        raise UserError(f"a FLOPs convention named '{convention.name}' exists already: choose another name")
+        raise UserError(
+            f"a FLOPs convention named '{convention.name}' exists already: choose another name"
+        )
     _CONVENTIONS[convention.name] = convention
 
 
@@ -222,23 +259,37 @@ def conventions() -> tuple[Convention, ...]:
 def convention_named(name: str) -> Convention:
     """The convention of that name; `UserError` with the known names if there is none."""
     if name not in _CONVENTIONS:
-        raise UserError(f"there is no FLOPs convention '{name}': known are {', '.join(_CONVENTIONS)}")
+        raise UserError(
+            f"there is no FLOPs convention '{name}': known are {', '.join(_CONVENTIONS)}"
+        )
     return _CONVENTIONS[name]
 
 
 for _item in (
-    Convention("macs", "multiply-accumulates of convolutions, products, attention; all parameters", _macs, _all_params),
-    Convention("2x", "two FLOPs per multiply-accumulate of `macs`; all parameters", _two_per_mac, _all_params),
+    Convention(
+        "macs",
+        "multiply-accumulates of convolutions, products, attention; all parameters",
+        _macs,
+        _all_params,
+    ),
+    Convention(
+        "2x",
+        "two FLOPs per multiply-accumulate of `macs`; all parameters",
+        _two_per_mac,
+        _all_params,
+    ),
     Convention(
         "metapruning",
-        "conv MACs, linear weights and biases, inputs of batch norm and of ReLU modules, k*k per pooled value "
+        "conv MACs, linear weights and biases, inputs of batch norm and of ReLU modules, k*k per "
+        "pooled value "
         "(MetaPruning, arXiv 1903.10258, as its released code counts)",
         _metapruning,
         _all_params,
     ),
     Convention(
         "eagleeye",
-        "MACs of convolutions and linear layers; parameters are their weights alone (EagleEye, arXiv 2007.02491)",
+        "MACs of convolutions and linear layers; parameters are their weights alone (EagleEye, "
+        "arXiv 2007.02491)",
         _layer_macs,
         _layer_weights,
     ),

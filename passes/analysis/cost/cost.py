@@ -1,25 +1,30 @@
-"""What every width costs: FLOPs, parameters, bytes and peak memory as functions of the widths of the channel groups.
+"""What every width costs: FLOPs, parameters, bytes and peak memory as functions of the widths of
+the channel groups.
 
-The length of every axis is a linear form in the widths, and every op costs a sum of products of such lengths. They are
-compiled once into arrays, so that a whole population of width vectors is measured by a few matrix products.
+The length of every axis is a linear form in the widths, and every op costs a sum of products of
+such lengths. They are compiled once into arrays, so that a whole population of width vectors is
+measured by a few matrix products.
 
 Units, all at batch 1:
 
 - ``flops``: what the model's convention counts (`pruneopt.passes.analysis.cost.conventions`).
-- ``params``: the elements of the parameters that the convention counts, each parameter once however often it is read.
-- ``bytes``: the bytes of all tensors a saved model holds (parameters, buffers and constants, each with its dtype,
-  shared ones once). Index tensors that slicing adds where channels are picked by number are not foreseen.
-- ``memory``: the peak, over the ops in their order, of the bytes of all activations alive. A graph input is alive from
-  the start until its last use, a result from its op until its last use, an output to the end; an op's operands and
-  results are alive together while it runs. A result that by its op's schema may alias an operand (`view`, `reshape`,
-  `transpose`, `split`, ...) and a dropout, which does nothing in evaluation, share the operand's memory and keep all of
-  it alive. Weights and views of them do not count; nothing is overwritten in place; scratch space inside an op is not
+- ``params``: the elements of the parameters that the convention counts, each parameter once however
+  often it is read.
+- ``bytes``: the bytes of all tensors a saved model holds (parameters, buffers and constants, each
+  with its dtype, shared ones once). Index tensors that slicing adds where channels are picked by
+  number are not foreseen.
+- ``memory``: the peak, over the ops in their order, of the bytes of all activations alive. A graph
+  input is alive from the start until its last use, a result from its op until its last use, an
+  output to the end; an op's operands and results are alive together while it runs. A result that by
+  its op's schema may alias an operand (`view`, `reshape`, `transpose`, `split`, ...) and a dropout,
+  which does nothing in evaluation, share the operand's memory and keep all of it alive. Weights and
+  views of them do not count; nothing is overwritten in place; scratch space inside an op is not
   known.
 - ``latency``: nanoseconds, the sum over a table of measured layers (`latency_table`); only
   where the model was given one, at the table's batch.
-- ``latency@TARGET``: nanoseconds on a target such as ``ort-cpu{threads=2}``, at its batch, as predicted from measured
-  sub-networks (`pruneopt.passes.latency`); only where `CostModel.times` gives a predictor. These need not grow with the
-  widths.
+- ``latency@TARGET``: nanoseconds on a target such as ``ort-cpu{threads=2}``, at its batch, as
+  predicted from measured sub-networks (`pruneopt.passes.latency`); only where `CostModel.times`
+  gives a predictor. These need not grow with the widths.
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ UNITS = ("flops", "params", "bytes", "memory")
 ON_TARGET = "latency@"
 """How the unit of time on a target begins; the target's text follows."""
 CHUNK = 4096
-"""Width vectors measured at a time: large enough for the matrix products, small enough for the cache."""
+"""Width vectors measured at a time: large enough for the matrix products, small enough for the
+cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +77,19 @@ class Times(Protocol):
 
 
 class CostModel:
-    """The cost of a graph as a function of the widths of its free groups. Built once; the graph is not changed.
+    """The cost of a graph as a function of the widths of its free groups. Built once; the graph is
+    not changed.
 
-    A width vector has one entry per free group, in the order of ``groups``. A graph captured with a fixed batch is
-    counted at that batch.
+    A width vector has one entry per free group, in the order of ``groups``. A graph captured with a
+    fixed batch is counted at that batch.
     """
 
     def __init__(
-        self, graph: Graph, coupling: Coupling, convention: str = "macs", latency: LatencyTable | None = None
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        convention: str = "macs",
+        latency: LatencyTable | None = None,
     ) -> None:
         """Raises `UserError` for an unknown convention, or a latency table of another network."""
         self.graph, self.coupling, self.latency = graph, coupling, latency
@@ -92,9 +103,11 @@ class CostModel:
         self.minimum = np.array([group.minimum for group in free], dtype=np.int64)
         """The smallest widths: one unit in each block, or two, [G]."""
         self.before: dict[str, float] = {}
-        """What the network cost before whole blocks were dropped from it, or as it was measured, by unit."""
+        """What the network cost before whole blocks were dropped from it, or as it was measured, by
+        unit."""
         self.times: Callable[[str, CostModel], Times] | None = None
-        """Gives the predictor of this network on the target of a text; asked once for each when it is needed."""
+        """Gives the predictor of this network on the target of a text; asked once for each when it
+        is needed."""
         self._lengths = _Lengths(coupling, self.full)
         self._measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         if latency is not None:
@@ -107,7 +120,8 @@ class CostModel:
         return (*known, *(unit for unit in self._measures if unit.startswith(ON_TARGET)))
 
     def length_form(self, value: Value, axis: int) -> np.ndarray:
-        """The length of an axis as a linear form in a width vector: G coefficients, and the constant."""
+        """The length of an axis as a linear form in a width vector: G coefficients, and the
+        constant."""
         return self._lengths(value, axis)
 
     def length(self, value: Value, axis: int, widths: ArrayLike) -> np.ndarray:
@@ -117,18 +131,26 @@ class CostModel:
         return length
 
     def widths(self, plan: Plan) -> np.ndarray:
-        """The width vector of a plan, [G]; groups that the plan does not name are full. The plan is not checked."""
-        given = [len(plan[name]) if name in plan else full for name, full in zip(self.groups, self.full, strict=True)]
+        """The width vector of a plan, [G]; groups that the plan does not name are full. The plan is
+        not checked."""
+        given = [
+            len(plan[name]) if name in plan else full
+            for name, full in zip(self.groups, self.full, strict=True)
+        ]
         return np.array(given, dtype=np.int64)
 
     def measure(self, unit: str, widths: ArrayLike) -> np.ndarray:
-        """The cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is one of ``units``.
+        """The cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is one of
+        ``units``.
 
-        Exact for widths that are multiples of ``step``; others give what the formulas give, rounded.
+        Exact for widths that are multiples of ``step``; others give what the formulas give,
+        rounded.
         """
         rows = np.asarray(widths, dtype=np.float64)
         if rows.ndim not in (1, 2) or rows.shape[-1] != len(self.groups):
-            raise InternalError(f"width vectors of shape {rows.shape} do not fit {len(self.groups)} free groups")
+            raise InternalError(
+                f"width vectors of shape {rows.shape} do not fit {len(self.groups)} free groups"
+            )
         function = self._measure_of(unit)
         table = np.atleast_2d(rows)
         parts = [function(table[start : start + CHUNK]) for start in range(0, len(table), CHUNK)]
@@ -136,11 +158,13 @@ class CostModel:
         return result.reshape(rows.shape[:-1])
 
     def original(self, unit: str) -> float:
-        """What the original cost, dropped blocks included: a budget that is a share is a share of this."""
+        """What the original cost, dropped blocks included: a budget that is a share is a share of
+        this."""
         return self.before[unit] if unit in self.before else float(self.measure(unit, self.full))
 
     def describe(self, widths: ArrayLike | None = None) -> tuple[OpCost, ...]:
-        """The ops that cost FLOPs or own parameters, in graph order, at a width vector [G] (default: the original)."""
+        """The ops that cost FLOPs or own parameters, in graph order, at a width vector [G]
+        (default: the original)."""
         row = np.atleast_2d(np.asarray(self.full if widths is None else widths, dtype=np.float64))
         flops = [(op, count) for op in self.graph.ops for count in self.convention.flops(op)]
         params = [(op, Count(elements(value))) for op, value in self._owned_params()]
@@ -152,7 +176,9 @@ class CostModel:
         )
 
     def _per_op(self, items: list[tuple[Op, Count]], row: np.ndarray) -> dict[Op, int]:
-        values = _Terms.of(_products(self._lengths, [count for _, count in items]), len(self.groups))(row)[0]
+        values = _Terms.of(
+            _products(self._lengths, [count for _, count in items]), len(self.groups)
+        )(row)[0]
         totals: dict[Op, int] = {}
         for (op, _), value in zip(items, values, strict=True):
             totals[op] = totals.get(op, 0) + round(value)
@@ -170,35 +196,49 @@ class CostModel:
             self._measures[unit] = self._time_on(unit.removeprefix(ON_TARGET))
         if unit == "latency" and self.latency is None:
             raise UserError(
-                "a limit on time needs a latency table of this network: measure one with `pruneopt profile MODEL --out "
-                "table.json`, and give it to the pass cost, as in --pipeline 'couple,cost{latency=table.json},...'; or "
+                "a limit on time needs a latency table of this network: measure one with `pruneopt "
+                "profile MODEL --out "
+                "table.json`, and give it to the pass cost, as in --pipeline "
+                "'couple,cost{latency=table.json},...'; or "
                 "name a target, as in 4ms@ort-cpu"
             )
         if unit not in self.units:
             raise UserError(f"there is no cost unit '{unit}': known are {', '.join(self.units)}")
         if unit not in self._measures:
-            self._measures[unit] = _peak(self.graph, self._lengths) if unit == "memory" else self._sum_of(unit)
+            self._measures[unit] = (
+                _peak(self.graph, self._lengths) if unit == "memory" else self._sum_of(unit)
+            )
         return self._measures[unit]
 
     def _time_on(self, target: str) -> Callable[[np.ndarray], np.ndarray]:
         if self.times is None:
-            raise UserError(f"a limit on the time on {target} needs measurements, which `pruneopt compile` takes")
+            raise UserError(
+                f"a limit on the time on {target} needs measurements, which `pruneopt compile` "
+                "takes"
+            )
         predictor = self.times(target, self)
         return lambda rows: 1e9 * predictor.seconds(rows)
 
     def _sum_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
         if unit == "flops":
-            counts: Iterable[Count] = (count for op in self.graph.ops for count in self.convention.flops(op))
+            counts: Iterable[Count] = (
+                count for op in self.graph.ops for count in self.convention.flops(op)
+            )
         elif unit == "params":
             counts = (Count(elements(value)) for _, value in self._owned_params())
         else:
-            counts = (Count(elements(value), _item_size(value)) for value in self.graph.params.values())
-        terms = _Terms.of(_merged(_products(self._lengths, counts), len(self.groups)), len(self.groups))
+            counts = (
+                Count(elements(value), _item_size(value)) for value in self.graph.params.values()
+            )
+        terms = _Terms.of(
+            _merged(_products(self._lengths, counts), len(self.groups)), len(self.groups)
+        )
         return lambda rows: terms(rows).sum(axis=1)
 
 
 class _Lengths:
-    """The length of every axis of every value as a linear form in the widths: G coefficients, and the constant."""
+    """The length of every axis of every value as a linear form in the widths: G coefficients, and
+    the constant."""
 
     def __init__(self, coupling: Coupling, full: np.ndarray) -> None:
         self.coupling = coupling
@@ -210,7 +250,9 @@ class _Lengths:
 
     def __call__(self, value: Value, axis: int) -> np.ndarray:
         found = self.of(value)[axis]
-        return np.append(np.zeros(len(self.index)), found) if isinstance(found, int) else found.array
+        return (
+            np.append(np.zeros(len(self.index)), found) if isinstance(found, int) else found.array
+        )
 
     def of(self, value: Value) -> list[int | _Form]:
         """The length of every axis of a value: a number where it is always the same."""
@@ -224,7 +266,9 @@ class _Lengths:
         for share in axis_shares(self.coupling, value):
             form = self._form(share)
             if round(float(form.array @ self.at_full)) != shape[share.axis]:
-                raise InternalError(f"axis {share.axis} of {value} is not as long as its channel groups say")
+                raise InternalError(
+                    f"axis {share.axis} of {value} is not as long as its channel groups say"
+                )
             if form.varies:
                 forms[share.axis] = form
         return forms
@@ -241,7 +285,8 @@ class _Lengths:
 
 
 class _Form(NamedTuple):
-    """A length as a linear form: G coefficients and the constant, whether it varies, and its bytes to tell it by."""
+    """A length as a linear form: G coefficients and the constant, whether it varies, and its bytes
+    to tell it by."""
 
     array: np.ndarray
     varies: bool
@@ -284,7 +329,8 @@ def _merged(products: Iterable[_Product], groups: int) -> list[_Product]:
 
 @dataclass(frozen=True)
 class _Terms:
-    """T products of linear forms: ``scale[t] * prod_k(widths @ factors[k, :-1, t] + factors[k, -1, t])``."""
+    """T products of linear forms: ``scale[t] * prod_k(widths @ factors[k, :-1, t] + factors[k, -1,
+    t])``."""
 
     scale: np.ndarray
     factors: np.ndarray
@@ -328,7 +374,8 @@ def _peak(graph: Graph, lengths: _Lengths) -> Callable[[np.ndarray], np.ndarray]
 
 
 def _live_storages(graph: Graph) -> tuple[list[Value], np.ndarray]:
-    """The values that own memory, and which of them are alive at each step: [1 + ops, owners], the start first."""
+    """The values that own memory, and which of them are alive at each step: [1 + ops, owners], the
+    start first."""
     root: dict[Value, Value] = {value: value for value in graph.inputs}
     born: dict[Value, int] = dict.fromkeys(graph.inputs, 0)
     dies: dict[Value, int] = dict.fromkeys(graph.inputs, 0)
@@ -365,7 +412,9 @@ def _aliased(op: Op, number: int) -> Value | None:
     tensors = [argument for argument in schema.arguments if "Tensor" in str(argument.type)]
     for index, argument in enumerate(tensors):
         alias = argument.alias_info
-        if alias is not None and (not returned.before_set or returned.before_set & alias.before_set):
+        if alias is not None and (
+            not returned.before_set or returned.before_set & alias.before_set
+        ):
             return op.value(index)
     return None
 

@@ -1,7 +1,9 @@
-"""Measuring a latency table: every convolution and linear layer by itself, at a grid of widths, on this machine.
+"""Measuring a latency table: every convolution and linear layer by itself, at a grid of widths, on
+this machine.
 
-A layer runs alone on random input, so that what a compiler or a cache would gain from its neighbours is not seen. Times
-are medians over repeats, after a warm-up; layers that look alike are measured once.
+A layer runs alone on random input, so that what a compiler or a cache would gain from its
+neighbours is not seen. Times are medians over repeats, after a warm-up; layers that look alike are
+measured once.
 """
 
 from __future__ import annotations
@@ -21,11 +23,24 @@ from pruneopt.errors import UserError
 from pruneopt.ir.schema import DTYPES, call, torch_value
 from pruneopt.ir.types import dim_size
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes, TimedLayer, timed_layers
+from pruneopt.passes.analysis.cost.latency_table import (
+    LatencyTable,
+    LayerTimes,
+    TimedLayer,
+    timed_layers,
+)
 from pruneopt.passes.analysis.ops.layers import TRANSPOSED
 from pruneopt.passes.pipeline.base import Progress, silent
 
-__all__ = ["POINTS", "Timer", "layer_attrs", "layer_grid", "layer_shapes", "measure_table", "table_of"]
+__all__ = [
+    "POINTS",
+    "Timer",
+    "layer_attrs",
+    "layer_grid",
+    "layer_shapes",
+    "measure_table",
+    "table_of",
+]
 
 POINTS = 4
 WARM_UP = 3
@@ -48,7 +63,8 @@ def measure_table(
     """Measure the layers of a network.
 
     Args:
-        cost: gives the graph and the range of its widths; free groups go from their minimum to their full width.
+        cost: gives the graph and the range of its widths; free groups go from their minimum to
+            their full width.
         points: measured widths on each axis, from the narrowest to the widest.
         batch: how many inputs at once.
         repeats: timed calls; their median counts.
@@ -56,7 +72,8 @@ def measure_table(
         threads: CPU threads while measuring; None leaves torch's number.
 
     Raises:
-        UserError: fewer than two points or one repeat, a batch that the graph was not captured for, or no layer.
+        UserError: fewer than two points or one repeat, a batch that the graph was not captured for,
+            or no layer.
     """
     _check(cost, points, batch, repeats, threads)
     place = torch.device(device)
@@ -64,7 +81,12 @@ def measure_table(
 
     def timer(layer: TimedLayer, inputs: int, outputs: int) -> float:
         shapes = layer_shapes(layer, inputs, outputs, batch)
-        attrs = tuple(sorted((name, str(value)) for name, value in layer_attrs(layer, inputs, batch, place).items()))
+        attrs = tuple(
+            sorted(
+                (name, str(value))
+                for name, value in layer_attrs(layer, inputs, batch, place).items()
+            )
+        )
         key = (layer.op.target, shapes, attrs)
         if key not in known:
             known[key] = _seconds(_calling(layer, shapes, inputs, batch, place), place, repeats)
@@ -72,7 +94,15 @@ def measure_table(
 
     with _threads(threads):
         count = torch.get_num_threads()
-        return table_of(cost, timer, points=points, batch=batch, device=_words(place), threads=count, progress=progress)
+        return table_of(
+            cost,
+            timer,
+            points=points,
+            batch=batch,
+            device=_words(place),
+            threads=count,
+            progress=progress,
+        )
 
 
 def table_of(
@@ -92,24 +122,34 @@ def table_of(
         progress(layer.name, done, len(layers))
         inputs, outputs = layer_grid(layer, cost, points)
         if outputs is None:
-            ratio = layer.output[0].type.shape()[layer.output[1]] // layer.input[0].type.shape()[layer.input[1]]
+            ratio = (
+                layer.output[0].type.shape()[layer.output[1]]
+                // layer.input[0].type.shape()[layer.input[1]]
+            )
             seconds = np.array([timer(layer, width, width * ratio) for width in inputs.tolist()])
         else:
-            seconds = np.array([[timer(layer, x, y) for y in outputs.tolist()] for x in inputs.tolist()])
+            seconds = np.array(
+                [[timer(layer, x, y) for y in outputs.tolist()] for x in inputs.tolist()]
+            )
         found[layer.name] = LayerTimes(inputs, outputs, seconds)
     return LatencyTable(cost.graph.name, batch, device, threads, found)
 
 
-def layer_grid(layer: TimedLayer, cost: CostModel, points: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The widths a layer is measured at: as many as asked, evenly from the narrowest to the widest it can have.
+def layer_grid(
+    layer: TimedLayer, cost: CostModel, points: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The widths a layer is measured at: as many as asked, evenly from the narrowest to the widest
+    it can have.
 
-    Those of a grouped convolution are multiples of its groups. An axis that never changes has one width, and the output
-    of a depthwise layer none of its own (None).
+    Those of a grouped convolution are multiples of its groups. An axis that never changes has one
+    width, and the output of a depthwise layer none of its own (None).
     """
     steps = (cost.full - cost.minimum) // cost.step
     shares = np.linspace(0.0, 1.0, points)[:, None]
     rows = cost.minimum + np.floor(shares * steps + 1e-9).astype(np.int64) * cost.step
-    inputs, outputs = (np.rint(cost.length(*axis, rows)).astype(np.int64) for axis in (layer.input, layer.output))
+    inputs, outputs = (
+        np.rint(cost.length(*axis, rows)).astype(np.int64) for axis in (layer.input, layer.output)
+    )
     if layer.depthwise:
         return np.unique(inputs), None
     groups = layer.op.attrs.get("groups", 1)
@@ -120,7 +160,9 @@ def layer_grid(layer: TimedLayer, cost: CostModel, points: int) -> tuple[np.ndar
 # One layer
 
 
-def layer_shapes(layer: TimedLayer, inputs: int, outputs: int, batch: int) -> tuple[tuple[int, ...], ...]:
+def layer_shapes(
+    layer: TimedLayer, inputs: int, outputs: int, batch: int
+) -> tuple[tuple[int, ...], ...]:
     """The shapes of input and weight at a batch size, and of the bias if there is one."""
     (x, axis), weight = layer.input, layer.op.value(1)
     assert weight is not None
@@ -150,12 +192,18 @@ def layer_attrs(layer: TimedLayer, inputs: int, batch: int, place: torch.device)
 
 
 def _calling(
-    layer: TimedLayer, shapes: tuple[tuple[int, ...], ...], inputs: int, batch: int, place: torch.device
+    layer: TimedLayer,
+    shapes: tuple[tuple[int, ...], ...],
+    inputs: int,
+    batch: int,
+    place: torch.device,
 ) -> Callable[[], object]:
     """The layer alone, on random numbers."""
     dtype = DTYPES[layer.input[0].type.dtype]
     generator = torch.Generator(place).manual_seed(0)
-    tensors: list[Tensor | None] = [torch.randn(s, generator=generator, device=place).to(dtype) for s in shapes]
+    tensors: list[Tensor | None] = [
+        torch.randn(s, generator=generator, device=place).to(dtype) for s in shapes
+    ]
     operands = [*tensors, *[None] * (len(layer.op.operands) - len(tensors))]
     attrs = layer_attrs(layer, inputs, batch, place)
     return lambda: call(layer.op.target, operands, attrs)
@@ -205,13 +253,23 @@ def _words(place: torch.device) -> str:
 
 
 def _check(cost: CostModel, points: int, batch: int, repeats: int, threads: int | None) -> None:
-    least = {"points": (points, 2), "batch": (batch, 1), "repeats": (repeats, 1), "threads": (threads or 1, 1)}
+    least = {
+        "points": (points, 2),
+        "batch": (batch, 1),
+        "repeats": (repeats, 1),
+        "threads": (threads or 1, 1),
+    }
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise UserError(f"{name}={value} must be at least {smallest}")
     graph = cost.graph
     if not timed_layers(graph):
-        raise UserError(f"{graph.name} has no convolution and no linear layer: there is nothing to measure")
+        raise UserError(
+            f"{graph.name} has no convolution and no linear layer: there is nothing to measure"
+        )
     dims = graph.inputs[0].type.dims if graph.inputs else ()
     if dims and not graph.dynamic_batch and dim_size(dims[0]) != batch:
-        raise UserError(f"{graph.name} was captured at a fixed batch of {dim_size(dims[0])}: measure at that batch")
+        raise UserError(
+            f"{graph.name} was captured at a fixed batch of {dim_size(dims[0])}: measure at that "
+            "batch"
+        )

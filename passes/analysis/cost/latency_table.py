@@ -1,12 +1,15 @@
-"""How long a network takes, as a sum over its layers: a table of seconds by (layer, input width, output width).
+"""How long a network takes, as a sum over its layers: a table of seconds by (layer, input width,
+output width).
 
-MetaPruning (ICCV 2019, arXiv 1903.10258) searches under a latency constraint with such a table: the time of every layer
-is measured once for each choice of its widths, and a network's time is the sum of its layers' entries.
+MetaPruning (ICCV 2019, arXiv 1903.10258) searches under a latency constraint with such a table: the
+time of every layer is measured once for each choice of its widths, and a network's time is the sum
+of its layers' entries.
 
-Here each layer is measured at a grid of widths, and between them interpolated linearly (bilinearly in input and output
-width; a depthwise layer has one width). Searches rely on costs that grow with the widths, and measured times do not
-always: running maxima along both axes make them, so that a wider layer is never cheaper than a narrower one. The file
-holds the times as measured. Only convolutions and linear layers count; everything between them is free in this sum.
+Here each layer is measured at a grid of widths, and between them interpolated linearly (bilinearly
+in input and output width; a depthwise layer has one width). Searches rely on costs that grow with
+the widths, and measured times do not always: running maxima along both axes make them, so that a
+wider layer is never cheaper than a narrower one. The file holds the times as measured. Only
+convolutions and linear layers count; everything between them is free in this sum.
 """
 
 from __future__ import annotations
@@ -29,7 +32,15 @@ from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost.cost import CostModel
 
-__all__ = ["FORMAT", "LatencyTable", "LayerTimes", "TimedLayer", "load_table", "monotone", "timed_layers"]
+__all__ = [
+    "FORMAT",
+    "LatencyTable",
+    "LayerTimes",
+    "TimedLayer",
+    "load_table",
+    "monotone",
+    "timed_layers",
+]
 
 FORMAT = "pruneopt-latency"
 VERSION = 1
@@ -78,7 +89,8 @@ def timed_layers(graph: Graph) -> list[TimedLayer]:
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """Seconds of one layer: ``seconds[i, j]`` at input width ``inputs[i]`` and output width ``outputs[j]``.
+    """Seconds of one layer: ``seconds[i, j]`` at input width ``inputs[i]`` and output width
+    ``outputs[j]``.
 
     The widths ascend. ``outputs`` is None for a depthwise layer, whose ``seconds`` are `[i]`.
     """
@@ -89,7 +101,8 @@ class LayerTimes:
 
 
 def monotone(seconds: np.ndarray) -> np.ndarray:
-    """Running maxima along every axis: the smallest table above the measured one that never falls."""
+    """Running maxima along every axis: the smallest table above the measured one that never
+    falls."""
     for axis in range(seconds.ndim):
         seconds = np.maximum.accumulate(seconds, axis=axis)
     return seconds
@@ -134,7 +147,8 @@ class LatencyTable:
         """The nanoseconds of width vectors, `[P, G]` -> `[P]`, for the network of a cost model.
 
         Raises:
-            UserError: the table is of another network, or was measured at fewer widths than it can have.
+            UserError: the table is of another network, or was measured at fewer widths than it can
+                have.
         """
         layers = timed_layers(cost.graph)
         self._check_names([layer.name for layer in layers], cost.graph.name)
@@ -147,20 +161,32 @@ class LatencyTable:
         missing = [name for name in names if name not in self.layers]
         unknown = [name for name in self.layers if name not in names]
         if missing or unknown:
-            what = f"has no times of {missing[0]}" if missing else f"names {unknown[0]}, which is no layer"
-            raise UserError(f"the latency table {what} of {network}: it is of another network, {AGAIN} again")
+            what = (
+                f"has no times of {missing[0]}"
+                if missing
+                else f"names {unknown[0]}, which is no layer"
+            )
+            raise UserError(
+                f"the latency table {what} of {network}: it is of another network, {AGAIN} again"
+            )
 
     def _check_range(self, layer: TimedLayer, cost: CostModel) -> None:
         """Refuse a network whose widths leave the measured ones."""
         times = self.layers[layer.name]
         if (times.outputs is None) != layer.depthwise:
-            raise UserError(f"the latency table holds another kind of layer {layer.name}: {AGAIN} again")
+            raise UserError(
+                f"the latency table holds another kind of layer {layer.name}: {AGAIN} again"
+            )
         ends = np.stack([cost.minimum, cost.full])
-        for what, axis, widths in (("input", layer.input, times.inputs), ("output", layer.output, times.outputs)):
+        for what, axis, widths in (
+            ("input", layer.input, times.inputs),
+            ("output", layer.output, times.outputs),
+        ):
             low, high = (round(float(size)) for size in cost.length(*axis, ends))
             if widths is not None and (widths[0] > low or widths[-1] < high):
                 raise UserError(
-                    f"the latency table has times of {layer.name} for {what} widths from {widths[0]} to {widths[-1]}, "
+                    f"the latency table has times of {layer.name} for {what} widths from "
+                    f"{widths[0]} to {widths[-1]}, "
                     f"but here they are {low} to {high}: {AGAIN} with the same --ignore"
                 )
 
@@ -170,15 +196,22 @@ def _forms(layers: Sequence[TimedLayer], cost: CostModel) -> tuple[np.ndarray, n
     inputs = [cost.length_form(*layer.input) for layer in layers]
     outputs = [cost.length_form(*layer.output) for layer in layers]
     empty = np.zeros((len(cost.groups) + 1, 0))
-    return np.stack(inputs, axis=1) if inputs else empty, np.stack(outputs, axis=1) if outputs else empty
+    return np.stack(inputs, axis=1) if inputs else empty, np.stack(
+        outputs, axis=1
+    ) if outputs else empty
 
 
 class _Sum:
-    """All layers at once: their grids are padded to one size, with infinite widths that are never reached."""
+    """All layers at once: their grids are padded to one size, with infinite widths that are never
+    reached."""
 
-    def __init__(self, times: Sequence[LayerTimes], inputs: np.ndarray, outputs: np.ndarray) -> None:
+    def __init__(
+        self, times: Sequence[LayerTimes], inputs: np.ndarray, outputs: np.ndarray
+    ) -> None:
         self.forms = (inputs, outputs)
-        grids = [(item.inputs, np.zeros(1) if item.outputs is None else item.outputs) for item in times]
+        grids = [
+            (item.inputs, np.zeros(1) if item.outputs is None else item.outputs) for item in times
+        ]
         rows = max([2, *(len(grid[0]) for grid in grids)])
         columns = max([2, *(len(grid[1]) for grid in grids)])
         self.grids = (np.full((len(times), rows), np.inf), np.full((len(times), columns), np.inf))
@@ -200,7 +233,8 @@ class _Sum:
         return total
 
     def _place(self, rows: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """In which interval of the grid every layer's width lies, and how far into it (0 to 1); each `[P, L]`."""
+        """In which interval of the grid every layer's width lies, and how far into it (0 to 1);
+        each `[P, L]`."""
         grid, form = self.grids[axis], self.forms[axis]
         widths = rows @ form[:-1] + form[-1]
         index = np.clip((widths[:, :, None] >= grid).sum(axis=2) - 1, 0, grid.shape[1] - 2)
@@ -221,19 +255,30 @@ def load_table(path: str | os.PathLike[str]) -> LatencyTable:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the latency table {path}: {error.strerror or error}; {AGAIN}") from error
+        raise UserError(
+            f"cannot read the latency table {path}: {error.strerror or error}; {AGAIN}"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is no latency table: it is not JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("layers"), dict):
-        raise UserError(f'{path} is no latency table: it lacks "format": "{FORMAT}" or its layers; {AGAIN}')
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or not isinstance(data.get("layers"), dict)
+    ):
+        raise UserError(
+            f'{path} is no latency table: it lacks "format": "{FORMAT}" or its layers; {AGAIN}'
+        )
     if data.get("version") != VERSION:
         raise UserError(
-            f"{path} is a latency table of version {data.get('version')}; this pruneopt reads version {VERSION}"
+            f"{path} is a latency table of version {data.get('version')}; this pruneopt reads "
+            f"version {VERSION}"
         )
     for key, kind in (("network", str), ("batch", int), ("device", str), ("threads", int)):
         if not isinstance(data.get(key), kind):
             raise UserError(f"{path} is no latency table: it does not say its {key}")
-    layers = {name: _times(f"{path}: layer {name}", entry) for name, entry in data["layers"].items()}
+    layers = {
+        name: _times(f"{path}: layer {name}", entry) for name, entry in data["layers"].items()
+    }
     return LatencyTable(data["network"], data["batch"], data["device"], data["threads"], layers)
 
 
@@ -243,7 +288,9 @@ def _times(where: str, entry: Any) -> LayerTimes:
         outputs = None if entry["outputs"] is None else _widths(entry["outputs"])
         seconds = np.array(entry["seconds"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} must hold ascending widths as inputs and outputs, and seconds for each") from error
+        raise UserError(
+            f"{where} must hold ascending widths as inputs and outputs, and seconds for each"
+        ) from error
     wanted = (len(inputs),) if outputs is None else (len(inputs), len(outputs))
     if seconds.shape != wanted or not (np.isfinite(seconds).all() and (seconds > 0).all()):
         raise UserError(f"{where} must hold {' x '.join(map(str, wanted))} seconds above 0")

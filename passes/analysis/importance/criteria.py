@@ -1,7 +1,7 @@
 """The criteria that come with pruneopt.
 
-Sources: l1 (Li et al. 2017; EagleEye), l2, bn-scale (Network Slimming), taylor (Molchanov et al. 2019, first order),
-fpgm (He et al. 2019), random.
+Sources: l1 (Li et al. 2017; EagleEye), l2, bn-scale (Network Slimming), taylor (Molchanov et al.
+2019, first order), fpgm (He et al. 2019), random.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.models.workload import Workload, placed, set_mode
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.units import Slot
-from pruneopt.passes.analysis.importance.importance import Criterion, Given, Measure, SlotCriterion, by_rows, summed
+from pruneopt.passes.analysis.importance.importance import (
+    Criterion,
+    Given,
+    Measure,
+    SlotCriterion,
+    by_rows,
+    summed,
+)
 from pruneopt.passes.analysis.ops.batch_norm import batch_norms
 from pruneopt.passes.pipeline.base import option
 
@@ -49,7 +56,9 @@ class L2Norm(SlotCriterion):
     summary: ClassVar[str] = "the Euclidean norm of the weights that make a channel"
 
     def measuring(self, given: Given) -> Measure:
-        return lambda slot: by_rows(given.weight(slot.value), slot, lambda rows: rows.double().square().sum(1))
+        return lambda slot: by_rows(
+            given.weight(slot.value), slot, lambda rows: rows.double().square().sum(1)
+        )
 
     def combined(self, total: np.ndarray) -> np.ndarray:
         root: np.ndarray = np.sqrt(total)
@@ -64,21 +73,25 @@ class NormScale(SlotCriterion):
     summary: ClassVar[str] = "the absolute scales of a channel's batch norms (Network Slimming)"
 
     def slots(self, coupling: Coupling) -> Iterator[Slot]:
-        return (slot for norm in batch_norms(coupling.graph) for slot in coupling.slots_of(norm.scale))
+        return (
+            slot for norm in batch_norms(coupling.graph) for slot in coupling.slots_of(norm.scale)
+        )
 
     def measuring(self, given: Given) -> Measure:
         return lambda slot: summed(given.tensor(slot.value).abs(), slot)
 
     def check_bare(self, coupling: Coupling, name: str) -> None:
         raise UserError(
-            f"group {name} has no batch-norm scale ({coupling.group(name).location}): use another criterion, such as "
+            f"group {name} has no batch-norm scale ({coupling.group(name).location}): use another "
+            "criterion, such as "
             f"l1, or --ignore {name}"
         )
 
 
 @dataclass(frozen=True)
 class Taylor(SlotCriterion):
-    """What the loss would change if the weights were zero, to first order (Molchanov et al. 2019)."""
+    """What the loss would change if the weights were zero, to first order (Molchanov et al.
+    2019)."""
 
     name: ClassVar[str] = "taylor"
     summary: ClassVar[str] = "first-order change of the loss on calibration images"
@@ -95,14 +108,17 @@ class Taylor(SlotCriterion):
         def measure(slot: Slot) -> Tensor:
             # Weights without gradient count as zero.
             tensor = saliency.get(slot.value.name)
-            return summed(torch.zeros_like(given.tensor(slot.value)) if tensor is None else tensor, slot)
+            return summed(
+                torch.zeros_like(given.tensor(slot.value)) if tensor is None else tensor, slot
+            )
 
         return measure
 
 
 @dataclass(frozen=True)
 class FPGM(SlotCriterion):
-    """The sum of a filter's distances to all filters of its layer: small near the geometric median (He et al. 2019)."""
+    """The sum of a filter's distances to all filters of its layer: small near the geometric median
+    (He et al. 2019)."""
 
     name: ClassVar[str] = "fpgm"
     summary: ClassVar[str] = "distance of a filter to all others of its layer (geometric median)"
@@ -139,9 +155,11 @@ def weight_gradients(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """The mean of |w * dloss/dw| over calibration batches for every parameter with a gradient; float64, on the CPU.
+    """The mean of |w * dloss/dw| over calibration batches for every parameter with a gradient;
+    float64, on the CPU.
 
-    The network runs in evaluation mode: batch norm uses its statistics, so that scores do not depend on the batch.
+    The network runs in evaluation mode: batch norm uses its statistics, so that scores do not
+    depend on the batch.
 
     Raises:
         UserError: data that does not fit the network.
@@ -153,7 +171,9 @@ def weight_gradients(
     count = 0
     with placed(module, device), torch.enable_grad():
         set_mode(module, training=False)
-        named = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+        named = [
+            (n, p) for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad
+        ]
         for inputs, targets in workload.calibration.batches(batch_size, device=device):
             module.zero_grad(set_to_none=True)
             workload.loss(workload.forward(module, inputs), targets).backward()

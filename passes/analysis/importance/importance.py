@@ -1,9 +1,10 @@
 """How much each unit matters: what a criterion is, and what criteria share.
 
-A criterion scores every unit of every free group. Those that read weights score a unit over everything that produces
-it: the output-axis slots of all layers whose channels it owns, added up (not over one of them: channels that are
-removed together matter together). ``leader`` takes the first producing layer only, as EagleEye does. Units that no
-layer produces (a raw parameter) are scored over the parameters they are.
+A criterion scores every unit of every free group. Those that read weights score a unit over
+everything that produces it: the output-axis slots of all layers whose channels it owns, added up
+(not over one of them: channels that are removed together matter together). ``leader`` takes the
+first producing layer only, as EagleEye does. Units that no layer produces (a raw parameter) are
+scored over the parameters they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from pruneopt.passes.analysis.channels.units import Slot
 from pruneopt.passes.analysis.ops.layers import layer_weights
 from pruneopt.passes.pipeline.base import Part
 
-__all__ = ["Criterion", "Given", "Measure", "SlotCriterion", "by_rows", "produced_slots", "score_units", "summed"]
+__all__ = [
+    "Criterion",
+    "Given",
+    "Measure",
+    "SlotCriterion",
+    "by_rows",
+    "produced_slots",
+    "score_units",
+    "summed",
+]
 
 Measure = Callable[[Slot], Tensor]
 PART = 2**16
@@ -61,13 +71,18 @@ class Given:
         """A weight in its own dtype; `UserError` for one on the `meta` device."""
         tensor = self.weights[value.name].detach()
         if tensor.is_meta:
-            raise UserError(f"{value.name} has no values (device meta), and scores need them: load the weights first")
+            raise UserError(
+                f"{value.name} has no values (device meta), and scores need them: load the weights "
+                "first"
+            )
         return tensor
 
     def need_workload(self, what: str) -> Workload:
         """The workload; `UserError` that says ``what`` needs data."""
         if self.workload is None:
-            raise UserError(f"the criterion {what} needs data: give --data, or a model file with data()")
+            raise UserError(
+                f"the criterion {what} needs data: give --data, or a model file with data()"
+            )
         return self.workload
 
 
@@ -100,7 +115,11 @@ class SlotCriterion(Criterion):
             unseen = np.zeros_like(seen)
             for group in bare:
                 unseen[group.units] = ~seen[group.units]
-            rest = [slot for slot in coupling.slots if slot.value.is_weight and slot.value.kind == "param"]
+            rest = [
+                slot
+                for slot in coupling.slots
+                if slot.value.is_weight and slot.value.kind == "param"
+            ]
             more, _ = _add_up(given, rest, measure)
             total[unseen] = more[unseen]
         return self.combined(total)
@@ -111,14 +130,16 @@ class SlotCriterion(Criterion):
 
     @abstractmethod
     def measuring(self, given: Given) -> Measure:
-        """The score per element of a slot's units, in the shape of ``slot.units`` without its axes of size 1."""
+        """The score per element of a slot's units, in the shape of ``slot.units`` without its axes
+        of size 1."""
 
     def combined(self, total: np.ndarray) -> np.ndarray:
         """What a unit's sum over its slots is worth."""
         return total
 
     def check_bare(self, coupling: Coupling, name: str) -> None:
-        """Raise `UserError` if a group that no layer produces cannot be scored; by default its parameters are."""
+        """Raise `UserError` if a group that no layer produces cannot be scored; by default its
+        parameters are."""
 
 
 def score_units(
@@ -138,20 +159,27 @@ def score_units(
     Args:
         criterion: a part, or its text (``l1``, ``taylor{batches=4}``).
         normalise: divide by the group's mean, so that units of different groups can be compared.
-        leader: score the first producing layer in graph order only (EagleEye's rule), not all of them.
+        leader: score the first producing layer in graph order only (EagleEye's rule), not all of
+            them.
         seed, workload, batch_size, device: see `Given`.
 
     Raises:
-        UserError: an unknown criterion, one that lacks what it needs, or scores that are not finite.
+        UserError: an unknown criterion, one that lacks what it needs, or scores that are not
+            finite.
     """
     found = _as_criterion(criterion)
     if leader and not found.leads:
-        raise UserError(f"{found.name} scores have no leader: leave leader out, or choose another criterion")
+        raise UserError(
+            f"{found.name} scores have no leader: leave leader out, or choose another criterion"
+        )
     total = found.score(Given(coupling, weights, leader, seed, workload, batch_size, device))
     scores = {group.name: total[group.units] for group in coupling.free}
     for name, score in scores.items():
         if not np.isfinite(score).all():
-            raise UserError(f"the {found.name} scores of group {name} are not finite: its weights hold NaN or infinity")
+            raise UserError(
+                f"the {found.name} scores of group {name} are not finite: its weights hold NaN or "
+                "infinity"
+            )
     return {name: _normalised(score) for name, score in scores.items()} if normalise else scores
 
 
@@ -203,12 +231,16 @@ def produced_slots(coupling: Coupling) -> Iterator[Slot]:
     for op in coupling.graph.ops:
         for layer in layer_weights(op):
             if layer.value.is_weight:
-                yield from (slot for slot in coupling.slots_of(layer.value) if slot.axes == (layer.out_axis,))
+                yield from (
+                    slot
+                    for slot in coupling.slots_of(layer.value)
+                    if slot.axes == (layer.out_axis,)
+                )
 
 
 def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` makes of the weights of each of a slot's units: rows `[P, n]` -> `[P]` in float64, a part of
-    them at a time: a large weight is never there in float64 as a whole.
+    """What ``measure`` makes of the weights of each of a slot's units: rows `[P, n]` -> `[P]` in
+    float64, a part of them at a time: a large weight is never there in float64 as a whole.
     """
     varying = [axis for axis, size in enumerate(slot.units.shape) if size > 1]
     others = [axis for axis in range(tensor.dim()) if axis not in varying]
@@ -219,7 +251,8 @@ def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> 
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:
-    """A tensor of the weight's shape, summed over every axis along which the slot's units do not vary."""
+    """A tensor of the weight's shape, summed over every axis along which the slot's units do not
+    vary."""
     for axis, size in enumerate(slot.units.shape):
         if size == 1:
             tensor = tensor.sum(axis, keepdim=True)

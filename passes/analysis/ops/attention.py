@@ -56,11 +56,15 @@ def attention(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def whole_heads(labels: Labels, op: Op, met: Mapping[Value, Sequence[Plane]], mask: Value | None) -> None:
-    """All channels of a head go together, and with them its part of a mask that has heads (a position bias)."""
+def whole_heads(
+    labels: Labels, op: Op, met: Mapping[Value, Sequence[Plane]], mask: Value | None
+) -> None:
+    """All channels of a head go together, and with them its part of a mask that has heads (a
+    position bias)."""
     rank = op.results[0].type.rank
     sides: list[Planes] = [
-        ([labels.tie(plane, (rank - 2, rank - 1)) for plane in planes], value) for value, planes in met.items()
+        ([labels.tie(plane, (rank - 2, rank - 1)) for plane in planes], value)
+        for value, planes in met.items()
     ]
     if mask is not None:
         planes = [align(plane, rank) for plane in labels.of(mask)]
@@ -77,9 +81,14 @@ def _varies(planes: Sequence[Plane], axes: Sequence[int]) -> bool:
 
 
 def _over_queries(labels: Labels, op: Op, value: Value, query: Value) -> list[Plane]:
-    """Planes of keys or values with as many heads as the queries (grouped-query attention repeats each head)."""
+    """Planes of keys or values with as many heads as the queries (grouped-query attention repeats
+    each head)."""
     axis = query.type.rank - 3
-    repeat = labels.shape(query)[axis] // labels.shape(value)[axis] if op.attrs.get("enable_gqa") is True else 1
+    repeat = (
+        labels.shape(query)[axis] // labels.shape(value)[axis]
+        if op.attrs.get("enable_gqa") is True
+        else 1
+    )
     return [
         plane.repeat_interleave(repeat, axis) if repeat > 1 and axis in varying(plane) else plane
         for plane in labels.of(value)

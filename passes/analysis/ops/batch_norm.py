@@ -1,4 +1,5 @@
-"""The batch norms of a graph: where their scales (gamma), shifts (beta) and running statistics stand."""
+"""The batch norms of a graph: where their scales (gamma), shifts (beta) and running statistics
+stand."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ NORMS = ("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_b
 
 @dataclass(frozen=True, slots=True, repr=False)
 class BatchNorm:
-    """A batch norm with a scale. ``op`` is the first that applies it; ``shift`` is None where there is none."""
+    """A batch norm with a scale. ``op`` is the first that applies it; ``shift`` is None where there
+    is none."""
 
     name: str
     op: Op
@@ -24,7 +26,8 @@ class BatchNorm:
 
 
 def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
-    """Every batch norm (1d, 2d, 3d, synchronised) whose scale is a weight, once each, in graph order.
+    """Every batch norm (1d, 2d, 3d, synchronised) whose scale is a weight, once each, in graph
+    order.
 
     Batch norms without a scale (``affine=False``), or whose scale is computed, are not among them.
     """
@@ -33,7 +36,9 @@ def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
         scale, shift = (op.value(1), op.value(2)) if op.role in NORMS else (None, None)
         if scale is not None and scale.is_weight:
             name = scale.name.rpartition(".")[0] or scale.name
-            found.setdefault(scale, BatchNorm(name, op, scale, shift if shift and shift.is_weight else None))
+            found.setdefault(
+                scale, BatchNorm(name, op, scale, shift if shift and shift.is_weight else None)
+            )
     return tuple(found.values())
 
 
@@ -60,7 +65,8 @@ class RunningNorm:
 
 
 def running_norm(op: Op) -> RunningNorm | None:
-    """The batch norm that an op is, if it has running statistics and uses them in evaluation mode."""
+    """The batch norm that an op is, if it has running statistics and uses them in evaluation
+    mode."""
     if op.role not in NORMS or op.value(3) is None or op.attrs.get("training") not in (MODE, False):
         return None
     eps = op.attrs["eps"]

@@ -17,7 +17,8 @@ __all__ = ["channel_labels", "meet_weight"]
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
 def conv(labels: Labels, op: Op) -> None:
-    """Input channels meet axis 1 of the weight, output channels are its axis 0; groups make blocks of both."""
+    """Input channels meet axis 1 of the weight, output channels are its axis 0; groups make blocks
+    of both."""
     if op.attrs.get("transposed") is True:
         conv_transpose(labels, op)
         return
@@ -45,7 +46,8 @@ def conv(labels: Labels, op: Op) -> None:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(labels: Labels, op: Op) -> None:
-    """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one group)."""
+    """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one
+    group)."""
     x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
     if groups is None:
         labels.give_up(op, "its groups follow the batch")
@@ -69,12 +71,16 @@ def conv_transpose(labels: Labels, op: Op) -> None:
 
 
 def _groups(op: Op) -> int | None:
-    """None for weights made from the input, one for each row: then the groups are as many as rows."""
+    """None for weights made from the input, one for each row: then the groups are as many as
+    rows."""
     return None if isinstance(op.attrs["groups"], BatchSize) else number(op, "groups")
 
 
-def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor | None, list[Plane]]:
-    """The labels along the channel axis of an activation, and the planes along the batch, which pass."""
+def channel_labels(
+    labels: Labels, op: Op, x: Value, axis: int
+) -> tuple[Tensor | None, list[Plane]]:
+    """The labels along the channel axis of an activation, and the planes along the batch, which
+    pass."""
     found: Tensor | None = None
     rest: list[Plane] = []
     for plane in labels.of(x):
@@ -92,8 +98,11 @@ def channel_labels(labels: Labels, op: Op, x: Value, axis: int) -> tuple[Tensor 
     return found, rest
 
 
-def depthwise(labels: Labels, op: Op, out: Tensor | None, channels: Tensor, groups: int, outs: int) -> Tensor:
-    """Each input channel, or the channels of each group, live and die with the outputs made from them alone."""
+def depthwise(
+    labels: Labels, op: Op, out: Tensor | None, channels: Tensor, groups: int, outs: int
+) -> Tensor:
+    """Each input channel, or the channels of each group, live and die with the outputs made from
+    them alone."""
     rows = labels.tie(channels.reshape(groups, -1), [1])
     if out is None:
         labels.freeze(channels, f"depthwise weight with fixed channels, {op}")
@@ -103,7 +112,12 @@ def depthwise(labels: Labels, op: Op, out: Tensor | None, channels: Tensor, grou
 
 
 def grouped(
-    labels: Labels, op: Op, weight: Value, channels: Tensor | None, groups: int, shape: tuple[int, int]
+    labels: Labels,
+    op: Op,
+    weight: Value,
+    channels: Tensor | None,
+    groups: int,
+    shape: tuple[int, int],
 ) -> None:
     """Input channels of a grouped convolution: one block per group, every block keeps as many."""
     own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
@@ -114,7 +128,9 @@ def grouped(
     outs, ins = shape
     rows = channels.reshape(groups, ins)
     labels.blocks.append(Blocks(rows, op, pinned=1))
-    plane = rows.repeat_interleave(outs // groups, 0).reshape(outs, ins, *[1] * (weight.type.rank - 2))
+    plane = rows.repeat_interleave(outs // groups, 0).reshape(
+        outs, ins, *[1] * (weight.type.rank - 2)
+    )
     for other in own:
         labels.unite(other, plane, f"weight shared with {op}")
     if not own and weight.is_weight:
@@ -124,7 +140,8 @@ def grouped(
 
 
 def grouped_outputs(labels: Labels, op: Op, weight: Value, groups: int) -> Tensor | None:
-    """Output channels of a grouped transposed convolution, (group, output): its weight holds them for every input."""
+    """Output channels of a grouped transposed convolution, (group, output): its weight holds them
+    for every input."""
     ins, each = labels.shape(weight)[:2]
     own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
     if own or not weight.is_weight or each == 1:
@@ -137,7 +154,9 @@ def grouped_outputs(labels: Labels, op: Op, weight: Value, groups: int) -> Tenso
             labels.freeze(plane, f"weight shared with grouped {op}")
         return None
     rows = labels.fresh(groups * each, produced=True).reshape(groups, each)
-    plane = rows.repeat_interleave(ins // groups, 0).reshape(ins, each, *[1] * (weight.type.rank - 2))
+    plane = rows.repeat_interleave(ins // groups, 0).reshape(
+        ins, each, *[1] * (weight.type.rank - 2)
+    )
     labels.planes[weight] = (*labels.of(weight), plane)
     labels.blocks.append(Blocks(rows, op, pinned=1))
     return rows.reshape(-1)
@@ -153,7 +172,11 @@ def meet_weight(labels: Labels, op: Op, weight: Value, axis: int, channels: Tens
     shape = [1] * weight.type.rank
     shape[axis] = channels.numel()
     for plane in own:
-        labels.unite(labels.tie(plane, [a for a in varying(plane) if a != axis]), channels.reshape(shape), f"{op}")
+        labels.unite(
+            labels.tie(plane, [a for a in varying(plane) if a != axis]),
+            channels.reshape(shape),
+            f"{op}",
+        )
     if not own and weight.is_weight:
         labels.add_axis(weight, axis, channels)
     elif not own:

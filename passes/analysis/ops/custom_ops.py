@@ -1,7 +1,9 @@
-"""Rules for ops that PyTorch does not know: a user says in a line how channels pass through an op of a library.
+"""Rules for ops that PyTorch does not know: a user says in a line how channels pass through an op
+of a library.
 
-An op without a rule freezes what it touches. A rule that does not hold is found by the proof of the result, which runs
-the op at both sizes: then nothing is delivered. docs/custom-ops.md shows each rule at work.
+An op without a rule freezes what it touches. A rule that does not hold is found by the proof of the
+result, which runs the op at both sizes: then nothing is delivered. docs/custom-ops.md shows each
+rule at work.
 """
 
 from __future__ import annotations
@@ -40,25 +42,29 @@ LIKE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class like:
-    """The op takes the tensors of an op of PyTorch (``linear``, ``conv2d``, ``layer_norm``, ...; see `LIKE`) in its
-    order, and channels pass through it as through that: a layer has a cost, its weight scores, it is sliced alike.
+    """The op takes the tensors of an op of PyTorch (``linear``, ``conv2d``, ``layer_norm``, ...;
+    see `LIKE`) in its order, and channels pass through it as through that: a layer has a cost, its
+    weight scores, it is sliced alike.
     """
 
     name: str
 
 
 def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | None = None) -> None:
-    """Say how channels pass through an op of a library. A second rule for the same op takes the place of the first.
+    """Say how channels pass through an op of a library. A second rule for the same op takes the
+    place of the first.
 
     Args:
         name: as the library defines it, ``mylib::swish``; all its overloads are meant.
-        rule: `elementwise`, `per_channel`, `moves`, `like`, or a function of labels and op as in `label_rules`.
+        rule: `elementwise`, `per_channel`, `moves`, `like`, or a function of labels and op as in
+            `label_rules`.
         sizes: arguments that are a number of channels, and where that number is read after pruning:
-            ``{"channels": ("x", 1)}`` is axis 1 of the argument ``x``; ``result`` is what the op returns.
+            ``{"channels": ("x", 1)}`` is axis 1 of the argument ``x``; ``result`` is what the op
+            returns.
 
     Raises:
-        UserError: an op that does not exist (its library must be imported first), or that pruneopt has a rule for;
-            arguments that the op lacks, or that the op it is like needs.
+        UserError: an op that does not exist (its library must be imported first), or that pruneopt
+            has a rule for; arguments that the op lacks, or that the op it is like needs.
     """
     targets = _targets(name)
     base = Op(targets[0], (), {}, ()).base
@@ -81,9 +87,14 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
 def _targets(name: str) -> list[str]:
     """The overloads of an op, as the graph names them."""
     namespace, _, base = name.replace("::", ".").partition(".")
-    packet: Any = getattr(getattr(torch.ops, namespace), base, None) if base and "." not in base else None
+    packet: Any = (
+        getattr(getattr(torch.ops, namespace), base, None) if base and "." not in base else None
+    )
     if packet is None or not hasattr(packet, "overloads"):
-        raise UserError(f"there is no op {name!r}: give it as mylib::op, after importing the library that defines it")
+        raise UserError(
+            f"there is no op {name!r}: give it as mylib::op, after importing the library that "
+            "defines it"
+        )
     return [f"{namespace}.{base}.{form}" for form in packet.overloads()]
 
 
@@ -98,7 +109,10 @@ def _check_sizes(name: str, target: str, sizes: Mapping[str, SizeOf]) -> None:
             others = ", ".join(sorted(known)) or "no sizes"
             raise UserError(f"{name} has no argument {argument!r} for a size: it takes {others}")
         if source != "result" and source not in _tensors(target):
-            raise UserError(f"{name} has no tensor {source!r} to read {argument} from: {', '.join(_tensors(target))}")
+            raise UserError(
+                f"{name} has no tensor {source!r} to read {argument} from: "
+                f"{', '.join(_tensors(target))}"
+            )
 
 
 def _check_like(name: str, target: str, other: str) -> None:
@@ -118,7 +132,8 @@ def _check_like(name: str, target: str, other: str) -> None:
 
 
 def elementwise() -> Rule:
-    """Every element of the results is made from the elements at its place in the arguments, which broadcast."""
+    """Every element of the results is made from the elements at its place in the arguments, which
+    broadcast."""
     return _elementwise
 
 
@@ -133,7 +148,9 @@ def _elementwise(labels: Labels, op: Op) -> None:
     except RuntimeError:
         fits = False
     if not fits:
-        labels.give_up(op, "it is registered as element by element, but its result has another shape")
+        labels.give_up(
+            op, "it is registered as element by element, but its result has another shape"
+        )
         return
     rank = op.results[0].type.rank
     sides = [([align(plane, rank) for plane in labels.of(value)], value) for value in values]
@@ -143,10 +160,11 @@ def _elementwise(labels: Labels, op: Op) -> None:
 
 
 def per_channel(axis: int, weights: Sequence[str] = (), *, statistic: bool = False) -> Rule:
-    """Every channel along ``axis`` of the first tensor is worked on alone, whatever happens along other axes. The
-    results have the channels along the same axis. ``weights`` names tensors with one element for each channel along
-    their last axis. With ``statistic`` the op also takes a mean, a norm or the like over the channels: the result
-    changes by construction when channels go, and reports name the op.
+    """Every channel along ``axis`` of the first tensor is worked on alone, whatever happens along
+    other axes. The results have the channels along the same axis. ``weights`` names tensors with
+    one element for each channel along their last axis. With ``statistic`` the op also takes a mean,
+    a norm or the like over the channels: the result changes by construction when channels go, and
+    reports name the op.
     """
 
     def rule(labels: Labels, op: Op) -> None:
@@ -158,22 +176,30 @@ def per_channel(axis: int, weights: Sequence[str] = (), *, statistic: bool = Fal
         if x is None or not -x.type.rank <= axis < x.type.rank:
             labels.give_up(op, f"its first tensor has no axis {axis}")
             return
-        found = _per_channel(labels, op, x, axis % x.type.rank, [op.value(names.index(name)) for name in weights])
+        found = _per_channel(
+            labels, op, x, axis % x.type.rank, [op.value(names.index(name)) for name in weights]
+        )
         if statistic and found is not None:
             labels.notes.append(Note(op, found))
 
     return rule
 
 
-def _per_channel(labels: Labels, op: Op, x: Value, axis: int, weights: Sequence[Value | None]) -> Tensor | None:
+def _per_channel(
+    labels: Labels, op: Op, x: Value, axis: int, weights: Sequence[Value | None]
+) -> Tensor | None:
     """The labels of the channels, if any."""
     size = labels.shape(x)[axis]
     held = [value for value in weights if value is not None]
     others = [value for value in op.inputs if value is not x and value not in held]
     if any(labels.shape(value)[-1:] != (size,) for value in held):
-        labels.give_up(op, f"a weight has other than the {size} channels along axis {axis} at its end")
+        labels.give_up(
+            op, f"a weight has other than the {size} channels along axis {axis} at its end"
+        )
         return None
-    if any(r.type.rank <= axis or labels.shape(r)[axis] != size for r in op.results) or any(map(labels.of, others)):
+    if any(r.type.rank <= axis or labels.shape(r)[axis] != size for r in op.results) or any(
+        map(labels.of, others)
+    ):
         labels.give_up(op, f"its tensors do not share the channels along axis {axis}")
         return None
     channels: Tensor | None = None
@@ -188,7 +214,11 @@ def _per_channel(labels: Labels, op: Op, x: Value, axis: int, weights: Sequence[
         elif labels.is_weight(value):
             labels.adopt(value, channels, f"{op}")
         else:
-            merge_pointwise(labels, op, [([align(channels, value.type.rank)], None), (list(labels.of(value)), value)])
+            merge_pointwise(
+                labels,
+                op,
+                [([align(channels, value.type.rank)], None), (list(labels.of(value)), value)],
+            )
     for result in op.results:
         shape = [1] * result.type.rank
         shape[axis] = size
@@ -197,8 +227,9 @@ def _per_channel(labels: Labels, op: Op, x: Value, axis: int, weights: Sequence[
 
 
 def moves(how: Callable[..., Any] | None = None) -> Rule:
-    """The op moves elements of its only tensor and computes nothing. ``how`` does the same to integers, taking the
-    tensor and the op's other arguments by name; without it, the op itself must accept integers (int64).
+    """The op moves elements of its only tensor and computes nothing. ``how`` does the same to
+    integers, taking the tensor and the op's other arguments by name; without it, the op itself must
+    accept integers (int64).
     """
 
     def rule(labels: Labels, op: Op) -> None:
@@ -211,19 +242,28 @@ def moves(how: Callable[..., Any] | None = None) -> Rule:
         found = [_moved(op, how, expand(plane, shape)) for plane in labels.of(x)]
         for index, result in enumerate(op.results):
             planes = [pieces[index] for pieces in found]
-            if any(plane.dtype != torch.int64 or plane.shape != labels.shape(result) for plane in planes):
-                raise UserError(f"the rule of {op} does not move integers to the shape that the op gives")
+            if any(
+                plane.dtype != torch.int64 or plane.shape != labels.shape(result)
+                for plane in planes
+            ):
+                raise UserError(
+                    f"the rule of {op} does not move integers to the shape that the op gives"
+                )
             labels.set(result, [compress(plane) for plane in planes])
 
     return rule
 
 
 def _moved(op: Op, how: Callable[..., Any] | None, plane: Plane) -> list[Tensor]:
-    attrs = {name: torch_value(attr, BATCH, False, torch.device("cpu")) for name, attr in op.attrs.items()}
+    attrs = {
+        name: torch_value(attr, BATCH, False, torch.device("cpu"))
+        for name, attr in op.attrs.items()
+    }
     try:
         out = call(op.target, [plane], attrs) if how is None else how(plane, **attrs)
     except Exception as error:
         raise UserError(
-            f"{op} is registered as moving data, but cannot be run on integers ({error}): give moves() a function"
+            f"{op} is registered as moving data, but cannot be run on integers ({error}): give "
+            "moves() a function"
         ) from error
     return list(out) if isinstance(out, tuple | list) else [out]

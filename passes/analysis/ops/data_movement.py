@@ -1,6 +1,7 @@
 """Labels through ops that only move data: each plane is moved by the op itself.
 
-A plane is small (size 1 wherever labels do not vary); only reshape and the ops without a shortcut spread it out.
+A plane is small (size 1 wherever labels do not vary); only reshape and the ops without a shortcut
+spread it out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from torch import Tensor
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
 from pruneopt.passes.analysis.channels.labels import BATCH, Blocks, Labels, number, numbers
-from pruneopt.passes.analysis.channels.planes import Plane, align, compress, expand, reshape, varying
+from pruneopt.passes.analysis.channels.planes import (
+    Plane,
+    align,
+    compress,
+    expand,
+    reshape,
+    varying,
+)
 from pruneopt.passes.analysis.ops.rules import copies, merge_pointwise, rule
 
 __all__ = ["SPLITS", "source", "view_blocks"]
@@ -23,7 +31,18 @@ SPLITS = (
     *("chunk", "split", "split_with_sizes", "unbind", "tensor_split"),
     *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
 )
-COMPACT = ("permute", "transpose", "t", "unsqueeze", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "permute_copy")
+COMPACT = (
+    "permute",
+    "transpose",
+    "t",
+    "unsqueeze",
+    "movedim",
+    "swapaxes",
+    "swapdims",
+    "numpy_T",
+    "mT",
+    "permute_copy",
+)
 
 
 def source(labels: Labels, op: Op) -> Value:
@@ -33,7 +52,9 @@ def source(labels: Labels, op: Op) -> Value:
     return value
 
 
-def moved(labels: Labels, op: Op, planes: Sequence[Plane], shape: tuple[int, ...], index: int = 0) -> list[Plane]:
+def moved(
+    labels: Labels, op: Op, planes: Sequence[Plane], shape: tuple[int, ...], index: int = 0
+) -> list[Plane]:
     """Planes of operand 0 through a movement op; ``index`` picks one of several results."""
     after = labels.shape(op.results[index])
     if 0 not in after:
@@ -41,7 +62,9 @@ def moved(labels: Labels, op: Op, planes: Sequence[Plane], shape: tuple[int, ...
     out = []
     for plane in planes:  # what holds no element is as wide as what it was cut from
         plane = align(plane, len(after)) if op.role in ("repeat", "tile") else plane
-        changed = {a for a in varying(plane) if plane.dim() != len(after) or plane.shape[a] != after[a]}
+        changed = {
+            a for a in varying(plane) if plane.dim() != len(after) or plane.shape[a] != after[a]
+        }
         if not changed:
             out.append(plane)
         elif plane.dim() != len(after) or len(varying(plane)) > 1 or after[changed.pop()] > 0:
@@ -54,13 +77,25 @@ def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Pla
     if op.role in RESHAPES:
         return reshape(plane, shape, after)
     spread = plane if op.role in COMPACT else expand(plane, shape)
-    attrs = {name: torch_value(attr, BATCH, False, torch.device("cpu")) for name, attr in op.attrs.items()}
+    attrs = {
+        name: torch_value(attr, BATCH, False, torch.device("cpu"))
+        for name, attr in op.attrs.items()
+    }
     moved = call(op.target, [spread, *op.operands[1:]], attrs)
     result: Tensor = moved[index] if isinstance(moved, tuple | list) else moved
     return compress(result)
 
 
-@rule(*RESHAPES, *COMPACT, "squeeze", "squeeze_copy", "unsqueeze_copy", "flip", "diagonal", "pixel_unshuffle")
+@rule(
+    *RESHAPES,
+    *COMPACT,
+    "squeeze",
+    "squeeze_copy",
+    "unsqueeze_copy",
+    "flip",
+    "diagonal",
+    "pixel_unshuffle",
+)
 @rule(*SPLITS, "repeat_interleave")
 def move(labels: Labels, op: Op) -> None:
     """The op itself, run on the labels."""
@@ -75,7 +110,8 @@ def move(labels: Labels, op: Op) -> None:
 
 
 def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
-    """The planes of a value that is cut along an axis; along the batch the places of channels are not known."""
+    """The planes of a value that is cut along an axis; along the batch the places of channels are
+    not known."""
     axis = number(op, "dim") % value.type.rank
     planes = []
     for plane in labels.of(value):
@@ -136,17 +172,23 @@ def overwrite(labels: Labels, op: Op) -> None:
         out.append(plane)
         inside.append(plane.narrow(axis, begin, end - begin) if axis in varying(plane) else plane)
     labels.label_axes(written)
-    # What is written may not bring channels that the tensor lacks: the result has the tensor's size.
+    # What is written may not bring channels that the tensor lacks: the result has the tensor's
+    # size.
     merge_pointwise(labels, op, [(inside, value), (list(labels.of(written)), written)])
-    stuck = {a for plane in labels.of(written) for a in varying(plane)} - {a for plane in out for a in varying(plane)}
+    stuck = {a for plane in labels.of(written) for a in varying(plane)} - {
+        a for plane in out for a in varying(plane)
+    }
     if stuck:
-        labels.freeze_value(written, f"written into a tensor whose channels cannot be removed, {op}")
+        labels.freeze_value(
+            written, f"written into a tensor whose channels cannot be removed, {op}"
+        )
     labels.set(op.result, out)
 
 
 @rule("expand", "expand_copy", "expand_as", "view_as", "reshape_as")
 def resize(labels: Labels, op: Op) -> None:
-    """A size that is written out, or another tensor's. Along an axis of copies any number will do."""
+    """A size that is written out, or another tensor's. Along an axis of copies any number will
+    do."""
     value = source(labels, op)
     shape, after = labels.shape(value), labels.shape(op.result)
     if op.role in ("view_as", "reshape_as"):
@@ -154,7 +196,9 @@ def resize(labels: Labels, op: Op) -> None:
     else:
         planes = [align(plane, len(after)) for plane in labels.of(value)]
         lead = len(after) - len(shape)
-        planes += copies(labels, op, [a for a in range(len(after)) if a < lead or shape[a - lead] == 1])
+        planes += copies(
+            labels, op, [a for a in range(len(after)) if a < lead or shape[a - lead] == 1]
+        )
     other = op.value(1)
     if other is not None:
         # Labels that the other tensor lacks cannot shrink: the result has its size.
@@ -164,7 +208,8 @@ def resize(labels: Labels, op: Op) -> None:
 
 @rule("repeat", "tile")
 def repeat(labels: Labels, op: Op) -> None:
-    """Channels are written several times; along an axis of one place any number of copies will do."""
+    """Channels are written several times; along an axis of one place any number of copies will
+    do."""
     value = source(labels, op)
     shape, after = labels.shape(value), labels.shape(op.result)
     lead = len(after) - len(shape)
@@ -188,7 +233,8 @@ def windows(labels: Labels, op: Op) -> None:
 
 @rule("roll")
 def roll(labels: Labels, op: Op) -> None:
-    """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels do not move."""
+    """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels
+    do not move."""
     value = source(labels, op)
     axes = {dim % op.result.type.rank for dim in numbers(op, "dims")}
     out = []

@@ -17,15 +17,16 @@ def terms_of(op: Op, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
 
 
 def _indices_of(text: str, rank: int) -> list[str]:
-    """One name per axis; the axes under an ellipsis are counted from the right, where they broadcast."""
+    """One name per axis; the axes under an ellipsis are counted from the right, where they
+    broadcast."""
     before, dots, after = text.partition("...")
     hidden = rank - len(before) - len(after) if dots else 0
     return [*before, *(f"...{hidden - i}" for i in range(hidden)), *after]
 
 
 def _implied(terms: Sequence[Sequence[str]]) -> list[str]:
-    """The indices of the result where the equation does not say: all under an ellipsis, then those that occur once, by
-    the alphabet.
+    """The indices of the result where the equation does not say: all under an ellipsis, then those
+    that occur once, by the alphabet.
     """
     every = [index for term in terms for index in term]
     hidden = {index for index in every if index.startswith("...")}

@@ -9,7 +9,16 @@ from pruneopt.passes.analysis.ops.rules import rule
 
 __all__: list[str] = []
 
-FOURIER = ("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2")
+FOURIER = (
+    "fft_fft",
+    "fft_ifft",
+    "fft_rfft",
+    "fft_irfft",
+    "fft_fft2",
+    "fft_ifft2",
+    "fft_rfft2",
+    "fft_irfft2",
+)
 
 
 @rule(*FOURIER)

@@ -1,7 +1,9 @@
-"""What attention needs where whole heads go (`Labels.whole_heads`): channels within a head are one with it.
+"""What attention needs where whole heads go (`Labels.whole_heads`): channels within a head are one
+with it.
 
-Channels of heads are spread over two axes, heads and places within them. Where heads lose channels, whatever works
-along the places unites the same place of every head. Where whole heads go, it unites the places of each head instead.
+Channels of heads are spread over two axes, heads and places within them. Where heads lose channels,
+whatever works along the places unites the same place of every head. Where whole heads go, it unites
+the places of each head instead.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ Planes = tuple[list[Plane], Value | None]
 
 
 def tie_inner(labels: Labels, plane: Plane, axes: Iterable[int]) -> Plane:
-    """A plane that varies not only along the axes that an op works on, tied over these where whole heads go."""
+    """A plane that varies not only along the axes that an op works on, tied over these where whole
+    heads go."""
     inside = [axis for axis in varying(plane) if axis in axes]
     if labels.whole_heads and inside and len(inside) < len(varying(plane)):
         return labels.tie(plane, inside)
@@ -26,8 +29,8 @@ def tie_inner(labels: Labels, plane: Plane, axes: Iterable[int]) -> Plane:
 
 
 def apart(labels: Labels, op: Op, sides: Sequence[Planes]) -> list[Planes]:
-    """Channels within heads that meet channels of no head, the same for all heads: the former go with their head, the
-    latter stay and carry no labels any more.
+    """Channels within heads that meet channels of no head, the same for all heads: the former go
+    with their head, the latter stay and carry no labels any more.
     """
     every = [plane for planes, _ in sides for plane in planes]
     tied: set[int] = set()
@@ -42,12 +45,17 @@ def apart(labels: Labels, op: Op, sides: Sequence[Planes]) -> list[Planes]:
     for index in shared - tied:
         labels.freeze(every[index], f"the same for every head, {op}")
     numbers = iter(range(len(every)))
-    return [([every[n] for n in [next(numbers) for _ in planes] if n not in shared - tied], v) for planes, v in sides]
+    return [
+        ([every[n] for n in [next(numbers) for _ in planes] if n not in shared - tied], v)
+        for planes, v in sides
+    ]
 
 
-def tie_contracted(labels: Labels, spreads: list[list[Plane]], out: tuple[int, ...]) -> list[list[Plane]]:
-    """Planes over letters, for each operand of a product of activations: channels that are contracted within heads that
-    every operand has are one with their head.
+def tie_contracted(
+    labels: Labels, spreads: list[list[Plane]], out: tuple[int, ...]
+) -> list[list[Plane]]:
+    """Planes over letters, for each operand of a product of activations: channels that are
+    contracted within heads that every operand has are one with their head.
     """
     every = [{letter for plane in planes for letter in varying(plane)} for planes in spreads]
     heads = {letter for letter in out if all(letter in letters for letters in every)}

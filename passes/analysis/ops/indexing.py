@@ -1,7 +1,8 @@
-"""How labels pass through ops that pick, write or order elements by number: index, gather, scatter, sort, tril.
+"""How labels pass through ops that pick, write or order elements by number: index, gather, scatter,
+sort, tril.
 
-Along the axis whose places are numbered every place stays: channels there are frozen. Along the other axes the tensors
-share their labels, as element by element.
+Along the axis whose places are numbered every place stays: channels there are frozen. Along the
+other axes the tensors share their labels, as element by element.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ __all__: list[str] = []
 
 
 def numbered(labels: Labels, op: Op, value: Value | None, axes: Iterable[int]) -> list[Plane]:
-    """The planes of a value that do not vary along ``axes``, whose places are numbered; the others are frozen."""
+    """The planes of a value that do not vary along ``axes``, whose places are numbered; the others
+    are frozen."""
     stay, out = set(axes), []
     for plane in labels.of(value):
         if stay & set(varying(plane)):
@@ -29,11 +31,14 @@ def numbered(labels: Labels, op: Op, value: Value | None, axes: Iterable[int]) -
 
 
 def _share(labels: Labels, op: Op, values: Iterable[Value | None], axis: int) -> list[Plane]:
-    """The planes that tensors of one rank have in common beside ``axis``; where their sizes differ, channels stay."""
+    """The planes that tensors of one rank have in common beside ``axis``; where their sizes differ,
+    channels stay."""
     found = [value for value in values if value is not None]
     shapes = [labels.shape(value) for value in found]
     uneven = {a for a in range(len(shapes[0])) if len({shape[a] for shape in shapes}) > 1}
-    return merge_pointwise(labels, op, [(numbered(labels, op, v, {axis, *uneven}), v) for v in found])
+    return merge_pointwise(
+        labels, op, [(numbered(labels, op, v, {axis, *uneven}), v) for v in found]
+    )
 
 
 # Reading
@@ -71,12 +76,15 @@ def _indexed(op: Op, value: Value) -> list[int]:
 def _picked(planes: Iterable[Plane], axes: list[int], width: int) -> list[Plane]:
     """Planes of what is picked: ``width`` axes of places instead of adjacent ``axes``."""
     first, last = axes[0], axes[-1] + 1
-    return [plane.reshape([*plane.shape[:first], *[1] * width, *plane.shape[last:]]) for plane in planes]
+    return [
+        plane.reshape([*plane.shape[:first], *[1] * width, *plane.shape[last:]]) for plane in planes
+    ]
 
 
 @rule("gather", "take_along_dim")
 def gather(labels: Labels, op: Op) -> None:
-    """Every index picks along one axis; along the others it stands at the place of what it picks."""
+    """Every index picks along one axis; along the others it stands at the place of what it
+    picks."""
     value, picks, dim = source(labels, op), labels.operand(op, 1), op.attrs.get("dim")
     if not isinstance(dim, int) or not value.type.rank:
         labels.give_up(op, "it picks along no axis")
@@ -87,7 +95,9 @@ def gather(labels: Labels, op: Op) -> None:
         if axis in varying(plane) and len(varying(plane)) > 1:
             labels.freeze(plane, f"places along channels are numbered by {op}")
     shapes = labels.shape(value), labels.shape(picks)
-    fewer = {a for a in range(value.type.rank) if op.role == "gather" and shapes[0][a] != shapes[1][a]}
+    fewer = {
+        a for a in range(value.type.rank) if op.role == "gather" and shapes[0][a] != shapes[1][a]
+    }
     beside = [plane for plane in labels.of(picks) if axis not in varying(plane)]
     for plane in beside:
         if fewer & set(varying(plane)):
@@ -100,9 +110,18 @@ def gather(labels: Labels, op: Op) -> None:
 # Writing
 
 
-@rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce")
+@rule(
+    "scatter",
+    "scatter_add",
+    "scatter_reduce",
+    "index_add",
+    "index_copy",
+    "index_fill",
+    "index_reduce",
+)
 def scatter(labels: Labels, op: Op) -> None:
-    """What is written stands, along the other axes, at the place of what it replaces or is added to."""
+    """What is written stands, along the other axes, at the place of what it replaces or is added
+    to."""
     value, picks, written = source(labels, op), labels.operand(op, 1), op.value(2)
     if not value.type.rank:
         labels.give_up(op, "it writes along no axis")
@@ -111,7 +130,12 @@ def scatter(labels: Labels, op: Op) -> None:
     values = [value, *([picks] if op.role.startswith("scatter") else ()), written]
     if not op.role.startswith("scatter"):
         labels.freeze_value(picks, f"its values are places, {op}")
-    labels.set(op.result, _share(labels, op, [v for v in values if v is None or v.type.rank == value.type.rank], axis))
+    labels.set(
+        op.result,
+        _share(
+            labels, op, [v for v in values if v is None or v.type.rank == value.type.rank], axis
+        ),
+    )
 
 
 @rule("select_scatter")
@@ -121,7 +145,10 @@ def write_place(labels: Labels, op: Op) -> None:
     axis = number(op, "dim") % value.type.rank
     labels.label_axes(written)
     facing = [plane.unsqueeze(axis) for plane in labels.of(written)]
-    labels.set(op.result, _replaced(labels, op, (numbered(labels, op, value, [axis]), value), facing, written))
+    labels.set(
+        op.result,
+        _replaced(labels, op, (numbered(labels, op, value, [axis]), value), facing, written),
+    )
 
 
 @rule("index_put")
@@ -145,14 +172,22 @@ def write_places(labels: Labels, op: Op) -> None:
         if set(range(axes[0], axes[0] + width)) & set(varying(plane)):
             labels.freeze(plane, f"places along channels are numbered by {op}")
             continue
-        facing.append(plane.reshape([*plane.shape[: axes[0]], *[1] * len(axes), *plane.shape[axes[0] + width :]]))
-    labels.set(op.result, _replaced(labels, op, (numbered(labels, op, value, axes), value), facing, written))
+        facing.append(
+            plane.reshape(
+                [*plane.shape[: axes[0]], *[1] * len(axes), *plane.shape[axes[0] + width :]]
+            )
+        )
+    labels.set(
+        op.result,
+        _replaced(labels, op, (numbered(labels, op, value, axes), value), facing, written),
+    )
 
 
 def _replaced(
     labels: Labels, op: Op, own: tuple[list[Plane], Value], facing: list[Plane], written: Value
 ) -> list[Plane]:
-    """The planes of a tensor written into: what is written has the same labels, or is one number."""
+    """The planes of a tensor written into: what is written has the same labels, or is one
+    number."""
     covered = {axis for plane in facing for axis in varying(plane)}
     out = []
     for plane in merge_pointwise(labels, op, [own, (facing, None)]):
@@ -166,9 +201,22 @@ def _replaced(
 # Order and place
 
 
-@rule("sort", "argsort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin", "argmax", "argmin")
+@rule(
+    "sort",
+    "argsort",
+    "topk",
+    "kthvalue",
+    "median",
+    "nanmedian",
+    "mode",
+    "cummax",
+    "cummin",
+    "argmax",
+    "argmin",
+)
 def ordered(labels: Labels, op: Op) -> None:
-    """Places are ordered along one axis (or all), whose channels stay; along the others channels do not matter."""
+    """Places are ordered along one axis (or all), whose channels stay; along the others channels do
+    not matter."""
     value, dim = source(labels, op), op.attrs.get("dim")
     rank = value.type.rank
     axes = [dim % rank] if isinstance(dim, int) and rank else range(rank)

@@ -27,7 +27,8 @@ def cat(labels: Labels, op: Op) -> None:
         labels.label_axes(value)
     along = [[plane for plane in labels.of(value) if axis in varying(plane)] for value in values]
     across: list[tuple[list[Plane], Value | None]] = [
-        ([plane for plane in labels.of(value) if axis not in varying(plane)], value) for value in values
+        ([plane for plane in labels.of(value) if axis not in varying(plane)], value)
+        for value in values
     ]
     out = merge_across(labels, op, across, axis)
     if any(along):
@@ -35,7 +36,9 @@ def cat(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def merge_across(labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int) -> list[Plane]:
+def merge_across(
+    labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int
+) -> list[Plane]:
     """Planes that do not vary along the joined axis: all tensors share them."""
     merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
     free: list[Plane] = []
@@ -56,7 +59,8 @@ def merge_across(labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | 
 
 
 def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:
-    """One plane along the joined axis; a tensor without labels there contributes channels that always stay."""
+    """One plane along the joined axis; a tensor without labels there contributes channels that
+    always stay."""
     pieces: list[Plane] = []
     others = {a for planes in along for plane in planes for a in varying(plane) if a != axis}
     for value, planes in zip(values, along, strict=True):
@@ -77,7 +81,9 @@ def stack(labels: Labels, op: Op) -> None:
     """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
     values = list(op.inputs)
     axis = number(op, "dim") % op.result.type.rank
-    sides: list[tuple[list[Plane], Value | None]] = [(list(labels.of(value)), value) for value in values]
+    sides: list[tuple[list[Plane], Value | None]] = [
+        (list(labels.of(value)), value) for value in values
+    ]
     merged = merge_across(labels, op, sides, axis)
     labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
 
@@ -100,7 +106,9 @@ def pad(labels: Labels, op: Op) -> None:
             continue
         for axis in inside:
             before, after = by_axis[axis]
-            plane = labels.tie(plane, [a for a in varying(plane) if a != axis])  # one pad serves every row
+            plane = labels.tie(
+                plane, [a for a in varying(plane) if a != axis]
+            )  # one pad serves every row
             left = plane.reshape(-1)[max(-before, 0) : plane.numel() - max(-after, 0)]
             vector = torch.cat([labels.fresh(max(before, 0)), left, labels.fresh(max(after, 0))])
             plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])

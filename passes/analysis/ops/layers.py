@@ -1,4 +1,5 @@
-"""Where the weight of a layer stands, and which of its axes makes channels and which consumes them: one table."""
+"""Where the weight of a layer stands, and which of its axes makes channels and which consumes them:
+one table."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from dataclasses import dataclass
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.labels import numbers
 
-__all__ = ["GATES", "LAYERS", "Cell", "LayerWeight", "Recurrence", "layer_weight", "layer_weights", "recurrence_of"]
+__all__ = [
+    "GATES",
+    "LAYERS",
+    "Cell",
+    "LayerWeight",
+    "Recurrence",
+    "layer_weight",
+    "layer_weights",
+    "recurrence_of",
+]
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -18,7 +28,8 @@ LAYERS = (*CONVOLUTIONS, *TRANSPOSED, "linear", "embedding", *PRODUCTS)
 
 @dataclass(frozen=True, slots=True)
 class LayerWeight:
-    """A layer's weight (it may be computed), the axis of its output channels, and that of its input channels if any."""
+    """A layer's weight (it may be computed), the axis of its output channels, and that of its input
+    channels if any."""
 
     value: Value
     out_axis: int
@@ -27,13 +38,15 @@ class LayerWeight:
     def makes(self, axes: tuple[int, ...]) -> bool:
         """Whether labels over ``axes`` of the weight are those of its output channels.
 
-        Those of a grouped transposed convolution lie along both axes: (groups, outputs of one group).
+        Those of a grouped transposed convolution lie along both axes: (groups, outputs of one
+        group).
         """
         return axes[-1] == self.out_axis
 
 
 def layer_weight(op: Op) -> LayerWeight | None:
-    """The weight that a layer contracts its input with; None for other ops, and for products of activations."""
+    """The weight that a layer contracts its input with; None for other ops, and for products of
+    activations."""
     if op.role in CONVOLUTIONS or op.role in TRANSPOSED:
         weight, axes = op.value(1), (0, 1)
         if op.role in TRANSPOSED or op.attrs.get("transposed") is True:
@@ -69,12 +82,14 @@ def _of_tensordot(op: Op) -> LayerWeight | None:
 
 
 def layer_weights(op: Op) -> tuple[LayerWeight, ...]:
-    """The weights that an op contracts its input with: one for a layer, several for a recurrence (from inputs to gates,
-    from hidden channels to gates, projections), none for other ops.
+    """The weights that an op contracts its input with: one for a layer, several for a recurrence
+    (from inputs to gates, from hidden channels to gates, projections), none for other ops.
     """
     recurrence = recurrence_of(op)
     if recurrence is not None:
-        return tuple(LayerWeight(weight, 0, 1) for cell in recurrence.cells for weight in cell.matrices)
+        return tuple(
+            LayerWeight(weight, 0, 1) for cell in recurrence.cells for weight in cell.matrices
+        )
     layer = layer_weight(op)
     return () if layer is None else (layer,)
 
@@ -87,8 +102,9 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The weights of one layer and direction: `[gates * hidden, inputs]`, `[gates * hidden, recurrent]`, two biases
-    `[gates * hidden]` if any, and a projection `[recurrent, hidden]` if any.
+    """The weights of one layer and direction: `[gates * hidden, inputs]`, `[gates * hidden,
+    recurrent]`, two biases `[gates * hidden]` if any, and a projection `[recurrent, hidden]` if
+    any.
     """
 
     inputs: Value
@@ -98,12 +114,17 @@ class Cell:
 
     @property
     def matrices(self) -> tuple[Value, ...]:
-        return (self.inputs, self.hidden) if self.projection is None else (self.inputs, self.hidden, self.projection)
+        return (
+            (self.inputs, self.hidden)
+            if self.projection is None
+            else (self.inputs, self.hidden, self.projection)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Recurrence:
-    """An LSTM, GRU or plain recurrent network: a cell for every layer and direction, directions of a layer adjacent.
+    """An LSTM, GRU or plain recurrent network: a cell for every layer and direction, directions of
+    a layer adjacent.
 
     ``states`` are the initial states: hidden ones first and, for an LSTM, cell states.
     """
@@ -134,12 +155,15 @@ def recurrence_of(op: Op) -> Recurrence | None:
 
 
 def _cells(weights: list[Value | None], each: int, projected: bool) -> tuple[Cell, ...]:
-    """The cells whose weights follow each other, ``each`` of them per cell; none where one is missing."""
+    """The cells whose weights follow each other, ``each`` of them per cell; none where one is
+    missing."""
     cells = []
     for start in range(0, len(weights), each) if each else ():
         inputs, hidden, *rest = weights[start : start + each]
         if inputs is None or hidden is None:
             return ()
         projection = rest.pop() if projected else None
-        cells.append(Cell(inputs, hidden, tuple(bias for bias in rest if bias is not None), projection))
+        cells.append(
+            Cell(inputs, hidden, tuple(bias for bias in rest if bias is not None), projection)
+        )
     return tuple(cells)

@@ -1,7 +1,7 @@
 """How labels pass through products of every kind: linear layers, matrix products, einsum.
 
-A product is written in *letters*, as einsum writes it: every axis of an operand has a letter, and letters that the
-result lacks are contracted. One rule then serves them all.
+A product is written in *letters*, as einsum writes it: every axis of an operand has a letter, and
+letters that the result lacks are contracted. One rule then serves them all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Side:
 
 
 def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]) -> list[Plane]:
-    """The planes of a product whose result has the axes ``out``: contracted letters are united, the others pass."""
+    """The planes of a product whose result has the axes ``out``: contracted letters are united, the
+    others pass."""
     count = 1 + max(letter for side in sides for letter in (*side.letters, *out))
     spans = [_spanned(labels, side, count) for side in sides]
     for side, span in zip(sides, spans, strict=True):
@@ -36,7 +37,9 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
             alone = span[letter] > 1 and all(other is span or other[letter] == 1 for other in spans)
             if alone and letter in out:
                 labels.axis_labels(side.value, axis)
-    spreads = [[_spread(plane, side.letters, count) for plane in labels.of(side.value)] for side in sides]
+    spreads = [
+        [_spread(plane, side.letters, count) for plane in labels.of(side.value)] for side in sides
+    ]
     if labels.whole_heads and not any(labels.is_weight(side.value) for side in sides):
         spreads = tie_contracted(labels, spreads, out)
     crossing: list[tuple[Plane, int]] = []
@@ -51,7 +54,9 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
     planes = _pass(labels, op, passing, sides, spans)
     shapes = [[plane.shape[letter] for letter in out] for plane in planes]
     order = [*out, *(letter for letter in range(count) if letter not in out)]
-    return [plane.permute(order).reshape(shape) for plane, shape in zip(planes, shapes, strict=True)]
+    return [
+        plane.permute(order).reshape(shape) for plane, shape in zip(planes, shapes, strict=True)
+    ]
 
 
 def _spanned(labels: Labels, side: Side, count: int) -> list[int]:
@@ -72,9 +77,13 @@ def _spread(plane: Plane, letters: tuple[int, ...], count: int) -> Plane:
 
 
 def _gathered(labels: Labels, plane: Plane, side: Side, span: list[int]) -> Plane:
-    """A plane over letters as an operand sees it: in its own axes, tied over what it does not span."""
+    """A plane over letters as an operand sees it: in its own axes, tied over what it does not
+    span."""
     plane = labels.tie(plane, [letter for letter in varying(plane) if span[letter] == 1])
-    order = [*side.letters, *(letter for letter in range(plane.dim()) if letter not in side.letters)]
+    order = [
+        *side.letters,
+        *(letter for letter in range(plane.dim()) if letter not in side.letters),
+    ]
     return plane.permute(order).reshape([plane.shape[letter] for letter in side.letters])
 
 
@@ -86,13 +95,22 @@ def _meet(
     spans: list[list[int]],
     out: tuple[int, ...],
 ) -> None:
-    """Unite what is contracted. A weight without labels takes the other's; other axes of the plane must stay whole."""
+    """Unite what is contracted. A weight without labels takes the other's; other axes of the plane
+    must stay whole."""
     met: list[Plane] = []
     for plane, place in crossing:
         cut = {letter for letter in varying(plane) if letter not in out}
-        facing = [span for i, span in enumerate(spans) if i != place and any(span[letter] > 1 for letter in cut)]
+        facing = [
+            span
+            for i, span in enumerate(spans)
+            if i != place and any(span[letter] > 1 for letter in cut)
+        ]
         # What another operand contracts without such an axis, it contracts alike for all of it.
-        alone = [letter for letter in varying(plane) if letter in out and any(span[letter] == 1 for span in facing)]
+        alone = [
+            letter
+            for letter in varying(plane)
+            if letter in out and any(span[letter] == 1 for span in facing)
+        ]
         plane = labels.tie(plane, alone)
         partners = [own for own in met if cut & set(varying(own))]
         for own in partners:
@@ -115,9 +133,14 @@ def _meet(
 
 
 def _pass(
-    labels: Labels, op: Op, passing: list[tuple[Plane, int]], sides: Sequence[Side], spans: list[list[int]]
+    labels: Labels,
+    op: Op,
+    passing: list[tuple[Plane, int]],
+    sides: Sequence[Side],
+    spans: list[list[int]],
 ) -> list[Plane]:
-    """Planes along axes of the result; where another operand spans such an axis without labels, it must stay whole."""
+    """Planes along axes of the result; where another operand spans such an axis without labels, it
+    must stay whole."""
     merged: list[tuple[Plane, int]] = []
     parted = labels.parted(plane for plane, _ in passing)
     passing = [(plane, place) for plane, (_, place) in zip(parted, passing, strict=True)]
@@ -171,7 +194,9 @@ def linear(labels: Labels, op: Op) -> None:
     rank = x.type.rank
     axes = tuple(range(rank))
     made = (rank,) if weight.type.rank == 2 else ()
-    planes = contract(labels, op, [Side(x, axes), Side(weight, (*made, rank - 1))], (*axes[:-1], *made))
+    planes = contract(
+        labels, op, [Side(x, axes), Side(weight, (*made, rank - 1))], (*axes[:-1], *made)
+    )
     finish(labels, op, planes, op.value(2))
 
 
@@ -182,16 +207,23 @@ def matmul(labels: Labels, op: Op) -> None:
 
 @rule("addmm", "baddbmm")
 def addmm(labels: Labels, op: Op) -> None:
-    finish(labels, op, product(labels, op, labels.operand(op, 1), labels.operand(op, 2)), op.value(0))
+    finish(
+        labels, op, product(labels, op, labels.operand(op, 1), labels.operand(op, 2)), op.value(0)
+    )
 
 
 def product(labels: Labels, op: Op, a: Value, b: Value) -> list[Plane]:
-    """``a @ b`` in letters: batch axes from the right are shared, then rows, columns and the contracted axis."""
+    """``a @ b`` in letters: batch axes from the right are shared, then rows, columns and the
+    contracted axis."""
     batch = max(a.type.rank, b.type.rank, 2) - 2
     row, column, inner = batch, batch + 1, batch + 2
     left = (*range(batch - a.type.rank + 2, batch), row, inner) if a.type.rank > 1 else (inner,)
     right = (*range(batch - b.type.rank + 2, batch), inner, column) if b.type.rank > 1 else (inner,)
-    out = (*range(batch), *((row,) if a.type.rank > 1 else ()), *((column,) if b.type.rank > 1 else ()))
+    out = (
+        *range(batch),
+        *((row,) if a.type.rank > 1 else ()),
+        *((column,) if b.type.rank > 1 else ()),
+    )
     return contract(labels, op, [Side(a, left), Side(b, right)], out)
 
 
@@ -202,8 +234,14 @@ def einsum(labels: Labels, op: Op) -> None:
     if any(len(set(term)) < len(term) for term in (*terms, out)):
         labels.give_up(op, f"the equation {op.attrs['equation']}")
         return
-    place = {letter: index for index, letter in enumerate(dict.fromkeys(letter for term in terms for letter in term))}
-    sides = [Side(value, tuple(place[letter] for letter in term)) for value, term in zip(values, terms, strict=True)]
+    place = {
+        letter: index
+        for index, letter in enumerate(dict.fromkeys(letter for term in terms for letter in term))
+    }
+    sides = [
+        Side(value, tuple(place[letter] for letter in term))
+        for value, term in zip(values, terms, strict=True)
+    ]
     labels.set(op.result, contract(labels, op, sides, tuple(place[letter] for letter in out)))
 
 
@@ -215,25 +253,37 @@ def tensordot(labels: Labels, op: Op) -> None:
     second = [axis % b.type.rank for axis in numbers(op, "dims_other")]
     met = dict(zip(second, first, strict=True))
     right = [met.get(axis, len(left) + axis) for axis in range(b.type.rank)]
-    out = [*(axis for axis in left if axis not in first), *(letter for letter in right if letter not in left)]
-    labels.set(op.result, contract(labels, op, [Side(a, tuple(left)), Side(b, tuple(right))], tuple(out)))
+    out = [
+        *(axis for axis in left if axis not in first),
+        *(letter for letter in right if letter not in left),
+    ]
+    labels.set(
+        op.result, contract(labels, op, [Side(a, tuple(left)), Side(b, tuple(right))], tuple(out))
+    )
 
 
 @rule("cdist", "_cdist_forward")
 def distances(labels: Labels, op: Op) -> None:
-    """As a product of one tensor with the other transposed; each distance is a statistic over channels."""
+    """As a product of one tensor with the other transposed; each distance is a statistic over
+    channels."""
     a, b = labels.operand(op, 0), labels.operand(op, 1)
     batch = tuple(range(op.result.type.rank - 2))
     row, column, inner = (len(batch) + n for n in range(3))
-    sides = [Side(v, (*batch[len(batch) + 2 - v.type.rank :], place, inner)) for v, place in ((a, row), (b, column))]
+    sides = [
+        Side(v, (*batch[len(batch) + 2 - v.type.rank :], place, inner))
+        for v, place in ((a, row), (b, column))
+    ]
     for side in sides:
-        labels.notes.extend(Note(op, plane) for plane in labels.of(side.value) if plane.shape[-1] > 1)
+        labels.notes.extend(
+            Note(op, plane) for plane in labels.of(side.value) if plane.shape[-1] > 1
+        )
     labels.set(op.result, contract(labels, op, sides, (*batch, row, column)))
 
 
 @rule("bilinear")
 def bilinear(labels: Labels, op: Op) -> None:
-    """Every output is a product of both inputs with a matrix of its own: the weight is (outputs, first, second)."""
+    """Every output is a product of both inputs with a matrix of its own: the weight is (outputs,
+    first, second)."""
     first, second, weight = (labels.operand(op, index) for index in range(3))
     rows = tuple(range(first.type.rank - 1))
     i, j, o = (len(rows) + n for n in range(3))

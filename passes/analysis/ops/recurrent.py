@@ -1,8 +1,9 @@
-"""How labels pass through recurrences: LSTM, GRU and plain recurrent networks, as layers and as single cells.
+"""How labels pass through recurrences: LSTM, GRU and plain recurrent networks, as layers and as
+single cells.
 
-A hidden channel is a row of every gate in the weights of its layer and direction, and a column wherever the next step
-or the next layer reads it. All layers and directions share one hidden size, as their states lie in one tensor: each may
-lose channels of its own, but all equally many.
+A hidden channel is a row of every gate in the weights of its layer and direction, and a column
+wherever the next step or the next layer reads it. All layers and directions share one hidden size,
+as their states lie in one tensor: each may lose channels of its own, but all equally many.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from pruneopt.passes.analysis.ops.rules import CREATED, rule
 __all__: list[str] = []
 
 
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+@rule(
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"
+)
 def recurrent(labels: Labels, op: Op) -> None:
-    """Layer by layer: inputs meet the weights, hidden channels come out; then the states have the same channels."""
+    """Layer by layer: inputs meet the weights, hidden channels come out; then the states have the
+    same channels."""
     x, found = op.value(0), recurrence_of(op)
     if x is None or found is None:
         labels.give_up(op, "it runs over packed sequences or lacks weights")
@@ -46,15 +50,22 @@ def recurrent(labels: Labels, op: Op) -> None:
     _set_results(labels, op, kinds, given[-found.directions :])
 
 
-def _run(labels: Labels, op: Op, found: Recurrence, channels: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-    """The labels of the hidden channels of every cell, and those of what it gives to the next step and layer."""
+def _run(
+    labels: Labels, op: Op, found: Recurrence, channels: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The labels of the hidden channels of every cell, and those of what it gives to the next step
+    and layer."""
     hidden: list[Tensor] = []
     given: list[Tensor] = []
     for index, cell in enumerate(found.cells):
         if index >= found.directions and index % found.directions == 0:
             channels = torch.cat(given[-found.directions :])
         own = _gates(labels, op, cell, found.gates)
-        out = own if cell.projection is None or own is None else labels.axis_labels(cell.projection, 0)
+        out = (
+            own
+            if cell.projection is None or own is None
+            else labels.axis_labels(cell.projection, 0)
+        )
         if own is None or out is None:
             return [], []
         meet_weight(labels, op, cell.inputs, 1, channels)
@@ -68,12 +79,14 @@ def _run(labels: Labels, op: Op, found: Recurrence, channels: Tensor | None) -> 
 
 
 def _stay_wider(labels: Labels, op: Op, hidden: Tensor, projected: Tensor) -> None:
-    """PyTorch knows a projection by its having fewer channels than are hidden: every projected channel goes along with
-    one hidden channel, and one more stays.
+    """PyTorch knows a projection by its having fewer channels than are hidden: every projected
+    channel goes along with one hidden channel, and one more stays.
     """
     count = projected.numel()
     labels.unite(hidden[:count], projected, f"{op}")
-    labels.freeze(hidden[count : count + 1], f"there must be more hidden than projected channels in {op}")
+    labels.freeze(
+        hidden[count : count + 1], f"there must be more hidden than projected channels in {op}"
+    )
 
 
 def _gates(labels: Labels, op: Op, cell: Cell, gates: int) -> Tensor | None:
@@ -90,12 +103,14 @@ def _gates(labels: Labels, op: Op, cell: Cell, gates: int) -> Tensor | None:
 
 
 def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> None:
-    """An initial state, `[cells, batch, channels]` (or `[batch, channels]` of a single cell), has the labels of the
-    hidden channels.
+    """An initial state, `[cells, batch, channels]` (or `[batch, channels]` of a single cell), has
+    the labels of the hidden channels.
     """
     rank = state.type.rank
     spread = not op.role.endswith("_cell")
-    plane = torch.stack(rows).reshape([len(rows), *[1] * (rank - 2), -1] if spread else [*[1] * (rank - 1), -1])
+    plane = torch.stack(rows).reshape(
+        [len(rows), *[1] * (rank - 2), -1] if spread else [*[1] * (rank - 1), -1]
+    )
     if state.producer is not None and state.producer.role in CREATED and state.users == (op,):
         labels.planes[state] = (plane,)  # one number everywhere: it takes any labels
         return
@@ -113,7 +128,8 @@ def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> Non
 
 
 def _set_results(labels: Labels, op: Op, kinds: list[list[Tensor]], last: list[Tensor]) -> None:
-    """The output has the channels of the last layer, directions beside each other; last states those of every cell."""
+    """The output has the channels of the last layer, directions beside each other; last states
+    those of every cell."""
     if op.role.endswith("_cell"):
         for value, rows in zip(op.results, kinds, strict=True):
             labels.set(value, [rows[0].reshape(1, -1) if value.type.rank == 2 else rows[0]])
@@ -121,4 +137,6 @@ def _set_results(labels: Labels, op: Op, kinds: list[list[Tensor]], last: list[T
     output, *states = op.results
     labels.set(output, [torch.cat(last).reshape([*[1] * (output.type.rank - 1), -1])])
     for value, rows in zip(states, kinds, strict=True):
-        labels.set(value, [torch.stack(rows).reshape([len(rows), *[1] * (value.type.rank - 2), -1])])
+        labels.set(
+            value, [torch.stack(rows).reshape([len(rows), *[1] * (value.type.rank - 2), -1])]
+        )

@@ -1,7 +1,7 @@
 """How labels pass through each family of ops.
 
-Here: normalisation and element-by-element ops. The files `label_*.py` beside this one hold the other families. Anything
-else is unknown and freezes what it touches: never wrong, only less pruned.
+Here: normalisation and element-by-element ops. The files `label_*.py` beside this one hold the
+other families. Anything else is unknown and freezes what it touches: never wrong, only less pruned.
 """
 
 from __future__ import annotations
@@ -18,11 +18,31 @@ from pruneopt.passes.analysis.channels.labels import Blocks, Labels, Note, Unlab
 from pruneopt.passes.analysis.channels.planes import Plane, align, varying
 from pruneopt.passes.analysis.ops.heads import apart, tie_inner
 
-__all__ = ["CREATED", "RULES", "Rule", "apply_rule", "copies", "merge_pointwise", "pointwise", "rule"]
+__all__ = [
+    "CREATED",
+    "RULES",
+    "Rule",
+    "apply_rule",
+    "copies",
+    "merge_pointwise",
+    "pointwise",
+    "rule",
+]
 
 Rule = Callable[[Labels, Op], None]
 RULES: dict[str, Rule] = {}
-CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn")
+CREATED = (
+    "zeros",
+    "ones",
+    "full",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "empty",
+    "new_empty",
+    "rand",
+    "randn",
+)
 """Ops that make a tensor of one number, of any, or of none yet."""
 
 
@@ -118,7 +138,9 @@ def group_norm(labels: Labels, op: Op) -> None:
     out = per_channel(labels, op, x, (1, 2))
     for plane in out:
         if 1 in varying(plane) and labels.whole_groups and groups > 1:
-            labels.tie(plane.reshape(groups, -1), [1])  # statistics of whole groups: nothing to note
+            labels.tie(
+                plane.reshape(groups, -1), [1]
+            )  # statistics of whole groups: nothing to note
         elif 1 in varying(plane) and plane.numel() > groups:
             labels.notes.append(Note(op, plane))
             if all(size == 1 for size in labels.shape(x)[2:]):
@@ -130,7 +152,8 @@ def group_norm(labels: Labels, op: Op) -> None:
 
 @rule("_weight_norm")
 def weight_norm(labels: Labels, op: Op) -> None:
-    """Directions divided by their norm over all axes but one, times a magnitude for each place of that one."""
+    """Directions divided by their norm over all axes but one, times a magnitude for each place of
+    that one."""
     direction, magnitude = labels.operand(op, 0), labels.operand(op, 1)
     labels.label_axes(direction)
     keep = number(op, "dim") % direction.type.rank
@@ -142,7 +165,16 @@ def weight_norm(labels: Labels, op: Op) -> None:
     labels.set(op.result, labels.of(direction))
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "normalize")
+@rule(
+    "softmax",
+    "log_softmax",
+    "_softmax",
+    "_log_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "normalize",
+)
 def along_axis(labels: Labels, op: Op) -> None:
     """Ops that keep the shape and mix along one axis."""
     x = labels.operand(op, 0)
@@ -159,7 +191,8 @@ def along_axis(labels: Labels, op: Op) -> None:
 
 @rule(*CREATED)
 def created(labels: Labels, op: Op) -> None:
-    """A tensor of one number, or of numbers drawn alike, may have any size: that of whatever it is combined with."""
+    """A tensor of one number, or of numbers drawn alike, may have any size: that of whatever it is
+    combined with."""
     labels.set(op.result, copies(labels, op, range(op.result.type.rank)))
 
 
@@ -178,12 +211,62 @@ def copies(labels: Labels, op: Op, axes: Iterable[int]) -> list[Plane]:
 # Element by element
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "to", "_to_copy", "alias")
-@rule("type_as", "lift_fresh", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "empty_like", "zero")
-@rule("celu", "elu", "hardtanh", "hardswish", "relu6", "softplus", "prelu", "_prelu_kernel", "masked_fill", "where")
-@rule("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "normal_functional", "uniform", "exponential")
+@rule(
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "_to_copy",
+    "alias",
+)
+@rule(
+    "type_as",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "zero",
+)
+@rule(
+    "celu",
+    "elu",
+    "hardtanh",
+    "hardswish",
+    "relu6",
+    "softplus",
+    "prelu",
+    "_prelu_kernel",
+    "masked_fill",
+    "where",
+)
+@rule(
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "bernoulli",
+    "normal",
+    "normal_functional",
+    "uniform",
+    "exponential",
+)
 @rule("cauchy", "geometric", "log_normal", "poisson")
-@rule("log_sigmoid", "real", "imag", "copy", "fill", "rsub", "true_divide", "divide", "multiply", "subtract")
+@rule(
+    "log_sigmoid",
+    "real",
+    "imag",
+    "copy",
+    "fill",
+    "rsub",
+    "true_divide",
+    "divide",
+    "multiply",
+    "subtract",
+)
 def pointwise(labels: Labels, op: Op) -> None:
     """All operands share their labels, element by element."""
     if op.role in ("prelu", "_prelu_kernel"):
@@ -199,7 +282,9 @@ def pointwise(labels: Labels, op: Op) -> None:
     rank = op.result.type.rank
     labels.set(
         op.result,
-        merge_pointwise(labels, op, [([align(p, rank) for p in labels.of(value)], value) for value in values]),
+        merge_pointwise(
+            labels, op, [([align(p, rank) for p in labels.of(value)], value) for value in values]
+        ),
     )
 
 
@@ -209,7 +294,9 @@ def prelu(labels: Labels, op: Op) -> None:
     planes = labels.of(x)
     along = [plane for plane in planes if 1 in varying(plane)]
     for plane in along:
-        labels.adopt(weight, labels.tie(plane, [a for a in varying(plane) if a != 1]).reshape(-1), f"{op}")
+        labels.adopt(
+            weight, labels.tie(plane, [a for a in varying(plane) if a != 1]).reshape(-1), f"{op}"
+        )
     if not along:
         freeze_weights(labels, op)
     labels.set(op.result, planes)
@@ -223,9 +310,12 @@ def parted_sides(
     return [([next(every) for _ in planes], value) for planes, value in sides]
 
 
-def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], Value | None]]) -> list[Plane]:
-    """The planes of an element-by-element result. Planes that meet on an axis are united; a side that spans a labelled
-    axis without labels of its own freezes it, unless it is a weight, which adopts the labels.
+def merge_pointwise(
+    labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], Value | None]]
+) -> list[Plane]:
+    """The planes of an element-by-element result. Planes that meet on an axis are united; a side
+    that spans a labelled axis without labels of its own freezes it, unless it is a weight, which
+    adopts the labels.
     """
     merged: list[Plane] = []
     if labels.whole_heads:
@@ -254,6 +344,8 @@ def merge_pointwise(labels: Labels, op: Op, sides: Sequence[tuple[list[Plane], V
             elif value.is_weight:
                 labels.adopt(value, plane, f"{op}")
             else:
-                labels.freeze(plane, f"combined with a tensor whose channels cannot be removed, {op}")
+                labels.freeze(
+                    plane, f"combined with a tensor whose channels cannot be removed, {op}"
+                )
                 stuck.append(plane)
     return [plane for plane in merged if not any(plane is other for other in stuck)]

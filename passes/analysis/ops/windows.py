@@ -35,12 +35,24 @@ def spatial_rule(rank: int) -> Rule:
 
 
 for _rank in (1, 2, 3):
-    for _name in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool"):
+    for _name in (
+        "avg_pool",
+        "max_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "_adaptive_avg_pool",
+        "lp_pool",
+    ):
         RULES[f"{_name}{_rank}d"] = spatial_rule(_rank)
     RULES[f"max_pool{_rank}d_with_indices"] = spatial_rule(_rank)
     for _kind in ("upsample_nearest", "upsample_nearest_exact", "_upsample_nearest_exact"):
         RULES[f"{_kind}{_rank}d"] = spatial_rule(_rank)
-for _name in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
+for _name in (
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+):
     RULES[_name] = spatial_rule(2)
 for _name in ("upsample_linear1d", "replication_pad1d", "reflection_pad1d"):
     RULES[_name] = spatial_rule(1)
@@ -59,15 +71,32 @@ def unpool(labels: Labels, op: Op) -> None:
     for plane in planes:
         if any(axis in spatial for axis in varying(plane)):
             labels.freeze(plane, f"channels lie along a spatial axis of {op}")
-    labels.set(op.result, [plane for plane in planes if not any(axis in spatial for axis in varying(plane))])
+    labels.set(
+        op.result,
+        [plane for plane in planes if not any(axis in spatial for axis in varying(plane))],
+    )
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "max", "min")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "prod",
+    "max",
+    "min",
+)
 def reduction(labels: Labels, op: Op) -> None:
-    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are tied over them.
+    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are
+    tied over them.
 
-    Where the result keeps the axis it is a statistic to put beside what it was taken of (the norm of a head's query):
-    not tied but noted, and the rows stay.
+    Where the result keeps the axis it is a statistic to put beside what it was taken of (the norm
+    of a head's query): not tied but noted, and the rows stay.
     """
     x = op.value(0)
     if x is None or (op.role in ("max", "min") and op.value(1) is not None):
@@ -102,7 +131,8 @@ def reduction(labels: Labels, op: Op) -> None:
 
 @rule("cosine_similarity", "pairwise_distance")
 def compared(labels: Labels, op: Op) -> None:
-    """Vectors of two tensors, compared along one axis (the last one for distances): a statistic over it."""
+    """Vectors of two tensors, compared along one axis (the last one for distances): a statistic
+    over it."""
     values = list(dict.fromkeys(op.inputs))
     rank = max(value.type.rank for value in values)
     axis = number(op, "dim") % rank if "dim" in op.attrs else rank - 1

@@ -4,11 +4,13 @@ Read off the graph alone. An addition has a droppable branch where
 
 - both operands and the sum have one type, so that one operand, the skip, can stand for the sum;
 - the branch's ops are read by nothing else: they die with the addition, and nobody misses them;
-- the branch starts from the stream that the skip is part of (the skip, or what was added up to become it), and contains
-  a layer. So two projections of one input that are added are no block, and neither is the polynomial inside a GELU.
+- the branch starts from the stream that the skip is part of (the skip, or what was added up to
+  become it), and contains a layer. So two projections of one input that are added are no block, and
+  neither is the polynomial inside a GELU.
 
-A scale on the branch (layer scale) is part of it. Branches may contain others. Of a block that is normalised after the
-addition (post-norm) the branch is listed but not dropped: what would be left is a second norm, no identity.
+A scale on the branch (layer scale) is part of it. Branches may contain others. Of a block that is
+normalised after the addition (post-norm) the branch is listed but not dropped: what would be left
+is a second norm, no identity.
 """
 
 from __future__ import annotations
@@ -25,8 +27,19 @@ from pruneopt.passes.analysis.ops.layers import layer_weights
 
 __all__ = ["Branch", "find_branches", "weights_of"]
 
-NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "batch_norm", "group_norm", "instance_norm")
-POST_NORM = "the sum is normalised before the next block reads it (post-norm): without the branch it is no identity"
+NORMS = (
+    "layer_norm",
+    "native_layer_norm",
+    "rms_norm",
+    "_fused_rms_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+)
+POST_NORM = (
+    "the sum is normalised before the next block reads it (post-norm): without the branch "
+    "it is no identity"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -34,7 +47,8 @@ class Branch:
     """A residual branch.
 
     Attributes:
-        name: the module that holds all weights of the branch, or its heaviest part where that module has several.
+        name: the module that holds all weights of the branch, or its heaviest part where that
+            module has several.
         add: the op that adds it to the skip.
         place: which operand of the addition is the branch; the other one is the skip.
         ops: everything that is read by the branch alone, in graph order.
@@ -67,22 +81,31 @@ class Branch:
 
 
 def find_branches(graph: Graph) -> tuple[Branch, ...]:
-    """All residual branches, in the order of their additions; outer ones come after those inside them."""
+    """All residual branches, in the order of their additions; outer ones come after those inside
+    them."""
     place_of = {op: number for number, op in enumerate(graph.ops)}
     outputs = set(graph.output_values)
     found = []
     for add in graph.ops:
         for place in _places(add):
             branch = Branch("", add, place, _own_ops(add, place, place_of, outputs))
-            if any(layer_weights(op) for op in branch.ops) and _starts_from_stream(branch, place_of):
+            if any(layer_weights(op) for op in branch.ops) and _starts_from_stream(
+                branch, place_of
+            ):
                 found.append(branch)
     skips = {branch.skip for branch in found}
-    found = [replace(branch, kept=POST_NORM) if _is_post_norm(branch, skips) else branch for branch in found]
-    return tuple(replace(branch, name=name) for branch, name in zip(found, _names(found), strict=True))
+    found = [
+        replace(branch, kept=POST_NORM) if _is_post_norm(branch, skips) else branch
+        for branch in found
+    ]
+    return tuple(
+        replace(branch, name=name) for branch, name in zip(found, _names(found), strict=True)
+    )
 
 
 def weights_of(branch: Branch) -> dict[str, Value]:
-    """The parameters that a branch reads, by name, in the order of its ops; others may read them too."""
+    """The parameters that a branch reads, by name, in the order of its ops; others may read them
+    too."""
     read = (value for op in branch.ops for value in op.inputs if value.kind == "param")
     return {value.name: value for value in read}
 
@@ -99,7 +122,9 @@ def _places(add: Op) -> Iterable[int]:
         return
     if not first.type.plain() == second.type.plain() == add.result.type.plain():
         return
-    if add.attrs.get("alpha", 1) == 1:  # else the second operand alone is not the sum without the first
+    if (
+        add.attrs.get("alpha", 1) == 1
+    ):  # else the second operand alone is not the sum without the first
         yield 0
     yield 1
 
@@ -115,7 +140,13 @@ def _own_ops(add: Op, place: int, place_of: dict[Op, int], outputs: set[Value]) 
     while heap:
         _, op = heapq.heappop(heap)  # readers come before what they read
         users = {user for value in op.results for user in value.users}
-        joins = {user for value in op.results if value is not branch for user in value.users if user is add}
+        joins = {
+            user
+            for value in op.results
+            if value is not branch
+            for user in value.users
+            if user is add
+        }
         if joins or not users <= own | {add} or any(value in outputs for value in op.results):
             continue
         own.add(op)
@@ -129,7 +160,9 @@ def _own_ops(add: Op, place: int, place_of: dict[Op, int], outputs: set[Value]) 
 def _starts_from_stream(branch: Branch, place_of: dict[Op, int]) -> bool:
     """Whether the branch is computed from its skip, or from a summand of it."""
     stream = _stream(branch.skip)
-    first = min((place_of[value.producer] for value in stream if value.producer is not None), default=-1)
+    first = min(
+        (place_of[value.producer] for value in stream if value.producer is not None), default=-1
+    )
     seen: set[Value] = set()
     waiting = [value for op in branch.ops for value in op.inputs if not value.is_weight]
     while waiting:
@@ -162,15 +195,21 @@ def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
     if not readers or any(op.role not in NORMS for op in readers):
         return False
     above = branch.skip.producer
-    return (above is not None and above.role in NORMS) or any(op.results[0] in skips for op in readers)
+    return (above is not None and above.role in NORMS) or any(
+        op.results[0] in skips for op in readers
+    )
 
 
 # Names
 
 
 def _names(branches: Sequence[Branch]) -> list[str]:
-    """A name for every branch, each once: the module around its weights, with the heaviest part if it has several."""
-    modules = [common_module([name.rpartition(".")[0] for name in weights_of(branch)]) for branch in branches]
+    """A name for every branch, each once: the module around its weights, with the heaviest part if
+    it has several."""
+    modules = [
+        common_module([name.rpartition(".")[0] for name in weights_of(branch)])
+        for branch in branches
+    ]
     pairs = list(zip(branches, modules, strict=True))
 
     def alone(branch: Branch, module: str) -> bool:
@@ -178,7 +217,9 @@ def _names(branches: Sequence[Branch]) -> list[str]:
         others = (name for other, name in pairs if other is not branch and not other.inside(branch))
         return bool(module) and not any(f"{name}.".startswith(f"{module}.") for name in others)
 
-    names = [module if alone(branch, module) else _heaviest(branch, module) for branch, module in pairs]
+    names = [
+        module if alone(branch, module) else _heaviest(branch, module) for branch, module in pairs
+    ]
     again = Counter(names)
     return [
         name if name and again[name] == 1 else f"{name or 'sum'}:{branch.add.result.name}"

@@ -1,8 +1,8 @@
 """Structure that searches of published systems tie widths by, read from the channel groups alone.
 
-MetaPruning gives one width to every residual stage and one to the inside of every bottleneck; EagleEye lists its ratios
-in the order in which the groups are complete. Both follow from which layers produce and consume a group; no network is
-named here.
+MetaPruning gives one width to every residual stage and one to the inside of every bottleneck;
+EagleEye lists its ratios in the order in which the groups are complete. Both follow from which
+layers produce and consume a group; no network is named here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """Groups that share one width; ``width`` is the full width of each. ``frozen`` says why it is not searched."""
+    """Groups that share one width; ``width`` is the full width of each. ``frozen`` says why it is
+    not searched."""
 
     groups: tuple[str, ...]
     width: int
@@ -35,7 +36,8 @@ class Gene:
 
 
 class Structure:
-    """Which layers make a group's channels and which read them; depthwise layers, which do both, count as neither."""
+    """Which layers make a group's channels and which read them; depthwise layers, which do both,
+    count as neither."""
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
@@ -57,7 +59,8 @@ class Structure:
         return len(self.made[name]) == 1 and self.coupling.group(name).frozen is None
 
     def next(self, name: str) -> str | None:
-        """The group that the only reader of a group makes, if there is one such reader and group."""
+        """The group that the only reader of a group makes, if there is one such reader and
+        group."""
         readers = self.read[name]
         made = self.output_of.get(readers[0], []) if len(readers) == 1 else []
         return made[0] if len(made) == 1 and made[0] != name else None
@@ -67,15 +70,21 @@ def is_depthwise(op: Op) -> bool:
     """Whether a convolution reads exactly one channel for each that it makes."""
     weight = op.value(1)
     groups = op.attrs.get("groups", 1)
-    return weight is not None and isinstance(groups, int) and groups > 1 and groups == weight.type.shape()[0]
+    return (
+        weight is not None
+        and isinstance(groups, int)
+        and groups > 1
+        and groups == weight.type.shape()[0]
+    )
 
 
 def residual_branches(coupling: Coupling) -> list[list[str]]:
-    """The insides of residual branches, in graph order: groups that one layer makes and one layer reads, chained up to
-    the layer that makes a sum.
+    """The insides of residual branches, in graph order: groups that one layer makes and one layer
+    reads, chained up to the layer that makes a sum.
 
-    Neighbours A, B in a chain are tied to one width (MetaPruning's rule): A's only reader makes B, neither is summed,
-    and they are equally wide. ResNet-50 has 16 of two groups each, ResNet-18 eight of one.
+    Neighbours A, B in a chain are tied to one width (MetaPruning's rule): A's only reader makes B,
+    neither is summed, and they are equally wide. ResNet-50 has 16 of two groups each, ResNet-18
+    eight of one.
     """
     structure = Structure(coupling)
     chains: list[list[str]] = []
@@ -94,10 +103,12 @@ def residual_branches(coupling: Coupling) -> list[list[str]]:
 
 
 def metapruning_genes(coupling: Coupling) -> list[Gene]:
-    """The genes of MetaPruning's network encoding: first the widths of stems and stages, then those inside blocks.
+    """The genes of MetaPruning's network encoding: first the widths of stems and stages, then those
+    inside blocks.
 
-    A block's inside is a residual branch or the expansion around a depthwise layer. The group that the last layer reads
-    is frozen and comes last; the output has no gene. ResNet-50: 1 + 3 + 16 free genes.
+    A block's inside is a residual branch or the expansion around a depthwise layer. The group that
+    the last layer reads is frozen and comes last; the output has no gene. ResNet-50: 1 + 3 + 16
+    free genes.
     """
     structure = Structure(coupling)
     last = _read_by_output(coupling, structure)
@@ -134,10 +145,15 @@ def _read_by_output(coupling: Coupling, structure: Structure) -> set[str]:
 
 
 def eagleeye_order(coupling: Coupling) -> list[Group]:
-    """The free groups in the order of EagleEye's ratio vectors: by the last layer that makes each group's channels.
+    """The free groups in the order of EagleEye's ratio vectors: by the last layer that makes each
+    group's channels.
 
-    For ResNet-50: the stem, then per stage conv1 and conv2 of every block, then the stage's residual stream.
+    For ResNet-50: the stem, then per stage conv1 and conv2 of every block, then the stage's
+    residual stream.
     """
     place = {op: number for number, op in enumerate(coupling.graph.ops)}
     structure = Structure(coupling)
-    return sorted(coupling.free, key=lambda group: max((place[op] for op in structure.made[group.name]), default=-1))
+    return sorted(
+        coupling.free,
+        key=lambda group: max((place[op] for op in structure.made[group.name]), default=-1),
+    )

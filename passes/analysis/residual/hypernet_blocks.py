@@ -1,7 +1,9 @@
-"""Which block every layer stands in, and what it does there, read from the channel groups and the flow between layers.
+"""Which block every layer stands in, and what it does there, read from the channel groups and the
+flow between layers.
 
-MetaPruning (Liu et al., ICCV 2019, arXiv 1903.10258) feeds the hypernetwork of a weight with the widths of the weight's
-own block, and its final training decays weights by what they do in the block. No layer is named here.
+MetaPruning (Liu et al., ICCV 2019, arXiv 1903.10258) feeds the hypernetwork of a weight with the
+widths of the weight's own block, and its final training decays weights by what they do in the
+block. No layer is named here.
 """
 
 from __future__ import annotations
@@ -12,11 +14,18 @@ from typing import Literal
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling, groups_in
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.analysis.residual.gene_order import Structure, is_depthwise, output_layers, residual_branches
+from pruneopt.passes.analysis.residual.gene_order import (
+    Structure,
+    is_depthwise,
+    output_layers,
+    residual_branches,
+)
 
 __all__ = ["LayerPlace", "Role", "layer_places"]
 
-Role = Literal["output", "expand", "depthwise", "project", "pointwise", "branch", "shortcut", "alone"]
+Role = Literal[
+    "output", "expand", "depthwise", "project", "pointwise", "branch", "shortcut", "alone"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +35,16 @@ class LayerPlace:
     Attributes:
         op: the layer.
         weight: its parameter.
-        role: ``expand``, ``depthwise`` and ``project`` of an inverted residual; ``depthwise`` and ``pointwise`` of a
-            separable convolution; ``branch`` inside a residual branch and ``shortcut`` beside it; ``output`` for a
-            layer that makes the network's outputs; ``alone`` for all others.
-        groups: of a block ``(mid, in, out)``, of a separable convolution ``(in, out)``, of a layer outside any block
-            those it reads and those it makes. Input and output may be several groups, or none (the image).
+        role: ``expand``, ``depthwise`` and ``project`` of an inverted residual; ``depthwise`` and
+            ``pointwise`` of a separable convolution; ``branch`` inside a residual branch and
+            ``shortcut`` beside it; ``output`` for a layer that makes the network's outputs;
+            ``alone`` for all others.
+        groups: of a block ``(mid, in, out)``, of a separable convolution ``(in, out)``, of a layer
+            outside any block those it reads and those it makes. Input and output may be several
+            groups, or none (the image).
         block: whether the layer stands in a block.
-        inverted: whether that block is an inverted residual: a depthwise layer between an expansion and a projection.
+        inverted: whether that block is an inverted residual: a depthwise layer between an expansion
+            and a projection.
     """
 
     op: Op
@@ -44,7 +56,8 @@ class LayerPlace:
 
 
 def layer_places(coupling: Coupling) -> list[LayerPlace]:
-    """The place of every layer whose weight is a parameter, in graph order; embeddings are no layers here."""
+    """The place of every layer whose weight is a parameter, in graph order; embeddings are no
+    layers here."""
     finder = _Finder(coupling)
     for op in output_layers(coupling, finder.structure):
         finder.claim(op, "output", None)
@@ -59,7 +72,8 @@ def layer_places(coupling: Coupling) -> list[LayerPlace]:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """A residual branch: what it reads and makes, its groups for a hypernetwork, and its last layer."""
+    """A residual branch: what it reads and makes, its groups for a hypernetwork, and its last
+    layer."""
 
     read: tuple[str, ...]
     made: tuple[str, ...]
@@ -71,7 +85,9 @@ class _Finder:
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         self.structure = Structure(coupling)
-        self.layers = {op: weight for op in coupling.graph.ops if (weight := _own_weight(op)) is not None}
+        self.layers = {
+            op: weight for op in coupling.graph.ops if (weight := _own_weight(op)) is not None
+        }
         self.place_of = {op: number for number, op in enumerate(coupling.graph.ops)}
         self.before = _feeders(coupling)
         self.after: dict[Op, list[Op]] = {}
@@ -81,7 +97,9 @@ class _Finder:
         self.places: dict[Op, LayerPlace] = {}
         self.branches: list[_Branch] = []
 
-    def claim(self, op: Op, role: Role, groups: tuple[str, ...] | None, inverted: bool = False) -> None:
+    def claim(
+        self, op: Op, role: Role, groups: tuple[str, ...] | None, inverted: bool = False
+    ) -> None:
         """Give a layer its place, unless it has one; without ``groups`` its own."""
         if op in self.layers and op not in self.places:
             own = (*self.read(op), *(() if is_depthwise(op) else self.made(op)))
@@ -100,23 +118,38 @@ class _Finder:
         layer = layer_weight(op)
         if layer is None:
             return ()
-        slots = [slot for slot in self.coupling.slots_of(layer.value) if layer.makes(slot.axes) == made]
+        slots = [
+            slot for slot in self.coupling.slots_of(layer.value) if layer.makes(slot.axes) == made
+        ]
         numbers = [number for slot in slots for number in groups_in(slot, self.coupling.unit_group)]
         return tuple(self.coupling.groups[number].name for number in dict.fromkeys(numbers))
 
     # Blocks
 
     def inverted_residuals(self) -> None:
-        """Expand, depthwise, project: nobody but layers right behind the depthwise ones reads what they make."""
+        """Expand, depthwise, project: nobody but layers right behind the depthwise ones reads what
+        they make."""
         for group in self.coupling.groups:
             deep = [op for op in self.coupling.producers(group) if is_depthwise(op)]
-            behind = sorted({op for item in deep for op in self.after.get(item, ())} - set(deep), key=self._order)
+            behind = sorted(
+                {op for item in deep for op in self.after.get(item, ())} - set(deep),
+                key=self._order,
+            )
             expand = {op for item in deep for op in self.before[item]} - set(deep)
-            if len(expand) != 1 or not behind or not set(self.structure.read[group.name]) <= set(behind):
+            if (
+                len(expand) != 1
+                or not behind
+                or not set(self.structure.read[group.name]) <= set(behind)
+            ):
                 continue
             first, last = expand.pop(), behind[-1]
-            # A layer right behind a depthwise one is that one's pointwise (MobileNetV1), not an expansion.
-            if not self.read(first) or any(is_depthwise(op) for op in self.before[first]) or last in self.places:
+            # A layer right behind a depthwise one is that one's pointwise (MobileNetV1), not an
+            # expansion.
+            if (
+                not self.read(first)
+                or any(is_depthwise(op) for op in self.before[first])
+                or last in self.places
+            ):
                 continue
             groups = (group.name, *self.read(first), *self.made(last))
             self.claim(first, "expand", groups, inverted=True)
@@ -136,23 +169,35 @@ class _Finder:
                 self.claim(op, "branch", groups)
 
     def separable(self) -> None:
-        """A depthwise layer and the last layer right behind it, or the block in which that one stands."""
+        """A depthwise layer and the last layer right behind it, or the block in which that one
+        stands."""
         for op in self.layers:
             behind = sorted(self.after.get(op, ()), key=self._order) if is_depthwise(op) else []
             last = behind[-1] if behind else None
-            if last is None or op in self.places or (last in self.places and not self.places[last].block):
+            if (
+                last is None
+                or op in self.places
+                or (last in self.places and not self.places[last].block)
+            ):
                 continue
-            groups = self.places[last].groups if last in self.places else (*self.read(op), *self.made(last))
+            groups = (
+                self.places[last].groups
+                if last in self.places
+                else (*self.read(op), *self.made(last))
+            )
             self.claim(op, "depthwise", groups)
             self.claim(last, "pointwise", groups)
 
     def shortcuts(self) -> None:
-        """Layers that read what a residual branch reads and make what it makes: part of the nearest such branch."""
+        """Layers that read what a residual branch reads and make what it makes: part of the nearest
+        such branch."""
         for op in self.layers:
             read, made = self.read(op), self.made(op)
             beside = [item for item in self.branches if (item.read, item.made) == (read, made)]
             if beside and any(len(self.structure.made[name]) > 1 for name in made):
-                nearest = min(beside, key=lambda item: abs(self._order(item.last) - self._order(op)))
+                nearest = min(
+                    beside, key=lambda item: abs(self._order(item.last) - self._order(op))
+                )
                 self.claim(op, "shortcut", nearest.groups)
 
     def _order(self, op: Op) -> int:
@@ -162,7 +207,11 @@ class _Finder:
 def _own_weight(op: Op) -> Value | None:
     """The parameter that a layer multiplies by, if it is one tensor of the network's own."""
     layer = layer_weight(op)
-    return layer.value if layer is not None and layer.value.kind == "param" and op.base != "embedding" else None
+    return (
+        layer.value
+        if layer is not None and layer.value.kind == "param" and op.base != "embedding"
+        else None
+    )
 
 
 def _feeders(coupling: Coupling) -> dict[Op, set[Op]]:

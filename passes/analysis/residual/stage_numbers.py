@@ -1,14 +1,16 @@
-"""Where the layers of a network stand: their number, and in residual networks the stage, block and place in it.
+"""Where the layers of a network stand: their number, and in residual networks the stage, block and
+place in it.
 
-GReg (arXiv 2012.09243) names layers by `stage.block.conv`, read from torchvision's names. Here the same numbers come
-from the graph, so that every residual network has them:
+GReg (arXiv 2012.09243) names layers by `stage.block.conv`, read from torchvision's names. Here the
+same numbers come from the graph, so that every residual network has them:
 
-- A *block* lies between a value and the sum that its branches end in: the sum's nearest dominator. Sums inside a block
-  belong to it.
-- Blocks whose sums have one shape are a *stage*, from 1; a new width or resolution begins the next. Layers before the
-  first block are the stem, stage 0, and those behind the last block come after the last stage. A layer between two
-  blocks belongs to the stage of the block that follows.
-- Inside a block, layers are numbered from 0 along the branch with most of them; the others are its shortcut, -1.
+- A *block* lies between a value and the sum that its branches end in: the sum's nearest dominator.
+  Sums inside a block belong to it.
+- Blocks whose sums have one shape are a *stage*, from 1; a new width or resolution begins the next.
+  Layers before the first block are the stem, stage 0, and those behind the last block come after
+  the last stage. A layer between two blocks belongs to the stage of the block that follows.
+- Inside a block, layers are numbered from 0 along the branch with most of them; the others are its
+  shortcut, -1.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ SHORTCUT = -1
 class Place:
     """A convolution or linear layer: its op, weight and number in graph order, from 0.
 
-    ``stage``, ``block`` and ``conv`` are None in networks without residual blocks; ``block`` and ``conv`` also outside
-    of blocks.
+    ``stage``, ``block`` and ``conv`` are None in networks without residual blocks; ``block`` and
+    ``conv`` also outside of blocks.
     """
 
     op: Op
@@ -47,20 +49,23 @@ class Place:
 
     @property
     def id(self) -> str:
-        """``stage.block.conv`` as far as it is known, such as ``2.3.1`` or ``0``; the number where there is none."""
+        """``stage.block.conv`` as far as it is known, such as ``2.3.1`` or ``0``; the number where
+        there is none."""
         parts = [part for part in (self.stage, self.block, self.conv) if part is not None]
         return ".".join(map(str, parts)) if parts else str(self.index)
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The layers of a network in graph order; ``stages`` counts the residual stages (0: there are none)."""
+    """The layers of a network in graph order; ``stages`` counts the residual stages (0: there are
+    none)."""
 
     layers: tuple[Place, ...]
     stages: int
 
     def of(self, op: Op) -> Place | None:
-        """The place of an op, or of the first op that reads the same weight; None for what is no such layer."""
+        """The place of an op, or of the first op that reads the same weight; None for what is no
+        such layer."""
         layer = layer_weight(op)
         weight = None if layer is None else layer.value
         return next((place for place in self.layers if place.weight is weight), None)
@@ -76,7 +81,8 @@ class _Block:
 
 
 def find_places(graph: Graph) -> Places:
-    """The layers of a graph: every convolution or linear layer with a parameter as weight, each weight once."""
+    """The layers of a graph: every convolution or linear layer with a parameter as weight, each
+    weight once."""
     layers = _layers(graph)
     blocks = _blocks(graph, set(layers))
     if not blocks:
@@ -94,7 +100,9 @@ def find_places(graph: Graph) -> Places:
             places.append(Place(op, weight, index, stage, block, convs[op]))
         else:
             following = next((number for number, end in enumerate(ends) if end > order[op]), None)
-            outside = 0 if following == 0 else stages + 1 if following is None else numbers[following][0]
+            outside = (
+                0 if following == 0 else stages + 1 if following is None else numbers[following][0]
+            )
             places.append(Place(op, weight, index, outside))
     return Places(tuple(places), stages)
 
@@ -105,7 +113,12 @@ def _layers(graph: Graph) -> dict[Op, Value]:
     found: dict[Op, Value] = {}
     for op in graph.ops:
         layer = layer_weight(op)
-        if layer is not None and layer.in_axis is not None and layer.value.kind == "param" and layer.value not in seen:
+        if (
+            layer is not None
+            and layer.in_axis is not None
+            and layer.value.kind == "param"
+            and layer.value not in seen
+        ):
             seen.add(layer.value)
             found[op] = layer.value
     return found
@@ -187,9 +200,12 @@ class _Dominators:
                 self._depth[value] = 1 + (0 if above is None else self._depth[above])
 
     def of(self, op: Op) -> Value | None:
-        """The nearest value on all ways to an op; None where there is none but the inputs together."""
+        """The nearest value on all ways to an op; None where there is none but the inputs
+        together."""
         # What is computed from nothing (a constant tensor) is on no way from the inputs.
-        operands = [value for value in op.inputs if value in self._above and not self._constant(value)]
+        operands = [
+            value for value in op.inputs if value in self._above and not self._constant(value)
+        ]
         if not operands:
             return None
         found: Value | None = operands[0]
@@ -198,7 +214,9 @@ class _Dominators:
         return found
 
     def _constant(self, value: Value) -> bool:
-        return value.producer is not None and not any(not operand.is_weight for operand in value.producer.inputs)
+        return value.producer is not None and not any(
+            not operand.is_weight for operand in value.producer.inputs
+        )
 
     def _common(self, a: Value | None, b: Value | None) -> Value | None:
         while a is not b:

@@ -1,7 +1,9 @@
-"""Candidates as modules: cut the one copy of the weights, recompute batch-norm statistics, score, fine-tune.
+"""Candidates as modules: cut the one copy of the weights, recompute batch-norm statistics, score,
+fine-tune.
 
-The long way to the scores of `evaluation.Evaluation`, and the way to networks that are trained. At most one candidate
-network exists at a time. Images are decoded once and stay in memory as the data set holds them.
+The long way to the scores of `evaluation.Evaluation`, and the way to networks that are trained. At
+most one candidate network exists at a time. Images are decoded once and stay in memory as the data
+set holds them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ __all__ = ["CutNetworks", "Settings"]
 class CutNetworks:
     """Makes and scores candidates of one network; its weights are never written.
 
-    ``masks`` are those of the network's weights, by name: what they set to zero stays zero in a fine-tuned candidate.
+    ``masks`` are those of the network's weights, by name: what they set to zero stays zero in a
+    fine-tuned candidate.
     """
 
     def __init__(
@@ -65,11 +68,14 @@ class CutNetworks:
         )
         graph = slice_graph(self.graph, self.coupling, plan)
         with seeded(settings.seed, settings.device):
-            fresh = fresh_statistics(graph, module.state_dict(), drawn, settings.averaging, whole=settings.whole)
+            fresh = fresh_statistics(
+                graph, module.state_dict(), drawn, settings.averaging, whole=settings.whole
+            )
         module.load_state_dict(fresh, strict=False)
 
     def recalibrate_module(self, module: nn.Module) -> None:
-        """The same for a network of no plan, by PyTorch's own batch norm (``ema`` and ``mean`` only)."""
+        """The same for a network of no plan, by PyTorch's own batch norm (``ema`` and ``mean``
+        only)."""
         settings = self.settings
         recalibrate_on(
             module,
@@ -87,12 +93,15 @@ class CutNetworks:
         """The mean metric on the sub-validation images (or another split), not rounded."""
         settings = self.settings
         return self.workload.score(
-            module, split, device=settings.device, augment_seed=settings.seed if settings.augment else None
+            module,
+            split,
+            device=settings.device,
+            augment_seed=settings.seed if settings.augment else None,
         )
 
     def tune(self, module: nn.Module, plan: Mapping[str, np.ndarray], epochs: int) -> None:
-        """Fine-tune the network of a plan in place as EagleEye does: SGD with momentum 0.9, rate 0.01, decay 1e-4,
-        cosine.
+        """Fine-tune the network of a plan in place as EagleEye does: SGD with momentum 0.9, rate
+        0.01, decay 1e-4, cosine.
         """
         settings = self.settings
         kept = self.coupling.kept_units(plan)

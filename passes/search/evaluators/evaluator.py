@@ -1,8 +1,10 @@
-"""What an evaluator is: it gives a proposed structure a score on data; and those that cut the trained weights.
+"""What an evaluator is: it gives a proposed structure a score on data; and those that cut the
+trained weights.
 
-``abn`` recomputes the batch-norm statistics of the cut network (EagleEye), ``stale`` scores it as it is, ``finetune``
-trains it for a short while first. ``reference`` is ``abn`` without any short cut: the network as it would be delivered.
-Each network is cut from the one copy of the trained weights.
+``abn`` recomputes the batch-norm statistics of the cut network (EagleEye), ``stale`` scores it as
+it is, ``finetune`` trains it for a short while first. ``reference`` is ``abn`` without any short
+cut: the network as it would be delivered. Each network is cut from the one copy of the trained
+weights.
 """
 
 from __future__ import annotations
@@ -14,11 +16,26 @@ from typing import ClassVar
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.evaluate import Evaluation
-from pruneopt.passes.evaluation.settings import PLAIN, Kernels, Plain, Precision, Settings, Signal, averaging_of
+from pruneopt.passes.evaluation.settings import (
+    PLAIN,
+    Kernels,
+    Plain,
+    Precision,
+    Settings,
+    Signal,
+    averaging_of,
+)
 from pruneopt.passes.pipeline.base import Part, Pass, option
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluators.judge import AdaptiveJudge, Judge, ReferenceJudge, StaleJudge, Trial, TunedJudge
+from pruneopt.passes.search.evaluators.judge import (
+    AdaptiveJudge,
+    Judge,
+    ReferenceJudge,
+    StaleJudge,
+    Trial,
+    TunedJudge,
+)
 from pruneopt.passes.search.ranking import Accuracy, Ranking
 
 __all__ = [
@@ -86,19 +103,25 @@ class CutWeights(Evaluator):
             raise UserError(f"subval-limit={self.subval_limit} must be at least 1")
 
     def settings(self, seed: int, device: str) -> Settings:
-        return Settings(batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device)
+        return Settings(
+            batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device
+        )
 
     def networks(self, trial: Trial) -> CutNetworks:
         """What makes and scores the cut networks as modules."""
         state = trial.state
         settings = self.settings(trial.seed, state.device)
-        return CutNetworks(state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks)
+        return CutNetworks(
+            state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks
+        )
 
     def evaluation(self, trial: Trial) -> Evaluation:
         """What scores them without making modules."""
         state = trial.state
         settings = replace(self.settings(trial.seed, state.device), keep=trial.keep)
-        return Evaluation(state.graph, trial.space.coupling, state.need_workload(self.name), settings)
+        return Evaluation(
+            state.graph, trial.space.coupling, state.need_workload(self.name), settings
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +142,12 @@ class FreshStatistics(CutWeights):
     calibration_batches: int = option(30, "batches for the batch-norm statistics")
     momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
     reset: bool = option(True, "forget the old statistics first")
-    whole: bool = option(False, "the complete network in training mode for the statistics: dropout drops")
-    augment: bool = option(False, "read calibration and sub-validation images as in training, as EagleEye's code does")
+    whole: bool = option(
+        False, "the complete network in training mode for the statistics: dropout drops"
+    )
+    augment: bool = option(
+        False, "read calibration and sub-validation images as in training, as EagleEye's code does"
+    )
     stale: bool = option(False, "also score every candidate before its statistics are recomputed")
 
     def __post_init__(self) -> None:
@@ -165,16 +192,24 @@ class AdaptiveStatistics(FreshStatistics):
     name: ClassVar[str] = "abn"
     summary: ClassVar[str] = "the cut network with fresh batch-norm statistics (EagleEye, FNNP)"
 
-    statistics: Plain = option("mean", PLAIN)  # noqa: RUF009  as dataclasses.field
-    signal: Signal = option(  # noqa: RUF009
-        "metric", "what is compared: the metric, the likelihood of the targets, or agreement with the original network"
+    statistics: Plain = option("mean", PLAIN)
+    signal: Signal = option(
+        "metric",
+        "what is compared: the metric, the likelihood of the targets, or agreement with the "
+        "original network",
     )
-    race: int | None = option(None, "give up what is clearly worse after this many images, 512 say (look at all)")
-    kernels: Kernels = option(  # noqa: RUF009
-        "auto", "fused kernels where the device has them; off; or reference, what they compute in plain PyTorch"
+    race: int | None = option(
+        None, "give up what is clearly worse after this many images, 512 say (look at all)"
     )
-    precision: Precision = option(  # noqa: RUF009
-        "fp32", "bf16 computes in bfloat16: faster on GPUs and on processors with AMX, scores differ by a few images"
+    kernels: Kernels = option(
+        "auto",
+        "fused kernels where the device has them; off; or reference, what they compute in plain "
+        "PyTorch",
+    )
+    precision: Precision = option(
+        "fp32",
+        "bf16 computes in bfloat16: faster on GPUs and on processors with AMX, scores differ by a "
+        "few images",
     )
 
     def __post_init__(self) -> None:
@@ -205,7 +240,10 @@ class AdaptiveStatistics(FreshStatistics):
 
     def check(self, ranking: Ranking) -> None:
         if self.signal != "metric" and not isinstance(ranking, Accuracy):
-            raise UserError(f"signal={self.signal} is no accuracy, which ranking={ranking.name} asks for: use metric")
+            raise UserError(
+                f"signal={self.signal} is no accuracy, which ranking={ranking.name} asks for: use "
+                "metric"
+            )
 
     def open(self, trial: Trial) -> Judge:
         return AdaptiveJudge(trial, self.evaluation(trial), self.stale)
@@ -216,7 +254,8 @@ class AdaptiveStatistics(FreshStatistics):
 
 @dataclass(frozen=True)
 class ReferenceStatistics(FreshStatistics):
-    """What `AdaptiveStatistics` computes, by the module that would be delivered and PyTorch's own batch norm."""
+    """What `AdaptiveStatistics` computes, by the module that would be delivered and PyTorch's own
+    batch norm."""
 
     name: ClassVar[str] = "reference"
     summary: ClassVar[str] = "as abn, without short cuts: the module itself, batch norms not folded"
@@ -227,7 +266,8 @@ class ReferenceStatistics(FreshStatistics):
 
 @dataclass(frozen=True)
 class ShortTraining(ReferenceStatistics):
-    """Scores the cut network after fresh statistics and a short fine-tuning: slow, and closest to the truth."""
+    """Scores the cut network after fresh statistics and a short fine-tuning: slow, and closest to
+    the truth."""
 
     name: ClassVar[str] = "finetune"
     summary: ClassVar[str] = "the cut network after fresh statistics and a short fine-tuning"
@@ -237,7 +277,9 @@ class ShortTraining(ReferenceStatistics):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1:
-            raise UserError(f"epochs={self.epochs} must be at least 1: without any, use the evaluator abn")
+            raise UserError(
+                f"epochs={self.epochs} must be at least 1: without any, use the evaluator abn"
+            )
 
     def open(self, trial: Trial) -> Judge:
         return TunedJudge(trial, self.networks(trial), self.stale, self.epochs)

@@ -1,6 +1,7 @@
 """Judges: they turn proposed structures into plans and say how these do.
 
-`StaleJudge` and `AdaptiveJudge` ask an `Evaluation`, `ReferenceJudge` and `TunedJudge` make modules.
+`StaleJudge` and `AdaptiveJudge` ask an `Evaluation`, `ReferenceJudge` and `TunedJudge` make
+modules.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.select import keep_best
 
-__all__ = ["AdaptiveJudge", "Judge", "Judged", "ReferenceJudge", "StaleJudge", "Trial", "TunedJudge"]
+__all__ = [
+    "AdaptiveJudge",
+    "Judge",
+    "Judged",
+    "ReferenceJudge",
+    "StaleJudge",
+    "Trial",
+    "TunedJudge",
+]
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Judge(ABC):
         """The mean metric of a structure on the sub-validation images."""
 
     def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
-        """The same for structures that may be judged side by side; `recall` is told about them afterwards."""
+        """The same for structures that may be judged side by side; `recall` is told about them
+        afterwards."""
         return [self.judge(proposal) for proposal in proposals]
 
     @abstractmethod
@@ -120,7 +130,9 @@ class AdaptiveJudge(StaleJudge):
 
     def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
         plans = [self.plan(proposal) for proposal in proposals]
-        return [self._told(*pair) for pair in zip(plans, self.evaluation.together(plans), strict=True)]
+        return [
+            self._told(*pair) for pair in zip(plans, self.evaluation.together(plans), strict=True)
+        ]
 
     def _told(self, plan: Mapping[str, np.ndarray], score: Score) -> Judged:
         before = self.evaluation.stale(plan).metric if self.stale else None
@@ -181,4 +193,6 @@ class TunedJudge(ReferenceJudge):
 
     def describe(self) -> str:
         settings = self.networks.settings
-        return f"{settings.averaging}, n={settings.batches}, then {self.epochs} epochs of fine-tuning"
+        return (
+            f"{settings.averaging}, n={settings.batches}, then {self.epochs} epochs of fine-tuning"
+        )

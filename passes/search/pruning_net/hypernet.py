@@ -1,9 +1,10 @@
 """Hypernetworks: which weights of a network are generated, from which widths, and by what.
 
-MetaPruning (Liu et al., ICCV 2019, arXiv 1903.10258, section 3.1 and its released code) gives every convolution a
-private perceptron ``Linear(d, h) -> ReLU -> Linear(h, numel)`` that turns the width scales of the weight's own block
-into the full-width weight. That is one fully connected layer as wide as the network has weights, times the hidden size:
-774 M parameters for ResNet-50. Two smaller forms are here as well.
+MetaPruning (Liu et al., ICCV 2019, arXiv 1903.10258, section 3.1 and its released code) gives every
+convolution a private perceptron ``Linear(d, h) -> ReLU -> Linear(h, numel)`` that turns the width
+scales of the weight's own block into the full-width weight. That is one fully connected layer as
+wide as the network has weights, times the hidden size: 774 M parameters for ResNet-50. Two smaller
+forms are here as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from torch import Tensor, nn
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.residual.hypernet_blocks import layer_places
 
-__all__ = ["Chunked", "Form", "Full", "Generated", "LowRank", "Sizes", "generated_weights", "hypernetwork"]
+__all__ = [
+    "Chunked",
+    "Form",
+    "Full",
+    "Generated",
+    "LowRank",
+    "Sizes",
+    "generated_weights",
+    "hypernetwork",
+]
 
 Form = Literal["full", "low-rank", "chunked"]
 
@@ -32,7 +42,8 @@ class Sizes:
         form: what the second layer of a hypernetwork is, see `Full`, `LowRank` and `Chunked`.
         hidden, inverted: the hidden size, and that for inverted residuals.
         rank: of the low-rank form.
-        chunk, embedding: of the chunked form: weights that one pass gives, and the size of a chunk's embedding.
+        chunk, embedding: of the chunked form: weights that one pass gives, and the size of a
+            chunk's embedding.
     """
 
     form: Form = "full"
@@ -45,7 +56,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A weight that is generated: its name, shape, the groups whose scales decide it, and the hidden size."""
+    """A weight that is generated: its name, shape, the groups whose scales decide it, and the
+    hidden size."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,23 +70,32 @@ class Generated:
         return math.prod(self.shape)
 
 
-def generated_weights(coupling: Coupling, searched: Collection[str], sizes: Sizes = Sizes()) -> list[Generated]:
+def generated_weights(
+    coupling: Coupling, searched: Collection[str], sizes: Sizes = Sizes()
+) -> list[Generated]:
     """The weights of layers that depend on a searched group, in graph order.
 
-    A layer in a block sees the scales of ``(mid, in, out)``, or ``(in, out)`` of a separable convolution, fixed ones
-    included; a layer outside any block those of the searched groups that it touches. The layers that make the outputs,
-    and layers whose block has no searched group, keep ordinary weights.
+    A layer in a block sees the scales of ``(mid, in, out)``, or ``(in, out)`` of a separable
+    convolution, fixed ones included; a layer outside any block those of the searched groups that it
+    touches. The layers that make the outputs, and layers whose block has no searched group, keep
+    ordinary weights.
 
     Args:
         searched: the groups whose width varies.
     """
     found: dict[str, Generated] = {}
     for place in layer_places(coupling):
-        groups = place.groups if place.block else tuple(name for name in place.groups if name in searched)
+        groups = (
+            place.groups
+            if place.block
+            else tuple(name for name in place.groups if name in searched)
+        )
         if place.role == "output" or place.weight.name in found or not set(groups) & set(searched):
             continue
         hidden = sizes.inverted if place.inverted else sizes.hidden
-        found[place.weight.name] = Generated(place.weight.name, place.weight.type.shape(), groups, hidden)
+        found[place.weight.name] = Generated(
+            place.weight.name, place.weight.type.shape(), groups, hidden
+        )
     return list(found.values())
 
 
@@ -93,7 +114,8 @@ class Full(nn.Module):
 
 
 class LowRank(nn.Module):
-    """``W = U(s) V``: the perceptron gives U `[out, rank]`; V `[rank, rest]` is learned and the same for all widths.
+    """``W = U(s) V``: the perceptron gives U `[out, rank]`; V `[rank, rest]` is learned and the
+    same for all widths.
 
     V starts with variance 1 / rank, so that W starts with the variance that `Full` has.
     """
@@ -114,10 +136,11 @@ class LowRank(nn.Module):
 
 
 class Chunked(nn.Module):
-    """One perceptron for all weights, which emits them in chunks (Ha et al. 2016, arXiv 1609.09106, section 3.1).
+    """One perceptron for all weights, which emits them in chunks (Ha et al. 2016, arXiv 1609.09106,
+    section 3.1).
 
-    Its input is a weight's scales (zeros behind them where there are fewer than the most) and a learned embedding of
-    the chunk.
+    Its input is a weight's scales (zeros behind them where there are fewer than the most) and a
+    learned embedding of the chunk.
     """
 
     def __init__(self, weights: Sequence[Generated], chunk: int, embedding: int) -> None:
@@ -133,15 +156,20 @@ class Chunked(nn.Module):
     def forward(self, scales: Sequence[Tensor]) -> list[Tensor]:
         """All weights, from the scales `[d]` of each."""
         padded = [nn.functional.pad(own, (0, self.inputs - len(own))) for own in scales]
-        rows = torch.cat([own.expand(count, -1) for own, count in zip(padded, self.counts, strict=True)])
-        chunks = self.second(torch.relu(self.first(torch.cat([rows, self.embedding.weight], dim=1))))
+        rows = torch.cat(
+            [own.expand(count, -1) for own, count in zip(padded, self.counts, strict=True)]
+        )
+        chunks = self.second(
+            torch.relu(self.first(torch.cat([rows, self.embedding.weight], dim=1)))
+        )
         parts = chunks.split(self.counts)
         pairs = zip(parts, self.made, strict=True)
         return [part.reshape(-1)[: weight.numel].reshape(weight.shape) for part, weight in pairs]
 
 
 def hypernetwork(weights: Sequence[Generated], sizes: Sizes) -> nn.Module:
-    """The hypernetworks of all weights: a `Chunked`, or a list of `Full` or `LowRank`, one for each weight."""
+    """The hypernetworks of all weights: a `Chunked`, or a list of `Full` or `LowRank`, one for each
+    weight."""
     if sizes.form == "chunked":
         return Chunked(weights, sizes.chunk, sizes.embedding)
     if sizes.form == "low-rank":

@@ -28,12 +28,15 @@ class Footprint:
 
     @classmethod
     def of(cls, parameters: int, recipe: Recipe) -> Footprint:
-        """For so many parameters under a recipe; the optimiser is asked by one step on a single number."""
+        """For so many parameters under a recipe; the optimiser is asked by one step on a single
+        number."""
         probe = torch.nn.Parameter(torch.zeros(2))
         optimiser = recipe.optimiser([{"params": [probe], "weight_decay": 0.0}])
         probe.grad = torch.zeros(2)
         optimiser.step()
-        held = [value for value in optimiser.state[probe].values() if isinstance(value, torch.Tensor)]
+        held = [
+            value for value in optimiser.state[probe].values() if isinstance(value, torch.Tensor)
+        ]
         return cls(parameters, sum(value.shape == probe.shape for value in held) + (recipe.ema > 0))
 
     @property
@@ -43,7 +46,8 @@ class Footprint:
 
 
 def available_memory(device: str) -> int | None:
-    """Free bytes of a device; of the machine (and its memory limit, where one is set) for a CPU. None if unknown."""
+    """Free bytes of a device; of the machine (and its memory limit, where one is set) for a CPU.
+    None if unknown."""
     place = torch.device(device)
     if place.type == "cuda":
         return int(torch.cuda.mem_get_info(place)[0])

@@ -1,9 +1,11 @@
-"""MetaPruning's PruningNet for any captured network: one network that has weights for every width vector.
+"""MetaPruning's PruningNet for any captured network: one network that has weights for every width
+vector.
 
-Liu et al., ICCV 2019 (arXiv 1903.10258), section 3.1 and the released code. Hypernetworks turn the scales of a block's
-widths into full-width weights; of these the leading units of every group are taken, and the network runs at the sliced
-sizes. Which units a tensor holds is known from the channel groups, so that grouped layers, concatenations, attention
-and flattened maps are cropped as slicing crops them: the result is the sliced network with the cropped weights.
+Liu et al., ICCV 2019 (arXiv 1903.10258), section 3.1 and the released code. Hypernetworks turn the
+scales of a block's widths into full-width weights; of these the leading units of every group are
+taken, and the network runs at the sliced sizes. Which units a tensor holds is known from the
+channel groups, so that grouped layers, concatenations, attention and flattened maps are cropped as
+slicing crops them: the result is the sliced network with the cropped weights.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.search.pruning_net.hypernet import Chunked, Sizes, generated_weights, hypernetwork
+from pruneopt.passes.search.pruning_net.hypernet import (
+    Chunked,
+    Sizes,
+    generated_weights,
+    hypernetwork,
+)
 from pruneopt.passes.search.pruning_net.norm_bank import Places, is_norm, norm_banks
 from pruneopt.passes.transform.scratch import fresh_weights
 from pruneopt.passes.transform.slice import slice_graph
@@ -39,8 +46,11 @@ MOMENTUM = 0.1
 """Of running statistics where the network leaves it open."""
 
 
-def leading_plan(coupling: Coupling, groups: Sequence[str], widths: np.ndarray) -> dict[str, np.ndarray]:
-    """The plan that keeps the first units of every block; ``widths`` int64 `[G]` in the order of ``groups``."""
+def leading_plan(
+    coupling: Coupling, groups: Sequence[str], widths: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The plan that keeps the first units of every block; ``widths`` int64 `[G]` in the order of
+    ``groups``."""
     found = {}
     for name, width in zip(groups, widths.tolist(), strict=True):
         group = coupling.group(name)
@@ -50,7 +60,8 @@ def leading_plan(coupling: Coupling, groups: Sequence[str], widths: np.ndarray) 
 
 @dataclass(frozen=True)
 class _Crop:
-    """The network at one width vector: its kept units, scales `[G]`, sliced graph, and the graph's interpreter."""
+    """The network at one width vector: its kept units, scales `[G]`, sliced graph, and the graph's
+    interpreter."""
 
     kept: np.ndarray
     scales: np.ndarray
@@ -61,18 +72,19 @@ class _Crop:
 class PruningNet(nn.Module):
     """A network whose weights are generated for the width vector that was chosen last (`choose`).
 
-    In training mode batch norm uses the batch and updates the statistics of the chosen widths, in evaluation mode it
-    uses these. Statistics of a width vector that was never drawn mean nothing: recompute them on `candidate`.
+    In training mode batch norm uses the batch and updates the statistics of the chosen widths, in
+    evaluation mode it uses these. Statistics of a width vector that was never drawn mean nothing:
+    recompute them on `candidate`.
 
     Args:
-        coupling: of the network; its graph's weights are not used, but for parameters that belong to no layer (a
-            position embedding), which start from them: `inherited` names these.
+        coupling: of the network; its graph's weights are not used, but for parameters that belong
+            to no layer (a position embedding), which start from them: `inherited` names these.
         groups: all free groups, in the order of width vectors.
         searched: those whose width varies.
         grid: the scales of the search, ascending, `[S]`.
         sizes: of the hypernetworks.
-        norms: ``bank`` keeps batch-norm statistics for every scale of the grid, as MetaPruning does; ``recalibrate``
-            one set for all, which only recomputation makes meaningful.
+        norms: ``bank`` keeps batch-norm statistics for every scale of the grid, as MetaPruning
+            does; ``recalibrate`` one set for all, which only recomputation makes meaningful.
         affine: whether batch norms have scales and shifts.
         seed: of the initialisation.
 
@@ -93,11 +105,17 @@ class PruningNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.coupling, self.groups, self.grid = coupling, tuple(groups), np.asarray(grid, dtype=np.float64)
+        self.coupling, self.groups, self.grid = (
+            coupling,
+            tuple(groups),
+            np.asarray(grid, dtype=np.float64),
+        )
         sizes = sizes or Sizes()
         self.generated = generated_weights(coupling, searched, sizes)
         if not self.generated:
-            raise UserError(f"no convolution or linear layer of {coupling.graph.name} has a width to search")
+            raise UserError(
+                f"no convolution or linear layer of {coupling.graph.name} has a width to search"
+            )
         self._bare = _without_weights(coupling.graph)
         self._inputs = [self._columns(weight.groups) for weight in self.generated]
         sets = len(grid) if norms == "bank" else 1
@@ -112,7 +130,8 @@ class PruningNet(nn.Module):
         self._take_ordinary(seed)
 
     def _take_ordinary(self, seed: int) -> None:
-        """Everything else that the network reads: parameters at full width, fresh where a layer owns them; buffers."""
+        """Everything else that the network reads: parameters at full width, fresh where a layer
+        owns them; buffers."""
         graph = self.coupling.graph
         made = {weight.name for weight in self.generated}
         for norm in self._norms.values():
@@ -130,15 +149,18 @@ class PruningNet(nn.Module):
                 self.register_buffer(self._held[name], tensor.detach().clone(), persistent=False)
 
     def decayed(self) -> set[str]:
-        """The names of the parameters that weight decay acts on: hypernetworks, and layers with ordinary weights (the
-        classifier), with their biases; not batch norms, other norms, or parameters outside layers.
+        """The names of the parameters that weight decay acts on: hypernetworks, and layers with
+        ordinary weights (the classifier), with their biases; not batch norms, other norms, or
+        parameters outside layers.
         """
         made = {weight.name for weight in self.generated}
         own: set[str] = set()
         for op in self.coupling.graph.ops:
             layer = layer_weight(op)
             if layer is not None and layer.value.name not in made:
-                own.update(f"ordinary.{_key(value.name)}" for value in op.inputs if value.kind == "param")
+                own.update(
+                    f"ordinary.{_key(value.name)}" for value in op.inputs if value.kind == "param"
+                )
         names = {name for name, _ in self.named_parameters()}
         return {name for name in names if name in own or name.startswith("hypernets.")}
 
@@ -147,7 +169,8 @@ class PruningNet(nn.Module):
     def choose(self, widths: np.ndarray, scales: np.ndarray | None = None) -> None:
         """Take a width vector, int64 `[G]` in the order of `groups`, for what follows.
 
-        ``scales`` `[G]` are the entries of the grid that it came from; without them widths count as shares of the full.
+        ``scales`` `[G]` are the entries of the grid that it came from; without them widths count as
+        shares of the full.
         """
         full = np.array([self.coupling.group(name).width for name in self.groups])
         shares = widths / full if scales is None else np.asarray(scales, dtype=np.float64)
@@ -161,14 +184,18 @@ class PruningNet(nn.Module):
         return self._crop
 
     def weights(self) -> dict[str, Tensor]:
-        """Everything that the sliced graph of the chosen widths reads, by name, on the device of the parameters."""
+        """Everything that the sliced graph of the chosen widths reads, by name, on the device of
+        the parameters."""
         return self._weights(self._chosen())[0]
 
     def _weights(self, crop: _Crop) -> tuple[dict[str, Tensor], dict[str, Places]]:
         """All weights, and for every batch norm which of its statistics they are."""
         params = self.coupling.graph.params
         full = self.full_weights()
-        found = {name: gather_kept(full[name], self.coupling.slots_of(params[name]), crop.kept) for name in full}
+        found = {
+            name: gather_kept(full[name], self.coupling.slots_of(params[name]), crop.kept)
+            for name in full
+        }
         places = {}
         for name, norm in self._norms.items():
             places[name] = norm.places(crop.kept, crop.scales, self.grid)
@@ -178,9 +205,12 @@ class PruningNet(nn.Module):
         return found, places
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Weights, ordinary parameters and buffers for the chosen scales at full width, by name; no batch norms."""
+        """Weights, ordinary parameters and buffers for the chosen scales at full width, by name; no
+        batch norms."""
         device = next(self.parameters()).device
-        scales = torch.as_tensor(np.append(self._chosen().scales, 1.0), dtype=torch.float32, device=device)
+        scales = torch.as_tensor(
+            np.append(self._chosen().scales, 1.0), dtype=torch.float32, device=device
+        )
         inputs = [scales[columns] for columns in self._inputs]
         if isinstance(self.hypernets, Chunked):
             made = self.hypernets(inputs)
@@ -196,12 +226,15 @@ class PruningNet(nn.Module):
 
     def _columns(self, names: Sequence[str]) -> list[int]:
         """The places of groups in the scales; one behind the last is the constant 1."""
-        return [self.groups.index(name) if name in self.groups else len(self.groups) for name in names]
+        return [
+            self.groups.index(name) if name in self.groups else len(self.groups) for name in names
+        ]
 
     # Running
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The outputs of the network at the chosen widths, in the structure the model returns them."""
+        """The outputs of the network at the chosen widths, in the structure the model returns
+        them."""
         crop = self._chosen()
         weights, places = self._weights(crop)
         outputs = crop.interpreter.run(weights, *inputs, training=self.training)
@@ -211,15 +244,23 @@ class PruningNet(nn.Module):
         return outputs
 
     def candidate(self) -> nn.Module:
-        """The sliced network at the chosen widths with its generated weights, as a module of its own."""
+        """The sliced network at the chosen widths with its generated weights, as a module of its
+        own."""
         crop = self._chosen()
         with torch.no_grad():
-            weights = {name: tensor.detach().contiguous() for name, tensor in self.weights().items()}
+            weights = {
+                name: tensor.detach().contiguous() for name, tensor in self.weights().items()
+            }
         return build_module(crop.graph, weights)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningNet:
         """A copy with parameters of its own; the graph, which nobody changes, stays shared."""
-        for shared in (self.coupling, self._bare, self._crop, *(norm.slots for norm in self._norms.values())):
+        for shared in (
+            self.coupling,
+            self._bare,
+            self._crop,
+            *(norm.slots for norm in self._norms.values()),
+        ):
             memo[id(shared)] = shared
         twin = type(self).__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -227,17 +268,35 @@ class PruningNet(nn.Module):
 
 
 def parameter_count(
-    coupling: Coupling, searched: Sequence[str], entries: int, sizes: Sizes, norms: Norms, affine: bool
+    coupling: Coupling,
+    searched: Sequence[str],
+    entries: int,
+    sizes: Sizes,
+    norms: Norms,
+    affine: bool,
 ) -> int:
     """How many parameters a `PruningNet` has, without making it; see there for the arguments."""
     generated = generated_weights(coupling, searched, sizes)
     banks = norm_banks(coupling, (), set(searched), entries if norms == "bank" else 1, affine)
-    taken = {weight.name for weight in generated}.union(*(bank.names.values() for bank in banks.values()))
+    taken = {weight.name for weight in generated}.union(
+        *(bank.names.values() for bank in banks.values())
+    )
     with torch.device("meta"):
         hypernets = hypernetwork(generated, sizes)
-    rest = (value for value in coupling.graph.params.values() if value.kind == "param" and value.name not in taken)
-    ordinary = sum(math.prod(value.type.shape()) for value in rest if DTYPES[value.type.dtype].is_floating_point)
-    made = [*hypernets.parameters(), *(item for bank in banks.values() for item in bank.parameters())]
+    rest = (
+        value
+        for value in coupling.graph.params.values()
+        if value.kind == "param" and value.name not in taken
+    )
+    ordinary = sum(
+        math.prod(value.type.shape())
+        for value in rest
+        if DTYPES[value.type.dtype].is_floating_point
+    )
+    made = [
+        *hypernets.parameters(),
+        *(item for bank in banks.values() for item in bank.parameters()),
+    ]
     return ordinary + sum(parameter.numel() for parameter in made)
 
 

@@ -1,6 +1,8 @@
-"""Batch-norm statistics of a network whose widths vary: one set for every scale of the grid, or one for all.
+"""Batch-norm statistics of a network whose widths vary: one set for every scale of the grid, or one
+for all.
 
-MetaPruning (arXiv 1903.10258, released code) keeps one batch norm for every entry of the grid at every place.
+MetaPruning (arXiv 1903.10258, released code) keeps one batch norm for every entry of the grid at
+every place.
 """
 
 from __future__ import annotations
@@ -25,17 +27,23 @@ Places = tuple[Tensor, Tensor]
 
 
 class NormBank(nn.Module):
-    """Running statistics (and scales and shifts) of one batch norm, one set for every entry of the grid.
+    """Running statistics (and scales and shifts) of one batch norm, one set for every entry of the
+    grid.
 
-    Channel c takes the set of its own group's scale: ``columns[c]`` is the place of that group in the width vector, and
-    -1 always takes the last set.
+    Channel c takes the set of its own group's scale: ``columns[c]`` is the place of that group in
+    the width vector, and -1 always takes the last set.
     """
 
     mean: Tensor
     variance: Tensor
 
     def __init__(
-        self, names: Mapping[str, str], slots: list[Slot], columns: np.ndarray, sets: int, affine: bool
+        self,
+        names: Mapping[str, str],
+        slots: list[Slot],
+        columns: np.ndarray,
+        sets: int,
+        affine: bool,
     ) -> None:
         super().__init__()
         self.names, self.slots, self.columns = dict(names), slots, columns
@@ -45,7 +53,8 @@ class NormBank(nn.Module):
         self.bias = nn.Parameter(torch.zeros(sets, len(columns))) if affine else None
 
     def places(self, kept: np.ndarray, scales: np.ndarray, grid: np.ndarray) -> Places:
-        """Set and channel of everything kept, int64 `[kept]` each, for scales `[G]` out of ``grid`` `[S]`."""
+        """Set and channel of everything kept, int64 `[kept]` each, for scales `[G]` out of ``grid``
+        `[S]`."""
         if len(self.mean) == 1:
             rows = np.zeros(len(self.columns), dtype=np.int64)
         else:
@@ -65,7 +74,12 @@ class NormBank(nn.Module):
             else:
                 own = getattr(self, leaf)
                 constant = float(leaf == "weight")
-                yield name, torch.full((count,), constant, device=self.mean.device) if own is None else own[places]
+                yield (
+                    name,
+                    torch.full((count,), constant, device=self.mean.device)
+                    if own is None
+                    else own[places],
+                )
 
     def keep(self, places: Places, weights: Mapping[str, Tensor]) -> None:
         """Store the statistics that a forward pass in training mode has updated."""
@@ -82,7 +96,8 @@ def is_norm(op: Op) -> bool:
 def norm_banks(
     coupling: Coupling, groups: tuple[str, ...], searched: set[str], sets: int, affine: bool
 ) -> dict[str, NormBank]:
-    """The batch norms of a graph by the name of their running mean; one that several ops share is one.
+    """The batch norms of a graph by the name of their running mean; one that several ops share is
+    one.
 
     Args:
         groups: all free groups, in the order of width vectors.
@@ -102,17 +117,26 @@ def norm_banks(
 
 def _leaves(graph: Graph, op: Op) -> dict[str, str]:
     """The names of a batch norm's tensors, by what they are."""
-    values = {"weight": op.value(1), "bias": op.value(2), "mean": op.value(3), "variance": op.value(4)}
+    values = {
+        "weight": op.value(1),
+        "bias": op.value(2),
+        "mean": op.value(3),
+        "variance": op.value(4),
+    }
     names = {leaf: value.name for leaf, value in values.items() if value is not None}
     counter = names["mean"].removesuffix("running_mean") + "num_batches_tracked"
     return {**names, "counter": counter} if counter in graph.params else names
 
 
-def _columns_of(coupling: Coupling, groups: tuple[str, ...], searched: set[str], op: Op, mean: Value) -> np.ndarray:
-    """For every channel the place of the searched group whose scale picks its statistics, int64 `[C]`.
+def _columns_of(
+    coupling: Coupling, groups: tuple[str, ...], searched: set[str], op: Op, mean: Value
+) -> np.ndarray:
+    """For every channel the place of the searched group whose scale picks its statistics, int64
+    `[C]`.
 
-    A channel without one takes the first searched group that the layer before reads: MetaPruning's MobileNetV2 picks
-    the statistics of its last convolution, which has one width, by the width of its input.
+    A channel without one takes the first searched group that the layer before reads: MetaPruning's
+    MobileNetV2 picks the statistics of its last convolution, which has one width, by the width of
+    its input.
     """
     place = {name: number for number, name in enumerate(groups) if name in searched}
     fallback = next((place[name] for name in _read_before(coupling, op) if name in place), -1)
@@ -133,7 +157,9 @@ def _read_before(coupling: Coupling, op: Op) -> list[str]:
         if layer is not None:
             read = [slot for slot in coupling.slots_of(layer.value) if not layer.makes(slot.axes)]
             numbers = [
-                number for slot in read for number in np.unique(coupling.unit_group[slot.units[slot.units >= 0]])
+                number
+                for slot in read
+                for number in np.unique(coupling.unit_group[slot.units[slot.units >= 0]])
             ]
             return [coupling.groups[number].name for number in numbers]
         value = maker.value(0)

@@ -1,4 +1,5 @@
-"""Training PruningNet: another random width vector at every iteration (MetaPruning, arXiv 1903.10258, section 3.1).
+"""Training PruningNet: another random width vector at every iteration (MetaPruning, arXiv
+1903.10258, section 3.1).
 
 The memory that this takes is said, and checked, before anything is made.
 """
@@ -22,7 +23,14 @@ from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.trainer import train
 
-__all__ = ["NAME", "DrawWidths", "PruningNetReport", "Settings", "checked_footprint", "train_pruning_net"]
+__all__ = [
+    "NAME",
+    "DrawWidths",
+    "PruningNetReport",
+    "Settings",
+    "checked_footprint",
+    "train_pruning_net",
+]
 
 NAME = "pruning-net"
 
@@ -45,7 +53,8 @@ class PruningNetReport:
         parameters: of PruningNet.
         bytes: of its parameters, gradients and the optimiser's state.
         training: epoch by epoch; every iteration had other widths.
-        full_width: the score on the sub-validation images at full width, with recomputed statistics.
+        full_width: the score on the sub-validation images at full width, with recomputed
+            statistics.
         original: that of the given network.
         notes: what the user should know.
     """
@@ -59,16 +68,20 @@ class PruningNetReport:
 
 
 class DrawWidths(Hook):
-    """Before every iteration a fresh width vector: every gene uniform on the grid, the same in every process.
+    """Before every iteration a fresh width vector: every gene uniform on the grid, the same in
+    every process.
 
-    It depends on the seed and the iteration alone, so that an interrupted run draws on as if it had not been.
+    It depends on the seed and the iteration alone, so that an interrupted run draws on as if it had
+    not been.
     """
 
     def __init__(self, net: PruningNet, space: Space) -> None:
         self.net, self.space = net, space
 
     def before_forward(self, run: Run) -> None:
-        proposal = self.space.proposal(self.space.uniform(np.random.default_rng([run.seed, run.iteration])))
+        proposal = self.space.proposal(
+            self.space.uniform(np.random.default_rng([run.seed, run.iteration]))
+        )
         self.net.choose(proposal.widths, proposal.scales)
 
 
@@ -86,13 +99,24 @@ def checked_footprint(space: Space, settings: Settings, device: str) -> Footprin
     needed = _footprint(space, settings, settings.sizes)
     free = available_memory(device)
     if free is not None and needed.bytes > free:
-        forms = [Sizes(form="low-rank", hidden=settings.sizes.hidden, inverted=settings.sizes.inverted, rank=8)]
+        forms = [
+            Sizes(
+                form="low-rank",
+                hidden=settings.sizes.hidden,
+                inverted=settings.sizes.inverted,
+                rank=8,
+            )
+        ]
         forms.append(Sizes(form="chunked"))
         smaller = [(sizes.form, _footprint(space, settings, sizes).bytes) for sizes in forms]
-        offers = [f"layer={form} ({_amount(size)})" for form, size in smaller if size < needed.bytes]
+        offers = [
+            f"layer={form} ({_amount(size)})" for form, size in smaller if size < needed.bytes
+        ]
         raise UserError(
-            f"PruningNet of {space.cost.graph.name} needs {_amount(needed.bytes)} for its {_count(needed)} parameters, "
-            f"their gradients and the optimiser's state, and {_amount(free)} are free on {device}: use "
+            f"PruningNet of {space.cost.graph.name} needs {_amount(needed.bytes)} for its "
+            f"{_count(needed)} parameters, "
+            f"their gradients and the optimiser's state, and {_amount(free)} are free on {device}: "
+            "use "
             f"{' or '.join(offers) or 'a smaller hidden size'}"
         )
     return needed
@@ -100,21 +124,34 @@ def checked_footprint(space: Space, settings: Settings, device: str) -> Footprin
 
 def _footprint(space: Space, settings: Settings, sizes: Sizes) -> Footprint:
     count = parameter_count(
-        space.coupling, searched_groups(space), len(space.grid), sizes, settings.norms, settings.affine
+        space.coupling,
+        searched_groups(space),
+        len(space.grid),
+        sizes,
+        settings.norms,
+        settings.affine,
     )
     return Footprint.of(count, settings.recipe)
 
 
-def train_pruning_net(state: State, space: Space, settings: Settings, seed: int) -> tuple[PruningNet, PruningNetReport]:
-    """A PruningNet for the genes of a space, trained on the state's workload, on the state's device.
+def train_pruning_net(
+    state: State, space: Space, settings: Settings, seed: int
+) -> tuple[PruningNet, PruningNetReport]:
+    """A PruningNet for the genes of a space, trained on the state's workload, on the state's
+    device.
 
-    With a run folder the state of the training is kept there; a later call goes on from it, or takes over the result.
+    With a run folder the state of the training is kept there; a later call goes on from it, or
+    takes over the result.
 
     Raises:
-        UserError: not enough memory, nothing to search, or as `pruneopt.passes.training.trainer.train`.
+        UserError: not enough memory, nothing to search, or as
+            `pruneopt.passes.training.trainer.train`.
     """
     footprint = checked_footprint(space, settings, state.device)
-    words = f"{_count(footprint)} parameters, {_amount(footprint.bytes)} with gradients and the optimiser's state"
+    words = (
+        f"{_count(footprint)} parameters, {_amount(footprint.bytes)} with gradients and the "
+        "optimiser's state"
+    )
     state.progress(f"PruningNet: {words}, and activations on top")
     net = PruningNet(
         space.coupling,
@@ -142,7 +179,10 @@ def train_pruning_net(state: State, space: Space, settings: Settings, seed: int)
     )
     notes = [f"PruningNet: {words}"]
     if net.inherited:
-        notes.append(f"no layer initialises {', '.join(net.inherited)}: PruningNet started from their given values")
+        notes.append(
+            f"no layer initialises {', '.join(net.inherited)}: PruningNet started from their given "
+            "values"
+        )
     net.to(state.device)
     return net, PruningNetReport(footprint.parameters, footprint.bytes, log, notes=notes)
 
@@ -150,7 +190,10 @@ def train_pruning_net(state: State, space: Space, settings: Settings, seed: int)
 def _identity(space: Space, settings: Settings) -> str:
     """What training depends on beside the recipe, the initial weights and the data."""
     genes = [(gene.groups, gene.width) for gene in space.genes]
-    return f"{genes} {space.grid.tolist()} {space.round_to} {space.minimum} {settings.sizes} {settings.norms}"
+    return (
+        f"{genes} {space.grid.tolist()} {space.round_to} {space.minimum} {settings.sizes} "
+        f"{settings.norms}"
+    )
 
 
 def _amount(size: int) -> str:

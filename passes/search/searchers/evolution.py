@@ -1,14 +1,16 @@
 """The evolutionary search of MetaPruning (Liu et al., ICCV 2019), operator for operator.
 
-Every generation the candidates are judged; the best 50 of all so far are kept, and the best 10 of these are parents.
-The next candidates are 25 mutations (a gene changes with probability 0.1, always to another value), 25 crossovers (each
-gene from one of two parents) and random structures for the rest. What was judged before, is in the generation already
-or breaks a constraint is drawn again. Genes are those of the space, so that tied widths change together.
+Every generation the candidates are judged; the best 50 of all so far are kept, and the best 10 of
+these are parents. The next candidates are 25 mutations (a gene changes with probability 0.1, always
+to another value), 25 crossovers (each gene from one of two parents) and random structures for the
+rest. What was judged before, is in the generation already or breaks a constraint is drawn again.
+Genes are those of the space, so that tied widths change together.
 
-Two things differ. Where the published search rejects random vectors until one fits the FLOPs, a random vector is moved
-into the budget here (`Space.moved`); ``reject`` brings rejection back, and ``low`` and ``high`` are the range that the
-published search of ResNet-50 draws from. And vectors that give the same widths are one structure, which is judged once:
-in groups of 34 channels and more every scale has a width of its own, but narrow ones have several scales for a width.
+Two things differ. Where the published search rejects random vectors until one fits the FLOPs, a
+random vector is moved into the budget here (`Space.moved`); ``reject`` brings rejection back, and
+``low`` and ``high`` are the range that the published search of ResNet-50 draws from. And vectors
+that give the same widths are one structure, which is judged once: in groups of 34 channels and more
+every scale has a width of its own, but narrow ones have several scales for a width.
 """
 
 from __future__ import annotations
@@ -40,12 +42,22 @@ class Evolution(Searcher):
     population: int = option(50, "structures in a generation")
     iterations: int = option(20, "generations")
     parents: int = option(10, "the best structures, from which children are made")
-    mutations: int | None = option(None, "children by mutation in a generation, at most (half of it)")
-    crossovers: int | None = option(None, "children by crossover in a generation, at most (half of it)")
+    mutations: int | None = option(
+        None, "children by mutation in a generation, at most (half of it)"
+    )
+    crossovers: int | None = option(
+        None, "children by crossover in a generation, at most (half of it)"
+    )
     probability: float = option(0.1, "that a gene mutates")
-    reject: bool = option(False, "draw random structures until one fits, as published, instead of moving them")
-    low: int = option(0, "the smallest grid index of a random structure (ResNet-50 was searched with 12)")
-    high: int | None = option(None, "the largest grid index of a random structure (ResNet-50: 23); none takes the last")
+    reject: bool = option(
+        False, "draw random structures until one fits, as published, instead of moving them"
+    )
+    low: int = option(
+        0, "the smallest grid index of a random structure (ResNet-50 was searched with 12)"
+    )
+    high: int | None = option(
+        None, "the largest grid index of a random structure (ResNet-50: 23); none takes the last"
+    )
 
     @property
     def breeds_from(self) -> int:
@@ -60,20 +72,26 @@ class Evolution(Searcher):
             raise UserError("mutations and crossovers must not be negative")
         if sum(self.children) > self.population:
             raise UserError(
-                f"{self.children[0]} mutations and {self.children[1]} crossovers are more than population="
+                f"{self.children[0]} mutations and {self.children[1]} crossovers are more than "
+                "population="
                 f"{self.population}"
             )
         if not 0 < self.probability <= 1:
             raise UserError(f"probability={self.probability:g} must be above 0 and at most 1")
         if self.low < 0 or (self.high is not None and self.high < self.low):
-            raise UserError(f"random structures from grid index {self.low} to {self.high} are no range")
+            raise UserError(
+                f"random structures from grid index {self.low} to {self.high} are no range"
+            )
 
     @property
     def children(self) -> tuple[int, int]:
-        """The most mutations and crossovers in a generation; what is not given shares what is left."""
+        """The most mutations and crossovers in a generation; what is not given shares what is
+        left."""
         half, mutations, crossovers = self.population // 2, self.mutations, self.crossovers
         if mutations is None:
-            mutations = min(half, max(0, self.population - (half if crossovers is None else crossovers)))
+            mutations = min(
+                half, max(0, self.population - (half if crossovers is None else crossovers))
+            )
         if crossovers is None:
             crossovers = min(half, max(0, self.population - mutations))
         return mutations, crossovers
@@ -81,7 +99,9 @@ class Evolution(Searcher):
     def open(self, space: Space, seed: int) -> Evolving:
         high = len(space.grid) - 1 if self.high is None else self.high
         if max(self.low, high) >= len(space.grid):
-            raise UserError(f"low and high are indices into a grid of {len(space.grid)} scales, from 0")
+            raise UserError(
+                f"low and high are indices into a grid of {len(space.grid)} scales, from 0"
+            )
         space.check_range(self.low, high, f"low={self.low}", f"high={high}")
         return Evolving(self, space, seed)
 
@@ -128,7 +148,8 @@ class Evolving(Asker):
     def describe(self) -> str:
         options = self.options
         return (
-            f"evolution, {options.iterations} generations of {options.population}, {len(self.space.genes)} genes of "
+            f"evolution, {options.iterations} generations of {options.population}, "
+            f"{len(self.space.genes)} genes of "
             f"{len(self.space.grid)} scales"
         )
 
@@ -161,7 +182,9 @@ class Evolving(Asker):
         pool.sort(key=lambda genes: -comparable(self.judged[genes]))
         self.archive = pool[: max(self.options.population, self.options.parents)]
 
-    def _take(self, genes: np.ndarray, children: dict[tuple[int, ...], int], attempts: int = 1) -> bool:
+    def _take(
+        self, genes: np.ndarray, children: dict[tuple[int, ...], int], attempts: int = 1
+    ) -> bool:
         """Add a child if it is new and inside the constraints; whether it was."""
         widths = self.space.widths_of(genes)
         if tuple(widths.tolist()) in self._known or not self.space.feasible(widths[None])[0]:
@@ -180,7 +203,9 @@ class Evolving(Asker):
             child = np.array(parents[self.rng.integers(len(parents))])
             changes = self.rng.random(len(child)) < self.options.probability
             if scales > 1:
-                child[changes] = (child[changes] + self.rng.integers(1, scales, int(changes.sum()))) % scales
+                child[changes] = (
+                    child[changes] + self.rng.integers(1, scales, int(changes.sum()))
+                ) % scales
             made += self._take(child, children)
 
     def _cross(self, children: dict[tuple[int, ...], int]) -> None:
@@ -215,6 +240,7 @@ class Evolving(Asker):
         if not children and not self.judged:
             instead = "or leave reject out" if options.reject else "or a larger budget"
             raise UserError(
-                f"none of {attempts} random structures is inside the budgets and above the window's lower end: "
+                f"none of {attempts} random structures is inside the budgets and above the "
+                "window's lower end: "
                 f"use a wider window, {instead}"
             )

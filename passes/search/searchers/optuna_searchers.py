@@ -1,9 +1,11 @@
-"""Optuna's samplers as searchers: ``tpe``, ``cma-es`` and ``nsga2``, asked and told one structure at a time.
+"""Optuna's samplers as searchers: ``tpe``, ``cma-es`` and ``nsga2``, asked and told one structure
+at a time.
 
-A sampler suggests a ratio per gene, the share of channels that goes. The vector is moved onto the budget before it is
-judged, as `sampling.WidthSampler` moves random ones: along its ray, ``t * ratios`` for the smallest t that fits, then
-up on the grid as far as there is room. A structure that was judged before is answered from memory and the sampler
-asked again. So no evaluation is spent outside the budget, or twice.
+A sampler suggests a ratio per gene, the share of channels that goes. The vector is moved onto the
+budget before it is judged, as `sampling.WidthSampler` moves random ones: along its ray, ``t *
+ratios`` for the smallest t that fits, then up on the grid as far as there is room. A structure that
+was judged before is answered from memory and the sampler asked again. So no evaluation is spent
+outside the budget, or twice.
 
 NSGA-II serves as a genetic algorithm with one objective here: the fitness that the ranking gives.
 """
@@ -37,16 +39,20 @@ ATTEMPTS = 200
 
 
 def onto_budget(space: Space, ratios: np.ndarray) -> np.ndarray:
-    """The grid indices `[L]` of ratios `[L]` (shares that go), moved to where the budgets are just met.
+    """The grid indices `[L]` of ratios `[L]` (shares that go), moved to where the budgets are just
+    met.
 
-    Every ratio grows, or shrinks, by one factor, up to the smallest scale of the grid. What the budget then has room
-    for is filled up gene by gene, evenly, and first where the grid took most. Without budgets the ratios stay.
+    Every ratio grows, or shrinks, by one factor, up to the smallest scale of the grid. What the
+    budget then has room for is filled up gene by gene, evenly, and first where the grid took most.
+    Without budgets the ratios stay.
     """
     asked = 100 * (1 - np.clip(ratios, 0.0, 1 - space.grid[0] / 100))
 
     def indices(percent: np.ndarray) -> np.ndarray:
         # A product such as 100 * (1 - 0.9) must not fall below the scale it stands for.
-        found: np.ndarray = np.maximum(np.searchsorted(space.grid, percent + 1e-6, side="right") - 1, 0)
+        found: np.ndarray = np.maximum(
+            np.searchsorted(space.grid, percent + 1e-6, side="right") - 1, 0
+        )
         return found
 
     if not space.budgets:
@@ -57,16 +63,21 @@ def onto_budget(space: Space, ratios: np.ndarray) -> np.ndarray:
     def along(shares: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
             times = (1 - shares) / shares
-        percent: np.ndarray = np.maximum(100 - np.minimum(times[:, None] * ray, 100.0), space.grid[0])
+        percent: np.ndarray = np.maximum(
+            100 - np.minimum(times[:, None] * ray, 100.0), space.grid[0]
+        )
         return percent
 
-    share = largest_share(lambda shares: space.widths_of(indices(along(shares))), space.budgets, space.cost)
+    share = largest_share(
+        lambda shares: space.widths_of(indices(along(shares))), space.budgets, space.cost
+    )
     percent = along(np.array([share]))[0]
     return _filled(space, indices(percent), percent)
 
 
 def _filled(space: Space, found: np.ndarray, percent: np.ndarray) -> np.ndarray:
-    """Indices raised one by one while the budgets are met; ``percent`` is what each gene asked for."""
+    """Indices raised one by one while the budgets are met; ``percent`` is what each gene asked
+    for."""
     found, climbed = found.copy(), np.zeros(len(found), dtype=np.int64)
     open_ = found < len(space.grid) - 1
     while open_.any():
@@ -105,7 +116,8 @@ class OptunaSearcher(Searcher):
                 import_module(package)
             except ImportError as error:
                 raise UserError(
-                    f"the searcher {self.name} needs the package {package}: pip install 'pruneopt[search]'"
+                    f"the searcher {self.name} needs the package {package}: pip install "
+                    "'pruneopt[search]'"
                 ) from error
         return _Asking(self, space, seed)
 
@@ -139,10 +151,14 @@ class CMAES(OptunaSearcher):
     """Hansen 2016; the first structure is random."""
 
     name: ClassVar[str] = "cma-es"
-    summary: ClassVar[str] = "evolution of a normal distribution with its covariance (Optuna, cmaes)"
+    summary: ClassVar[str] = (
+        "evolution of a normal distribution with its covariance (Optuna, cmaes)"
+    )
     packages: ClassVar[tuple[str, ...]] = ("optuna", "cmaes")
 
-    population: int | None = option(None, "structures in a generation (4 + 3 ln of the number of genes)")
+    population: int | None = option(
+        None, "structures in a generation (4 + 3 ln of the number of genes)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +191,9 @@ class NSGA2(OptunaSearcher):
     def sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import NSGAIISampler
 
-        return NSGAIISampler(population_size=self.population, crossover_prob=self.crossover, seed=seed)
+        return NSGAIISampler(
+            population_size=self.population, crossover_prob=self.crossover, seed=seed
+        )
 
 
 class _Asking(Asker):
@@ -198,7 +216,8 @@ class _Asking(Asker):
         self._asked: tuple[Trial, tuple[int, ...]] | None = None
 
     def ask(self) -> Proposal | None:
-        """The next structure; None also where ``ATTEMPTS`` suggestions in a row hold nothing new."""
+        """The next structure; None also where ``ATTEMPTS`` suggestions in a row hold nothing
+        new."""
         if self.judged == self.options.candidates:
             return None
         for attempt in range(1, ATTEMPTS + 1):
@@ -215,7 +234,8 @@ class _Asking(Asker):
             self._answer(trial, self.known[key])
         if not self.known:
             raise UserError(
-                f"none of {ATTEMPTS} structures on the budgets is above the window's lower end: use a wider window"
+                f"none of {ATTEMPTS} structures on the budgets is above the window's lower end: "
+                "use a wider window"
             )
         return None
 
@@ -229,14 +249,19 @@ class _Asking(Asker):
 
     def describe(self) -> str:
         genes = len(self.space.genes)
-        return f"{self.options.name}, {self.options.candidates} structures of {genes} genes, moved onto the budget"
+        return (
+            f"{self.options.name}, {self.options.candidates} structures of {genes} genes, "
+            "moved "
+            "onto the budget"
+        )
 
     @property
     def total(self) -> int:
         return self.options.candidates
 
     def _moved(self, ratios: np.ndarray) -> np.ndarray | None:
-        """Feasible grid indices for ratios; None where the window's lower end is out of reach from there."""
+        """Feasible grid indices for ratios; None where the window's lower end is out of reach from
+        there."""
         indices = onto_budget(self.space, ratios)
         if self.space.feasible(self.space.widths_of(indices)[None])[0]:
             return indices

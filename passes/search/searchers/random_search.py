@@ -1,7 +1,9 @@
-"""EagleEye's searcher: independent random ratios, one per channel group, moved onto the budget (see `sampling`).
+"""EagleEye's searcher: independent random ratios, one per channel group, moved onto the budget (see
+`sampling`).
 
-Where widths are tied, or some stay whole, ratios are those of the space's genes instead: random entries of its grid in
-the same range, moved into the budgets (`Space.moved`). That is MetaPruning's random search, the baseline of evolution.
+Where widths are tied, or some stay whole, ratios are those of the space's genes instead: random
+entries of its grid in the same range, moved into the budgets (`Space.moved`). That is MetaPruning's
+random search, the baseline of evolution.
 """
 
 from __future__ import annotations
@@ -118,18 +120,28 @@ class _OnGrid(_Random):
     def __init__(self, options: RandomSearch, space: Space, seed: int) -> None:
         super().__init__(options.candidates)
         if options.floor:
-            raise UserError("floor counts the units of groups one by one, but widths are tied here: leave it out")
+            raise UserError(
+                "floor counts the units of groups one by one, but widths are tied here: leave it "
+                "out"
+            )
         self.options, self.space, self.seed = options, space, seed
         kept = space.grid / 100
         # A difference such as 1 - 0.7 must not miss the entry that it stands for.
-        places = np.flatnonzero((kept >= 1 - options.max_ratio - 1e-9) & (kept <= 1 - options.min_ratio + 1e-9))
+        places = np.flatnonzero(
+            (kept >= 1 - options.max_ratio - 1e-9) & (kept <= 1 - options.min_ratio + 1e-9)
+        )
         if not len(places):
             raise UserError(
                 f"no scale of the grid ({space.grid[0]} to 100 %) removes {options.min_ratio:g} to "
                 f"{options.max_ratio:g} of a width: give another min-ratio and max-ratio"
             )
         self.low, self.high = int(places[0]), int(places[-1])
-        space.check_range(self.low, self.high, f"max-ratio={options.max_ratio:g}", f"min-ratio={options.min_ratio:g}")
+        space.check_range(
+            self.low,
+            self.high,
+            f"max-ratio={options.max_ratio:g}",
+            f"min-ratio={options.min_ratio:g}",
+        )
 
     def next(self) -> Proposal:
         rng = np.random.default_rng([self.seed, self.asked, 3])
@@ -150,6 +162,7 @@ class _OnGrid(_Random):
 
 def _none_fits(attempts: int) -> UserError:
     return UserError(
-        f"none of {attempts} random structures is inside the budgets and above the window's lower end: use a wider "
+        f"none of {attempts} random structures is inside the budgets and above the window's lower "
+        "end: use a wider "
         "window, another range of ratios, or leave reject out"
     )

@@ -1,7 +1,8 @@
 """What a searcher is: it proposes structures and is told how good they were.
 
-A searcher is deterministic: the same space, seed and answers give the same questions. A search that was stopped is
-therefore continued by asking again and answering from the journal; no state of a searcher is ever stored.
+A searcher is deterministic: the same space, seed and answers give the same questions. A search that
+was stopped is therefore continued by asking again and answering from the journal; no state of a
+searcher is ever stored.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Searcher(Part):
 
     @property
     def breeds_from(self) -> int:
-        """How many of the best structures decide what is proposed next, so that a race must not mistake them."""
+        """How many of the best structures decide what is proposed next, so that a race must not
+        mistake them."""
         return 1
 
     @abstractmethod

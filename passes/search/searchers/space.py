@@ -1,8 +1,9 @@
 """What a search may propose: widths by gene on a grid of scales, inside the budgets.
 
 A gene is a set of channel groups that share one scale (`gene_order.Gene`): every group its own,
-or tied as MetaPruning ties stages and the insides of blocks. A gene's value is an index into the grid, and a group of
-width C gets ``int(C * scale)`` (MetaPruning truncates), moved down to the next width that its constraints allow.
+or tied as MetaPruning ties stages and the insides of blocks. A gene's value is an index into the
+grid, and a group of width C gets ``int(C * scale)`` (MetaPruning truncates), moved down to the next
+width that its constraints allow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["GRID", "Proposal", "Space", "untied_genes"]
 
 GRID = tuple(range(10, 101, 3))
-"""MetaPruning's scales in percent: 0.10, 0.13, ..., 1.00. Integers, so that ``C * scale`` truncates exactly."""
+"""MetaPruning's scales in percent: 0.10, 0.13, ..., 1.00. Integers, so that ``C * scale`` truncates
+exactly."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Proposal:
 
     Attributes:
         widths: int64 `[G]`, in the order of ``cost.groups``.
-        scales: float64 `[G]`, the grid scale of every group (1 where it has no gene); None off the grid.
+        scales: float64 `[G]`, the grid scale of every group (1 where it has no gene); None off the
+            grid.
         attempts: how many vectors were drawn until this one fitted.
     """
 
@@ -52,7 +55,8 @@ def untied_genes(coupling: Coupling) -> list[Gene]:
 
 
 def tied_genes(genes: Sequence[Gene], sets: Sequence[Sequence[str]]) -> list[Gene]:
-    """The genes with those that share groups of a tied set made one; what a frozen one is tied to is frozen too."""
+    """The genes with those that share groups of a tied set made one; what a frozen one is tied to
+    is frozen too."""
     found = list(genes)
     for names in sets:
         mine = [gene for gene in found if set(gene.groups) & set(names)]
@@ -73,7 +77,8 @@ class Space:
         scores: per unit of every free group, for searchers that look at the units themselves.
         genes: see the module's text; frozen ones keep their full width.
         grid: scales in percent, ascending, the last one 100.
-        window: proposals must use at least ``1 - window`` of the tightest budget; None sets no lower bound.
+        window: proposals must use at least ``1 - window`` of the tightest budget; None sets no
+            lower bound.
         round_to, minimum, bounds, tied: see `ladders`; genes that a tie joins are one.
 
     Raises:
@@ -97,21 +102,32 @@ class Space:
         tied: Ties = (),
     ) -> None:
         if not cost.groups:
-            raise UserError(f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why")
+            raise UserError(
+                f"no channel group of {cost.graph.name} can be pruned; `pruneopt inspect` says why"
+            )
         if not len(grid) or list(grid) != sorted(set(grid)) or grid[0] < 1 or grid[-1] != 100:
-            raise UserError("the scales of a grid are whole percentages in ascending order, and the last one is 100")
+            raise UserError(
+                "the scales of a grid are whole percentages in ascending order, and the last one "
+                "is 100"
+            )
         if window is not None and not 0 < window <= 1:
-            raise UserError(f"window={window:g} must be a share of the budget, above 0 and at most 1")
+            raise UserError(
+                f"window={window:g} must be a share of the budget, above 0 and at most 1"
+            )
         self.coupling, self.cost, self.budgets, self.scores = coupling, cost, tuple(budgets), scores
         self.round_to, self.minimum, self.window = round_to, minimum, window
         self.grid = np.array(grid, dtype=np.int64)
         self.bounds, self.tied = bounds, tied
-        self.allowed = ladders(coupling, cost, round_to=round_to, minimum=minimum, bounds=bounds, tied=tied)
+        self.allowed = ladders(
+            coupling, cost, round_to=round_to, minimum=minimum, bounds=bounds, tied=tied
+        )
         sets = [[cost.groups[column] for column in columns] for columns in self.allowed.tied]
         chosen = tied_genes(untied_genes(coupling) if genes is None else genes, sets)
         self.genes = tuple(gene for gene in chosen if gene.frozen is None)
         if not self.genes:
-            raise UserError(f"no gene of {cost.graph.name} is free to be searched; `pruneopt inspect` says why")
+            raise UserError(
+                f"no gene of {cost.graph.name} is free to be searched; `pruneopt inspect` says why"
+            )
         self._gene_of = self._columns()
         check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
         self._check_lowest()
@@ -132,15 +148,19 @@ class Space:
         return found
 
     def _check_lowest(self) -> None:
-        """`BudgetError`, with what is reachable, where even the smallest structure of the grid is outside a budget."""
+        """`BudgetError`, with what is reachable, where even the smallest structure of the grid is
+        outside a budget."""
         lowest = self.widths_of(np.zeros(len(self.genes), dtype=np.int64))
         try:
             check_reachable(self.budgets, self.cost, minimum=lowest)
         except BudgetError as error:
-            raise BudgetError(f"{error}; the search keeps at least {self.grid[0]} % of every width") from error
+            raise BudgetError(
+                f"{error}; the search keeps at least {self.grid[0]} % of every width"
+            ) from error
 
     def check_range(self, low: int, high: int, least: str, most: str) -> None:
-        """Refuse a range of grid indices without a feasible structure; the texts are the options that set the range.
+        """Refuse a range of grid indices without a feasible structure; the texts are the options
+        that set the range.
 
         Raises:
             BudgetError: even its smallest structure is outside a budget.
@@ -149,8 +169,12 @@ class Space:
         ends = self.widths_of(np.repeat([[low], [high]], len(self.genes), axis=1))
         if not within(self.budgets, self.cost, ends[0]):
             texts = ", ".join(budget.text for budget in self.budgets)
-            raise BudgetError(f"random structures with {least} do not reach {texts}: let them be smaller")
-        self._check_window(ends[1], f"random structures with {most} use at most", "let them be larger")
+            raise BudgetError(
+                f"random structures with {least} do not reach {texts}: let them be smaller"
+            )
+        self._check_window(
+            ends[1], f"random structures with {most} use at most", "let them be larger"
+        )
 
     def _check_window(self, widths: np.ndarray, what: str, remedy: str) -> None:
         """`UserError` where not even structures as wide as ``widths`` `[G]` reach the window."""
@@ -159,7 +183,8 @@ class Space:
         share, least = float(self.used(widths[None])[0]), 1 - self.window
         if share < least:
             raise UserError(
-                f"{what} {share:.1%} of the tightest budget, and window={self.window:g} asks for {least:.1%}: {remedy}"
+                f"{what} {share:.1%} of the tightest budget, and window={self.window:g} asks for "
+                f"{least:.1%}: {remedy}"
                 ", or use a wider window"
             )
 
@@ -183,29 +208,33 @@ class Space:
         return Proposal(self.widths_of(indices), self.scales_of(indices), attempts)
 
     def feasible(self, widths: np.ndarray) -> np.ndarray:
-        """Whether structures `[P, G]` are inside every budget, and not below the window, bool `[P]`."""
+        """Whether structures `[P, G]` are inside every budget, and not below the window, bool
+        `[P]`."""
         inside = np.asarray(within(self.budgets, self.cost, widths))
         if self.window is not None and self.budgets:
             inside &= self.used(widths) >= 1 - self.window
         return inside
 
     def used(self, widths: np.ndarray) -> np.ndarray:
-        """The share of the tightest budget that structures `[P, G]` use, float64 `[P]`; 0 without budgets."""
+        """The share of the tightest budget that structures `[P, G]` use, float64 `[P]`; 0 without
+        budgets."""
         shares = [self.cost.measure(b.unit, widths) / b.limit(self.cost) for b in self.budgets]
         return np.max(shares, axis=0) if shares else np.zeros(len(widths))
 
     # Random structures
 
-    def uniform(self, rng: np.random.Generator, low: int = 0, high: int | None = None) -> np.ndarray:
+    def uniform(
+        self, rng: np.random.Generator, low: int = 0, high: int | None = None
+    ) -> np.ndarray:
         """Independent grid indices, each uniform on ``low`` to ``high`` (included), int64 `[L]`."""
         return rng.integers(low, len(self.grid) if high is None else high + 1, len(self.genes))
 
     def moved(
         self, indices: np.ndarray, rng: np.random.Generator, low: int = 0, high: int | None = None
     ) -> np.ndarray | None:
-        """An index vector moved to a feasible one: single steps down in random places until every budget is met, then
-        up in random places until the window is. Indices from ``low`` to ``high`` (included) stay there. None where no
-        such walk ends inside.
+        """An index vector moved to a feasible one: single steps down in random places until every
+        budget is met, then up in random places until the window is. Indices from ``low`` to
+        ``high`` (included) stay there. None where no such walk ends inside.
         """
         top = len(self.grid) - 1 if high is None else high
         down = _walk(indices, indices - low, -1, rng)
@@ -230,8 +259,9 @@ class Space:
 
 
 def _walk(start: np.ndarray, room: np.ndarray, sign: int, rng: np.random.Generator) -> np.ndarray:
-    """The places of a random walk from ``start`` `[L]` on, int64 `[1 + steps, L]`: every step moves one gene by
-    ``sign``, any of those that have ``room`` left with equal probability, until none has.
+    """The places of a random walk from ``start`` `[L]` on, int64 `[1 + steps, L]`: every step moves
+    one gene by ``sign``, any of those that have ``room`` left with equal probability, until none
+    has.
     """
     # Events of independent Poisson processes come in just this order.
     times = rng.exponential(size=(len(start), int(room.max(initial=0)))).cumsum(axis=1)

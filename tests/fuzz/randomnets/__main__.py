@@ -1,7 +1,7 @@
 """Draw networks by number, check each, and go on after failures: ``make fuzz``.
 
-``FUZZ_N`` networks from number ``FUZZ_SEED`` on, of up to ``FUZZ_STEPS`` steps. A single network (``FUZZ_N=1``) that
-fails is made smaller, step by step, and printed with the traceback.
+``FUZZ_N`` networks from number ``FUZZ_SEED`` on, of up to ``FUZZ_STEPS`` steps. A single network
+(``FUZZ_N=1``) that fails is made smaller, step by step, and printed with the traceback.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def drawn(seed: int, most: int) -> tuple[Network, SeededDice]:
 
 
 def shrink(seed: int, most: int, failure: Failure) -> Network:
-    """The smallest network with the same kind of failure at the same place that leaving out steps leads to."""
+    """The smallest network with the same kind of failure at the same place that leaving out steps
+    leads to."""
 
     def fails(model: Network) -> bool:
         found = attempt(model, SeededDice(seed))
@@ -81,7 +82,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _report(seed: int, most: int, failure: Failure, alone: bool) -> None:
-    """One line that repeats the failure; of a single network also what is left of it, and the traceback."""
+    """One line that repeats the failure; of a single network also what is left of it, and the
+    traceback."""
     again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed}" + ("" if most == 8 else f" FUZZ_STEPS={most}")
     print(f"{failure} [{again}]", flush=True)
     if alone:
@@ -111,12 +113,19 @@ def main() -> int:
                 _report(seed, most, failure, alone=total == 1)
             if done % 100 == 0:
                 seconds = time.monotonic() - start
-                print(f"{done} networks, {sum(failures.values())} failures, {seconds:.0f} s", flush=True)
+                print(
+                    f"{done} networks, {sum(failures.values())} failures, {seconds:.0f} s",
+                    flush=True,
+                )
     except KeyboardInterrupt:
         print("stopped")
     for name, times in COUNTS.most_common():
         print(f"{times:8d}  {name}")
-    print(f"{done} networks from {first} on: {sum(failures.values())} failures {dict(failures) or ''}", flush=True)
+    print(
+        f"{done} networks from {first} on: {sum(failures.values())} failures "
+        f"{dict(failures) or ''}",
+        flush=True,
+    )
     return 1 if failures or done < total else 0
 
 

@@ -1,4 +1,5 @@
-"""Attention in every form: how queries, keys and values are made, how they meet, and what is done in between."""
+"""Attention in every form: how queries, keys and values are made, how they meet, and what is done
+in between."""
 
 from __future__ import annotations
 
@@ -12,14 +13,25 @@ from randomnets.base import Dice, Free, Held, Made, Shape, unary, width
 
 MAX_TOKENS = 64
 SOURCES = ("3hd", "h3d", "hd3", "chunk", "split", "separate", "separate", "kv")
-CORES = ("sdpa", "sdpa scaled", "causal", "mask", "manual", "einsum", "linear", "cosine", "sigmoid",
-    "between channels")
+CORES = (
+    "sdpa",
+    "sdpa scaled",
+    "causal",
+    "mask",
+    "manual",
+    "einsum",
+    "linear",
+    "cosine",
+    "sigmoid",
+    "between channels",
+)
 SHARED = ("all", "all", "interleave", "expand", "flag")
 ROTARY = ("no", "no", "no", "halves", "pairs")
 
 
 class Attention(nn.Module):
-    """Drawn from all forms. ``forward(x, y)``: queries of ``x``, keys and values of ``y``; tokens last but one."""
+    """Drawn from all forms. ``forward(x, y)``: queries of ``x``, keys and values of ``y``; tokens
+    last but one."""
 
     def __init__(self, dice: Dice, channels: int, context: int, outs: int, own: bool) -> None:
         super().__init__()
@@ -48,7 +60,11 @@ class Attention(nn.Module):
         if self.norm in ("layer", "rms"):
             kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
             self.norm_q, self.norm_k = kind(self.dim), kind(self.dim)
-        self.talk = nn.Linear(self.heads, self.heads) if dice.whole(0, 7) == 0 and self.core == "manual" else None
+        self.talk = (
+            nn.Linear(self.heads, self.heads)
+            if dice.whole(0, 7) == 0 and self.core == "manual"
+            else None
+        )
         self.gate = nn.Linear(channels, self.heads) if dice.whole(0, 7) == 0 else None
         if self.merged == "einsum":
             self.out = Free(self.heads, self.value_dim, outs, scale=0.5)
@@ -59,12 +75,21 @@ class Attention(nn.Module):
     @property
     def sized(self) -> bool:
         return (
-            self.source in ("split", "chunk", "kv") or self.core in ("mask", "sdpa") or self.merged == "reshape"
+            self.source in ("split", "chunk", "kv")
+            or self.core in ("mask", "sdpa")
+            or self.merged == "reshape"
             or self.rotary != "no"
         )
 
     def __repr__(self) -> str:
-        words = [self.source, self.core, self.shared, f"rotary {self.rotary}", f"norm {self.norm}", self.merged]
+        words = [
+            self.source,
+            self.core,
+            self.shared,
+            f"rotary {self.rotary}",
+            f"norm {self.norm}",
+            self.merged,
+        ]
         words += ["talking"] * (self.talk is not None) + ["gated"] * (self.gate is not None)
         return f"attention({self.heads} x {self.dim}/{self.value_dim}, {', '.join(words)})"
 
@@ -87,7 +112,9 @@ class Attention(nn.Module):
             return torch.einsum("bhnd,hdc->bnc", z, self.out.weight)
         z = z.transpose(1, 2)
         result: Tensor = self.proj(
-            z.flatten(2) if self.merged == "flatten" else z.reshape(*x.shape[:2], self.heads * self.value_dim)
+            z.flatten(2)
+            if self.merged == "flatten"
+            else z.reshape(*x.shape[:2], self.heads * self.value_dim)
         )
         return result
 
@@ -96,7 +123,9 @@ class Attention(nn.Module):
         h = self.heads
         if self.source in ("3hd", "h3d", "hd3"):
             sizes = {"3hd": (3, h, -1), "h3d": (h, 3, -1), "hd3": (h, -1, 3)}[self.source]
-            order = {"3hd": (2, 0, 3, 1, 4), "h3d": (3, 0, 2, 1, 4), "hd3": (4, 0, 2, 1, 3)}[self.source]
+            order = {"3hd": (2, 0, 3, 1, 4), "h3d": (3, 0, 2, 1, 4), "hd3": (4, 0, 2, 1, 3)}[
+                self.source
+            ]
             q, k, v = self.qkv(x).unflatten(-1, sizes).permute(order).unbind(0)
             return q, k, v
         if self.source == "chunk":
@@ -118,9 +147,20 @@ class Attention(nn.Module):
     def meet(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = self.shared == "flag"
         if self.core in ("sdpa", "sdpa scaled", "causal", "mask"):
-            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(1) if self.core == "mask" else None
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.core == "causal",
-                scale=None if self.core in ("sdpa", "mask") else 0.4, enable_gqa=grouped)
+            mask = (
+                torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(1)
+                if self.core == "mask"
+                else None
+            )
+            return F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                mask,
+                is_causal=self.core == "causal",
+                scale=None if self.core in ("sdpa", "mask") else 0.4,
+                enable_gqa=grouped,
+            )
         if self.core == "linear":
             context = k.softmax(-2).mT @ v
             return q.softmax(-1) @ context
@@ -130,7 +170,10 @@ class Attention(nn.Module):
             q, k = F.normalize(q, dim=-1, eps=1e-2), F.normalize(k, dim=-1, eps=1e-2)
         if self.core == "einsum":
             if grouped:
-                k, v = k.expand(q.shape[0], self.heads, -1, -1), v.expand(q.shape[0], self.heads, -1, -1)
+                k, v = (
+                    k.expand(q.shape[0], self.heads, -1, -1),
+                    v.expand(q.shape[0], self.heads, -1, -1),
+                )
             scores = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
             return torch.einsum("bhij,bhjd->bhid", scores, v)
         scores = q @ k.transpose(-2, -1) * self.temperature / 2
@@ -146,7 +189,9 @@ def rotate(x: Tensor, form: str) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     if form == "halves":
         left, right = x.chunk(2, -1)
-        return x * torch.cat([cos, cos], -1) + torch.cat([-right, left], -1) * torch.cat([sin, sin], -1)
+        return x * torch.cat([cos, cos], -1) + torch.cat([-right, left], -1) * torch.cat(
+            [sin, sin], -1
+        )
     even, odd = x[..., ::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
@@ -160,8 +205,22 @@ def self_attention(dice: Dice, shape: Shape) -> Made | None:
     layer = Attention(dice, c, c, outs, own=True)
     norm = nn.LayerNorm(c) if dice.flag() else nn.Identity()
     if residual:
-        return Made(f"x + {layer}", shape, lambda n, m, x: x + m(y := n(x), y), [norm, layer], layer.sized, True)
-    return Made(f"{layer}", shape.wide(outs), lambda n, m, x: m(y := n(x), y), [norm, layer], layer.sized, True)
+        return Made(
+            f"x + {layer}",
+            shape,
+            lambda n, m, x: x + m(y := n(x), y),
+            [norm, layer],
+            layer.sized,
+            True,
+        )
+    return Made(
+        f"{layer}",
+        shape.wide(outs),
+        lambda n, m, x: m(y := n(x), y),
+        [norm, layer],
+        layer.sized,
+        True,
+    )
 
 
 @unary("tokens")
@@ -174,9 +233,13 @@ def builtin(dice: Dice, shape: Shape) -> Made | None:
     first = dice.flag()
     kind = dice.pick(["attention", "attention", "encoder"])
     if kind == "encoder":
-        layer: nn.Module = nn.TransformerEncoderLayer(c, heads, 8, 0.1, batch_first=True, norm_first=dice.flag())
+        layer: nn.Module = nn.TransformerEncoderLayer(
+            c, heads, 8, 0.1, batch_first=True, norm_first=dice.flag()
+        )
         return Made(f"encoder layer {heads}", shape, lambda m, x: m(x), [layer], True, True)
-    layer = nn.MultiheadAttention(c, heads, batch_first=first, bias=dice.flag(), add_zero_attn=dice.whole(0, 5) == 0)
+    layer = nn.MultiheadAttention(
+        c, heads, batch_first=first, bias=dice.flag(), add_zero_attn=dice.whole(0, 5) == 0
+    )
     weights = dice.flag()
 
     def run(m: nn.Module, x: Tensor) -> Tensor:
@@ -184,7 +247,9 @@ def builtin(dice: Dice, shape: Shape) -> Made | None:
         z: Tensor = m(y, y, y, need_weights=weights)[0]
         return z if first else z.transpose(0, 1)
 
-    return Made(f"nn attention {heads} first={first} weights={weights}", shape, run, [layer], True, True)
+    return Made(
+        f"nn attention {heads} first={first} weights={weights}", shape, run, [layer], True, True
+    )
 
 
 @unary("image", times=2)
@@ -196,19 +261,35 @@ def windows(dice: Dice, shape: Shape) -> Made | None:
     heads, d, shift = dice.pick([1, 2]), dice.pick([2, 4]), dice.flag()
     qkv, proj, table = nn.Linear(c, 3 * heads * d), nn.Linear(heads * d, c), Free(9, heads)
     steps = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
-    place = ((steps[:, :, None] - steps[:, None, :]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0)
+    place = (
+        ((steps[:, :, None] - steps[:, None, :]) + 1)
+        .mul(torch.tensor([3, 1])[:, None, None])
+        .sum(0)
+    )
     reshape: Callable[[Tensor], Tensor] = (
-        (lambda y: y.reshape(-1, 4, 3, heads, d)) if dice.flag() else (lambda y: y.unflatten(-1, (3, heads, -1)))
+        (lambda y: y.reshape(-1, 4, 3, heads, d))
+        if dice.flag()
+        else (lambda y: y.unflatten(-1, (3, heads, -1)))
     )
 
     def run(m: nn.Module, p: nn.Module, t: Free, i: Held, x: Tensor) -> Tensor:
         y = x.permute(0, 2, 3, 1)
         y = torch.roll(y, (-1, -1), (1, 2)) if shift else y
-        y = y.reshape(-1, h // 2, 2, w // 2, 2, y.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(0, 2).flatten(1, 2)
+        y = (
+            y.reshape(-1, h // 2, 2, w // 2, 2, y.shape[-1])
+            .permute(0, 1, 3, 2, 4, 5)
+            .flatten(0, 2)
+            .flatten(1, 2)
+        )
         q, k, v = reshape(m(y)).permute(2, 0, 3, 1, 4)
         bias = t.weight[i.constant.reshape(-1)].reshape(4, 4, -1).permute(2, 0, 1)
         y = p(((q * 0.5 @ k.mT) + bias[None]).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
-        y = y.reshape(-1, h // 2, w // 2, 2, 2, y.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+        y = (
+            y.reshape(-1, h // 2, w // 2, 2, 2, y.shape[-1])
+            .permute(0, 1, 3, 2, 4, 5)
+            .flatten(3, 4)
+            .flatten(1, 2)
+        )
         y = torch.roll(y, (1, 1), (1, 2)) if shift else y
         return x + y.reshape(-1, h, w, y.shape[-1]).permute(0, 3, 1, 2)
 
@@ -218,7 +299,8 @@ def windows(dice: Dice, shape: Shape) -> Made | None:
 
 @unary("image", times=2)
 def maps(dice: Dice, shape: Shape) -> Made | None:
-    """Attention made by convolutions (MobileViT, EfficientViT, XCiT): over places, or over the channels of a head."""
+    """Attention made by convolutions (MobileViT, EfficientViT, XCiT): over places, or over the
+    channels of a head."""
     c, (h, w) = shape.channels, shape.size
     if h * w > MAX_TOKENS:
         return None
@@ -238,7 +320,9 @@ def maps(dice: Dice, shape: Shape) -> Made | None:
             z = (q @ k.mT * t.weight).softmax(-1) @ v
         else:
             z = v @ (q.mT @ k * t.weight).softmax(-1).mT
-        result: Tensor = p(z.reshape(-1, heads * d, h, w) if written else z.flatten(1, 2).unflatten(2, (h, w)))
+        result: Tensor = p(
+            z.reshape(-1, heads * d, h, w) if written else z.flatten(1, 2).unflatten(2, (h, w))
+        )
         return x + result
 
     text = f"map attention {heads} x {d} crossed={crossed}"

@@ -22,7 +22,8 @@ INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3
 
 
 class Dice(Protocol):
-    """Where chance comes from: hypothesis, which can shrink what it drew, or a seed, which anyone can repeat."""
+    """Where chance comes from: hypothesis, which can shrink what it drew, or a seed, which anyone
+    can repeat."""
 
     def whole(self, low: int, high: int) -> int:
         """A whole number from ``low`` to ``high``, both included."""
@@ -71,7 +72,8 @@ class DrawnDice:
 
 @dataclass(frozen=True)
 class Shape:
-    """One tensor of the network without its batch axis: images, series and volumes have channels first, tokens last."""
+    """One tensor of the network without its batch axis: images, series and volumes have channels
+    first, tokens last."""
 
     kind: str
     channels: int
@@ -92,7 +94,11 @@ class Shape:
 
     def full(self, batch: int) -> tuple[int, ...]:
         """The shape of the tensor."""
-        return (batch, *self.size, self.channels) if self.kind == "tokens" else (batch, self.channels, *self.size)
+        return (
+            (batch, *self.size, self.channels)
+            if self.kind == "tokens"
+            else (batch, self.channels, *self.size)
+        )
 
     def wide(self, channels: int) -> Shape:
         return Shape(self.kind, channels, self.size)
@@ -107,8 +113,9 @@ class Shape:
 
 @dataclass
 class Made:
-    """A drawn operator: what it makes, how, out of which modules; ``sized``: its Python spells out channel counts or
-    places, so that the same Python is another function at smaller widths; ``product``: it contracts activations.
+    """A drawn operator: what it makes, how, out of which modules; ``sized``: its Python spells out
+    channel counts or places, so that the same Python is another function at smaller widths;
+    ``product``: it contracts activations.
     """
 
     text: str
@@ -148,7 +155,8 @@ class Free(nn.Module):
 
 
 class Held(nn.Module):
-    """A constant in a buffer. Torch.export has to take over where a network holds one in no buffer: slow, so seldom."""
+    """A constant in a buffer. Torch.export has to take over where a network holds one in no buffer:
+    slow, so seldom."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()

@@ -17,8 +17,20 @@ def cut(dice: Dice, shape: Shape) -> Made | None:
     c, axis = shape.channels, shape.axis
     start = dice.whole(0, c - 1)
     stop, step, at = dice.whole(start + 1, c), dice.whole(1, 3), dice.whole(1, max(1, c - 1))
-    name = dice.pick(["slice", "narrow", "chunk", "split", "swap", "halves", "drop first", "tensor split", "glu",
-        "index"])
+    name = dice.pick(
+        [
+            "slice",
+            "narrow",
+            "chunk",
+            "split",
+            "swap",
+            "halves",
+            "drop first",
+            "tensor split",
+            "glu",
+            "index",
+        ]
+    )
     if (name in ("halves", "glu") and c % 2) or (name in ("split", "swap", "drop first") and c < 2):
         return None
     place = [slice(None)] * axis
@@ -45,7 +57,9 @@ def copy(dice: Dice, shape: Shape) -> Made | None:
     """More channels than there were, or the same in another order."""
     c, axis = shape.channels, shape.axis
     before, after = dice.whole(0, 3), dice.whole(0, 3)
-    name = dice.pick(["pad", "interleave", "repeat", "twice", "mirror", "flip", "roll", "stack", "negative pad"])
+    name = dice.pick(
+        ["pad", "interleave", "repeat", "twice", "mirror", "flip", "roll", "stack", "negative pad"]
+    )
     if name == "negative pad" and c < 3:
         return None
     inner = [0, 0] * (shape.rank - 1 - axis)
@@ -65,8 +79,12 @@ def copy(dice: Dice, shape: Shape) -> Made | None:
     outs = run(torch.zeros(shape.full(1))).shape[axis]
     if outs > MAX_CHANNELS:
         return None
-    return Made(f"{name} {before}+{after} {dice_side}", shape.wide(outs), run,
-        sized=name in ("pad", "negative pad", "roll"))
+    return Made(
+        f"{name} {before}+{after} {dice_side}",
+        shape.wide(outs),
+        run,
+        sized=name in ("pad", "negative pad", "roll"),
+    )
 
 
 @unary(*KINDS, times=3)
@@ -77,8 +95,26 @@ def blocks(dice: Dice, shape: Shape) -> Made | None:
         return None
     n = dice.pick(divisors(c))
     axis = dice.pick([first, first + 1])
-    name = dice.pick(["transpose", "softmax", "mean", "amax", "slice", "stride", "select", "glu", "unbind", "flip",
-        "roll", "normalise", "sum of rows", "cumsum", "argmax", "std"])
+    name = dice.pick(
+        [
+            "transpose",
+            "softmax",
+            "mean",
+            "amax",
+            "slice",
+            "stride",
+            "select",
+            "glu",
+            "unbind",
+            "flip",
+            "roll",
+            "normalise",
+            "sum of rows",
+            "cumsum",
+            "argmax",
+            "std",
+        ]
+    )
     size = (n, c // n)[axis - first]
     start, step = dice.whole(0, size - 1), dice.whole(1, 2)
     stop, place = dice.whole(start + 1, size), dice.whole(0, size - 1)
@@ -108,7 +144,12 @@ def blocks(dice: Dice, shape: Shape) -> Made | None:
     outs = after.numel() // shape.positions
     sizes = shape.wide(outs).full(0)[1:]
     text = f"{name} in ({n}, {c // n}) axis {axis} [{start}:{stop}:{step}] {place}"
-    return Made(text, shape.wide(outs), lambda x: run(x.reshape(-1, *spread)).reshape(-1, *sizes), sized=True)
+    return Made(
+        text,
+        shape.wide(outs),
+        lambda x: run(x.reshape(-1, *spread)).reshape(-1, *sizes),
+        sized=True,
+    )
 
 
 @unary(*KINDS)
@@ -117,9 +158,19 @@ def fold_into_batch(dice: Dice, shape: Shape) -> Made:
     sizes, c = shape.full(0)[1:], shape.channels
     if shape.kind == "image" and dice.flag():
         h, w = shape.size
-        return Made("channels in the batch", shape,
-            lambda x: F.avg_pool2d(x.reshape(-1, 1, h, w), 1).reshape(-1, c, h, w).sin(), sized=True)
+        return Made(
+            "channels in the batch",
+            shape,
+            lambda x: F.avg_pool2d(x.reshape(-1, 1, h, w), 1).reshape(-1, c, h, w).sin(),
+            sized=True,
+        )
     if shape.kind == "tokens":
-        return Made("tokens in the batch", shape, lambda x: x.reshape(-1, c).softmax(-1).reshape(-1, *sizes),
-            sized=True)
-    return Made("all in one row", shape, lambda x: x.flatten(1).tanh().unflatten(1, sizes), sized=True)
+        return Made(
+            "tokens in the batch",
+            shape,
+            lambda x: x.reshape(-1, c).softmax(-1).reshape(-1, *sizes),
+            sized=True,
+        )
+    return Made(
+        "all in one row", shape, lambda x: x.flatten(1).tanh().unflatten(1, sizes), sized=True
+    )

@@ -1,4 +1,5 @@
-"""What must hold for every network: captured, coupled, cut at random, proved, and equal however it is run."""
+"""What must hold for every network: captured, coupled, cut at random, proved, and equal however it
+is run."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ COUNTS: Counter[str] = Counter()
 
 
 class Failure(AssertionError):
-    """WRONG: a result differs and nothing noticed; REJECTED: a wrong slice that the proof caught; CRASH: anything."""
+    """WRONG: a result differs and nothing noticed; REJECTED: a wrong slice that the proof caught;
+    CRASH: anything."""
 
     def __init__(self, kind: str, where: str, what: str) -> None:
         super().__init__(f"{kind} in {where}: {what}")
@@ -69,7 +71,9 @@ def stage(where: str) -> Iterator[None]:
         raise Failure("REJECTED", where, str(error)) from error
     except Exception as error:
         text = str(error).strip().splitlines()
-        raise Failure("CRASH", where, f"{type(error).__name__}: {text[0] if text else ''}") from error
+        raise Failure(
+            "CRASH", where, f"{type(error).__name__}: {text[0] if text else ''}"
+        ) from error
 
 
 def check(model: Network, dice: Dice) -> None:
@@ -96,7 +100,8 @@ def check(model: Network, dice: Dice) -> None:
 
 
 def awaken(model: Network, seed: int) -> None:
-    """Weights and statistics of their own for every channel, in float64. Frozen networks train with still norms."""
+    """Weights and statistics of their own for every channel, in float64. Frozen networks train with
+    still norms."""
     torch.manual_seed(seed)
     model.double()
     with torch.no_grad():
@@ -119,7 +124,9 @@ def captured(model: Network, inputs: Sequence[Tensor], dynamic: bool = True) -> 
     COUNTS["networks of any batch"] += graph.dynamic_batch
     COUNTS["networks whose batch could not be left open"] += dynamic and not graph.dynamic_batch
     assert modes == [module.training for module in model.modules()], "capture changed the mode"
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "capture changed it"
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), (
+        "capture changed it"
+    )
     return graph
 
 
@@ -137,7 +144,11 @@ def compare(mine: Sequence[Tensor], theirs: Sequence[Tensor], where: str) -> Non
     """Equal to float64 rounding."""
     COUNTS[where] += 1
     if [t.shape for t in mine] != [t.shape for t in theirs]:
-        raise Failure("WRONG", where, f"shapes {[tuple(t.shape) for t in mine]}, {[tuple(t.shape) for t in theirs]}")
+        raise Failure(
+            "WRONG",
+            where,
+            f"shapes {[tuple(t.shape) for t in mine]}, {[tuple(t.shape) for t in theirs]}",
+        )
     for a, b in zip(mine, theirs, strict=True):
         same = (a == b) | (a.isnan() & b.isnan())
         error = float(torch.where(same, 0, (a - b).abs()).max()) if a.numel() else 0.0
@@ -156,7 +167,9 @@ def count(coupling: Coupling) -> None:
 
 def check_partition(coupling: Coupling, ways: Ways) -> None:
     """Every unit is in one group, every rank in one block; and coupling looks at no weight."""
-    units = np.concatenate([np.zeros(0, dtype=np.int64), *(group.units for group in coupling.groups)])
+    units = np.concatenate(
+        [np.zeros(0, dtype=np.int64), *(group.units for group in coupling.groups)]
+    )
     assert sorted(units.tolist()) == list(range(len(coupling.unit_group)))
     for group in coupling.groups:
         assert sorted(np.concatenate(group.blocks).tolist()) == list(range(group.width))
@@ -164,11 +177,14 @@ def check_partition(coupling: Coupling, ways: Ways) -> None:
     bare = coupling.graph.copy()
     bare.weights = {}
     other = ways.couple(bare)
-    assert [(g.name, g.width, g.frozen) for g in other.groups] == [(g.name, g.width, g.frozen) for g in coupling.groups]
+    assert [(g.name, g.width, g.frozen) for g in other.groups] == [
+        (g.name, g.width, g.frozen) for g in coupling.groups
+    ]
 
 
 def check_both_modes(model: Network, graph: Graph, inputs: Sequence[Tensor]) -> None:
-    """The generated module gives what the drawn one gives, in evaluation and in training, statistics included."""
+    """The generated module gives what the drawn one gives, in evaluation and in training,
+    statistics included."""
     with stage("generate"):
         twin = build_module(graph, graph.weights)
     training = [module.training for module in model.modules()]
@@ -181,29 +197,41 @@ def check_both_modes(model: Network, graph: Graph, inputs: Sequence[Tensor]) -> 
     _train(model)
     twin.train()
     left_out = any("left out" in note for note in graph.notes)
-    if not left_out and not any("spectral" in s.made.text or "orthogonal" in s.made.text for s in model.plan.steps):
+    if not left_out and not any(
+        "spectral" in s.made.text or "orthogonal" in s.made.text for s in model.plan.steps
+    ):
         with stage("training mode"):
             torch.manual_seed(1)
             mine = run(twin, inputs)
             torch.manual_seed(1)
             compare(mine, run(model, inputs), "training mode")
             kept = twin.state_dict()
-            names = [name for name in graph.params if name.rpartition(".")[2].startswith("running_")]
-            compare([kept[n] for n in names], [model.state_dict()[n] for n in names], "running statistics")
+            names = [
+                name for name in graph.params if name.rpartition(".")[2].startswith("running_")
+            ]
+            compare(
+                [kept[n] for n in names],
+                [model.state_dict()[n] for n in names],
+                "running statistics",
+            )
     model.load_state_dict(before)
     model.eval()
 
 
 def check_export(model: Network, coupling: Coupling, ways: Ways, inputs: Sequence[Tensor]) -> None:
-    """The graph of torch.export, which is taken for a part of a network, is the same as the recorded one."""
+    """The graph of torch.export, which is taken for a part of a network, is the same as the
+    recorded one."""
     with stage("export"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = capture(model, inputs, forward=lambda m, *x: m(*x))
         other = ways.couple(graph)
         with torch.no_grad():
-            compare(leaves(Interpreter(graph).run(graph.weights, *inputs)), run(model, inputs), "export")
+            compare(
+                leaves(Interpreter(graph).run(graph.weights, *inputs)), run(model, inputs), "export"
+            )
         mine, theirs = (
-            [(g.name, g.width, len(g.blocks), g.frozen is None) for g in c.groups] for c in (coupling, other)
+            [(g.name, g.width, len(g.blocks), g.frozen is None) for g in c.groups]
+            for c in (coupling, other)
         )
         if mine != theirs:
             raise Failure("WRONG", "export", f"groups {mine} recorded, {theirs} exported")
@@ -217,7 +245,13 @@ def _train(model: Network) -> None:
 
 
 def check_plan(
-    model: Network, graph: Graph, coupling: Coupling, plan: Plan, inputs: Sequence[Tensor], ways: Ways, kind: str
+    model: Network,
+    graph: Graph,
+    coupling: Coupling,
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    ways: Ways,
+    kind: str,
 ) -> None:
     """Sliced, proved, run in every way, and equal to the drawn module cut by hand."""
     kind = f"{kind}, {ways}"
@@ -242,7 +276,9 @@ def check_plan(
         with stage("zeroed original"):
             compare(results, run(masked, inputs), "zeroed original")
     fewer_heads = ways.heads == "count" and any(step.made.product for step in model.plan.steps)
-    slim = None if fewer_heads else smaller(model, pruned.weights, whole_groups=ways.groups == "count")
+    slim = (
+        None if fewer_heads else smaller(model, pruned.weights, whole_groups=ways.groups == "count")
+    )
     if slim is not None:
         with stage("original Python at smaller widths"):
             compare(results, run(slim, inputs), "original Python at smaller widths")
@@ -264,7 +300,9 @@ def check_twice(graph: Graph, coupling: Coupling, seed: int, inputs: Sequence[Te
     with stage("capture again"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruned = slice_graph(graph, coupling, make_plan(coupling, "random", seed))
-        again = capture(build_module(pruned, pruned.weights), inputs, dynamic_batch=graph.dynamic_batch)
+        again = capture(
+            build_module(pruned, pruned.weights), inputs, dynamic_batch=graph.dynamic_batch
+        )
         second = couple(again)
     plan = make_plan(second, "random", seed + 1)
     with stage("prune again"):

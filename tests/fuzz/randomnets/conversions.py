@@ -15,8 +15,12 @@ def from_image(dice: Dice, shape: Shape) -> Made:
     name = dice.pick(["tokens", "tokens", "patches", "rows", "pooled", "volume", "columns"])
     if name == "patches" and h % 2 == 0 and w % 2 == 0:
         layer = nn.Conv2d(c, width(dice), 2, 2)
-        return Made(f"patches {layer.out_channels}", Shape("tokens", layer.out_channels, (h * w // 4,)),
-            lambda m, x: m(x).flatten(2).transpose(1, 2), [layer])
+        return Made(
+            f"patches {layer.out_channels}",
+            Shape("tokens", layer.out_channels, (h * w // 4,)),
+            lambda m, x: m(x).flatten(2).transpose(1, 2),
+            [layer],
+        )
     table: dict[str, tuple[Shape, Callable[[Tensor], Tensor]]] = {
         "tokens": (Shape("tokens", c, (h * w,)), lambda x: x.flatten(2).transpose(1, 2)),
         "patches": (Shape("tokens", c, (h * w,)), lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)),
@@ -34,7 +38,10 @@ def from_tokens(dice: Dice, shape: Shape) -> Made:
     name = dice.pick(["image", "image", "series", "pooled", "first", "column"])
     side = next(s for s in range(int(n**0.5), 0, -1) if n % s == 0)
     table: dict[str, tuple[Shape, Callable[[Tensor], Tensor]]] = {
-        "image": (Shape("image", c, (side, n // side)), lambda x: x.transpose(1, 2).unflatten(2, (side, -1))),
+        "image": (
+            Shape("image", c, (side, n // side)),
+            lambda x: x.transpose(1, 2).unflatten(2, (side, -1)),
+        ),
         "series": (Shape("series", c, (n,)), lambda x: x.mT),
         "pooled": (Shape("vector", c, ()), lambda x: x.mean(1)),
         "first": (Shape("vector", c, ()), lambda x: x[:, 0]),
@@ -75,8 +82,12 @@ def from_vector(dice: Dice, shape: Shape) -> Made:
     if name == "generator":
         outs = dice.pick([4, 8])
         layer = nn.Linear(c, outs * 4)
-        return Made(f"generator {outs}", Shape("image", outs, (2, 2)), lambda m, x: m(x).unflatten(1, (-1, 2, 2)),
-            [layer])
+        return Made(
+            f"generator {outs}",
+            Shape("image", outs, (2, 2)),
+            lambda m, x: m(x).unflatten(1, (-1, 2, 2)),
+            [layer],
+        )
     table: dict[str, tuple[Shape, Callable[[Tensor], Tensor]]] = {
         "token": (Shape("tokens", c, (1,)), lambda x: x[:, None]),
         "pixel": (Shape("image", c, (1, 1)), lambda x: x[:, :, None, None]),
@@ -91,4 +102,9 @@ def flat_head(dice: Dice, shape: Shape) -> Made | None:
     if shape.positions * shape.channels > 512:
         return None
     layer = nn.Linear(shape.channels * shape.positions, width(dice))
-    return Made(f"flat head {layer}", Shape("vector", layer.out_features, ()), lambda m, x: m(x.flatten(1)), [layer])
+    return Made(
+        f"flat head {layer}",
+        Shape("vector", layer.out_features, ()),
+        lambda m, x: m(x.flatten(1)),
+        [layer],
+    )

@@ -1,4 +1,5 @@
-"""Weights that are no plain layer's: functional, computed, parametrised, tied, shared, made by another network."""
+"""Weights that are no plain layer's: functional, computed, parametrised, tied, shared, made by
+another network."""
 
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ class Symmetric(nn.Module):
 
 @unary(*SPATIAL, times=2)
 def parametrised(dice: Dice, shape: Shape) -> Made:
-    """Weight norm (new and old), spectral norm, a parametrisation of one's own, around a convolution."""
+    """Weight norm (new and old), spectral norm, a parametrisation of one's own, around a
+    convolution."""
     c, dims = shape.channels, len(shape.size)
     outs = width(dice)
-    layer = CONV[dims](c, outs, 3, padding=1, groups=dice.pick([1, 1, *(d for d in divisors(c) if outs % d == 0)]))
+    layer = CONV[dims](
+        c, outs, 3, padding=1, groups=dice.pick([1, 1, *(d for d in divisors(c) if outs % d == 0)])
+    )
     return Made(*_wrapped(dice, layer, f"{layer}"), shape.wide(outs), lambda m, x: m(x), [layer])
 
 
@@ -48,15 +52,32 @@ def _wrapped(dice: Dice, layer: nn.Module, text: str) -> tuple[str]:
 def parametrised_linear(dice: Dice, shape: Shape) -> Made:
     layer = nn.Linear(shape.channels, width(dice))
     text = f"{layer}"
-    return Made(*_wrapped(dice, layer, text), shape.wide(layer.out_features), lambda m, x: m(x), [layer])
+    return Made(
+        *_wrapped(dice, layer, text), shape.wide(layer.out_features), lambda m, x: m(x), [layer]
+    )
 
 
 @unary("tokens", "vector", times=3)
 def computed(dice: Dice, shape: Shape) -> Made:
     """Weights of a linear map that are computed from parameters."""
     c, outs, rank = shape.channels, width(dice), dice.pick([1, 2, 3])
-    name = dice.pick(["bare", "matmul", "einsum", "low rank", "lora", "masked", "tied", "centred", "scaled", "cat",
-        "bilinear", "sliced", "twice"])
+    name = dice.pick(
+        [
+            "bare",
+            "matmul",
+            "einsum",
+            "low rank",
+            "lora",
+            "masked",
+            "tied",
+            "centred",
+            "scaled",
+            "cat",
+            "bilinear",
+            "sliced",
+            "twice",
+        ]
+    )
     sizes: dict[str, list[tuple[int, ...]]] = {
         "bare": [(outs, c), (outs,)],
         "matmul": [(c, outs)],
@@ -75,10 +96,15 @@ def computed(dice: Dice, shape: Shape) -> Made:
     run: Callable[..., Tensor] = {
         "bare": lambda p, b, x: F.linear(x, p.weight, b.weight),
         "matmul": lambda p, x: x @ p.weight,
-        "einsum": lambda p, x: torch.einsum("b...c,co->b...o", x, p.weight) if shape.kind == "vector"
-        else torch.einsum("bnc,co->bno", x, p.weight),
+        "einsum": lambda p, x: (
+            torch.einsum("b...c,co->b...o", x, p.weight)
+            if shape.kind == "vector"
+            else torch.einsum("bnc,co->bno", x, p.weight)
+        ),
         "low rank": lambda p, q, x: F.linear(x, p.weight @ q.weight),
-        "lora": lambda p, a, b, x: F.linear(x, p.weight) + 0.5 * F.linear(F.linear(x, b.weight), a.weight),
+        "lora": lambda p, a, b, x: (
+            F.linear(x, p.weight) + 0.5 * F.linear(F.linear(x, b.weight), a.weight)
+        ),
         "masked": lambda p, m, x: F.linear(x, p.weight * (m.weight > 0)),
         "tied": lambda p, x: F.linear(F.linear(x, p.weight).relu(), p.weight.t()),
         "centred": lambda p, x: F.linear(x, p.weight - p.weight.mean(1, keepdim=True)),
@@ -86,16 +112,29 @@ def computed(dice: Dice, shape: Shape) -> Made:
         "cat": lambda p, q, x: F.linear(x, torch.cat([p.weight, q.weight])),
         "bilinear": lambda p, x: x * (x @ p.weight).tanh(),
         "sliced": lambda p, x: F.linear(x, p.weight[1:-1]),
-        "twice": lambda p, b, x: F.linear(x, p.weight, b.weight).relu() - F.linear(x * 0.5, p.weight),
+        "twice": lambda p, b, x: (
+            F.linear(x, p.weight, b.weight).relu() - F.linear(x * 0.5, p.weight)
+        ),
     }[name]
-    parts = [Free(*size, scale=0.4, buffer=name == "masked" and i == 1) for i, size in enumerate(sizes[name])]
+    parts = [
+        Free(*size, scale=0.4, buffer=name == "masked" and i == 1)
+        for i, size in enumerate(sizes[name])
+    ]
     after = shape if name in ("tied", "bilinear") else shape.wide(outs)
-    return Made(f"{name} weight {c}->{outs}", after, run, parts, sized=name == "sliced", product=name == "bilinear")
+    return Made(
+        f"{name} weight {c}->{outs}",
+        after,
+        run,
+        parts,
+        sized=name == "sliced",
+        product=name == "bilinear",
+    )
 
 
 @unary("image", "series", times=2)
 def computed_conv(dice: Dice, shape: Shape) -> Made:
-    """Weights of a convolution that are computed: standardised, shared by two dilations, sums of two, tied."""
+    """Weights of a convolution that are computed: standardised, shared by two dilations, sums of
+    two, tied."""
     c, dims, outs = shape.channels, len(shape.size), width(dice)
     call: Any = {1: F.conv1d, 2: F.conv2d}[dims]
     kernel = (3,) * dims
@@ -103,16 +142,37 @@ def computed_conv(dice: Dice, shape: Shape) -> Made:
     axes = tuple(range(1, dims + 2))
     weight = Free(outs, c, *kernel, scale=0.3, buffer=name == "buffer")
     table: dict[str, tuple[Callable[..., Tensor], list[nn.Module]]] = {
-        "standard": (lambda p, x: call(x, (p.weight - p.weight.mean(axes, keepdim=True))
-            / (p.weight.var(axes, keepdim=True) + 1e-2).sqrt(), padding=1), [weight]),
-        "two dilations": (lambda p, b, x: call(x, p.weight, b.weight, padding=1)
-            + call(x, p.weight, b.weight, padding=2, dilation=2), [weight, Free(outs)]),
-        "sum": (lambda p, q, x: call(x, p.weight + F.pad(q.weight, (1, 1) * dims), padding=1),
-            [weight, Free(outs, c, *[1] * dims)]),
-        "tied": (lambda p, x: call(call(x, p.weight, padding=1).relu(), p.weight.transpose(0, 1), padding=1), [weight]),
+        "standard": (
+            lambda p, x: call(
+                x,
+                (p.weight - p.weight.mean(axes, keepdim=True))
+                / (p.weight.var(axes, keepdim=True) + 1e-2).sqrt(),
+                padding=1,
+            ),
+            [weight],
+        ),
+        "two dilations": (
+            lambda p, b, x: (
+                call(x, p.weight, b.weight, padding=1)
+                + call(x, p.weight, b.weight, padding=2, dilation=2)
+            ),
+            [weight, Free(outs)],
+        ),
+        "sum": (
+            lambda p, q, x: call(x, p.weight + F.pad(q.weight, (1, 1) * dims), padding=1),
+            [weight, Free(outs, c, *[1] * dims)],
+        ),
+        "tied": (
+            lambda p, x: call(
+                call(x, p.weight, padding=1).relu(), p.weight.transpose(0, 1), padding=1
+            ),
+            [weight],
+        ),
         "buffer": (lambda p, x: call(x, p.weight, padding=1), [weight]),
-        "branches": (lambda p, q, x: call(x, torch.cat([p.weight, q.weight]), padding=1),
-            [weight, Free(2, c, *kernel)]),
+        "branches": (
+            lambda p, q, x: call(x, torch.cat([p.weight, q.weight]), padding=1),
+            [weight, Free(2, c, *kernel)],
+        ),
     }
     run, parts = table[name]
     after = {"tied": c, "branches": outs + 2}.get(name, outs)
@@ -123,14 +183,26 @@ def computed_conv(dice: Dice, shape: Shape) -> Made:
 def shared(dice: Dice, shape: Shape) -> Made:
     """One module at several places: in a row, side by side, under different inputs."""
     c, dims = shape.channels, len(shape.size)
-    layer: nn.Module = nn.Linear(c, c) if shape.kind in ("tokens", "vector") else CONV[dims](c, c, 3, padding=1)
+    layer: nn.Module = (
+        nn.Linear(c, c) if shape.kind in ("tokens", "vector") else CONV[dims](c, c, 3, padding=1)
+    )
     axis = shape.axis
     name = dice.pick(["twice", "recursive", "both halves", "siamese", "with a norm"])
     if name == "both halves" and c % 2 == 0:
-        half: nn.Module = nn.Linear(c // 2, 4) if shape.kind in ("tokens", "vector") else CONV[dims](c // 2, 4, 1)
-        return Made("shared by both halves", shape.wide(8),
-            lambda m, x: torch.cat([m(y) for y in x.chunk(2, axis)], axis), [half])
-    norm = nn.PReLU(1) if shape.kind in ("tokens", "vector") or shape.positions < 3 else nn.GroupNorm(1, c)
+        half: nn.Module = (
+            nn.Linear(c // 2, 4) if shape.kind in ("tokens", "vector") else CONV[dims](c // 2, 4, 1)
+        )
+        return Made(
+            "shared by both halves",
+            shape.wide(8),
+            lambda m, x: torch.cat([m(y) for y in x.chunk(2, axis)], axis),
+            [half],
+        )
+    norm = (
+        nn.PReLU(1)
+        if shape.kind in ("tokens", "vector") or shape.positions < 3
+        else nn.GroupNorm(1, c)
+    )
     run: Callable[..., Tensor] = {
         "twice": lambda m, n, x: m(m(x).relu()),
         "recursive": lambda m, n, x: x + m(x + m(x).tanh()).tanh(),
@@ -147,10 +219,24 @@ def dynamic(dice: Dice, shape: Shape) -> Made:
     c, outs = shape.channels, 4
     if shape.kind == "tokens":
         make = nn.Linear(c, c * outs)
-        return Made("dynamic linear", shape.wide(outs),
-            lambda m, x: torch.bmm(x, m(x.mean(1)).tanh().reshape(-1, c, outs)), [make], sized=True, product=True)
+        return Made(
+            "dynamic linear",
+            shape.wide(outs),
+            lambda m, x: torch.bmm(x, m(x.mean(1)).tanh().reshape(-1, c, outs)),
+            [make],
+            sized=True,
+            product=True,
+        )
     h, w = shape.size
     make = nn.Linear(c, 9 * c)
-    return Made("dynamic depthwise", shape, lambda m, x: torch.einsum(
-        "bcnl,bcn->bcl", F.unfold(x, 3, padding=1).unflatten(1, (-1, 9)), m(x.mean((2, 3))).unflatten(1, (-1, 9)),
-    ).unflatten(2, (h, w)), [make], product=True)
+    return Made(
+        "dynamic depthwise",
+        shape,
+        lambda m, x: torch.einsum(
+            "bcnl,bcn->bcl",
+            F.unfold(x, 3, padding=1).unflatten(1, (-1, 9)),
+            m(x.mean((2, 3))).unflatten(1, (-1, 9)),
+        ).unflatten(2, (h, w)),
+        [make],
+        product=True,
+    )

@@ -61,10 +61,15 @@ class Network(nn.Module):
         self.heads = nn.ModuleList(_head(plan.shapes[index]) for index in plan.heads)
 
     def forward(self, *inputs: Tensor) -> Any:
-        pool = [self.words(x) if name == "words" else x for name, x in zip(self.plan.inputs, inputs, strict=True)]
+        pool = [
+            self.words(x) if name == "words" else x
+            for name, x in zip(self.plan.inputs, inputs, strict=True)
+        ]
         for step in self.steps:
             pool.append(step(*(pool[source] for source in step.sources)))
-        results = [head(pool[index]) for head, index in zip(self.heads, self.plan.heads, strict=True)]
+        results = [
+            head(pool[index]) for head, index in zip(self.heads, self.plan.heads, strict=True)
+        ]
         if self.plan.structure == "dict":
             return {"out": results[0], "all": results[1:], "twice": (results[0].relu(), 3)}
         if self.plan.structure == "tuple":
@@ -87,7 +92,10 @@ class Network(nn.Module):
     def __repr__(self) -> str:
         first = len(self.plan.inputs)
         steps = "".join(f"\n    {first + i}: {step!r}" for i, step in enumerate(self.plan.steps))
-        return f"inputs {self.plan.inputs}{steps}\n    heads {self.plan.heads} as {self.plan.structure}"
+        return (
+            f"inputs {self.plan.inputs}{steps}\n    heads {self.plan.heads} as "
+            f"{self.plan.structure}"
+        )
 
 
 def _head(shape: Shape) -> nn.Module:
@@ -99,12 +107,30 @@ def _head(shape: Shape) -> nn.Module:
 def draw_network(dice: Dice, most: int = 8) -> Network:
     """A network of up to ``most`` steps. The same dice give the same network, weights included."""
     torch.manual_seed(dice.whole(0, 99))
-    inputs = dice.pick([("image",), ("image",), ("image",), ("tokens",), ("words",), ("series",), ("volume",),
-        ("image", "vector"), ("image", "words"), ("tokens", "image"), ("words", "vector"), ("vector",)])
+    inputs = dice.pick(
+        [
+            ("image",),
+            ("image",),
+            ("image",),
+            ("tokens",),
+            ("words",),
+            ("series",),
+            ("volume",),
+            ("image", "vector"),
+            ("image", "words"),
+            ("tokens", "image"),
+            ("words", "vector"),
+            ("vector",),
+        ]
+    )
     shapes = [INPUTS[name] for name in inputs]
     steps: list[Step] = []
     for _ in range(dice.whole(2, most)):
-        step = _again(dice, steps, shapes, len(inputs)) if steps and dice.whole(0, 7) == 7 else _step(dice, shapes)
+        step = (
+            _again(dice, steps, shapes, len(inputs))
+            if steps and dice.whole(0, 7) == 7
+            else _step(dice, shapes)
+        )
         if step is not None:
             steps.append(step)
             shapes.append(step.made.shape)
@@ -118,7 +144,8 @@ def draw_network(dice: Dice, most: int = 8) -> Network:
 
 
 def _alive(plan: Plan) -> Plan:
-    """Without the steps that no output reads: they are in no graph, but the drawn Python would run them."""
+    """Without the steps that no output reads: they are in no graph, but the drawn Python would run
+    them."""
     first, read = len(plan.inputs), set(plan.heads)
     for place in range(len(plan.shapes) - 1, first - 1, -1):
         if place in read:
@@ -126,7 +153,10 @@ def _alive(plan: Plan) -> Plan:
     places = [place for place in range(len(plan.shapes)) if place < first or place in read]
     new = {place: index for index, place in enumerate(places)}
     steps = [
-        Step(plan.steps[place - first].made, [new[source] for source in plan.steps[place - first].sources])
+        Step(
+            plan.steps[place - first].made,
+            [new[source] for source in plan.steps[place - first].sources],
+        )
         for place in places[first:]
     ]
     shapes = tuple(plan.shapes[place] for place in places)
@@ -139,11 +169,14 @@ def _step(dice: Dice, shapes: Sequence[Shape]) -> Step | None:
     if last > 0 and dice.whole(0, 3) == 0:
         return _join(dice, shapes, source)
     kind = shapes[source].kind
-    return _fits(dice.pick([make for kinds, make in UNARY if kind in kinds])(dice, shapes[source]), [source])
+    return _fits(
+        dice.pick([make for kinds, make in UNARY if kind in kinds])(dice, shapes[source]), [source]
+    )
 
 
 def _join(dice: Dice, shapes: Sequence[Shape], source: int) -> Step | None:
-    """A pair that fits some operator: the partner is drawn first among tensors of the same shape."""
+    """A pair that fits some operator: the partner is drawn first among tensors of the same
+    shape."""
     alike = [i for i, shape in enumerate(shapes) if shape == shapes[source] and i != source]
     other = dice.pick(alike) if alike and dice.flag() else dice.whole(0, len(shapes) - 1)
     return _fits(dice.pick(JOINS)(dice, shapes[source], shapes[other]), [source, other])
@@ -164,7 +197,8 @@ def _again(dice: Dice, steps: Sequence[Step], shapes: Sequence[Shape], first: in
 
 
 def without(network: Network, index: int) -> Network | None:
-    """The network without one step, if what reads the step can read its source instead; with the same modules."""
+    """The network without one step, if what reads the step can read its source instead; with the
+    same modules."""
     plan, first = network.plan, len(network.plan.inputs)
     step, place = plan.steps[index], first + index
     twins = [i for i in range(place) if plan.shapes[i] == plan.shapes[place]]
@@ -179,7 +213,9 @@ def without(network: Network, index: int) -> Network | None:
         source = instead if source == place else source
         return source - (source > place)
 
-    steps = [Step(s.made, [moved(source) for source in s.sources]) for s in plan.steps if s is not step]
+    steps = [
+        Step(s.made, [moved(source) for source in s.sources]) for s in plan.steps if s is not step
+    ]
     shapes = tuple(shape for i, shape in enumerate(plan.shapes) if i != place)
     heads = tuple(moved(head) for head in plan.heads)
     return Network(_alive(Plan(plan.inputs, shapes, steps, plan.structure, heads, plan.frozen)))
@@ -189,4 +225,8 @@ def upto(network: Network, count: int) -> Network:
     """The first steps of a network, with one head on the last of them."""
     plan, first = network.plan, len(network.plan.inputs)
     shapes = plan.shapes[: first + count]
-    return Network(_alive(Plan(plan.inputs, shapes, plan.steps[:count], "plain", (len(shapes) - 1,), plan.frozen)))
+    return Network(
+        _alive(
+            Plan(plan.inputs, shapes, plan.steps[:count], "plain", (len(shapes) - 1,), plan.frozen)
+        )
+    )

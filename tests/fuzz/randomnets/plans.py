@@ -13,7 +13,11 @@ def make_plan(coupling: Coupling, kind: str, seed: int) -> dict[str, np.ndarray]
     """Kept units of every free group. In every block as many stay, at any places."""
     random = np.random.default_rng(seed)
     free = list(coupling.free)
-    chosen = {random.choice([group.name for group in free])} if kind == "alone" and free else {g.name for g in free}
+    chosen = (
+        {random.choice([group.name for group in free])}
+        if kind == "alone" and free
+        else {g.name for g in free}
+    )
     plan = {}
     for group in free:
         most = len(group.blocks[0])

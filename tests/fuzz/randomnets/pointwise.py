@@ -14,8 +14,24 @@ from randomnets.base import KINDS, SPATIAL, Dice, Free, Made, Shape, unary
 
 @unary(*KINDS, times=2)
 def activation(dice: Dice, shape: Shape) -> Made:
-    name = dice.pick(["relu", "sigmoid", "gelu", "silu", "hardswish", "softplus", "clamp", "where", "leaky", "elu",
-        "mish", "dropout", "exp", "half"])
+    name = dice.pick(
+        [
+            "relu",
+            "sigmoid",
+            "gelu",
+            "silu",
+            "hardswish",
+            "softplus",
+            "clamp",
+            "where",
+            "leaky",
+            "elu",
+            "mish",
+            "dropout",
+            "exp",
+            "half",
+        ]
+    )
     run: Callable[..., Tensor] = {
         "where": lambda x: torch.where(x > 0, x, 0.1 * x),
         "clamp": lambda x: x.clamp(-1, 1),
@@ -36,7 +52,9 @@ def prelu(dice: Dice, shape: Shape) -> Made:
 def per_channel(dice: Dice, shape: Shape) -> Made:
     """A parameter, a buffer or a constant for each channel."""
     c = shape.channels
-    name = dice.pick(["scale", "shift", "buffer", "constant", "layer scale", "mask", "both", "arange"])
+    name = dice.pick(
+        ["scale", "shift", "buffer", "constant", "layer scale", "mask", "both", "arange"]
+    )
     constant = torch.linspace(-1, 1, c)
     run: Callable[..., Tensor] = {
         "scale": lambda p, x: x * shape.along(p.weight),
@@ -45,11 +63,18 @@ def per_channel(dice: Dice, shape: Shape) -> Made:
         "constant": lambda p, x: x + shape.along(constant.to(x)),
         "layer scale": lambda p, x: x + shape.along(p.weight).expand(x.shape) * x.tanh(),
         "mask": lambda p, x: x * (shape.along(p.weight) > 0),
-        "both": lambda p, x: torch.addcmul(x, shape.along(p.weight), shape.along(p.weight).sigmoid()),
+        "both": lambda p, x: torch.addcmul(
+            x, shape.along(p.weight), shape.along(p.weight).sigmoid()
+        ),
         "arange": lambda p, x: x + shape.along(torch.arange(x.shape[shape.axis]).to(x) / 8),
     }[name]
-    return Made(f"{name} per channel", shape, run, [Free(c, buffer=name in ("buffer", "mask"))],
-        sized=name in ("constant", "arange"))
+    return Made(
+        f"{name} per channel",
+        shape,
+        run,
+        [Free(c, buffer=name in ("buffer", "mask"))],
+        sized=name in ("constant", "arange"),
+    )
 
 
 @unary(*KINDS)
@@ -69,7 +94,10 @@ def per_place(dice: Dice, shape: Shape) -> Made:
 @unary(*KINDS)
 def statistic(dice: Dice, shape: Shape) -> Made:
     """What one statistic over channels does to all of them."""
-    axis, name = shape.axis, dice.pick(["gate", "mean", "max", "sum", "std", "logsumexp", "cumsum", "first"])
+    axis, name = (
+        shape.axis,
+        dice.pick(["gate", "mean", "max", "sum", "std", "logsumexp", "cumsum", "first"]),
+    )
     run: Callable[[Tensor], Tensor] = {
         "gate": lambda x: x * x.amax(axis, keepdim=True).sigmoid().expand(x.shape),
         "mean": lambda x: x - x.mean(axis, keepdim=True),

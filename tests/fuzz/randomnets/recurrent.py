@@ -18,7 +18,9 @@ def recurrent(dice: Dice, shape: Shape) -> Made | None:
         return None
     kind = dice.pick([nn.LSTM, nn.GRU, nn.RNN])
     hidden, both, layers, first = dice.pick([4, 6]), dice.flag(), dice.pick([1, 1, 2]), dice.flag()
-    layer = kind(shape.channels, hidden, layers, batch_first=first, bidirectional=both, bias=dice.flag())
+    layer = kind(
+        shape.channels, hidden, layers, batch_first=first, bidirectional=both, bias=dice.flag()
+    )
     outs = hidden * (2 if both else 1)
     last = dice.flag()
 
@@ -27,8 +29,13 @@ def recurrent(dice: Dice, shape: Shape) -> Made | None:
         states = states if first else states.transpose(0, 1)
         return x.mean() + (states[:, -1:] if last else states)
 
-    return Made(f"{layer} {'last' if last else 'all'}", Shape("tokens", outs, (1,) if last else shape.size), run,
-        [layer], sized=True)
+    return Made(
+        f"{layer} {'last' if last else 'all'}",
+        Shape("tokens", outs, (1,) if last else shape.size),
+        run,
+        [layer],
+        sized=True,
+    )
 
 
 @unary("tokens")

@@ -1,4 +1,5 @@
-"""Pooling, interpolation, pixel shuffles, padding and windows: places change, channels mostly stay."""
+"""Pooling, interpolation, pixel shuffles, padding and windows: places change, channels mostly
+stay."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def pool(dice: Dice, shape: Shape) -> Made | None:
     kind = dice.whole(0, 3)
     function = POOLS[dims][kind]
     size = half[0] if dims == 1 else half
-    return Made(function.__name__, shape.sized(*half), lambda x: function(x, 2 if kind < 2 else size))
+    return Made(
+        function.__name__, shape.sized(*half), lambda x: function(x, 2 if kind < 2 else size)
+    )
 
 
 @unary(*SPATIAL)
@@ -38,8 +41,16 @@ def enlarge(dice: Dice, shape: Shape) -> Made | None:
     mode = dice.pick(["nearest", LINEAR[dims]])
     double = tuple(2 * s for s in shape.size)
     if dice.flag():
-        return Made(f"enlarge {mode}", shape.sized(*double), lambda x: F.interpolate(x, scale_factor=2, mode=mode))
-    return Made(f"enlarge to size {mode}", shape.sized(*double), lambda x: F.interpolate(x, double, mode=mode))
+        return Made(
+            f"enlarge {mode}",
+            shape.sized(*double),
+            lambda x: F.interpolate(x, scale_factor=2, mode=mode),
+        )
+    return Made(
+        f"enlarge to size {mode}",
+        shape.sized(*double),
+        lambda x: F.interpolate(x, double, mode=mode),
+    )
 
 
 @unary(*SPATIAL)
@@ -72,8 +83,16 @@ def rearrange(dice: Dice, shape: Shape) -> Made | None:
     table: dict[str, tuple[Shape, Callable[[Tensor], Tensor], bool]] = {
         "shuffle": (large, lambda x: F.pixel_shuffle(x, 2), False),
         "unshuffle": (small, lambda x: F.pixel_unshuffle(x, 2), False),
-        "unpool": (shape, lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), False),
-        "fold": (shape, lambda x: F.fold(F.unfold(x, 2, stride=2).sin(), (h, w), 2, stride=2), False),
+        "unpool": (
+            shape,
+            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            False,
+        ),
+        "fold": (
+            shape,
+            lambda x: F.fold(F.unfold(x, 2, stride=2).sin(), (h, w), 2, stride=2),
+            False,
+        ),
         "focus": (small, _focus, False),
         "depth to space": (large, _depth_to_space, False),
     }
@@ -82,7 +101,9 @@ def rearrange(dice: Dice, shape: Shape) -> Made | None:
 
 
 def _focus(x: Tensor) -> Tensor:
-    return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+    return torch.cat(
+        [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1
+    )
 
 
 def _depth_to_space(x: Tensor) -> Tensor:
@@ -103,7 +124,9 @@ def places(dice: Dice, shape: Shape) -> Made:
         "swap": lambda x: x.transpose(axis, shape.rank - 1).sin().transpose(axis, shape.rank - 1),
         "softmax": lambda x: x.softmax(axis),
         "cumsum": lambda x: x.cumsum(axis) / size,
-        "shift": lambda x: torch.cat([x.narrow(axis, size - 1, 1), x.narrow(axis, 0, size - 1)], axis),
+        "shift": lambda x: torch.cat(
+            [x.narrow(axis, size - 1, 1), x.narrow(axis, 0, size - 1)], axis
+        ),
         "sort": lambda x: x.sort(axis).values,
     }[name]
     return Made(f"{name} along {axis}", shape, run)
@@ -114,4 +137,8 @@ def windows(dice: Dice, shape: Shape) -> Made | None:
     """Sliding windows over the last axis, and a statistic of each."""
     if shape.size[-1] < 3:
         return None
-    return Made("windows", shape.sized(*shape.size[:-1], shape.size[-1] - 2), lambda x: x.unfold(-1, 3, 1).amax(-1))
+    return Made(
+        "windows",
+        shape.sized(*shape.size[:-1], shape.size[-1] - 2),
+        lambda x: x.unfold(-1, 3, 1).amax(-1),
+    )

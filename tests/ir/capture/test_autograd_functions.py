@@ -1,4 +1,5 @@
-"""Functions with a backward of their own: the graph computes their forward, and says that the rest is left out."""
+"""Functions with a backward of their own: the graph computes their forward, and says that the rest
+is left out."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from pruneopt.ir.verifier import verify_graph
 
 
 class Net(nn.Module):
-    """A network with whatever capture could disturb: batch norm, dropout, a frozen part, hooks, a buffer."""
+    """A network with whatever capture could disturb: batch norm, dropout, a frozen part, hooks, a
+    buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         "modes": {name: module.training for name, module in model.named_modules()},
-        "hooks": {name: (dict(m._forward_hooks), dict(m._forward_pre_hooks)) for name, m in model.named_modules()},
+        "hooks": {
+            name: (dict(m._forward_hooks), dict(m._forward_pre_hooks))
+            for name, m in model.named_modules()
+        },
         "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
         "identity": {name: id(tensor) for name, tensor in tensors.items()},
         "values": {name: tensor.detach().clone() for name, tensor in tensors.items()},
@@ -86,7 +90,10 @@ def test_capture_leaves_the_model_as_it_was(training: bool) -> None:
     capture(model, x)
     after = state_of(model)
     for key in ("values", "grads"):
-        assert all(x is y or torch.equal(x, y) for x, y in zip(before[key].values(), after[key].values(), strict=True))
+        assert all(
+            x is y or torch.equal(x, y)
+            for x, y in zip(before[key].values(), after[key].values(), strict=True)
+        )
         del before[key], after[key]
     assert torch.equal(before.pop("random"), after.pop("random"))
     assert after == before
@@ -138,7 +145,9 @@ def test_weights_keep_their_names_kinds_and_tensors() -> None:
         dict(model.named_buffers()), "buffer"
     )
     assert {name: value.kind for name, value in graph.params.items()} == kinds
-    assert all(torch.equal(graph.weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(graph.weights[name], tensor) for name, tensor in model.state_dict().items()
+    )
 
 
 class InPlace(nn.Module):
@@ -175,7 +184,9 @@ class ViewBeforeWrite(nn.Module):
 class DropoutInPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.BatchNorm2d(4), nn.Hardswish(True), nn.Dropout(0.2, True), nn.ReLU(True))
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(4), nn.Hardswish(True), nn.Dropout(0.2, True), nn.ReLU(True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).flatten(1)
@@ -315,7 +326,10 @@ class Strided(nn.Module):
 
 def test_sizes_computed_from_the_batch_are_expressions() -> None:
     graph = check(Strided(), torch.randn(4, 3))
-    assert [value.type.dims[0] for value in graph.output_values] == [BatchSize(1, 1, 2), BatchSize(2, -1)]
+    assert [value.type.dims[0] for value in graph.output_values] == [
+        BatchSize(1, 1, 2),
+        BatchSize(2, -1),
+    ]
     x = torch.randn(7, 3)
     torch.testing.assert_close(run(graph, x), Strided()(x), rtol=0, atol=0)
 
@@ -456,7 +470,9 @@ def old_ways() -> tuple[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = nn.Sequential(nn.Linear(3, 2)).eval()
-        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}), torch.jit.script(network)
+        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}), torch.jit.script(
+            network
+        )
 
 
 QUANTISED, SCRIPTED = old_ways()
@@ -464,7 +480,9 @@ QUANTISED, SCRIPTED = old_ways()
 
 def program_with_free_width() -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
-    return torch.export.export(nn.Conv2d(3, 4, 1), (torch.randn(2, 3, 8, 8),), dynamic_shapes=shapes)
+    return torch.export.export(
+        nn.Conv2d(3, 4, 1), (torch.randn(2, 3, 8, 8),), dynamic_shapes=shapes
+    )
 
 
 @pytest.mark.parametrize(
@@ -473,18 +491,36 @@ def program_with_free_width() -> torch.export.ExportedProgram:
         (Net(), None, "needs example inputs"),
         (Net(), (), "example inputs must be tensors"),
         (Net(), ("x",), "example inputs must be tensors"),
-        (Net(), (torch.randn(2, 4, 8, 8),), r"Net does not run on example inputs of shape \(2, 4, 8, 8\): "),
+        (
+            Net(),
+            (torch.randn(2, 4, 8, 8),),
+            r"Net does not run on example inputs of shape \(2, 4, 8, 8\): ",
+        ),
         (Net(), (torch.randn(2, 3, 8, 8),) * 2, "Net does not run on example inputs"),
-        (DependsOnData(), (torch.randn(2, 3),), r"it reads the value of a tensor in Python at .*test_capture\.py:\d"),
+        (
+            DependsOnData(),
+            (torch.randn(2, 3),),
+            r"it reads the value of a tensor in Python at .*test_capture\.py:\d",
+        ),
         (Counts(), (torch.randn(2, 3),), "changes a buffer or an input"),
-        (ReturnsUnknown(), (torch.randn(2, 3),), r"Unknown, whose .* call .*register_dataclass\(Unknown\)"),
+        (
+            ReturnsUnknown(),
+            (torch.randn(2, 3),),
+            r"Unknown, whose .* call .*register_dataclass\(Unknown\)",
+        ),
         (SCRIPTED, (torch.randn(2, 3),), "it is a TorchScript module; capture the Python module"),
         (QUANTISED, (torch.randn(2, 3),), "it is quantised, .* prune first, quantise the result"),
         (Path("nowhere.pt2"), None, "nowhere.pt2: no such file"),
-        (program_with_free_width(), None, "this exported program cannot be captured: sizes depend on more than"),
+        (
+            program_with_free_width(),
+            None,
+            "this exported program cannot be captured: sizes depend on more than",
+        ),
     ],
 )
-def test_refusal_is_one_sentence(model: Any, inputs: Any, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refusal_is_one_sentence(
+    model: Any, inputs: Any, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         capture(model, inputs)
     assert "\n" not in str(caught.value)
@@ -494,12 +530,15 @@ def test_refusal_is_one_sentence(model: Any, inputs: Any, message: str, capfd: p
 def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     path.write_text("not a program")
-    with pytest.raises(UserError, match=r"net\.pt2 is not an exported program that this torch can load"):
+    with pytest.raises(
+        UserError, match=r"net\.pt2 is not an exported program that this torch can load"
+    ):
         capture(path)
 
 
 class ReadsBeside(nn.Module):
-    """A tensor that is read beside its dropout, which in evaluation mode returns that very tensor."""
+    """A tensor that is read beside its dropout, which in evaluation mode returns that very
+    tensor."""
 
     def __init__(self, dropout: Callable[[Tensor, bool], Tensor]) -> None:
         super().__init__()
@@ -519,7 +558,9 @@ class ReadsBeside(nn.Module):
         lambda y, training: nn.functional.dropout2d(y[:, :, None, None], 0.5, training),
     ],
 )
-def test_what_is_read_beside_its_dropout_is_not_dropped(dropout: Callable[[Tensor, bool], Tensor]) -> None:
+def test_what_is_read_beside_its_dropout_is_not_dropped(
+    dropout: Callable[[Tensor, bool], Tensor],
+) -> None:
     model, x = ReadsBeside(dropout), torch.randn(3, 4)
     graph = check(model, x)
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""A function in the place of forward: the part of a network to prune, or a way in and out of one without tensors."""
+"""A function in the place of forward: the part of a network to prune, or a way in and out of one
+without tensors."""
 
 import copy
 from typing import Any

@@ -61,7 +61,9 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
     net, x = Net(), torch.randn(4, 3, 6, 6)
     graph = capture(net, (x,))
     graph.weights["fc.bias"] = graph.weights["fc.bias"] + 0.01
-    with pytest.raises(InternalError, match="does not compute what the network does on the example inputs"):
+    with pytest.raises(
+        InternalError, match="does not compute what the network does on the example inputs"
+    ):
         check_capture(net, graph, (x,))
 
 
@@ -81,7 +83,9 @@ def test_an_infinity_of_the_other_sign_is_refused() -> None:
     with torch.no_grad():
         net.bias[1] = torch.inf
     graph = capture(net, (x,))
-    graph.weights["bias"] = torch.tensor([*net.bias[:1].tolist(), -torch.inf, *net.bias[2:].tolist()])
+    graph.weights["bias"] = torch.tensor(
+        [*net.bias[:1].tolist(), -torch.inf, *net.bias[2:].tolist()]
+    )
     with pytest.raises(InternalError, match="does not compute"):
         check_capture(net, graph, (x,))
 
@@ -112,5 +116,7 @@ def test_a_network_that_differs_from_itself_cannot_be_compared() -> None:
 
 def test_weights_without_values_say_nothing() -> None:
     net = nn.Linear(3, 3, device="meta")
-    note = check_capture(net, capture(net, (torch.empty(2, 3, device="meta"),)), (torch.empty(2, 3, device="meta"),))
+    note = check_capture(
+        net, capture(net, (torch.empty(2, 3, device="meta"),)), (torch.empty(2, 3, device="meta"),)
+    )
     assert note == "the weights have no values: the graph was not compared with the network"

@@ -1,4 +1,5 @@
-"""What capture makes of the usual building blocks, as text. Run with --snapshot-update, and review the diff."""
+"""What capture makes of the usual building blocks, as text. Run with --snapshot-update, and review
+the diff."""
 
 from collections.abc import Callable
 
@@ -47,7 +48,11 @@ class Shuffle(nn.Module):
         keep, change = torch.split(x, [2, 2], dim=1)
         y = torch.cat([keep, self.conv(change)], 1)
         batch, channels, height, width = y.shape
-        return y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return (
+            y.view(batch, 2, channels // 2, height, width)
+            .transpose(1, 2)
+            .reshape(batch, channels, height, width)
+        )
 
 
 class Grouped(nn.Module):
@@ -98,14 +103,20 @@ CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = [
 
 @pytest.mark.parametrize(("name", "build", "shape"), CASES, ids=[case[0] for case in CASES])
 def test_captured_block(
-    name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], snapshot: Callable[[str, str], None]
+    name: str,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    snapshot: Callable[[str, str], None],
 ) -> None:
     graph = capture(build(), torch.randn(shape))
     verify_graph(graph)
     snapshot(name, print_graph(graph, locations=False))
 
 
-GROUPS = [ChannelGroup("inner", 8, None, 2, ((0, 3), (4, 7))), ChannelGroup("trunk", 8, "model output")]
+GROUPS = [
+    ChannelGroup("inner", 8, None, 2, ((0, 3), (4, 7))),
+    ChannelGroup("trunk", 8, "model output"),
+]
 INNER = [
     "conv1.weight",
     "bn1.weight",

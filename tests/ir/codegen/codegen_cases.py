@@ -1,4 +1,5 @@
-"""Networks whose generated source is compared with them: layers, ties, structures of outputs, what training changes."""
+"""Networks whose generated source is compared with them: layers, ties, structures of outputs, what
+training changes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
         self.conv = nn.Conv2d(8, 8, 3, padding=1)
         self.bn = nn.BatchNorm2d(8, momentum=0.3, eps=1e-3)
         self.head = nn.Linear(8, 5)
@@ -63,7 +66,9 @@ class ScaledDotProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(x.transpose(1, 2).reshape(batch, length, width))
 
@@ -130,7 +135,9 @@ class RawParameters(nn.Module):
         self.dict = nn.ParameterDict({"class": torch.randn(6), "a-b": torch.randn(6)})
         self.odd = nn.ModuleDict({"if": nn.Linear(6, 6), "x y": nn.Linear(6, 6)})
         self.register_buffer("shift", torch.arange(6.0))
-        self.register_buffer("mask", torch.tensor([True, False, True, True, False, True]), persistent=False)
+        self.register_buffer(
+            "mask", torch.tensor([True, False, True, True, False, True]), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) @ self.weight
@@ -180,7 +187,9 @@ class Cumulative(nn.Module):
         x = self.fc(self.bn(x))
         # Two settings of one layer: it cannot be declared, batch norm is called as a function.
         odd = self.odd
-        return odd(x) + F.batch_norm(x, odd.running_mean, odd.running_var, odd.weight, odd.bias, eps=0.1)
+        return odd(x) + F.batch_norm(
+            x, odd.running_mean, odd.running_var, odd.weight, odd.bias, eps=0.1
+        )
 
 
 class Transposed(nn.Module):
@@ -200,7 +209,10 @@ class Norms(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(3, 8, 3, padding=1, padding_mode="circular")
         self.group, self.batch = nn.GroupNorm(2, 8), nn.BatchNorm1d(8, track_running_stats=False)
-        self.layer, self.plain = nn.LayerNorm([8, 10], bias=False), nn.LayerNorm(10, elementwise_affine=False)
+        self.layer, self.plain = (
+            nn.LayerNorm([8, 10], bias=False),
+            nn.LayerNorm(10, elementwise_affine=False),
+        )
         self.rms = nn.RMSNorm(10)
 
     def forward(self, x: Tensor) -> Tensor:

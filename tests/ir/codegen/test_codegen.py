@@ -1,4 +1,5 @@
-"""The generated source computes what the graph computes, in evaluation and in training, under the original's names."""
+"""The generated source computes what the graph computes, in evaluation and in training, under the
+original's names."""
 
 from __future__ import annotations
 
@@ -55,14 +56,21 @@ def imported(source: str) -> set[str]:
 
 def trained(graph: Graph) -> dict[str, Tensor]:
     """A copy of the graph's weights that gradients flow into."""
-    return {n: t.clone().requires_grad_(graph.params[n].kind == "param") for n, t in graph.weights.items()}
+    return {
+        n: t.clone().requires_grad_(graph.params[n].kind == "param")
+        for n, t in graph.weights.items()
+    }
 
 
 def gradients(outputs: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    total = sum((leaf.float() ** 2).mean() for leaf in pytree.tree_leaves(outputs) if leaf.requires_grad)
+    total = sum(
+        (leaf.float() ** 2).mean() for leaf in pytree.tree_leaves(outputs) if leaf.requires_grad
+    )
     names = [name for name, tensor in tensors.items() if tensor.requires_grad]
     found = torch.autograd.grad(total, [tensors[name] for name in names], allow_unused=True)
-    return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+    return {
+        name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None
+    }
 
 
 def check_evaluation(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -74,9 +82,16 @@ def check_evaluation(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...])
     return module
 
 
-def check_training(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...], steps: int = 2) -> None:
-    """Outputs, gradients and running statistics of the original, the generated module and the interpreter agree."""
-    model, module, weights = copy.deepcopy(model).train(), build_module(graph, graph.weights).train(), trained(graph)
+def check_training(
+    model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...], steps: int = 2
+) -> None:
+    """Outputs, gradients and running statistics of the original, the generated module and the
+    interpreter agree."""
+    model, module, weights = (
+        copy.deepcopy(model).train(),
+        build_module(graph, graph.weights).train(),
+        trained(graph),
+    )
     own, given = dict(module.named_parameters()), dict(model.named_parameters())
     for step in range(steps):
         torch.manual_seed(step)
@@ -99,10 +114,16 @@ def check_training(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...], s
 
 def check_names(model: nn.Module, graph: Graph, module: nn.Module) -> None:
     assert set(module.state_dict()) == {*graph.params, *graph.aliases}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in module.state_dict()}
-    extra = {name for name, value in graph.params.items() if name not in state and value.kind != "param"}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if name in module.state_dict()
+    }
+    extra = {
+        name for name, value in graph.params.items() if name not in state and value.kind != "param"
+    }
     module.load_state_dict(state | {name: graph.weights[name] for name in extra})
-    assert [name for name, _ in module.named_parameters()] or not any(v.kind == "param" for v in graph.params.values())
+    assert [name for name, _ in module.named_parameters()] or not any(
+        v.kind == "param" for v in graph.params.values()
+    )
 
 
 def check_source(graph: Graph, inputs: tuple[Tensor, ...], module: nn.Module) -> None:
@@ -144,7 +165,10 @@ def test_cumulative_momentum() -> None:
     model, x = Cumulative(), torch.randn(6, 5)
     single = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=None))
     graph = capture(single, x)
-    assert "super().__init__([nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=None)])" in generate_source(graph)
+    assert (
+        "super().__init__([nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=None)])"
+        in generate_source(graph)
+    )
     check_evaluation(single, graph, (x,))
     check_training(single, graph, (x,), steps=3)
     # The same through the functional form: the graph alone says what happens there.
@@ -178,7 +202,10 @@ def test_source_is_plain_pytorch() -> None:
     model, x = network("residual")
     source = generate_source(capture(model, x), class_name="Small")
     assert "class Small(nn.Module):" in source
-    assert "self.stem = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)])" in source
+    assert (
+        "self.stem = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)])"
+        in source
+    )
     assert "self.bn = nn.BatchNorm2d(8, eps=0.001, momentum=0.3)" in source
     assert "= self.stem[0](x)" in source
     assert "torch.ops" not in source
@@ -190,7 +217,9 @@ def test_shared_and_tied_weights_stay_one() -> None:
     for name, first, second in (*tied, ("shared", "many.0.weight", "many.2.weight")):
         model, inputs = network(name)
         graph = capture(model, inputs)
-        parameters = dict(build_module(graph, graph.weights).named_parameters(remove_duplicate=False))
+        parameters = dict(
+            build_module(graph, graph.weights).named_parameters(remove_duplicate=False)
+        )
         assert parameters[first] is parameters[second]
 
 
@@ -201,7 +230,10 @@ def test_numbered_children_with_gaps() -> None:
     check_evaluation(model, graph, (torch.randn(3, 4),))
     wrapped = nn.Sequential(model)
     graph = capture(wrapped, torch.randn(2, 4))
-    assert 'super().__init__([nn.ModuleDict({"1": nn.Linear(4, 4), "3": nn.Linear(4, 2)})])' in generate_source(graph)
+    assert (
+        'super().__init__([nn.ModuleDict({"1": nn.Linear(4, 4), "3": nn.Linear(4, 2)})])'
+        in generate_source(graph)
+    )
     check_evaluation(wrapped, graph, (torch.randn(3, 4),))
 
 
@@ -210,7 +242,12 @@ def test_shape_scaled_input() -> None:
     graph = Graph("Folded")
     x = graph.add_input("x", TensorType("f32", (BatchSize(4), 3)))
     size = (BatchSize(), BatchSize(6, 0, 1), 2)
-    op = graph.add_op("aten.reshape.default", [x], {"shape": size}, [("y", TensorType("f32", (BatchSize(), 6, 2)))])
+    op = graph.add_op(
+        "aten.reshape.default",
+        [x],
+        {"shape": size},
+        [("y", TensorType("f32", (BatchSize(), 6, 2)))],
+    )
     graph.set_attr(op, "shape", (BatchSize(), 6, 2))
     graph.outputs = (op.result,)
     source = generate_source(graph)
@@ -219,43 +256,71 @@ def test_shape_scaled_input() -> None:
 
 
 OPS: dict[str, Callable[[Tensor], Any]] = {
-    "add_alpha": lambda x: torch.add(x, x * 2, alpha=3) - torch.sub(x, 1, alpha=2) + torch.rsub(x, 2.0),
+    "add_alpha": lambda x: (
+        torch.add(x, x * 2, alpha=3) - torch.sub(x, 1, alpha=2) + torch.rsub(x, 2.0)
+    ),
     "pow": lambda x: (x.abs() + 1) ** x + 2.0**x + x**-2 + x**3,
-    "compare": lambda x: ((x > 0) & (x <= 1) | ~(x != 0.5)).to(torch.float32) + torch.eq(x, x).float(),
+    "compare": lambda x: (
+        ((x > 0) & (x <= 1) | ~(x != 0.5)).to(torch.float32) + torch.eq(x, x).float()
+    ),
     "floor": lambda x: (x // 0.3) + (x % 0.7) + torch.div(x, 0.2, rounding_mode="trunc"),
     "clamp": lambda x: x.clamp(min=-1) + x.clamp(max=0.5) + torch.clamp(x, -0.1, 0.1),
     "infinite": lambda x: x.masked_fill(x < 0, float("-inf")).softmax(-1),
     "var": lambda x: x.var(dim=1, keepdim=True) + x.std((2, 3), correction=0, keepdim=True),
     "var_mean": lambda x: torch.var_mean(x, dim=(1, 2)),
     "norm": lambda x: (
-        F.normalize(x, dim=1) + torch.linalg.vector_norm(x, dim=1, keepdim=True) + x.norm(p=2, dim=1)[:, None]
+        F.normalize(x, dim=1)
+        + torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        + x.norm(p=2, dim=1)[:, None]
     ),
-    "topk": lambda x: x.topk(2, dim=-1) + tuple(x.max(dim=1)) + tuple(x.sort(dim=2, descending=True)),
+    "topk": lambda x: (
+        x.topk(2, dim=-1) + tuple(x.max(dim=1)) + tuple(x.sort(dim=2, descending=True))
+    ),
     "one_chunk": lambda x: x.split(100, dim=1)[0] + x.chunk(1)[0],
     "fft": lambda x: torch.fft.rfft2(x, norm="ortho").real + 0.0,
     "flip_roll": lambda x: torch.roll(torch.flip(x, (2,)), (1, -1), (2, 3)),
-    "unfold": lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 6), 3, padding=1) + x.unfold(2, 2, 2).sum(-1).sum(),
+    "unfold": lambda x: (
+        F.fold(F.unfold(x, 3, padding=1), (6, 6), 3, padding=1) + x.unfold(2, 2, 2).sum(-1).sum()
+    ),
     "gather": lambda x: (
-        x.gather(1, torch.zeros_like(x, dtype=torch.int64)) + x.index_select(1, torch.tensor([1, 0, 3, 2]))
+        x.gather(1, torch.zeros_like(x, dtype=torch.int64))
+        + x.index_select(1, torch.tensor([1, 0, 3, 2]))
     ),
     "index": lambda x: x[:, torch.tensor([0, 2])] + x[:, [1, 3]] + x[:, 1:3, ...] + x[:, -1:, ::1],
     "ellipsis": lambda x: x[..., None, 0] + x[..., -2:].sum(-1, keepdim=True),
-    "pooling": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.max_pool2d(x, (2, 2), ceil_mode=True),
-    "adaptive": lambda x: F.adaptive_max_pool2d(x, (3, 2)) + F.adaptive_avg_pool2d(x, (3, None)).mean(-1, keepdim=True),
+    "pooling": lambda x: (
+        F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.max_pool2d(x, (2, 2), ceil_mode=True)
+    ),
+    "adaptive": lambda x: (
+        F.adaptive_max_pool2d(x, (3, 2))
+        + F.adaptive_avg_pool2d(x, (3, None)).mean(-1, keepdim=True)
+    ),
     "with_indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
     "activations": lambda x: (
-        F.elu(x, 0.5) + F.selu(x) + F.celu(x, 2.0) + F.softplus(x, 2) + F.mish(x) + F.glu(x, 1).sum()
+        F.elu(x, 0.5)
+        + F.selu(x)
+        + F.celu(x, 2.0)
+        + F.softplus(x, 2)
+        + F.mish(x)
+        + F.glu(x, 1).sum()
     ),
     "more_activations": lambda x: (
         F.leaky_relu(x, 0.2) + F.relu6(x) + F.hardsigmoid(x) + F.logsigmoid(x) + F.hardtanh(x)
     ),
     "still_more": lambda x: (
-        F.softshrink(x, 0.1) + F.tanhshrink(x) + F.softsign(x) + F.threshold(x, 0.1, 2.0) + F.silu(x)
+        F.softshrink(x, 0.1)
+        + F.tanhshrink(x)
+        + F.softsign(x)
+        + F.threshold(x, 0.1, 2.0)
+        + F.silu(x)
     ),
-    "log_softmax": lambda x: F.log_softmax(x, 1) + F.softmin(x, 2) + torch.logsumexp(x, 3, keepdim=True),
+    "log_softmax": lambda x: (
+        F.log_softmax(x, 1) + F.softmin(x, 2) + torch.logsumexp(x, 3, keepdim=True)
+    ),
     "local_response": lambda x: F.local_response_norm(x, 2),
     "pad": lambda x: (
-        F.pad(x, (1, 0, 0, 2), value=3.0)[:, :, 2:, 1:] + F.pad(x, (1, 1, 0, 0), mode="replicate")[..., 2:]
+        F.pad(x, (1, 0, 0, 2), value=3.0)[:, :, 2:, 1:]
+        + F.pad(x, (1, 1, 0, 0), mode="replicate")[..., 2:]
     ),
     "bicubic": lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic", align_corners=True),
     "antialias": lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True),
@@ -265,26 +330,47 @@ OPS: dict[str, Callable[[Tensor], Any]] = {
     ),
     "shuffle": lambda x: F.pixel_shuffle(x, 2) + F.channel_shuffle(x, 2).sum(),
     "products": lambda x: (
-        torch.bmm(x[:, 0], x[:, 1]) + torch.baddbmm(x[:, 0], x[:, 1], x[:, 2], beta=2) + x[:, 0] @ x[:, 1]
+        torch.bmm(x[:, 0], x[:, 1])
+        + torch.baddbmm(x[:, 0], x[:, 1], x[:, 2], beta=2)
+        + x[:, 0] @ x[:, 1]
     ),
     "einsum": lambda x: torch.einsum("nchw,ncwk,kj->nhj", x, x, x[0, 0]),
-    "create": lambda x: x + torch.arange(0, 6, 1, dtype=x.dtype) + torch.full((6, 1), 0.5) + torch.linspace(0, 1, 6),
-    "create_like": lambda x: torch.ones_like(x) + x.new_full((6,), 2.0) + torch.eye(6) + torch.empty_like(x).fill_(1),
-    "batch_create": lambda x: torch.ones(x.shape[0] * 2, 1).view(2, x.shape[0], 1).sum(0) + x.sum((1, 2, 3))[:, None],
+    "create": lambda x: (
+        x + torch.arange(0, 6, 1, dtype=x.dtype) + torch.full((6, 1), 0.5) + torch.linspace(0, 1, 6)
+    ),
+    "create_like": lambda x: (
+        torch.ones_like(x) + x.new_full((6,), 2.0) + torch.eye(6) + torch.empty_like(x).fill_(1)
+    ),
+    "batch_create": lambda x: (
+        torch.ones(x.shape[0] * 2, 1).view(2, x.shape[0], 1).sum(0) + x.sum((1, 2, 3))[:, None]
+    ),
     "cast": lambda x: (x.half().float() + x.double() + x.to(torch.bfloat16)).type_as(x),
     "triangle": lambda x: x.tril(-1) + torch.triu(x, 1) + x.cumsum(1) + x.cumprod(dim=2),
     "where": lambda x: (
-        torch.where(x > 0, x, 0.0) + torch.where(x > 0, 1.0, x) + torch.maximum(x, -x) + torch.lerp(x, -x, 0.3)
+        torch.where(x > 0, x, 0.0)
+        + torch.where(x > 0, 1.0, x)
+        + torch.maximum(x, -x)
+        + torch.lerp(x, -x, 0.3)
     ),
-    "repeat": lambda x: x.repeat(1, 2, 1, 1)[:, :4] + x.repeat_interleave(2, 1)[:, ::2] + x.expand(-1, 4, 6, 6),
+    "repeat": lambda x: (
+        x.repeat(1, 2, 1, 1)[:, :4] + x.repeat_interleave(2, 1)[:, ::2] + x.expand(-1, 4, 6, 6)
+    ),
     "movedim": lambda x: (
-        x.movedim(1, -1).contiguous().swapaxes(1, 3).unflatten(1, (2, 2)).flatten(1, 2).squeeze().clone()
+        x.movedim(1, -1)
+        .contiguous()
+        .swapaxes(1, 3)
+        .unflatten(1, (2, 2))
+        .flatten(1, 2)
+        .squeeze()
+        .clone()
     ),
     "one_hot": lambda x: F.one_hot(x[:, 0, 0].abs().long().clamp(max=4), 5),
     "in_place": lambda x: x.clone().mul_(2).add_(1).clamp_(min=0).sub_(x),
     "slice_assign": lambda x: torch.cat([x.clone().index_fill_(1, torch.tensor([1]), 2.0), x]),
     "loss": lambda x: (
-        F.mse_loss(x, x + 1, reduction="none") + F.smooth_l1_loss(x, -x) + F.l1_loss(x, 2 * x, reduction="sum")
+        F.mse_loss(x, x + 1, reduction="none")
+        + F.smooth_l1_loss(x, -x)
+        + F.l1_loss(x, 2 * x, reduction="sum")
     ),
     "detach": lambda x: x * x.detach(),
     "nested": lambda x: {"a": [x, (x + 1,)], "b": None, "c": {"d": (x * 2, 3)}},
@@ -335,7 +421,9 @@ def torchvision_network(name: str) -> nn.Module:
 
     torch.manual_seed(0)
     if name.startswith("deeplab"):
-        net: nn.Module = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None)
+        net: nn.Module = getattr(torchvision.models.segmentation, name)(
+            weights=None, weights_backbone=None
+        )
         return net
     options = {"init_weights": True} if name == "googlenet" else {}
     made: nn.Module = getattr(torchvision.models, name)(weights=None, **options)
@@ -343,7 +431,8 @@ def torchvision_network(name: str) -> nn.Module:
 
 
 def without_stochastic_depth(model: nn.Module) -> nn.Module:
-    """Stochastic depth and auxiliary heads act in training only; a graph leaves them out, with a note."""
+    """Stochastic depth and auxiliary heads act in training only; a graph leaves them out, with a
+    note."""
     for module in model.modules():
         if type(module).__name__ == "StochasticDepth":
             module.p = 0.0
@@ -361,7 +450,9 @@ SLOW = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_torchvision(name: str) -> None:
     model = without_stochastic_depth(torchvision_network(name))
     size = 224 if name in ("vit_b_16", "swin_t") else 96

@@ -1,4 +1,5 @@
-"""Exported programs and ONNX files compute what the module computes, at every batch size, and appear whole or never."""
+"""Exported programs and ONNX files compute what the module computes, at every batch size, and
+appear whole or never."""
 
 from __future__ import annotations
 
@@ -47,7 +48,12 @@ class Attention(nn.Module):
         x = x + self.attn(y, y, y, need_weights=False)[0]
         n, length, width = x.shape
         q, k, v = self.fc(x).reshape(n, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * length, width).view(n, -1)
+        return (
+            F.scaled_dot_product_attention(q, k, v)
+            .transpose(1, 2)
+            .reshape(n * length, width)
+            .view(n, -1)
+        )
 
 
 class Words(nn.Module):
@@ -84,11 +90,15 @@ def check_pt2(module: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], pa
             same_outputs(program(*given), module.eval()(*given), 1e-5, 1e-4)
 
 
-def check_onnx(module: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], path: Path, atol: float = 1e-4) -> None:
+def check_onnx(
+    module: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], path: Path, atol: float = 1e-4
+) -> None:
     for batch in (1, 2, 7):
         given = inputs(batch)
         with torch.no_grad():
-            same_outputs(run_onnx(path, given), pytree.tree_leaves(module.eval()(*given)), atol, 1e-3)
+            same_outputs(
+                run_onnx(path, given), pytree.tree_leaves(module.eval()(*given)), atol, 1e-3
+            )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -156,8 +166,9 @@ def test_a_batch_that_cannot_vary_is_refused(tmp_path: Path) -> None:
 
 
 class Siamese(nn.Module):
-    """Two inputs through one layer, stacked along the batch and taken apart again: torch notes that the sum of the two
-    batches is no odd number, as for its own tracing a batch of one is special."""
+    """Two inputs through one layer, stacked along the batch and taken apart again: torch notes that
+    the sum of the two batches is no odd number, as for its own tracing a batch of one is
+    special."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +190,8 @@ def test_a_note_about_a_batch_of_one_refuses_no_file(tmp_path: Path) -> None:
 
 
 class Windows(nn.Module):
-    """Attention with a bias over the places of windows, whose result is laid out as an image again."""
+    """Attention with a bias over the places of windows, whose result is laid out as an image
+    again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +199,12 @@ class Windows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        parts = self.qkv(x.reshape(rows * 4, 16, 16)).view(rows * 4, 16, 2, 24).transpose(1, 2).chunk(3, dim=3)
+        parts = (
+            self.qkv(x.reshape(rows * 4, 16, 16))
+            .view(rows * 4, 16, 2, 24)
+            .transpose(1, 2)
+            .chunk(3, dim=3)
+        )
         bias = self.bias.unsqueeze(0).contiguous()
         seen = nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias)
         return seen.transpose(1, 2).reshape(rows * 4, 4, 4, -1)
@@ -237,7 +254,9 @@ def test_an_op_without_translation_is_named(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.special.bessel_j0(x)
 
-    with pytest.raises(UserError, match=r"ONNX cannot express this network: the op \w+\.\w*bessel_j0"):
+    with pytest.raises(
+        UserError, match=r"ONNX cannot express this network: the op \w+\.\w*bessel_j0"
+    ):
         export_onnx(Untranslatable(), torch.randn(2, 3), tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == []
 
@@ -284,14 +303,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"cannot write .*file\.json: No space left"), files.atomic_path(path):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*file\.json: No space left"),
+        files.atomic_path(path),
+    ):
         full()
     assert os.listdir(tmp_path) == ["file.json"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["resnet18", "shufflenet_v2_x1_0", "efficientnet_b0", "densenet121", "vit_b_16", "swin_t", "convnext_tiny"]
+    "name",
+    [
+        "resnet18",
+        "shufflenet_v2_x1_0",
+        "efficientnet_b0",
+        "densenet121",
+        "vit_b_16",
+        "swin_t",
+        "convnext_tiny",
+    ],
 )
 def test_torchvision(name: str, tmp_path: Path) -> None:
     import torchvision

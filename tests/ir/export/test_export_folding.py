@@ -1,4 +1,5 @@
-"""What onnxruntime makes of exported files: no batch norm is left to compute, and nothing that could be folded."""
+"""What onnxruntime makes of exported files: no batch norm is left to compute, and nothing that
+could be folded."""
 
 from collections import Counter
 from pathlib import Path
@@ -39,7 +40,8 @@ def foldable(model: onnx.ModelProto) -> list[str]:
 
 
 class Layers(nn.Module):
-    """Batch norms behind convolutions of every kind and a linear layer, and arithmetic on weights alone."""
+    """Batch norms behind convolutions of every kind and a linear layer, and arithmetic on weights
+    alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +82,9 @@ def written(module: nn.Module, x: Tensor, path: Path) -> tuple[nn.Module, Path]:
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     torch.manual_seed(0)
-    return written(lively(Layers()), torch.randn(2, 3, 9, 9), tmp_path_factory.mktemp("onnx") / "layers.onnx")
+    return written(
+        lively(Layers()), torch.randn(2, 3, 9, 9), tmp_path_factory.mktemp("onnx") / "layers.onnx"
+    )
 
 
 def test_norms_and_constants_are_folded(layers: tuple[nn.Module, Path]) -> None:
@@ -137,11 +141,17 @@ def test_the_opset_is_pytorchs_current_one(layers: tuple[nn.Module, Path]) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("resnet18", 0), ("mobilenet_v2", 0), ("efficientnet_b0", 0), ("vgg11_bn", 0), ("densenet121", 58 + 3 + 1)],
+    [
+        ("resnet18", 0),
+        ("mobilenet_v2", 0),
+        ("efficientnet_b0", 0),
+        ("vgg11_bn", 0),
+        ("densenet121", 58 + 3 + 1),
+    ],
 )
 def test_networks_of_torchvision(name: str, left: int, tmp_path: Path) -> None:
-    """DenseNet normalises what it concatenates, in front of its 58 layers, its 3 transitions and its head: those norms
-    have no layer to go into.
+    """DenseNet normalises what it concatenates, in front of its 58 layers, its 3 transitions and
+    its head: those norms have no layer to go into.
     """
     import torchvision
 

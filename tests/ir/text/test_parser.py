@@ -1,4 +1,5 @@
-"""Every kind of mistake in the text form is shown at its place: line, column, and the characters in question."""
+"""Every kind of mistake in the text form is shown at its place: line, column, and the characters in
+question."""
 
 import pytest
 
@@ -24,10 +25,31 @@ MISTAKES = [
     # The header
     ("graph @g", "grap @g", 1, 1, "grap", "expected 'graph', found 'grap'"),
     ("graph @g", "graph g", 1, 7, "g", "expected the graph's name (@name), found 'g'"),
-    ("(%x: f32[N, 3, 8, 8]) {", "(%x: f32[N, 3, 8, 8] {", 11, 2, "", "the list of inputs has no closing ')'"),
-    ("(%x: f32[N, 3, 8, 8])", "(%x: f32[N, 3, 8, 8], %x: f32[])", 1, 31, "%x", "%x is already defined"),
+    (
+        "(%x: f32[N, 3, 8, 8]) {",
+        "(%x: f32[N, 3, 8, 8] {",
+        11,
+        2,
+        "",
+        "the list of inputs has no closing ')'",
+    ),
+    (
+        "(%x: f32[N, 3, 8, 8])",
+        "(%x: f32[N, 3, 8, 8], %x: f32[])",
+        1,
+        31,
+        "%x",
+        "%x is already defined",
+    ),
     ("(%x:", "(@x:", 1, 10, "@x", "expected an input (%name), found '@x'"),
-    ("$a = 4", "$a = 4.5", 2, 17, "4.5", "expected the width of the group (an integer), found '4.5'"),
+    (
+        "$a = 4",
+        "$a = 4.5",
+        2,
+        17,
+        "4.5",
+        "expected the width of the group (an integer), found '4.5'",
+    ),
     ('frozen("why")', "frozen(why)", 2, 26, "why", "expected the reason in quotes, found 'why'"),
     ("keep [0:1, 2:3]", "keep [0:1 2:3]", 2, 52, "2", "expected ',' or ']', found '2'"),
     ("\n\n  param", "\n  channels $a = 5\n\n  param", 3, 12, "$a", "$a is already defined"),
@@ -43,7 +65,14 @@ MISTAKES = [
     ("@w: f32[$a", "@w: f32[4~($b)#0", 4, 20, "$b", "unknown channel group $b"),
     ("@w: f32[$a", "@w: f32[(N*2)", 4, 22, ",", "expected '/', found ','"),
     # Ops
-    ("aten.conv2d(", "aten.conv2dd(", 7, 11, "aten.conv2dd", "unknown op: the op aten.conv2dd.default does not exist"),
+    (
+        "aten.conv2d(",
+        "aten.conv2dd(",
+        7,
+        11,
+        "aten.conv2dd",
+        "unknown op: the op aten.conv2dd.default does not exist",
+    ),
     ("aten.conv2d(", "aten.conv2d.overloads(", 7, 11, "aten.conv2d.overloads", "unknown op"),
     ("aten.conv2d(", "conv2d(", 7, 11, "conv2d", "unknown op"),
     ("(%x, @w)", "(%y, @w)", 7, 23, "%y", "undefined value %y"),
@@ -52,7 +81,14 @@ MISTAKES = [
     ("(%x, @w)", "(%x)", 7, 11, "aten.conv2d", "aten.conv2d lacks its operand 'weight'"),
     ("(%x, @w)", "(%x, none)", 7, 27, "none", "the operand 'weight' must not be none"),
     ("(%x, @w)", "(%x, [@w])", 7, 27, "[", "the operand 'weight' is one tensor"),
-    ("(%x, @w)", "(%x, @w, none, %x)", 7, 37, "%x", "aten.conv2d takes 3 operands (input, weight, bias)"),
+    (
+        "(%x, @w)",
+        "(%x, @w, none, %x)",
+        7,
+        37,
+        "%x",
+        "aten.conv2d takes 3 operands (input, weight, bias)",
+    ),
     ("(%x, @w)", '(%x, "w")', 7, 27, '"w"', "an operand is a value, a number or 'none'"),
     ("(%x, @w)", "(%x @w)", 7, 26, "@w", "expected ',' or ')', found '@w'"),
     ("([%s, %t])", "(%s)", 9, 19, "%s", "the operand 'tensors' is a list of tensors"),
@@ -68,9 +104,23 @@ MISTAKES = [
         "aten.split_with_sizes has 2 results and 1 types",
     ),
     # Attributes
-    ("padding =", "pading =", 7, 32, "pading", "aten.conv2d has no attribute 'pading' (it has stride, padding,"),
+    (
+        "padding =",
+        "pading =",
+        7,
+        32,
+        "pading",
+        "aten.conv2d has no attribute 'pading' (it has stride, padding,",
+    ),
     ("groups = 1", "padding = 1", 7, 50, "padding", "the attribute 'padding' is given twice"),
-    ("split_sizes = [2, 2], ", "", 8, 12, "aten.split_with_sizes", "aten.split_with_sizes lacks its attribute"),
+    (
+        "split_sizes = [2, 2], ",
+        "",
+        8,
+        12,
+        "aten.split_with_sizes",
+        "aten.split_with_sizes lacks its attribute",
+    ),
     ("groups = 1", "groups = f33", 7, 59, "f33", "unknown word 'f33'; did you mean 'f32'?"),
     ("groups = 1", "groups = }", 7, 59, "}", "expected a value, found '}'"),
     ("groups = 1", "groups 1", 7, 57, "1", "expected '=', found '1'"),
@@ -91,7 +141,14 @@ MISTAKES = [
     ("groups = 1", "groups = 1.2.3", 7, 59, "1.2.3", "bad number '1.2.3'"),
     ('"out"', '"o\\qt"', 10, 13, '\\qt"', "bad string: invalid \\escape"),
     ('"why"', '"why', 2, 26, '"why) blocks 2 keep [0:1, 2:3]', "this string has no closing quote"),
-    ("@w: f32[$a", '@"w: f32[$a', 4, 9, '@"w: f32[$a, 3, 3, 3]', "this string has no closing quote"),
+    (
+        "@w: f32[$a",
+        '@"w: f32[$a',
+        4,
+        9,
+        '@"w: f32[$a, 3, 3, 3]',
+        "this string has no closing quote",
+    ),
 ]
 
 
@@ -119,5 +176,7 @@ def test_carets_stand_below_what_tabs_precede() -> None:
 
 
 def test_an_empty_text_is_no_graph() -> None:
-    with pytest.raises(UserError, match=r"<text>:1:1: error: expected 'graph', found the end of the text"):
+    with pytest.raises(
+        UserError, match=r"<text>:1:1: error: expected 'graph', found the end of the text"
+    ):
         parse_graph("")

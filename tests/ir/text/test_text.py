@@ -1,4 +1,5 @@
-"""Text and JSON forms: whatever graph there is, reading back what was written gives the same graph."""
+"""Text and JSON forms: whatever graph there is, reading back what was written gives the same
+graph."""
 
 import json
 import math
@@ -56,17 +57,23 @@ TARGETS = {
     "aten.split_with_sizes.default": (0, 3),
     "aten.scaled_dot_product_attention.default": (1, 1),
 }
-NAMES = st.text(string.ascii_letters + string.digits + "_.", min_size=1, max_size=8) | st.text(max_size=4)
+NAMES = st.text(string.ascii_letters + string.digits + "_.", min_size=1, max_size=8) | st.text(
+    max_size=4
+)
 FLOATS = st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e-05, 1e16, math.inf, -math.inf, math.nan])
 NUMBERS = st.booleans() | st.integers() | FLOATS
-BATCHES = st.builds(BatchSize, st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([1, 1, 2, -3, 8]))
+BATCHES = st.builds(
+    BatchSize, st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([1, 1, 2, -3, 8])
+)
 WORDS = st.sampled_from([MODE, DEVICE, Keyword("f32"), Keyword("bool"), Keyword("channels_last")])
 ATTRS = st.recursive(
     st.none() | NUMBERS | st.text() | BATCHES | WORDS,
     lambda items: st.lists(items, max_size=3).map(tuple),
     max_leaves=5,
 )
-LOCATIONS = st.builds(Location, NAMES, st.sampled_from(["", "Conv2d", "odd type"]), NAMES, st.integers(0, 999))
+LOCATIONS = st.builds(
+    Location, NAMES, st.sampled_from(["", "Conv2d", "odd type"]), NAMES, st.integers(0, 999)
+)
 
 
 @st.composite
@@ -134,14 +141,22 @@ def add_ops(draw: st.DrawFn, graph: Graph, groups: list[ChannelGroup]) -> None:
     for target in draw(st.lists(st.sampled_from(list(TARGETS)), max_size=6)):
         sig, values = signature(target), list(graph.values)
         attrs: dict[str, Attr] = {
-            argument.name: draw(st.just(argument.default) | ATTRS if argument.has_default else ATTRS)
+            argument.name: draw(
+                st.just(argument.default) | ATTRS if argument.has_default else ATTRS
+            )
             for argument in sig.attrs
         }
         low, high = TARGETS[target]
         names = draw(st.lists(NAMES, min_size=low, max_size=high, unique=True))
         results = [(graph.fresh_name(name), draw(types(groups))) for name in names]
         if len({name for name, _ in results}) == len(results):
-            graph.add_op(target, [draw(operands(a, values)) for a in sig.operands], attrs, results, draw(LOCATIONS))
+            graph.add_op(
+                target,
+                [draw(operands(a, values)) for a in sig.operands],
+                attrs,
+                results,
+                draw(LOCATIONS),
+            )
 
 
 @st.composite
@@ -153,9 +168,13 @@ def graphs(draw: st.DrawFn) -> Graph:
     for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
         graph.add_input(name, draw(types(groups)))
     for name in draw(st.lists(NAMES, max_size=4, unique=True)):
-        graph.add_param(name, draw(types(groups)), draw(st.sampled_from(["param", "buffer", "constant"])))
+        graph.add_param(
+            name, draw(types(groups)), draw(st.sampled_from(["param", "buffer", "constant"]))
+        )
     if graph.params:
-        for alias in draw(st.lists(NAMES.filter(lambda name: name not in graph.params), max_size=2, unique=True)):
+        for alias in draw(
+            st.lists(NAMES.filter(lambda name: name not in graph.params), max_size=2, unique=True)
+        ):
             graph.aliases[alias] = draw(st.sampled_from(list(graph.params)))
     add_ops(draw, graph, groups)
     graph.outputs = draw(structures(list(graph.values)))
@@ -194,11 +213,22 @@ def check_both_forms(graph: Graph) -> None:
 
 def tiny_vit() -> nn.Module:
     return models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=5,
     )
 
 
-SMALL: list[Callable[[], nn.Module]] = [models.resnet18, models.mobilenet_v2, models.shufflenet_v2_x1_0, tiny_vit]
+SMALL: list[Callable[[], nn.Module]] = [
+    models.resnet18,
+    models.mobilenet_v2,
+    models.shufflenet_v2_x1_0,
+    tiny_vit,
+]
 
 
 @pytest.mark.parametrize("build", SMALL)
@@ -206,7 +236,11 @@ def test_captured_network_reads_back(build: Callable[[], nn.Module]) -> None:
     check_both_forms(capture(build(), torch.randn(2, 3, 32, 32)))
 
 
-NETWORKS = (Path(__file__).parents[3] / "benchmarks" / "networks" / "quick.txt").read_text(encoding="utf-8").split()
+NETWORKS = (
+    (Path(__file__).parents[3] / "benchmarks" / "networks" / "quick.txt")
+    .read_text(encoding="utf-8")
+    .split()
+)
 
 
 @pytest.mark.slow
@@ -293,13 +327,20 @@ def test_comments_and_spacing_do_not_matter() -> None:
     [
         (lambda data: data.pop("ops"), "'ops' is missing"),
         (lambda data: data["ops"][0]["operands"].append("%nowhere"), "'%nowhere' is missing"),
-        (lambda data: data["inputs"][0]["type"]["dims"].append({"strange": 1}), "'strange' is no kind of dimension"),
+        (
+            lambda data: data["inputs"][0]["type"]["dims"].append({"strange": 1}),
+            "'strange' is no kind of dimension",
+        ),
         (lambda data: data["inputs"].append(data["inputs"][0]), "the name x is defined twice"),
         (lambda data: data.update(inputs=3), "not iterable"),
     ],
 )
-def test_data_that_is_no_graph_is_refused(change: Callable[[dict[str, object]], object], message: str) -> None:
+def test_data_that_is_no_graph_is_refused(
+    change: Callable[[dict[str, object]], object], message: str
+) -> None:
     data = graph_to_dict(small_graph())
     change(data)
-    with pytest.raises(UserError, match="this data is not a graph that pruneopt wrote: .*" + message):
+    with pytest.raises(
+        UserError, match="this data is not a graph that pruneopt wrote: .*" + message
+    ):
         graph_from_dict(data)

@@ -1,6 +1,8 @@
-"""Where the kernels run: on a GPU, or on the CPU in Triton's interpreter when this process was started for that.
+"""Where the kernels run: on a GPU, or on the CPU in Triton's interpreter when this process was
+started for that.
 
-`tests/kernels/test_interpreter.py` starts such a process. On a machine with a GPU: `pytest -m gpu tests/kernels`.
+`tests/kernels/test_interpreter.py` starts such a process. On a machine with a GPU: `pytest -m gpu
+tests/kernels`.
 """
 
 import dataclasses
@@ -13,10 +15,13 @@ from ragged.buffers import SETTINGS, Setting
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
-    # The interpreter computes twice whether an integer overflows, and looks at it in debugging only.
+    # The interpreter computes twice whether an integer overflows, and looks at it in debugging
+    # only.
     from triton.runtime.interpreter import interpreter_builder
 
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    interpreter_builder.options = dataclasses.replace(
+        interpreter_builder.options, sanitize_overflow=False
+    )
 
 
 @pytest.fixture(scope="session")

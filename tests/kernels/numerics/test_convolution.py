@@ -1,4 +1,5 @@
-"""Convolutions against the float64 reference, which `test_reference.py` compares with torch's own."""
+"""Convolutions against the float64 reference, which `test_reference.py` compares with torch's
+own."""
 
 import dataclasses
 
@@ -27,13 +28,37 @@ CASES = [
     Case("point, affine, relu", POINTS, affine=True, activation="relu", both=True),
     Case("same", SAME, both=True),
     Case("same, affine, relu", SAME, affine=True, activation="relu", both=True),
-    Case("stride 2, odd size", Window(7, 5, (3, 3), (2, 2), (1, 1)), affine=True, activation="relu6"),
+    Case(
+        "stride 2, odd size", Window(7, 5, (3, 3), (2, 2), (1, 1)), affine=True, activation="relu6"
+    ),
     Case("point, stride 2", Window(6, 5, (1, 1), (2, 2)), affine=True, activation="relu"),
-    Case("rectangular, dilated", Window(7, 8, (3, 2), (1, 2), (2, 1), (2, 3)), ONE, affine=True, activation="silu"),
-    Case("wide padding", Window(3, 3, (2, 3), (1, 1), (2, 2)), ((16, 16, (1,)),), affine=True, activation="hardswish"),
+    Case(
+        "rectangular, dilated",
+        Window(7, 8, (3, 2), (1, 2), (2, 1), (2, 3)),
+        ONE,
+        affine=True,
+        activation="silu",
+    ),
+    Case(
+        "wide padding",
+        Window(3, 3, (2, 3), (1, 1), (2, 2)),
+        ((16, 16, (1,)),),
+        affine=True,
+        activation="hardswish",
+    ),
     Case("prefix of one weight", SAME, ((33, 20, (1,)), (17, 31, (1,)), (2, 1, (1,))), prefix=True),
-    Case("residual", POINTS, affine=True, activation="relu", residual=True, materialise=True, both=True),
-    Case("both affine", SAME, ONE, affine=True, residual=True, residual_affine=True, materialise=True),
+    Case(
+        "residual",
+        POINTS,
+        affine=True,
+        activation="relu",
+        residual=True,
+        materialise=True,
+        both=True,
+    ),
+    Case(
+        "both affine", SAME, ONE, affine=True, residual=True, residual_affine=True, materialise=True
+    ),
     Case("one row", Window(1, 1), ((48, 5, (1,)),), output=Output()),
     Case("evaluation", POINTS, output=Output(activation="relu"), both=True),
     Case("evaluation, silu", SAME, ONE, output=Output(activation="silu")),
@@ -42,17 +67,47 @@ CASES = [
     Case("grouped, 32 of a group", POINTS, ((40, 80, (1,)),), groups=2),
 ]
 LARGE = [
-    Case("point", Window(14, 14), ((150, 200, (3, 2)), (64, 33, (3,))), affine=True, activation="relu"),
-    Case("same", Window(14, 14, (3, 3), padding=(1, 1)), ((96, 130, (2,)), (24, 70, (2,))), affine=True, prefix=True),
-    Case("narrow", Window(28, 28, (3, 3), (2, 2), (1, 1)), ((33, 24, (4,)),), output=Output(activation="relu6")),
+    Case(
+        "point",
+        Window(14, 14),
+        ((150, 200, (3, 2)), (64, 33, (3,))),
+        affine=True,
+        activation="relu",
+    ),
+    Case(
+        "same",
+        Window(14, 14, (3, 3), padding=(1, 1)),
+        ((96, 130, (2,)), (24, 70, (2,))),
+        affine=True,
+        prefix=True,
+    ),
+    Case(
+        "narrow",
+        Window(28, 28, (3, 3), (2, 2), (1, 1)),
+        ((33, 24, (4,)),),
+        output=Output(activation="relu6"),
+    ),
 ]
 """Full tiles of every bucket, which take the interpreter too long."""
 DEPTHWISE = [
-    Case("same", SAME, ((20, 20, (2, 1)), (1, 1, (1,))), affine=True, activation="relu6", both=True),
-    Case("stride 2", Window(7, 5, (3, 3), (2, 2), (1, 1)), ((33, 33, (1,)),), affine=True, activation="hardswish"),
+    Case(
+        "same", SAME, ((20, 20, (2, 1)), (1, 1, (1,))), affine=True, activation="relu6", both=True
+    ),
+    Case(
+        "stride 2",
+        Window(7, 5, (3, 3), (2, 2), (1, 1)),
+        ((33, 33, (1,)),),
+        affine=True,
+        activation="hardswish",
+    ),
     Case("dilated", Window(6, 5, (3, 3), (1, 1), (2, 2), (2, 2)), ((17, 17, (1,)),)),
     Case("residual", SAME, ((17, 17, (1,)),), affine=True, residual=True, materialise=True),
-    Case("evaluation", Window(5, 5, (5, 5), padding=(2, 2)), ((9, 9, (1,)),), output=Output(activation="silu")),
+    Case(
+        "evaluation",
+        Window(5, 5, (5, 5), padding=(2, 2)),
+        ((9, 9, (1,)),),
+        output=Output(activation="silu"),
+    ),
     Case("prefix of one weight", POINTS, ((33, 33, (1,)), (17, 17, (1,))), prefix=True),
 ]
 
@@ -69,14 +124,28 @@ def run(case: Case, setting: Setting, problem: Problem) -> None:
     """The kernels, as a planner calls them."""
     common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
-        convolution.dwconv(problem.x, problem.weight, problem.y, problem.segments, case.window, **common)
+        convolution.dwconv(
+            problem.x, problem.weight, problem.y, problem.segments, case.window, **common
+        )
     else:
         more = {"groups": case.groups, "precision": setting.precision}
-        convolution.conv(problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more)
+        convolution.conv(
+            problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more
+        )
     if isinstance(problem.epilogue, Partials):
-        tables = {"gamma": problem.gamma, "beta": problem.beta, "affine": problem.affine, "eps": EPS}
+        tables = {
+            "gamma": problem.gamma,
+            "beta": problem.beta,
+            "affine": problem.affine,
+            "eps": EPS,
+        }
         statistics.finalize(
-            problem.epilogue, problem.mean, problem.variance, problem.segments, case.window.out_pixels, **tables
+            problem.epilogue,
+            problem.mean,
+            problem.variance,
+            problem.segments,
+            case.window.out_pixels,
+            **tables,
         )
 
 
@@ -84,15 +153,33 @@ def expect(case: Case, problem: Problem) -> None:
     """The reference on the same buffers in float64."""
     common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
-        reference.dwconv(problem.x, problem.weight, problem.y, problem.segments, case.window, **common)
+        reference.dwconv(
+            problem.x, problem.weight, problem.y, problem.segments, case.window, **common
+        )
     else:
         reference.conv(
-            problem.x, problem.weight, problem.y, problem.segments, case.window, **common, groups=case.groups
+            problem.x,
+            problem.weight,
+            problem.y,
+            problem.segments,
+            case.window,
+            **common,
+            groups=case.groups,
         )
     if isinstance(problem.epilogue, Partials):
-        tables = {"gamma": problem.gamma, "beta": problem.beta, "affine": problem.affine, "eps": EPS}
+        tables = {
+            "gamma": problem.gamma,
+            "beta": problem.beta,
+            "affine": problem.affine,
+            "eps": EPS,
+        }
         reference.finalize(
-            problem.epilogue, problem.mean, problem.variance, problem.segments, case.window.out_pixels, **tables
+            problem.epilogue,
+            problem.mean,
+            problem.variance,
+            problem.segments,
+            case.window.out_pixels,
+            **tables,
         )
 
 
@@ -110,7 +197,9 @@ def check(case: Case, setting: Setting, device: str) -> None:
         run(case, setting, again)
         for name in ("y", "mean", "variance"):
             first, second = getattr(found, name), getattr(again, name)
-            assert torch.equal(first.nan_to_num(), second.nan_to_num()), f"{name} differs between two runs"
+            assert torch.equal(first.nan_to_num(), second.nan_to_num()), (
+                f"{name} differs between two runs"
+            )
 
 
 def check_stored(case: Case, found: Problem) -> None:
@@ -118,7 +207,11 @@ def check_stored(case: Case, found: Problem) -> None:
     for segment in found.segments.segments:
         rows = segment.images * case.window.out_pixels
         width = -(-segment.n_out // 16) * 16
-        stored = found.y[segment.y : segment.y + rows * width].view(rows, width)[:, : segment.n_out].double()
+        stored = (
+            found.y[segment.y : segment.y + rows * width]
+            .view(rows, width)[:, : segment.n_out]
+            .double()
+        )
         variance, mean = torch.var_mean(stored, 0, unbiased=False)
         part = slice(segment.out_table, segment.out_table + segment.n_out)
         far = 1 + (mean.abs() / variance.sqrt().clamp(min=1e-30)).max()
@@ -163,7 +256,8 @@ def test_bases_beyond_32_bits(device: str, interpreted: bool) -> None:
 
 
 def test_bfloat16_in_the_interpreter(interpreted: bool) -> None:
-    """It stores bfloat16 truncated, but its products are of float32: the error is that of storing."""
+    """It stores bfloat16 truncated, but its products are of float32: the error is that of
+    storing."""
     if not interpreted:
         pytest.skip("for the interpreter; on a GPU bfloat16 is a setting like others")
     case = Case("bf16", SAME, ((20, 17, (1,)),), affine=True, activation="relu")

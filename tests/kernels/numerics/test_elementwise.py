@@ -36,8 +36,12 @@ def test_add_act(activation: Activation, residual: str, setting: Setting, device
     close(found.prologue.materialised, expected.prologue.materialised, setting.value, activation)
 
 
-def packed_weight(weight: torch.Tensor, out: torch.Tensor, into: torch.Tensor, device: str, rows: int) -> torch.Tensor:
-    packed = torch.full((weight[0, 0].numel(), rows, 48), float("nan"), dtype=weight.dtype, device=device)
+def packed_weight(
+    weight: torch.Tensor, out: torch.Tensor, into: torch.Tensor, device: str, rows: int
+) -> torch.Tensor:
+    packed = torch.full(
+        (weight[0, 0].numel(), rows, 48), float("nan"), dtype=weight.dtype, device=device
+    )
     elementwise.pack(weight.to(device), out, into, packed)
     return packed.cpu()
 
@@ -45,7 +49,10 @@ def packed_weight(weight: torch.Tensor, out: torch.Tensor, into: torch.Tensor, d
 def test_pack_gathers_and_fills_with_zeros(setting: Setting, device: str) -> None:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(40, 35, 3, 2, generator=generator).to(setting.dtype)
-    out, into = torch.randperm(40, generator=generator)[:33], torch.randperm(35, generator=generator)[:17]
+    out, into = (
+        torch.randperm(40, generator=generator)[:33],
+        torch.randperm(35, generator=generator)[:17],
+    )
     packed = packed_weight(weight, out, into, device, 32)
     chosen = weight[out][:, into].flatten(2).permute(2, 1, 0)
     assert torch.equal(packed[:, :17, :33], chosen)

@@ -26,11 +26,16 @@ CLASSES, PIXELS = 11, 9
 def test_stem(setting: Setting, device: str, evaluation: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     window = Window(9, 7, (5, 3), (2, 2), (2, 1))
-    pictures = torch.randint(0, 256, (5, 9, 7, 3), generator=generator, dtype=torch.uint8).to(device)
+    pictures = torch.randint(0, 256, (5, 9, 7, 3), generator=generator, dtype=torch.uint8).to(
+        device
+    )
     weight = torch.zeros(15, 16, 32)
     weight[:, :3, :20] = torch.randn(15, 3, 20, generator=generator) / 45**0.5
     weight = weight.to(setting.dtype).to(device)
-    normalise = Affine(torch.tensor([0.017, 0.0175, 0.0174]).to(device), torch.tensor([-2.1, -2.0, -1.8]).to(device))
+    normalise = Affine(
+        torch.tensor([0.017, 0.0175, 0.0174]).to(device),
+        torch.tensor([-2.1, -2.0, -1.8]).to(device),
+    )
     rows = stem_tile(20, architecture(torch.device(device))).rows
     y, partials, out = Buffer(), Buffer(), Buffer()
     segments = [
@@ -55,22 +60,37 @@ def test_stem(setting: Setting, device: str, evaluation: bool) -> None:
     stem(pictures, weight, found, on_device, window, **common)
     wide = Affine(normalise.scale.double().cpu(), normalise.shift.double().cpu())
     end = replace(epilogue, bias=bias.double()) if isinstance(epilogue, Output) else None
-    reference.stem(pictures.cpu(), weight.double().cpu(), expected, on_host, window, normalise=wide, epilogue=end)
+    reference.stem(
+        pictures.cpu(),
+        weight.double().cpu(),
+        expected,
+        on_host,
+        window,
+        normalise=wide,
+        epilogue=end,
+    )
     close(found, expected, setting.value, "stem")
     if isinstance(epilogue, Partials):
         average, variance = (out.tensor(torch.float32, device) for _ in range(2))
         statistics.finalize(epilogue, average, variance, on_device, window.out_pixels)
         for segment in segments:
             width = padded(segment.n_out)
-            true = expected[segment.y :][: segment.images * window.out_pixels * width].view(-1, width)
+            true = expected[segment.y :][: segment.images * window.out_pixels * width].view(
+                -1, width
+            )
             spread, centre = torch.var_mean(true[:, : segment.n_out], 0, unbiased=False)
             part = slice(segment.out_table, segment.out_table + segment.n_out)
-            assert ((average[part].double().cpu() - centre).abs() <= 2 * setting.mean * spread.sqrt()).all()
-            assert ((variance[part].double().cpu() - spread).abs() <= setting.variance * spread).all()
+            assert (
+                (average[part].double().cpu() - centre).abs() <= 2 * setting.mean * spread.sqrt()
+            ).all()
+            assert (
+                (variance[part].double().cpu() - spread).abs() <= setting.variance * spread
+            ).all()
 
 
 def test_head(setting: Setting, device: str) -> None:
-    """Two candidates on the same images: prologue with residual, pooling, linear layer, scores against a teacher."""
+    """Two candidates on the same images: prologue with residual, pooling, linear layer, scores
+    against a teacher."""
     generator = torch.Generator().manual_seed(6)
     x, residual, scale, shift, pooled, logits, scores = (Buffer() for _ in range(7))
     first, second = [], []
@@ -94,19 +114,32 @@ def test_head(setting: Setting, device: str) -> None:
         place = logits.reserve(images * padded(CLASSES))
         out = scores.reserve(images)
         second.append(
-            Segment(x=mean, y=place, out_table=out, image=image, n_in=n_in, n_out=CLASSES, images=images, w_rows=48)
+            Segment(
+                x=mean,
+                y=place,
+                out_table=out,
+                image=image,
+                n_in=n_in,
+                n_out=CLASSES,
+                images=images,
+                w_rows=48,
+            )
         )
     bias = torch.randn(16, generator=generator)
     labels = torch.randint(0, CLASSES, (5,), generator=generator)
     teacher = torch.randn(5, CLASSES, generator=generator)
 
-    def run(dtype: torch.dtype, where: str, reference_run: bool) -> tuple[torch.Tensor, torch.Tensor, Scores]:
+    def run(
+        dtype: torch.dtype, where: str, reference_run: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Scores]:
         real = torch.float64 if reference_run else torch.float32
         numbers = dtype if not reference_run else torch.float64
         # Both start from values rounded to the dtype.
         data = [buffer.tensor(dtype, where).to(numbers) for buffer in (x, residual)]
         weight = whole.to(dtype).to(numbers).to(where)
-        affine = Affine(*(buffer.tensor(torch.float32, where).to(real) for buffer in (scale, shift)))
+        affine = Affine(
+            *(buffer.tensor(torch.float32, where).to(real) for buffer in (scale, shift))
+        )
         made = pooled.tensor(numbers, where), logits.tensor(real, where)
         each = scores.tensor(torch.float32, where).to(real)
         total = torch.full((2,), float("nan"), dtype=torch.float64, device=where)
@@ -120,11 +153,25 @@ def test_head(setting: Setting, device: str) -> None:
         )
         tables = Segments(first, where), Segments(second, where)
         prologue = Prologue(affine, "relu", data[1])
-        arguments = (data[0], PIXELS, weight, bias.to(real).to(where), *made, labels.to(where), results, tables)
+        arguments = (
+            data[0],
+            PIXELS,
+            weight,
+            bias.to(real).to(where),
+            *made,
+            labels.to(where),
+            results,
+            tables,
+        )
         if reference_run:
             reference.head(*arguments, prologue=prologue, teacher=teacher.to(real).to(where))
         else:
-            head.head(*arguments, prologue=prologue, teacher=teacher.to(where), precision=setting.precision)
+            head.head(
+                *arguments,
+                prologue=prologue,
+                teacher=teacher.to(where),
+                precision=setting.precision,
+            )
         return *made, results
 
     mean, made, found = run(setting.dtype, device, False)
@@ -135,7 +182,9 @@ def test_head(setting: Setting, device: str) -> None:
     assert torch.equal(found.correct_sum.cpu(), expected.correct_sum)
     for name in ("likelihood", "divergence"):
         close(getattr(found, name), getattr(expected, name), 4 * setting.value, name)
-        close(getattr(found, f"{name}_sum"), getattr(expected, f"{name}_sum"), 4 * setting.value, name)
+        close(
+            getattr(found, f"{name}_sum"), getattr(expected, f"{name}_sum"), 4 * setting.value, name
+        )
 
 
 def score_of(logits: torch.Tensor, labels: torch.Tensor, device: str) -> Scores:
@@ -167,9 +216,14 @@ def test_ties_and_nan(device: str) -> None:
 def test_more_images_than_one_block(device: str) -> None:
     """Large logits do not overflow, and sums run over several blocks."""
     generator = torch.Generator().manual_seed(7)
-    logits, labels = torch.randn(300, 5, generator=generator) * 200, torch.randint(0, 5, (300,), generator=generator)
+    logits, labels = (
+        torch.randn(300, 5, generator=generator) * 200,
+        torch.randint(0, 5, (300,), generator=generator),
+    )
     found = score_of(logits, labels, device)
     likelihood = -functional.cross_entropy(logits.double(), labels, reduction="none")
     assert found.correct_sum.item() == int((logits.argmax(1) == labels).sum())
-    assert (found.likelihood.double().cpu() - likelihood).abs().max() <= 1e-6 * likelihood.abs().max()
+    assert (
+        found.likelihood.double().cpu() - likelihood
+    ).abs().max() <= 1e-6 * likelihood.abs().max()
     assert found.likelihood_sum.item() == pytest.approx(float(likelihood.sum()), rel=1e-6)

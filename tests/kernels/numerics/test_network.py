@@ -1,4 +1,5 @@
-"""Whole passes on the kernels: the statistics of two candidates of a small network on two batches, and its outputs."""
+"""Whole passes on the kernels: the statistics of two candidates of a small network on two batches,
+and its outputs."""
 
 from __future__ import annotations
 
@@ -24,17 +25,28 @@ from pruneopt.passes.lowering.cuda_graphs import CudaGraphs
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_evaluation import run_evaluation
-from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
+from pruneopt.passes.lowering.run_statistics import (
+    BatchStatistics,
+    PreparedStatistics,
+    run_statistics,
+)
 from pruneopt.passes.transform.slice import slice_graph
 
 
 class Small(nn.Module):
-    """Every kernel of a statistics pass: strides, a depthwise convolution, a sum with two readers, a mean of pixels."""
+    """Every kernel of a statistics pass: strides, a depthwise convolution, a sum with two readers,
+    a mean of pixels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 20, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(20)
-        self.dw, self.dwn = nn.Conv2d(20, 20, 3, padding=1, groups=20, bias=False), nn.BatchNorm2d(20)
+        self.stem, self.norm = (
+            nn.Conv2d(3, 20, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(20),
+        )
+        self.dw, self.dwn = (
+            nn.Conv2d(20, 20, 3, padding=1, groups=20, bias=False),
+            nn.BatchNorm2d(20),
+        )
         self.point, self.pointn = nn.Conv2d(20, 20, 1), nn.BatchNorm2d(20)
         self.down, self.downn = nn.Conv2d(20, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
         self.gate = nn.Conv2d(20, 8, 1)
@@ -42,14 +54,17 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.stem(x)))
         y = torch.relu(x + self.pointn(self.point(nn.functional.silu(self.dwn(self.dw(x))))))
-        return self.downn(self.down(y) * self.gate(nn.functional.adaptive_avg_pool2d(y, 1)).sigmoid())
+        return self.downn(
+            self.down(y) * self.gate(nn.functional.adaptive_avg_pool2d(y, 1)).sigmoid()
+        )
 
 
 pytestmark = pytest.mark.gpu
 
 
 def error(got: Tensor, wanted: Tensor, scale: Tensor) -> float:
-    """Relative to each channel's scale; channels that an activation has all but silenced to that of the others."""
+    """Relative to each channel's scale; channels that an activation has all but silenced to that of
+    the others."""
     return float(((got.double() - wanted).abs() / scale.clamp_min(1e-2 * scale.max())).max())
 
 
@@ -74,11 +89,16 @@ def test_a_network_on_the_kernels(setting: Setting, device: str) -> None:
 def cut(graph: Graph, share: float) -> Graph:
     coupling = couple(graph)
     rng = np.random.default_rng(0)
-    plan = {g.name: np.sort(rng.permutation(g.width)[: max(1, round(share * g.width))]) for g in coupling.free}
+    plan = {
+        g.name: np.sort(rng.permutation(g.width)[: max(1, round(share * g.width))])
+        for g in coupling.free
+    }
     return slice_graph(graph, coupling, plan)
 
 
-def check(graph: Graph, batches: list[Tensor], found: list[list[BatchStatistics]], setting: Setting) -> None:
+def check(
+    graph: Graph, batches: list[Tensor], found: list[list[BatchStatistics]], setting: Setting
+) -> None:
     """Statistics of every batch against the interpreter of graphs in float64."""
     # Errors of ten layers add up.
     mean_bound, variance_bound = 20 * setting.mean, 20 * setting.variance
@@ -99,13 +119,18 @@ class Fused(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             *(nn.Conv2d(3, 36, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(36), nn.ReLU6()),
-            *(nn.Conv2d(36, 36, 3, padding=1, groups=36, bias=False), nn.BatchNorm2d(36), nn.ReLU()),
+            *(
+                nn.Conv2d(36, 36, 3, padding=1, groups=36, bias=False),
+                nn.BatchNorm2d(36),
+                nn.ReLU(),
+            ),
             *(nn.Conv2d(36, 20, 1, bias=False), nn.BatchNorm2d(20)),
         )
 
 
 def test_recorded_launches_serve_other_candidates(setting: Setting, device: str) -> None:
-    """On a GPU as a CUDA graph; in the interpreter the launches are kept as values, grids and arguments and all."""
+    """On a GPU as a CUDA graph; in the interpreter the launches are kept as values, grids and
+    arguments and all."""
     graph = capture(Fused().eval(), torch.zeros(1, 3, 7, 7))
     backend = TritonKernels(torch.device(device), setting.dtype, setting.precision)
     recorded: list[int] = []
@@ -129,7 +154,9 @@ def test_recorded_launches_serve_other_candidates(setting: Setting, device: str)
     for share, counts in ((0.5, (3, 2)), (0.05, (2,)), (1.0, (3, 3))):
         candidate = cut(graph, share)
         batches = [torch.randn(count, 3, 7, 7, generator=generator) for count in counts]
-        prepared.load([lower_statistics(candidate)], [{k: t.to(device) for k, t in candidate.weights.items()}])
+        prepared.load(
+            [lower_statistics(candidate)], [{k: t.to(device) for k, t in candidate.weights.items()}]
+        )
         (found,) = prepared.run([batch.to(device) for batch in batches])
         check(candidate, batches, found, setting)
     assert prepared.launches.told == "6 launches in 1 CUDA graph"
@@ -145,6 +172,8 @@ def test_a_network_in_evaluation_mode_on_the_kernels(setting: Setting, device: s
     backend = TritonKernels(torch.device(device), setting.dtype, setting.precision)
     placed = {name: tensor.to(device) for name, tensor in weights.items()}
     (found,) = run_evaluation([lower_evaluation(folded.graph)], [placed], x.to(device), backend)
-    wanted = Interpreter(folded.graph).run({name: tensor.double() for name, tensor in weights.items()}, x.double())
+    wanted = Interpreter(folded.graph).run(
+        {name: tensor.double() for name, tensor in weights.items()}, x.double()
+    )
     scale = wanted.abs().max().expand_as(wanted)
     assert error(found.cpu(), wanted, scale) < 10 * setting.value

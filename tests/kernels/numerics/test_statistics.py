@@ -1,4 +1,5 @@
-"""Batch-norm statistics: combined over tiles, pooled over batches, and against the moments of the input."""
+"""Batch-norm statistics: combined over tiles, pooled over batches, and against the moments of the
+input."""
 
 import pytest
 import torch
@@ -33,14 +34,27 @@ def problem(device: str, centre: float) -> tuple[Partials, Segments, Tensor, Ten
         beta.add(torch.randn(n_out, generator=generator))
         for images in batches:
             rows = torch.zeros(images * PIXELS, padded(n_out), dtype=torch.float64)
-            rows[:, :n_out] = torch.randn(len(rows), n_out, generator=generator, dtype=torch.float64) + centre
+            rows[:, :n_out] = (
+                torch.randn(len(rows), n_out, generator=generator, dtype=torch.float64) + centre
+            )
             tiles = rows.split(TILE)
             start = means.add(torch.stack([tile.mean(0) for tile in tiles]))
             squares.add(torch.stack([(tile - tile.mean(0)).square().sum(0) for tile in tiles]))
             place = out.reserve(padded(n_out))
-            segments.append(Segment(partials=start, out_table=place, params=params, n_in=1, n_out=n_out, images=images))
+            segments.append(
+                Segment(
+                    partials=start,
+                    out_table=place,
+                    params=params,
+                    n_in=1,
+                    n_out=n_out,
+                    images=images,
+                )
+            )
             data.append(rows[:, :n_out])
-    partials = Partials(means.tensor(torch.float32, device), squares.tensor(torch.float32, device), TILE)
+    partials = Partials(
+        means.tensor(torch.float32, device), squares.tensor(torch.float32, device), TILE
+    )
     tables = (buffer.tensor(torch.float32, device) for buffer in (gamma, beta))
     return partials, Segments(segments, device), *tables, data
 
@@ -50,34 +64,68 @@ def test_batches_and_their_pool(device: str, centre: float) -> None:
     """Against the rows themselves, whose variance contains that of the batches' means."""
     partials, segments, gamma, beta, data = problem(device, centre)
     size = max(segment.out_table + padded(segment.n_out) for segment in segments.segments)
-    mean, variance, scale, shift = (torch.full((size,), float("nan"), device=device) for _ in range(4))
+    mean, variance, scale, shift = (
+        torch.full((size,), float("nan"), device=device) for _ in range(4)
+    )
     statistics.finalize(
-        partials, mean, variance, segments, PIXELS, gamma=gamma, beta=beta, affine=Affine(scale, shift), eps=1e-3
+        partials,
+        mean,
+        variance,
+        segments,
+        PIXELS,
+        gamma=gamma,
+        beta=beta,
+        affine=Affine(scale, shift),
+        eps=1e-3,
     )
     for segment, rows in zip(segments.segments, data, strict=True):
         part = slice(segment.out_table, segment.out_table + segment.n_out)
         near(mean[part], variance[part], rows)
         weights = (gamma, beta)
-        g, b = (tensor[segment.params : segment.params + segment.n_out].double().cpu() for tensor in weights)
+        g, b = (
+            tensor[segment.params : segment.params + segment.n_out].double().cpu()
+            for tensor in weights
+        )
         true = functional.batch_norm(rows, None, None, g, b, True, 0.0, 1e-3)
         found = rows * scale[part].double().cpu() + shift[part].double().cpu()
         assert (found - true).abs().max() <= 1e-6 * (5 + centre)
     firsts = [0, len(CANDIDATES[0][1])]
     ranges = enumerate(zip(firsts, CANDIDATES, strict=True))
     pools = Pools(
-        [Pool(first=first, count=len(batches), out_table=48 * i) for i, (first, (_, batches)) in ranges], segments
+        [
+            Pool(first=first, count=len(batches), out_table=48 * i)
+            for i, (first, (_, batches)) in ranges
+        ],
+        segments,
     )
     pooled = [torch.full((96,), float("nan"), device=device) for _ in range(4)]
     statistics.pool(
-        mean, variance, *pooled[:2], pools, PIXELS, gamma=gamma, beta=beta, affine=Affine(*pooled[2:]), eps=1e-3
+        mean,
+        variance,
+        *pooled[:2],
+        pools,
+        PIXELS,
+        gamma=gamma,
+        beta=beta,
+        affine=Affine(*pooled[2:]),
+        eps=1e-3,
     )
     expected = [torch.full((96,), float("nan"), dtype=torch.float64) for _ in range(4)]
     wide = [tensor.double().cpu() for tensor in (mean, variance, gamma, beta)]
     local = Pools(pools.pools, Segments(segments.segments))
     reference.pool(
-        *wide[:2], *expected[:2], local, PIXELS, gamma=wide[2], beta=wide[3], affine=Affine(*expected[2:]), eps=1e-3
+        *wide[:2],
+        *expected[:2],
+        local,
+        PIXELS,
+        gamma=wide[2],
+        beta=wide[3],
+        affine=Affine(*expected[2:]),
+        eps=1e-3,
     )
-    for name, got, want in zip(("mean", "variance", "scale", "shift"), pooled, expected, strict=True):
+    for name, got, want in zip(
+        ("mean", "variance", "scale", "shift"), pooled, expected, strict=True
+    ):
         close(got, want, 1e-6, name)
     for pool, first, (n_out, batches) in zip(pools.pools, firsts, CANDIDATES, strict=True):
         rows = torch.cat(data[first : first + len(batches)])
@@ -86,15 +134,19 @@ def test_batches_and_their_pool(device: str, centre: float) -> None:
 
 
 def near(mean: Tensor, variance: Tensor, rows: Tensor) -> None:
-    """Float32 statistics of float64 rows; digits are lost in the ratio of mean to deviation only."""
+    """Float32 statistics of float64 rows; digits are lost in the ratio of mean to deviation
+    only."""
     spread, centre = torch.var_mean(rows, 0, unbiased=False)
     ratio = 1 + (centre.abs() / spread.sqrt()).max()
     assert ((mean.double().cpu() - centre).abs() <= 2e-7 * ratio * spread.sqrt()).all()
     assert ((variance.double().cpu() - spread).abs() <= 4e-7 * ratio * spread).all()
 
 
-def test_statistics_follow_from_the_moments_of_the_patches(setting: Setting, device: str, interpreted: bool) -> None:
-    """`mean = W m` and `variance = diag(W S W')`, with mean and covariance of the input's patches in float64."""
+def test_statistics_follow_from_the_moments_of_the_patches(
+    setting: Setting, device: str, interpreted: bool
+) -> None:
+    """`mean = W m` and `variance = diag(W S W')`, with mean and covariance of the input's patches
+    in float64."""
     if interpreted and setting is not FP32:
         pytest.skip("one float width is enough in the interpreter")
     window = Window(5, 6, (3, 3), (2, 1), (1, 1))
@@ -107,17 +159,27 @@ def test_statistics_follow_from_the_moments_of_the_patches(setting: Setting, dev
     statistics.finalize(made.epilogue, made.mean, made.variance, made.segments, window.out_pixels)
     for segment in made.segments.segments:
         shape = (segment.images, window.height, window.width, padded(segment.n_in))
-        x = made.x[segment.x :][: torch.Size(shape).numel()].view(shape)[..., : segment.n_in].double().cpu()
+        x = (
+            made.x[segment.x :][: torch.Size(shape).numel()]
+            .view(shape)[..., : segment.n_in]
+            .double()
+            .cpu()
+        )
         patches = functional.unfold(
             x.permute(0, 3, 1, 2), window.kernel, window.dilation, window.padding, window.stride
         )
         rows = patches.transpose(1, 2).flatten(0, 1)
         stored = made.weight[segment.w :][: 9 * segment.w_rows * segment.w_columns].double().cpu()
-        weight = stored.view(9, segment.w_rows, segment.w_columns)[:, : segment.n_in, : segment.n_out]
+        weight = stored.view(9, segment.w_rows, segment.w_columns)[
+            :, : segment.n_in, : segment.n_out
+        ]
         weight = weight.permute(2, 1, 0).flatten(1)
         mean = weight @ rows.mean(0)
         variance = ((weight @ torch.cov(rows.T, correction=0)) * weight).sum(1)
         part = slice(segment.out_table, segment.out_table + segment.n_out)
-        found_mean, found_variance = made.mean[part].double().cpu(), made.variance[part].double().cpu()
+        found_mean, found_variance = (
+            made.mean[part].double().cpu(),
+            made.variance[part].double().cpu(),
+        )
         assert ((found_mean - mean).abs() <= setting.mean * variance.sqrt()).all()
         assert ((found_variance - variance).abs() <= setting.variance * variance).all()

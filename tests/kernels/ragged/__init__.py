@@ -1,1 +1,2 @@
-"""Small problems with several candidates of different widths in one launch, and how results are compared."""
+"""Small problems with several candidates of different widths in one launch, and how results are
+compared."""

@@ -1,4 +1,5 @@
-"""Flat buffers whose gaps are NaN: what reads outside its part becomes NaN, what writes outside is seen."""
+"""Flat buffers whose gaps are NaN: what reads outside its part becomes NaN, what writes outside is
+seen."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Setting:
-    """In which numbers a kernel computes, and how far it may be from float64 (relative, see `close`)."""
+    """In which numbers a kernel computes, and how far it may be from float64 (relative, see
+    `close`)."""
 
     name: str
     dtype: torch.dtype
@@ -64,7 +66,9 @@ BF16 = Setting("bf16", torch.bfloat16, "ieee", 8e-3, 2e-3, 4e-3)
 SETTINGS = (FP32, TF32, FP16, BF16)
 
 
-def channels_last(shape: tuple[int, ...], n: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
+def channels_last(
+    shape: tuple[int, ...], n: int, generator: torch.Generator, mean: float = 0.0
+) -> Tensor:
     """Random values `[..., padded(n)]` whose pads are zero."""
     made = torch.zeros(*shape, padded(n), dtype=torch.float64)
     made[..., :n] = torch.randn(*shape, n, generator=generator, dtype=torch.float64) + mean
@@ -73,13 +77,19 @@ def channels_last(shape: tuple[int, ...], n: int, generator: torch.Generator, me
 
 def table(n: int, generator: torch.Generator, around: float) -> Tensor:
     """A per-channel table `[padded(n)]` whose pads are zero."""
-    return channels_last((), n, generator) * 0.3 + torch.cat([torch.full((n,), around), torch.zeros(padded(n) - n)])
+    return channels_last((), n, generator) * 0.3 + torch.cat(
+        [torch.full((n,), around), torch.zeros(padded(n) - n)]
+    )
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Equal gaps, and a largest difference below `tolerance` times the largest expected value."""
     found, expected = found.double().cpu(), expected.double().cpu()
-    assert torch.equal(found.isnan(), expected.isnan()), f"{what}: other elements are written than expected"
+    assert torch.equal(found.isnan(), expected.isnan()), (
+        f"{what}: other elements are written than expected"
+    )
     error = (found - expected).nan_to_num().abs().max()
     scale = expected.nan_to_num().abs().max()
-    assert error <= tolerance * scale, f"{what}: off by {error / scale:.2e}, allowed {tolerance:.0e}"
+    assert error <= tolerance * scale, (
+        f"{what}: off by {error / scale:.2e}, allowed {tolerance:.0e}"
+    )

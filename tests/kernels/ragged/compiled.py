@@ -1,6 +1,7 @@
 """The shipped configurations as launches on the meta device, built for GPUs that need not be there.
 
-`python -m ragged.compiled fast 80,90` prints what the compiler made of each as JSON, one object per line.
+`python -m ragged.compiled fast 80,90` prints what the compiler made of each as JSON, one object per
+line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from pruneopt.kernels.launch import Launch
 from pruneopt.kernels.operands import Activation, Affine, Output, Partials, Prologue, Scores
 from pruneopt.kernels.segments import Pool, Pools, Segment, Segments
 from pruneopt.kernels.stem import stem_launch
-from pruneopt.kernels.tiles import Precision, Tile, conv_tile, depthwise_tile, elementwise_tile, stem_tile
+from pruneopt.kernels.tiles import (
+    Precision,
+    Tile,
+    conv_tile,
+    depthwise_tile,
+    elementwise_tile,
+    stem_tile,
+)
 from pruneopt.kernels.window import Window
 
 BF16 = torch.bfloat16
@@ -58,12 +66,25 @@ def conv(
     before = Prologue(table(), prologue) if prologue else None
     if residual and prologue:
         before = Prologue(table(), prologue, empty(dtype), None, empty(dtype))
-    after = Output(empty(), "relu", empty(dtype)) if evaluation else Partials(empty(), empty(), tile.rows)
+    after = (
+        Output(empty(), "relu", empty(dtype))
+        if evaluation
+        else Partials(empty(), empty(), tile.rows)
+    )
     buffers = empty(dtype), empty(dtype), empty(dtype)
     if depthwise:
-        return convolution.dwconv_launch(*buffers, segments, window, prologue=before, epilogue=after, tile=tile)
+        return convolution.dwconv_launch(
+            *buffers, segments, window, prologue=before, epilogue=after, tile=tile
+        )
     return convolution.conv_launch(
-        *buffers, segments, window, prologue=before, epilogue=after, groups=groups, precision=precision, tile=tile
+        *buffers,
+        segments,
+        window,
+        prologue=before,
+        epilogue=after,
+        groups=groups,
+        precision=precision,
+        tile=tile,
     )
 
 
@@ -75,7 +96,14 @@ def first(architecture: int) -> Launch:
     colours = Affine(torch.empty(3, device="meta"), torch.empty(3, device="meta"))
     after = Partials(empty(), empty(), tile.rows)
     return stem_launch(
-        pictures, empty(BF16), empty(BF16), segments, window, normalise=colours, epilogue=after, tile=tile
+        pictures,
+        empty(BF16),
+        empty(BF16),
+        segments,
+        window,
+        normalise=colours,
+        epilogue=after,
+        tile=tile,
     )
 
 
@@ -87,7 +115,10 @@ def finalize(architecture: int) -> Launch:
 
 
 def pool(architecture: int) -> Launch:
-    pools = Pools([Pool(first=0, count=1, out_table=0)], Segments([Segment(n_in=1, n_out=256, images=256)], "meta"))
+    pools = Pools(
+        [Pool(first=0, count=1, out_table=0)],
+        Segments([Segment(n_in=1, n_out=256, images=256)], "meta"),
+    )
     after = {"gamma": empty(), "beta": empty(), "affine": table()}
     return statistics.pool_launch(empty(), empty(), empty(), empty(), pools, 196, **after)
 
@@ -95,12 +126,16 @@ def pool(architecture: int) -> Launch:
 def add_act(architecture: int) -> Launch:
     segments = Segments([Segment(n_in=256, n_out=256, images=256)], "meta")
     prologue = Prologue(table(), "relu", empty(BF16), table(), empty(BF16))
-    return elementwise.add_act_launch(empty(BF16), segments, 196, prologue, tile=elementwise_tile(256, architecture))
+    return elementwise.add_act_launch(
+        empty(BF16), segments, 196, prologue, tile=elementwise_tile(256, architecture)
+    )
 
 
 def pack(architecture: int) -> Launch:
     # Indices lie on the host, and pack copies them to the weight's device, here the meta device.
-    weight, packed = (torch.empty(shape, dtype=BF16, device="meta") for shape in ((256, 256, 3, 3), (9, 256, 256)))
+    weight, packed = (
+        torch.empty(shape, dtype=BF16, device="meta") for shape in ((256, 256, 3, 3), (9, 256, 256))
+    )
     return elementwise.pack_launch(weight, torch.arange(256), torch.arange(256), packed)
 
 
@@ -108,7 +143,12 @@ def mean(architecture: int) -> Launch:
     segments = Segments([Segment(n_in=512, n_out=512, images=256)], "meta")
     tile = elementwise_tile(512, architecture)
     return head.mean_pixels_launch(
-        empty(BF16), empty(BF16), segments, 49, prologue=Prologue(table(), "relu", empty(BF16)), tile=tile
+        empty(BF16),
+        empty(BF16),
+        segments,
+        49,
+        prologue=Prologue(table(), "relu", empty(BF16)),
+        tile=tile,
     )
 
 
@@ -116,9 +156,13 @@ def score(which: int) -> Callable[[int], Launch]:
     def launch(architecture: int) -> Launch:
         segments = Segments([Segment(n_in=512, n_out=1000, images=256)], "meta")
         integer, double = torch.int32, torch.float64
-        scores = Scores(empty(integer), empty(), empty(integer), empty(double), empty(), empty(double))
+        scores = Scores(
+            empty(integer), empty(), empty(integer), empty(double), empty(), empty(double)
+        )
         teacher = torch.empty(256, 1000, device="meta")
-        return head.score_launches(empty(), empty(torch.int64), scores, segments, teacher=teacher)[which]
+        return head.score_launches(empty(), empty(torch.int64), scores, segments, teacher=teacher)[
+            which
+        ]
 
     return launch
 
@@ -178,7 +222,9 @@ class NoGpu:
 def as_launched(launch: Launch, architecture: int) -> str:
     """The code that a launch with these very arguments compiles."""
     triton.runtime.driver.set_active(NoGpu(architecture))
-    made = launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
+    made = launch.kernel.warmup(
+        **launch.arguments, **launch.constants, **launch.options, grid=launch.grid
+    )
     code: str = made.asm["ptx"]
     return code
 
@@ -186,7 +232,9 @@ def as_launched(launch: Launch, architecture: int) -> str:
 if __name__ == "__main__":
     if sys.argv[1] == "launched":
         launches = [add_act(80), finalize(80), pack(80), score(0)(80)]
-        print(all(as_launched(launch, 80) == compiled(launch, 80).asm["ptx"] for launch in launches))
+        print(
+            all(as_launched(launch, 80) == compiled(launch, 80).asm["ptx"] for launch in launches)
+        )
         sys.exit()
     chosen = {"fast": FAST, "slow": SLOW, "all": FAST | SLOW}[sys.argv[1]]
     for architecture in (int(text) for text in sys.argv[2].split(",")):

@@ -1,4 +1,5 @@
-"""Convolution problems: candidates on batches, their buffers, and the same in float64 for the reference."""
+"""Convolution problems: candidates on batches, their buffers, and the same in float64 for the
+reference."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ class Problem:
             if isinstance(value, Affine):
                 return Affine(value.scale.double().cpu(), value.shift.double().cpu())
             if isinstance(value, Prologue | Partials | Output):
-                return replace(value, **{name: wide(getattr(value, name)) for name in type(value).__slots__})
+                return replace(
+                    value, **{name: wide(getattr(value, name)) for name in type(value).__slots__}
+                )
             return value
 
         parts = {name: wide(value) for name, value in vars(self).items()}
@@ -72,11 +75,24 @@ class Problem:
 def build(case: Case, setting: Setting, device: str, tile_rows: int, seed: int = 0) -> Problem:
     """Lay a case out. Written buffers are NaN, and so are the gaps between parts."""
     generator = torch.Generator().manual_seed(seed)
-    names = ("x", "w", "y", "table", "residual", "materialised", "partials", "out", "params", "bias")
+    names = (
+        "x",
+        "w",
+        "y",
+        "table",
+        "residual",
+        "materialised",
+        "partials",
+        "out",
+        "params",
+        "bias",
+    )
     buffers = {name: Buffer() for name in names}
     scale, shift, r_scale, r_shift, gamma, beta = (Buffer() for _ in range(6))
     window, segments = case.window, []
-    whole = _weight(case, max(c[0] for c in case.candidates), max(c[1] for c in case.candidates), generator)
+    whole = _weight(
+        case, max(c[0] for c in case.candidates), max(c[1] for c in case.candidates), generator
+    )
     shared = buffers["w"].add(whole) if case.prefix else 0
     for n_in, n_out, batches in case.candidates:
         own = whole if case.prefix else _weight(case, n_in, n_out, generator)
@@ -99,12 +115,16 @@ def build(case: Case, setting: Setting, device: str, tile_rows: int, seed: int =
                     w=at,
                     y=buffers["y"].reserve(out * padded(n_out)),
                     in_table=in_table,
-                    partials=buffers["partials"].reserve(tiles(images, window.out_pixels, tile_rows) * padded(n_out)),
+                    partials=buffers["partials"].reserve(
+                        tiles(images, window.out_pixels, tile_rows) * padded(n_out)
+                    ),
                     out_table=buffers["out"].reserve(padded(n_out)),
                     params=params,
                     residual=buffers["residual"].add(added),
                     residual_table=residual_table,
-                    materialised=buffers["materialised"].reserve(images * window.in_pixels * padded(n_in)),
+                    materialised=buffers["materialised"].reserve(
+                        images * window.in_pixels * padded(n_in)
+                    ),
                     n_in=n_in,
                     n_out=n_out,
                     w_columns=own.shape[2],
@@ -148,7 +168,9 @@ def _weight(case: Case, n_in: int, n_out: int, generator: torch.Generator) -> Te
     taps, depth = case.window.taps, n_in // case.groups
     if case.depthwise:
         made = torch.zeros(taps, 1, padded(n_out), dtype=torch.float64)
-        made[:, 0, :n_out] = torch.randn(taps, n_out, generator=generator, dtype=torch.float64) / taps**0.5
+        made[:, 0, :n_out] = (
+            torch.randn(taps, n_out, generator=generator, dtype=torch.float64) / taps**0.5
+        )
         return made
     made = torch.zeros(taps, padded(depth), padded(n_out), dtype=torch.float64)
     values = torch.randn(taps, depth, n_out, generator=generator, dtype=torch.float64)
@@ -161,12 +183,19 @@ def check_values(found: Problem, expected: Problem, tolerance: float) -> None:
     close(found.y, expected.y, tolerance, "y")
     for segment in found.segments.segments:
         width = padded(segment.n_out)
-        rows = found.y[segment.y :][: (found.y.numel() - segment.y) // width * width].view(-1, width)
+        rows = found.y[segment.y :][: (found.y.numel() - segment.y) // width * width].view(
+            -1, width
+        )
         rows = rows[: expected_rows(segment, found)]
         assert (rows[:, segment.n_out :] == 0).all(), "pad channels must be exactly zero"
     if found.prologue.materialised is not None:
         assert expected.prologue.materialised is not None
-        close(found.prologue.materialised, expected.prologue.materialised, tolerance, "materialised input")
+        close(
+            found.prologue.materialised,
+            expected.prologue.materialised,
+            tolerance,
+            "materialised input",
+        )
 
 
 def expected_rows(segment: Segment, problem: Problem) -> int:
@@ -177,7 +206,8 @@ def expected_rows(segment: Segment, problem: Problem) -> int:
 
 
 def check_statistics(found: Problem, expected: Problem, setting: Setting) -> None:
-    """Mean against the deviation, variance relative, scale and shift; zeros for pads, nothing outside."""
+    """Mean against the deviation, variance relative, scale and shift; zeros for pads, nothing
+    outside."""
     for segment in found.segments.segments:
         part = slice(segment.out_table, segment.out_table + padded(segment.n_out))
         n = segment.n_out
@@ -185,7 +215,9 @@ def check_statistics(found: Problem, expected: Problem, setting: Setting) -> Non
         true_mean, true_variance = expected.mean[part], expected.variance[part]
         deviation = true_variance[:n].sqrt()
         assert ((mean - true_mean)[:n].abs() <= setting.mean * deviation).all(), "mean"
-        assert ((variance - true_variance)[:n].abs() <= setting.variance * true_variance[:n]).all(), "variance"
+        assert (
+            (variance - true_variance)[:n].abs() <= setting.variance * true_variance[:n]
+        ).all(), "variance"
         for tensor in (found.mean, found.variance, found.affine.scale, found.affine.shift):
             assert (tensor[part][n:] == 0).all(), "pads of the tables must be zero"
     for name in ("scale", "shift"):

@@ -12,18 +12,24 @@ import pruneopt
 from pruneopt.passes.pipeline.base import Result
 
 
-def pruned(model: nn.Module, *inputs: Tensor, text: str = "uniform{budget=50%FLOPs}", **given: Any) -> Result:
+def pruned(
+    model: nn.Module, *inputs: Tensor, text: str = "uniform{budget=50%FLOPs}", **given: Any
+) -> Result:
     graph = pruneopt.capture(model, inputs)
     return pruneopt.PassManager.parse(f"couple,cost,{text},slice,verify").run(graph, **given)
 
 
 def assert_same(model: nn.Module, result: Result, *inputs: Tensor) -> None:
-    """In evaluation mode, at another batch size, the module is the pruned network; its weights are those, by name."""
+    """In evaluation mode, at another batch size, the module is the pruned network; its weights are
+    those, by name."""
     model.eval()
     rows = [torch.cat([x, x.flip(0)]) for x in inputs]
     with torch.no_grad():
         torch.testing.assert_close(model(*rows), result.module(*rows), rtol=1e-4, atol=1e-5)
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    own = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for name, tensor in result.graph.weights.items():
         if name in own:
             torch.testing.assert_close(own[name].detach(), tensor, rtol=0, atol=0)
@@ -34,9 +40,17 @@ def snapshot(model: nn.Module, *optimizers: torch.optim.Optimizer) -> list[Any]:
     found: list[Any] = []
     for tensor in [*model.parameters(), *model.buffers()]:
         grad = None if tensor.grad is None else tensor.grad.clone()
-        found.append((id(tensor), tensor.data_ptr(), tensor.detach().clone(), grad, tensor.requires_grad))
+        found.append(
+            (id(tensor), tensor.data_ptr(), tensor.detach().clone(), grad, tensor.requires_grad)
+        )
     for module in model.modules():
-        found.append([(k, v) for k, v in vars(module).items() if isinstance(v, int | float | tuple | list | str)])
+        found.append(
+            [
+                (k, v)
+                for k, v in vars(module).items()
+                if isinstance(v, int | float | tuple | list | str)
+            ]
+        )
     for optimizer in optimizers:
         found.append([[id(p) for p in group["params"]] for group in optimizer.param_groups])
         for state in optimizer.state.values():
@@ -48,7 +62,9 @@ def equal(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor):
         return isinstance(right, Tensor) and torch.equal(left, right)
     if isinstance(left, tuple | list):
-        return len(left) == len(right) and all(equal(one, other) for one, other in zip(left, right, strict=True))
+        return len(left) == len(right) and all(
+            equal(one, other) for one, other in zip(left, right, strict=True)
+        )
     return bool(left == right)
 
 

@@ -1,4 +1,5 @@
-"""`Result.apply_`: a user's own module is cut in place, keeps what it is, and computes what the pruned network does."""
+"""`Result.apply_`: a user's own module is cut in place, keeps what it is, and computes what the
+pruned network does."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def test_the_module_stays_what_it_is() -> None:
     model.stem.weight.requires_grad_(False)
     model.bn.train()
     calls: list[tuple[int, ...]] = []
-    hook = model.expand.register_forward_hook(lambda module, args, out: calls.append(tuple(out.shape)))
+    hook = model.expand.register_forward_hook(
+        lambda module, args, out: calls.append(tuple(out.shape))
+    )
     params = {name: id(param) for name, param in model.named_parameters()}
     modules = {name: id(module) for name, module in model.named_modules()}
     result = pruned(model, x)
@@ -52,10 +55,24 @@ def test_attributes_follow_the_weights() -> None:
     assert width["expand"] < 20
     assert width["grouped"] < 16
     stem, expand, grouped = width["stem"], width["expand"], width["grouped"]
-    assert (model.stem.in_channels, model.stem.out_channels, model.bn.num_features) == (3, stem, stem)
-    assert (model.expand.in_channels, model.expand.out_channels, model.expand.groups) == (stem, expand, 1)
-    assert (model.depthwise.in_channels, model.depthwise.out_channels, model.depthwise.groups) == (expand,) * 3
-    assert (model.grouped.in_channels, model.grouped.out_channels, model.grouped.groups) == (expand, grouped, 2)
+    assert (model.stem.in_channels, model.stem.out_channels, model.bn.num_features) == (
+        3,
+        stem,
+        stem,
+    )
+    assert (model.expand.in_channels, model.expand.out_channels, model.expand.groups) == (
+        stem,
+        expand,
+        1,
+    )
+    assert (model.depthwise.in_channels, model.depthwise.out_channels, model.depthwise.groups) == (
+        expand,
+    ) * 3
+    assert (model.grouped.in_channels, model.grouped.out_channels, model.grouped.groups) == (
+        expand,
+        grouped,
+        2,
+    )
     assert (model.norm.num_channels, model.norm.num_groups) == (grouped, 4)
     assert (model.back.in_channels, model.back.out_channels) == (grouped, stem)
     assert (model.head.in_features, model.head.out_features) == (stem, 5)
@@ -109,7 +126,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(b, n, 3, self.num_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         x = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
         return self.proj(x.transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
 
@@ -142,10 +164,14 @@ def test_a_transformer_block_with_heads_of_its_own() -> None:
 
 
 def test_attention_of_torch_that_is_left_whole() -> None:
-    """Its queries, keys and values must be as wide as the stream; the rest of the network can be cut."""
+    """Its queries, keys and values must be as wide as the stream; the rest of the network can be
+    cut."""
     torch.manual_seed(0)
     sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48, "num_classes": 5}
-    model, x = torchvision.models.VisionTransformer(image_size=16, patch_size=8, **sizes).eval(), batch(2, 3, 16, 16)
+    model, x = (
+        torchvision.models.VisionTransformer(image_size=16, patch_size=8, **sizes).eval(),
+        batch(2, 3, 16, 16),
+    )
     result = pruned(model, x, text="prune{ratio=0.4 scope=local}", ignore=["*.self_attention"])
     result.apply_(model)
     assert model.encoder.layers[0].mlp[0].out_features == 29
@@ -155,7 +181,9 @@ def test_attention_of_torch_that_is_left_whole() -> None:
 def test_whole_heads() -> None:
     torch.manual_seed(0)
     model, x = Block().eval(), batch(2, 5, 7)
-    manager = pruneopt.PassManager.parse("couple{heads=count},cost,uniform{budget=50%FLOPs},slice,verify")
+    manager = pruneopt.PassManager.parse(
+        "couple{heads=count},cost,uniform{budget=50%FLOPs},slice,verify"
+    )
     result = manager.run(pruneopt.capture(model, x))
     result.apply_(model)
     assert (model.attention.num_heads, model.attention.head_dim) in ((1, 8), (2, 8))
@@ -182,13 +210,17 @@ def test_recurrent_layers() -> None:
     result.apply_(model)
     width = {name: len(kept) for name, kept in (result.plan or {}).items()}
     assert (model.lstm.input_size, model.lstm.hidden_size) == (width["inside"], width["lstm"])
-    assert (model.cell.input_size, model.cell.hidden_size) == (width["lstm"], model.head.in_features)
+    assert (model.cell.input_size, model.cell.hidden_size) == (
+        width["lstm"],
+        model.head.in_features,
+    )
     assert model.lstm.hidden_size < 8
     assert_same(model, result, x)
 
 
 class Guessed(nn.Module):
-    """A layer that is none of torch's, with attributes about its channels and about other things."""
+    """A layer that is none of torch's, with attributes about its channels and about other
+    things."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +234,9 @@ class Guessed(nn.Module):
 
 def test_attributes_of_other_modules() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 12, 1), Guessed(), nn.Flatten(1), nn.Linear(16 * 16, 4)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 1), Guessed(), nn.Flatten(1), nn.Linear(16 * 16, 4)
+    ).eval()
     x = batch(2, 3, 4, 4)
     result = pruned(model, x)
     result.apply_(model)
@@ -211,14 +245,26 @@ def test_attributes_of_other_modules() -> None:
     wide, narrow = model[0].out_channels, layer.weight.shape[0]
     assert wide < 12
     assert narrow < 16
-    assert (layer.in_chs, layer.out_chs, layer.embed_dim, layer.dims) == (wide, narrow, narrow, [wide, narrow])
+    assert (layer.in_chs, layer.out_chs, layer.embed_dim, layer.dims) == (
+        wide,
+        narrow,
+        narrow,
+        [wide, narrow],
+    )
     # Not about channels, or (out_dim) not about what comes out.
-    assert (layer.groups, layer.dim, layer.image_size, layer.heads, layer.out_dim) == (1, 1, 16, 16, 12)
+    assert (layer.groups, layer.dim, layer.image_size, layer.heads, layer.out_dim) == (
+        1,
+        1,
+        16,
+        16,
+        12,
+    )
     assert_same(model, result, x)
 
 
 class Spelled(nn.Module):
-    """Sizes that the code spells out: of a split, and of the shape of a scale. One more split is of positions."""
+    """Sizes that the code spells out: of a split, and of the shape of a scale. One more split is of
+    positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +293,12 @@ def test_sizes_that_the_code_spells_out() -> None:
     assert width < 20
     assert (sum(layer.parts), layer.shape) == (width, torch.Size((width, 1, 1)))
     assert layer.dim_one + layer.dim_two == layer.b.out_channels < 12
-    assert (type(layer.parts), type(layer.shape), layer.halves, layer.kernel) == (list, torch.Size, (2, 2), (20, 1, 1))
+    assert (type(layer.parts), type(layer.shape), layer.halves, layer.kernel) == (
+        list,
+        torch.Size,
+        (2, 2),
+        (20, 1, 1),
+    )
     assert_same(model, result, x)
 
 
@@ -291,7 +342,9 @@ def test_weights_of_the_module_or_of_the_result() -> None:
 def test_masked_weights_are_zero() -> None:
     model, x = net(), batch(2, 3, 8, 8)
     graph = pruneopt.capture(model, x)
-    result = pruneopt.PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5},slice,verify").run(graph)
+    result = pruneopt.PassManager.parse(
+        "couple,cost,l1{granularity=weight ratios=0.5},slice,verify"
+    ).run(graph)
     assert result.masks
     result.apply_(model, weights="model")
     for name, mask in result.masks.items():
@@ -356,7 +409,12 @@ def line_of(kind: type, text: str) -> int:
 @pytest.mark.parametrize(
     ("make", "x", "line", "said"),
     [
-        (Fixed, batch(2, 3, 4, 4), "y.view(len(y), 12", r"shape '\[.*12, -1\]' is invalid.*ignore=\['0.b'\]"),
+        (
+            Fixed,
+            batch(2, 3, 4, 4),
+            "y.view(len(y), 12",
+            r"shape '\[.*12, -1\]' is invalid.*ignore=\['0.b'\]",
+        ),
         (
             Scaling,
             batch(2, 5, 6),
@@ -406,7 +464,8 @@ def test_heads_that_only_training_reads() -> None:
     result = pruned(model, x)
     before = snapshot(model)
     with pytest.raises(
-        UserError, match=r"aux.weight takes no part in evaluation, .* training needs it: module aux \(Conv2d"
+        UserError,
+        match=r"aux.weight takes no part in evaluation, .* training needs it: module aux \(Conv2d",
     ):
         result.apply_(model)
     assert equal(snapshot(model), before)
@@ -416,10 +475,14 @@ def test_heads_that_only_training_reads() -> None:
 def test_another_network() -> None:
     model, x = net(), batch(2, 3, 8, 8)
     result = pruned(model, x)
-    with pytest.raises(UserError, match=r"Block has no stem.weight.*give the module that was captured"):
+    with pytest.raises(
+        UserError, match=r"Block has no stem.weight.*give the module that was captured"
+    ):
         result.apply_(Block())
     result.apply_(model)
-    with pytest.raises(UserError, match=r"stem.weight of Net has the shape .*it may have been cut already"):
+    with pytest.raises(
+        UserError, match=r"stem.weight of Net has the shape .*it may have been cut already"
+    ):
         result.apply_(model)
     with pytest.raises(UserError, match="no pass has decided which channels stay"):
         pruneopt.PassManager.parse("couple").run(pruneopt.capture(net(), x)).apply_(net())

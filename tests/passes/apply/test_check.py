@@ -1,4 +1,5 @@
-"""The check of a module cut in place: no difference may hide behind large signals or behind weights that are zero."""
+"""The check of a module cut in place: no difference may hide behind large signals or behind weights
+that are zero."""
 
 from __future__ import annotations
 
@@ -14,12 +15,17 @@ PIPELINE = "couple,cost,prune{ratio=0.5 scope=local},slice,verify"
 
 
 class GatedAttention(nn.Module):
-    """One head whose scale follows the size, with values and gates cut from one projection, behind a deep stem."""
+    """One head whose scale follows the size, with values and gates cut from one projection, behind
+    a deep stem."""
 
     def __init__(self, width: int, head: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(*(nn.Linear(width, width) for _ in range(20)))
-        self.q, self.k, self.v = nn.Linear(width, head), nn.Linear(width, head), nn.Linear(width, 2 * head)
+        self.q, self.k, self.v = (
+            nn.Linear(width, head),
+            nn.Linear(width, head),
+            nn.Linear(width, 2 * head),
+        )
         self.proj = nn.Linear(head, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +36,8 @@ class GatedAttention(nn.Module):
 
 
 def test_a_scale_that_follows_the_size_is_found_behind_a_deep_stem() -> None:
-    """Shifting every weight would make signals so large that attention looks at one place at any scale."""
+    """Shifting every weight would make signals so large that attention looks at one place at any
+    scale."""
     torch.manual_seed(0)
     model, x = GatedAttention(64, 32).eval(), torch.randn(2, 5, 64)
     with torch.no_grad():
@@ -38,7 +45,9 @@ def test_a_scale_that_follows_the_size_is_found_behind_a_deep_stem() -> None:
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight)
         model.q.weight *= 4
-    result = pruneopt.PassManager.parse(PIPELINE).run(pruneopt.capture(model, (x,)), ignore=["stem.*"])
+    result = pruneopt.PassManager.parse(PIPELINE).run(
+        pruneopt.capture(model, (x,)), ignore=["stem.*"]
+    )
     with pytest.raises(UserError, match=r"has scale=None, where the pruned network has 0\.1767"):
         result.apply_(model)
 

@@ -1,4 +1,5 @@
-"""`Result.apply_` in the middle of a training: gradients and the state of optimizers are cut as the weights are."""
+"""`Result.apply_` in the middle of a training: gradients and the state of optimizers are cut as the
+weights are."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from pruneopt.ir.types import TensorType
 
 
 def test_a_loss_of_earlier_may_still_be_there() -> None:
-    """Autograd keeps the nodes that collect gradients, with the old sizes, as long as a loss does."""
+    """Autograd keeps the nodes that collect gradients, with the old sizes, as long as a loss
+    does."""
     model, x = net(), batch(2, 3, 8, 8)
     result = pruned(model, x)
     loss = model(x).sum()
@@ -34,7 +36,8 @@ def test_a_loss_of_earlier_may_still_be_there() -> None:
 
 
 class Chain(nn.Module):
-    """Every group is made by one layer and read by the next, so that the masked original is quickly written down."""
+    """Every group is made by one layer and read by the next, so that the masked original is quickly
+    written down."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +50,9 @@ class Chain(nn.Module):
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "sgd": lambda groups: torch.optim.SGD(
+        groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01
+    ),
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, amsgrad=True, weight_decay=0.05),
     "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5, centered=True),
 }
@@ -63,7 +68,10 @@ def groups_of(model: Chain) -> list[dict[str, Any]]:
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x, target = torch.randn(6, 3, 8, 8, generator=generator).double(), torch.randint(0, 4, (6,), generator=generator)
+    x, target = (
+        torch.randn(6, 3, 8, 8, generator=generator).double(),
+        torch.randint(0, 4, (6,), generator=generator),
+    )
     optimizer.zero_grad()
     F.cross_entropy(model.train()(x), target).backward()
     optimizer.step()
@@ -71,7 +79,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_training_goes_on_as_that_of_the_masked_original(kind: str) -> None:
-    """The kept weights move as those of the original of which the removed channels are read as zeros."""
+    """The kept weights move as those of the original of which the removed channels are read as
+    zeros."""
     torch.manual_seed(0)
     model = Chain().double()
     optimizer = OPTIMIZERS[kind](groups_of(model))
@@ -106,10 +115,14 @@ def test_training_goes_on_as_that_of_the_masked_original(kind: str) -> None:
 
 def test_a_bias_that_a_repair_added_is_trained_too() -> None:
     model, x = net(), batch(2, 3, 8, 8)
-    optimizer = torch.optim.SGD([{"params": [model.head.weight]}, {"params": [model.stem.weight], "lr": 0.5}], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": [model.head.weight]}, {"params": [model.stem.weight], "lr": 0.5}], lr=0.1
+    )
     result = pruned(model, x)
     (conv,) = (op for op in result.graph.ops if op.loc.module == "stem")
-    bias = result.graph.add_param("stem.bias", TensorType("f32", (conv.results[0].type.shape()[1],)), "param")
+    bias = result.graph.add_param(
+        "stem.bias", TensorType("f32", (conv.results[0].type.shape()[1],)), "param"
+    )
     result.graph.set_operand(conv, 2, bias)
     result.graph.weights["stem.bias"] = torch.rand(bias.type.shape())
     result.apply_(model, optimizer)
@@ -117,7 +130,9 @@ def test_a_bias_that_a_repair_added_is_trained_too() -> None:
     assert optimizer.param_groups[1]["params"] == [model.stem.weight, model.stem.bias]
     assert_same(model, result, x)
     odd = pruned(net(), x)
-    odd.graph.weights["odd"] = torch.rand(odd.graph.add_param("odd", TensorType("f32", (3,)), "param").type.shape())
+    odd.graph.weights["odd"] = torch.rand(
+        odd.graph.add_param("odd", TensorType("f32", (3,)), "param").type.shape()
+    )
     with pytest.raises(UserError, match="the pruned network has odd, for which Net has no place"):
         odd.apply_(net())
 
@@ -129,7 +144,9 @@ def test_an_optimizer_that_cannot_be_cut() -> None:
     model(x).sum().backward()
     optimizer.step()
     before = snapshot(model, optimizer)
-    with pytest.raises(UserError, match=r"Adafactor remembers row_var .*: call apply_ without the optimizer"):
+    with pytest.raises(
+        UserError, match=r"Adafactor remembers row_var .*: call apply_ without the optimizer"
+    ):
         result.apply_(model, [optimizer])
     assert equal(snapshot(model, optimizer), before)
     with pytest.raises(UserError, match="SGD trains no parameter of the module"):

@@ -32,7 +32,9 @@ class Tower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.b0 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.b0 = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
+        )
         self.b1, self.b2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.inner = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, 10)
@@ -108,10 +110,14 @@ def test_the_branch_with_the_least_effect_goes_first(workload: Workload) -> None
     branches = find_branches(graph)
     changes = change_of_output(state, branches, 2)
     result = ran(graph, "drop-blocks{count=1 criterion=output}", workload=workload)
-    assert dropped(result) == [min((name for name in changes if name != "b2"), key=changes.__getitem__)]
+    assert dropped(result) == [
+        min((name for name in changes if name != "b2"), key=changes.__getitem__)
+    ]
     assert dropped(result) == ["b1"]
     # The change is that of the outputs of the networks that are really left.
-    inputs = torch.cat([x for _, (x, _) in zip(range(2), workload.calibration.batches(64), strict=False)])
+    inputs = torch.cat(
+        [x for _, (x, _) in zip(range(2), workload.calibration.batches(64), strict=False)]
+    )
     with torch.no_grad():
         whole, less = (build_module(g, g.weights).eval()(inputs) for g in (graph, result.graph))
     assert changes["b1"] == pytest.approx(float((whole - less).norm() / whole.norm()), rel=1e-3)
@@ -120,7 +126,9 @@ def test_the_branch_with_the_least_effect_goes_first(workload: Workload) -> None
 def test_a_budget_is_a_share_of_the_original_before_blocks_went() -> None:
     graph = tower(b1=0.01)
     full = whole_cost(graph)
-    result = ran(graph, "drop-blocks{count=1},couple,cost,l1{budget=50%FLOPs,60%params},slice,verify")
+    result = ran(
+        graph, "drop-blocks{count=1},couple,cost,l1{budget=50%FLOPs,60%params},slice,verify"
+    )
     assert result.verification is not None
     assert result.verification.equivalent
     flops = result.budgets[0]
@@ -136,7 +144,9 @@ def test_a_budget_is_a_share_of_the_original_before_blocks_went() -> None:
 
 
 def test_a_budget_that_the_blocks_met_leaves_the_channels() -> None:
-    result = ran(tower(b1=0.01), "drop-blocks{blocks=b*},couple,cost,l1{budget=60%FLOPs},slice,verify")
+    result = ran(
+        tower(b1=0.01), "drop-blocks{blocks=b*},couple,cost,l1{budget=60%FLOPs},slice,verify"
+    )
     assert getattr(result.records["budget"], "reached", "") == "full"
 
 
@@ -180,7 +190,9 @@ def test_what_cannot_be_is_refused(text: str, message: str) -> None:
 
 
 def test_a_budget_out_of_reach() -> None:
-    with pytest.raises(BudgetError, match="out of reach: without all 3 blocks that may be dropped Tower still has"):
+    with pytest.raises(
+        BudgetError, match="out of reach: without all 3 blocks that may be dropped Tower still has"
+    ):
         ran(tower(), "drop-blocks{budget=1%FLOPs}")
 
 
@@ -208,7 +220,10 @@ def test_only_a_ranking_by_output_needs_data() -> None:
 
 
 def test_a_network_without_blocks() -> None:
-    graph = capture(nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), (torch.randn(2, 1, 4, 4),))
+    graph = capture(
+        nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(),
+        (torch.randn(2, 1, 4, 4),),
+    )
     with pytest.raises(UserError, match="no block that can be dropped: no addition has a branch"):
         ran(graph, "drop-blocks{count=1}")
 
@@ -217,7 +232,10 @@ def test_a_search_and_training_follow(workload: Workload) -> None:
     torch.manual_seed(0)
     graph = capture(DigitsResNet((6, 8, 12)).eval(), torch.zeros(2, 1, 8, 8))
     name = find_branches(graph)[0].name
-    text = f"drop-blocks{{blocks={name}}},couple,cost,prune{{criterion=taylor budget=60%FLOPs}},slice,verify"
+    text = (
+        f"drop-blocks{{blocks={name}}},couple,cost,prune{{criterion=taylor "
+        f"budget=60%FLOPs}},slice,verify"
+    )
     result = ran(graph, f"{text},finetune{{epochs=1}}", workload=workload)
     assert dropped(result) == [name]
     assert result.budgets[0].value <= result.budgets[0].limit
@@ -251,4 +269,7 @@ def test_real_networks_lose_blocks_and_channels(name: str, text: str, gone: int)
     assert result.verification.equivalent
     assert result.budgets[0].value <= 0.5 * whole_cost(graph).original("flops")
     with torch.no_grad():
-        assert result.module.eval()(torch.randn(3, 3, 32, 32)).shape == model(torch.randn(3, 3, 32, 32)).shape
+        assert (
+            result.module.eval()(torch.randn(3, 3, 32, 32)).shape
+            == model(torch.randn(3, 3, 32, 32)).shape
+        )

@@ -20,7 +20,11 @@ from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.evaluate import Evaluation, Score
-from pruneopt.passes.evaluation.images import CalibrationImages, ValidationImages, calibration_inputs
+from pruneopt.passes.evaluation.images import (
+    CalibrationImages,
+    ValidationImages,
+    calibration_inputs,
+)
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.training.recipe import SGD
@@ -82,11 +86,15 @@ def test_scores_are_those_of_the_modules(
     images = settings.subval_limit or 300
     for plan, score in zip(chosen, evaluation.evaluate(chosen), strict=True):
         module = networks.network(plan)
-        assert evaluation.stale(plan).value == pytest.approx(networks.score(module), abs=1.01 / images)
+        assert evaluation.stale(plan).value == pytest.approx(
+            networks.score(module), abs=1.01 / images
+        )
         networks.recalibrate(module, plan)
         # Folding rounds otherwise: at most one image may change sides.
         assert score.value == pytest.approx(networks.score(module), abs=1.01 / images)
-        assert score == Score(score.value, score.value, images, settings.batches, str(settings.averaging))
+        assert score == Score(
+            score.value, score.value, images, settings.batches, str(settings.averaging)
+        )
 
 
 def test_likelihood_and_agreement(graph: Graph, coupling: Coupling, workload: Workload) -> None:
@@ -100,12 +108,24 @@ def test_likelihood_and_agreement(graph: Graph, coupling: Coupling, workload: Wo
     with torch.no_grad():
         logits, wanted = module(inputs), original(inputs).argmax(1)
     likelihood, agreement = (
-        next(iter(Evaluation(graph, coupling, workload, replace(SETTINGS, signal=signal)).evaluate([plan])))
+        next(
+            iter(
+                Evaluation(graph, coupling, workload, replace(SETTINGS, signal=signal)).evaluate(
+                    [plan]
+                )
+            )
+        )
         for signal in ("likelihood", "agreement")
     )
     assert likelihood.value == pytest.approx(-float(F.cross_entropy(logits, targets)), rel=1e-4)
-    assert agreement.value == pytest.approx(float((logits.argmax(1) == wanted).float().mean()), abs=1.01 / 300)
-    assert likelihood.metric == agreement.metric == pytest.approx(networks.score(module), abs=1.01 / 300)
+    assert agreement.value == pytest.approx(
+        float((logits.argmax(1) == wanted).float().mean()), abs=1.01 / 300
+    )
+    assert (
+        likelihood.metric
+        == agreement.metric
+        == pytest.approx(networks.score(module), abs=1.01 / 300)
+    )
 
 
 def test_a_race_gives_up_and_the_rest_have_their_full_scores(
@@ -129,11 +149,14 @@ def test_a_race_gives_up_and_the_rest_have_their_full_scores(
     assert again.together(chosen[9:]) == raced[9:]
 
 
-@pytest.mark.parametrize("changes", [{}, {"averaging": Averaging("population")}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"averaging": Averaging("population")}, {"precision": "bf16"}]
+)
 def test_candidates_side_by_side_have_the_scores_they_have_alone(
     graph: Graph, coupling: Coupling, workload: Workload, changes: dict[str, object]
 ) -> None:
-    """Bit by bit, also where neighbours have layers in common: a plan, itself, and one group changed."""
+    """Bit by bit, also where neighbours have layers in common: a plan, itself, and one group
+    changed."""
     first, second = plans(coupling, 2)
     last = coupling.free[-1].name
     chosen = [first, second, first, {**first, last: second[last]}]
@@ -144,10 +167,16 @@ def test_candidates_side_by_side_have_the_scores_they_have_alone(
     assert len({score.value for score in alone}) == 3
 
 
-def test_half_precision_moves_few_images(graph: Graph, coupling: Coupling, workload: Workload) -> None:
+def test_half_precision_moves_few_images(
+    graph: Graph, coupling: Coupling, workload: Workload
+) -> None:
     chosen = plans(coupling, 6)
     full, half = (
-        list(Evaluation(graph, coupling, workload, replace(SETTINGS, precision=name)).evaluate(chosen))
+        list(
+            Evaluation(graph, coupling, workload, replace(SETTINGS, precision=name)).evaluate(
+                chosen
+            )
+        )
         for name in ("fp32", "bf16")
     )
     gaps = [abs(one.value - other.value) for one, other in zip(full, half, strict=True)]
@@ -163,17 +192,23 @@ def test_how_many_are_judged_side_by_side() -> None:
 
 
 def test_agreement_needs_classes(graph: Graph, coupling: Coupling, workload: Workload) -> None:
-    other = replace(workload, num_classes=None, metric=lambda outputs, targets: torch.zeros(len(targets)))
+    other = replace(
+        workload, num_classes=None, metric=lambda outputs, targets: torch.zeros(len(targets))
+    )
     with pytest.raises(UserError, match="signal=agreement is for classification"):
         Evaluation(graph, coupling, other, replace(SETTINGS, signal="agreement"))
 
 
 def test_images_in_parts_are_the_images() -> None:
-    split = TensorSplit(torch.arange(700.0).reshape(700, 1, 1, 1), torch.arange(700), torch.arange(700))
+    split = TensorSplit(
+        torch.arange(700.0).reshape(700, 1, 1, 1), torch.arange(700), torch.arange(700)
+    )
     for start, stop in ((0, 700), (0, 100), (100, 650), (650, 700)):
         images = ValidationImages(split, "cpu")
         for _ in range(2):  # the second time from memory
-            inputs, targets = (torch.cat(parts) for parts in zip(*images.part(start, stop), strict=True))
+            inputs, targets = (
+                torch.cat(parts) for parts in zip(*images.part(start, stop), strict=True)
+            )
             assert inputs.flatten().tolist() == targets.tolist() == list(range(start, stop))
         shuffled = ValidationImages(split, "cpu", augment_seed=3)
         whole = torch.cat([targets for _, targets in shuffled.part(0, 700)])

@@ -13,7 +13,8 @@ from pruneopt.passes.evaluation.folding import fold_batch_norms
 
 
 class Every(nn.Module):
-    """Batch norms that fold, and those that cannot: before a layer, behind a sum, over positions, of a read value."""
+    """Batch norms that fold, and those that cannot: before a layer, behind a sum, over positions,
+    of a read value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +66,9 @@ def test_the_same_function() -> None:
     folded = fold_batch_norms(graph)
     verify_graph(folded.graph)
     kept = {op.needed(3).name for op in folded.graph.ops if op.role == "batch_norm"}
-    assert kept == {f"{name}.running_mean" for name in ("before", "also", "added", "late", "positions")}
+    assert kept == {
+        f"{name}.running_mean" for name in ("before", "also", "added", "late", "positions")
+    }
     found = Interpreter(folded.graph).run(folded.weights(graph.weights), x)
     with torch.no_grad():
         torch.testing.assert_close(found, net(x), rtol=1e-12, atol=1e-12)
@@ -93,7 +96,9 @@ def test_a_shared_layer_is_folded_twice() -> None:
     folded = fold_batch_norms(graph)
     assert not any(op.role == "batch_norm" for op in folded.graph.ops)
     with torch.no_grad():
-        torch.testing.assert_close(Interpreter(folded.graph).run(folded.weights(graph.weights), x), net(x))
+        torch.testing.assert_close(
+            Interpreter(folded.graph).run(folded.weights(graph.weights), x), net(x)
+        )
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "googlenet"])
@@ -107,4 +112,6 @@ def test_networks_of_torchvision(name: str) -> None:
     folded = fold_batch_norms(graph)
     assert not any(op.role == "batch_norm" for op in folded.graph.ops)
     with torch.no_grad():
-        torch.testing.assert_close(Interpreter(folded.graph).run(folded.weights(graph.weights), x), net(x))
+        torch.testing.assert_close(
+            Interpreter(folded.graph).run(folded.weights(graph.weights), x), net(x)
+        )

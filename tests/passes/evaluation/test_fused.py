@@ -1,4 +1,5 @@
-"""Statistics by the fused kernels' reference are those of PyTorch; what the kernels do not take goes PyTorch's way."""
+"""Statistics by the fused kernels' reference are those of PyTorch; what the kernels do not take
+goes PyTorch's way."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def residual(channels: int = 20) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.a, self.an = nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels)
-            self.b, self.bn = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+            self.b, self.bn = (
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             x = torch.relu(self.an(self.a(x)))
@@ -46,7 +50,9 @@ def graph_of(net: nn.Module) -> Graph:
 
 def batches(*counts: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator) for count in counts]
+    return [
+        torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator) for count in counts
+    ]
 
 
 def statistics(
@@ -60,7 +66,12 @@ def statistics(
 
 @pytest.mark.parametrize(
     "averaging",
-    [Averaging("mean"), Averaging("ema", 0.1), Averaging("ema", 0.3, reset=False), Averaging("mean_biased")],
+    [
+        Averaging("mean"),
+        Averaging("ema", 0.1),
+        Averaging("ema", 0.3, reset=False),
+        Averaging("mean_biased"),
+    ],
 )
 def test_every_semantics_of_batches(averaging: Averaging) -> None:
     graph = graph_of(residual())
@@ -91,7 +102,9 @@ def test_norms_that_kernels_do_not_measure_go_the_other_way() -> None:
     )
     with pytest.raises(UserError, match="they measure batch norms over images alone"):
         fused(graph_of(net))
-    with pytest.raises(UserError, match="not for this: they measure batch norms over images alone; use kernels=off"):
+    with pytest.raises(
+        UserError, match="not for this: they measure batch norms over images alone; use kernels=off"
+    ):
         choose(graph_of(net), REFERENCE)
 
 
@@ -119,7 +132,10 @@ def test_what_is_chosen() -> None:
     assert str(choose(graph, replace(cuda, precision="bf16"))) == (
         "no fused kernels: they do not take statistics=population, in bfloat16"
     )
-    with pytest.raises(UserError, match="not for this: they compute in float32, not precision=bf16; use kernels=off"):
+    with pytest.raises(
+        UserError,
+        match="not for this: they compute in float32, not precision=bf16; use kernels=off",
+    ):
         choose(graph, replace(REFERENCE, precision="bf16"))
     with pytest.raises(UserError, match="not for this: they do not take whole; use kernels=off"):
         choose(graph, replace(REFERENCE, whole=True))

@@ -1,4 +1,5 @@
-"""Several candidates as one graph: the same results bit by bit, and no op twice that needs to run only once."""
+"""Several candidates as one graph: the same results bit by bit, and no op twice that needs to run
+only once."""
 
 from __future__ import annotations
 
@@ -45,10 +46,15 @@ ALL = list(range(8))
 
 
 def test_what_is_equal_up_to_a_layer_runs_once(network: tuple[Graph, Coupling]) -> None:
-    graphs = [cut(network, ALL, [0, 1, 2], ALL), cut(network, ALL, [0, 1, 3], ALL), cut(network, ALL, [0, 1, 2], [4])]
+    graphs = [
+        cut(network, ALL, [0, 1, 2], ALL),
+        cut(network, ALL, [0, 1, 3], ALL),
+        cut(network, ALL, [0, 1, 2], [4]),
+    ]
     merged = merge(graphs, [graph.weights for graph in graphs])
     convolutions = Counter(op.target for op in merged.graph.ops)["aten.conv2d.default"]
-    # The first layer is common to all, the second to the first and the last: the second differs in one channel.
+    # The first layer is common to all, the second to the first and the last: the second differs in
+    # one channel.
     assert convolutions == 1 + 2 + 3
     outputs = Interpreter(merged.graph).run(merged.weights, X)
     for graph, output in zip(graphs, outputs, strict=True):
@@ -67,9 +73,17 @@ def test_equal_shapes_with_other_weights_are_not_equal(network: tuple[Graph, Cou
     assert torch.equal(second, Interpreter(graph).run(other, X))
 
 
-@pytest.mark.parametrize("averaging", [Averaging("mean"), Averaging("ema", 0.1, reset=False), Averaging("population")])
-def test_statistics_are_those_of_each_alone(network: tuple[Graph, Coupling], averaging: Averaging) -> None:
-    graphs = [cut(network, ALL, [0, 1, 2], ALL), cut(network, ALL, [0, 1, 2], [4, 5]), cut(network, [1], ALL, ALL)]
+@pytest.mark.parametrize(
+    "averaging", [Averaging("mean"), Averaging("ema", 0.1, reset=False), Averaging("population")]
+)
+def test_statistics_are_those_of_each_alone(
+    network: tuple[Graph, Coupling], averaging: Averaging
+) -> None:
+    graphs = [
+        cut(network, ALL, [0, 1, 2], ALL),
+        cut(network, ALL, [0, 1, 2], [4, 5]),
+        cut(network, [1], ALL, ALL),
+    ]
     weights = [graph.weights for graph in graphs]
     together = statistics_together(graphs, weights, [X, X + 1], averaging)
     for graph, found in zip(graphs, together, strict=True):

@@ -19,17 +19,25 @@ IMAGES = 2000
 def test_rungs_double() -> None:
     assert rungs_of(20, 1000, 200) == (Rung(5, 200), Rung(10, 400), Rung(20, 800), Rung(20, 1000))
     assert rungs_of(3, 300, 200) == (Rung(1, 200), Rung(3, 300))
-    assert rungs_of(20, 1000, None) == rungs_of(20, 1000, 1000) == rungs_of(20, 1000, 5000) == (Rung(20, 1000),)
+    assert (
+        rungs_of(20, 1000, None)
+        == rungs_of(20, 1000, 1000)
+        == rungs_of(20, 1000, 5000)
+        == (Rung(20, 1000),)
+    )
     with pytest.raises(UserError, match="race=1 images"):
         rungs_of(20, 1000, 1)
 
 
 def field(seed: int, candidates: int, images: int = IMAGES) -> Tensor:
-    """Hits `[candidates, images]` of networks that differ in skill, on images that differ in difficulty."""
+    """Hits `[candidates, images]` of networks that differ in skill, on images that differ in
+    difficulty."""
     generator = torch.Generator().manual_seed(seed)
     skill = 0.6 * torch.randn(candidates, 1, generator=generator)
     difficulty = 2 * torch.randn(1, images, generator=generator)
-    return (torch.rand(candidates, images, generator=generator) < torch.sigmoid(skill - difficulty)).float()
+    return (
+        torch.rand(candidates, images, generator=generator) < torch.sigmoid(skill - difficulty)
+    ).float()
 
 
 def run(race: Race, hits: Tensor) -> tuple[list[Result], int]:
@@ -55,7 +63,9 @@ def test_a_race_finds_the_winner_with_a_fraction_of_the_images() -> None:
         assert float(full.max() - full[values.argmax()]) <= 0.002
         assert seen < 200 * IMAGES / 3
         pairs = torch.triu_indices(200, 200, 1)
-        agree = torch.sign(full[pairs[0]] - full[pairs[1]]) * torch.sign(values[pairs[0]] - values[pairs[1]])
+        agree = torch.sign(full[pairs[0]] - full[pairs[1]]) * torch.sign(
+            values[pairs[0]] - values[pairs[1]]
+        )
         assert float(agree.mean()) > 0.65  # Kendall's tau; most were seen on 128 images
 
 
@@ -63,13 +73,17 @@ def test_several_are_kept_apart() -> None:
     hits = field(3, 100)
     results, _ = run(Race(rungs_of(20, IMAGES, 128), keep=10), hits)
     best = set(hits.mean(1).argsort(descending=True)[:10].tolist())
-    found = set(torch.tensor([item.value for item in results]).argsort(descending=True)[:10].tolist())
+    found = set(
+        torch.tensor([item.value for item in results]).argsort(descending=True)[:10].tolist()
+    )
     assert len(best & found) >= 9
 
 
 @given(st.integers(0, 1000), st.integers(2, 30))
 @settings(max_examples=30, deadline=None)
-def test_who_comes_to_the_end_has_the_full_score_and_who_does_not_is_worse(seed: int, candidates: int) -> None:
+def test_who_comes_to_the_end_has_the_full_score_and_who_does_not_is_worse(
+    seed: int, candidates: int
+) -> None:
     hits = field(seed, candidates, 300)
     race = Race(rungs_of(8, 300, 50))
     results, _ = run(race, hits)
@@ -93,7 +107,8 @@ def test_the_first_is_never_given_up_and_without_a_race_none_is() -> None:
 
 
 def test_an_estimate_is_paired() -> None:
-    """A candidate with the rival's hits but for every tenth image is 0.1 worse, whatever images were looked at."""
+    """A candidate with the rival's hits but for every tenth image is 0.1 worse, whatever images
+    were looked at."""
     first = (torch.arange(1000) % 3 < 2).float()
     first[:100] = 0.5  # the first part is harder than the rest
     second = first - 0.1
@@ -105,7 +120,8 @@ def test_an_estimate_is_paired() -> None:
 
 
 def test_an_accuracy_is_not_estimated_below_zero() -> None:
-    """Images that are easy for the winner say that all others are harder, and nobody hits less than none."""
+    """Images that are easy for the winner say that all others are harder, and nobody hits less than
+    none."""
     first = torch.cat([torch.ones(100), torch.zeros(100)])
     race = Race(rungs_of(4, 200, 100))
     race.judge(lambda rung: first[: rung.images])

@@ -1,4 +1,5 @@
-"""Fresh statistics against PyTorch's own batch norm, `update_bn`, and sums over all images, in float64."""
+"""Fresh statistics against PyTorch's own batch norm, `update_bn`, and sums over all images, in
+float64."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def network(seed: int = 0) -> tuple[Net, Graph]:
 
 def batches(count: int, size: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(size, 2, 7, 7, generator=generator, dtype=torch.float64) for _ in range(count)]
+    return [
+        torch.randn(size, 2, 7, 7, generator=generator, dtype=torch.float64) for _ in range(count)
+    ]
 
 
 def norms(net: Net) -> list[Any]:
@@ -77,7 +80,12 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
 
 
-@given(count=st.integers(1, 6), momentum=st.none() | st.floats(0.01, 1.0), reset=st.booleans(), seed=st.integers(0, 9))
+@given(
+    count=st.integers(1, 6),
+    momentum=st.none() | st.floats(0.01, 1.0),
+    reset=st.booleans(),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=25, deadline=None)
 def test_as_batch_norm_does(count: int, momentum: float | None, reset: bool, seed: int) -> None:
     net, graph = network(seed)
@@ -102,7 +110,11 @@ def test_mean_is_update_bn() -> None:
 def test_batches_may_come_in_parts() -> None:
     _, graph = network()
     data = batches(6, 6, 2)
-    for averaging in (Averaging("ema", 0.3), Averaging("mean", reset=False), Averaging("mean_biased")):
+    for averaging in (
+        Averaging("ema", 0.3),
+        Averaging("mean", reset=False),
+        Averaging("mean_biased"),
+    ):
         so_far = Statistics()
         fresh_statistics(graph, graph.weights, data[:2], averaging, into=so_far)
         parts = fresh_statistics(graph, graph.weights, data[2:], averaging, into=so_far)
@@ -129,7 +141,8 @@ def test_mean_biased_weighs_batches_by_their_images() -> None:
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 9))
 @settings(max_examples=15, deadline=None)
 def test_population_is_that_of_all_images_together(sizes: list[int], seed: int) -> None:
-    """Every layer's input, normalised as in inference by the layers before, over all images in one batch."""
+    """Every layer's input, normalised as in inference by the layers before, over all images in one
+    batch."""
     net, graph = network(seed)
     data = [batches(1, size, seed + number)[0] for number, size in enumerate(sizes)]
     if sum(sizes) < 2:
@@ -139,11 +152,18 @@ def test_population_is_that_of_all_images_together(sizes: list[int], seed: int) 
     everything = torch.cat(data)
     for name, norm in (("norm", net.norm), ("plain", net.plain), ("last", net.last)):
         seen: list[Tensor] = []
-        with norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])), torch.no_grad():
+        with (
+            norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])),
+            torch.no_grad(),
+        ):
             net(everything)
         rows = seen[0].movedim(1, 0).flatten(1)
-        torch.testing.assert_close(found[f"{name}.running_mean"], rows.mean(1), rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(found[f"{name}.running_var"], rows.var(1, unbiased=False), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            found[f"{name}.running_mean"], rows.mean(1), rtol=1e-11, atol=1e-12
+        )
+        torch.testing.assert_close(
+            found[f"{name}.running_var"], rows.var(1, unbiased=False), rtol=1e-11, atol=1e-12
+        )
         norm.running_mean.copy_(found[f"{name}.running_mean"])
         norm.running_var.copy_(found[f"{name}.running_var"])
 
@@ -152,7 +172,9 @@ def test_population_depends_neither_on_batches_nor_on_order() -> None:
     _, graph = network()
     data = torch.cat(batches(1, 12, 5))
     one = fresh_statistics(graph, graph.weights, [data], Averaging("population"))
-    other = fresh_statistics(graph, graph.weights, [*data.flip(0).split(5)], Averaging("population"))
+    other = fresh_statistics(
+        graph, graph.weights, [*data.flip(0).split(5)], Averaging("population")
+    )
     for name in ("norm.running_mean", "last.running_var"):
         torch.testing.assert_close(one[name], other[name], rtol=1e-12, atol=1e-13)
 
@@ -183,7 +205,9 @@ def test_a_batch_norm_in_two_places_learns_twice_a_batch() -> None:
         for x in data:
             net(x)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        torch.testing.assert_close(found[f"norm.{name}"], getattr(net.norm, name), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            found[f"norm.{name}"], getattr(net.norm, name), rtol=1e-12, atol=1e-12
+        )
     with pytest.raises(UserError, match="applied twice"):
         fresh_statistics(graph, graph.weights, data, Averaging("population"))
 
@@ -192,7 +216,9 @@ def test_dropout_drops_only_in_the_whole_network() -> None:
     _, graph = network()
     data = batches(1, 6, 7)
     plain, again, dropped = (
-        fresh_statistics(graph, graph.weights, data, Averaging("mean"), whole=whole)["last.running_var"]
+        fresh_statistics(graph, graph.weights, data, Averaging("mean"), whole=whole)[
+            "last.running_var"
+        ]
         for whole in (False, False, True)
     )
     assert torch.equal(plain, again)

@@ -62,11 +62,14 @@ class ByFormula(Judge):
 
 
 class Chain(nn.Sequential):
-    """3x3 convolutions in a row, a channel group after each, every second at half the resolution."""
+    """3x3 convolutions in a row, a channel group after each, every second at half the
+    resolution."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         sizes = [1, *widths]
-        layers = [nn.Conv2d(a, b, 3, 1 + i % 2, 1) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
+        layers = [
+            nn.Conv2d(a, b, 3, 1 + i % 2, 1) for i, (a, b) in enumerate(itertools.pairwise(sizes))
+        ]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 10))
 
 
@@ -109,11 +112,15 @@ def chain(workload: Workload) -> Callable[..., State]:
 def explored(chain: Callable[..., State]) -> Explored:
     """``explored(run_dir, state=..., **options)`` runs explore on a chain, judged by `Formula`."""
 
-    def run(run_dir: Path | None = None, state: State | None = None, **options: Any) -> tuple[State, FrontOutcome]:
+    def run(
+        run_dir: Path | None = None, state: State | None = None, **options: Any
+    ) -> tuple[State, FrontOutcome]:
         fields = {key: options.pop(key) for key in ("budgets", "progress", "tie") if key in options}
         found = chain(**fields) if state is None else state
         found.run_dir = run_dir
-        Explore(**{"evaluator": Formula(), "candidates": 30, "population": 10, **options}).run(found)
+        Explore(**{"evaluator": Formula(), "candidates": 30, "population": 10, **options}).run(
+            found
+        )
         outcome = found.records["explore"]
         assert isinstance(outcome, FrontOutcome)
         return found, outcome

@@ -1,4 +1,5 @@
-"""The pass explore: the right front, continued to the same one from anywhere, and one sentence for every mistake."""
+"""The pass explore: the right front, continued to the same one from anywhere, and one sentence for
+every mistake."""
 
 import json
 import signal
@@ -28,7 +29,10 @@ Make = Callable[..., State]
 
 def essence(outcome: FrontOutcome) -> list[dict[str, Any]]:
     """Everything but the seconds."""
-    return [{key: value for key, value in asdict(item).items() if key != "seconds"} for item in outcome.candidates]
+    return [
+        {key: value for key, value in asdict(item).items() if key != "seconds"}
+        for item in outcome.candidates
+    ]
 
 
 def test_the_front_is_what_no_other_candidate_dominates(explored: Explored) -> None:
@@ -36,11 +40,16 @@ def test_the_front_is_what_no_other_candidate_dominates(explored: Explored) -> N
     cost, numbers = outcome.cost, {}
     for item in outcome.candidates:
         row = [item.widths[name] for name in cost.groups]
-        numbers[item.index] = (-item.score, int(cost.measure("flops", row)), int(cost.measure("memory", row)))
+        numbers[item.index] = (
+            -item.score,
+            int(cost.measure("flops", row)),
+            int(cost.measure("memory", row)),
+        )
 
     def beaten(mine: tuple[float, ...]) -> bool:
         return any(
-            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in numbers.values()
+            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine
+            for other in numbers.values()
         )
 
     wanted = {numbers[index] for index in numbers if not beaten(numbers[index])}
@@ -51,13 +60,17 @@ def test_the_front_is_what_no_other_candidate_dominates(explored: Explored) -> N
     flops = [point.costs["flops"] for point in points]
     assert flops == sorted(flops)
     for point in points:
-        assert (-point.tried.score, point.costs["flops"], point.costs["memory"]) == numbers[point.tried.index]
+        assert (-point.tried.score, point.costs["flops"], point.costs["memory"]) == numbers[
+            point.tried.index
+        ]
         assert set(point.costs) == {"flops", "params", "bytes", "memory"}
 
 
 def test_the_front_is_never_worse_than_the_baselines(explored: Explored) -> None:
     _, outcome = explored(candidates=40, population=20)
-    baselines = [point for point in outcome.measured if point.tried.origin in ("uniform", "l1", "original")]
+    baselines = [
+        point for point in outcome.measured if point.tried.origin in ("uniform", "l1", "original")
+    ]
     assert len(baselines) >= 8
     for point in baselines:
         assert any(
@@ -68,7 +81,9 @@ def test_the_front_is_never_worse_than_the_baselines(explored: Explored) -> None
 
 def test_the_volume_is_the_mean_accuracy_over_shares(explored: Explored) -> None:
     _, outcome = explored()
-    points = [(p.costs["flops"] / outcome.cost.original("flops"), p.tried.score) for p in outcome.front]
+    points = [
+        (p.costs["flops"] / outcome.cost.original("flops"), p.tried.score) for p in outcome.front
+    ]
     shares = (np.arange(200_000) + 0.5) / 200_000
     best = np.zeros(len(shares))
     for share, score in points:
@@ -100,13 +115,17 @@ def test_continuing_from_every_line_and_between_gives_the_same(
         (folder / JOURNAL).write_bytes(b"".join(lines[:number]) + lines[number][:torn])
         _, again = explored(folder, state=state, **sizes)
         assert essence(again) == essence(outcome)
-        assert [point.tried.index for point in again.front] == [point.tried.index for point in outcome.front]
+        assert [point.tried.index for point in again.front] == [
+            point.tried.index for point in outcome.front
+        ]
         kept = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
         assert kept[:number] == lines[:number]
         assert len(kept) == len(lines)
 
 
-def test_a_finished_one_is_not_judged_again(explored: Explored, judged: Callable[[], int], tmp_path: Path) -> None:
+def test_a_finished_one_is_not_judged_again(
+    explored: Explored, judged: Callable[[], int], tmp_path: Path
+) -> None:
     _, outcome = explored(tmp_path)
     before = judged()
     assert essence(explored(tmp_path)[1]) == essence(outcome)
@@ -156,8 +175,12 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
     def results(folder: str) -> list[Any]:
-        entries = [json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()]
-        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+        entries = [
+            json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()
+        ]
+        return [
+            {key: value for key, value in entry.items() if key != "seconds"} for entry in entries
+        ]
 
     assert results("killed") == results("whole")
 
@@ -188,20 +211,28 @@ def test_interrupted_before_the_first_there_is_nothing(explored: Explored) -> No
 def test_candidates_are_inside_every_budget(explored: Explored) -> None:
     state, outcome = explored(budgets=["50%params", "70%FLOPs"], candidates=40)
     for item in outcome.candidates:
-        assert within(state.budgets, outcome.cost, [item.widths[name] for name in outcome.cost.groups])
+        assert within(
+            state.budgets, outcome.cost, [item.widths[name] for name in outcome.cost.groups]
+        )
     assert not [item for item in outcome.candidates if item.origin == "original"]
 
 
 def test_a_range_is_explored_and_no_more(explored: Explored) -> None:
     _, outcome = explored(least=0.3, most=0.6, candidates=40)
     shares = [point.costs["flops"] / outcome.cost.original("flops") for point in outcome.measured]
-    free = [share for share, item in zip(shares, outcome.candidates, strict=True) if item.origin in ("random", "child")]
+    free = [
+        share
+        for share, item in zip(shares, outcome.candidates, strict=True)
+        if item.origin in ("random", "child")
+    ]
     assert min(free) >= 0.3
     assert max(shares) <= 0.6
     assert min(shares) >= 0.2
 
 
-def test_every_unit_of_the_cost_model_works(explored: Explored, chain: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_unit_of_the_cost_model_works(
+    explored: Explored, chain: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = chain()
     cost = state.need_cost()
     measure = CostModel.measure
@@ -214,7 +245,9 @@ def test_every_unit_of_the_cost_model_works(explored: Explored, chain: Make, mon
         return measure(self, unit, widths)
 
     monkeypatch.setattr(CostModel, "measure", with_target)
-    _, outcome = explored(state=state, against=("latency@ort-cpu{threads=2}", "Params"), candidates=40)
+    _, outcome = explored(
+        state=state, against=("latency@ort-cpu{threads=2}", "Params"), candidates=40
+    )
     assert outcome.against == ("latency@ort-cpu{threads=2}", "params")
     points = outcome.front
     assert len({point.costs["latency@ort-cpu{threads=2}"] for point in points}) > 3
@@ -250,7 +283,9 @@ def test_a_score_that_is_no_number_is_not_on_the_front(
         ({"round_to": 4}, "the options and the costs"),
     ],
 )
-def test_a_journal_of_another_one_is_refused(explored: Explored, tmp_path: Path, change: Any, named: str) -> None:
+def test_a_journal_of_another_one_is_refused(
+    explored: Explored, tmp_path: Path, change: Any, named: str
+) -> None:
     explored(tmp_path, candidates=12)
     before = (tmp_path / JOURNAL).read_bytes()
     named = "the seed" if "seed" in change else named
@@ -275,7 +310,11 @@ def test_other_weights_are_another_one(explored: Explored, chain: Make, tmp_path
         ({"population": 4}, UserError, "population=4 must be at least 8"),
         ({"candidates": 5}, UserError, "candidates=5 must be at least the population, 10"),
         ({"seed": -1}, UserError, "seed=-1 must not be negative"),
-        ({"evaluator": "abn{race=64}"}, UserError, "a race gives up what scores below the best so far"),
+        (
+            {"evaluator": "abn{race=64}"},
+            UserError,
+            "a race gives up what scores below the best so far",
+        ),
         ({"budget": ("0.01%FLOPs",)}, BudgetError, "out of reach"),
         ({"searcher": "chance"}, UserError, "searcher must be"),
     ],

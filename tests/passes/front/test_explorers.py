@@ -1,4 +1,5 @@
-"""What is proposed: the baselines first, then children, nothing twice, nothing outside, and better than chance."""
+"""What is proposed: the baselines first, then children, nothing twice, nothing outside, and better
+than chance."""
 
 from collections.abc import Callable
 
@@ -21,7 +22,12 @@ Score = Callable[[np.ndarray], float]
 def reach(chain: Make) -> Reach:
     state = chain((16, 24, 24, 32, 32, 48, 48))
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
-    return Reach(Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)), "flops", None, 1.0)
+    return Reach(
+        Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)),
+        "flops",
+        None,
+        1.0,
+    )
 
 
 def formula(reach: Reach, seed: int) -> Score:
@@ -50,7 +56,9 @@ def volume(reach: Reach, points: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", [Evolving, RandomDraws])
-def test_the_first_generation_holds_the_baselines_all_over_the_range(reach: Reach, kind: type[Explorer]) -> None:
+def test_the_first_generation_holds_the_baselines_all_over_the_range(
+    reach: Reach, kind: type[Explorer]
+) -> None:
     first = kind(reach, 20, 0).ask()
     assert len(first) == 20
     assert first[0].origin == "original"
@@ -60,7 +68,9 @@ def test_the_first_generation_holds_the_baselines_all_over_the_range(reach: Reac
         assert reach.selected("local", level).tolist() in widths
         assert reach.selected("global", level).tolist() in widths
     randoms = [
-        float(reach.space.cost.measure("flops", i.widths)) / reach.original for i in first if i.origin == "random"
+        float(reach.space.cost.measure("flops", i.widths)) / reach.original
+        for i in first
+        if i.origin == "random"
     ]
     assert min(randoms) < 0.35
     assert max(randoms) > 0.6
@@ -79,7 +89,9 @@ def test_nothing_is_proposed_twice_or_outside(reach: Reach, kind: type[Explorer]
 
 
 @pytest.mark.parametrize("kind", [Evolving, RandomDraws])
-def test_the_same_seed_and_answers_give_the_same_structures(reach: Reach, kind: type[Explorer]) -> None:
+def test_the_same_seed_and_answers_give_the_same_structures(
+    reach: Reach, kind: type[Explorer]
+) -> None:
     runs = [run(kind(reach, 12, seed), formula(reach, 0), 60)[0] for seed in (5, 5, 6)]
     texts = [[(item.origin, item.widths.tolist()) for item in found] for found in runs]
     assert texts[0] == texts[1]

@@ -1,4 +1,5 @@
-"""A point of a front as a plan: exactly the widths and channels that were judged, or one sentence why not."""
+"""A point of a front as a plan: exactly the widths and channels that were judged, or one sentence
+why not."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +25,9 @@ WIDTHS = (8, 12, 12)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, chain: Make, formula: Any) -> tuple[Path, State, FrontOutcome]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, chain: Make, formula: Any
+) -> tuple[Path, State, FrontOutcome]:
     """A front in a folder, with the state and the outcome."""
     folder, state = tmp_path_factory.mktemp("front"), chain(WIDTHS)
     explore = Explore(candidates=16, population=8, evaluator=formula())
@@ -35,7 +38,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, chain: Make, formula: Any) -
     return folder, state, outcome
 
 
-def test_every_point_keeps_the_channels_that_were_judged(found: tuple[Path, State, FrontOutcome], chain: Make) -> None:
+def test_every_point_keeps_the_channels_that_were_judged(
+    found: tuple[Path, State, FrontOutcome], chain: Make
+) -> None:
     folder, searched, outcome = found
     scores = Explore().space(searched, 0).scores
     for point in outcome.front:
@@ -46,7 +51,9 @@ def test_every_point_keeps_the_channels_that_were_judged(found: tuple[Path, Stat
         widths = [point.tried.widths[name] for name in outcome.cost.groups]
         assert state.need_cost().widths(state.plan).tolist() == widths
         wanted = keep_best(np.array(widths), scores, state.need_coupling(), outcome.cost)
-        assert {name: kept.tolist() for name, kept in state.plan.items()} == {n: k.tolist() for n, k in wanted.items()}
+        assert {name: kept.tolist() for name, kept in state.plan.items()} == {
+            n: k.tolist() for n, k in wanted.items()
+        }
 
 
 def test_the_point_is_cut_and_proved_in_a_pipeline(found: tuple[Path, State, FrontOutcome]) -> None:
@@ -74,7 +81,9 @@ def test_what_is_delivered_gets_the_statistics_of_what_was_judged(
     assert FrontPoint(str(tmp_path)).after() == [Recalibrate(batches=7, batch_size=33, seed=0)]
 
 
-def test_groups_that_the_search_left_alone_keep_all(found: tuple[Path, State, FrontOutcome], tmp_path: Path) -> None:
+def test_groups_that_the_search_left_alone_keep_all(
+    found: tuple[Path, State, FrontOutcome], tmp_path: Path
+) -> None:
     folder, searched, _ = found
     data = json.loads((folder / FRONT).read_text())
     name = searched.need_cost().groups[0]
@@ -88,7 +97,9 @@ def test_groups_that_the_search_left_alone_keep_all(found: tuple[Path, State, Fr
 @pytest.mark.parametrize("number", [0, -1, 1000])
 def test_an_unknown_point(found: tuple[Path, State, FrontOutcome], number: int) -> None:
     count = len(found[2].front)
-    with pytest.raises(UserError, match=rf"there is no point {number} in .*, which has points 1 to {count}"):
+    with pytest.raises(
+        UserError, match=rf"there is no point {number} in .*, which has points 1 to {count}"
+    ):
         FrontPoint(str(found[0]), number)
 
 
@@ -97,7 +108,11 @@ def test_an_unknown_point(found: tuple[Path, State, FrontOutcome], number: int) 
     [(WIDTHS, 3, "the weights differ"), ((8, 12, 14), 2, "the graph and the weights differ")],
 )
 def test_another_network_is_refused(
-    found: tuple[Path, State, FrontOutcome], chain: Make, widths: tuple[int, ...], seed: int, differing: str
+    found: tuple[Path, State, FrontOutcome],
+    chain: Make,
+    widths: tuple[int, ...],
+    seed: int,
+    differing: str,
 ) -> None:
     with pytest.raises(UserError, match=rf"belongs to another network \({differing}\)"):
         FrontPoint(str(found[0])).run(chain(widths, seed=seed))

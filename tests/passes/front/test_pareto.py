@@ -12,7 +12,9 @@ from pruneopt.passes.front.explorers import survivors
 from pruneopt.passes.front.pareto import crowding_distances, front_ranks, hypervolume, non_dominated
 
 
-def tables(columns: st.SearchStrategy[int], top: int = 6, rows: int = 12) -> st.SearchStrategy[np.ndarray]:
+def tables(
+    columns: st.SearchStrategy[int], top: int = 6, rows: int = 12
+) -> st.SearchStrategy[np.ndarray]:
     """Points on a small grid, so that equal numbers and equal points are common."""
     return columns.flatmap(
         lambda count: st.lists(
@@ -22,7 +24,9 @@ def tables(columns: st.SearchStrategy[int], top: int = 6, rows: int = 12) -> st.
 
 
 def dominates(one: np.ndarray, other: np.ndarray) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
+    return all(a <= b for a, b in zip(one, other, strict=True)) and any(
+        a < b for a, b in zip(one, other, strict=True)
+    )
 
 
 @given(tables(st.integers(1, 4)))
@@ -53,7 +57,9 @@ def crowding_of_the_paper(points: np.ndarray) -> list[float]:
             continue  # the paper divides by the range here
         distance[order[0]] = distance[order[-1]] = math.inf
         for place in range(1, count - 1):
-            distance[order[place]] += (points[order[place + 1], m] - points[order[place - 1], m]) / (high - low)
+            distance[order[place]] += (
+                points[order[place + 1], m] - points[order[place - 1], m]
+            ) / (high - low)
     return distance
 
 
@@ -70,10 +76,14 @@ def test_crowding_of_few_and_of_equal_points() -> None:
 
 @given(tables(st.integers(1, 4), top=4, rows=8))
 def test_the_volume_is_the_number_of_dominated_cells(points: np.ndarray) -> None:
-    # On whole numbers the dominated region is made of unit cells, each with its upper corner above some point.
+    # On whole numbers the dominated region is made of unit cells, each with its upper corner above
+    # some point.
     reference = np.full(points.shape[1], 4.0)
     cells = itertools.product(range(4), repeat=points.shape[1])
-    wanted = sum(any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points) for cell in cells)
+    wanted = sum(
+        any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points)
+        for cell in cells
+    )
     assert hypervolume(points, reference) == pytest.approx(wanted)
 
 
@@ -90,12 +100,16 @@ def test_points_outside_of_the_reference_add_nothing() -> None:
     inside = np.array([[0.2, 0.5]])
     more = np.array([[0.2, 0.5], [0.1, 1.0], [1.5, 0.0]])
     reference = np.ones(2)
-    assert hypervolume(inside, reference) == hypervolume(more, reference) == pytest.approx(0.8 * 0.5)
+    assert (
+        hypervolume(inside, reference) == hypervolume(more, reference) == pytest.approx(0.8 * 0.5)
+    )
     assert hypervolume(more[1:], reference) == 0.0
 
 
 @given(tables(st.just(2), top=9), st.integers(1, 12))
-def test_survivors_are_whole_fronts_and_the_loneliest_of_the_last(points: np.ndarray, count: int) -> None:
+def test_survivors_are_whole_fronts_and_the_loneliest_of_the_last(
+    points: np.ndarray, count: int
+) -> None:
     kept, ranks = survivors(points, count), front_ranks(points)
     assert len(set(kept.tolist())) == len(kept) == min(count, len(points))
     last = ranks[kept].max()

@@ -1,4 +1,5 @@
-"""Structures are where they should be: inside the budgets, at the level that was asked for, on allowed widths."""
+"""Structures are where they should be: inside the budgets, at the level that was asked for, on
+allowed widths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.selection.prune import L1, Uniform
 
 
-def reach_of(state: State, unit: str = "flops", least: float | None = None, most: float = 1.0, **options: Any) -> Reach:
+def reach_of(
+    state: State, unit: str = "flops", least: float | None = None, most: float = 1.0, **options: Any
+) -> Reach:
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
     space = Space(
         state.need_coupling(),
@@ -63,7 +66,9 @@ def test_tied_groups_move_together(chain: Make) -> None:
     for position in np.random.default_rng(2).random((20, 3)):
         widths = reach.widths(position)[columns]
         assert len(set(widths.tolist())) == 1
-        assert (reach.widths(reach.position(reach.widths(position))) == reach.widths(position)).all()
+        assert (
+            reach.widths(reach.position(reach.widths(position))) == reach.widths(position)
+        ).all()
 
 
 @pytest.mark.parametrize("unit", ["flops", "params", "bytes", "memory"])
@@ -117,7 +122,9 @@ def test_without_a_lower_end_the_range_begins_at_a_fifth_or_what_is_reached(chai
     assert reach_of(chain(budgets=["50%FLOPs"])).low == pytest.approx(0.1, rel=0.05)
     wide = reach_of(chain(), minimum=0.8)
     lowest = wide.space.allowed.lowest
-    assert wide.low == pytest.approx(float(wide.space.cost.measure("flops", lowest)) / wide.original)
+    assert wide.low == pytest.approx(
+        float(wide.space.cost.measure("flops", lowest)) / wide.original
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +139,12 @@ def test_without_a_lower_end_the_range_begins_at_a_fifth_or_what_is_reached(chai
     ],
 )
 def test_impossible_ranges(
-    chain: Make, budgets: list[str], least: float | None, most: float, error: type[Exception], message: str
+    chain: Make,
+    budgets: list[str],
+    least: float | None,
+    most: float,
+    error: type[Exception],
+    message: str,
 ) -> None:
     with pytest.raises(error, match=message):
         reach_of(chain(budgets=budgets), least=least, most=most)

@@ -13,7 +13,9 @@ def sums(count: int = 60) -> np.ndarray:
 
 
 @given(st.floats(0.5, 2), st.floats(-0.6e-3, 5e-3), st.integers(0, 2**32 - 1))
-def test_a_line_is_found_behind_noise_and_disturbances(scale: float, offset: float, seed: int) -> None:
+def test_a_line_is_found_behind_noise_and_disturbances(
+    scale: float, offset: float, seed: int
+) -> None:
     """Also one below the sum of the ops, as where every op is timed some microseconds too long."""
     rng, x = np.random.default_rng(seed), sums()
     true = scale * x + offset
@@ -43,6 +45,7 @@ def test_a_line_that_falls_is_no_line() -> None:
 
 
 def test_two_bands_give_the_faster_one() -> None:
-    """A machine that became slower for half of the measurements: by relative errors the faster half costs less."""
+    """A machine that became slower for half of the measurements: by relative errors the faster half
+    costs less."""
     line = calibrated(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.5, 3.0]))
     assert line(np.array([1.0, 2.0])) == pytest.approx([1, 2])

@@ -1,4 +1,5 @@
-"""The database: what goes in comes out, files merge without doubles, and what is stale or foreign is refused."""
+"""The database: what goes in comes out, files merge without doubles, and what is stale or foreign
+is refused."""
 
 import sqlite3
 from pathlib import Path
@@ -24,7 +25,9 @@ def cost() -> CostModel:
     return cost_of()
 
 
-def fill(path: Path, cost: CostModel, seed: int, count: int = 6, machine: str = MACHINE) -> np.ndarray:
+def fill(
+    path: Path, cost: CostModel, seed: int, count: int = 6, machine: str = MACHINE
+) -> np.ndarray:
     """Measure some networks into a file; their widths."""
     probe, rng = FakeProbe(cost, seed=seed), np.random.default_rng(seed)
     rows = np.array([random_widths(cost, rng) for _ in range(count)])
@@ -81,7 +84,8 @@ def test_a_stale_database_is_refused(cost: CostModel, tmp_path: Path) -> None:
     fill(tmp_path / "a.db", cost, 0)
     newer = MACHINE.replace("fake 1.0", "fake 2.0")
     says = (
-        r"a.db is stale: its times of ort-cpu\{threads=2\} were measured with fake 1.0 on a fake .* here it is fake 2.0"
+        r"a.db is stale: its times of ort-cpu\{threads=2\} were measured with fake 1.0 on a "
+        r"fake .* here it is fake 2.0"
     )
     with Database(tmp_path / "a.db") as database, pytest.raises(UserError, match=says):
         learn(cost, parse_target(TARGET), database, minutes=0, machine=newer)
@@ -92,19 +96,25 @@ def test_a_stale_database_is_refused(cost: CostModel, tmp_path: Path) -> None:
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.db").write_text("not a database at all, but long enough to be read as one" * 50)
+    (tmp_path / "text.db").write_text(
+        "not a database at all, but long enough to be read as one" * 50
+    )
     with pytest.raises(UserError, match="cannot be used as a latency database"):
         Database(tmp_path / "text.db")
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE t (x)")
     with pytest.raises(UserError, match="is no latency database of pruneopt"):
         Database(tmp_path / "other.db")
-    with pytest.raises(UserError, match=r"there is no latency database .* `pruneopt latency measure`"):
+    with pytest.raises(
+        UserError, match=r"there is no latency database .* `pruneopt latency measure`"
+    ):
         Database(tmp_path / "none.db", must_exist=True)
     Database(tmp_path / "old.db").close()
     with sqlite3.connect(tmp_path / "old.db") as connection:
         connection.execute("PRAGMA user_version = 999")
-    with pytest.raises(UserError, match="is of format 999, and this pruneopt reads format 1: measure again"):
+    with pytest.raises(
+        UserError, match="is of format 999, and this pruneopt reads format 1: measure again"
+    ):
         Database(tmp_path / "old.db")
 
 

@@ -1,4 +1,5 @@
-"""Budgets on the time on a target: read, kept in rounds, measured in the end, and refused in one clear sentence."""
+"""Budgets on the time on a target: read, kept in rounds, measured in the end, and refused in one
+clear sentence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,13 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.budget import Budget, format_value, parse_budget
 from pruneopt.passes.latency.choose import random_widths
-from pruneopt.passes.latency.deliver import MOST_ROUNDS, ROUNDS_FILE, Delivery, Observation, in_rounds
+from pruneopt.passes.latency.deliver import (
+    MOST_ROUNDS,
+    ROUNDS_FILE,
+    Delivery,
+    Observation,
+    in_rounds,
+)
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.manager import PassManager
@@ -34,7 +41,8 @@ class FakeLearner(Learner):
 
 
 def measuring(factor: float) -> Any:
-    """A target on which networks take so many times as long as predicted, by the FLOPs that are left."""
+    """A target on which networks take so many times as long as predicted, by the FLOPs that are
+    left."""
 
     def measure(text: str, networks: Sequence[Any]) -> list[Measurement]:
         found = []
@@ -74,10 +82,12 @@ def budgets_of(share: float) -> list[Budget]:
 
 def test_budgets_name_targets() -> None:
     assert parse_budget("4ms@ort-cpu") == Budget("4ms@ort-cpu", UNIT, 4e6, relative=False)
-    assert parse_budget(" 250us@ ort-cpu{threads=2 batch=1}").unit == "latency@ort-cpu{threads=2}", (
-        "one text per target"
+    assert (
+        parse_budget(" 250us@ ort-cpu{threads=2 batch=1}").unit == "latency@ort-cpu{threads=2}"
+    ), "one text per target"
+    assert parse_budget("50%latency@torch-cpu") == Budget(
+        "50%latency@torch-cpu", "latency@torch-cpu", 0.5, True
     )
-    assert parse_budget("50%latency@torch-cpu") == Budget("50%latency@torch-cpu", "latency@torch-cpu", 0.5, True)
     assert parse_budget("4ms").unit == "latency", "the table's, as before"
     text = format_value(UNIT, 4.2e6)
     assert text == "4.2 ms@ort-cpu"
@@ -100,7 +110,12 @@ def test_a_good_prediction_needs_one_round() -> None:
     result = run(delivery, budgets)
     ((found,),) = delivery.rounds
     assert found.met
-    assert 0.4 * full_time() < found.measured <= found.limit == pytest.approx(0.5 * full_time(), rel=1e-3)
+    assert (
+        0.4 * full_time()
+        < found.measured
+        <= found.limit
+        == pytest.approx(0.5 * full_time(), rel=1e-3)
+    )
     assert found.predicted == pytest.approx(found.measured, rel=0.05)
     assert result.budgets[0].unit == UNIT
 
@@ -162,7 +177,9 @@ def test_times_without_a_budget_are_measured_once() -> None:
     manual_seed(0)
     graph = capture(Stack().eval(), (randn(1, 3, 16, 16),))
     watched = Observation({"ort-cpu": (0.5, 0.25)}, measuring(100.0))
-    manager = PassManager.parse("couple,cost,l1{budget=50%FLOPs round-to=8},slice,verify", instruments=[watched])
+    manager = PassManager.parse(
+        "couple,cost,l1{budget=50%FLOPs round-to=8},slice,verify", instruments=[watched]
+    )
     result = manager.run(graph)
     ((item,),) = watched.rounds
     assert (item.limit, item.predicted_before, item.predicted, item.met) == (None, 0.5, 0.25, True)

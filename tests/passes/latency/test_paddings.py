@@ -21,7 +21,11 @@ class Padded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 20, 3, padding=1), nn.Linear(20, 4)
+        self.first, self.second, self.last = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 20, 3, padding=1),
+            nn.Linear(20, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -36,8 +40,14 @@ def test_the_padding_of_a_file_is_what_the_units_on_both_sides_come_to() -> None
     assert isinstance(target, OrtCPU)
     family = OnnxFamily(cost, lambda cut, path: target.write(cut, cut.weights, path))
     for widths in (cost.full, cost.minimum, (cost.full + cost.minimum) // 2):
-        made = onnx.shape_inference.infer_shapes(onnx.load(io.BytesIO(family.at(widths))), strict_mode=True)
+        made = onnx.shape_inference.infer_shapes(
+            onnx.load(io.BytesIO(family.at(widths))), strict_mode=True
+        )
         cut = slice_graph(graph, cost.coupling, leading_plan(cost, widths))
-        own = sorted(value.type.shape(1)[1] for op in cut.ops for value in op.results if value.type.rank == 4)
+        own = sorted(
+            value.type.shape(1)[1] for op in cut.ops for value in op.results if value.type.rank == 4
+        )
         shapes = [value.type.tensor_type.shape.dim for value in made.graph.value_info]
-        assert {shape[1].dim_value for shape in shapes if len(shape) == 4} == set(own), np.array(widths)
+        assert {shape[1].dim_value for shape in shapes if len(shape) == 4} == set(own), np.array(
+            widths
+        )

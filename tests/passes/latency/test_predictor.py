@@ -1,4 +1,5 @@
-"""Predicting: staircases with noise are learned, actively faster than at random, and whole networks calibrate sums."""
+"""Predicting: staircases with noise are learned, actively faster than at random, and whole networks
+calibrate sums."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ def cost() -> CostModel:
 
 
 def rows(cost: CostModel, count: int, *seed: int) -> np.ndarray:
-    return np.array([random_widths(cost, np.random.default_rng([*seed, number])) for number in range(count)])
+    return np.array(
+        [random_widths(cost, np.random.default_rng([*seed, number])) for number in range(count)]
+    )
 
 
 def fitted(cost: CostModel, probe: FakeProbe, widths: np.ndarray) -> Predictor:
@@ -98,7 +101,10 @@ def test_other_networks_help(cost: CostModel) -> None:
     few = rows(cost, 8, 1)
     measured = Measured(few, tuple(map(probe, few)))
     alone = error(Predictor("fake", probe.regions, measured), probe, held_out).mean()
-    assert error(Predictor("fake", probe.regions, measured, others), probe, held_out).mean() < 0.5 * alone
+    assert (
+        error(Predictor("fake", probe.regions, measured, others), probe, held_out).mean()
+        < 0.5 * alone
+    )
 
 
 def test_a_disturbed_network_does_not_spoil_the_calibration(cost: CostModel) -> None:
@@ -111,5 +117,8 @@ def test_a_disturbed_network_does_not_spoil_the_calibration(cost: CostModel) -> 
 
 
 def test_too_little_is_refused(cost: CostModel) -> None:
-    with pytest.raises(UserError, match=r"2 measured networks are too few to predict times on fake: .* more minutes"):
+    with pytest.raises(
+        UserError,
+        match=r"2 measured networks are too few to predict times on fake: .* more minutes",
+    ):
         fitted(cost, FakeProbe(cost), rows(cost, 2, 1))

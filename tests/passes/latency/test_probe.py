@@ -1,4 +1,5 @@
-"""Measuring for real: a file made at any widths is the one that is exported, and every region gets its ops."""
+"""Measuring for real: a file made at any widths is the one that is exported, and every region gets
+its ops."""
 
 import itertools
 from typing import Any
@@ -50,8 +51,12 @@ def test_a_file_at_any_widths_is_the_one_that_is_exported() -> None:
         widths = random_widths(cost, np.random.default_rng(seed))
         exported, made = _exported(cost, widths, write), onnx.load_from_string(family.at(widths))
         wanted = dict(_numbers(exported))
-        assert {place: size for place, size in _numbers(made) if wanted.get(place, 1) != size} == {}, "all sizes"
-        assert [node.op_type for node in made.graph.node] == [node.op_type for node in exported.graph.node]
+        assert {
+            place: size for place, size in _numbers(made) if wanted.get(place, 1) != size
+        } == {}, "all sizes"
+        assert [node.op_type for node in made.graph.node] == [
+            node.op_type for node in exported.graph.node
+        ]
         onnx.checker.check_model(made, full_check=True)
     assert len(layer_nodes(family.model)) == len(find_regions(cost)) - 1
 
@@ -82,7 +87,8 @@ def test_op_times_of_a_network_as_it_is() -> None:
 
 @pytest.mark.parametrize("text", ["ort-cpu", "torch-cpu"])
 def test_the_whole_has_its_median(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As budgets are held against: runs of which some are disturbed are not counted as faster than they were."""
+    """As budgets are held against: runs of which some are disturbed are not counted as faster than
+    they were."""
     times = itertools.cycle([1.0, 4.0, 5.0, 1.0, 6.0])
     module = {"ort-cpu": ort_times, "torch-cpu": torch_times}[text]
     run = module._timed

@@ -1,4 +1,5 @@
-"""Regions: nothing is counted twice or left out, alike layers share a key, and lengths follow the widths."""
+"""Regions: nothing is counted twice or left out, alike layers share a key, and lengths follow the
+widths."""
 
 import numpy as np
 from latency_fakes import Stack, cost_of
@@ -12,7 +13,9 @@ from pruneopt.passes.transform.slice import slice_graph
 def test_regions_cover_every_op_once_and_count_its_work() -> None:
     cost = cost_of()
     regions = find_regions(cost)
-    assert sorted(op.result.name for r in regions for op in r.ops) == sorted(op.result.name for op in cost.graph.ops)
+    assert sorted(op.result.name for r in regions for op in r.ops) == sorted(
+        op.result.name for op in cost.graph.ops
+    )
     rows = np.array([random_widths(cost, np.random.default_rng(seed)) for seed in range(5)])
     flops = sum(region.flops(region.lengths(rows)) for region in regions)
     assert (flops == cost.measure("flops", rows)).all()
@@ -21,7 +24,15 @@ def test_regions_cover_every_op_once_and_count_its_work() -> None:
 def test_alike_layers_share_a_key_and_others_do_not() -> None:
     regions = {region.name: region for region in find_regions(cost_of())}
     assert regions["blocks.0.2"].key == regions["blocks.2.2"].key
-    assert len({regions[name].key for name in ("stem.0", "blocks.0.0", "blocks.0.2", "down", "depth", "head")}) == 6
+    assert (
+        len(
+            {
+                regions[name].key
+                for name in ("stem.0", "blocks.0.0", "blocks.0.2", "down", "depth", "head")
+            }
+        )
+        == 6
+    )
     other = {region.name: region for region in find_regions(cost_of(size=32))}
     assert regions["blocks.0.2"].key != other["blocks.0.2"].key, "the size of images belongs to it"
 

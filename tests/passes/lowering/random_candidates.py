@@ -46,4 +46,7 @@ def cut(graph: Graph, keep: Sequence[float]) -> list[Graph]:
 def batches(size: int, *counts: int) -> list[Tensor]:
     """Random images of three colours in float64."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randn(count, 3, size, size, dtype=torch.float64, generator=generator) for count in counts]
+    return [
+        torch.randn(count, 3, size, size, dtype=torch.float64, generator=generator)
+        for count in counts
+    ]

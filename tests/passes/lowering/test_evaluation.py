@@ -1,4 +1,5 @@
-"""Lowered networks in evaluation mode give what the networks give, in float64, also as several candidates at once."""
+"""Lowered networks in evaluation mode give what the networks give, in float64, also as several
+candidates at once."""
 
 from __future__ import annotations
 
@@ -35,8 +36,12 @@ def check(graphs: Sequence[Graph], inputs: Tensor) -> LoweredEvaluation:
             again = Interpreter(item.graph).run(own, inputs)
         for one in (got, again):
             assert pytree.tree_structure(one) == pytree.tree_structure(wanted)
-            for left, right in zip(pytree.tree_leaves(one), pytree.tree_leaves(wanted), strict=True):
-                torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9 * float(right.abs().max()))
+            for left, right in zip(
+                pytree.tree_leaves(one), pytree.tree_leaves(wanted), strict=True
+            ):
+                torch.testing.assert_close(
+                    left, right, rtol=1e-9, atol=1e-9 * float(right.abs().max())
+                )
     return lowered[0]
 
 
@@ -52,7 +57,9 @@ def count(lowered: LoweredEvaluation, **wanted: str) -> int:
 
 
 def test_a_residual_network_is_fused_whole() -> None:
-    graph = capture(lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+    graph = capture(
+        lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    )
     lowered = check(cut(graph, [0.3, 0.05, 0.9]), batches(32, 3)[0])
     assert {item.op.role for item in lowered.unfused} == {"slice", "pad", "flatten", "linear"}
     assert count(lowered) == count(lowered, activation="relu") == 19
@@ -65,7 +72,10 @@ def test_a_residual_network_is_fused_whole() -> None:
         ("resnet50", {"max_pool2d", "flatten", "linear"}),
         ("mobilenet_v2", {"flatten", "linear"}),
         ("vgg11_bn", {"max_pool2d", "adaptive_avg_pool2d", "flatten", "linear", "relu"}),
-        ("densenet121", {"max_pool2d", "cat", "batch_norm", "relu", "avg_pool2d", "flatten", "linear"}),
+        (
+            "densenet121",
+            {"max_pool2d", "cat", "batch_norm", "relu", "avg_pool2d", "flatten", "linear"},
+        ),
         ("mobilenet_v3_small", {"mul", "hardsigmoid", "flatten", "linear", "hardswish"}),
     ],
 )
@@ -77,12 +87,16 @@ def test_networks_of_torchvision(name: str, unfused: set[str]) -> None:
 
 
 class Odd(nn.Module):
-    """Sums that cannot join: read twice, of three, of another shape; activations in front of one; several outputs."""
+    """Sums that cannot join: read twice, of three, of another shape; activations in front of one;
+    several outputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1, groups=3)
-        self.c, self.d = nn.Conv2d(12, 12, 1, bias=False), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.c, self.d = (
+            nn.Conv2d(12, 12, 1, bias=False),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+        )
         self.shift = nn.Parameter(torch.randn(1, 12, 1, 1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

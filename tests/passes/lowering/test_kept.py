@@ -1,4 +1,5 @@
-"""What a search keeps: statistics and scores of candidates as each gives them by itself, lowered once."""
+"""What a search keeps: statistics and scores of candidates as each gives them by itself, lowered
+once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ EXACT = ReferenceKernels(torch.float64)
 
 
 def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three at a time and then fewer, on more and more batches, of which memory takes two at once."""
+    """Three at a time and then fewer, on more and more batches, of which memory takes two at
+    once."""
     net = nn.Sequential(
         *(nn.Conv2d(3, 20, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU()),
         *(nn.Conv2d(20, 24, 1), nn.BatchNorm2d(24), nn.ReLU6()),
@@ -33,16 +35,22 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     folded = fold_batch_norms(graph)
     memory = 3 * 9 * image_bytes(lower_statistics(graph).graph, EXACT)
     lowered: list[object] = []
-    monkeypatch.setattr(kept, "lower_statistics", lambda own: (lowered.append(own), lower_statistics(own))[1])
+    monkeypatch.setattr(
+        kept, "lower_statistics", lambda own: (lowered.append(own), lower_statistics(own))[1]
+    )
     found = kept.Kept(graph, folded.graph, 3, EXACT, memory)
     assert str(found) == ""
     some, given = cut(graph, [0.3, 0.9, 0.05]), batches(9, 4, 4, 4, 3)
     for racing, part in ((some, given[:1]), (some, given[1:]), (some[1:], given)):
-        wanted = run_statistics([lower_statistics(one) for one in racing], [one.weights for one in racing], part, EXACT)
+        wanted = run_statistics(
+            [lower_statistics(one) for one in racing], [one.weights for one in racing], part, EXACT
+        )
         got = found.statistics(racing, [one.weights for one in racing], part)
         for left, right in zip(got, wanted, strict=True):
             for one, other in zip(left, right, strict=True):
-                assert [(item.name, item.count) for item in one] == [(item.name, item.count) for item in other]
+                assert [(item.name, item.count) for item in one] == [
+                    (item.name, item.count) for item in other
+                ]
                 for item, exact in zip(one, other, strict=True):
                     torch.testing.assert_close(item.mean, exact.mean)
                     torch.testing.assert_close(item.variance, exact.variance)
@@ -52,7 +60,9 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
         for x in part:
             with torch.no_grad():
                 for logits, one in zip(run(x), racing, strict=True):
-                    torch.testing.assert_close(logits, Interpreter(one).run(one.weights, x), rtol=1e-9, atol=1e-9)
+                    torch.testing.assert_close(
+                        logits, Interpreter(one).run(one.weights, x), rtol=1e-9, atol=1e-9
+                    )
     assert [id(one) for one in lowered] == [id(graph), *map(id, some)]
     lowered.clear()
     del racing, one

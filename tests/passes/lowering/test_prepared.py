@@ -1,7 +1,8 @@
-"""What is made once serves every candidate: laid out for the widest, its launches recorded once and started for others.
+"""What is made once serves every candidate: laid out for the widest, its launches recorded once and
+started for others.
 
-Results are compared with those of a run of each candidate by itself, in float64 on the plain PyTorch of the kernels,
-which reads its segments from the tables on the device, as kernels do.
+Results are compared with those of a run of each candidate by itself, in float64 on the plain
+PyTorch of the kernels, which reads its segments from the tables on the device, as kernels do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
 from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation, run_evaluation
-from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics, run_statistics
+from pruneopt.passes.lowering.run_statistics import (
+    BatchStatistics,
+    PreparedStatistics,
+    run_statistics,
+)
 from pruneopt.passes.lowering.storage import Activation, Memory
 
 Found = list[list[list[BatchStatistics]]]
@@ -39,7 +44,8 @@ EXACT = ReferenceKernels(torch.float64)
 
 
 class Recorder:
-    """Records as a CUDA graph does: runs launches to have them ready, keeps them, and starts them again and again."""
+    """Records as a CUDA graph does: runs launches to have them ready, keeps them, and starts them
+    again and again."""
 
     def __init__(self) -> None:
         self.recorded: list[int] = []
@@ -60,12 +66,19 @@ class Recorder:
 
 
 class Small(nn.Module):
-    """Fused whole: strides, a depthwise convolution, a biased one, groups, a sum, and a frozen norm."""
+    """Fused whole: strides, a depthwise convolution, a biased one, groups, a sum, and a frozen
+    norm."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24)
-        self.dw, self.dwn = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24, affine=False)
+        self.stem, self.norm = (
+            nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+        )
+        self.dw, self.dwn = (
+            nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False),
+            nn.BatchNorm2d(24, affine=False),
+        )
         self.point, self.pointn = nn.Conv2d(24, 24, 1), nn.BatchNorm2d(24)
         self.side, self.frozen = nn.Conv2d(24, 24, 1, bias=False), nn.BatchNorm2d(24).eval()
         self.frozen.train = lambda mode=True: self.frozen  # type: ignore[method-assign]
@@ -86,7 +99,11 @@ class Chain(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             *(nn.Conv2d(3, 40, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(40), nn.ReLU6()),
-            *(nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False), nn.BatchNorm2d(40), nn.ReLU6()),
+            *(
+                nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False),
+                nn.BatchNorm2d(40),
+                nn.ReLU6(),
+            ),
             *(nn.Conv2d(40, 33, 1, bias=False), nn.BatchNorm2d(33), nn.Hardswish()),
             *(nn.Conv2d(33, 20, 1, bias=False), nn.BatchNorm2d(20)),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)),
@@ -146,7 +163,8 @@ def test_one_layout_for_all_candidates(name: str, recording: bool) -> None:
 
 
 def test_more_batches_of_a_loaded_candidate() -> None:
-    """Fewer batches and smaller ones use a part of the room; what was given out is not written to again."""
+    """Fewer batches and smaller ones use a part of the room; what was given out is not written to
+    again."""
     graph = captured(Chain(), 9)
     recorder = Recorder()
     prepared = PreparedStatistics([lower_statistics(graph)], EXACT, recorder)
@@ -210,7 +228,9 @@ def test_evaluation(recording: bool) -> None:
         for x in batches(9, 4, 2):
             with torch.no_grad():
                 kept.append((prepared.run(x)[0], Interpreter(candidate).run(candidate.weights, x)))
-            torch.testing.assert_close(kept[-1][0], run_evaluation([lowered], [weights], x, EXACT)[0])
+            torch.testing.assert_close(
+                kept[-1][0], run_evaluation([lowered], [weights], x, EXACT)[0]
+            )
     for found, wanted in kept:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     assert len(recorder.recorded) == int(recording)
@@ -256,10 +276,13 @@ class Calls(TorchDispatchMode):
 
 
 def test_starting_recorded_launches_allocates_nothing_and_waits_for_nothing() -> None:
-    """Between two candidates only copies into what is there; to start them, not one operation of PyTorch."""
+    """Between two candidates only copies into what is there; to start them, not one operation of
+    PyTorch."""
     graph = captured(Chain(), 9)
     started: list[int] = []
-    program_of = PreparedStatistics([lower_statistics(graph)], EXACT, lambda steps: lambda: started.append(len(steps)))
+    program_of = PreparedStatistics(
+        [lower_statistics(graph)], EXACT, lambda steps: lambda: started.append(len(steps))
+    )
     given = batches(9, 3, 3)
     one, other = cut(graph, [0.3, 0.6])
     program_of.load([lower_statistics(one)], [one.weights])
@@ -272,17 +295,32 @@ def test_starting_recorded_launches_allocates_nothing_and_waits_for_nothing() ->
     assert started == [8, 8]
     with Calls() as loading:
         program.load([lower_statistics(other).graph], [other.weights])
-    made = {"empty", "zeros", "clone", "_to_copy", "_local_scalar_dense", "nonzero", "item", "new_empty"}
+    made = {
+        "empty",
+        "zeros",
+        "clone",
+        "_to_copy",
+        "_local_scalar_dense",
+        "nonzero",
+        "item",
+        "new_empty",
+    }
     assert {name.partition(".")[0] for name in loading.seen} & made == set()
     assert any(name.startswith("_foreach_copy_") for name in loading.seen)
     with Calls() as placing:
         program.place(given)
     assert not any(name.startswith(("_local_scalar_dense", "_to_copy")) for name in placing.seen)
     table = program.layout.tables._memory.data_ptr()
-    copies = [place for name, place in zip(placing.seen, placing.places, strict=True) if name.startswith("copy_")]
+    copies = [
+        place
+        for name, place in zip(placing.seen, placing.places, strict=True)
+        if name.startswith("copy_")
+    ]
     assert copies.count(table) == 1  # one copy for all tables
     assert isinstance(program.layout.input, Activation)
-    assert program.layout.input.buffer.data_ptr() not in placing.places  # the batches lie there already
+    assert (
+        program.layout.input.buffer.data_ptr() not in placing.places
+    )  # the batches lie there already
 
 
 def test_what_cannot_be_recorded_runs_by_itself() -> None:
@@ -295,7 +333,10 @@ def test_what_cannot_be_recorded_runs_by_itself() -> None:
     (candidate,) = cut(graph, [0.3])
     prepared.load([lower_statistics(candidate)], [candidate.weights])
     given = batches(9, 3)
-    why = "8 launches one by one, as they could not be recorded as a CUDA graph: operation not permitted"
+    why = (
+        "8 launches one by one, as they could not be recorded as a CUDA graph: operation not "
+        "permitted"
+    )
     with pytest.warns(RuntimeWarning, match=why) as told:
         found = prepared.run(given)
     assert len(told) == 1
@@ -314,7 +355,9 @@ def test_a_candidate_without_room_is_laid_out_by_itself() -> None:
     graph, given, recorder = captured(net, 9), batches(9, 2), Recorder()
     prepared = PreparedStatistics([lower_statistics(graph)], EXACT, recorder)
     (fewer,) = cut(graph, [0.2])
-    (grouped,) = (op for op in lower_statistics(fewer).graph.ops if op.attrs.get("groups") not in (None, 1))
+    (grouped,) = (
+        op for op in lower_statistics(fewer).graph.ops if op.attrs.get("groups") not in (None, 1)
+    )
     assert grouped.attrs["groups"] != 24
     for candidate, why in ((graph, ""), (fewer, "groups instead of 24"), (graph, "")):
         prepared.load([lower_statistics(candidate)], [candidate.weights])
@@ -331,12 +374,15 @@ def test_batches_of_another_size() -> None:
     graph = captured(Chain(), 9)
     prepared = PreparedStatistics([lower_statistics(graph)], EXACT)
     prepared.load([lower_statistics(graph)], [graph.weights])
-    with pytest.raises(UserError, match=r"a batch of shape \[2, 3, 11, 11\] does not fit where there is room for"):
+    with pytest.raises(
+        UserError, match=r"a batch of shape \[2, 3, 11, 11\] does not fit where there is room for"
+    ):
         prepared.run(batches(11, 2))
 
 
 def test_memory_is_used_again_and_never_twice_at_once() -> None:
-    """Random buffers of two precisions, each filled with a number of its own, which must stand there to its end."""
+    """Random buffers of two precisions, each filled with a number of its own, which must stand
+    there to its end."""
     rng = np.random.default_rng(0)
     memory = Memory(torch.device("cpu"))
     held: list[tuple[Tensor, float]] = []
@@ -364,5 +410,7 @@ def test_memory_of_an_image() -> None:
     each = image_bytes(lower_statistics(graph).graph, EXACT)
     # Partial statistics are for tiles of 128 rows: one image has a whole one, here mostly empty.
     assert 0.7 * 16 * each < prepared.launches.bytes == program.layout.memory.bytes <= 16 * each
-    largest = 2 * 5 * 5 * 48 + 9 * 9 * 16  # what the depthwise convolution reads and writes, and the input
+    largest = (
+        2 * 5 * 5 * 48 + 9 * 9 * 16
+    )  # what the depthwise convolution reads and writes, and the input
     assert each >= 8 * largest

@@ -1,4 +1,5 @@
-"""The lowered statistics pass of several candidates at once gives what the interpreter gives for each on each batch."""
+"""The lowered statistics pass of several candidates at once gives what the interpreter gives for
+each on each batch."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from pruneopt.passes.lowering.run_statistics import run_statistics
 
 def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:
     lowered = [lower_statistics(graph) for graph in graphs]
-    found = run_statistics(lowered, [graph.weights for graph in graphs], batches, ReferenceKernels(torch.float64))
+    found = run_statistics(
+        lowered, [graph.weights for graph in graphs], batches, ReferenceKernels(torch.float64)
+    )
     for graph, of_candidate in zip(graphs, found, strict=True):
         for batch, of_batch in zip(batches, of_candidate, strict=True):
             wanted = Statistics()
@@ -31,19 +34,35 @@ def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:
             for item in of_batch:
                 place = seen[item.name] = seen.get(item.name, -1) + 1
                 assert item.count == wanted.counts[item.name][place]
-                torch.testing.assert_close(item.mean, wanted.means[item.name][place], rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(
+                    item.mean, wanted.means[item.name][place], rtol=1e-9, atol=1e-9
+                )
                 unbiased = item.variance * item.count / (item.count - 1)
-                torch.testing.assert_close(unbiased, wanted.variances[item.name][place], rtol=1e-9, atol=1e-12)
-            assert {name: place + 1 for name, place in seen.items()} == {k: len(v) for k, v in wanted.means.items()}
+                torch.testing.assert_close(
+                    unbiased, wanted.variances[item.name][place], rtol=1e-9, atol=1e-12
+                )
+            assert {name: place + 1 for name, place in seen.items()} == {
+                k: len(v) for k, v in wanted.means.items()
+            }
 
 
 def test_ragged_candidates_on_uneven_batches() -> None:
-    graph = capture(lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+    graph = capture(
+        lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    )
     check(cut(graph, [0.3, 0.05, 0.9]), batches(32, 4, 4, 3))
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "mobilenet_v2", "vgg11_bn", "shufflenet_v2_x0_5", "densenet121", "mobilenet_v3_small"]
+    "name",
+    [
+        "resnet50",
+        "mobilenet_v2",
+        "vgg11_bn",
+        "shufflenet_v2_x0_5",
+        "densenet121",
+        "mobilenet_v3_small",
+    ],
 )
 def test_networks_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
@@ -52,7 +71,8 @@ def test_networks_of_torchvision(name: str) -> None:
 
 
 class Odd(nn.Module):
-    """Whole groups of a grouped convolution that others read too, a bias and no gamma in front, and a frozen norm."""
+    """Whole groups of a grouped convolution that others read too, a bias and no gamma in front, and
+    a frozen norm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Lowered networks give the statistics that the interpreter gives, in float64, and say what no kernel does."""
+"""Lowered networks give the statistics that the interpreter gives, in float64, and say what no
+kernel does."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def check(net: nn.Module, size: int = 33, batch: int = 4) -> LoweredStatistics:
         place = seen.setdefault(name, 0)
         seen[name] += 1
         count = wanted.counts[name][place]
-        torch.testing.assert_close(found[2 * number], wanted.means[name][place], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            found[2 * number], wanted.means[name][place], rtol=1e-9, atol=1e-9
+        )
         unbiased = found[2 * number + 1] * count / (count - 1)
         torch.testing.assert_close(unbiased, wanted.variances[name][place], rtol=1e-9, atol=1e-12)
     assert seen == {name: len(means) for name, means in wanted.means.items()}
@@ -60,7 +63,8 @@ def roles(lowered: LoweredStatistics) -> dict[str, int]:
 def test_a_residual_network_is_all_kernels_but_its_shortcuts() -> None:
     lowered = check(load_model("zoo:resnet20").module, 32)
     found = roles(lowered)
-    # The last batch norm's scale is of no use. Sums are written where the stride changes, for the shortcut's slices.
+    # The last batch norm's scale is of no use. Sums are written where the stride changes, for the
+    # shortcut's slices.
     assert found["pruneopt.conv_statistics"] == found["pruneopt.norm_affine"] + 1 == 19
     assert found["pruneopt.add_act"] == 2
     assert {item.op.role for item in lowered.unfused} == {"slice", "pad"}
@@ -72,7 +76,10 @@ def test_a_residual_network_is_all_kernels_but_its_shortcuts() -> None:
         ("resnet50", {"max_pool2d"}),
         ("mobilenet_v2", set()),
         ("vgg11_bn", {"max_pool2d"}),
-        ("shufflenet_v2_x0_5", {"max_pool2d", "chunk", "cat", "reshape", "transpose", "contiguous"}),
+        (
+            "shufflenet_v2_x0_5",
+            {"max_pool2d", "chunk", "cat", "reshape", "transpose", "contiguous"},
+        ),
         ("densenet121", {"max_pool2d", "cat", "batch_norm", "avg_pool2d", "conv2d"}),
         ("mobilenet_v3_small", {"mul", "conv2d", "relu", "hardsigmoid"}),
     ],
@@ -85,16 +92,24 @@ def test_networks_of_torchvision(name: str, unfused: set[str]) -> None:
 
 
 def test_a_sum_is_written_once_for_several_readers() -> None:
-    """In a ResNet-50 the first convolution of a block reads each pixel once, and writes the sum for the skip."""
+    """In a ResNet-50 the first convolution of a block reads each pixel once, and writes the sum for
+    the skip."""
     torch.manual_seed(0)
     lowered = check(models.resnet50())
-    writers = [op for op in lowered.graph.ops if op.base == "pruneopt.conv_statistics" and op.results[3].users]
-    assert len(writers) == 14  # of 16 blocks; the first reads what was pooled, and the last sum is read by nobody
+    writers = [
+        op
+        for op in lowered.graph.ops
+        if op.base == "pruneopt.conv_statistics" and op.results[3].users
+    ]
+    assert (
+        len(writers) == 14
+    )  # of 16 blocks; the first reads what was pooled, and the last sum is read by nobody
     assert "pruneopt.add_act" in roles(lowered)  # for the max pooling behind the stem
 
 
 class Odd(nn.Module):
-    """A bias in front of a batch norm, a norm of an input, a shared activation, a dropout, and an output in the way."""
+    """A bias in front of a batch norm, a norm of an input, a shared activation, a dropout, and an
+    output in the way."""
 
     def __init__(self) -> None:
         super().__init__()

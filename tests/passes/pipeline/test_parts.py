@@ -1,4 +1,5 @@
-"""Parts of passes: found by kind and name, nested as text and back, as text in Python, and every way to be wrong."""
+"""Parts of passes: found by kind and name, nested as text and back, as text in Python, and every
+way to be wrong."""
 
 from __future__ import annotations
 
@@ -21,8 +22,20 @@ from pruneopt.passes.analysis.importance.criteria import L1Norm, Taylor
 from pruneopt.passes.analysis.importance.importance import Criterion
 from pruneopt.passes.pipeline import registry, spec
 from pruneopt.passes.pipeline.base import Part, Pass, State, option, option_fields
-from pruneopt.passes.pipeline.registry import PART_GROUPS, all_passes, part_class, part_kinds, part_names
-from pruneopt.passes.pipeline.spec import check_options, parse_part, parse_pipeline, pass_text, pipeline_text
+from pruneopt.passes.pipeline.registry import (
+    PART_GROUPS,
+    all_passes,
+    part_class,
+    part_kinds,
+    part_names,
+)
+from pruneopt.passes.pipeline.spec import (
+    check_options,
+    parse_part,
+    parse_pipeline,
+    pass_text,
+    pipeline_text,
+)
 from pruneopt.passes.regularised.greg import GReg1
 from pruneopt.passes.regularised.regularised import Regulariser
 from pruneopt.passes.regularised.slimming import Slimming
@@ -55,7 +68,9 @@ def test_every_kind_has_a_class_and_a_group() -> None:
     assert all(base.kind == kind for kind, base in BASES.items())
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in part_kinds() for name in part_names(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in part_kinds() for name in part_names(kind)]
+)
 def test_built_in_parts_load_and_can_be_written(kind: str, name: str) -> None:
     found = part_class(kind, name)
     assert issubclass(found, BASES[kind])
@@ -102,7 +117,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[EntryP
     registry._parts.cache_clear()
 
 
-def install(installed: dict[str, list[EntryPoint]], kind: str, value: str, name: str = "mine") -> None:
+def install(
+    installed: dict[str, list[EntryPoint]], kind: str, value: str, name: str = "mine"
+) -> None:
     installed.setdefault(PART_GROUPS[kind], []).append(EntryPoint(name, value, PART_GROUPS[kind]))
 
 
@@ -126,7 +143,10 @@ def test_an_added_part_is_used_by_a_pass(elsewhere: dict[str, list[EntryPoint]])
 
 def test_two_parts_of_one_name(elsewhere: dict[str, list[EntryPoint]]) -> None:
     install(elsewhere, "searcher", "elsewhere:Mine_searcher", "evolution")
-    with pytest.raises(UserError, match=r"two packages define a searcher named 'evolution': pruneopt \(.*Evolution\)"):
+    with pytest.raises(
+        UserError,
+        match=r"two packages define a searcher named 'evolution': pruneopt \(.*Evolution\)",
+    ):
         part_names("searcher")
     install(elsewhere, "ranking", "elsewhere:Mine_ranking", "evolution")
     assert "evolution" in part_names("ranking"), "kinds do not share names"
@@ -135,15 +155,33 @@ def test_two_parts_of_one_name(elsewhere: dict[str, list[EntryPoint]]) -> None:
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        ("elsewhere:Mine_ranking", UserError, "registered as the searcher 'mine', is not a searcher of that name"),
-        ("elsewhere:Nothing", UserError, "the searcher mine cannot be loaded .* repair or uninstall it"),
+        (
+            "elsewhere:Mine_ranking",
+            UserError,
+            "registered as the searcher 'mine', is not a searcher of that name",
+        ),
+        (
+            "elsewhere:Nothing",
+            UserError,
+            "the searcher mine cannot be loaded .* repair or uninstall it",
+        ),
         ("no_such_module_here:A", UserError, "the searcher mine cannot be loaded"),
         ("json:JSONDecoder", UserError, "is not a searcher of that name"),
-        ("pruneopt.passes.search.searchers.evolution:Evolution", UserError, "is not a searcher of that name"),
-        ("pruneopt.passes.search.searchers.evolution:Nothing", InternalError, "the searcher mine cannot be loaded"),
+        (
+            "pruneopt.passes.search.searchers.evolution:Evolution",
+            UserError,
+            "is not a searcher of that name",
+        ),
+        (
+            "pruneopt.passes.search.searchers.evolution:Nothing",
+            InternalError,
+            "the searcher mine cannot be loaded",
+        ),
     ],
 )
-def test_broken_parts(elsewhere: dict[str, list[EntryPoint]], value: str, error: type[Exception], message: str) -> None:
+def test_broken_parts(
+    elsewhere: dict[str, list[EntryPoint]], value: str, error: type[Exception], message: str
+) -> None:
     install(elsewhere, "searcher", value)
     with pytest.raises(error, match=message):
         part_class("searcher", "mine")
@@ -192,8 +230,8 @@ class Double(Filling):
     name: ClassVar[str] = "double"
     summary: ClassVar[str] = "for tests"
 
-    lower: Filling = option(Jam(), "below")  # noqa: RUF009
-    upper: Filling | None = option(None, "above")  # noqa: RUF009
+    lower: Filling = option(Jam(), "below")
+    upper: Filling | None = option(None, "above")
     thickness: int = option(1, "millimetres")
 
 
@@ -222,16 +260,19 @@ class BakeCake(Pass):
     name: ClassVar[str] = "cake"
     summary: ClassVar[str] = "for tests"
 
-    filling: Filling = option(Jam(), "inside")  # noqa: RUF009
-    baked_in: Oven = option(Gas(), "where")  # noqa: RUF009
+    filling: Filling = option(Jam(), "inside")
+    baked_in: Oven = option(Gas(), "where")
     heat: int = option(100, "of the pass itself")
-    glaze: Filling | None = option(None, "on top")  # noqa: RUF009
+    glaze: Filling | None = option(None, "on top")
 
     def run(self, state: State) -> bool:
         return False
 
 
-PARTS: dict[str, dict[str, type[Part]]] = {"filling": {"jam": Jam, "double": Double}, "oven": {"gas": Gas}}
+PARTS: dict[str, dict[str, type[Part]]] = {
+    "filling": {"jam": Jam, "double": Double},
+    "oven": {"gas": Gas},
+}
 
 
 @contextmanager
@@ -251,7 +292,9 @@ def kitchen() -> Iterator[None]:
         yield
 
 
-texts = st.text(st.sampled_from(list('ab{},="\\ \n\t:é%')) | st.characters(codec="utf-8"), max_size=8)
+texts = st.text(
+    st.sampled_from(list('ab{},="\\ \n\t:é%')) | st.characters(codec="utf-8"), max_size=8
+)
 jams = st.builds(
     Jam,
     sugar=st.integers(-5, 100),
@@ -292,11 +335,20 @@ def test_nested_parts_survive_the_way_through_text(passes: list[BakeCake]) -> No
         ("cake{filling=jam}", BakeCake()),
         ("cake{filling=jam{}}", BakeCake()),
         ("cake{filling=jam{sugar=5 smooth}}", BakeCake(filling=Jam(sugar=5, smooth=True))),
-        ("cake{filling=double{lower=double{lower=jam{sugar=1}}}}", BakeCake(filling=Double(Double(Jam(1))))),
+        (
+            "cake{filling=double{lower=double{lower=jam{sugar=1}}}}",
+            BakeCake(filling=Double(Double(Jam(1)))),
+        ),
         ("cake{filling=double{upper=none}}", BakeCake(filling=Double())),
         ("cake{glaze=jam{fruits=a,b fruits=c}}", BakeCake(glaze=Jam(fruits=("a", "b", "c")))),
-        ('cake{filling="jam{sugar=5 fruits=\\"a b\\"}"}', BakeCake(filling=Jam(sugar=5, fruits=("a b",)))),
-        ('cake{filling="double{lower=\\"jam{sugar=5}\\"}"}', BakeCake(filling=Double(Jam(sugar=5)))),
+        (
+            'cake{filling="jam{sugar=5 fruits=\\"a b\\"}"}',
+            BakeCake(filling=Jam(sugar=5, fruits=("a b",))),
+        ),
+        (
+            'cake{filling="double{lower=\\"jam{sugar=5}\\"}"}',
+            BakeCake(filling=Double(Jam(sugar=5))),
+        ),
         ("cake{filling=jam{label=a,b{c d}=e}}", BakeCake(filling=Jam(label="a,b{c d}=e"))),
         # Options that only one part has may stand on the pass; the pass's own come first.
         ("cake{sugar=5}", BakeCake(filling=Jam(sugar=5))),
@@ -317,12 +369,37 @@ def test_ways_to_write_parts(kitchen: None, text: str, expected: Pass) -> None:
     [
         ("cake{filling=jma}", 14, "there is no filling 'jma'", "did you mean jam?"),
         ("cake{filling=jam{sugra=1}}", 18, "jam has no option 'sugra'", "did you mean sugar?"),
-        ("cake{filling=jam{sugar=x}}", 24, "the option 'sugar' must be a whole number, not 'x'", ""),
-        ("cake{filling=jam{sugar=999}}", 14, "jam: too sweet: use at most 100", "options are sugar (int)"),
-        ("cake{filling=jam{sugar=1 sugar=2}}", 26, "the option 'sugar' is given twice", "it takes one value"),
+        (
+            "cake{filling=jam{sugar=x}}",
+            24,
+            "the option 'sugar' must be a whole number, not 'x'",
+            "",
+        ),
+        (
+            "cake{filling=jam{sugar=999}}",
+            14,
+            "jam: too sweet: use at most 100",
+            "options are sugar (int)",
+        ),
+        (
+            "cake{filling=jam{sugar=1 sugar=2}}",
+            26,
+            "the option 'sugar' is given twice",
+            "it takes one value",
+        ),
         ("cake{filling=jam{sizes=1,,2}}", 24, "the list of 'sizes' has an empty place", ""),
-        ("cake{filling=jam{sizes=1,b}}", 24, "the option 'sizes' must be a whole number, not 'b'", ""),
-        ("cake{filling=double{lower=jam{sugar=x}}}", 37, "the option 'sugar' must be a whole number, not 'x'", ""),
+        (
+            "cake{filling=jam{sizes=1,b}}",
+            24,
+            "the option 'sizes' must be a whole number, not 'b'",
+            "",
+        ),
+        (
+            "cake{filling=double{lower=jam{sugar=x}}}",
+            37,
+            "the option 'sugar' must be a whole number, not 'x'",
+            "",
+        ),
         ("cake{filling=double{lower=jma}}", 27, "there is no filling 'jma'", "did you mean jam?"),
         ("cake{filling=jam{sugar}}", 18, "the option 'sugar' needs a value: sugar=8", ""),
         ("cake{filling=gas}", 14, "there is no filling 'gas'", "known are double, jam"),
@@ -335,13 +412,23 @@ def test_ways_to_write_parts(kitchen: None, text: str, expected: Pass) -> None:
         ("cake{filling=jam{sugar=1}", 5, "this brace is never closed", "options end with '}'"),
         ("cake{filling=jam{sugar=1", 17, "this brace is never closed", ""),
         ("cake{filling}", 6, "the option 'filling' needs a value: filling=jam", ""),
-        ("cake{filling=jam filling=double}", 18, "the option 'filling' is given twice", "it takes one value"),
+        (
+            "cake{filling=jam filling=double}",
+            18,
+            "the option 'filling' is given twice",
+            "it takes one value",
+        ),
         # On the pass.
         ("cake{sugra=1}", 6, "cake has no option 'sugra'", "filling takes sugar, share"),
         ("cake{sugar=x}", 12, "the option 'sugar' must be a whole number, not 'x'", ""),
         ("cake{smooth sugar=999}", 6, "jam: too sweet: use at most 100", ""),
         ("cake{sugar=1 sugar=2}", 14, "the option 'sugar' is given twice", "it takes one value"),
-        ("cake{sugar=1 filling=jam{sugar=1}}", 6, "the option 'sugar' is given twice", "it takes one value"),
+        (
+            "cake{sugar=1 filling=jam{sugar=1}}",
+            6,
+            "the option 'sugar' is given twice",
+            "it takes one value",
+        ),
         ('cake{filling="jam{sugar=1}" sugar=2}', 29, "the option 'sugar' is given twice", ""),
         (
             "cake{filling=double thickness=3}",
@@ -357,7 +444,9 @@ def test_ways_to_write_parts(kitchen: None, text: str, expected: Pass) -> None:
         ),
     ],
 )
-def test_mistakes_point_into_the_whole_text(kitchen: None, text: str, column: int, message: str, note: str) -> None:
+def test_mistakes_point_into_the_whole_text(
+    kitchen: None, text: str, column: int, message: str, note: str
+) -> None:
     with pytest.raises(UserError) as caught:
         parse_pipeline(text)
     lines = str(caught.value).splitlines()
@@ -368,7 +457,9 @@ def test_mistakes_point_into_the_whole_text(kitchen: None, text: str, column: in
 
 
 def test_mistakes_in_quoted_parts_point_into_the_quotes(kitchen: None) -> None:
-    with pytest.raises(UserError, match=r"^filling:1:5: error: jam has no option 'sugra'\n  jam\{sugra=1\}\n"):
+    with pytest.raises(
+        UserError, match=r"^filling:1:5: error: jam has no option 'sugra'\n  jam\{sugra=1\}\n"
+    ):
         parse_pipeline('cake{filling="jam{sugra=1}"}')
     with pytest.raises(UserError, match=r"pipeline:1:14: error: .* is not one quoted text"):
         parse_pipeline('cake{filling="jam"x}')
@@ -377,7 +468,9 @@ def test_mistakes_in_quoted_parts_point_into_the_quotes(kitchen: None) -> None:
 def test_a_narrower_class_of_parts() -> None:
     """A field may ask for some parts of a kind alone."""
     assert isinstance(parse_part(FreshStatistics, "finetune{epochs=2}"), FreshStatistics)
-    with pytest.raises(UserError, match=r"^evaluator:1:1: error: the evaluator 'stale' does not fit here\n") as error:
+    with pytest.raises(
+        UserError, match=r"^evaluator:1:1: error: the evaluator 'stale' does not fit here\n"
+    ) as error:
         parse_part(FreshStatistics, "stale")
     note = str(error.value).splitlines()[-1]
     assert "those that do are abn, reference, finetune, pruning-net" in note
@@ -392,7 +485,9 @@ def test_text_stands_for_a_part_in_python() -> None:
     assert made.searcher == Evolution(population=20)
     assert made.evaluator == StaleStatistics()
     assert made == AdaptiveBN(searcher=Evolution(population=20), evaluator=StaleStatistics())
-    assert hash(made) == hash(AdaptiveBN(searcher=Evolution(population=20), evaluator=StaleStatistics()))
+    assert hash(made) == hash(
+        AdaptiveBN(searcher=Evolution(population=20), evaluator=StaleStatistics())
+    )
     assert Prune(criterion="taylor{batches=2}").criterion == Taylor(batches=2)  # type: ignore[arg-type]
     changed = dataclasses.replace(made, searcher="random")  # type: ignore[arg-type]
     assert changed.searcher == RandomSearch()
@@ -457,7 +552,9 @@ def test_abns_options_are_explained() -> None:
 
 
 def test_options_of_the_wrong_kind_in_python() -> None:
-    with pytest.raises(UserError, match=r"budget must be a list, such as \['50%FLOPs'\], not the text '50%FLOPs'"):
+    with pytest.raises(
+        UserError, match=r"budget must be a list, such as \['50%FLOPs'\], not the text '50%FLOPs'"
+    ):
         Prune(budget="50%FLOPs")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"ratios must be text or none, not 0\.5"):
         GReg1(ratios=0.5)  # type: ignore[arg-type]

@@ -17,7 +17,17 @@ def plugin(name: str, value: str) -> EntryPoint:
 
 
 def test_built_in_passes_load() -> None:
-    assert set(pass_names()) >= {"couple", "cost", "prune", "uniform", "l1", "random", "slice", "verify", "finetune"}
+    assert set(pass_names()) >= {
+        "couple",
+        "cost",
+        "prune",
+        "uniform",
+        "l1",
+        "random",
+        "slice",
+        "verify",
+        "finetune",
+    }
     for name, kind in all_passes().items():
         assert issubclass(kind, Pass)
         assert kind.name == name
@@ -64,7 +74,9 @@ def test_a_clash_names_both_origins(built_in: dict[str, str]) -> None:
         ("pruneopt.passes.pipeline.base:Nothing", InternalError, "cannot be loaded"),
     ],
 )
-def test_broken_plugins(monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], message: str) -> None:
+def test_broken_plugins(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], message: str
+) -> None:
     monkeypatch.setattr(registry, "_table", lambda: {"odd": place})
     with pytest.raises(error, match=message):
         pass_class("odd")

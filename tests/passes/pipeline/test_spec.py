@@ -86,7 +86,10 @@ def kitchen(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bake{budget=50%FLOPs budget=4ms}", [Bake(budget=("50%FLOPs", "4ms"))]),
         ("bake{budget=50%FLOPs,4ms budget=1MB}", [Bake(budget=("50%FLOPs", "4ms", "1MB"))]),
         ("bake{budget=4ms@ort-cpu{threads=2}}", [Bake(budget=("4ms@ort-cpu{threads=2}",))]),
-        ("bake{budget=4ms@a{b=2 c={d,e}},1MB fan}", [Bake(budget=("4ms@a{b=2 c={d,e}}", "1MB"), fan=True)]),
+        (
+            "bake{budget=4ms@a{b=2 c={d,e}},1MB fan}",
+            [Bake(budget=("4ms@a{b=2 c={d,e}}", "1MB"), fan=True)],
+        ),
         ("bake{recipe=a,b=c}", [Bake(recipe="a,b=c")]),
         ('bake{recipe="two words}"}', [Bake(recipe="two words}")]),
         ('bake{budget="a,b",c}', [Bake(budget=("a,b", "c"))]),
@@ -110,7 +113,8 @@ def test_parses_and_prints_back(text: str, expected: list[Pass]) -> None:
     "text",
     [
         "bake",
-        "bake{heat=100 time=2.0 fan kind=cake budget=50%FLOPs budget=4ms@ort-cpu{threads=2} layers=3 limit=0.5},rest",
+        "bake{heat=100 time=2.0 fan kind=cake budget=50%FLOPs budget=4ms@ort-cpu{threads=2} "
+        "layers=3 limit=0.5},rest",
         "serve-up{plates-wide=3},bake{layers=none}",
         'bake{recipe="a b" budget="x,y" budget="{"}',
         'bake{recipe="none"}',
@@ -132,10 +136,20 @@ def test_canonical_text_prints_as_itself(text: str) -> None:
         ("zzz", 1, "there is no pass 'zzz'", "known are bake, rest, serve-up"),
         ("rest rest", 6, "expected ',' or the end after the pass rest, not 'r'", ""),
         ("bake}", 5, "expected ',' or the end after the pass bake, not '}'", ""),
-        ("bake{het=1}", 6, "bake has no option 'het'", "did you mean heat? options are heat (int), time (float)"),
+        (
+            "bake{het=1}",
+            6,
+            "bake has no option 'het'",
+            "did you mean heat? options are heat (int), time (float)",
+        ),
         ("bake{Zz=1}", 6, "bake has no option 'Zz'", "options are heat (int)"),
         ("rest{a=1}", 6, "rest has no option 'a'", "rest takes no options"),
-        ("serve-up{plates_wide=1}", 10, "serve-up has no option 'plates_wide'", "did you mean plates-wide?"),
+        (
+            "serve-up{plates_wide=1}",
+            10,
+            "serve-up has no option 'plates_wide'",
+            "did you mean plates-wide?",
+        ),
         ("bake{heat=hot}", 11, "the option 'heat' must be a whole number, not 'hot'", ""),
         ("bake{heat=1.5}", 11, "the option 'heat' must be a whole number, not '1.5'", ""),
         ("bake{time=long}", 11, "the option 'time' must be a number, not 'long'", ""),
@@ -188,7 +202,9 @@ def test_the_whole_message() -> None:
 
 
 def test_mistakes_on_a_later_line() -> None:
-    with pytest.raises(UserError, match=r"^pipeline:2:3: error: there is no pass 'nap'\n    nap,\n    \^\^\^\n"):
+    with pytest.raises(
+        UserError, match=r"^pipeline:2:3: error: there is no pass 'nap'\n    nap,\n    \^\^\^\n"
+    ):
         parse_pipeline("rest,\n  nap,\nrest")
 
 

@@ -1,4 +1,5 @@
-"""Pruning results of pns: written from plans, replayed by rules written out here, and read back as plans."""
+"""Pruning results of pns: written from plans, replayed by rules written out here, and read back as
+plans."""
 
 import json
 from typing import Any
@@ -21,7 +22,8 @@ Entries = list[dict[str, Any]]
 
 
 class Small(nn.Module):
-    """A stem, a residual block with a projection, a depthwise pair, a concatenation, and a flatten of 2x2 maps."""
+    """A stem, a residual block with a projection, a depthwise pair, a concatenation, and a flatten
+    of 2x2 maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +96,11 @@ def replay(model: nn.Module, entries: Entries) -> nn.Module:
                 module.groups = len(made)
             else:
                 weight = weight[:, read]
-            module.weight.data, module.in_channels, module.out_channels = weight, len(read), len(made)
+            module.weight.data, module.in_channels, module.out_channels = (
+                weight,
+                len(read),
+                len(made),
+            )
             if module.bias is not None:
                 module.bias.data = module.bias.data[made]
         elif isinstance(module, nn.Linear):
@@ -134,7 +140,9 @@ def test_round_trip(small: tuple[nn.Module, Coupling]) -> None:
     _, coupling = small
     plan = plan_of(coupling)
     found = PruningResult(write_result(coupling, plan), coupling, "it").plan()
-    assert {name: kept.tolist() for name, kept in found.items()} == {n: k.tolist() for n, k in plan.items()}
+    assert {name: kept.tolist() for name, kept in found.items()} == {
+        n: k.tolist() for n, k in plan.items()
+    }
     assert PruningResult(write_result(coupling, {}), coupling, "it").plan() == {}
 
 
@@ -152,7 +160,8 @@ def test_round_trip_of_resnet18() -> None:
 
 
 def shuffled(entries: Entries) -> Entries:
-    """The same channels in another order, as top-k gives them; whoever shares channels lists them alike."""
+    """The same channels in another order, as top-k gives them; whoever shares channels lists them
+    alike."""
     swap = {"bn1": [5, 0, 2], "bn2": [6, 1, 4, 3], "bn3": [4, 0]}
     text = json.dumps(entries)
     for norm, kept in KEPT.items():
@@ -164,11 +173,14 @@ def shuffled(entries: Entries) -> Entries:
 
 
 def test_unsorted_lists_and_their_weights(small: tuple[nn.Module, Coupling]) -> None:
-    """pns permutes channels: its weights come back into the order of the original, and the outputs agree."""
+    """pns permutes channels: its weights come back into the order of the original, and the outputs
+    agree."""
     model, coupling = small
     entries = shuffled(expected())
     result = PruningResult([{**e, "name": f"model.{e['name']}"} for e in entries], coupling, "it")
-    assert {n: k.tolist() for n, k in result.plan().items()} == {n: k.tolist() for n, k in plan_of(coupling).items()}
+    assert {n: k.tolist() for n, k in result.plan().items()} == {
+        n: k.tolist() for n, k in plan_of(coupling).items()
+    }
     theirs = replay(model, entries)
     x = torch.randn(3, 3, 8, 8)
     before = theirs(x)
@@ -178,17 +190,22 @@ def test_unsorted_lists_and_their_weights(small: tuple[nn.Module, Coupling]) -> 
     mine.load_state_dict(result.in_graph_order(weights))
     torch.testing.assert_close(mine(x), before)
     weights["model.bn1.weight"] = torch.ones(4)
-    with pytest.raises(UserError, match=r"model.bn1.weight has 4 channels on axis 0, not the 3 that it keeps"):
+    with pytest.raises(
+        UserError, match=r"model.bn1.weight has 4 channels on axis 0, not the 3 that it keeps"
+    ):
         result.in_graph_order(weights)
 
 
 def test_renumbered_outputs_behind_a_concatenation(small: tuple[nn.Module, Coupling]) -> None:
-    """pns notes the outputs of such a convolution as 0, 1, ...: its batch norm knows which they are."""
+    """pns notes the outputs of such a convolution as 0, 1, ...: its batch norm knows which they
+    are."""
     _, coupling = small
     entries = expected()
     entries[-2]["out_channels_keep_idxes"] = [0, 1]
     found = PruningResult(entries, coupling, "it").plan()
-    assert {n: k.tolist() for n, k in found.items()} == {n: k.tolist() for n, k in plan_of(coupling).items()}
+    assert {n: k.tolist() for n, k in found.items()} == {
+        n: k.tolist() for n, k in plan_of(coupling).items()
+    }
 
 
 def without(entries: Entries, name: str) -> Entries:
@@ -215,27 +232,53 @@ IN, OUT = "in_channels_keep_idxes", "out_channels_keep_idxes"
             altered(expected(), "bnp", "keep_idxes", [1, 3, 4, 7]),
             "bn2 and bnp share channels, but do not keep the same",
         ),
-        (altered(expected(), "bnp", "keep_idxes", [1, 3, 4]), "bn2 and bnp share channels, but do not keep"),
+        (
+            altered(expected(), "bnp", "keep_idxes", [1, 3, 4]),
+            "bn2 and bnp share channels, but do not keep",
+        ),
         (
             altered(expected(), "conv2", IN, [0, 2, 4]),
             "the inputs of conv2 share channels, but do not keep the same ones",
         ),
-        (altered(expected(), "conv2", OUT, [0, 2, 4]), "the outputs of conv2 share channels, but do not keep the same"),
-        (altered(expected(), "conv1", IN, [0, 2]), "removes places of the inputs of conv1 that belong to no channel"),
+        (
+            altered(expected(), "conv2", OUT, [0, 2, 4]),
+            "the outputs of conv2 share channels, but do not keep the same",
+        ),
+        (
+            altered(expected(), "conv1", IN, [0, 2]),
+            "removes places of the inputs of conv1 that belong to no channel",
+        ),
         (
             altered(expected(), "fc", "in_features_keep_idxes", [0, 1, 2, 16, 17, 18, 19]),
             "only a part of one channel",
         ),
-        (altered(expected(), "bn1", "keep_idxes", [0, 2, 6]), "must be some different numbers from 0 to 5"),
-        (altered(expected(), "bn1", "keep_idxes", [0, 2, 2]), "must be some different numbers from 0 to 5"),
-        (altered(expected(), "bn1", "keep_idxes", []), "must be some different numbers from 0 to 5"),
-        (altered(expected(), "bn1", "keep_idxes", [0.0]), "has no list of whole numbers under 'keep_idxes'"),
+        (
+            altered(expected(), "bn1", "keep_idxes", [0, 2, 6]),
+            "must be some different numbers from 0 to 5",
+        ),
+        (
+            altered(expected(), "bn1", "keep_idxes", [0, 2, 2]),
+            "must be some different numbers from 0 to 5",
+        ),
+        (
+            altered(expected(), "bn1", "keep_idxes", []),
+            "must be some different numbers from 0 to 5",
+        ),
+        (
+            altered(expected(), "bn1", "keep_idxes", [0.0]),
+            "has no list of whole numbers under 'keep_idxes'",
+        ),
         (without(expected(), "bnp"), "it leaves out bnp, of which other entries remove channels"),
-        (without(expected(), "fc"), "it leaves out the inputs of fc, of which other entries remove channels"),
+        (
+            without(expected(), "fc"),
+            "it leaves out the inputs of fc, of which other entries remove channels",
+        ),
         (without(expected(), "deep"), "it leaves out the outputs of deep"),
     ],
 )
-def test_what_does_not_agree_is_refused(small: tuple[nn.Module, Coupling], entries: Any, message: str) -> None:
+def test_what_does_not_agree_is_refused(
+    small: tuple[nn.Module, Coupling], entries: Any, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         PruningResult(entries, small[1], "it").plan()
     assert message in str(caught.value)
@@ -249,12 +292,18 @@ def test_what_does_not_agree_is_refused(small: tuple[nn.Module, Coupling], entri
             "pns has no entry for the outputs of a Linear, and the plan removes some of 1",
         ),
         (
-            nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 4, 1)),
+            nn.Sequential(
+                nn.Conv2d(3, 8, 1),
+                nn.BatchNorm2d(8),
+                nn.Conv2d(8, 8, 1, groups=2),
+                nn.Conv2d(8, 4, 1),
+            ),
             "pns cannot cut convolutions in groups, and the plan removes channels of 2",
         ),
         (
             nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8), nn.Conv2d(8, 4, 1)),
-            "pns cuts Conv2d, BatchNorm2d and Linear only, and the plan removes channels of 1.weight",
+            "pns cuts Conv2d, BatchNorm2d and Linear only, and the plan removes channels of "
+            "1.weight",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""greg1 and greg2 as passes, on a network trained on digits: what goes, when it is picked, and what is left."""
+"""greg1 and greg2 as passes, on a network trained on digits: what goes, when it is picked, and what
+is left."""
 
 from __future__ import annotations
 
@@ -29,8 +30,18 @@ from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.tools.main import main
 
-FAST = "regulariser=growing{iterations=50 interval=2} recipe=sgd{lr=0.02 batch-size=64 schedule=constant}"
-INSIDE = {"layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1", "layer3.0.conv1", "layer3.1.conv1"}
+FAST = (
+    "regulariser=growing{iterations=50 interval=2} recipe=sgd{lr=0.02 batch-size=64 "
+    "schedule=constant}"
+)
+INSIDE = {
+    "layer1.0.conv1",
+    "layer1.1.conv1",
+    "layer2.0.conv1",
+    "layer2.1.conv1",
+    "layer3.0.conv1",
+    "layer3.1.conv1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,9 @@ def graph(workload: Workload) -> Graph:
 
 
 def run(graph: Graph, workload: Workload, text: str, **options: Any) -> Result:
-    return PassManager.parse(f"couple,cost,{text},slice,verify").run(graph, workload=workload, **options)
+    return PassManager.parse(f"couple,cost,{text},slice,verify").run(
+        graph, workload=workload, **options
+    )
 
 
 def state_after(graph: Graph, workload: Workload, text: str) -> State:
@@ -91,10 +104,14 @@ def test_every_way_is_proved(graph: Graph, workload: Workload, choice: str) -> N
     if result.budgets:
         assert max(use.share for use in result.budgets) > 0.93
     record = record_of(result)
-    assert all(layer.penalty > 1 and layer.finished is not None for layer in record.regulariser.layers)
+    assert all(
+        layer.penalty > 1 and layer.finished is not None for layer in record.regulariser.layers
+    )
     removed = {layer.name: layer.removed for layer in record.layers if layer.removed}
     if state.masks is not None:
-        assert {name.removesuffix(".weight"): int((~mask).sum()) for name, mask in state.masks.items()} == removed
+        assert {
+            name.removesuffix(".weight"): int((~mask).sum()) for name, mask in state.masks.items()
+        } == removed
         assert all(len(kept) == coupling.group(name).width for name, kept in plan.items())
     else:
         cut = {name for name, kept in plan.items() if len(kept) < coupling.group(name).width}
@@ -102,13 +119,19 @@ def test_every_way_is_proved(graph: Graph, workload: Workload, choice: str) -> N
         assert len(cut) == len(removed)
     assert result.module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
     # What went had been driven away from what stayed: against the same weights before training.
-    apart = [driven / before for before, driven in ratios_before_and_after(graph, state, "=channel" in choice)]
+    apart = [
+        driven / before
+        for before, driven in ratios_before_and_after(graph, state, "=channel" in choice)
+    ]
     assert min(apart) > 1.1
     assert np.mean(apart) > 1.5
 
 
-def ratios_before_and_after(graph: Graph, state: State, by_channel: bool) -> list[tuple[float, float]]:
-    """How much larger what stayed is than what went, in every layer, by the weights before and after training."""
+def ratios_before_and_after(
+    graph: Graph, state: State, by_channel: bool
+) -> list[tuple[float, float]]:
+    """How much larger what stayed is than what went, in every layer, by the weights before and
+    after training."""
     found = []
     if state.masks is not None and state.unmasked is not None:
         for name, mask in state.masks.items():
@@ -120,9 +143,15 @@ def ratios_before_and_after(graph: Graph, state: State, by_channel: bool) -> lis
         kept = torch.zeros(len(graph.weights[f"{name}.weight"]), dtype=torch.bool)
         kept[torch.from_numpy((state.plan or {})[name])] = True
         if not kept.all():
-            # Filters of the one layer, or columns of the other: what removes a channel in either way.
-            layer, axes = (name.replace("conv1", "conv2"), (0, 2, 3)) if by_channel else (name, (1, 2, 3))
-            sizes = [weights[f"{layer}.weight"].abs().mean(axes) for weights in (graph.weights, state.uncut.weights)]
+            # Filters of the one layer, or columns of the other: what removes a channel in either
+            # way.
+            layer, axes = (
+                (name.replace("conv1", "conv2"), (0, 2, 3)) if by_channel else (name, (1, 2, 3))
+            )
+            sizes = [
+                weights[f"{layer}.weight"].abs().mean(axes)
+                for weights in (graph.weights, state.uncut.weights)
+            ]
             found.append(tuple(float(size[kept].mean() / size[~kept].mean()) for size in sizes))
     return found  # type: ignore[return-value]
 
@@ -143,8 +172,11 @@ def test_greg1_picks_by_the_weights_before_training(graph: Graph, workload: Work
     assert chance not in (least, most)
 
 
-def test_greg2_picks_the_smallest_when_the_uniform_penalty_is_high_enough(graph: Graph, workload: Workload) -> None:
-    """The pick is by the weights as they are in that very iteration, not by those at the start or the end."""
+def test_greg2_picks_the_smallest_when_the_uniform_penalty_is_high_enough(
+    graph: Graph, workload: Workload
+) -> None:
+    """The pick is by the weights as they are in that very iteration, not by those at the start or
+    the end."""
     seen: dict[str, Any] = {}
 
     class Spy(GReg2):
@@ -155,10 +187,16 @@ def test_greg2_picks_the_smallest_when_the_uniform_penalty_is_high_enough(graph:
 
     state = state_after(graph, workload, "couple,cost")
     growing = Growing(interval=2, stabilise=4, grow=0.1, pick_grow=0.01, pick_ceiling=0.05)
-    Spy(ratios="0.5", regulariser=growing, recipe=SGD(lr=0.05, batch_size=64, schedule="constant")).run(state)
+    Spy(
+        ratios="0.5", regulariser=growing, recipe=SGD(lr=0.05, batch_size=64, schedule="constant")
+    ).run(state)
     before, picked = seen["picks"]
-    assert all(torch.equal(before[f"{name}.weight"], graph.weights[f"{name}.weight"]) for name in INSIDE)
-    assert not any(torch.equal(picked[f"{name}.weight"], graph.weights[f"{name}.weight"]) for name in INSIDE)
+    assert all(
+        torch.equal(before[f"{name}.weight"], graph.weights[f"{name}.weight"]) for name in INSIDE
+    )
+    assert not any(
+        torch.equal(picked[f"{name}.weight"], graph.weights[f"{name}.weight"]) for name in INSIDE
+    )
     for name in INSIDE:
         order = torch.argsort(picked[f"{name}.weight"].abs().mean((1, 2, 3)))
         assert state.plan is not None
@@ -168,7 +206,8 @@ def test_greg2_picks_the_smallest_when_the_uniform_penalty_is_high_enough(graph:
 
 
 def test_another_criterion_picks_channels(graph: Graph, workload: Workload) -> None:
-    """GReg-1 with Taylor scores: half of every layer, the lowest scores of the network as it came."""
+    """GReg-1 with Taylor scores: half of every layer, the lowest scores of the network as it
+    came."""
     quick = FAST.replace("iterations=50", "iterations=6")
     result = run(graph, workload, f"greg1{{ratios=0.5 criterion=taylor{{batches=2}} {quick}}}")
     scores = score_units(couple(graph), graph.weights, "taylor{batches=2}", workload=workload)
@@ -186,13 +225,19 @@ def test_batch_norm_statistics_of_kept_channels_stay(graph: Graph, workload: Wor
         for part in ("running_mean", "running_var", "weight", "bias"):
             trained = state.uncut.weights[f"{norm}.{part}"]
             assert torch.equal(state.graph.weights[f"{norm}.{part}"], trained[kept])
-        assert not torch.equal(state.uncut.weights[f"{norm}.running_mean"], graph.weights[f"{norm}.running_mean"])
+        assert not torch.equal(
+            state.uncut.weights[f"{norm}.running_mean"], graph.weights[f"{norm}.running_mean"]
+        )
 
 
 def test_the_penalty_decides_how_long_training_lasts(graph: Graph, workload: Workload) -> None:
     """As many epochs as the penalty may take, and not an iteration more than it takes."""
     steps = len(workload.train) // 64
-    result = run(graph, workload, f"greg1{{ratios=0.5 {FAST.replace('iterations=50', 'stabilise=3 grow=0.09')}}}")
+    result = run(
+        graph,
+        workload,
+        f"greg1{{ratios=0.5 {FAST.replace('iterations=50', 'stabilise=3 grow=0.09')}}}",
+    )
     record = record_of(result)
     assert record.training.steps == record.regulariser.longest == 2 * (math.floor(1 / 0.09)) + 1 + 3
     assert len(record.training.epochs) == math.ceil(record.training.steps / steps)
@@ -201,7 +246,9 @@ def test_the_penalty_decides_how_long_training_lasts(graph: Graph, workload: Wor
     assert apart.training.steps < apart.regulariser.longest
 
 
-def test_the_published_schedule_is_announced_and_own_epochs_must_be_enough(graph: Graph, workload: Workload) -> None:
+def test_the_published_schedule_is_announced_and_own_epochs_must_be_enough(
+    graph: Graph, workload: Workload
+) -> None:
     said = []
     epochs = math.ceil(90_001 / (len(workload.train) // 64))
 
@@ -213,14 +260,21 @@ def test_the_published_schedule_is_announced_and_own_epochs_must_be_enough(graph
     with pytest.raises(KeyboardInterrupt):
         run(graph, workload, "greg1{ratios=0.5}", progress=listen)
     assert said[-1] == f"greg1: up to 90,001 iterations, {epochs:,} epochs of this data"
-    with pytest.raises(UserError, match=r"epochs=3 .* takes up to 90,001 .* leave epochs out, or shorten it by"):
+    with pytest.raises(
+        UserError, match=r"epochs=3 .* takes up to 90,001 .* leave epochs out, or shorten it by"
+    ):
         run(graph, workload, "greg1{ratios=0.5 recipe=sgd{epochs=3 batch-size=64}}")
 
 
-def test_without_anything_to_remove_nothing_is_trained_for_long(graph: Graph, workload: Workload) -> None:
+def test_without_anything_to_remove_nothing_is_trained_for_long(
+    graph: Graph, workload: Workload
+) -> None:
     result = run(graph, workload, f"greg1{{budget=100%FLOPs {FAST}}}")
     assert record_of(result).training.steps == 1
-    assert all(len(kept) == (result.coupling.group(name).width) for name, kept in (result.plan or {}).items())  # type: ignore[union-attr]
+    assert all(
+        len(kept) == (result.coupling.group(name).width)
+        for name, kept in (result.plan or {}).items()
+    )  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_is_said_before_training(graph: Graph, workload: Workload) -> None:
@@ -242,8 +296,11 @@ def test_what_cannot_be_is_said_before_training(graph: Graph, workload: Workload
         PassManager.parse("couple,cost,greg2{ratios=0.5}").run(graph)
 
 
-def test_picks_for_another_budget_are_not_taken_up(graph: Graph, workload: Workload, tmp_path: Path) -> None:
-    """The checkpoint holds the picks: for other budgets, frozen layers or another plan file they are wrong."""
+def test_picks_for_another_budget_are_not_taken_up(
+    graph: Graph, workload: Workload, tmp_path: Path
+) -> None:
+    """The checkpoint holds the picks: for other budgets, frozen layers or another plan file they
+    are wrong."""
     text = "greg1{%s" + FAST.replace("iterations=50", "iterations=6") + "}"
     plain = text % ""
     first = run(graph, workload, plain, budgets=["70%FLOPs"], run_dir=tmp_path)
@@ -251,8 +308,13 @@ def test_picks_for_another_budget_are_not_taken_up(graph: Graph, workload: Workl
     assert {name: kept.tolist() for name, kept in (first.plan or {}).items()} == {
         name: kept.tolist() for name, kept in (again.plan or {}).items()
     }
-    for other in ({"budgets": ["60%FLOPs"]}, {"budgets": ["70%FLOPs"], "ignore": ["layer1.0.conv1"]}):
-        with pytest.raises(UserError, match=r"greg1\.ckpt was left by another training run \(other options\)"):
+    for other in (
+        {"budgets": ["60%FLOPs"]},
+        {"budgets": ["70%FLOPs"], "ignore": ["layer1.0.conv1"]},
+    ):
+        with pytest.raises(
+            UserError, match=r"greg1\.ckpt was left by another training run \(other options\)"
+        ):
             run(graph, workload, plain, run_dir=tmp_path, **other)
     file = tmp_path / "plan.json"
     coupling = couple(graph)
@@ -270,8 +332,14 @@ def test_picks_for_another_budget_are_not_taken_up(graph: Graph, workload: Workl
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GReg1(regulariser=Growing(picks="late")), "greg1 picks early: leave picks out, or take greg2"),
-        (lambda: GReg2(regulariser=Growing(picks="early")), "greg2 picks late: leave picks out, or take greg1"),
+        (
+            lambda: GReg1(regulariser=Growing(picks="late")),
+            "greg1 picks early: leave picks out, or take greg2",
+        ),
+        (
+            lambda: GReg2(regulariser=Growing(picks="early")),
+            "greg2 picks late: leave picks out, or take greg1",
+        ),
         (lambda: GReg2(granularity="weight", round_to=8), "round-to and minimum count channels"),
         (lambda: GReg2(ratios="[0,2]"), "2 must be the share that goes"),
     ],
@@ -294,17 +362,33 @@ def test_regularisers_and_passes_go_together(graph: Graph, workload: Workload, c
     result = run(graph, workload, choice)
     assert result.verification is not None
     assert all(use.value <= use.limit * (1 + 1e-9) for use in result.budgets)
-    assert any(len(kept) < result.coupling.group(name).width for name, kept in (result.plan or {}).items())  # type: ignore[union-attr]
+    assert any(
+        len(kept) < result.coupling.group(name).width for name, kept in (result.plan or {}).items()
+    )  # type: ignore[union-attr]
 
 
 def test_the_command_and_its_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["compile", "zoo:digits_resnet?width=0.25", "--input", "1x1x8x8", "--data", "digits", "--quiet"]
-    chosen = ["--pass", "greg2{ratios=[0,.5,.5,.5,0] iterations=20 lr=0.02}", "--out", str(tmp_path / "o")]
+    words = [
+        "compile",
+        "zoo:digits_resnet?width=0.25",
+        "--input",
+        "1x1x8x8",
+        "--data",
+        "digits",
+        "--quiet",
+    ]
+    chosen = [
+        "--pass",
+        "greg2{ratios=[0,.5,.5,.5,0] iterations=20 lr=0.02}",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main([*words, *chosen]) == 0
     report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
     grown = report["search"]["regulariser"]
     assert {item["name"]: item["removed"] for item in grown["layers"]} == {
-        name: next(group["width"] for group in report["groups"] if group["name"] == name) // 2 for name in INSIDE
+        name: next(group["width"] for group in report["groups"] if group["name"] == name) // 2
+        for name in INSIDE
     }
     page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
     assert "<h2>Growing penalty</h2>" in page
@@ -314,14 +398,19 @@ def test_the_command_and_its_report(tmp_path: Path, capfd: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["greg1", "greg2"])
-def test_removing_what_a_grown_penalty_has_emptied_costs_little(workload: Workload, name: str) -> None:
-    """The demo's network at full width: half of the inner filters go, and accuracy stays without any fine-tuning."""
+def test_removing_what_a_grown_penalty_has_emptied_costs_little(
+    workload: Workload, name: str
+) -> None:
+    """The demo's network at full width: half of the inner filters go, and accuracy stays without
+    any fine-tuning."""
     torch.manual_seed(0)
     module = zoo.create("digits_resnet")
     train(module, workload, SGD(epochs=20, lr=0.05, batch_size=64))
     graph = capture(module.eval(), (torch.randn(1, 1, 8, 8),))
     full = workload.score(module, "test")
-    penalty = "regulariser=growing{iterations=800} recipe=sgd{lr=0.01 batch-size=64 schedule=constant}"
+    penalty = (
+        "regulariser=growing{iterations=800} recipe=sgd{lr=0.01 batch-size=64 schedule=constant}"
+    )
     result = run(graph, workload, f"{name}{{ratios=0.5 {penalty}}}")
     at_once = run(graph, workload, "l1{ratios=0.5 granularity=filter}")
     assert full > 0.95

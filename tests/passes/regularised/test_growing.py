@@ -1,4 +1,5 @@
-"""The regulariser ``growing`` in training: its place among gradients and decay, and runs that are broken off."""
+"""The regulariser ``growing`` in training: its place among gradients and decay, and runs that are
+broken off."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def task_of(smallest: Callable[[Mapping[str, int]], Any]) -> TaskOf:
     def make(state: State) -> Task:
         def decide(weights: Mapping[str, Tensor]) -> Decision:
             removed = dict(zip("ab", smallest({"a": 2, "b": 3})(weights), strict=True))
-            return Decision({name: np.flatnonzero(~flags.numpy()) for name, flags in removed.items()})
+            return Decision(
+                {name: np.flatnonzero(~flags.numpy()) for name, flags in removed.items()}
+            )
 
         return Task(state, state.need_coupling(), state.need_cost(), decide)
 
@@ -83,11 +86,14 @@ def task_of(smallest: Callable[[Mapping[str, int]], Any]) -> TaskOf:
 def test_the_penalty_comes_on_top_of_the_weight_decay(
     graph: Graph, workload: Workload, task_of: TaskOf, tiny: nn.Module, accumulate: int
 ) -> None:
-    """One step of SGD, by hand: W - lr * (dloss/dW + decay * W + reg * W); norms and biases have no penalty."""
+    """One step of SGD, by hand: W - lr * (dloss/dW + decay * W + reg * W); norms and biases have no
+    penalty."""
     state = state_of(graph, workload)
     growing = Growing(picks="early", grow=0.25, interval=1, stabilise=0, ceiling=0.1)
     hook = growing.hook(task_of(state))
-    recipe = SGD(epochs=1, lr=0.1, momentum=0.9, weight_decay=0.01, batch_size=24, schedule="constant")
+    recipe = SGD(
+        epochs=1, lr=0.1, momentum=0.9, weight_decay=0.01, batch_size=24, schedule="constant"
+    )
     recipe = replace(recipe, accumulate=accumulate, augment=False)
     log = train_state(state, recipe, name="t", hooks=(hook,))
     assert log.steps == 1
@@ -95,7 +101,9 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(
     model.load_state_dict(graph.weights)
     model.train()
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    images, labels = workload.train.fetch(order, augment=False, generator=torch.Generator(), device="cpu")
+    images, labels = workload.train.fetch(
+        order, augment=False, generator=torch.Generator(), device="cpu"
+    )
     parts = zip(images.tensor_split(accumulate), labels.tensor_split(accumulate), strict=True)
     sum(nn.functional.cross_entropy(model(x), y) / accumulate for x, y in parts).backward()  # type: ignore[union-attr]
     for name, parameter in model.named_parameters():
@@ -108,10 +116,14 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(
         torch.testing.assert_close(state.graph.weights[name], wanted.detach())
 
 
-def test_a_training_too_short_for_the_schedule(graph: Graph, workload: Workload, task_of: TaskOf) -> None:
+def test_a_training_too_short_for_the_schedule(
+    graph: Graph, workload: Workload, task_of: TaskOf
+) -> None:
     state = state_of(graph, workload)
     hook = Growing(iterations=20).hook(task_of(state))
-    with pytest.raises(UserError, match=r"training lasts 19 iterations, .* takes up to 20: .* iterations=19"):
+    with pytest.raises(
+        UserError, match=r"training lasts 19 iterations, .* takes up to 20: .* iterations=19"
+    ):
         train_state(state, SGD(epochs=19, batch_size=24), name="t", hooks=(hook,))
 
 
@@ -136,7 +148,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     graph: Graph, workload: Workload, task_of: TaskOf, tmp_path: Path, picks: Any, stop: int
 ) -> None:
     """Before the pick, after it, under the growing and under the final penalty."""
-    options = {"interval": 2, "stabilise": 6, "grow": 0.3, "pick_grow": 0.01, "pick_ceiling": 0.02, "recover": -0.01}
+    options = {
+        "interval": 2,
+        "stabilise": 6,
+        "grow": 0.3,
+        "pick_grow": 0.01,
+        "pick_ceiling": 0.02,
+        "recover": -0.01,
+    }
     growing = Growing(picks=picks, ceiling=1.0, **options)  # type: ignore[arg-type]
     recipe = SGD(epochs=30, lr=0.05, batch_size=12, schedule="constant", augment=False)
 

@@ -34,7 +34,8 @@ def layers(graph: Graph) -> tuple[Prunable, ...]:
 
 @dataclass
 class Naive:
-    """The text of the paper's schedule for filters, layer by layer; penalties are exact fractions."""
+    """The text of the paper's schedule for filters, layer by layer; penalties are exact
+    fractions."""
 
     weights: dict[str, Tensor]
     counts: dict[str, int]
@@ -97,7 +98,9 @@ class Naive:
         gone = [scores[i] for i in self.picked[name]]
         kept = [scores[i] for i in range(len(scores)) if i not in self.picked[name]]
         ratio = (sum(kept) / len(kept)) / (sum(gone) / len(gone))
-        self.average[name] = 0.9 * self.average[name] + 0.1 * ratio if name in self.average else ratio
+        self.average[name] = (
+            0.9 * self.average[name] + 0.1 * ratio if name in self.average else ratio
+        )
 
     def is_finished(self, name: str) -> bool:
         if self.counts[name] == 0:
@@ -105,7 +108,11 @@ class Naive:
         if max(self.reg[name]) > self.rates.ceiling and name in self.picked:
             return True
         if self.early:
-            return all(self.average[other] >= self.rates.limit for other in self.counts if self.counts[other])
+            return all(
+                self.average[other] >= self.rates.limit
+                for other in self.counts
+                if self.counts[other]
+            )
         return name in self.picked and self.average[name] >= self.rates.limit
 
 
@@ -113,7 +120,10 @@ def reg_of(machine: Growth, layer: Prunable) -> list[Fraction]:
     """The machine's penalty on every group."""
     at = machine.of[layer.name]
     goes, stays = machine.values(at)
-    return [goes if at.removed is not None and bool(at.removed[i]) else stays for i in range(layer.count)]
+    return [
+        goes if at.removed is not None and bool(at.removed[i]) else stays
+        for i in range(layer.count)
+    ]
 
 
 FAST = Rates(
@@ -137,8 +147,8 @@ def walk(
     rate: float,
     smallest: Smallest,
 ) -> list[str]:
-    """Run both machines beside each other under the same noisy descent, starting the tested one anew from its own
-    state in every iteration; returns the states passed through.
+    """Run both machines beside each other under the same noisy descent, starting the tested one
+    anew from its own state in every iteration; returns the states passed through.
     """
     weights = {f"{name}.weight": graph.weights[f"{name}.weight"].clone() for name in counts}
     naive = Naive({name: weights[f"{name}.weight"] for name in counts}, counts, rates, early)
@@ -155,14 +165,21 @@ def walk(
                 assert reg_of(machine, layer) == naive.reg[layer.name], (number, layer.name)
             assert at.finished == naive.finished.get(layer.name)
             assert (at.ratio is None) == (layer.name not in naive.average)
-            assert at.ratio is None or math.isclose(at.ratio, naive.average[layer.name], rel_tol=1e-12)
-        states.append(machine.state + ("" if any(at.removed is None for at in machine.of.values()) else "+picked"))
+            assert at.ratio is None or math.isclose(
+                at.ratio, naive.average[layer.name], rel_tol=1e-12
+            )
+        states.append(
+            machine.state
+            + ("" if any(at.removed is None for at in machine.of.values()) else "+picked")
+        )
         parameters = {name: nn.Parameter(tensor) for name, tensor in weights.items()}
         for name, parameter in parameters.items():
             parameter.grad = 0.01 * torch.randn(parameter.shape, generator=generator)
             gradient = parameter.grad.clone()
             reg = torch.tensor([float(value) for value in naive.reg[name.removesuffix(".weight")]])
-            weights[name] = parameter.detach() - rate * (gradient + reg[:, None, None, None] * parameter.detach())
+            weights[name] = parameter.detach() - rate * (
+                gradient + reg[:, None, None, None] * parameter.detach()
+            )
         machine.penalise(parameters)
         for name, parameter in parameters.items():
             assert parameter.grad is not None
@@ -185,7 +202,10 @@ def walk(
     ("rates", "rate"),
     [
         (FAST, 0.01),  # the ceiling ends it
-        (replace(FAST, limit=3.0, ceiling=Fraction(100)), 0.5),  # the ratios end it, at different times
+        (
+            replace(FAST, limit=3.0, ceiling=Fraction(100)),
+            0.5,
+        ),  # the ratios end it, at different times
         (replace(FAST, interval=1, stabilise=0), 0.1),
         (replace(FAST, pick_grow=Fraction(7, 1000), grow=Fraction(3, 100), limit=8.0), 0.3),
     ],
@@ -200,18 +220,25 @@ def test_every_step_is_that_of_the_text(
     counts: dict[str, int],
     smallest: Smallest,
 ) -> None:
-    # A late machine cannot know before it picks that a layer loses nothing: such layers are not given to it.
+    # A late machine cannot know before it picks that a layer loses nothing: such layers are not
+    # given to it.
     mine = layers if early else tuple(layer for layer in layers if counts[layer.name])
     asked = counts if early else {name: count for name, count in counts.items() if count}
     states = walk(mine, graph, rates, asked, early, rate, smallest)
-    wanted = ["update+picked", "stabilise+picked"] if early else ["update", "update+picked", "stabilise+picked"]
+    wanted = (
+        ["update+picked", "stabilise+picked"]
+        if early
+        else ["update", "update+picked", "stabilise+picked"]
+    )
     assert list(dict.fromkeys(states)) == wanted
 
 
 def test_ratios_finish_globally_in_greg1_and_by_layer_in_greg2(
     layers: tuple[Prunable, ...], smallest: Smallest
 ) -> None:
-    rates = replace(FAST, interval=1, pick_ceiling=Fraction(1, 100), limit=10.0, ceiling=Fraction(100))
+    rates = replace(
+        FAST, interval=1, pick_ceiling=Fraction(1, 100), limit=10.0, ceiling=Fraction(100)
+    )
     apart = torch.tensor([1.0, 1.0, 0.01, 0.01])[:, None, None, None].expand(4, 1, 3, 3)
     close = torch.tensor([1.0, 1.0, 1.0, 0.9, 0.9, 0.9])[:, None, None, None].expand(6, 4, 3, 3)
     weights = {"a.weight": apart.contiguous(), "b.weight": close.contiguous()}
@@ -231,10 +258,14 @@ def test_ratios_finish_globally_in_greg1_and_by_layer_in_greg2(
         assert machine.of["b"].finished == 3
 
 
-def test_thresholds_are_strict_where_the_paper_is(layers: tuple[Prunable, ...], smallest: Smallest) -> None:
+def test_thresholds_are_strict_where_the_paper_is(
+    layers: tuple[Prunable, ...], smallest: Smallest
+) -> None:
     weights = {"a.weight": torch.ones(4, 1, 3, 3), "b.weight": torch.ones(6, 4, 3, 3)}
     rates = replace(FAST, interval=1, grow=Fraction(1, 2), limit=1.0)
-    machine = Growth(layers, replace(rates, limit=1.5), early=True, decide=smallest({"a": 1, "b": 1}))
+    machine = Growth(
+        layers, replace(rates, limit=1.5), early=True, decide=smallest({"a": 1, "b": 1})
+    )
     machine.start(weights)
     machine.update(0, weights)
     machine.update(1, weights)

@@ -47,7 +47,9 @@ def graph() -> Graph:
         return capture(zoo.create("digits_resnet").eval(), (torch.randn(2, 1, 8, 8),))
 
 
-def run(graph: Graph, text: str, workload: Workload, *budgets: str, **options: Any) -> tuple[Result, SlimmingRecord]:
+def run(
+    graph: Graph, text: str, workload: Workload, *budgets: str, **options: Any
+) -> tuple[Result, SlimmingRecord]:
     manager = PassManager.parse(f"couple,cost,{text},slice,verify")
     result = manager.run(graph, workload=workload, budgets=budgets, **options)
     assert result.verification is not None
@@ -65,15 +67,23 @@ def test_sparse_training_cut_and_proof(graph: Graph, digits: Workload) -> None:
     assert trained.after < 0.95 * trained.before
     assert trained.training.steps == 2 * (len(digits.train) // 64)
     assert trained.training.epochs[-1].metric > 0.6
-    assert (record.variant, record.scales, trained.regulariser.reached) == ("network slimming", 560, 15)
+    assert (record.variant, record.scales, trained.regulariser.reached) == (
+        "network slimming",
+        560,
+        15,
+    )
     assert result.plan is not None
-    assert {g.group: g.after for g in record.groups} == {name: len(kept) for name, kept in result.plan.items()}
+    assert {g.group: g.after for g in record.groups} == {
+        name: len(kept) for name, kept in result.plan.items()
+    }
     assert all(g.before >= g.after for g in record.groups)
 
 
 def test_the_ratio_is_the_papers_on_the_trained_scales(graph: Graph, digits: Workload) -> None:
     """The threshold and survivors, recomputed from the weights that were cut."""
-    manager = PassManager.parse(f"couple,cost,slimming{{ratio=0.4 min-channels=1 min-ratio=0 {FAST}}}")
+    manager = PassManager.parse(
+        f"couple,cost,slimming{{ratio=0.4 min-channels=1 min-ratio=0 {FAST}}}"
+    )
     result = manager.run(graph, workload=digits)
     record = result.records["slimming"]
     assert isinstance(record, SlimmingRecord)
@@ -90,10 +100,14 @@ def test_the_ratio_is_the_papers_on_the_trained_scales(graph: Graph, digits: Wor
 
 
 def test_fine_tuning_is_without_the_penalty(graph: Graph, digits: Workload) -> None:
-    """Under a loss that is always 0 nothing but the penalty moves weights: it does in slimming, not in finetune."""
+    """Under a loss that is always 0 nothing but the penalty moves weights: it does in slimming, not
+    in finetune."""
     flat = dataclasses.replace(digits, loss=lambda outputs, targets: outputs.sum() * 0.0)
     still = "epochs=1 lr=0.5 batch-size=64 schedule=constant momentum=0.0 weight-decay=0.0"
-    text = f"couple,cost,slimming{{ratio=0.3 regulariser=gamma-l1{{scale=0.01}} recipe=sgd{{{still}}}}},slice,verify"
+    text = (
+        f"couple,cost,slimming{{ratio=0.3 regulariser=gamma-l1{{scale=0.01}} "
+        f"recipe=sgd{{{still}}}}},slice,verify"
+    )
     sparse = PassManager.parse(text).run(graph, workload=flat)
     steps = len(digits.train) // 64
     for name in ("bn1.weight", "layer3.1.bn1.weight"):
@@ -109,7 +123,8 @@ def test_rounds_remove_more_and_bring_nothing_back(graph: Graph, digits: Workloa
     first, second = record.rounds
     assert first.removed < second.removed
     assert result.budgets[0].share >= 0.99
-    # The first round alone, run by itself, aims half way; what it removed is removed in the end as well.
+    # The first round alone, run by itself, aims half way; what it removed is removed in the end as
+    # well.
     alone, half = run(graph, f"slimming{{{SHORT}}}", digits, "70%FLOPs")
     assert (half.rounds[0].removed, half.threshold) == (first.removed, first.threshold)
     assert result.plan is not None
@@ -119,11 +134,14 @@ def test_rounds_remove_more_and_bring_nothing_back(graph: Graph, digits: Workloa
 
 
 def test_a_later_round_trains_the_cut_network(graph: Graph, digits: Workload) -> None:
-    """What is held at zero computes what is cut: one step of training gives the kept weights the same values."""
+    """What is held at zero computes what is cut: one step of training gives the kept weights the
+    same values."""
     coupling = couple(graph)
     plan = {g.name: np.arange(g.width)[:: 2 if g.step == 1 else 1] for g in coupling.free}
     masks = unit_masks(coupling, plan)
-    full = build_module(graph, {n: w * masks[n] if n in masks else w for n, w in graph.weights.items()}).train()
+    full = build_module(
+        graph, {n: w * masks[n] if n in masks else w for n, w in graph.weights.items()}
+    ).train()
     cut = slice_graph(graph, coupling, plan)
     small = build_module(cut, cut.weights).train()
     x, y = next(digits.train.batches(32, seed=0))
@@ -142,7 +160,9 @@ def test_scales_can_be_set_first(graph: Graph, digits: Workload) -> None:
     text = "slimming{ratio=0.2 gamma-init=0.5 recipe=sgd{epochs=0}}"
     result = PassManager.parse(f"couple,cost,{text}").run(graph, workload=digits)
     weights = result.graph.weights
-    assert all(bool((weights[n] == 0.5).all()) for n in weights if n.endswith(("bn1.weight", "bn2.weight")))
+    assert all(
+        bool((weights[n] == 0.5).all()) for n in weights if n.endswith(("bn1.weight", "bn2.weight"))
+    )
     assert all(not weights[n].any() for n in weights if n.endswith(("bn1.bias", "bn2.bias")))
     record = result.records["slimming"]
     assert isinstance(record, SlimmingRecord)
@@ -159,7 +179,10 @@ def test_floors_are_noted(graph: Graph, digits: Workload) -> None:
 
 
 def test_training_that_does_not_shrink_the_scales_is_noted(graph: Graph, digits: Workload) -> None:
-    text = "slimming{ratio=0.5 regulariser=gamma-l1{scale=1e-9} recipe=sgd{epochs=1 lr=0.3 weight-decay=0.0}}"
+    text = (
+        "slimming{ratio=0.5 regulariser=gamma-l1{scale=1e-9} recipe=sgd{epochs=1 lr=0.3 "
+        "weight-decay=0.0}}"
+    )
     _, record = run(graph, text, digits)
     assert record.rounds[0].after > 0.99 * record.rounds[0].before
     assert any("training hardly shrank the scales" in note for note in record.notes)
@@ -188,12 +211,19 @@ def bare(norm: bool) -> Graph:
 
 
 def test_networks_without_batch_norm(digits: Workload) -> None:
-    with pytest.raises(UserError, match=r"group conv1 has no batch-norm scale .*regulariser=group-norm criterion=l2"):
+    with pytest.raises(
+        UserError,
+        match=r"group conv1 has no batch-norm scale .*regulariser=group-norm criterion=l2",
+    ):
         run(bare(False), f"slimming{{{FAST}}}", digits, "50%FLOPs")
-    options = "regulariser=group-norm{scale=0.01} criterion=l2 recipe=sgd{epochs=2 lr=0.1 batch-size=64}"
+    options = (
+        "regulariser=group-norm{scale=0.01} criterion=l2 recipe=sgd{epochs=2 lr=0.1 batch-size=64}"
+    )
     result, record = run(bare(False), f"slimming{{{options}}}", digits, "50%FLOPs")
     assert result.budgets[0].share <= 1
-    assert record.variant == "group-norm training, threshold over l2 (a variant of network slimming)"
+    assert (
+        record.variant == "group-norm training, threshold over l2 (a variant of network slimming)"
+    )
     assert record.notes[0] == f"not the paper's method: {record.variant}"
     assert record.rounds[0].regulariser.reached == 3
     _, record = run(bare(False), f"slimming{{ratio=0.5 {options}}}", digits)
@@ -206,12 +236,20 @@ def test_networks_with_some_batch_norms(digits: Workload) -> None:
         run(bare(True), f"slimming{{ratio=0.5 {FAST}}}", digits)
     result, record = run(bare(True), f"slimming{{ratio=0.5 ignore=conv2,conv3 {FAST}}}", digits)
     assert result.plan is not None
-    assert {g.group: g.reason for g in record.groups} == {"conv1": "threshold", "conv2": "kept", "conv3": "kept"}
-    assert len(result.plan["conv1"]) == 12 - 7  # int(12 * 0.5) = 6: seven are not greater than the one at place 6
+    assert {g.group: g.reason for g in record.groups} == {
+        "conv1": "threshold",
+        "conv2": "kept",
+        "conv3": "kept",
+    }
+    assert (
+        len(result.plan["conv1"]) == 12 - 7
+    )  # int(12 * 0.5) = 6: seven are not greater than the one at place 6
 
 
 def test_every_regulariser_works(graph: Graph, digits: Workload) -> None:
-    growing = "regulariser=growing{iterations=8 stabilise=1} recipe=sgd{lr=0.01 epochs=1 batch-size=64}"
+    growing = (
+        "regulariser=growing{iterations=8 stabilise=1} recipe=sgd{lr=0.01 epochs=1 batch-size=64}"
+    )
     result, record = run(graph, f"slimming{{criterion=l1 {growing}}}", digits, "60%FLOPs")
     assert result.budgets[0].share <= 1
     assert {g.reason for g in record.groups} == {"regulariser"}
@@ -255,11 +293,19 @@ def test_a_schema_decides_merging_and_more(graph: Graph, digits: Workload, tmp_p
 
 def test_a_schema_leaves_whole_what_it_does_not_prune(digits: Workload, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(write_schema(couple(bare(True)))))
-    _, record = run(bare(True), f"slimming{{ratio=0.5 schema={tmp_path / 's.json'} {FAST}}}", digits)
-    assert {g.group: g.reason for g in record.groups} == {"conv1": "threshold", "conv2": "kept", "conv3": "kept"}
+    _, record = run(
+        bare(True), f"slimming{{ratio=0.5 schema={tmp_path / 's.json'} {FAST}}}", digits
+    )
+    assert {g.group: g.reason for g in record.groups} == {
+        "conv1": "threshold",
+        "conv2": "kept",
+        "conv3": "kept",
+    }
 
 
-def test_a_schema_of_another_network_is_refused(graph: Graph, digits: Workload, tmp_path: Path) -> None:
+def test_a_schema_of_another_network_is_refused(
+    graph: Graph, digits: Workload, tmp_path: Path
+) -> None:
     (tmp_path / "s.json").write_text(json.dumps(write_schema(couple(bare(True)))))
     with pytest.raises(UserError, match=r"s.json: it names .*, but the network has no"):
         run(graph, f"slimming{{ratio=0.5 schema={tmp_path / 's.json'} {FAST}}}", digits)
@@ -296,7 +342,12 @@ def test_aims_are_checked_before_training(graph: Graph, digits: Workload) -> Non
         ("slimming{ratio=0.5}", ("50%FLOPs",), UserError, "contradict each other"),
         ("slimming{passes=3}", ("0.01%FLOPs",), BudgetError, "out of reach"),
         ("slimming{fixed=bn7:0.5}", ("50%FLOPs",), UserError, "fixed=bn7: no layer with scales"),
-        ("slimming{ignore=bn7}", ("50%FLOPs",), UserError, "no parameter, module or channel group has this name"),
+        (
+            "slimming{ignore=bn7}",
+            ("50%FLOPs",),
+            UserError,
+            "no parameter, module or channel group has this name",
+        ),
     ]:
         with pytest.raises(error, match=message):
             run(graph, text, digits, *budgets)
@@ -317,8 +368,12 @@ def test_the_text_of_a_pass_reads_back() -> None:
     assert parse_pipeline(pass_text(step)) == [step]
 
 
-def test_the_commands_of_the_documentation_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "slimming.md").read_text(encoding="utf-8")
+def test_the_commands_of_the_documentation_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "slimming.md").read_text(
+        encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     for name in ("result.json", "pruned.pth"):
         Path(name).touch()
@@ -328,7 +383,10 @@ def test_the_commands_of_the_documentation_parse(tmp_path: Path, monkeypatch: py
         assert parse_pipeline(pipeline)
     (section,) = re.findall(r"## Options\n(.*?)\n## ", text, re.DOTALL)
     named = set(
-        re.findall(r"`([a-z-]+)`", "".join(line.split("|")[1] for line in section.splitlines() if "| `" in line))
+        re.findall(
+            r"`([a-z-]+)`",
+            "".join(line.split("|")[1] for line in section.splitlines() if "| `" in line),
+        )
     )
     assert named == {field.name.replace("_", "-") for field in option_fields(Slimming)}
 

@@ -26,14 +26,22 @@ from pruneopt.passes.training.trainer import train
 def task(model: nn.Module, *shape: int) -> Task:
     graph = capture(model.eval(), (torch.randn(2, *shape, dtype=next(model.parameters()).dtype),))
     coupling = couple(graph)
-    return Task(State(graph, graph), coupling, CostModel(graph, coupling), lambda weights: Decision({}))
+    return Task(
+        State(graph, graph), coupling, CostModel(graph, coupling), lambda weights: Decision({})
+    )
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Two convolutions and a linear layer with batch norms; one scale is exactly 0, some are negative."""
+    """Two convolutions and a linear layer with batch norms; one scale is exactly 0, some are
+    negative."""
     with seeded(0):
         model = nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 3)
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 3, 1),
+            nn.BatchNorm2d(3),
+            nn.Flatten(),
+            nn.Linear(48, 3),
         )
         model.append(nn.BatchNorm1d(3)).append(nn.Linear(3, 2))
         for index in (1, 3, 6):
@@ -57,7 +65,9 @@ class Watch(Hook):
 
     def before_step(self, run: Run) -> None:
         named = dict(run.module.named_parameters())
-        self.gradients.append({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+        self.gradients.append(
+            {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+        )
         self.weights.append({name: p.detach().clone() for name, p in named.items()})
 
 
@@ -65,8 +75,16 @@ class Watch(Hook):
 def test_sparse_training_is_a_loop_written_out(parts: int) -> None:
     """Momentum SGD with weight decay on the mean loss plus ``scale * sign(gamma)``; scales only."""
     model, reference, workload = net(torch.float64), net(torch.float64), images(torch.float64)
-    recipe = SGD(epochs=3, batch_size=12, lr=0.05, weight_decay=0.01, schedule="constant", accumulate=parts)
-    train(model, workload, recipe, hooks=[GammaL1(scale=0.03).hook(task(net(torch.float64), 2, 6, 6))], seed=2)
+    recipe = SGD(
+        epochs=3, batch_size=12, lr=0.05, weight_decay=0.01, schedule="constant", accumulate=parts
+    )
+    train(
+        model,
+        workload,
+        recipe,
+        hooks=[GammaL1(scale=0.03).hook(task(net(torch.float64), 2, 6, 6))],
+        seed=2,
+    )
     scales = {"1.weight", "3.weight", "6.weight"}
     momentum = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     reference.train()
@@ -100,13 +118,19 @@ def test_the_penalty_is_on_whole_unscaled_gradients(precision: str, parts: int) 
     assert len(after.gradients) == 6
     for old, new, weights in zip(before.gradients, after.gradients, after.weights, strict=True):
         for name in old:
-            penalty = 0.5 * torch.sign(weights[name]) if name in ("1.weight", "3.weight", "6.weight") else 0.0
+            penalty = (
+                0.5 * torch.sign(weights[name])
+                if name in ("1.weight", "3.weight", "6.weight")
+                else 0.0
+            )
             assert torch.equal(new[name], old[name] + penalty)
     assert before.weights[0]["1.weight"][2] == 0
     assert torch.equal(after.gradients[0]["1.weight"][2], before.gradients[0]["1.weight"][2])
 
 
-def step(model: nn.Module, regulariser: Regulariser, *shape: int) -> tuple[RegulariserHook, dict[str, Tensor]]:
+def step(
+    model: nn.Module, regulariser: Regulariser, *shape: int
+) -> tuple[RegulariserHook, dict[str, Tensor]]:
     """The hook, and what it adds to zero gradients of a model in one step."""
     hook = regulariser.hook(task(model, *shape))
     for p in model.parameters():
@@ -114,7 +138,9 @@ def step(model: nn.Module, regulariser: Regulariser, *shape: int) -> tuple[Regul
     run: Any = SimpleNamespace(module=model, device=torch.device("cpu"))
     hook.start(run)
     hook.before_step(run)
-    return hook, {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return hook, {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    }
 
 
 class Norms(nn.Module):
@@ -142,12 +168,16 @@ def test_every_kind_of_batch_norm_is_penalised() -> None:
 
 
 def test_batch_norms_can_be_left_out() -> None:
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    )
     _, added = step(model, GammaL1(ignore=("0",)), 3, 4, 4)
     assert added.keys() == {"2.weight"}
     _, added = step(model, GammaL1(ignore=("2",)), 3, 4, 4)
     assert added.keys() == {"0.1.weight"}
-    with pytest.raises(UserError, match=r"gamma-l1\{ignore=5\}: no batch norm is this module or inside it"):
+    with pytest.raises(
+        UserError, match=r"gamma-l1\{ignore=5\}: no batch norm is this module or inside it"
+    ):
         step(model, GammaL1(ignore=("5",)), 3, 4, 4)
     with pytest.raises(UserError, match="ignores every batch norm"):
         step(model, GammaL1(ignore=("0", "2")), 3, 4, 4)
@@ -176,14 +206,17 @@ def test_impossible_options_and_networks() -> None:
         for scale in (0.0, -1.0, float("nan"), float("inf")):
             with pytest.raises(UserError, match=r"scale.* must be (above 0|a number)"):
                 kind(scale=scale)
-    with pytest.raises(UserError, match=r"no batch norm with a scale .*regulariser=group-norm criterion=l2"):
+    with pytest.raises(
+        UserError, match=r"no batch norm with a scale .*regulariser=group-norm criterion=l2"
+    ):
         GammaL1().hook(task(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), 3, 4, 4))
     with pytest.raises(UserError, match="no channel group that may be pruned"):
         GroupNorm().hook(task(nn.Sequential(nn.Conv2d(3, 4, 1)), 3, 4, 4))
 
 
 class Residual(nn.Module):
-    """A sum of two layers: the weights of both make a unit. A bare parameter scales another group."""
+    """A sum of two layers: the weights of both make a unit. A bare parameter scales another
+    group."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,13 +229,17 @@ class Residual(nn.Module):
 
 
 def test_group_norm_is_the_gradient_of_the_penalty() -> None:
-    """Against autograd of ``scale * sum ||w_u||``; the output layer is frozen, and zero weights get zero."""
+    """Against autograd of ``scale * sum ||w_u||``; the output layer is frozen, and zero weights get
+    zero."""
     torch.manual_seed(0)
     model = Residual().double()
     model.inner.weight.data[2] = 0.0
     _, added = step(model, GroupNorm(scale=0.3), 3, 6, 6)
     assert added.keys() == {"a.weight", "b.weight", "inner.weight"}
-    tensors = [p.detach().clone().requires_grad_() for p in (model.a.weight, model.b.weight, model.inner.weight)]
+    tensors = [
+        p.detach().clone().requires_grad_()
+        for p in (model.a.weight, model.b.weight, model.inner.weight)
+    ]
     a, b, inner = tensors
     summed = [torch.cat([a[i].flatten(), b[i].flatten()]).norm() for i in range(5)]
     summed += [inner[i].flatten().norm() for i in range(6) if i != 2]

@@ -36,7 +36,8 @@ def plan_without(coupling: Coupling, removed: Mapping[str, Sequence[int]]) -> di
 
 @pytest.fixture
 def cut_state() -> CutState:
-    """``cut_state(module, images, {"conv1": [0, 3]})``: the state after slice, with the images as every split."""
+    """``cut_state(module, images, {"conv1": [0, 3]})``: the state after slice, with the images as
+    every split."""
 
     def make(
         module: nn.Module,

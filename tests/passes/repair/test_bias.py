@@ -1,4 +1,5 @@
-"""The mean contribution of removed channels: by hand, exact for constants, and everywhere a constant can go."""
+"""The mean contribution of removed channels: by hand, exact for constants, and everywhere a
+constant can go."""
 
 from __future__ import annotations
 
@@ -48,7 +49,10 @@ class Constant(nn.Module):
         torch.manual_seed(1)
         self.stem, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
         self.plain = nn.Conv2d(6, 5, 3, padding=padding)
-        self.before_norm, self.norm2 = nn.Conv2d(6, 4, 3, padding=padding, bias=False), nn.BatchNorm2d(4)
+        self.before_norm, self.norm2 = (
+            nn.Conv2d(6, 4, 3, padding=padding, bias=False),
+            nn.BatchNorm2d(4),
+        )
         self.bare = nn.Conv2d(6, 3, 1, bias=False)
         self.up = nn.ConvTranspose2d(6, 2, 1, bias=False)
         with torch.no_grad():
@@ -64,7 +68,10 @@ def test_constant_channels_are_restored_exactly(cut_state: CutState) -> None:
     state = cut_state(Constant(), images(), {"stem": [1, 4]})
     x = images(seed=5)
     wanted = state.original, outputs(state.original, x)
-    assert all(not torch.allclose(a, b, atol=1e-2) for a, b in zip(outputs(state.graph, x), wanted[1], strict=True))
+    assert all(
+        not torch.allclose(a, b, atol=1e-2)
+        for a, b in zip(outputs(state.graph, x), wanted[1], strict=True)
+    )
     assert Repair(method="bias").run(state)
     for mine, theirs in zip(outputs(state.graph, x), wanted[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -78,7 +85,9 @@ def test_constant_channels_are_restored_exactly(cut_state: CutState) -> None:
     assert state.trained_after_slice
 
 
-def test_the_mean_over_positions_is_exact_where_zero_padding_makes_them_differ(cut_state: CutState) -> None:
+def test_the_mean_over_positions_is_exact_where_zero_padding_makes_them_differ(
+    cut_state: CutState,
+) -> None:
     state = cut_state(Constant(padding=1), images(), {"stem": [1, 4]})
     Repair(method="bias", batch_size=7).run(state)
     mine, theirs = outputs(state.graph, images())[0], outputs(state.original, images())[0]
@@ -115,12 +124,16 @@ def test_the_shift_is_the_removed_parts_mean_output(cut_state: CutState) -> None
         inputs = F.relu(module.deep(F.relu(module.stem(x)))).double()
         removed = torch.zeros_like(inputs)
         removed[:, gone] = inputs[:, gone]
-        part = F.conv2d(removed, module.grouped.weight.double(), None, padding=1, groups=2).mean((0, 2, 3))
+        part = F.conv2d(removed, module.grouped.weight.double(), None, padding=1, groups=2).mean(
+            (0, 2, 3)
+        )
     moved = (state.graph.weights["grouped.bias"] - before).double()
     torch.testing.assert_close(moved, part, rtol=1e-5, atol=1e-7)
     # Depthwise layers lose what removed channels feed; the head's inputs are all there.
     assert [item.layer for item in report(state).layers] == ["grouped"]
-    assert report(state).layers[0].shift == pytest.approx(float(part.square().mean().sqrt()), rel=1e-5)  # type: ignore[union-attr]
+    assert report(state).layers[0].shift == pytest.approx(
+        float(part.square().mean().sqrt()), rel=1e-5
+    )  # type: ignore[union-attr]
     assert "head.bias" not in state.graph.params
 
 
@@ -131,7 +144,9 @@ class Product(nn.Module):
         super().__init__()
         torch.manual_seed(6)
         self.stem = nn.Linear(5, 7)
-        self.v, self.w, self.b = (nn.Parameter(torch.randn(shape)) for shape in ((7, 4), (7, 3), (3,)))
+        self.v, self.w, self.b = (
+            nn.Parameter(torch.randn(shape)) for shape in ((7, 4), (7, 3), (3,))
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.stem(x))
@@ -179,10 +194,14 @@ def test_a_shared_layer_gets_one_bias_with_the_mean_of_its_calls(cut_state: CutS
             removed = torch.zeros_like(inputs)
             removed[:, [1, 2]] = inputs[:, [1, 2]]
             parts.append(original.mix(removed).mean((0, 2, 3))[[0, 3, 4, 5]])
-    torch.testing.assert_close(module.mix.bias.detach(), (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        module.mix.bias.detach(), (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-6
+    )
 
 
-def test_a_new_bias_is_a_bias_of_the_generated_layer_and_of_every_artefact(cut_state: CutState, tmp_path: Path) -> None:
+def test_a_new_bias_is_a_bias_of_the_generated_layer_and_of_every_artefact(
+    cut_state: CutState, tmp_path: Path
+) -> None:
     state = cut_state(Constant(), images(), {"stem": [1, 4]})
     Repair(method="bias").run(state)
     source = generate_source(state.graph)
@@ -252,7 +271,9 @@ def test_layers_that_cannot_be_repaired_are_named(cut_state: CutState) -> None:
     assert not state.trained_after_slice
 
 
-def test_the_shift_lands_on_kept_channels_of_layers_that_are_cut_themselves(cut_state: CutState) -> None:
+def test_the_shift_lands_on_kept_channels_of_layers_that_are_cut_themselves(
+    cut_state: CutState,
+) -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,5 @@
-"""Least squares: exact where it can be, never worse where it cannot, and the same however it is run."""
+"""Least squares: exact where it can be, never worse where it cannot, and the same however it is
+run."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def outputs(graph: Graph, x: Tensor) -> Tensor:
 
 
 class Redundant(nn.Module):
-    """Every layer's last channels are multiples of its first, so that nothing is lost when they go."""
+    """Every layer's last channels are multiples of its first, so that nothing is lost when they
+    go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +54,12 @@ class Redundant(nn.Module):
         self.up = nn.ConvTranspose2d(12, 8, 2, stride=2)
         self.head, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
         with torch.no_grad():
-            for tensor in (self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var):
+            for tensor in (
+                self.norm.weight,
+                self.norm.bias,
+                self.norm.running_mean,
+                self.norm.running_var,
+            ):
                 tensor.copy_(torch.rand(9) + 0.5)
             self._repeat(self.first.weight, 3)
             for tensor in (self.norm.weight, self.norm.bias):
@@ -62,10 +69,20 @@ class Redundant(nn.Module):
             self.norm.eps = 1e-12
             self.norm.weight.view(3, 3)[:, 2] = self.norm.weight.view(3, 3)[:, 0]
             self.norm.bias.view(3, 3)[:, 2] = self.norm.bias.view(3, 3)[:, 0]
-            for tensor in (self.grouped.weight, self.grouped.bias, self.deep.weight, self.deep.bias):
+            for tensor in (
+                self.grouped.weight,
+                self.grouped.bias,
+                self.deep.weight,
+                self.deep.bias,
+            ):
                 self._repeat(tensor, 3)
             self.deep.weight.view(3, 4, 3, 3)[:, 3] = self.deep.weight.view(3, 4, 3, 3)[:, 0]
-            for tensor in (self.up.weight.transpose(0, 1), self.up.bias, self.head.weight, self.head.bias):
+            for tensor in (
+                self.up.weight.transpose(0, 1),
+                self.up.bias,
+                self.head.weight,
+                self.head.bias,
+            ):
                 self._repeat(tensor, 1)
 
     @staticmethod
@@ -95,7 +112,9 @@ def test_what_is_redundant_is_restored(cut_state: CutState, ridge: float) -> Non
     assert Repair(method="lstsq", ridge=ridge, positions=1000, images=40).run(state)
     torch.testing.assert_close(outputs(state.graph, x), wanted, rtol=1e-4, atol=1e-5)
     fresh = images(8, seed=7)  # not merely on what it was fitted to
-    torch.testing.assert_close(outputs(state.graph, fresh), outputs(state.original, fresh), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        outputs(state.graph, fresh), outputs(state.original, fresh), rtol=1e-4, atol=1e-5
+    )
     verify_graph(state.graph)
     fitted = {item.layer: item for item in report(state).layers}
     assert set(fitted) == {"grouped", "up", "head", "last", "deep"}
@@ -113,7 +132,10 @@ class Deep(nn.Module):
         torch.manual_seed(5)
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.side = nn.Conv2d(8, 8, 1, bias=False)
-        self.grouped, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.norm2 = (
+            nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False),
+            nn.BatchNorm2d(8),
+        )
         self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.up = nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1)
         self.w = nn.Parameter(torch.randn(6, 5))
@@ -159,7 +181,8 @@ HOMES = {
 
 
 def test_no_layer_gets_worse_and_the_report_says_the_truth(deep: Callable[..., State]) -> None:
-    """Each layer by hand: the network repaired up to it, run with the layer's weights of before and of after."""
+    """Each layer by hand: the network repaired up to it, run with the layer's weights of before and
+    of after."""
     state = deep()
     before = dict(state.graph.weights)
     Repair(method="lstsq", positions=10_000, ridge=0.02).run(state)
@@ -169,7 +192,9 @@ def test_no_layer_gets_worse_and_the_report_says_the_truth(deep: Callable[..., S
         full = _results(coupling.graph, state.original.weights, x)
     fits = report(state).layers
     mixed = {**before, **{name: torch.zeros_like(after[name]) for name in ("side.bias", "w_bias")}}
-    calls = {value.name: op for op in coupling.graph.ops for value in op.inputs if value.name in HOMES}
+    calls = {
+        value.name: op for op in coupling.graph.ops for value in op.inputs if value.name in HOMES
+    }
     assert list(calls) == list(HOMES)
     for fit, (weight, home) in zip(fits, HOMES.items(), strict=True):
         assert isinstance(fit, LayerFit)
@@ -179,7 +204,9 @@ def test_no_layer_gets_worse_and_the_report_says_the_truth(deep: Callable[..., S
         for stage in (mixed, after):
             mixed.update({name: stage[name] for name in (weight, home)})
             with torch.no_grad():
-                mine = next(y for op, y in _results(state.graph, mixed, x).items() if _same(op, old)).double()
+                mine = next(
+                    y for op, y in _results(state.graph, mixed, x).items() if _same(op, old)
+                ).double()
             if home.endswith("running_mean"):
                 mine = mine + (before[home] - mixed[home]).reshape(1, -1, 1, 1)
             elif home == "w_bias":  # added by an op of its own
@@ -203,7 +230,9 @@ def test_holding_the_batches_and_starting_again_are_the_same(deep: Callable[...,
         assert torch.equal(tensor, again.graph.weights[name]), name
 
 
-def test_a_normal_matrix_that_does_not_fit_is_left_with_the_reason(deep: Callable[..., State]) -> None:
+def test_a_normal_matrix_that_does_not_fit_is_left_with_the_reason(
+    deep: Callable[..., State],
+) -> None:
     state = deep()
     before = state.graph.weights["head.weight"]
     Repair(method="lstsq", memory=1e-6).run(state)
@@ -233,7 +262,13 @@ def test_what_feeds_the_cut_is_not_touched(deep: Callable[..., State]) -> None:
     state = deep()
     before = dict(state.graph.weights)
     Repair(method="lstsq").run(state)
-    for name in ("stem.weight", "norm.weight", "norm.running_mean", "norm2.weight", "norm2.running_var"):
+    for name in (
+        "stem.weight",
+        "norm.weight",
+        "norm.running_mean",
+        "norm2.weight",
+        "norm2.running_var",
+    ):
         assert state.graph.weights[name] is before[name], name
 
 
@@ -281,13 +316,18 @@ def test_a_shared_weight_is_fitted_once_on_all_its_uses(cut_state: CutState) -> 
     Repair(method="lstsq", positions=1000, ridge=0.0).run(state)
     assert [item.layer for item in report(state).layers] == ["twice", "head"]
     weight = state.graph.weights["twice.weight"].double()
-    # By hand: both uses as the cut network runs before the fit, stacked, each with an intercept of its own.
+    # By hand: both uses as the cut network runs before the fit, stacked, each with an intercept of
+    # its own.
     coupling, kept = state.need_coupling(), state.need_coupling().kept_units(state.plan or {})
     with torch.no_grad():
         full = _results(coupling.graph, state.original.weights, x)
         mine = _results(state.graph, before, x)
     systems, rights = [], []
-    calls = [(a, b) for a, b in zip(coupling.graph.ops, state.graph.ops, strict=True) if a.loc.module == "twice"]
+    calls = [
+        (a, b)
+        for a, b in zip(coupling.graph.ops, state.graph.ops, strict=True)
+        if a.loc.module == "twice"
+    ]
     for number, (old, new) in enumerate(calls):
         source = new.value(0)
         assert source is not None
@@ -325,7 +365,9 @@ def test_a_weight_that_others_read_too_is_left(cut_state: CutState) -> None:
     table = state.graph.weights["table"]
     Repair(method="lstsq").run(state)
     assert state.graph.weights["table"] is table
-    assert [item.why for item in report(state).left] == ["its weight is also read by ops that are no such layer"]
+    assert [item.why for item in report(state).left] == [
+        "its weight is also read by ops that are no such layer"
+    ]
 
 
 def test_a_sparse_weight_is_not_filled(deep: Callable[..., State]) -> None:
@@ -351,7 +393,9 @@ def test_bias_first_changes_nothing_of_the_optimum(deep: Callable[..., State]) -
     Repair(method="bias").run(after)
     Repair(**options).run(after)
     x = images(seed=9)
-    torch.testing.assert_close(outputs(alone.graph, x), outputs(after.graph, x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        outputs(alone.graph, x), outputs(after.graph, x), rtol=1e-3, atol=1e-4
+    )
     first = {item.layer: item for item in report(alone).layers if isinstance(item, LayerFit)}
     second = {item.layer: item for item in report(after).layers if isinstance(item, LayerFit)}
     assert second["grouped"].before < first["grouped"].before

@@ -25,7 +25,9 @@ def sums(free: bool, rows: Tensor, targets: Tensor, weight: Tensor, bias: Tensor
 
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
-def test_the_solution_is_that_of_an_augmented_least_squares_problem(free: bool, ridge: float) -> None:
+def test_the_solution_is_that_of_an_augmented_least_squares_problem(
+    free: bool, ridge: float
+) -> None:
     rows, targets = random(G, N, FEATURES) + 2, random(G, N, OUT, seed=1)
     weight, bias = random(G, FEATURES, OUT, seed=2), random(G, OUT, seed=3)
     found = sums(free, rows, targets, weight, bias)
@@ -62,13 +64,21 @@ def test_singular_rows_get_the_smallest_change() -> None:
     rows = random(1, N, 3)
     rows = torch.cat([rows, rows[..., :1], torch.zeros(1, N, 1, dtype=torch.float64)], 2)
     targets = random(1, N, OUT, seed=1)
-    found = sums(False, rows, targets, torch.zeros(1, 5, OUT, dtype=torch.float64), torch.zeros(1, OUT))
+    found = sums(
+        False, rows, targets, torch.zeros(1, 5, OUT, dtype=torch.float64), torch.zeros(1, OUT)
+    )
     wanted = np.linalg.lstsq(rows[0].numpy(), targets[0].numpy(), rcond=None)[0]
     np.testing.assert_allclose(solve(found.gram, found.cross, 0.0)[0], wanted, atol=1e-9)
 
 
 def test_a_dead_group_changes_nothing() -> None:
-    found = sums(True, torch.zeros(1, N, 3), random(1, N, OUT), random(1, 3, OUT, seed=2), torch.zeros(1, OUT))
+    found = sums(
+        True,
+        torch.zeros(1, N, 3),
+        random(1, N, OUT),
+        random(1, 3, OUT, seed=2),
+        torch.zeros(1, OUT),
+    )
     assert not solve(found.gram, found.cross, 0.1).any()
 
 
@@ -76,7 +86,10 @@ def test_one_weight_with_two_biases_is_one_problem_with_two_intercepts() -> None
     weight = random(1, FEATURES, OUT, seed=9)
     parts, systems, rights = [], [], []
     for number in range(2):
-        rows, targets = random(1, N, FEATURES, seed=number) + number, random(1, N, OUT, seed=10 + number) - 3 * number
+        rows, targets = (
+            random(1, N, FEATURES, seed=number) + number,
+            random(1, N, OUT, seed=10 + number) - 3 * number,
+        )
         bias = random(1, OUT, seed=20 + number)
         parts.append(sums(True, rows, targets, weight, bias))
         ones = np.zeros((N, 2))

@@ -61,11 +61,15 @@ def test_the_methods_are_named_alike_everywhere() -> None:
 
 
 @pytest.mark.parametrize("methods", [("bias",), ("lstsq",), ("bn",), ("bias", "lstsq", "bn")])
-def test_every_repair_follows_the_proof(graph: Graph, workload: Workload, methods: tuple[str, ...]) -> None:
+def test_every_repair_follows_the_proof(
+    graph: Graph, workload: Workload, methods: tuple[str, ...]
+) -> None:
     repairs = ",".join(f"repair{{method={method} batch-size=16}}" for method in methods)
     manager = PassManager.parse(f"couple,cost,l1{{budget=50%FLOPs}},slice,verify,{repairs}")
     result = manager.run(graph, workload=workload)
-    plain = PassManager.parse("couple,cost,l1{budget=50%FLOPs},slice,verify").run(graph, workload=workload)
+    plain = PassManager.parse("couple,cost,l1{budget=50%FLOPs},slice,verify").run(
+        graph, workload=workload
+    )
     assert list(result.timings)[5:] == [f"repair-{method}" for method in methods]
     for method in methods:
         report = result.records[f"repair-{method}"]
@@ -80,10 +84,13 @@ def test_bn_is_recalibration_on_the_first_images(cut_state: CutState) -> None:
     state = cut_state(Small(), images(), {"stem": [0, 1]})
     module = build_module(state.graph, state.graph.weights)
     assert Repair(method="bn", images=30, batch_size=16).run(state)
-    # 30 images in two batches of 15, in the order of the seed; the mean over equal batches does not feel the order.
+    # 30 images in two batches of 15, in the order of the seed; the mean over equal batches does not
+    # feel the order.
     recalibrate(module, [images()[:30]])
     expected, found = module.state_dict(), state.graph.weights
-    torch.testing.assert_close(found["norm.running_mean"], expected["norm.running_mean"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        found["norm.running_mean"], expected["norm.running_mean"], rtol=1e-5, atol=1e-6
+    )
     assert found["norm.num_batches_tracked"] == 2
     assert torch.equal(found["body.weight"], expected["body.weight"])
 
@@ -133,7 +140,9 @@ def test_a_network_of_a_fixed_batch_gets_whole_batches(cut_state: CutState) -> N
     report = state.records["repair-lstsq"]
     assert isinstance(report, RepairReport)
     assert report.images == 24
-    with pytest.raises(UserError, match="takes batches of 2 images, repair has 1: give more images"):
+    with pytest.raises(
+        UserError, match="takes batches of 2 images, repair has 1: give more images"
+    ):
         Repair(method="lstsq", images=1).run(state)
 
 
@@ -174,13 +183,24 @@ def test_options_that_do_not_fit(options: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ("couple,cost,l1,repair", "repair cannot run here: there is nothing to repair yet: run slice and verify first"),
-        ("couple,cost,l1,slice,repair{method=bn},repair{method=bias}", "method=bias must come first"),
-        ("couple,cost,l1,slice,repair{method=bn},repair", "norm.running_mean|norm.running_var has changed since"),
+        (
+            "couple,cost,l1,repair",
+            "repair cannot run here: there is nothing to repair yet: run slice and verify first",
+        ),
+        (
+            "couple,cost,l1,slice,repair{method=bn},repair{method=bias}",
+            "method=bias must come first",
+        ),
+        (
+            "couple,cost,l1,slice,repair{method=bn},repair",
+            "norm.running_mean|norm.running_var has changed since",
+        ),
         ("couple,cost,l1,slice,repair,verify", "training changed the weights since slice"),
     ],
 )
-def test_pipelines_out_of_order(graph: Graph, workload: Workload, pipeline: str, message: str) -> None:
+def test_pipelines_out_of_order(
+    graph: Graph, workload: Workload, pipeline: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         PassManager.parse(pipeline).run(graph, workload=workload, budgets=["50%FLOPs"])
 
@@ -204,7 +224,11 @@ class AlongBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.stem, self.each, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(6, 2, 1)
+        self.stem, self.each, self.last = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(1, 1, 3, padding=1),
+            nn.Conv2d(6, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
@@ -213,7 +237,9 @@ class AlongBatch(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["bias", "lstsq"])
-def test_channels_along_the_batch_are_left_and_the_rest_repaired(cut_state: CutState, method: Any) -> None:
+def test_channels_along_the_batch_are_left_and_the_rest_repaired(
+    cut_state: CutState, method: Any
+) -> None:
     state = cut_state(AlongBatch(), images(), {"stem": [2, 3]})
     assert state.graph.params["last.weight"].type.shape()[1] == 4
     assert Repair(method=method).run(state)
@@ -237,7 +263,9 @@ def test_a_trained_network_gets_its_accuracy_back() -> None:
     scores = {"original": data.score(network, "test")}
     for method in ("", "bias", "lstsq"):
         repair = f",repair{{method={method} images=200}}" if method else ""
-        result = PassManager.parse(f"couple,cost,l1{{budget=50%FLOPs}},slice,verify{repair}").run(graph, workload=data)
+        result = PassManager.parse(f"couple,cost,l1{{budget=50%FLOPs}},slice,verify{repair}").run(
+            graph, workload=data
+        )
         scores[method or "stale"] = data.score(result.module, "test")
     assert scores["lstsq"] > scores["bias"] + 0.1 > scores["stale"]
     assert scores["lstsq"] > scores["original"] - 0.1
@@ -253,4 +281,6 @@ def test_a_gpu_repairs_alike(cut_state: CutState, method: Any) -> None:
         Repair(method=method).run(state)
         assert {tensor.device.type for tensor in state.graph.weights.values()} == {"cpu"}
         found.append(build_module(state.graph, state.graph.weights)(images()))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)  # convolutions on a GPU round more
+    torch.testing.assert_close(
+        found[1], found[0], rtol=1e-2, atol=1e-2
+    )  # convolutions on a GPU round more

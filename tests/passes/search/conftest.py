@@ -86,7 +86,12 @@ def made_of(**options: Any) -> AdaptiveBN:
     return AdaptiveBN(**{**parts, **options})
 
 
-FAST: Mapping[str, Any] = {"candidates": 5, "calibration_batches": 4, "batch_size": 32, "subval_limit": 150}
+FAST: Mapping[str, Any] = {
+    "candidates": 5,
+    "calibration_batches": 4,
+    "batch_size": 32,
+    "subval_limit": 150,
+}
 
 
 @pytest.fixture
@@ -99,10 +104,18 @@ def abn() -> Callable[..., AdaptiveBN]:
 def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Outcome]]:
     """``search(run_dir, progress=..., **options)`` runs abn at half the FLOPs on the digits."""
 
-    def run(run_dir: Path | None = None, budgets: tuple[str, ...] = ("50%FLOPs",), **options: Any) -> Any:
-        fields = {key: options.pop(key) for key in ("progress", "seed", "workload", "graph") if key in options}
+    def run(
+        run_dir: Path | None = None, budgets: tuple[str, ...] = ("50%FLOPs",), **options: Any
+    ) -> Any:
+        fields = {
+            key: options.pop(key)
+            for key in ("progress", "seed", "workload", "graph")
+            if key in options
+        }
         graph, data = fields.pop("graph", trained), fields.pop("workload", workload)
-        state = coupled(graph, data, run_dir=run_dir, budgets=[parse_budget(text) for text in budgets], **fields)
+        state = coupled(
+            graph, data, run_dir=run_dir, budgets=[parse_budget(text) for text in budgets], **fields
+        )
         if "own_seed" in options:
             options["seed"] = options.pop("own_seed")
         made_of(**{**FAST, **options}).run(state)
@@ -113,7 +126,8 @@ def search(trained: Graph, workload: Workload) -> Callable[..., tuple[State, Out
 
 @pytest.fixture(scope="session")
 def chain() -> Callable[..., State]:
-    """``chain(widths)``: the state of 1x1 convolutions in a row, a channel group after each, on one pixel."""
+    """``chain(widths)``: the state of 1x1 convolutions in a row, a channel group after each, on one
+    pixel."""
 
     def make(widths: Sequence[int]) -> State:
         torch.manual_seed(2)

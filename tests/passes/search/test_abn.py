@@ -1,4 +1,5 @@
-"""The search on digits: repeatable, continued after any kill, stopped by hand, and honest about what is wrong."""
+"""The search on digits: repeatable, continued after any kill, stopped by hand, and honest about
+what is wrong."""
 
 from __future__ import annotations
 
@@ -41,13 +42,17 @@ Run = Callable[..., tuple[State, Outcome]]
 def essence(outcome: Outcome) -> list[object]:
     """All of an outcome but the seconds."""
     items = [*outcome.candidates, *outcome.finalists]
-    return [{key: value for key, value in asdict(item).items() if key != "seconds"} for item in items]
+    return [
+        {key: value for key, value in asdict(item).items() if key != "seconds"} for item in items
+    ]
 
 
 def same_plan(a: State, b: State) -> bool:
     assert a.plan is not None
     assert b.plan is not None
-    return a.plan.keys() == b.plan.keys() and all(np.array_equal(a.plan[name], b.plan[name]) for name in a.plan)
+    return a.plan.keys() == b.plan.keys() and all(
+        np.array_equal(a.plan[name], b.plan[name]) for name in a.plan
+    )
 
 
 # What it finds
@@ -60,13 +65,19 @@ def test_the_winner_is_inside_the_budget_and_the_best(search: Run) -> None:
     assert len(outcome.finalists) == 2
     assert state.plan is not None
     assert within(state.budgets, cost, cost.widths(state.plan))
-    assert dict(zip(cost.groups, cost.widths(state.plan).tolist(), strict=True)) == outcome.winner.widths
+    assert (
+        dict(zip(cost.groups, cost.widths(state.plan).tolist(), strict=True))
+        == outcome.winner.widths
+    )
     tuned = [item.tuned for item in outcome.finalists]
     assert outcome.winning_finalist is not None
     assert outcome.winning_finalist.tuned == max(tuned)
-    assert {item.index for item in outcome.finalists} == {item.index for item in outcome.ranking[:2]}
+    assert {item.index for item in outcome.finalists} == {
+        item.index for item in outcome.ranking[:2]
+    }
     assert (
-        outcome.winner.score == max(item.score for item in outcome.candidates) or outcome.winner in outcome.ranking[:2]
+        outcome.winner.score == max(item.score for item in outcome.candidates)
+        or outcome.winner in outcome.ranking[:2]
     )
     assert outcome.winning_finalist.stale == outcome.winner.stale
     assert outcome.winner.score > outcome.winner.stale + 0.1, "fresh statistics must help"
@@ -78,7 +89,12 @@ def test_the_winner_is_inside_the_budget_and_the_best(search: Run) -> None:
 def test_a_whole_pipeline_delivers_the_winners_score(
     trained: Graph, workload: Workload, abn: Callable[..., AdaptiveBN], seed: int | None
 ) -> None:
-    options: dict[str, Any] = {"candidates": 3, "calibration_batches": 4, "batch_size": 32, "finetune_epochs": 0}
+    options: dict[str, Any] = {
+        "candidates": 3,
+        "calibration_batches": 4,
+        "batch_size": 32,
+        "finetune_epochs": 0,
+    }
     chosen = abn(budget=("50%FLOPs",), stale=True, seed=seed, **options)
     assert chosen.after() == [Recalibrate(batches=4, batch_size=32, seed=seed)]
     steps = [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.after()]
@@ -115,7 +131,9 @@ def test_the_original_is_untouched(search: Run, trained: Graph) -> None:
         assert all(torch.equal(graph.weights[name], tensor) for name, tensor in before.items())
 
 
-def test_one_large_candidate_network_at_a_time(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_large_candidate_network_at_a_time(
+    search: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pruneopt.passes.evaluation.settings.HELD", 1)  # what is large
     made: list[weakref.ref[Any]] = []
 
@@ -156,7 +174,9 @@ def test_equal_widths_are_fine_tuned_once() -> None:
     assert outcome.winner.index == 3
 
 
-def test_masked_weights_stay_zero_in_candidates_that_are_fine_tuned(trained: Graph, workload: Workload) -> None:
+def test_masked_weights_stay_zero_in_candidates_that_are_fine_tuned(
+    trained: Graph, workload: Workload
+) -> None:
     name = "layer1.0.conv1.weight"
     masks = {name: trained.weights[name].abs() > trained.weights[name].abs().median()}
     graph = trained.copy()
@@ -169,7 +189,9 @@ def test_masked_weights_stay_zero_in_candidates_that_are_fine_tuned(trained: Gra
         networks = CutNetworks(graph, coupling, workload, Settings(batches=2, batch_size=32), given)
         network = networks.network(plan)
         networks.tune(network, plan, 1)
-        assert bool((dict(network.named_parameters())[name][~kept] == 0).all()) == (given is not None)
+        assert bool((dict(network.named_parameters())[name][~kept] == 0).all()) == (
+            given is not None
+        )
 
 
 # Continuing
@@ -192,7 +214,9 @@ def test_continuing_from_every_line_and_between_gives_the_same(search: Run, tmp_
             assert len(kept) == len(lines)
 
 
-def test_a_finished_search_is_not_run_again(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_search_is_not_run_again(
+    search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, outcome = search(tmp_path)
 
     def never(self: Any, plan: Any) -> Any:
@@ -226,7 +250,9 @@ def test_a_race_goes_on_where_it_was_stopped(search: Run, tmp_path: Path) -> Non
         ({"seed": 1}, "the options and the seed"),
     ],
 )
-def test_a_journal_of_another_search_is_refused(search: Run, tmp_path: Path, change: Any, named: str) -> None:
+def test_a_journal_of_another_search_is_refused(
+    search: Run, tmp_path: Path, change: Any, named: str
+) -> None:
     search(tmp_path, candidates=1, finetune_epochs=0)
     before = (tmp_path / JOURNAL).read_bytes()
     named = "the seed" if "seed" in change else named
@@ -292,8 +318,12 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
     def results(folder: str) -> list[Any]:
-        entries = [json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()]
-        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+        entries = [
+            json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()
+        ]
+        return [
+            {key: value for key, value in entry.items() if key != "seconds"} for entry in entries
+        ]
 
     assert results("killed") == results("whole")
 
@@ -314,7 +344,9 @@ def stop_at(owner: type, name: str, call: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(owner, name, method)
 
 
-def test_ctrl_c_keeps_the_best_so_far(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_best_so_far(
+    search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, complete = search(tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("pruneopt.passes.search.loop.PATIENCE", 0.0)  # one by one
@@ -379,7 +411,9 @@ def test_leader_changes_the_ranking_alone(search: Run) -> None:
     assert len(coupling.producers(coupling.group(shared))) > 1
     assert led.plan is not None
     kept = led.plan[shared]
-    assert sorted(kept.tolist()) == sorted(np.argsort(-weight.numpy(), kind="stable")[: len(kept)].tolist())
+    assert sorted(kept.tolist()) == sorted(
+        np.argsort(-weight.numpy(), kind="stable")[: len(kept)].tolist()
+    )
 
 
 def test_floor_and_sampling_reach_the_sampler(search: Run) -> None:
@@ -400,7 +434,11 @@ def test_rare_hits_are_reported(search: Run) -> None:
     told: list[str] = []
     options: dict[str, Any] = {"compat": ("sampling",), "candidates": 1, "finetune_epochs": 0}
     _, outcome = search(
-        budgets=("30%FLOPs",), max_ratio=0.6, progress=lambda text, *_: told.append(text), seed=1, **options
+        budgets=("30%FLOPs",),
+        max_ratio=0.6,
+        progress=lambda text, *_: told.append(text),
+        seed=1,
+        **options,
     )
     assert outcome.acceptance < 1e-3
     assert outcome.notes == told[1:2]

@@ -15,7 +15,14 @@ from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging, batch_statistics, combine
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.search.adaptive_bn import MEAN, PAPER, Recalibrate, calibration_inputs, recalibrate, recalibrate_on
+from pruneopt.passes.search.adaptive_bn import (
+    MEAN,
+    PAPER,
+    Recalibrate,
+    calibration_inputs,
+    recalibrate,
+    recalibrate_on,
+)
 from pruneopt.passes.selection.prune import Uniform
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
@@ -58,17 +65,23 @@ def inputs(count: int = 6) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "averaging", [MEAN, PAPER, Averaging("ema", 0.2), Averaging("mean", reset=False)], ids=lambda item: str(item)
+    "averaging",
+    [MEAN, PAPER, Averaging("ema", 0.2), Averaging("mean", reset=False)],
+    ids=lambda item: str(item),
 )
 def test_statistics_are_the_closed_form(averaging: Averaging) -> None:
     net, seen = network().double(), []
     before = net.first.running_mean.clone(), net.first.running_var.clone()
     net.first.register_forward_pre_hook(lambda module, args: seen.append(batch_statistics(args[0])))
-    done = recalibrate(net, [x.double() for x in inputs()], momentum=averaging.momentum, reset=averaging.reset)
+    done = recalibrate(
+        net, [x.double() for x in inputs()], momentum=averaging.momentum, reset=averaging.reset
+    )
     assert done == 6
     means, variances = (torch.stack(items) for items in zip(*seen, strict=True))
     wanted = combine(means, variances, averaging.weights(6, seen=3), before)
-    torch.testing.assert_close((net.first.running_mean, net.first.running_var), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        (net.first.running_mean, net.first.running_var), wanted, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -81,8 +94,12 @@ def test_only_statistics_change_and_modes_come_back(whole: bool) -> None:
     recalibrate(net, inputs(), whole=whole)
     assert [part.training for part in net.modules()] == modes
     assert (net.first.momentum, net.second.momentum) == (0.3, 0.1)
-    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
-    statistics = {f"{norm}.{leaf}" for norm in ("first", "second") for leaf in ("running_mean", "running_var")}
+    changed = {
+        name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    statistics = {
+        f"{norm}.{leaf}" for norm in ("first", "second") for leaf in ("running_mean", "running_var")
+    }
     counters = {"first.num_batches_tracked", "second.num_batches_tracked"}
     own = {name for name in changed if name.startswith("instance.")}
     assert changed - own == statistics | counters
@@ -105,7 +122,9 @@ def test_dropout_is_off_unless_asked_for() -> None:
         assert net.second.running_var is not None
         return net.second.running_var.clone()
 
-    assert torch.allclose(second(False), torch.ones(4), atol=0.1), "normalised by the first batch norm"
+    assert torch.allclose(second(False), torch.ones(4), atol=0.1), (
+        "normalised by the first batch norm"
+    )
     assert (second(True) > 1.5).all(), "dropout doubles what it leaves"
 
 
@@ -135,14 +154,17 @@ def numbered(count: int) -> TensorSplit:
 
 def drawn(count: int, batches: int, size: int, seed: int = 0) -> list[list[int]]:
     return [
-        x.flatten().int().tolist() for x in calibration_inputs(numbered(count), batches, size, seed=seed, device="cpu")
+        x.flatten().int().tolist()
+        for x in calibration_inputs(numbered(count), batches, size, seed=seed, device="cpu")
     ]
 
 
 def test_batches_are_whole_repeatable_and_shuffled() -> None:
     found = drawn(50, 4, 8)
     assert [len(batch) for batch in found] == [8] * 4
-    assert sorted(x for batch in found for x in batch) == list(range(32)), "the first, class-balanced images"
+    assert sorted(x for batch in found for x in batch) == list(range(32)), (
+        "the first, class-balanced images"
+    )
     assert found == drawn(50, 4, 8)
     assert found != drawn(50, 4, 8, seed=1)
 
@@ -158,7 +180,10 @@ def test_a_small_split_is_passed_over_again() -> None:
 
 
 def test_calibration_and_scores_share_no_image(workload: Workload) -> None:
-    calibration, scored = set(workload.calibration.indices.tolist()), set(workload.subval.indices.tolist())
+    calibration, scored = (
+        set(workload.calibration.indices.tolist()),
+        set(workload.subval.indices.tolist()),
+    )
     assert calibration
     assert not calibration & scored
     assert calibration <= set(workload.train.indices.tolist())
@@ -177,11 +202,19 @@ def test_recalibration_on_a_workload_is_repeatable(trained: Graph, workload: Wor
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_pass_delivers_fresh_statistics(trained: Graph, workload: Workload, tmp_path: Path) -> None:
+def test_the_pass_delivers_fresh_statistics(
+    trained: Graph, workload: Workload, tmp_path: Path
+) -> None:
     steps = [Couple(), Cost(), Uniform(budget=("60%FLOPs",)), Slice(), Verify()]
     before = PassManager(steps).run(trained, workload=workload).graph.weights
-    result = PassManager([*steps, Recalibrate(batches=5, batch_size=32)]).run(trained, workload=workload)
-    changed = {name for name, tensor in result.graph.weights.items() if not torch.equal(tensor, before[name])}
+    result = PassManager([*steps, Recalibrate(batches=5, batch_size=32)]).run(
+        trained, workload=workload
+    )
+    changed = {
+        name
+        for name, tensor in result.graph.weights.items()
+        if not torch.equal(tensor, before[name])
+    }
     assert changed == {name for name in before if "running_" in name or "num_batches" in name}
     report = result.records["recalibrate"]
     assert report.after > report.before + 0.1

@@ -1,4 +1,5 @@
-"""Each part of a search is replaceable: pipelines with every one of them, from the text to the proved network."""
+"""Each part of a search is replaceable: pipelines with every one of them, from the text to the
+proved network."""
 
 from __future__ import annotations
 
@@ -65,22 +66,34 @@ def checked(result: Result, workload: Workload, name: str = "abn") -> Outcome:
 
 
 def test_the_lists_are_complete() -> None:
-    """A part that is added later must be tried here too; those that need more than a network are tried elsewhere."""
+    """A part that is added later must be tried here too; those that need more than a network are
+    tried elsewhere."""
     assert set(part_names("searcher")) == set(SEARCHERS)
     assert set(part_names("evaluator")) - set(EVALUATORS) == {"pruning-net"}
 
 
 @pytest.mark.parametrize(("searcher", "evaluator"), list(itertools.product(SEARCHERS, EVALUATORS)))
-def test_any_searcher_with_any_evaluator(trained: Graph, little: Workload, searcher: str, evaluator: str) -> None:
+def test_any_searcher_with_any_evaluator(
+    trained: Graph, little: Workload, searcher: str, evaluator: str
+) -> None:
     if searcher in ("tpe", "cma-es", "nsga2"):
         pytest.importorskip("optuna")
         pytest.importorskip("cmaes")
-    text = f"abn{{searcher={SEARCHERS[searcher]} evaluator={EVALUATORS[evaluator]} finetune-epochs=0}}"
-    result = run(f"couple,cost,{text},slice,verify,recalibrate", trained, little, budgets=["50%FLOPs"])
+    text = (
+        f"abn{{searcher={SEARCHERS[searcher]} evaluator={EVALUATORS[evaluator]} finetune-epochs=0}}"
+    )
+    result = run(
+        f"couple,cost,{text},slice,verify,recalibrate", trained, little, budgets=["50%FLOPs"]
+    )
     outcome = checked(result, little)
     assert len(outcome.candidates) == (6 if searcher == "evolution" else 5)
     assert outcome.ranked_by == "accuracy"
-    said = {"abn": "race from 40 of 100", "reference": "module by module", "stale": "stale", "finetune": "1 epochs of"}
+    said = {
+        "abn": "race from 40 of 100",
+        "reference": "module by module",
+        "stale": "stale",
+        "finetune": "1 epochs of",
+    }
     assert said[evaluator] in outcome.averaging
 
 
@@ -89,7 +102,8 @@ def test_evaluators_judge_differently(trained: Graph, workload: Workload) -> Non
     means = {}
     for name, text in EVALUATORS.items():
         result = run(
-            f"couple,cost,abn{{searcher=random{{candidates=2}} evaluator={text} finetune-epochs=0}}",
+            f"couple,cost,abn{{searcher=random{{candidates=2}} evaluator={text} "
+            f"finetune-epochs=0}}",
             trained,
             workload,
             budgets=["40%FLOPs"],
@@ -101,15 +115,23 @@ def test_evaluators_judge_differently(trained: Graph, workload: Workload) -> Non
 
 
 @pytest.mark.parametrize(
-    "ranking", ["accuracy", "reward", "reward{accuracy-base=101 flops-base=5 exponent=1}", "function"]
+    "ranking",
+    ["accuracy", "reward", "reward{accuracy-base=101 flops-base=5 exponent=1}", "function"],
 )
 @pytest.mark.parametrize("searcher", ["random", "evolution"])
-def test_any_ranking(trained: Graph, workload: Workload, tmp_path: Path, ranking: str, searcher: str) -> None:
+def test_any_ranking(
+    trained: Graph, workload: Workload, tmp_path: Path, ranking: str, searcher: str
+) -> None:
     if ranking == "function":
         path = tmp_path / "mine.py"
-        path.write_text("def rank(measured):\n    return -measured.cost('params')\n", encoding="utf-8")
+        path.write_text(
+            "def rank(measured):\n    return -measured.cost('params')\n", encoding="utf-8"
+        )
         ranking = f"function{{path={path}:rank}}"
-    text = f"abn{{searcher={SEARCHERS[searcher]} {EVALUATORS['abn'][4:-1]} ranking={ranking} finetune-epochs=0}}"
+    text = (
+        f"abn{{searcher={SEARCHERS[searcher]} {EVALUATORS['abn'][4:-1]} ranking={ranking} "
+        f"finetune-epochs=0}}"
+    )
     result = run(f"couple,cost,{text},slice,verify", trained, workload, budgets=["50%FLOPs"])
     outcome = checked(result, workload)
     assert outcome.ranked_by == ranking.partition("{")[0]
@@ -128,17 +150,27 @@ def test_any_criterion(trained: Graph, workload: Workload, criterion: str, name:
 def test_the_criterion_decides_which_channels_go(trained: Graph, workload: Workload) -> None:
     plans = []
     for criterion in ("l1", "taylor{batches=2}"):
-        text = f"abn{{candidates=1 evaluator={EVALUATORS['stale']} criterion={criterion} finetune-epochs=0}}"
+        text = (
+            f"abn{{candidates=1 evaluator={EVALUATORS['stale']} criterion={criterion} "
+            f"finetune-epochs=0}}"
+        )
         result = run(f"couple,cost,{text}", trained, workload, budgets=["50%FLOPs"])
         assert result.plan is not None
         plans.append({name: kept.tolist() for name, kept in result.plan.items()})
-    assert {name: len(kept) for name, kept in plans[0].items()} == {name: len(kept) for name, kept in plans[1].items()}
+    assert {name: len(kept) for name, kept in plans[0].items()} == {
+        name: len(kept) for name, kept in plans[1].items()
+    }
     assert plans[0] != plans[1]
 
 
 def test_finalists_of_an_evolution_are_fine_tuned(trained: Graph, little: Workload) -> None:
-    text = f"abn{{searcher={SEARCHERS['evolution']} evaluator={EVALUATORS['abn']} finetune-epochs=1 top=2}}"
-    result = run(f"couple,cost,{text},slice,verify,recalibrate", trained, little, budgets=["50%FLOPs"])
+    text = (
+        f"abn{{searcher={SEARCHERS['evolution']} evaluator={EVALUATORS['abn']} "
+        f"finetune-epochs=1 top=2}}"
+    )
+    result = run(
+        f"couple,cost,{text},slice,verify,recalibrate", trained, little, budgets=["50%FLOPs"]
+    )
     outcome = result.records["abn"]
     assert isinstance(outcome, Outcome)
     assert len(outcome.finalists) == 2
@@ -148,7 +180,8 @@ def test_finalists_of_an_evolution_are_fine_tuned(trained: Graph, little: Worklo
 
 @pytest.mark.parametrize("searcher", ["random", "evolution", "tpe"])
 def test_metapruning_with_other_parts(trained: Graph, workload: Workload, searcher: str) -> None:
-    """Its genes tie the widths whoever proposes them, and without a PruningNet the trained weights judge."""
+    """Its genes tie the widths whoever proposes them, and without a PruningNet the trained weights
+    judge."""
     if searcher == "tpe":
         pytest.importorskip("optuna")
     parts = f"searcher={SEARCHERS[searcher]} evaluator={EVALUATORS['abn']}"

@@ -51,13 +51,17 @@ def test_too_few_pairs(x: list[float], y: list[float]) -> None:
 def parts(trained: Graph, workload: Workload) -> Any:
     coupling = couple(trained)
     scores = score_units(coupling, trained.weights, "l1")
-    sampler = WidthSampler(coupling, CostModel(trained, coupling), [parse_budget("50%FLOPs")], scores)
+    sampler = WidthSampler(
+        coupling, CostModel(trained, coupling), [parse_budget("50%FLOPs")], scores
+    )
     return sampler, CutNetworks(trained, coupling, workload, Settings(batches=4, batch_size=32))
 
 
 def test_report_on_digits(parts: Any) -> None:
     told: list[str] = []
-    report = correlation_report(*parts, candidates=4, epochs=1, progress=lambda text, *_: told.append(text))
+    report = correlation_report(
+        *parts, candidates=4, epochs=1, progress=lambda text, *_: told.append(text)
+    )
     assert len(report.samples) == len(told) == 4
     assert all(0.45 < item.flops <= 0.5 for item in report.samples)
     assert np.mean([item.tuned - item.adaptive for item in report.samples]) > 0

@@ -1,6 +1,8 @@
-"""The four strategies that EagleEye released (arXiv 2007.02491), read as text and recomputed to the printed digits.
+"""The four strategies that EagleEye released (arXiv 2007.02491), read as text and recomputed to the
+printed digits.
 
-Costs are those of convolutions and the classifier; what a plan leaves is also counted on the cut network itself.
+Costs are those of convolutions and the classifier; what a plan leaves is also counted on the cut
+network itself.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.base import Result
 from pruneopt.passes.pipeline.spec import parse_pipeline
-from pruneopt.passes.search.strategy import StrategyPass, load_strategy, read_strategies, strategy_widths
+from pruneopt.passes.search.strategy import (
+    StrategyPass,
+    load_strategy,
+    read_strategies,
+    strategy_widths,
+)
 from pruneopt.passes.transform.slice import slice_graph
 
 MOBILENET_50 = """0.1411 0.50805 .34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166
@@ -52,7 +59,11 @@ def one_line(text: str) -> str:
 
 @cache
 def coupling_of(name: str) -> Coupling:
-    module = zoo.create(name) if name in zoo.names() else torchvision.models.get_model(name, weights=None)
+    module = (
+        zoo.create(name)
+        if name in zoo.names()
+        else torchvision.models.get_model(name, weights=None)
+    )
     return couple(capture(module.eval(), torch.randn(1, 3, 224, 224)))
 
 
@@ -66,7 +77,8 @@ def plan_of(name: str, text: str, folder: Path) -> tuple[Coupling, dict[str, np.
 
 
 def counted(coupling: Coupling, plan: dict[str, np.ndarray]) -> tuple[int, int]:
-    """MACs and weights of the convolutions and the classifier of the cut network, from its shapes alone."""
+    """MACs and weights of the convolutions and the classifier of the cut network, from its shapes
+    alone."""
     graph = slice_graph(coupling.graph, coupling, plan)
     macs = weights = 0
     for op in graph.ops:
@@ -106,18 +118,39 @@ def test_released_strategies(
 def test_mobilenet_v1_in_full(tmp_path: Path) -> None:
     coupling, plan = plan_of("mobilenet_v1", MOBILENET_50, tmp_path)
     order = [group.name for group in eagleeye_order(coupling)]
-    assert [len(plan[name]) for name in order] == [21, 48, 85, 82, 167, 167, 440, 364, 356, 311, 348, 432, 889, 619]
+    assert [len(plan[name]) for name in order] == [
+        21,
+        48,
+        85,
+        82,
+        167,
+        167,
+        440,
+        364,
+        356,
+        311,
+        348,
+        432,
+        889,
+        619,
+    ]
     cost = CostModel(coupling.graph, coupling, "eagleeye")
     assert round(float(cost.measure("flops", cost.widths(plan))) / 1e6, 3) == 288.950
     assert round(float(cost.measure("flops", cost.full)) / 1e6, 3) == 568.740
-    share = float(cost.measure("flops", cost.widths(plan))) / float(cost.measure("flops", cost.full))
+    share = float(cost.measure("flops", cost.widths(plan))) / float(
+        cost.measure("flops", cost.full)
+    )
     assert share == pytest.approx(0.50805, abs=5e-6)
 
 
 def test_the_filters_with_the_smallest_norm_of_the_leader_go(tmp_path: Path) -> None:
-    """Of a stage's outputs, the last convolution of its first block decides for all that are added to it."""
+    """Of a stage's outputs, the last convolution of its first block decides for all that are added
+    to it."""
     coupling, plan = plan_of("resnet50", RESNET_50, tmp_path)
-    for name, weight in (("layer2.1.conv1", "layer2.1.conv1.weight"), ("layer3", "layer3.0.conv3.weight")):
+    for name, weight in (
+        ("layer2.1.conv1", "layer2.1.conv1.weight"),
+        ("layer3", "layer3.0.conv3.weight"),
+    ):
         norms = coupling.graph.weights[weight].abs().sum((1, 2, 3)).numpy()
         worst = np.sort(np.argsort(norms)[: len(norms) - len(plan[name])])
         assert np.setdiff1d(np.arange(len(norms)), plan[name]).tolist() == worst.tolist()
@@ -130,13 +163,19 @@ def test_as_a_pass(tmp_path: Path) -> None:
 
     def run(*budgets: str) -> Result:
         steps = parse_pipeline(f"couple,cost{{convention=eagleeye}},strategy{{file={path}}},slice")
-        return PassManager(steps).run(coupling.graph, budgets=[parse_budget(text) for text in budgets])
+        return PassManager(steps).run(
+            coupling.graph, budgets=[parse_budget(text) for text in budgets]
+        )
 
     result = run("51%FLOPs")
     assert result.plan is not None
-    assert {name: kept.tolist() for name, kept in result.plan.items()} == {n: k.tolist() for n, k in plan.items()}
+    assert {name: kept.tolist() for name, kept in result.plan.items()} == {
+        n: k.tolist() for n, k in plan.items()
+    }
     assert [round(use.kept, 4) for use in result.budgets] == [0.5081]
-    with pytest.raises(BudgetError, match=r"leaves 289 MFLOPs, more than the budget '50%FLOPs' allows"):
+    with pytest.raises(
+        BudgetError, match=r"leaves 289 MFLOPs, more than the budget '50%FLOPs' allows"
+    ):
         run("50%FLOPs")
 
 
@@ -151,7 +190,8 @@ def test_the_pass_needs_a_file() -> None:
 
 
 class Grouped(nn.Module):
-    """Three groups in EagleEye's order: a stem, four blocks of eight channels, and a plain layer."""
+    """Three groups in EagleEye's order: a stem, four blocks of eight channels, and a plain
+    layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +235,8 @@ def test_the_best_line_or_the_one_asked_for(load: Callable[..., dict[str, int]])
 def test_blocks_lose_equally_and_one_unit_always_stays(grouped: Coupling) -> None:
     assert [group.step for group in eagleeye_order(grouped)] == [4, 4, 1]
     widths = strategy_widths(np.array([0.6, 0.3, 0.999]), grouped)
-    # Two channels per block of the stem lose floor(1.2); eight per block lose floor(2.4); ten lose floor(9.99).
+    # Two channels per block of the stem lose floor(1.2); eight per block lose floor(2.4); ten lose
+    # floor(9.99).
     assert list(widths.values()) == [4, 24, 1]
 
 
@@ -208,7 +249,10 @@ def test_blocks_lose_equally_and_one_unit_always_stays(grouped: Coupling) -> Non
         ("0.5 0.5 0.1 1 0.1\n", "ratio 2 is 1, but a layer loses a share from 0 to below 1"),
         ("0.5 0.5 0.1 nan 0.1\n", "ratio 2 is nan"),
         ("nan 0.5 0.1 0.1 0.1\n", "the score nan is no finite number"),
-        ("0.5 0.5 0.1 0.1\n", r"found.txt: the strategy has 2 ratios, but Grouped has 3 channel groups"),
+        (
+            "0.5 0.5 0.1 0.1\n",
+            r"found.txt: the strategy has 2 ratios, but Grouped has 3 channel groups",
+        ),
     ],
 )
 def test_refused_files(load: Callable[..., dict[str, int]], text: str, message: str) -> None:
@@ -216,7 +260,9 @@ def test_refused_files(load: Callable[..., dict[str, int]], text: str, message: 
         load(text)
 
 
-def test_refused_lines_and_missing_files(load: Callable[..., dict[str, int]], tmp_path: Path) -> None:
+def test_refused_lines_and_missing_files(
+    load: Callable[..., dict[str, int]], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="has 1 strategies: there is no number 2"):
         load("0.5 0.5 0.1 0.1 0.1", line=2)
     with pytest.raises(UserError, match=r"cannot read the strategies of .*: No such file"):

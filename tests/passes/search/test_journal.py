@@ -59,7 +59,9 @@ def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
 def test_another_search_is_refused_by_name(tmp_path: Path, changed: str) -> None:
     path = tmp_path / "search.jsonl"
     data = written(path)
-    with pytest.raises(UserError, match=rf"belongs to another search \({changed} differ\)") as error:
+    with pytest.raises(
+        UserError, match=rf"belongs to another search \({changed} differ\)"
+    ) as error:
         Journal(path, {**PARTS, changed: "other"})
     assert "\n" not in str(error.value)
     assert path.read_bytes() == data

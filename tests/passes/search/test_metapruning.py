@@ -1,4 +1,5 @@
-"""MetaPruning and Rewarded Meta-Pruning: the published search spaces, the budget, and what is delivered."""
+"""MetaPruning and Rewarded Meta-Pruning: the published search spaces, the budget, and what is
+delivered."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 @dataclass(frozen=True)
 class Arbitrary(Evaluator):
-    """Scores structures by a checksum of their widths: free, repeatable, and without any order to exploit."""
+    """Scores structures by a checksum of their widths: free, repeatable, and without any order to
+    exploit."""
 
     name: ClassVar[str] = "arbitrary"
     summary: ClassVar[str] = "a checksum"
@@ -64,13 +66,23 @@ class _Checksum(Judge):
 
 
 def searched(
-    graph: Graph, workload: Workload, budget: str, kind: type[MetaPruning] = MetaPruning, **options: object
+    graph: Graph,
+    workload: Workload,
+    budget: str,
+    kind: type[MetaPruning] = MetaPruning,
+    **options: object,
 ) -> tuple[State, Outcome]:
     """The state after the search on a graph with the published count."""
-    state = State(original=graph, graph=graph.copy(), workload=workload, budgets=[parse_budget(budget)])
+    state = State(
+        original=graph, graph=graph.copy(), workload=workload, budgets=[parse_budget(budget)]
+    )
     for step in (Couple(), Cost("metapruning")):
         step.run(state)
-    given = {"searcher": Evolution(population=10, iterations=3), "evaluator": Arbitrary(), **options}
+    given = {
+        "searcher": Evolution(population=10, iterations=3),
+        "evaluator": Arbitrary(),
+        **options,
+    }
     kind(**given).run(state)  # type: ignore[arg-type]
     outcome = state.records[kind.name]
     assert isinstance(outcome, Outcome)
@@ -83,7 +95,9 @@ def mobilenet() -> Graph:
 
 
 @pytest.mark.parametrize("budget", ["300MFLOPs", "140MFLOPs"])
-def test_mobilenet_v2_lands_a_percent_below_the_budget(mobilenet: Graph, workload: Workload, budget: str) -> None:
+def test_mobilenet_v2_lands_a_percent_below_the_budget(
+    mobilenet: Graph, workload: Workload, budget: str
+) -> None:
     state, outcome = searched(mobilenet, workload, budget)
     limit = parse_budget(budget).value
     cost = state.need_cost()
@@ -97,18 +111,26 @@ def test_mobilenet_v2_lands_a_percent_below_the_budget(mobilenet: Graph, workloa
     assert kept["conv_last"] == 1280, "what the classifier reads stays whole"
     stages = {name: width for name, width in kept.items() if name not in ("conv_last",)}
     full = {group.name: group.width for group in state.need_coupling().free}
-    assert all(width in {full[name] * (10 + 3 * i) // 100 for i in range(31)} for name, width in stages.items())
+    assert all(
+        width in {full[name] * (10 + 3 * i) // 100 for i in range(31)}
+        for name, width in stages.items()
+    )
 
 
 def test_the_window_is_an_option(mobilenet: Graph, workload: Workload) -> None:
     """ResNet-50 was searched between 1950 and 2050 M; MobileNets only below a cap."""
     state, outcome = searched(mobilenet, workload, "300MFLOPs", window=None)
     cost = state.need_cost()
-    used = [float(cost.measure("flops", np.array(list(item.widths.values())))) for item in outcome.candidates]
+    used = [
+        float(cost.measure("flops", np.array(list(item.widths.values()))))
+        for item in outcome.candidates
+    ]
     report = state.records["budget"]
     assert isinstance(report, BudgetReport)
     share = report.tightest.share
-    assert report.reached == ("within 1 %" if share >= 0.99 else "less"), "a grid leaves room that is no obstacle"
+    assert report.reached == ("within 1 %" if share >= 0.99 else "less"), (
+        "a grid leaves room that is no obstacle"
+    )
     assert max(used) <= 300e6
     assert min(used) < 0.9 * 300e6
 
@@ -119,9 +141,14 @@ def test_a_budget_out_of_reach_is_refused(mobilenet: Graph, workload: Workload) 
 
 
 def test_the_reward_prefers_fewer_flops_of_equals(mobilenet: Graph, workload: Workload) -> None:
-    state, outcome = searched(mobilenet, workload, "300MFLOPs", Rewarded, evaluator=Arbitrary(True), window=0.2)
+    state, outcome = searched(
+        mobilenet, workload, "300MFLOPs", Rewarded, evaluator=Arbitrary(True), window=0.2
+    )
     cost = state.need_cost()
-    used = [float(cost.measure("flops", np.array(list(item.widths.values())))) for item in outcome.candidates]
+    used = [
+        float(cost.measure("flops", np.array(list(item.widths.values()))))
+        for item in outcome.candidates
+    ]
     assert outcome.ranked_by == "reward"
     assert outcome.winner.index == int(np.argmin(used))
     # By hand: A = 50 %, A_base = 101 %, F_base = the original's.
@@ -182,9 +209,17 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
 def test_the_published_defaults() -> None:
     made = MetaPruning()
     assert isinstance(made.searcher, Evolution)
-    assert (made.searcher.population, made.searcher.iterations, made.searcher.parents) == (50, 20, 10)
+    assert (made.searcher.population, made.searcher.iterations, made.searcher.parents) == (
+        50,
+        20,
+        10,
+    )
     assert isinstance(made.evaluator, PruningNetWeights)
-    assert (made.evaluator.hidden, made.evaluator.inverted_hidden, made.evaluator.bn) == (32, 64, "bank")
+    assert (made.evaluator.hidden, made.evaluator.inverted_hidden, made.evaluator.bn) == (
+        32,
+        64,
+        "bank",
+    )
     assert (made.evaluator.recipe.epochs, made.recipe.epochs) == (64, 256)
     assert Rewarded().ranking.name == "reward"
 
@@ -199,7 +234,8 @@ def test_an_option_of_a_recipe_changes_the_default_recipe() -> None:
 
 def test_pipelines_read_back() -> None:
     text = (
-        "rewarded{searcher=evolution{population=20} evaluator=pruning-net{recipe=sgd{epochs=8} bn=recalibrate} "
+        "rewarded{searcher=evolution{population=20} evaluator=pruning-net{recipe=sgd{epochs=8} "
+        "bn=recalibrate} "
         "ranking=reward{accuracy-base=70.6 flops-base=4100.0} compat=decay}"
     )
     (step,) = parse_pipeline(text)
@@ -217,12 +253,17 @@ def pipeline(chosen: MetaPruning) -> list[object]:
 
 
 FAST = PruningNetWeights(
-    recipe=SGD(epochs=1, lr=0.05, batch_size=256), calibration_batches=3, batch_size=32, subval_limit=100
+    recipe=SGD(epochs=1, lr=0.05, batch_size=256),
+    calibration_batches=3,
+    batch_size=32,
+    subval_limit=100,
 )
 
 
 @pytest.mark.parametrize("kind", [MetaPruning, Rewarded])
-def test_one_command_from_search_to_trained_winner(trained: Graph, workload: Workload, kind: type[MetaPruning]) -> None:
+def test_one_command_from_search_to_trained_winner(
+    trained: Graph, workload: Workload, kind: type[MetaPruning]
+) -> None:
     chosen = kind(
         ("50%FLOPs",),
         searcher=Evolution(population=3, iterations=2),
@@ -241,7 +282,9 @@ def test_one_command_from_search_to_trained_winner(trained: Graph, workload: Wor
     assert workload.score(result.module) > 0.4
 
 
-def test_trained_weights_are_judged_without_a_pruning_net(trained: Graph, workload: Workload) -> None:
+def test_trained_weights_are_judged_without_a_pruning_net(
+    trained: Graph, workload: Workload
+) -> None:
     chosen = MetaPruning(
         ("50%FLOPs",),
         searcher=Evolution(population=3, iterations=2),
@@ -255,11 +298,15 @@ def test_trained_weights_are_judged_without_a_pruning_net(trained: Graph, worklo
     assert workload.score(result.module) > 0.7
 
 
-def test_another_final_training_takes_over_the_search(trained: Graph, workload: Workload, tmp_path: Path) -> None:
+def test_another_final_training_takes_over_the_search(
+    trained: Graph, workload: Workload, tmp_path: Path
+) -> None:
     state = State(original=trained, graph=trained.copy(), workload=workload, run_dir=tmp_path)
     for step in (Couple(), Cost()):
         step.run(state)
-    chosen = MetaPruning(("50%FLOPs",), Evolution(population=3, iterations=1), Arbitrary(), window=0.2)
+    chosen = MetaPruning(
+        ("50%FLOPs",), Evolution(population=3, iterations=1), Arbitrary(), window=0.2
+    )
     chosen.run(state)
     journal = (tmp_path / "search.jsonl").read_bytes()
     dataclasses.replace(chosen, weights="inherit", epochs=3).run(state)
@@ -271,8 +318,11 @@ def test_another_final_training_takes_over_the_search(trained: Graph, workload: 
 
 @pytest.mark.slow
 def test_the_search_is_worth_it_on_digits(trained: Graph, workload: Workload) -> None:
-    """PruningNet ranks structures better than chance does, and the winner, trained from scratch, is a good network."""
-    evaluator = dataclasses.replace(FAST, recipe=SGD(epochs=25, lr=0.06, batch_size=64, schedule="linear"))
+    """PruningNet ranks structures better than chance does, and the winner, trained from scratch, is
+    a good network."""
+    evaluator = dataclasses.replace(
+        FAST, recipe=SGD(epochs=25, lr=0.06, batch_size=64, schedule="linear")
+    )
     chosen = MetaPruning(
         ("40%FLOPs",),
         searcher=Evolution(population=8, iterations=4, parents=3, mutations=3, crossovers=3),

@@ -24,17 +24,24 @@ def programs() -> list[str]:
 def test_the_documented_evaluation_scores_plans(
     trained: Graph, workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exec(programs()[0], {"graph": trained, "workload": workload, "coupling": couple(trained), "plans": [{}, {}]})
+    exec(
+        programs()[0],
+        {"graph": trained, "workload": workload, "coupling": couple(trained), "plans": [{}, {}]},
+    )
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
     assert first.endswith("mean(reset=true) over 20 batches, 300 images")
 
 
-def test_the_documented_program_gives_the_score_of_the_cut_network(trained: Graph, workload: Workload) -> None:
+def test_the_documented_program_gives_the_score_of_the_cut_network(
+    trained: Graph, workload: Workload
+) -> None:
     names: dict[str, Any] = {"graph": trained, "workload": workload}
     exec(programs()[1], names)
     cost, widths = names["cost"], names["widths"]
-    assert {name: len(kept) for name, kept in names["plan"].items()} == dict(zip(cost.groups, widths, strict=True))
+    assert {name: len(kept) for name, kept in names["plan"].items()} == dict(
+        zip(cost.groups, widths, strict=True)
+    )
     cut = slice_graph(trained, names["coupling"], names["plan"])
     module = build_module(cut, cut.weights)
     recalibrate_on(module, workload, batches=20, batch_size=64, seed=0)

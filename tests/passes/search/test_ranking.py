@@ -1,4 +1,5 @@
-"""How candidates are compared: the published reward to its printed digits, latency limits, functions of the user."""
+"""How candidates are compared: the published reward to its printed digits, latency limits,
+functions of the user."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def timed(chain: Chain) -> CostModel:
     grid = np.array([1, 40])
     conv = LayerTimes(np.array([3]), grid, np.array([[1e-4, 4e-3]]))
     head = LayerTimes(grid, np.array([5]), np.array([[1e-4], [4e-3]]))
-    return CostModel(coupling.graph, coupling, latency=LatencyTable("chain", 1, "cpu", 1, {"0": conv, "2": head}))
+    return CostModel(
+        coupling.graph, coupling, latency=LatencyTable("chain", 1, "cpu", 1, {"0": conv, "2": head})
+    )
 
 
 def measured(cost: CostModel, score: float, width: int) -> Measured:
@@ -47,7 +50,8 @@ def measured(cost: CostModel, score: float, width: int) -> Measured:
 @pytest.mark.parametrize(
     ("accuracy", "flops", "accuracy_base", "flops_base", "value"),
     [
-        # ResNet-50, the largest of the released log; and MobileNetV2's, found with ResNet-50's F_base.
+        # ResNet-50, the largest of the released log; and MobileNetV2's, found with ResNet-50's
+        # F_base.
         (55.29, 1956.75, 70.6, 4100, 15.730),
         (54.26, 203.5, 70.6, 4100, 56.0624),
     ],
@@ -61,14 +65,18 @@ def test_the_reward_of_the_released_logs(
 
 def test_logged_rewards_lie_where_rounded_inputs_allow() -> None:
     """The log prints 15.738 and 56.0626 beside accuracies of two digits."""
-    for logged, accuracy, flops, digits in ((15.738, 55.29, 1956.75, 0.005), (56.0626, 54.26, 203.5, 0.05)):
+    for logged, accuracy, flops, digits in (
+        (15.738, 55.29, 1956.75, 0.005),
+        (56.0626, 54.26, 203.5, 0.05),
+    ):
         low = reward(accuracy - 0.005, flops + digits, 70.6, 4100)
         high = reward(accuracy + 0.005, flops - digits, 70.6, 4100)
         assert low < logged < high
 
 
 def test_the_scripts_constant_does_not_give_the_log() -> None:
-    """MobileNetV2's script says F_base = 314, which makes the logged structure worth a seventh of what the log says."""
+    """MobileNetV2's script says F_base = 314, which makes the logged structure worth a seventh of
+    what the log says."""
     assert round(reward(54.26, 203.5, 70.6, 314), 2) == 8.10
 
 
@@ -79,7 +87,8 @@ def test_at_the_cap_accuracy_does_not_count() -> None:
 
 
 def elasticity(accuracy: float, flops: float, flops_base: float) -> tuple[float, float]:
-    """Percent of reward for one point of accuracy, and for one percent less FLOPs, at the margin."""
+    """Percent of reward for one point of accuracy, and for one percent less FLOPs, at the
+    margin."""
     step = 1e-6
     here = reward(accuracy, flops, 70.6, flops_base)
     by_accuracy = (reward(accuracy + step, flops, 70.6, flops_base) - here) / here / step
@@ -97,7 +106,8 @@ def test_what_accuracy_and_flops_are_worth() -> None:
 
 
 def test_the_winner_is_pushed_to_the_lower_edge() -> None:
-    """At the margin of ResNet-50's window an accuracy point outweighs 9 % of the FLOPs, and no more."""
+    """At the margin of ResNet-50's window an accuracy point outweighs 9 % of the FLOPs, and no
+    more."""
     assert reward(55, 1950, 70.6, 4100) > reward(55, 2050, 70.6, 4100)
     assert reward(55, 1950, 70.6, 4100) > reward(55.3, 2050, 70.6, 4100)
     assert reward(55, 1950, 70.6, 4100) < reward(56, 2050, 70.6, 4100)
@@ -117,9 +127,14 @@ def test_the_ranking_is_the_reward_of_percent_and_flops(timed: CostModel) -> Non
     assert Reward().fitness(measured(timed, 0.5, 20)) == reward(50, flops, 101, 320)
     given = Reward(accuracy_base=70.6, flops_base=0.001, exponent=1.5)
     assert given.fitness(measured(timed, 0.5, 20)) == reward(50, flops, 70.6, 1000, 1.5)
-    assert given.fitness(measured(timed, 0.5, 20)) == pytest.approx((70.6 / 20.6) ** 1.5 * math.log(1000 / flops))
+    assert given.fitness(measured(timed, 0.5, 20)) == pytest.approx(
+        (70.6 / 20.6) ** 1.5 * math.log(1000 / flops)
+    )
     # Better and smaller is better; the perfect score is not at the pole of the default.
-    values = [Reward().fitness(measured(timed, *item)) for item in ((0.5, 20), (0.6, 20), (0.6, 10), (1.0, 10))]
+    values = [
+        Reward().fitness(measured(timed, *item))
+        for item in ((0.5, 20), (0.6, 20), (0.6, 10), (1.0, 10))
+    ]
     assert values == sorted(values)
     with pytest.raises(UserError, match=r"reaches 80\.00 %"):
         given.fitness(measured(timed, 0.8, 20))
@@ -149,11 +164,16 @@ def test_a_base_below_the_budget_is_refused(
     if fine:
         ranking.check(timed, parsed)
         return
-    with pytest.raises(UserError, match=r"flops-base=.* \(MFLOPs\) is not above what candidates may cost .*larger one"):
+    with pytest.raises(
+        UserError,
+        match=r"flops-base=.* \(MFLOPs\) is not above what candidates may cost .*larger one",
+    ):
         ranking.check(timed, parsed)
 
 
-def test_it_is_refused_before_anything_is_judged(search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_refused_before_anything_is_judged(
+    search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Evaluation, "__init__", lambda *args: pytest.fail("nothing may be judged"))
     with pytest.raises(UserError, match=r"flops-base=0\.01 \(MFLOPs\) is not above"):
         search(tmp_path, ranking="reward{flops-base=0.01}")
@@ -180,8 +200,21 @@ def test_accuracy_is_the_score(timed: CostModel) -> None:
 def test_within_the_limit_the_score_decides_and_beyond_it_the_time(timed: CostModel) -> None:
     ranking = AccuracyUnderLatency(limit=4.1)
     ranking.check(timed, [])
-    assert [measured(timed, 0, width).cost("latency") for width in (20, 21, 40)] == [4e6, 4.2e6, 8e6]
-    ranked = [(0.9, 20), (0.8, 5), (0.1, 20), (-5.0, 20), (0.99, 21), (0.2, 21), (1.0, 30), (0.0, 40)]
+    assert [measured(timed, 0, width).cost("latency") for width in (20, 21, 40)] == [
+        4e6,
+        4.2e6,
+        8e6,
+    ]
+    ranked = [
+        (0.9, 20),
+        (0.8, 5),
+        (0.1, 20),
+        (-5.0, 20),
+        (0.99, 21),
+        (0.2, 21),
+        (1.0, 30),
+        (0.0, 40),
+    ]
     fitness = [ranking.fitness(measured(timed, *item)) for item in ranked]
     assert fitness == sorted(fitness, reverse=True)
     assert fitness[4] == fitness[5], "of equally slow ones the score does not count"
@@ -239,12 +272,16 @@ def test_a_function_from_a_file(ranks: Path, timed: CostModel) -> None:
     assert "helper" not in sys.modules
 
 
-def test_a_function_from_a_module(ranks: Path, timed: CostModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_from_a_module(
+    ranks: Path, timed: CostModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ranks.parent))
     for name in ("helper", "ranks"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert Function("ranks:good").fitness(measured(timed, 0.5, 20)) == 4.5
-    with pytest.raises(UserError, match=r"ranks\.py line 14 raised ZeroDivisionError while a candidate was ranked"):
+    with pytest.raises(
+        UserError, match=r"ranks\.py line 14 raised ZeroDivisionError while a candidate was ranked"
+    ):
         Function("ranks:broken").fitness(measured(timed, 0.5, 20))
     assert Function("ranks:good").source() == Function(f"{ranks}:good").source() != ""
     for name in ("helper", "ranks"):
@@ -260,7 +297,11 @@ def test_a_function_from_a_module(ranks: Path, timed: CostModel, monkeypatch: py
         ("text", r"ranks\.py:text must return a finite number, not 'much'"),
         ("nothing", r"must return a finite number, not nan"),
         ("truth", r"must return a finite number, not True"),
-        ("broken", r"ranks\.py line 14 raised ZeroDivisionError while a candidate was ranked: division by zero"),
+        (
+            "broken",
+            r"ranks\.py line 14 raised ZeroDivisionError while a candidate was ranked: division by "
+            r"zero",
+        ),
         ("costly", r"there is no cost unit 'watts'"),
     ],
 )
@@ -291,13 +332,16 @@ def test_functions_that_cannot_be_loaded(ranks: Path, timed: CostModel) -> None:
         f"{ranks.parent}/missing.py:good": r"there is no file .*missing\.py",
         f"{ranks}:godo": r"ranks\.py has no function 'godo'",
         f"{ranks}:number": r"ranks\.py:number is no function",
-        "no_such_module_here:good": r"no_such_module_here:good cannot be loaded: No module named .*file\.py:function",
+        "no_such_module_here:good": r"no_such_module_here:good cannot be loaded: No module named "
+        r".*file\.py:function",
         "json:nothing_there": r"json has no function 'nothing_there'",
     }
     (ranks.parent / "typo.py").write_text("def f(:\n", encoding="utf-8")
     wrong[f"{ranks.parent}/typo.py:f"] = r"typo\.py line 1 is not valid Python"
     (ranks.parent / "falls.py").write_text("raise OSError('no disk')\n", encoding="utf-8")
-    wrong[f"{ranks.parent}/falls.py:f"] = r"falls\.py line 1 raised OSError while falls\.py was imported: no disk"
+    wrong[f"{ranks.parent}/falls.py:f"] = (
+        r"falls\.py line 1 raised OSError while falls\.py was imported: no disk"
+    )
     for path, message in wrong.items():
         with pytest.raises(UserError, match=message) as error:
             Function(path).check(timed, [])
@@ -305,7 +349,9 @@ def test_functions_that_cannot_be_loaded(ranks: Path, timed: CostModel) -> None:
 
 
 def test_numbers_of_numpy_count(ranks: Path, timed: CostModel) -> None:
-    ranks.write_text("import numpy\ndef f(measured):\n    return numpy.float32(0.5)\n", encoding="utf-8")
+    ranks.write_text(
+        "import numpy\ndef f(measured):\n    return numpy.float32(0.5)\n", encoding="utf-8"
+    )
     value = Function(f"{ranks}:f").fitness(measured(timed, 0.5, 20))
     assert (value, type(value)) == (0.5, float)
 
@@ -344,15 +390,20 @@ def test_another_function_is_another_search(search: Run, ranks: Path, tmp_path: 
 
 
 def test_finalists_are_compared_by_the_ranking_too(search: Run) -> None:
-    """A reward that gives accuracy no weight takes the smallest finalist, whatever training makes of it."""
+    """A reward that gives accuracy no weight takes the smallest finalist, whatever training makes
+    of it."""
     state, outcome = search(ranking="reward{exponent=0.000001}", candidates=4)
     cost = state.need_cost()
     flops = {
-        item.index: float(cost.measure("flops", np.array([item.widths[name] for name in cost.groups])))
+        item.index: float(
+            cost.measure("flops", np.array([item.widths[name] for name in cost.groups]))
+        )
         for item in outcome.candidates
     }
     assert outcome.winner.index == min(outcome.finalists, key=lambda item: flops[item.index]).index
-    assert {item.index for item in outcome.finalists} == set(sorted(flops, key=lambda index: flops[index])[:2])
+    assert {item.index for item in outcome.finalists} == set(
+        sorted(flops, key=lambda index: flops[index])[:2]
+    )
 
 
 def test_scores_that_are_no_numbers_never_win() -> None:
@@ -360,7 +411,9 @@ def test_scores_that_are_no_numbers_never_win() -> None:
         return Candidate(index, {"a": index + 1}, fitness, fitness, None, 1, 0.0)
 
     nan = float("nan")
-    outcome = Outcome("", "", "", [candidate(0, nan), candidate(1, 0.2), candidate(2, nan), candidate(3, 0.4)])
+    outcome = Outcome(
+        "", "", "", [candidate(0, nan), candidate(1, 0.2), candidate(2, nan), candidate(3, 0.4)]
+    )
     assert [item.index for item in outcome.ranking] == [3, 1, 0, 2]
     outcome.finalists = [Finalist(3, 0.1, nan, nan, 0.0), Finalist(1, 0.1, 0.3, 0.3, 0.0)]
     assert outcome.winner.index == 1
@@ -369,7 +422,9 @@ def test_scores_that_are_no_numbers_never_win() -> None:
 # The latency table is part of what a search is
 
 
-def test_another_latency_table_is_another_search(search: Run, trained: Any, tmp_path: Path, workload: Any) -> None:
+def test_another_latency_table_is_another_search(
+    search: Run, trained: Any, tmp_path: Path, workload: Any
+) -> None:
     from pruneopt.passes.analysis.cost.latency_table import timed_layers
     from pruneopt.passes.manager import PassManager
 
@@ -380,17 +435,29 @@ def test_another_latency_table_is_another_search(search: Run, trained: Any, tmp_
             grids = [sorted({1, size}) for size in full]
             seconds = [[factor * 1e-6 * a * b for b in grids[1]] for a in grids[0]]
             layers[layer.name] = {"inputs": grids[0], "outputs": grids[1], "seconds": seconds}
-        head = {"format": "pruneopt-latency", "version": 1, "network": "net", "batch": 1, "device": "cpu", "threads": 1}
-        (tmp_path / "table.json").write_text(json.dumps({**head, "layers": layers}), encoding="utf-8")
+        head = {
+            "format": "pruneopt-latency",
+            "version": 1,
+            "network": "net",
+            "batch": 1,
+            "device": "cpu",
+            "threads": 1,
+        }
+        (tmp_path / "table.json").write_text(
+            json.dumps({**head, "layers": layers}), encoding="utf-8"
+        )
 
     text = (
-        f"couple,cost{{latency={tmp_path}/table.json}},abn{{candidates=2 calibration-batches=1 batch-size=32 "
+        f"couple,cost{{latency={tmp_path}/table.json}},abn{{candidates=2 calibration-batches=1 "
+        "batch-size=32 "
         "subval-limit=64 finetune-epochs=0 ranking=accuracy-under-latency{limit=1000}}"
     )
 
     def run() -> Any:
         passes = PassManager.parse(text)
-        return passes.run(trained, workload=workload, budgets=["50%latency"], run_dir=tmp_path / "run")
+        return passes.run(
+            trained, workload=workload, budgets=["50%latency"], run_dir=tmp_path / "run"
+        )
 
     write(1.0)
     first = run()

@@ -1,4 +1,5 @@
-"""Widths that the hardware likes, and that no other allowed widths would keep more inside the budgets."""
+"""Widths that the hardware likes, and that no other allowed widths would keep more inside the
+budgets."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,7 +27,13 @@ from pruneopt.passes.selection.rounding import Rounding
 from pruneopt.passes.selection.select import select, step_scores
 
 Net = tuple[Coupling, CostModel]
-LIMITS = (["50%FLOPs"], ["30%params"], ["25%FLOPs"], ["60%FLOPs", "40%params"], ["50%memory", "55%FLOPs"])
+LIMITS = (
+    ["50%FLOPs"],
+    ["30%params"],
+    ["25%FLOPs"],
+    ["60%FLOPs", "40%params"],
+    ["50%memory", "55%FLOPs"],
+)
 
 
 class Wide(nn.Module):
@@ -61,11 +68,15 @@ def wide() -> Net:
 
 def random_scores(coupling: Coupling, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    scores = {group.name: rng.gamma(rng.choice([0.3, 1, 3]), size=group.width) for group in coupling.free}
+    scores = {
+        group.name: rng.gamma(rng.choice([0.3, 1, 3]), size=group.width) for group in coupling.free
+    }
     return {name: score / score.mean() for name, score in scores.items()}
 
 
-def best_of_all(gains: Sequence[np.ndarray], steps: Ladders, limits: Sequence[Any], cost: CostModel) -> float:
+def best_of_all(
+    gains: Sequence[np.ndarray], steps: Ladders, limits: Sequence[Any], cost: CostModel
+) -> float:
     """The best kept score of every combination of rungs that fits, tied ones moving together."""
     moves = [np.arange(len(steps.rungs[columns[0]])) for columns in steps.moves]
     points = np.array(list(itertools.product(*moves)))
@@ -85,7 +96,9 @@ def test_tiny_networks_get_the_best_of_all_widths(wide: Net) -> None:
     exact = 0
     for seed in range(30):
         tied = [("e", "f")] if seed % 3 == 0 else []
-        steps = ladders(coupling, cost, round_to=TARGETS["cpu-avx2"], tied=tied, bounds={"g": (3, 6)})
+        steps = ladders(
+            coupling, cost, round_to=TARGETS["cpu-avx2"], tied=tied, bounds={"g": (3, 6)}
+        )
         limits = [parse_budget(text) for text in LIMITS[seed % len(LIMITS)]]
         gains = step_scores(random_scores(coupling, seed), coupling, cost)
         widths = allocate(gains, steps, limits, cost, ())
@@ -146,9 +159,18 @@ def test_narrow_groups_take_smaller_multiples(wide: Net) -> None:
 @pytest.mark.parametrize(
     ("target", "channels", "multiple"),
     [
-        *(("cuda-fp16", channels, multiple) for channels, multiple in ((256, 64), (255, 32), (16, 8), (15, 4), (1, 1))),
-        *(("cuda-int8", channels, multiple) for channels, multiple in ((512, 128), (64, 16), (31, 8), (3, 1))),
-        *(("cpu-avx512", channels, multiple) for channels, multiple in ((128, 32), (64, 16), (24, 8))),
+        *(
+            ("cuda-fp16", channels, multiple)
+            for channels, multiple in ((256, 64), (255, 32), (16, 8), (15, 4), (1, 1))
+        ),
+        *(
+            ("cuda-int8", channels, multiple)
+            for channels, multiple in ((512, 128), (64, 16), (31, 8), (3, 1))
+        ),
+        *(
+            ("cpu-avx512", channels, multiple)
+            for channels, multiple in ((128, 32), (64, 16), (24, 8))
+        ),
     ],
 )
 def test_multiples(target: str, channels: int, multiple: int) -> None:
@@ -174,7 +196,9 @@ def test_targets_are_well_formed() -> None:
         ("auto:cuda-int8", "f32", "cpu", "cuda-int8"),
     ],
 )
-def test_the_target_is_the_device_and_the_data_type(round_to: RoundTo, dtype: str, device: str, target: str) -> None:
+def test_the_target_is_the_device_and_the_data_type(
+    round_to: RoundTo, dtype: str, device: str, target: str
+) -> None:
     graph = built()
     for value in graph.params.values():
         graph.set_type(value, TensorType(dtype, value.type.dims))
@@ -182,7 +206,9 @@ def test_the_target_is_the_device_and_the_data_type(round_to: RoundTo, dtype: st
 
 
 @pytest.mark.parametrize(("capability", "target"), [("AVX2", "cpu-avx2"), ("AVX512", "cpu-avx512")])
-def test_a_cpu_is_asked_for_its_vectors(monkeypatch: pytest.MonkeyPatch, capability: str, target: str) -> None:
+def test_a_cpu_is_asked_for_its_vectors(
+    monkeypatch: pytest.MonkeyPatch, capability: str, target: str
+) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     found = alignment_of("auto", built(), "cpu")
     assert isinstance(found, Alignment)
@@ -213,12 +239,20 @@ def test_every_pass_rounds_proves_and_says_what_groups_got(chooser: str) -> None
     assert state.verification.equivalent
     assert state.plan is not None
     assert isinstance(record, Rounding)
-    kept = {name: len(units) for name, units in state.plan.items() if len(units) < coupling.group(name).width}
+    kept = {
+        name: len(units)
+        for name, units in state.plan.items()
+        if len(units) < coupling.group(name).width
+    }
     assert set(record.multiples) == set(kept)
     for name, width in kept.items():
         assert width % record.multiples[name] == 0
-        assert record.multiples[name] >= min(8, TARGETS["cuda-fp16"].multiple(coupling.group(name).width))
-    assert record.notes[0].startswith("widths suit cuda-fp16 (tensor cores take rows of 16 bytes): multiples of ")
+        assert record.multiples[name] >= min(
+            8, TARGETS["cuda-fp16"].multiple(coupling.group(name).width)
+        )
+    assert record.notes[0].startswith(
+        "widths suit cuda-fp16 (tensor cores take rows of 16 bytes): multiples of "
+    )
 
 
 def test_searches_propose_such_widths(wide: Net) -> None:
@@ -226,17 +260,34 @@ def test_searches_propose_such_widths(wide: Net) -> None:
     from pruneopt.passes.search.searchers.space import Space
 
     coupling, cost = wide
-    space = Space(coupling, cost, [parse_budget("45%FLOPs")], random_scores(coupling, 0), round_to=TARGETS["cpu-avx2"])
+    space = Space(
+        coupling,
+        cost,
+        [parse_budget("45%FLOPs")],
+        random_scores(coupling, 0),
+        round_to=TARGETS["cpu-avx2"],
+    )
     asker = RandomSearch(candidates=5).open(space, 0)
     for _ in range(5):
         proposal = asker.ask()
         assert proposal is not None
-        assert all(width in rungs for width, rungs in zip(proposal.widths, space.allowed.rungs, strict=True))
+        assert all(
+            width in rungs
+            for width, rungs in zip(proposal.widths, space.allowed.rungs, strict=True)
+        )
 
 
 def test_what_cannot_be_is_refused(wide: Net) -> None:
     coupling, cost = wide
-    with pytest.raises(UserError, match="round-to must be a whole number or one of auto, auto:cuda-fp16"):
+    with pytest.raises(
+        UserError, match="round-to must be a whole number or one of auto, auto:cuda-fp16"
+    ):
         L1(round_to="auto:tpu")  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="out of reach"):
-        select(random_scores(coupling, 0), coupling, cost, [parse_budget("1%FLOPs")], round_to=TARGETS["cuda-fp16"])
+        select(
+            random_scores(coupling, 0),
+            coupling,
+            cost,
+            [parse_budget("1%FLOPs")],
+            round_to=TARGETS["cuda-fp16"],
+        )

@@ -1,4 +1,5 @@
-"""HRank: average ranks of feature maps against numpy, on hooks of the plain module, and what the pass makes of them."""
+"""HRank: average ranks of feature maps against numpy, on hooks of the plain module, and what the
+pass makes of them."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from pruneopt.passes.training.trainer import train
 
 def workload_of(images: Tensor) -> Workload:
     """The images as every split, with targets that nobody reads."""
-    split = TensorSplit(images, torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images)))
+    split = TensorSplit(
+        images, torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images))
+    )
     return Workload("images", None, split, split, split, split)
 
 
@@ -49,18 +52,28 @@ def average(maps: Tensor) -> np.ndarray:
     return np.linalg.matrix_rank(maps.detach().numpy()).mean(0)
 
 
-def scores_of(module: nn.Module, images: Tensor, criterion: HRank, **options: bool) -> dict[str, np.ndarray]:
+def scores_of(
+    module: nn.Module, images: Tensor, criterion: HRank, **options: bool
+) -> dict[str, np.ndarray]:
     coupling = couple(capture(module.eval(), images[:1]))
-    return score_units(coupling, coupling.graph.weights, criterion, workload=workload_of(images), **options)
+    return score_units(
+        coupling, coupling.graph.weights, criterion, workload=workload_of(images), **options
+    )
 
 
 # Ranks
 
 
 def test_maps_of_known_rank() -> None:
-    """A 1x1 convolution copies, negates, adds a constant to, or erases an image; behind it nothing but the mean."""
+    """A 1x1 convolution copies, negates, adds a constant to, or erases an image; behind it nothing
+    but the mean."""
     module = nn.Sequential(
-        OrderedDict(copy=nn.Conv2d(1, 4, 1), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(4, 3))
+        OrderedDict(
+            copy=nn.Conv2d(1, 4, 1),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            head=nn.Linear(4, 3),
+        )
     )
     with torch.no_grad():
         module.copy.weight.copy_(torch.tensor([1.0, -2.0, 1.0, 0.0]).reshape(4, 1, 1, 1))
@@ -71,7 +84,9 @@ def test_maps_of_known_rank() -> None:
 
 
 def test_only_so_many_images_count() -> None:
-    module = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    module = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
     images = low_rank(6, 1, 8, ranks=[1, 3, 5, 5, 5, 5])
     assert scores_of(module, images, HRank(images=2))["0"].tolist() == [2.0] * 3
     assert scores_of(module, images, HRank())["0"].tolist() == [4.0] * 3
@@ -83,9 +98,21 @@ def test_only_so_many_images_count() -> None:
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm0, self.relu0 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()
-        self.conv1, self.norm1, self.relu1 = nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU()
-        self.conv2, self.norm2, self.relu2 = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()
+        self.stem, self.norm0, self.relu0 = (
+            nn.Conv2d(2, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+        )
+        self.conv1, self.norm1, self.relu1 = (
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+        )
+        self.conv2, self.norm2, self.relu2 = (
+            nn.Conv2d(5, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +126,17 @@ class Inverted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm0, self.relu0 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6()
+        self.stem, self.norm0, self.relu0 = (
+            nn.Conv2d(2, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU6(),
+        )
         self.expand, self.norm1, self.relu1 = nn.Conv2d(6, 9, 1), nn.BatchNorm2d(9), nn.ReLU6()
-        self.deep, self.norm2, self.relu2 = nn.Conv2d(9, 9, 3, padding=1, groups=9), nn.BatchNorm2d(9), nn.ReLU6()
+        self.deep, self.norm2, self.relu2 = (
+            nn.Conv2d(9, 9, 3, padding=1, groups=9),
+            nn.BatchNorm2d(9),
+            nn.ReLU6(),
+        )
         self.project, self.norm3 = nn.Conv2d(9, 6, 1), nn.BatchNorm2d(6)
         self.head = nn.Linear(6, 4)
 
@@ -112,7 +147,8 @@ class Inverted(nn.Module):
 
 
 class Concat(nn.Module):
-    """Branches that are joined; one has no norm, and nothing but the join follows the other's convolution."""
+    """Branches that are joined; one has no norm, and nothing but the join follows the other's
+    convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +186,9 @@ def test_against_hooks(kind: type[nn.Module], leader: bool) -> None:
         part.register_forward_hook(lambda _, __, output, name=name: maps.__setitem__(name, output))
     module(images)
 
-    scores = score_units(coupling, coupling.graph.weights, HRank(), leader=leader, workload=workload_of(images))
+    scores = score_units(
+        coupling, coupling.graph.weights, HRank(), leader=leader, workload=workload_of(images)
+    )
     for layer, hooked in EXPECTED[kind].items():
         group = group_of(coupling, layer)
         ranks = [average(maps[name]) for name in (hooked[:1] if leader else hooked)]
@@ -161,7 +199,9 @@ def test_against_hooks(kind: type[nn.Module], leader: bool) -> None:
 
 def group_of(coupling: Coupling, layer: str) -> str:
     """The group of the channels that a layer makes."""
-    return next(g.name for g in coupling.free if any(op.loc.module == layer for op in coupling.producers(g)))
+    return next(
+        g.name for g in coupling.free if any(op.loc.module == layer for op in coupling.producers(g))
+    )
 
 
 def test_batches_make_no_difference() -> None:
@@ -169,7 +209,9 @@ def test_batches_make_no_difference() -> None:
     module, images = Residual(), low_rank(9, 2, 8, ranks=[1, 4])
     coupling = couple(capture(module.eval(), images[:1]))
     found = [
-        score_units(coupling, coupling.graph.weights, HRank(), workload=workload_of(images), batch_size=size)
+        score_units(
+            coupling, coupling.graph.weights, HRank(), workload=workload_of(images), batch_size=size
+        )
         for size in (2, 9)
     ]
     for name in found[0]:
@@ -179,7 +221,10 @@ def test_batches_make_no_difference() -> None:
 def test_a_network_of_fixed_batch() -> None:
     torch.manual_seed(0)
     module, images = Residual(), low_rank(9, 2, 8, ranks=[1, 4])
-    free, fixed = (couple(capture(module.eval(), images[:4], dynamic_batch=dynamic)) for dynamic in (True, False))
+    free, fixed = (
+        couple(capture(module.eval(), images[:4], dynamic_batch=dynamic))
+        for dynamic in (True, False)
+    )
     # Two whole batches of four.
     few = workload_of(images[:8])
     a, b = (score_units(c, c.graph.weights, HRank(), workload=few) for c in (free, fixed))
@@ -208,7 +253,9 @@ class Hidden(nn.Module):
 def test_vectors_are_refused_or_scored_by_norm() -> None:
     torch.manual_seed(0)
     module, images = Hidden(), low_rank(3, 2, 8, ranks=[2])
-    with pytest.raises(UserError, match=r"group point has no feature map with rows and columns .* use flat=l1"):
+    with pytest.raises(
+        UserError, match=r"group point has no feature map with rows and columns .* use flat=l1"
+    ):
         scores_of(module, images, HRank())
     scores = scores_of(module, images, HRank(flat="l1"))
     norms = module.hidden.weight.abs().sum(1).detach().numpy()
@@ -220,9 +267,17 @@ def test_what_loses_nothing_needs_no_map() -> None:
     torch.manual_seed(0)
     module, images = Hidden(), low_rank(3, 2, 8, ranks=[2])
     result = run(module, images, "hrank{ratios=conv:0.5}")
-    assert {name: len(kept) for name, kept in (result.plan or {}).items()} == {"conv": 3, "point": 5, "hidden": 8}
+    assert {name: len(kept) for name, kept in (result.plan or {}).items()} == {
+        "conv": 3,
+        "point": 5,
+        "hidden": 8,
+    }
     skipping = run(module, images, "hrank{ratios=0.5 skip=point skip=hidden}")
-    assert {name: len(kept) for name, kept in (skipping.plan or {}).items()} == {"conv": 3, "point": 5, "hidden": 8}
+    assert {name: len(kept) for name, kept in (skipping.plan or {}).items()} == {
+        "conv": 3,
+        "point": 5,
+        "hidden": 8,
+    }
     with pytest.raises(UserError, match="group hidden has no feature map"):
         run(module, images, "hrank{ratios=0.5 skip=point}")
 
@@ -232,7 +287,9 @@ def test_what_loses_nothing_needs_no_map() -> None:
 
 def run(module: nn.Module, images: Tensor, text: str) -> Result:
     steps = parse_pipeline(f"couple,cost,{text},slice,verify")
-    return PassManager(steps, verify_ir=True).run(capture(module.eval(), images[:1]), workload=workload_of(images))
+    return PassManager(steps, verify_ir=True).run(
+        capture(module.eval(), images[:1]), workload=workload_of(images)
+    )
 
 
 def test_the_lowest_ranks_go() -> None:
@@ -241,7 +298,9 @@ def test_the_lowest_ranks_go() -> None:
     with torch.no_grad():
         module.norm1.bias.copy_(torch.tensor([2.0, -0.8, 0.0, -0.4, -1.2]))
     result = run(module, images, "hrank{ratios=conv1:0.6}")
-    ranks = average(module.relu1(module.norm1(module.conv1(module.relu0(module.norm0(module.stem(images)))))))
+    ranks = average(
+        module.relu1(module.norm1(module.conv1(module.relu0(module.norm0(module.stem(images))))))
+    )
     assert len(np.unique(ranks)) == 5
     assert result.plan is not None
     # ceil(0.6 * 5) of them go.
@@ -270,7 +329,9 @@ def digits() -> tuple[Workload, Graph]:
 )
 def test_digits_from_end_to_end(digits: tuple[Workload, Graph], text: str) -> None:
     workload, graph = digits
-    steps = parse_pipeline(f"couple,cost,{text},slice,verify,finetune{{epochs=3 lr=0.1 batch-size=64}}")
+    steps = parse_pipeline(
+        f"couple,cost,{text},slice,verify,finetune{{epochs=3 lr=0.1 batch-size=64}}"
+    )
     result = PassManager(steps).run(graph, workload=workload)
     assert result.verification is not None
     assert all(use.share <= 1 for use in result.budgets)

@@ -24,7 +24,9 @@ from pruneopt.passes.selection.select import is_filled, select
 
 Net = tuple[Coupling, CostModel, dict[str, np.ndarray]]
 GROUPS = ("a", "b", "c", "d", "e")
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 class Chain(nn.Module):
@@ -88,7 +90,13 @@ def test_tied_groups_never_differ_and_no_move_is_left(
     assert is_filled(widths, steps, budgets, cost)
 
 
-@given(tied=ties, flops=st.integers(20, 100), index=st.integers(0, 99), aimed=st.booleans(), floor=st.booleans())
+@given(
+    tied=ties,
+    flops=st.integers(20, 100),
+    index=st.integers(0, 99),
+    aimed=st.booleans(),
+    floor=st.booleans(),
+)
 @relaxed
 def test_samples_and_proposals_of_a_search_obey_ties(
     chain: Net, tied: list[list[str]], flops: int, index: int, aimed: bool, floor: bool
@@ -137,7 +145,10 @@ def test_a_tied_set_gets_the_width_of_one(chain: Net) -> None:
 def test_genes_that_a_tie_joins_are_one() -> None:
     genes = [Gene(("a", "b"), 24), Gene(("c",), 24), Gene(("d",), 24, "read by the last layer")]
     assert tied_genes(genes, [("b", "c")]) == [Gene(("a", "b", "c"), 24), genes[2]]
-    assert tied_genes(genes, [("c", "d")]) == [genes[0], Gene(("c", "d"), 24, "read by the last layer")]
+    assert tied_genes(genes, [("c", "d")]) == [
+        genes[0],
+        Gene(("c", "d"), 24, "read by the last layer"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,18 +158,32 @@ def test_genes_that_a_tie_joins_are_one() -> None:
             {"bounds": {"a": (9, 15)}, "round_to": 8},
             r"group a cannot keep from 9 to 15 channels: it may keep 8, 16, 24",
         ),
-        ({"bounds": {"a": (25, 25)}}, r"group a cannot keep 25 channels: it may keep 1, 2, 3, 4, \.\.\., 24"),
+        (
+            {"bounds": {"a": (25, 25)}},
+            r"group a cannot keep 25 channels: it may keep 1, 2, 3, 4, \.\.\., 24",
+        ),
         ({"bounds": {"c": (7, 7)}}, "group c cannot keep 7 channels: it may keep 2, 4, 6"),
         ({"bounds": {"a": (8, 4)}}, "cannot have from 8 to 4 channels"),
-        ({"bounds": {"a": (8, 8)}, "ignore": ["a"]}, "group a cannot keep 8 channels: it may keep 24"),
+        (
+            {"bounds": {"a": (8, 8)}, "ignore": ["a"]},
+            "group a cannot keep 8 channels: it may keep 24",
+        ),
         ({"bounds": {"x": (8, 8)}}, "has no channel group of this name"),
         ({"bounds": {"head": (2, 2)}}, "group head cannot be given a width: it is frozen, "),
         ({"tied": [("a", "x")]}, "group x cannot be tied"),
-        ({"tied": [("a", "d")], "ignore": ["d"]}, "no width suits all of them: a may keep 1, 2, .*; d may keep 32"),
-        ({"tied": [("a", "b")], "bounds": {"a": (8, 8), "b": (12, 12)}}, "at least 12 and another at most 8"),
+        (
+            {"tied": [("a", "d")], "ignore": ["d"]},
+            "no width suits all of them: a may keep 1, 2, .*; d may keep 32",
+        ),
+        (
+            {"tied": [("a", "b")], "bounds": {"a": (8, 8), "b": (12, 12)}},
+            "at least 12 and another at most 8",
+        ),
     ],
 )
-def test_what_leaves_no_width_is_refused(chain: Net, options: dict[str, object], message: str) -> None:
+def test_what_leaves_no_width_is_refused(
+    chain: Net, options: dict[str, object], message: str
+) -> None:
     coupling, cost, _ = chain
     with pytest.raises(UserError, match=message):
         ladders(coupling, cost, **options)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Masks: which weights go, that they stay zero through training, cutting and files, and what is reported."""
+"""Masks: which weights go, that they stay zero through training, cutting and files, and what is
+reported."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def workload() -> Workload:
 LAYERS = {"a": 72, "b": 864, "head": 48}
 
 
-def run(graph: Graph, text: str, workload: Workload | None = None, tail: str = ",slice,verify") -> Result:
+def run(
+    graph: Graph, text: str, workload: Workload | None = None, tail: str = ",slice,verify"
+) -> Result:
     return PassManager.parse(f"couple,cost,{text}{tail}").run(graph, workload=workload)
 
 
@@ -90,7 +93,10 @@ def test_by_layer_the_smallest_of_every_layer_go(graph: Graph) -> None:
 
 
 def test_globally_the_smallest_of_all_go_over_the_mean_of_their_layer(graph: Graph) -> None:
-    for text, divided in (("l1{granularity=weight budget=30%params}", True), ("prune{granularity=weight}", False)):
+    for text, divided in (
+        ("l1{granularity=weight budget=30%params}", True),
+        ("prune{granularity=weight}", False),
+    ):
         full = f"{text[:-1]} normalise=false budget=30%params}}" if not divided else text
         result = run(graph, full)
         values = {name: graph.weights[f"{name}.weight"].abs().double() for name in LAYERS}
@@ -112,7 +118,9 @@ def test_largest_and_random_ones(graph: Graph) -> None:
         magnitude = graph.weights[name].abs()
         assert magnitude[~mask].min() >= magnitude[mask].max()
     chance = [
-        PassManager.parse("couple,cost,random{granularity=weight ratios=0.25}").run(graph, seed=seed)
+        PassManager.parse("couple,cost,random{granularity=weight ratios=0.25}").run(
+            graph, seed=seed
+        )
         for seed in (0, 0, 1)
     ]
     first, again, other = ((result.masks or {})["b.weight"] for result in chance)
@@ -122,12 +130,19 @@ def test_largest_and_random_ones(graph: Graph) -> None:
 
 
 def test_every_layer_keeps_a_weight(graph: Graph) -> None:
-    """Three layers of very different magnitude, and a budget of little more than one weight each."""
+    """Three layers of very different magnitude, and a budget of little more than one weight
+    each."""
     scaled = graph.copy()
     scaled.weights = {**graph.weights, "head.weight": graph.weights["head.weight"] * 1e-6}
     rest = sum(p.numel() for p in Small().parameters()) - sum(LAYERS.values())
-    text = "prune{granularity=weight normalise=false scope=%s budget=" + f"{(rest + 5) / 1000}kparams" + "}"
-    assert {name: LAYERS[name] - zeros for name, zeros in zeros_of(run(scaled, text % "global")).items()}["head"] == 1
+    text = (
+        "prune{granularity=weight normalise=false scope=%s budget="
+        + f"{(rest + 5) / 1000}kparams"
+        + "}"
+    )
+    assert {
+        name: LAYERS[name] - zeros for name, zeros in zeros_of(run(scaled, text % "global")).items()
+    }["head"] == 1
     for scope in ("global", "local"):
         zeros = zeros_of(run(scaled, text % scope))
         assert sum(LAYERS.values()) - sum(zeros.values()) == 5
@@ -148,13 +163,28 @@ def test_one_ratio_meets_a_budget_to_the_weight(graph: Graph) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("l1{granularity=weight budget=50%FLOPs}", "cannot be met by single weights: zeros change no shape"),
-        ("l1{granularity=weight budget=50%params round-to=8}", "round-to and minimum count channels"),
-        ("prune{granularity=weight criterion=l2 ratio=0.5}", "single weights are scored by their magnitude"),
+        (
+            "l1{granularity=weight budget=50%FLOPs}",
+            "cannot be met by single weights: zeros change no shape",
+        ),
+        (
+            "l1{granularity=weight budget=50%params round-to=8}",
+            "round-to and minimum count channels",
+        ),
+        (
+            "prune{granularity=weight criterion=l2 ratio=0.5}",
+            "single weights are scored by their magnitude",
+        ),
         ("prune{granularity=weight ratio=1.5}", "ratio=1.5 must be the share of weights"),
-        ("prune{granularity=weight ratio=0.5 budget=50%params}", "a budget and a ratio contradict each other"),
+        (
+            "prune{granularity=weight ratio=0.5 budget=50%params}",
+            "a budget and a ratio contradict each other",
+        ),
         ("prune{granularity=weight}", "there is nothing to aim at"),
-        ("greg1{granularity=weight criterion=taylor ratios=0.5}", "criterion=taylor scores channels"),
+        (
+            "greg1{granularity=weight criterion=taylor ratios=0.5}",
+            "criterion=taylor scores channels",
+        ),
         ("l1{budget=50%FLOPs skip=a}", "skip and compat go with ratios"),
     ],
 )
@@ -164,23 +194,31 @@ def test_impossible_demands(graph: Graph, text: str, message: str) -> None:
 
 
 def test_ratios_that_miss_a_budget(graph: Graph) -> None:
-    with pytest.raises(BudgetError, match="that are not zero, more than the budget '20%params' allows"):
+    with pytest.raises(
+        BudgetError, match="that are not zero, more than the budget '20%params' allows"
+    ):
         run(graph, "l1{granularity=weight ratios=0.5 budget=20%params}")
 
 
 def test_what_is_ignored_keeps_all(graph: Graph) -> None:
-    by_run = PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5}").run(graph, ignore=["b"])
+    by_run = PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5}").run(
+        graph, ignore=["b"]
+    )
     by_pass = run(graph, "prune{granularity=weight scope=local ratio=0.5 ignore=b.weight}")
     by_skip = run(graph, "l1{granularity=weight ratios=0.5 skip=1}")
     assert zeros_of(by_run) == zeros_of(by_pass) == zeros_of(by_skip) == {"a": 36, "head": 24}
 
 
 def test_what_an_earlier_pass_masked_stays_at_zero(graph: Graph, workload: Workload) -> None:
-    """Two passes over different layers and one over both: masks add up, also through a training in between."""
+    """Two passes over different layers and one over both: masks add up, also through a training in
+    between."""
     first = run(graph, "l1{granularity=weight ratios=a:0.5}")
     kept = (first.masks or {})["a.weight"]
     for train_between in ("", ",finetune{epochs=1 batch-size=8 distil=0}"):
-        text = f"l1{{granularity=weight ratios=a:0.5}}{train_between},l1{{granularity=weight ratios=b:0.25}}"
+        text = (
+            f"l1{{granularity=weight ratios=a:0.5}}{train_between},l1{{granularity=weight "
+            f"ratios=b:0.25}}"
+        )
         result = run(graph, text, workload)
         assert zeros_of(result) == {"a": 36, "b": 216}
         assert torch.equal((result.masks or {})["a.weight"], kept)
@@ -193,7 +231,8 @@ def test_what_an_earlier_pass_masked_stays_at_zero(graph: Graph, workload: Workl
 
 
 def test_a_group_that_is_no_module_says_nothing_about_single_weights() -> None:
-    """A linear layer whose outputs are split makes two groups; the second has a name that only groups have."""
+    """A linear layer whose outputs are split makes two groups; the second has a name that only
+    groups have."""
 
     class Split(nn.Module):
         def __init__(self) -> None:
@@ -205,11 +244,17 @@ def test_a_group_that_is_no_module_says_nothing_about_single_weights() -> None:
             return self.left(left) + self.right(torch.relu(right))  # type: ignore[no-any-return]
 
     graph = capture(Split().eval(), (torch.randn(2, 4),))
-    (name,) = (group.name for group in couple(graph).free if f"{group.name}.weight" not in graph.params)
+    (name,) = (
+        group.name for group in couple(graph).free if f"{group.name}.weight" not in graph.params
+    )
     for text in ("l1{granularity=weight ratios=0.5}", "l1{granularity=2:4}"):
-        with pytest.raises(UserError, match=f"ignore={name} is a channel group, but single weights go"):
+        with pytest.raises(
+            UserError, match=f"ignore={name} is a channel group, but single weights go"
+        ):
             PassManager.parse(f"couple,cost,{text}").run(graph, ignore=[name])
-    kept = PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5}").run(graph, ignore=["both"])
+    kept = PassManager.parse("couple,cost,l1{granularity=weight ratios=0.5}").run(
+        graph, ignore=["both"]
+    )
     assert set(zeros_of(kept)) == {"left", "right"}
 
 
@@ -224,16 +269,24 @@ def test_nothing_but_zeros_changes(graph: Graph) -> None:
     assert all(len(kept) == size for kept, size in zip(result.plan.values(), (8, 12), strict=True))
     for name, tensor in graph.weights.items():
         mask = (result.masks or {}).get(name, torch.ones(tensor.shape, dtype=torch.bool))
-        assert torch.equal(result.graph.weights[name], torch.where(mask, tensor, torch.zeros_like(tensor)))
+        assert torch.equal(
+            result.graph.weights[name], torch.where(mask, tensor, torch.zeros_like(tensor))
+        )
     report = result.records["masks"]
     assert report == sparsity(result.graph, result.masks or {})
     total = sum(LAYERS.values())
-    assert report.share == pytest.approx(sum(math.ceil(0.7 * size) for size in LAYERS.values()) / total)  # type: ignore[attr-defined]
+    assert report.share == pytest.approx(
+        sum(math.ceil(0.7 * size) for size in LAYERS.values()) / total
+    )  # type: ignore[attr-defined]
 
 
 def test_infinite_weights_are_masked_too() -> None:
     weights = {"w": torch.tensor([math.inf, math.nan, 1.0])}
-    assert masked(weights, {"w": torch.tensor([False, False, True])})["w"].tolist() == [0.0, 0.0, 1.0]
+    assert masked(weights, {"w": torch.tensor([False, False, True])})["w"].tolist() == [
+        0.0,
+        0.0,
+        1.0,
+    ]
     with pytest.raises(UserError, match="the mask of v does not fit"):
         masked(weights, {"v": torch.ones(3, dtype=torch.bool)})
 
@@ -245,7 +298,9 @@ def test_masked_weights_stay_zero_in_fine_tuning(graph: Graph, workload: Workloa
     for name, mask in result.masks.items():
         tensor = result.graph.weights[name]
         assert not tensor[~mask].any()
-        assert (tensor[mask] != graph.weights[name][mask]).float().mean() > 0.9, "what stays is trained"
+        assert (tensor[mask] != graph.weights[name][mask]).float().mean() > 0.9, (
+            "what stays is trained"
+        )
     # Without the hook nothing keeps them there: momentum and decay alone would move them.
     module = copy.deepcopy(run(graph, "l1{granularity=weight ratios=0.7}").module)
     train(module, workload, SGD(epochs=1, lr=0.1, batch_size=8, augment=False))
@@ -264,7 +319,9 @@ def test_masks_hold_after_every_single_step(graph: Graph, workload: Workload) ->
             seen.append(all(not parameters[name][~mask].any() for name, mask in masks.items()))
 
     module = Small()
-    train(module, workload, SGD(epochs=2, lr=0.1, batch_size=8, augment=False), hooks=(Look(masks),))
+    train(
+        module, workload, SGD(epochs=2, lr=0.1, batch_size=8, augment=False), hooks=(Look(masks),)
+    )
     assert seen == [True] * 9, "before the first step, and after each of eight"
 
 
@@ -282,7 +339,9 @@ def test_masks_are_cut_with_the_channels(graph: Graph) -> None:
     weight = graph.weights["b.weight"][:, [1, 2, 5]]
     assert torch.equal(state.graph.weights["b.weight"], weight * state.masks["b.weight"])
     Verify().run(state)
-    assert torch.equal(slice_masks(coupling, coupling.kept_units(plan), masks)["b.weight"], state.masks["b.weight"])
+    assert torch.equal(
+        slice_masks(coupling, coupling.kept_units(plan), masks)["b.weight"], state.masks["b.weight"]
+    )
 
 
 def broken(graph: Graph, change: Callable[[Tensor, Tensor], None]) -> State:
@@ -305,7 +364,9 @@ def test_the_proof_notices_what_is_not_as_masked(graph: Graph) -> None:
     check_masks(broken(graph, lambda tensor, mask: None))
     with pytest.raises(VerificationError, match=r"masked elements of b\.weight are not zero"):
         Verify().run(broken(graph, wake))
-    with pytest.raises(VerificationError, match=r"elements of b\.weight that its mask keeps have changed"):
+    with pytest.raises(
+        VerificationError, match=r"elements of b\.weight that its mask keeps have changed"
+    ):
         Verify().run(broken(graph, move))
 
 
@@ -342,7 +403,14 @@ def test_a_bundle_with_masks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     model = zoo.create("digits_resnet", width=0.25)
     weights.write_bytes(safetensors.torch.save(dict(model.state_dict())))
     out = tmp_path / "out"
-    words = ["compile", "zoo:digits_resnet?width=0.25", "--weights", weights, "--pass", "l1{granularity=weight}"]
+    words = [
+        "compile",
+        "zoo:digits_resnet?width=0.25",
+        "--weights",
+        weights,
+        "--pass",
+        "l1{granularity=weight}",
+    ]
     assert main([str(word) for word in [*words, "--budget", "30%params", "--out", out]]) == 0
     shown = capfd.readouterr().out
     assert "Sparsity: " in shown
@@ -354,7 +422,11 @@ def test_a_bundle_with_masks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     masks = safetensors.torch.load_file(out / MASKS)
     delivered = safetensors.torch.load_file(out / "weights.safetensors")
     zeros = sum(int((~mask).sum()) for mask in masks.values())
-    assert report["sparsity"]["zeros"] == zeros == sum(layer["zeros"] for layer in report["sparsity"]["layers"])
+    assert (
+        report["sparsity"]["zeros"]
+        == zeros
+        == sum(layer["zeros"] for layer in report["sparsity"]["layers"])
+    )
     left = report["original"]["params"] - zeros
     assert report["sparsity"]["nonzero_params"] == report["budgets"][0]["achieved"] == left
     assert report["budgets"][0]["met"]

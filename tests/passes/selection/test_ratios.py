@@ -1,4 +1,5 @@
-"""Ratios: the published table of speed-ups, every way of writing them, and the rule from a ratio to a count."""
+"""Ratios: the published table of speed-ups, every way of writing them, and the rule from a ratio to
+a count."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def state_of(name: str, classes: int = 1000) -> State:
         module, shape = torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)
     graph = capture(module.eval(), (torch.randn(shape),))
     coupling = couple(graph)
-    return State(graph, graph.copy(), coupling=coupling, cost=CostModel(coupling.graph, coupling, "greg"))
+    return State(
+        graph, graph.copy(), coupling=coupling, cost=CostModel(coupling.graph, coupling, "greg")
+    )
 
 
 def widths_of(state: State, rule: LayerRule) -> np.ndarray:
@@ -58,7 +61,15 @@ def removed(state: State, rule: LayerRule) -> dict[str, int]:
 # Published: seeds 4.2, recomputed column; MACs are half of what GReg calls FLOPs
 
 TABLE = [
-    ("resnet34", 1000, "[0,.5,.6,.4,0,0]", ("1.0", "2.0", "2.3", "3.0", "3.5"), 1.317, (3.664, 2.782), None),
+    (
+        "resnet34",
+        1000,
+        "[0,.5,.6,.4,0,0]",
+        ("1.0", "2.0", "2.3", "3.0", "3.5"),
+        1.317,
+        (3.664, 2.782),
+        None,
+    ),
     ("resnet50", 1000, "[0,.3,.3,.3,.14,0]", (), 1.489, (4.0892, 2.746), 19.59),
     ("resnet50", 1000, "[0,.6,.6,.6,.21,0]", (), 2.308, (4.0892, 1.772), 15.89),
     ("resnet50", 1000, "[0,.74,.74,.6,.21,0]", (), 2.564, (4.0892, 1.595), 15.74),
@@ -97,12 +108,16 @@ def test_published_speed_ups(
 
 
 def test_channel_mode_prunes_the_same_inside_of_blocks() -> None:
-    """Only the first convolution of a block is out of reach of channels, only the last of filters: the same groups."""
+    """Only the first convolution of a block is out of reach of channels, only the last of filters:
+    the same groups."""
     state = state_of("resnet50")
     ratios = "[0,.6,.6,.6,.21,0]"
     by_filter = widths_of(state, LayerRule(ratios))
     assert (widths_of(state, LayerRule(ratios, granularity="channel")) == by_filter).all()
-    assert {name.rpartition(".")[2] for name in removed(state, LayerRule(ratios))} == {"conv1", "conv2"}
+    assert {name.rpartition(".")[2] for name in removed(state, LayerRule(ratios))} == {
+        "conv1",
+        "conv2",
+    }
     names = removed(state, LayerRule(ratios, granularity="channel"))
     assert {name.rpartition(".")[2] for name in names} == {"conv2", "conv3"}
 
@@ -137,7 +152,8 @@ def test_counts_are_exact() -> None:
 
 
 def test_counts_agree_with_the_floats_of_the_released_code() -> None:
-    """For the widths of the published networks and ratios of three decimals there is no difference."""
+    """For the widths of the published networks and ratios of three decimals there is no
+    difference."""
     for thousandth in range(1, 1000):
         ratio = thousandth / 1000
         for power in range(4, 12):
@@ -150,10 +166,20 @@ def test_counts_agree_with_the_floats_of_the_released_code() -> None:
 
 def test_every_way_of_writing() -> None:
     state = state_of("digits_resnet", 10)
-    inside = {"layer1.0.conv1": 16, "layer1.1.conv1": 16, "layer2.0.conv1": 32, "layer2.1.conv1": 32}
+    inside = {
+        "layer1.0.conv1": 16,
+        "layer1.1.conv1": 16,
+        "layer2.0.conv1": 32,
+        "layer2.1.conv1": 32,
+    }
     inside |= {"layer3.0.conv1": 64, "layer3.1.conv1": 64}
     assert removed(state, LayerRule("0.5")) == {name: width // 2 for name, width in inside.items()}
-    by_stage = {"layer1.0.conv1": 8, "layer1.1.conv1": 8, "layer3.0.conv1": 16, "layer3.1.conv1": 16}
+    by_stage = {
+        "layer1.0.conv1": 8,
+        "layer1.1.conv1": 8,
+        "layer3.0.conv1": 16,
+        "layer3.1.conv1": 16,
+    }
     for text in ("[0,0.5,0,1/4,0]", "[0, .5, 0, .25, 0]", "0,0.5,0,0.25,0"):
         assert removed(state, LayerRule(text)) == by_stage
     by_number = {"layer1.0.conv1": 8, "layer1.1.conv1": 8, "layer2.1.conv1": 7}
@@ -210,17 +236,41 @@ def test_texts_that_are_no_ratios(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("network", "rule", "message"),
     [
-        ("digits_resnet", LayerRule("[0,0.5,0]"), "has 3 entries; this network takes 5: its stem, 3 stages"),
-        ("digits_resnet", LayerRule("[0.5,0,0,0,0]"), "gives 0.5 to the stem, where nothing can be pruned"),
+        (
+            "digits_resnet",
+            LayerRule("[0,0.5,0]"),
+            "has 3 entries; this network takes 5: its stem, 3 stages",
+        ),
+        (
+            "digits_resnet",
+            LayerRule("[0.5,0,0,0,0]"),
+            "gives 0.5 to the stem, where nothing can be pruned",
+        ),
         ("digits_resnet", LayerRule("[0,0,0,0,0.5]"), "gives 0.5 to what follows the stages"),
-        ("digits_resnet", LayerRule("[0-20:0.5]"), "names layer 20, but the layers of this network are 0 to 15"),
+        (
+            "digits_resnet",
+            LayerRule("[0-20:0.5]"),
+            "names layer 20, but the layers of this network are 0 to 15",
+        ),
         ("digits_resnet", LayerRule("[0-4:0.5,4:0.2]"), "gives layer 4 twice"),
         ("digits_resnet", LayerRule("[0:0.5,1:0.2]"), "nothing in layer 0 can be pruned"),
-        ("digits_resnet", LayerRule("layer1.0.conv2:0.5"), "layer1.0.conv2 is no layer that can be pruned"),
+        (
+            "digits_resnet",
+            LayerRule("layer1.0.conv2:0.5"),
+            "layer1.0.conv2 is no layer that can be pruned",
+        ),
         ("digits_resnet", LayerRule("0.5", skip=("4.0.1",)), "skip=4.0.1 fits no layer"),
-        ("digits_resnet", LayerRule("0.5", skip=("layr1",)), "skip=layr1 fits no layer: did you mean layer1"),
+        (
+            "digits_resnet",
+            LayerRule("0.5", skip=("layr1",)),
+            "skip=layr1 fits no layer: did you mean layer1",
+        ),
         ("digits_resnet", LayerRule(), "there is nothing to aim at"),
-        ("vgg19_cifar", LayerRule("[0,0.5,0]"), "the network has no residual blocks: number its layers"),
+        (
+            "vgg19_cifar",
+            LayerRule("[0,0.5,0]"),
+            "the network has no residual blocks: number its layers",
+        ),
     ],
 )
 def test_ratios_that_do_not_fit(network: str, rule: LayerRule, message: str) -> None:
@@ -235,7 +285,9 @@ class Long(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)) for _ in range(12))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)) for _ in range(12)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -253,7 +305,10 @@ def test_ids_are_skipped_exactly_or_by_prefix() -> None:
     assert every - set(removed(state, LayerRule("0.5", skip=("1.1",)))) == {"blocks.1.0"}
     by_prefix = every - set(removed(state, LayerRule("0.5", skip=("1.1",), compat="prefix")))
     assert by_prefix == {"blocks.1.0", "blocks.10.0", "blocks.11.0"}
-    assert every - set(removed(state, LayerRule("0.5", skip=("1.1.0", "blocks.3")))) == {"blocks.1.0", "blocks.3.0"}
+    assert every - set(removed(state, LayerRule("0.5", skip=("1.1.0", "blocks.3")))) == {
+        "blocks.1.0",
+        "blocks.3.0",
+    }
     assert every - set(removed(state, LayerRule("0.5", skip=("1.1.1",)))) == set()
     assert removed(state, LayerRule("0.5", skip=("1",))) == {}
 
@@ -269,7 +324,8 @@ def test_numbers_are_skipped_exactly_in_single_branch_networks() -> None:
 
 
 def test_places_in_torchvisions_names() -> None:
-    """Stage, block and convolution read from the graph are those in the names of torchvision's ResNets."""
+    """Stage, block and convolution read from the graph are those in the names of torchvision's
+    ResNets."""
     for name in ("resnet34", "resnet50"):
         for place in find_places(state_of(name).need_coupling().graph).layers:
             parts = place.module.split(".")
@@ -283,7 +339,8 @@ def test_places_in_torchvisions_names() -> None:
 
 
 class Odd(nn.Module):
-    """A shortcut computed before its block, a sum inside a block, a layer between two blocks, and an added constant."""
+    """A shortcut computed before its block, a sum inside a block, a layer between two blocks, and
+    an added constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +378,8 @@ def test_places_in_an_odd_network() -> None:
 
 
 def test_whole_groups_are_beyond_the_paper() -> None:
-    """With scope=coupled a group has the smallest ratio of its layers, so that one kept layer keeps it whole."""
+    """With scope=coupled a group has the smallest ratio of its layers, so that one kept layer keeps
+    it whole."""
     state = state_of("digits_resnet", 10)
     rule = LayerRule("[0.25,0.5,0.5,0.5,0]", scope="coupled")
     gone = removed(state, rule)
@@ -339,7 +397,9 @@ def test_whole_groups_are_beyond_the_paper() -> None:
 def test_one_ratio_meets_a_budget(budget: str, scope: str) -> None:
     base = state_of("digits_resnet", 10)
     cost = base.need_cost()
-    state = State(base.graph, base.graph, coupling=base.coupling, cost=cost, budgets=[parse_budget(budget)])
+    state = State(
+        base.graph, base.graph, coupling=base.coupling, cost=cost, budgets=[parse_budget(budget)]
+    )
     rule = LayerRule(scope=scope)  # type: ignore[arg-type]
     layers = rule.layers(state)
     counts = rule.counts(state, layers)
@@ -350,7 +410,9 @@ def test_one_ratio_meets_a_budget(budget: str, scope: str) -> None:
     for column in columns:
         more = widths.copy()
         more[column] += 1
-        assert widths[column] == cost.full[column] or not within(state.budgets, cost, more), "there was room for more"
+        assert widths[column] == cost.full[column] or not within(state.budgets, cost, more), (
+            "there was room for more"
+        )
     # One ratio: no layer is further from it than the filters that were given back.
     low = max((count - 1) / layer.count for count, layer in zip(counts, layers, strict=True))
     high = min((count + 2) / layer.count for count, layer in zip(counts, layers, strict=True))
@@ -363,10 +425,22 @@ def test_budgets_out_of_reach() -> None:
         ("2%FLOPs", LayerRule(), "out of reach"),
         ("60%FLOPs", LayerRule("0.1"), "more than the budget '60%FLOPs' allows"),
     ):
-        state = State(base.graph, base.graph, coupling=base.coupling, cost=base.cost, budgets=[parse_budget(text)])
+        state = State(
+            base.graph,
+            base.graph,
+            coupling=base.coupling,
+            cost=base.cost,
+            budgets=[parse_budget(text)],
+        )
         with pytest.raises(BudgetError, match=message):
             rule.counts(state, rule.layers(state))
-    given = State(base.graph, base.graph, coupling=base.coupling, cost=base.cost, budgets=[parse_budget("60%FLOPs")])
+    given = State(
+        base.graph,
+        base.graph,
+        coupling=base.coupling,
+        cost=base.cost,
+        budgets=[parse_budget("60%FLOPs")],
+    )
     assert removed(given, LayerRule("0.6")), "ratios that meet a budget are taken as they are"
 
 
@@ -396,10 +470,14 @@ def test_ratios_of_another_plan(tmp_path: Path) -> None:
         assert np.array_equal(kept, plan.get(name, np.arange(coupling.group(name).width)))
     plan["layer2"] = np.arange(8)
     save_plan(path, plan, coupling)
-    with pytest.raises(UserError, match="cuts group layer2, which cannot be pruned in this way: try scope=coupled"):
+    with pytest.raises(
+        UserError, match="cuts group layer2, which cannot be pruned in this way: try scope=coupled"
+    ):
         rule.counts(base, rule.layers(base))
     with pytest.raises(UserError, match="which channels stay, not which weights"):
-        LayerRule(str(path), granularity="weight").counts(base, LayerRule(granularity="weight").layers(base))
+        LayerRule(str(path), granularity="weight").counts(
+            base, LayerRule(granularity="weight").layers(base)
+        )
     with pytest.raises(UserError, match="pick=plan takes the channels of a plan"):
         GReg1(ratios="0.5", pick="plan").decide(base, base.graph.weights)
 

@@ -22,7 +22,8 @@ Net = tuple[Coupling, CostModel, dict[str, np.ndarray]]
 
 
 class Mixed(nn.Module):
-    """Plain, residual, grouped (four blocks) and narrow groups; a flatten gives units several channels each."""
+    """Plain, residual, grouped (four blocks) and narrow groups; a flatten gives units several
+    channels each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +45,11 @@ class Mixed(nn.Module):
 def built(model: nn.Module, size: int) -> Net:
     graph = capture(model.eval(), (torch.randn(2, 3, size, size),))
     coupling = couple(graph)
-    return coupling, CostModel(graph, coupling), score_units(coupling, graph.weights, "l1", normalise=True)
+    return (
+        coupling,
+        CostModel(graph, coupling),
+        score_units(coupling, graph.weights, "l1", normalise=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,9 @@ LIMITS_AT_ONCE = [("50%FLOPs", "45%params"), ("40%bytes", "90%FLOPs")]
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("limits", [*LIMITS, *LIMITS_AT_ONCE], ids=" ".join)
 @pytest.mark.parametrize("round_to", [1, 8])
-def test_inside_every_budget_and_no_step_left(mixed: Net, scope: str, limits: tuple[str, ...], round_to: int) -> None:
+def test_inside_every_budget_and_no_step_left(
+    mixed: Net, scope: str, limits: tuple[str, ...], round_to: int
+) -> None:
     coupling, cost, scores = mixed
     limit = budgets(*limits)
     plan = select(scores, coupling, cost, limit, scope=scope, round_to=round_to)  # type: ignore[arg-type]
@@ -90,7 +97,9 @@ def test_inside_every_budget_and_no_step_left(mixed: Net, scope: str, limits: tu
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("limits", [("50%FLOPs",), ("25%FLOPs",), ("1GFLOPs", "60%params")], ids=" ".join)
+@pytest.mark.parametrize(
+    "limits", [("50%FLOPs",), ("25%FLOPs",), ("1GFLOPs", "60%params")], ids=" ".join
+)
 def test_resnet50_is_within_one_percent(resnet50: Net, scope: str, limits: tuple[str, ...]) -> None:
     coupling, cost, scores = resnet50
     plan = select(scores, coupling, cost, budgets(*limits), scope=scope)  # type: ignore[arg-type]
@@ -123,14 +132,20 @@ def test_the_best_units_of_every_block_stay(mixed: Net) -> None:
             kept = np.isin(block, plan[group.name])
             assert kept.sum() == len(plan[group.name]) // group.step
             if 0 < kept.sum() < len(block):
-                assert scores[group.name][block[kept]].min() >= scores[group.name][block[~kept]].max()
+                assert (
+                    scores[group.name][block[kept]].min() >= scores[group.name][block[~kept]].max()
+                )
 
 
 def test_a_step_of_a_group_with_blocks_counts_with_its_sum() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 4, 1)
+            self.a, self.b, self.c = (
+                nn.Conv2d(3, 8, 1),
+                nn.Conv2d(8, 8, 1, groups=2),
+                nn.Conv2d(8, 4, 1),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.c(self.b(self.a(x)))  # type: ignore[no-any-return]
@@ -191,7 +206,8 @@ def test_units_of_several_channels_need_fewer_for_a_multiple() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minimum", "least"), [(1, lambda w, s: s), (0.5, lambda w, s: w / 2), (10, lambda w, s: min(w, 10))]
+    ("minimum", "least"),
+    [(1, lambda w, s: s), (0.5, lambda w, s: w / 2), (10, lambda w, s: min(w, 10))],
 )
 def test_minimum(mixed: Net, minimum: float, least: Callable[[int, int], float]) -> None:
     coupling, cost, scores = mixed
@@ -219,14 +235,21 @@ def test_a_wide_budget_removes_nothing(mixed: Net) -> None:
 
 def test_the_same_seed_gives_the_same_random_plan(mixed: Net) -> None:
     coupling, cost, scores = mixed
-    plans = [select(scores, coupling, cost, budgets("50%FLOPs"), scope="random", seed=seed) for seed in (0, 0, 1)]
+    plans = [
+        select(scores, coupling, cost, budgets("50%FLOPs"), scope="random", seed=seed)
+        for seed in (0, 0, 1)
+    ]
     widths = [cost.widths(plan).tolist() for plan in plans]
     assert widths[0] == widths[1] != widths[2]
 
 
-def test_a_budget_out_of_reach_is_refused_before_any_work(mixed: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_out_of_reach_is_refused_before_any_work(
+    mixed: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     coupling, cost, scores = mixed
-    monkeypatch.setattr("pruneopt.passes.selection.select.step_scores", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(
+        "pruneopt.passes.selection.select.step_scores", lambda *_: pytest.fail("work was done")
+    )
     with pytest.raises(BudgetError, match="out of reach"):
         select(scores, coupling, cost, budgets("50%FLOPs", "100FLOPs"))
     with pytest.raises(BudgetError, match="out of reach"):

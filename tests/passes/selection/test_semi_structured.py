@@ -14,7 +14,11 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.base import Result
 from pruneopt.passes.selection.prune import L1
-from pruneopt.passes.selection.semi_structured import is_two_of_four, to_semi_structured, two_of_four
+from pruneopt.passes.selection.semi_structured import (
+    is_two_of_four,
+    to_semi_structured,
+    two_of_four,
+)
 
 
 class Small(nn.Module):
@@ -37,7 +41,9 @@ def test_two_of_four_against_every_four_by_hand() -> None:
     weight[0, 0, 0, :3] = 1.0
     weight[0, 0, 1, 0] = 1.0  # four equal ones: the first two stay
     mask = two_of_four(weight)
-    for row, flags in zip(weight.reshape(6, 36).tolist(), mask.reshape(6, 36).tolist(), strict=True):
+    for row, flags in zip(
+        weight.reshape(6, 36).tolist(), mask.reshape(6, 36).tolist(), strict=True
+    ):
         for start in range(0, 36, 4):
             four = [abs(value) for value in row[start : start + 4]]
             best = sorted(range(4), key=lambda i: (-four[i], i))[:2]
@@ -80,7 +86,9 @@ def test_sparse_matrices_give_what_masks_give(dtype: torch.dtype) -> None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs an NVIDIA GPU of compute capability 8.0 or newer")
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 64), nn.Linear(64, 10)).cuda()
+    module = nn.Sequential(
+        nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 64), nn.Linear(64, 10)
+    ).cuda()
     for part in module:
         if isinstance(part, nn.Linear):
             part.weight.data *= two_of_four(part.weight)

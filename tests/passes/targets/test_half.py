@@ -43,4 +43,7 @@ def test_numbers_that_overflow_are_refused() -> None:
     weights = {name: tensor * 1e6 for name, tensor in graph.weights.items()}
     with pytest.raises(VerificationError, match="numbers do not fit"):
         check_half(graph, weights, [torch.full((2, 3), float("nan"))], inputs)
-    assert half_error(graph, graph.weights, [graph.weights["0.bias"].expand(2, 3)], inputs)[1] >= ROUNDING
+    assert (
+        half_error(graph, graph.weights, [graph.weights["0.bias"].expand(2, 3)], inputs)[1]
+        >= ROUNDING
+    )

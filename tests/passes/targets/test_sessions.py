@@ -16,12 +16,18 @@ from pruneopt.ir.graph import Graph
 from pruneopt.passes.targets.ort_targets import BoundSession, OrtCPU, OrtSession
 from pruneopt.passes.targets.session import fixed_inputs
 from pruneopt.passes.targets.target import parse_target
-from pruneopt.passes.targets.torch_targets import GraphSession, TorchCPU, TorchSession, deployed_module
+from pruneopt.passes.targets.torch_targets import (
+    GraphSession,
+    TorchCPU,
+    TorchSession,
+    deployed_module,
+)
 from pruneopt.passes.timing.clock import WallClock
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 0.15}
-"""Relative to the largest output. Half precisions round every value to 11 or 8 bits, a relative error of at most 2^-11
-or 2^-8, and a chain of ten operations adds up several of them; int8 keeps 256 levels of a layer's range."""
+"""Relative to the largest output. Half precisions round every value to 11 or 8 bits, a relative
+error of at most 2^-11 or 2^-8, and a chain of ten operations adds up several of them; int8 keeps
+256 levels of a layer's range."""
 
 
 class Net(nn.Module):
@@ -108,7 +114,9 @@ def test_a_compiled_session_computes_the_network(net: nn.Module, graph: Graph) -
     assert np.allclose(session.outputs()[0], exact(net, graph, 1), atol=1e-5)
 
 
-def test_torch_runs_with_folded_norms_and_pinned_threads(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_runs_with_folded_norms_and_pinned_threads(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[int, bool]] = []
     session = TorchCPU(threads=3, format="channels-last").load(graph, graph.weights)
     assert isinstance(session, TorchSession)
@@ -119,7 +127,9 @@ def test_torch_runs_with_folded_norms_and_pinned_threads(graph: Graph, monkeypat
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
     assert not any(weight.requires_grad for weight in kernels)
     before = torch.get_num_threads()
-    session._call = lambda x: seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+    session._call = lambda x: seen.append(
+        (torch.get_num_threads(), torch.is_inference_mode_enabled())
+    )
     session.run()
     assert seen == [(3, True)]
     assert torch.get_num_threads() == before
@@ -137,7 +147,9 @@ def test_threads_come_back_after_an_error(graph: Graph) -> None:
 def test_what_is_written_is_in_the_targets_precision(graph: Graph, tmp_path: Any) -> None:
     def types(text: str) -> set[int]:
         target: Any = parse_target(text)
-        target.write(graph, graph.weights, tmp_path / "m.onnx", calibration=[tuple(fixed_inputs(graph, 2))])
+        target.write(
+            graph, graph.weights, tmp_path / "m.onnx", calibration=[tuple(fixed_inputs(graph, 2))]
+        )
         model = onnx.load(tmp_path / "m.onnx")
         return {item.data_type for item in model.graph.initializer if len(item.dims) == 4}
 
@@ -197,7 +209,9 @@ def test_a_fixed_batch_is_no_other(net: nn.Module) -> None:
         assert parse_target(text).load(fixed, {}).outputs()[0].shape == (2,)
 
 
-def test_what_a_runtime_cannot_do_is_a_sentence(graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_what_a_runtime_cannot_do_is_a_sentence(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="onnxruntime cannot run this network: "):
         OrtCPU().open(tmp_path / "bad.onnx", [])
@@ -206,14 +220,19 @@ def test_what_a_runtime_cannot_do_is_a_sentence(graph: Graph, monkeypatch: pytes
         raise RuntimeError("no kernel for Half\nmore")
 
     monkeypatch.setattr(Net, "forward", broken)
-    module, inputs = deployed_module(graph, graph.weights, 1, "fp32", "contiguous", torch.device("cpu"))
+    module, inputs = deployed_module(
+        graph, graph.weights, 1, "fp32", "contiguous", torch.device("cpu")
+    )
     monkeypatch.setattr(type(module), "forward", broken)
-    with pytest.raises(UserError, match=r"does not run in this precision and mode: no kernel for Half$"):
+    with pytest.raises(
+        UserError, match=r"does not run in this precision and mode: no kernel for Half$"
+    ):
         TorchSession(module, inputs, 1, False)
 
 
 def test_a_session_on_a_gpu_binds_its_inputs_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls in their order, as there is no GPU: everything is bound once, a run waits for its outputs."""
+    """The calls in their order, as there is no GPU: everything is bound once, a run waits for its
+    outputs."""
     log: list[Any] = []
 
     class Binding:
@@ -242,15 +261,20 @@ def test_a_session_on_a_gpu_binds_its_inputs_and_waits(monkeypatch: pytest.Monke
         def run_with_iobinding(self, binding: Binding) -> None:
             log.append("run")
 
-    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", lambda x, device, index: (device, index))
+    monkeypatch.setattr(
+        "onnxruntime.OrtValue.ortvalue_from_numpy", lambda x, device, index: (device, index)
+    )
     session = BoundSession(Runtime(), [np.zeros(2, np.float32)], 1)
     session.run()
     assert log == [("input", "x", ("cuda", 1)), ("output", "y", "cuda", 1), "run", "wait"]
     assert session.outputs()[0].tolist() == [1.0, 1.0]
 
 
-def test_a_cuda_graph_is_captured_after_a_warm_up_and_replayed(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls in their order, as there is no GPU: one of the module as a check, three beside, one captured."""
+def test_a_cuda_graph_is_captured_after_a_warm_up_and_replayed(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls in their order, as there is no GPU: one of the module as a check, three beside, one
+    captured."""
     log: list[str] = []
 
     class Stream:
@@ -280,7 +304,15 @@ def test_a_cuda_graph_is_captured_after_a_warm_up_and_replayed(net: nn.Module, m
     module = nn.Linear(2, 2)
     module.register_forward_hook(lambda *args: log.append("forward"))
     session = GraphSession(module, [torch.ones(1, 2)])
-    side = ["side waits for main", "enter side", "forward", "forward", "forward", "leave side", "main waits for side"]
+    side = [
+        "side waits for main",
+        "enter side",
+        "forward",
+        "forward",
+        "forward",
+        "leave side",
+        "main waits for side",
+    ]
     assert log == ["forward", *side, "enter capture", "forward", "leave capture"]
     log.clear()
     session.step()

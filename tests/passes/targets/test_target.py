@@ -36,7 +36,10 @@ def forgotten() -> Iterator[None]:
         ("ort-cpu{batch=1}", "ort-cpu"),
         ("ort-cpu{threads=2 batch=8}", "ort-cpu{batch=8 threads=2}"),
         ("ort-cpu{dtype=int8}", "ort-cpu{dtype=int8}"),
-        ("torch-cpu{format=channels-last mode=compiled}", "torch-cpu{format=channels-last mode=compiled}"),
+        (
+            "torch-cpu{format=channels-last mode=compiled}",
+            "torch-cpu{format=channels-last mode=compiled}",
+        ),
         ("torch-cuda{mode=graph dtype=bf16}", "torch-cuda{dtype=bf16 mode=graph}"),
         ("ort-tensorrt{dtype=fp16}", "ort-tensorrt{dtype=fp16}"),
     ],
@@ -78,7 +81,9 @@ def test_every_target_is_listed() -> None:
 @no_driver
 def test_a_machine_without_a_gpu_says_so() -> None:
     for kind in (TorchCUDA, OrtCUDA, OrtTensorRT):
-        with pytest.raises(UserError, match=r"not available: this machine has no CUDA device.*pruneopt targets"):
+        with pytest.raises(
+            UserError, match=r"not available: this machine has no CUDA device.*pruneopt targets"
+        ):
             kind().need()
 
 
@@ -92,7 +97,10 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert TorchCUDA(device=1).unavailable() is None
-    assert TorchCUDA(device=2).unavailable() == "this machine has 2 CUDA devices, and device=2 is none of them"
+    assert (
+        TorchCUDA(device=2).unavailable()
+        == "this machine has 2 CUDA devices, and device=2 is none of them"
+    )
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +116,15 @@ def test_a_runtime_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @no_driver
-@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu")
+@pytest.mark.skipif(
+    CUDA not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
+)
 @pytest.mark.parametrize("provider", [CUDA, TENSORRT])
 def test_a_provider_that_is_compiled_in_but_does_not_load(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], provider: str
 ) -> None:
-    """As on a machine with a driver and without libraries: the real runtime is asked, and what it logs is not shown."""
+    """As on a machine with a driver and without libraries: the real runtime is asked, and what it
+    logs is not shown."""
     monkeypatch.setattr(ort_providers, "_driver", lambda: True)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     reason = provider_trouble(provider)
@@ -145,7 +156,8 @@ def test_the_tiny_model_is_a_model() -> None:
 
 
 def test_the_library_that_a_provider_lacks_is_named(tmp_path: Path) -> None:
-    """The loader's own words decide: a library that is there, or that fails otherwise, names nothing."""
+    """The loader's own words decide: a library that is there, or that fails otherwise, names
+    nothing."""
     (tmp_path / "capi").mkdir()
     missing = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
     assert ort_providers._missing_library(tmp_path, CUDA) == f"{missing} is not installed"
@@ -168,7 +180,8 @@ def test_onnxruntime_falls_back_on_the_processor(monkeypatch: pytest.MonkeyPatch
     target, note = or_processor(parse_target("ort-cuda{batch=4 dtype=fp16}"))
     assert str(target) == "ort-cpu{batch=4 dtype=fp16}"
     assert note == (
-        "ort-cuda{batch=4 dtype=fp16} is not available: it is not there; ort-cpu{batch=4 dtype=fp16} takes its place"
+        "ort-cuda{batch=4 dtype=fp16} is not available: it is not there; ort-cpu{batch=4 "
+        "dtype=fp16} takes its place"
     )
     assert or_processor(parse_target("ort-tensorrt"))[0] == OrtCPU()
 
@@ -192,5 +205,9 @@ def test_what_the_gpu_providers_are_told() -> None:
         CPU,
     ]
     fp16 = OrtTensorRT(dtype="fp16").providers()
-    assert fp16 == [(TENSORRT, {"device_id": "0", "trt_fp16_enable": "1"}), (CUDA, {"device_id": "0"}), CPU]
+    assert fp16 == [
+        (TENSORRT, {"device_id": "0", "trt_fp16_enable": "1"}),
+        (CUDA, {"device_id": "0"}),
+        CPU,
+    ]
     assert OrtTensorRT().providers()[0] == (TENSORRT, {"device_id": "0"})

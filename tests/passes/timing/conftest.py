@@ -6,7 +6,8 @@ import pytest
 
 
 class FakeClock:
-    """Time passes only when a run says so; ``used`` is the share of it that this process computes."""
+    """Time passes only when a run says so; ``used`` is the share of it that this process
+    computes."""
 
     def __init__(self) -> None:
         self.time = 0.0

@@ -62,7 +62,9 @@ def test_a_run_is_timed_by_events_after_the_cache_was_overwritten() -> None:
     assert not clock._buffer.any()
 
 
-@pytest.mark.parametrize(("cache", "size"), [(1 << 20, 2 << 20), (0, 2 * cuda_clock.SMALLEST_CACHE)])
+@pytest.mark.parametrize(
+    ("cache", "size"), [(1 << 20, 2 << 20), (0, 2 * cuda_clock.SMALLEST_CACHE)]
+)
 def test_the_buffer_is_twice_the_cache(cache: int, size: int) -> None:
     assert CudaClock(torch.device("cuda", 0), FakeDevice(cache))._buffer.numel() == size
 

@@ -1,4 +1,5 @@
-"""Intervals of medians: ranks against the binomial distribution written out, coverage by simulation."""
+"""Intervals of medians: ranks against the binomial distribution written out, coverage by
+simulation."""
 
 import math
 
@@ -10,7 +11,8 @@ from pruneopt.passes.timing.intervals import FEWEST, median_interval, ranks
 
 
 def outside(count: int, rank: int) -> float:
-    """The chance that the median lies outside sorted times number ``rank`` and ``count - 1 - rank``."""
+    """The chance that the median lies outside sorted times number ``rank`` and ``count - 1 -
+    rank``."""
     return 2 * sum(math.comb(count, k) for k in range(rank + 1)) / 2**count
 
 

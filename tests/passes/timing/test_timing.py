@@ -10,7 +10,15 @@ from scipy.stats import binom
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.timing.clock import WallClock
 from pruneopt.passes.timing.machine import busy, judge
-from pruneopt.passes.timing.timing import ROUNDS, WINDOW, WINDOWS, compare, measure, take_rounds, warm_up
+from pruneopt.passes.timing.timing import (
+    ROUNDS,
+    WINDOW,
+    WINDOWS,
+    compare,
+    measure,
+    take_rounds,
+    warm_up,
+)
 
 Clock = Any
 
@@ -41,7 +49,8 @@ def test_a_steady_session_is_warm_after_two_windows(clock: Clock) -> None:
 
 
 def test_a_warm_up_goes_on_while_times_fall(clock: Clock) -> None:
-    """From 100 ms to 10 ms with a time constant of 20 runs: no end before the times lie near the last one."""
+    """From 100 ms to 10 ms with a time constant of 20 runs: no end before the times lie near the
+    last one."""
     session = Session(clock, lambda call: 0.01 + 0.09 * np.exp(-call / 20))
     median, stable = warm_up(session, clock)
     assert stable
@@ -53,7 +62,11 @@ def test_a_session_that_never_settles_is_told_of(clock: Clock) -> None:
     session = Session(clock, lambda call: 1.1**call * 1e-9)
     assert warm_up(session, clock)[1] is False
     assert session.calls == WINDOWS * WINDOW
-    found = measure([Session(clock, lambda call: 1.01 ** min(call, 400)), clock.taking(1.0)], clock=clock, rounds=6)
+    found = measure(
+        [Session(clock, lambda call: 1.01 ** min(call, 400)), clock.taking(1.0)],
+        clock=clock,
+        rounds=6,
+    )
     assert "did not settle" in (found[0].noisy or "")
     assert "did not settle" not in (found[1].noisy or "")
 
@@ -73,21 +86,30 @@ def test_sessions_take_turns_and_the_order_turns_round(clock: Clock) -> None:
     def session(name: str) -> Any:
         return lambda: (seen.append(name), clock.pass_by(0.001))
 
-    take_rounds([session("a"), session("b"), session("c")], clock=clock, rounds=6, reference=quiet(clock))
+    take_rounds(
+        [session("a"), session("b"), session("c")], clock=clock, rounds=6, reference=quiet(clock)
+    )
     rounds = seen[-6 * 6 :]
     assert "".join(rounds) == "aabbccccbbaa" * 3
 
 
 def test_the_time_given_decides_the_number_of_rounds_before_them(clock: Clock) -> None:
     def runs(seconds: float) -> int:
-        found = measure([clock.taking(0.01), clock.taking(0.04)], clock=clock, seconds=seconds, reference=quiet(clock))
+        found = measure(
+            [clock.taking(0.01), clock.taking(0.04)],
+            clock=clock,
+            seconds=seconds,
+            reference=quiet(clock),
+        )
         return found[0].runs
 
     assert (runs(5.0), runs(0.1), runs(1e6)) == (50, *ROUNDS)
 
 
 def test_medians_and_intervals_of_what_was_timed(clock: Clock) -> None:
-    session = Session(clock, lambda call: 1.0 if call < 2 * WINDOW else 1.0 + (call - 2 * WINDOW) / 100)
+    session = Session(
+        clock, lambda call: 1.0 if call < 2 * WINDOW else 1.0 + (call - 2 * WINDOW) / 100
+    )
     (found,) = measure([session], clock=clock, rounds=9, reference=quiet(clock))
     timed = [1.0 + call / 100 for call in range(1, 18, 2)]  # every second run is not timed
     assert found.seconds == pytest.approx(timed[4])
@@ -96,14 +118,18 @@ def test_medians_and_intervals_of_what_was_timed(clock: Clock) -> None:
 
 
 def test_a_steady_drift_cancels_between_sessions(clock: Clock) -> None:
-    """The machine gets slower by half; the ratio of two sessions stays, their separate times do not."""
+    """The machine gets slower by half; the ratio of two sessions stays, their separate times do
+    not."""
 
     def speed(now: float) -> float:
         return 1 + now / 20
 
     slow, fast = Session(clock, 0.02, speed), Session(clock, 0.01, speed)
     found = take_rounds(
-        [slow, fast], clock=clock, rounds=100, reference=lambda: clock.pass_by(1e-3 * speed(clock.now()))
+        [slow, fast],
+        clock=clock,
+        rounds=100,
+        reference=lambda: clock.pass_by(1e-3 * speed(clock.now())),
     )
     ratio = found.speedup(0, 1)
     assert ratio.ratio == pytest.approx(2.0, rel=1e-3)
@@ -115,7 +141,8 @@ def test_a_steady_drift_cancels_between_sessions(clock: Clock) -> None:
 
 
 def test_in_one_order_only_the_drift_would_not_cancel(clock: Clock) -> None:
-    """Why the order turns round: in rounds that all begin with the same session, the other always runs later."""
+    """Why the order turns round: in rounds that all begin with the same session, the other always
+    runs later."""
     speed = 1 + np.arange(400) * 0.01
     one_order = np.median(speed[::2] / speed[1::2])
     turned = np.median(np.concatenate([speed[::4] / speed[1::4], speed[3::4] / speed[2::4]]))
@@ -126,7 +153,9 @@ def test_speedups_hold_the_true_ratio_as_often_as_they_say(clock: Clock) -> None
     generator = np.random.default_rng(0)
     trials, rounds, hits = 300, 12, 0
     for _ in range(trials):
-        slow, fast = (Session(clock, lambda call, c=c: c * generator.lognormal(0.0, 0.2)) for c in (3.0, 2.0))
+        slow, fast = (
+            Session(clock, lambda call, c=c: c * generator.lognormal(0.0, 0.2)) for c in (3.0, 2.0)
+        )
         found = compare(slow, fast, clock=clock, rounds=rounds, reference=quiet(clock))
         hits += found.low <= 1.5 <= found.high
     assert binom.cdf(hits, trials, 0.95) > 1e-3
@@ -134,13 +163,17 @@ def test_speedups_hold_the_true_ratio_as_often_as_they_say(clock: Clock) -> None
 
 
 def test_pairs_see_what_spoils_separate_times(clock: Clock) -> None:
-    """Speed that wanders widely and slowly: the ratio's interval is far narrower than that of either time."""
+    """Speed that wanders widely and slowly: the ratio's interval is far narrower than that of
+    either time."""
 
     def speed(now: float) -> float:
         return 1.5 + np.sin(now / 3)
 
     found = take_rounds(
-        [Session(clock, 0.02, speed), Session(clock, 0.01, speed)], clock=clock, rounds=200, reference=quiet(clock)
+        [Session(clock, 0.02, speed), Session(clock, 0.01, speed)],
+        clock=clock,
+        rounds=200,
+        reference=quiet(clock),
     )
     ratio, alone = found.speedup(0, 1), found.measurement(0)
     assert ratio.low <= 2.0 <= ratio.high

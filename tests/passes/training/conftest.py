@@ -13,7 +13,8 @@ from pruneopt.models.workload import TensorSplit, Workload, seeded
 
 @pytest.fixture
 def points() -> Callable[..., Workload]:
-    """``points(count=70, dtype=..., **changes)``: points in four dimensions and the sign of the first coordinate."""
+    """``points(count=70, dtype=..., **changes)``: points in four dimensions and the sign of the
+    first coordinate."""
 
     def make(count: int = 70, dtype: torch.dtype = torch.float32, **changes: object) -> Workload:
         x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -34,7 +35,9 @@ def net() -> Callable[[], nn.Sequential]:
 
     def make() -> nn.Sequential:
         with seeded(0):
-            return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+            return nn.Sequential(
+                nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+            )
 
     return make
 

@@ -41,9 +41,12 @@ def noisy() -> Workload:
 
 
 class Decay(Hook):
-    """Shrinks a weight by a factor that it carries from step to step; fails or stops where told to."""
+    """Shrinks a weight by a factor that it carries from step to step; fails or stops where told
+    to."""
 
-    def __init__(self, fail_at: int | None = None, error: type[BaseException] = RuntimeError) -> None:
+    def __init__(
+        self, fail_at: int | None = None, error: type[BaseException] = RuntimeError
+    ) -> None:
         self.factor, self.fail_at, self.error = torch.tensor(1.0), fail_at, error
 
     def before_step(self, run: Run) -> None:
@@ -69,11 +72,20 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
 
 
-def run(net: Net, path: Path | None, recipe: Recipe = RECIPE, hook: Hook | None = None, **options: Any) -> Any:
+def run(
+    net: Net, path: Path | None, recipe: Recipe = RECIPE, hook: Hook | None = None, **options: Any
+) -> Any:
     """The state dict after training, and the log."""
     module = net()
     place = None if path is None else Checkpoint(path)
-    log = train(module, options.pop("data", noisy()), recipe, hooks=[hook or Decay()], checkpoint=place, **options)
+    log = train(
+        module,
+        options.pop("data", noisy()),
+        recipe,
+        hooks=[hook or Decay()],
+        checkpoint=place,
+        **options,
+    )
     return module.state_dict(), log
 
 
@@ -82,11 +94,15 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 def told(log: TrainingLog) -> list[tuple[int, float, float, float, int]]:
-    return [(entry.epoch, entry.loss, entry.metric, entry.lr, entry.samples) for entry in log.epochs]
+    return [
+        (entry.epoch, entry.loss, entry.metric, entry.lr, entry.samples) for entry in log.epochs
+    ]
 
 
 @pytest.mark.parametrize("fail_at", [0, 2, 3, 5, 7, 8, 11])
-@pytest.mark.parametrize("recipe", [RECIPE, AdamW(epochs=3, batch_size=16), replace(RECIPE, precision="16-mixed")])
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, AdamW(epochs=3, batch_size=16), replace(RECIPE, precision="16-mixed")]
+)
 def test_stopped_anywhere(net: Net, tmp_path: Path, recipe: Recipe, fail_at: int) -> None:
     wanted, whole = run(net, None, recipe)
     with pytest.raises(RuntimeError, match="stopped by the test"):
@@ -120,7 +136,9 @@ def test_a_finished_run_is_not_run_again(net: Net, tmp_path: Path) -> None:
     assert hook.factor == pytest.approx(0.999**12)
 
 
-def test_interrupted_between_two_steps(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_between_two_steps(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C waits for the end of the step, and the state is written there."""
 
     def press(run: Run) -> None:
@@ -177,7 +195,8 @@ def digits(path: Path | None, hook: Hook) -> dict[str, Tensor]:
 
 
 def test_killed(tmp_path: Path) -> None:
-    """A process killed in the middle of an epoch leaves a whole state, and its successor ends as if nothing was."""
+    """A process killed in the middle of an epoch leaves a whole state, and its successor ends as if
+    nothing was."""
     path = tmp_path / "a.ckpt"
     words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path), "6"]
     assert subprocess.run(words, check=False, timeout=120).returncode == -signal.SIGKILL
@@ -188,9 +207,15 @@ def test_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": replace(RECIPE, lr=0.2)}, r"lr 0.1 there, 0.2 here\): go on with the same settings"),
+        (
+            {"recipe": replace(RECIPE, lr=0.2)},
+            r"lr 0.1 there, 0.2 here\): go on with the same settings",
+        ),
         ({"recipe": AdamW(epochs=3, batch_size=16)}, "optimiser 'sgd' there, 'adamw' here"),
-        ({"recipe": replace(RECIPE, milestones=(0.3,))}, r"milestones \(0.5, 0.75\) there, \(0.3,\) here"),
+        (
+            {"recipe": replace(RECIPE, milestones=(0.3,))},
+            r"milestones \(0.5, 0.75\) there, \(0.3,\) here",
+        ),
         ({"seed": 1}, "seed 0 there, 1 here"),
         ({"hook": Hook()}, "hooks 'Decay' there, 'Hook' here"),
         ({"decays": lambda name, parameter: "bias" not in name}, "other decayed weights"),
@@ -199,7 +224,9 @@ def test_killed(tmp_path: Path) -> None:
         ({"net": "other"}, "other initial weights"),
     ],
 )
-def test_the_state_of_another_run_is_refused(net: Net, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_the_state_of_another_run_is_refused(
+    net: Net, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     path = tmp_path / "a.ckpt"
     run(net, path)
     before = path.read_bytes()

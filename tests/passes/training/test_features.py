@@ -43,12 +43,16 @@ class Watcher(Hook):
 
     def before_step(self, run: Run) -> None:
         self.gradients.append(
-            torch.cat([p.grad.flatten().clone() for p in run.module.parameters() if p.grad is not None])
+            torch.cat(
+                [p.grad.flatten().clone() for p in run.module.parameters() if p.grad is not None]
+            )
         )
         self.calls.append(("step", run.iteration, run.epoch))
 
     def after_step(self, run: Run) -> None:
-        self.weights.append(torch.cat([p.detach().flatten().clone() for p in run.module.parameters()]))
+        self.weights.append(
+            torch.cat([p.detach().flatten().clone() for p in run.module.parameters()])
+        )
         self.calls.append(("after", run.iteration, run.epoch))
 
 
@@ -56,7 +60,9 @@ def test_hooks_are_called_in_order(points: Points, plain: Plain) -> None:
     hook = Watcher()
     train(plain(), points(), SGD(epochs=2, batch_size=35, accumulate=3), hooks=[hook])
     names = ["forward", "backward", "step", "after"]
-    iterations = [(name, done + (name == "after"), 1 + done // 2) for done in range(4) for name in names]
+    iterations = [
+        (name, done + (name == "after"), 1 + done // 2) for done in range(4) for name in names
+    ]
     assert hook.calls == [("start", 0, 1), *iterations]
 
 
@@ -74,7 +80,12 @@ def test_hooks_change_gradients_and_weights(points: Points, plain: Plain) -> Non
                 run.module.get_parameter("0.weight")[0, 0] = 0
 
     module, reference, workload = plain(), plain(), points()
-    train(module, workload, SGD(epochs=1, lr=0.1, momentum=0, weight_decay=0, batch_size=70), hooks=[Sparse()])
+    train(
+        module,
+        workload,
+        SGD(epochs=1, lr=0.1, momentum=0, weight_decay=0, batch_size=70),
+        hooks=[Sparse()],
+    )
     x, y = next(workload.train.batches(70, seed=1))
     loss = F.cross_entropy(reference(x), y) + 0.1 * reference[0].weight.abs().sum()
     gradient = torch.autograd.grad(loss, reference[0].weight)[0]
@@ -95,7 +106,9 @@ def test_a_hook_ends_the_training(points: Points, plain: Plain) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 16])
-def test_parts_of_a_batch_make_the_same_step(points: Points, plain: Plain, weights: Weights, parts: int) -> None:
+def test_parts_of_a_batch_make_the_same_step(
+    points: Points, plain: Plain, weights: Weights, parts: int
+) -> None:
     workload, whole, cut = points(dtype=torch.float64), plain(torch.float64), plain(torch.float64)
     recipe = {"epochs": 4, "batch_size": 16, "lr": 0.1, "label_smoothing": 0.1}
     one = train(whole, workload, SGD(**recipe))
@@ -107,12 +120,18 @@ def test_parts_of_a_batch_make_the_same_step(points: Points, plain: Plain, weigh
 
 
 def test_batches_that_cannot_be_cut(points: Points, plain: Plain) -> None:
-    with pytest.raises(UserError, match="a batch of 70 samples cannot be cut into accumulate=80 parts for each of 1"):
+    with pytest.raises(
+        UserError,
+        match="a batch of 70 samples cannot be cut into accumulate=80 parts for each of 1",
+    ):
         train(plain(), points(), SGD(epochs=1, batch_size=100, accumulate=80))
 
 
-def test_averaged_weights_are_delivered(points: Points, net: Callable[[], nn.Sequential], weights: Weights) -> None:
-    """``w' = 0.7 w' + 0.3 w``, from the weights after the first step on; buffers too, but for counts."""
+def test_averaged_weights_are_delivered(
+    points: Points, net: Callable[[], nn.Sequential], weights: Weights
+) -> None:
+    """``w' = 0.7 w' + 0.3 w``, from the weights after the first step on; buffers too, but for
+    counts."""
     hook, module, unaveraged = Watcher(), net(), net()
     recipe = SGD(epochs=2, batch_size=16, lr=0.3, ema=0.7)
     train(module, points(), recipe, hooks=[hook])
@@ -127,7 +146,9 @@ def test_averaged_weights_are_delivered(points: Points, net: Callable[[], nn.Seq
     assert module[1].num_batches_tracked == 8
 
 
-def test_gradients_are_clipped_after_the_hooks(points: Points, plain: Plain, weights: Weights) -> None:
+def test_gradients_are_clipped_after_the_hooks(
+    points: Points, plain: Plain, weights: Weights
+) -> None:
     class Push(Hook):
         def before_step(self, run: Run) -> None:
             for parameter in run.module.parameters():
@@ -155,13 +176,19 @@ def test_decay_of_chosen_weights(points: Points, net: Callable[[], nn.Sequential
     assert decayed() == {"0.weight", "0.bias", "1.weight", "4.weight", "4.bias"}
     assert decayed(decay_norm=False) == {"0.weight", "4.weight"}
     assert decayed(decays=lambda name, parameter: name.startswith("0")) == {"0.weight", "0.bias"}
-    assert decayed(decays=lambda name, parameter: name.startswith("0"), decay_norm=False) == {"0.weight"}
+    assert decayed(decays=lambda name, parameter: name.startswith("0"), decay_norm=False) == {
+        "0.weight"
+    }
     assert decayed(decays=lambda name, parameter: False) == set()
 
 
 def test_adamw_is_torchs(points: Points, plain: Plain, weights: Weights) -> None:
     module, reference, workload = plain(), plain(), points()
-    train(module, workload, AdamW(epochs=2, lr=0.01, schedule="constant", batch_size=16, weight_decay=0.1))
+    train(
+        module,
+        workload,
+        AdamW(epochs=2, lr=0.01, schedule="constant", batch_size=16, weight_decay=0.1),
+    )
     optimiser = torch.optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1)
     for epoch in (1, 2):
         for x, y in workload.train.batches(16, seed=epoch, drop_last=True):
@@ -186,8 +213,11 @@ def test_hooks_see_the_gradients_as_they_are(points: Points, plain: Plain, preci
     assert {value.dtype for value in hook.weights} == {torch.float32}
 
 
-def test_a_step_whose_scaled_gradients_overflow_is_left_out(points: Points, plain: Plain, weights: Weights) -> None:
-    """The first scale is 65536, and a gradient of about 1 then has no place in 16 bits: the scale is halved."""
+def test_a_step_whose_scaled_gradients_overflow_is_left_out(
+    points: Points, plain: Plain, weights: Weights
+) -> None:
+    """The first scale is 65536, and a gradient of about 1 then has no place in 16 bits: the scale
+    is halved."""
     hook = Watcher()
     loud = points(loss=lambda outputs, targets: 50 * F.cross_entropy(outputs, targets))
     train(plain(), loud, SGD(epochs=3, batch_size=16, lr=1e-4, precision="16-mixed"), hooks=[hook])
@@ -205,10 +235,18 @@ def test_the_distance_to_a_teacher() -> None:
     mine, theirs = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     wanted = 0.0
     for row in range(3):
-        p = [float(torch.exp(theirs[row, k] / 2) / torch.exp(theirs[row] / 2).sum()) for k in range(5)]
+        p = [
+            float(torch.exp(theirs[row, k] / 2) / torch.exp(theirs[row] / 2).sum())
+            for k in range(5)
+        ]
         q = [float(torch.exp(mine[row, k] / 2) / torch.exp(mine[row] / 2).sum()) for k in range(5)]
         wanted += (
-            4 * sum(a * (torch.tensor(a).log() - torch.tensor(b).log()).item() for a, b in zip(p, q, strict=True)) / 3
+            4
+            * sum(
+                a * (torch.tensor(a).log() - torch.tensor(b).log()).item()
+                for a, b in zip(p, q, strict=True)
+            )
+            / 3
         )
     assert distillation(mine, theirs, 2.0).item() == pytest.approx(wanted, rel=1e-5)
     dense = [tensor.T.reshape(1, 5, 3) for tensor in (mine, theirs)]
@@ -217,16 +255,23 @@ def test_the_distance_to_a_teacher() -> None:
 
 
 def test_distilling_steps(points: Points, plain: Plain, net: Callable[[], nn.Sequential]) -> None:
-    """One step is the gradient of the mixed loss; the teacher runs in evaluation mode and stays as it was."""
+    """One step is the gradient of the mixed loss; the teacher runs in evaluation mode and stays as
+    it was."""
     module, reference, workload, teacher = plain(), plain(), points(), net()
     before = copy.deepcopy(teacher.state_dict())
-    recipe = SGD(epochs=1, batch_size=70, lr=1, momentum=0, weight_decay=0, distil=0.3, temperature=2)
+    recipe = SGD(
+        epochs=1, batch_size=70, lr=1, momentum=0, weight_decay=0, distil=0.3, temperature=2
+    )
     train(module, workload, recipe, teacher=teacher)
     x, y = next(workload.train.batches(70, seed=1))
     target = F.softmax(net().eval()(x) / 2, 1)
     soft = -(target * F.log_softmax(reference(x) / 2, 1)).sum(1).mean()
-    gradients = torch.autograd.grad(0.7 * F.cross_entropy(reference(x), y) + 0.3 * 4 * soft, [*reference.parameters()])
-    for mine, old, gradient in zip(module.parameters(), reference.parameters(), gradients, strict=True):
+    gradients = torch.autograd.grad(
+        0.7 * F.cross_entropy(reference(x), y) + 0.3 * 4 * soft, [*reference.parameters()]
+    )
+    for mine, old, gradient in zip(
+        module.parameters(), reference.parameters(), gradients, strict=True
+    ):
         assert torch.allclose(mine, old - gradient, atol=1e-5)
     assert teacher.training
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -236,17 +281,28 @@ def test_distilling_steps(points: Points, plain: Plain, net: Callable[[], nn.Seq
 def test_no_teacher_where_there_can_be_none(points: Points, plain: Plain) -> None:
     with pytest.raises(UserError, match=r"distil=0.5 needs a teacher: give one, or set distil=0"):
         train(plain(), points(), SGD(epochs=1, distil=0.5))
-    with pytest.raises(UserError, match="distillation needs classification with the default cross-entropy"):
+    with pytest.raises(
+        UserError, match="distillation needs classification with the default cross-entropy"
+    ):
         train(plain(), points(num_classes=None), SGD(epochs=1, distil=0.5), teacher=plain())
-    with pytest.raises(UserError, match=r"the teacher's logits have shape \[70, 3\] and the network's \[70, 2\]"):
+    with pytest.raises(
+        UserError, match=r"the teacher's logits have shape \[70, 3\] and the network's \[70, 2\]"
+    ):
         train(plain(), points(), SGD(epochs=1, distil=0.5), teacher=nn.Linear(4, 3))
 
 
 def test_logs_for_tensorboard(points: Points, plain: Plain, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = train(plain(), points(), SGD(epochs=30, batch_size=2, tensorboard=str(tmp_path / "tb")), name="tuning")
+    log = train(
+        plain(),
+        points(),
+        SGD(epochs=30, batch_size=2, tensorboard=str(tmp_path / "tb")),
+        name="tuning",
+    )
     events = accumulator.EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     epochs = [(event.step, event.value) for event in events.Scalars("tuning/epoch/loss")]
     assert epochs == [(entry.epoch, pytest.approx(entry.loss)) for entry in log.epochs]
-    assert [event.step for event in events.Scalars("tuning/lr")] == [s for s in range(20, 1050, 20) if s % 35]
+    assert [event.step for event in events.Scalars("tuning/lr")] == [
+        s for s in range(20, 1050, 20) if s % 35
+    ]

@@ -1,4 +1,5 @@
-"""Training in two processes that torchrun starts: the weights are those of one process up to rounding."""
+"""Training in two processes that torchrun starts: the weights are those of one process up to
+rounding."""
 
 import os
 import re
@@ -27,7 +28,8 @@ RECIPE = SGD(epochs=3, batch_size=7, lr=0.2, accumulate=2, ema=0.9, clip_norm=2.
 
 
 class Partly(nn.Module):
-    """A network of which an iteration uses one of two branches, as with one batch norm for each width."""
+    """A network of which an iteration uses one of two branches, as with one batch norm for each
+    width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +69,10 @@ def trained(path: Path | None = None, fail_at: int = -1) -> dict[str, Any]:
         module = Partly()
     place = None if path is None else Checkpoint(path)
     log = train(module, workload(), RECIPE, hooks=[Alternate(fail_at)], checkpoint=place)
-    return {"weights": module.state_dict(), "log": [(e.epoch, e.loss, e.metric, e.samples) for e in log.epochs]}
+    return {
+        "weights": module.state_dict(),
+        "log": [(e.epoch, e.loss, e.metric, e.samples) for e in log.epochs],
+    }
 
 
 def normed() -> dict[str, Any]:
@@ -105,7 +110,8 @@ def bad(factor: float) -> Workload:
 
 
 SCRIPT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import test_parallel as t; t.main(t.Path(sys.argv[2]), sys.argv[3])"
+    "import sys; sys.path.insert(0, sys.argv[1]); import test_parallel as t; "
+    "t.main(t.Path(sys.argv[2]), sys.argv[3])"
 )
 
 
@@ -115,10 +121,26 @@ def torchrun(folder: Path, what: str, count: int = 2) -> subprocess.CompletedPro
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(port)]
-    line: Sequence[str] = [sys.executable, *words, str(script), str(Path(__file__).parent), str(folder), what]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(count),
+        "--master-port",
+        str(port),
+    ]
+    line: Sequence[str] = [
+        sys.executable,
+        *words,
+        str(script),
+        str(Path(__file__).parent),
+        str(folder),
+        what,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(line, check=False, capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(
+        line, check=False, capture_output=True, text=True, timeout=240, env=environment
+    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -173,18 +195,26 @@ def test_an_error_is_one_of_all_processes(tmp_path: Path, what: str, message: st
 def test_more_processes_than_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     eight = Processes(rank=0, world=8)
     monkeypatch.setattr(Processes, "here", classmethod(lambda cls: eight))
-    with pytest.raises(UserError, match="a batch of 7 samples cannot be cut into accumulate=2 parts for each of 8"):
+    with pytest.raises(
+        UserError, match="a batch of 7 samples cannot be cut into accumulate=2 parts for each of 8"
+    ):
         trained()
 
 
 def test_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Processes.here() == Processes(rank=0, world=1, local_rank=0, local_world=1, launched=False)
+    assert Processes.here() == Processes(
+        rank=0, world=1, local_rank=0, local_world=1, launched=False
+    )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    assert Processes.here() == Processes(rank=3, world=4, local_rank=1, local_world=2, launched=True)
+    assert Processes.here() == Processes(
+        rank=3, world=4, local_rank=1, local_world=2, launched=True
+    )
     assert Processes.here().device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="each process has a GPU of its own: say cuda instead of cuda:0"):
+    with pytest.raises(
+        UserError, match="each process has a GPU of its own: say cuda instead of cuda:0"
+    ):
         Processes.here().device("cuda:0")

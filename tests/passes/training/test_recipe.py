@@ -24,7 +24,8 @@ def test_rates_by_step() -> None:
 
 
 def test_rates_by_epoch() -> None:
-    """MetaPruning: linear ``lr0 * (1 - e/E)``; ResNet-50 there: a tenth at a quarter, half and three quarters."""
+    """MetaPruning: linear ``lr0 * (1 - e/E)``; ResNet-50 there: a tenth at a quarter, half and
+    three quarters."""
     linear = rates(SGD(epochs=4, lr=0.5, schedule="linear", every="epoch"), 3)
     assert linear == pytest.approx([0.5 * (1 - e / 4) for e in range(4) for _ in range(3)])
     recipe = SGD(epochs=32, lr=0.1, schedule="step", milestones=(0.25, 0.5, 0.75), every="epoch")
@@ -58,7 +59,9 @@ def test_options_out_of_range(options: dict[str, object], message: str) -> None:
         SGD(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("options", "message"), [({"beta2": 1.0}, "beta2=1.0 must"), ({"eps": 0.0}, "eps=0.0 must")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"beta2": 1.0}, "beta2=1.0 must"), ({"eps": 0.0}, "eps=0.0 must")]
+)
 def test_options_of_adamw_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         AdamW(**options)  # type: ignore[arg-type]
@@ -91,7 +94,9 @@ def test_finetune_takes_the_options_of_a_recipe() -> None:
     assert isinstance(step, Finetune)
     assert step.recipe() == AdamW(epochs=5, lr=0.001, accumulate=4)
     assert parse_pipeline(pipeline_text([step])) == [step]
-    assert Finetune(momentum=0.5, nesterov=True).recipe() == SGD(momentum=0.5, nesterov=True, distil=0.5)
+    assert Finetune(momentum=0.5, nesterov=True).recipe() == SGD(
+        momentum=0.5, nesterov=True, distil=0.5
+    )
     with pytest.raises(UserError, match="momentum is for optimiser=sgd: leave it out"):
         Finetune(optimiser="adamw", momentum=0.5)
     with pytest.raises(UserError, match="optimiser must be one of sgd, adamw, not 'adam'"):
@@ -102,5 +107,7 @@ def test_finetune_takes_the_options_of_a_recipe() -> None:
 
 def test_logs_need_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruneopt.passes.training.recipe.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="tensorboard is not installed: pip install tensorboard, or leave"):
+    with pytest.raises(
+        UserError, match="tensorboard is not installed: pip install tensorboard, or leave"
+    ):
         SGD(tensorboard="logs")

@@ -1,4 +1,5 @@
-"""Training as a step of a pipeline: weights go into the graph, states into the run's folder, notes into the record."""
+"""Training as a step of a pipeline: weights go into the graph, states into the run's folder, notes
+into the record."""
 
 import re
 from dataclasses import replace
@@ -73,13 +74,24 @@ def test_states_in_the_run_folder(trained: Graph, digits: Workload, tmp_path: Pa
     again = state_of(trained, digits, run_dir=tmp_path)
     log = train_state(again, RECIPE, name="sparse", identity="sparse{strength=1}")
     assert log.steps == 16
-    assert all(torch.equal(tensor, first.graph.weights[name]) for name, tensor in again.graph.weights.items())
-    with pytest.raises(UserError, match=r"options 'sparse\{strength=1\}' there, 'sparse\{strength=2\}' here"):
-        train_state(state_of(trained, digits, run_dir=tmp_path), RECIPE, name="sparse", identity="sparse{strength=2}")
+    assert all(
+        torch.equal(tensor, first.graph.weights[name])
+        for name, tensor in again.graph.weights.items()
+    )
+    with pytest.raises(
+        UserError, match=r"options 'sparse\{strength=1\}' there, 'sparse\{strength=2\}' here"
+    ):
+        train_state(
+            state_of(trained, digits, run_dir=tmp_path),
+            RECIPE,
+            name="sparse",
+            identity="sparse{strength=2}",
+        )
 
 
 def test_a_pipeline_that_stops_goes_on(trained: Graph, digits: Workload, tmp_path: Path) -> None:
-    """Two training runs of one name have a state each; stopped in the second, the first is not run again."""
+    """Two training runs of one name have a state each; stopped in the second, the first is not run
+    again."""
     pipeline = f"{CUT},finetune{{epochs=1 lr=0.05}},finetune{{epochs=2}}"
     whole = PassManager.parse(pipeline).run(trained, workload=digits)
 
@@ -92,7 +104,10 @@ def test_a_pipeline_that_stops_goes_on(trained: Graph, digits: Workload, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["finetune.2.ckpt", "finetune.ckpt"]
     told: list[str] = []
     resumed = PassManager.parse(pipeline).run(
-        trained, workload=digits, run_dir=tmp_path, progress=lambda text, done=0, total=None: told.append(text)
+        trained,
+        workload=digits,
+        run_dir=tmp_path,
+        progress=lambda text, done=0, total=None: told.append(text),
     )
     assert [text.partition(",")[0] for text in told] == ["epoch 2/2"]
     weights = resumed.graph.weights
@@ -100,7 +115,8 @@ def test_a_pipeline_that_stops_goes_on(trained: Graph, digits: Workload, tmp_pat
 
 
 def test_the_original_is_the_teacher(trained: Graph, digits: Workload) -> None:
-    """The pass learns what `train` learns from the original network; without it the weights are others."""
+    """The pass learns what `train` learns from the original network; without it the weights are
+    others."""
     cut = PassManager.parse(CUT).run(trained, workload=digits)
 
     def run(options: str) -> tuple[dict[str, Tensor], TrainingLog]:
@@ -112,7 +128,9 @@ def test_the_original_is_the_teacher(trained: Graph, digits: Workload) -> None:
     taught, log = run("epochs=1 lr=0.1")
     teacher = build_module(trained, trained.weights)
     train(cut.module, digits, SGD(epochs=1, lr=0.1, distil=0.5, temperature=4), teacher=teacher)
-    assert all(torch.equal(taught[name], tensor) for name, tensor in cut.module.state_dict().items())
+    assert all(
+        torch.equal(taught[name], tensor) for name, tensor in cut.module.state_dict().items()
+    )
     assert log.notes == []
     alone, log = run("epochs=1 lr=0.1 distil=0")
     assert log.notes == []
@@ -145,7 +163,9 @@ def test_no_teacher_where_it_cannot_help(trained: Graph, digits: Workload, case:
     (note,) = log.notes
     assert note.startswith("without a teacher: ")
     assert re.search(why, note)
-    plain = PassManager.parse(pipeline.replace("epochs=1}", "epochs=1 distil=0}")).run(graph, workload=workload)
+    plain = PassManager.parse(pipeline.replace("epochs=1}", "epochs=1 distil=0}")).run(
+        graph, workload=workload
+    )
     weights = plain.graph.weights
     assert all(torch.equal(tensor, weights[name]) for name, tensor in result.graph.weights.items())
 

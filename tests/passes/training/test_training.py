@@ -1,4 +1,5 @@
-"""Training learns, repeats itself exactly, and leaves the network as it found it but for the weights."""
+"""Training learns, repeats itself exactly, and leaves the network as it found it but for the
+weights."""
 
 import copy
 import math
@@ -39,21 +40,34 @@ def test_digits_from_scratch() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("every", ["step", "epoch"])
-def test_the_steps_are_those_of_a_plain_loop(points: Points, net: Net, schedule: str, every: str) -> None:
+def test_the_steps_are_those_of_a_plain_loop(
+    points: Points, net: Net, schedule: str, every: str
+) -> None:
     """Bit for bit a loop written out here: `torch.optim.SGD` on the batches of the split."""
     module, reference, workload = net(), net(), points()
     recipe = SGD(
-        epochs=3, batch_size=16, schedule=schedule, every=every, decay_norm=False, label_smoothing=0.1, nesterov=True
+        epochs=3,
+        batch_size=16,
+        schedule=schedule,
+        every=every,
+        decay_norm=False,
+        label_smoothing=0.1,
+        nesterov=True,
     )
     log = train(module, workload, recipe, seed=3)
-    kinds = [[p for p in reference.parameters() if p.ndim > 1], [p for p in reference.parameters() if p.ndim == 1]]
+    kinds = [
+        [p for p in reference.parameters() if p.ndim > 1],
+        [p for p in reference.parameters() if p.ndim == 1],
+    ]
     groups = [{"params": kinds[0], "weight_decay": 1e-4}, {"params": kinds[1], "weight_decay": 0.0}]
     optimiser = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
     step, losses = 0, []
     with seeded(3):
         for epoch in range(3):
             losses.append(0.0)
-            for x, y in workload.train.batches(16, seed=3 * 100_003 + epoch + 1, augment=True, drop_last=True):
+            for x, y in workload.train.batches(
+                16, seed=3 * 100_003 + epoch + 1, augment=True, drop_last=True
+            ):
                 progress = step / 12 if every == "step" else epoch / 3
                 tenths = (progress >= 0.5) + (progress >= 0.75)
                 factor = {
@@ -76,7 +90,8 @@ def test_the_steps_are_those_of_a_plain_loop(points: Points, net: Net, schedule:
 
 
 def test_fabric_waits_and_is_silent() -> None:
-    """Importing the trainer does not import Fabric, which takes seconds; training prints nothing."""
+    """Importing the trainer does not import Fabric, which takes seconds; training prints
+    nothing."""
     code = """
 import sys, torch
 from pruneopt.models.data import load_data
@@ -141,12 +156,16 @@ def test_no_epochs_change_nothing(points: Points, net: Net, weights: Weights) ->
 
 
 def test_a_diverging_loss_stops(points: Points, net: Net) -> None:
-    with pytest.raises(UserError, match="the training loss became infinite or NaN in epoch 1, by step 1: lower"):
+    with pytest.raises(
+        UserError, match="the training loss became infinite or NaN in epoch 1, by step 1: lower"
+    ):
         train(net(), points(loss=lambda outputs, targets: outputs.sum() * torch.nan), SGD(epochs=2))
     with pytest.raises(UserError, match="by step 4: lower the learning rate"):
         train(nn.Linear(4, 2), points(), SGD(epochs=40, lr=1e30, batch_size=16))
     # No loss is seen after the last step.
-    with pytest.raises(UserError, match="training ended with weight infinite or NaN after 1 steps: lower"):
+    with pytest.raises(
+        UserError, match="training ended with weight infinite or NaN after 1 steps: lower"
+    ):
         train(nn.Linear(4, 2), points(), SGD(epochs=1, lr=1e30, weight_decay=1e10, batch_size=70))
 
 
@@ -155,8 +174,14 @@ def test_nothing_to_train_and_odd_losses(points: Points, net: Net) -> None:
         train(net().requires_grad_(False), points(), SGD(epochs=1))
     with pytest.raises(UserError, match=r"must give one number, not a tensor of shape \[70, 2\]"):
         train(net(), points(loss=lambda outputs, targets: outputs), SGD(epochs=1))
-    with pytest.raises(UserError, match="label smoothing needs the default cross-entropy: set label-smoothing=0"):
-        train(net(), points(loss=lambda outputs, targets: outputs.sum()), SGD(epochs=1, label_smoothing=0.1))
+    with pytest.raises(
+        UserError, match="label smoothing needs the default cross-entropy: set label-smoothing=0"
+    ):
+        train(
+            net(),
+            points(loss=lambda outputs, targets: outputs.sum()),
+            SGD(epochs=1, label_smoothing=0.1),
+        )
     with pytest.raises(UserError, match="does not take a batch of shape"):
         train(nn.Linear(9, 2), points(), SGD(epochs=1))
 
@@ -180,7 +205,9 @@ def test_stopped_on_a_gpu(tmp_path: Path, precision: str) -> None:
 
     class Stop(Hook):
         def before_step(self, run: Run) -> None:
-            assert all(p.grad is None or bool((p.grad.abs() < 100).all()) for p in run.module.parameters())
+            assert all(
+                p.grad is None or bool((p.grad.abs() < 100).all()) for p in run.module.parameters()
+            )
             if run.iteration == 20 and not (tmp_path / "stopped").exists():
                 (tmp_path / "stopped").touch()
                 raise KeyboardInterrupt

@@ -39,7 +39,8 @@ def graph() -> Graph:
 def half(coupling: Coupling) -> Plan:
     random = np.random.default_rng(0)
     return {
-        g.name: np.sort(np.concatenate([random.permutation(b)[: len(b) // 2] for b in g.blocks])) for g in coupling.free
+        g.name: np.sort(np.concatenate([random.permutation(b)[: len(b) // 2] for b in g.blocks]))
+        for g in coupling.free
     }
 
 
@@ -55,7 +56,9 @@ def test_a_plan_and_a_result_decide_the_same(graph: Graph, tmp_path: Path) -> No
     for file, form in (("plan.json", "pruneopt plan"), ("result.json", "pns result")):
         result = run(graph, f"plan{{file={tmp_path / file}}}")
         assert result.plan is not None
-        assert {name: kept.tolist() for name, kept in result.plan.items()} == {n: k.tolist() for n, k in plan.items()}
+        assert {name: kept.tolist() for name, kept in result.plan.items()} == {
+            n: k.tolist() for n, k in plan.items()
+        }
         assert result.verification is not None
         assert result.verification.equivalent
         assert result.records["plan"] == PlanRecord(str(tmp_path / file), form, None)
@@ -69,7 +72,10 @@ def test_budgets_hold_for_given_plans(graph: Graph, tmp_path: Path) -> None:
     text = f"plan{{file={tmp_path / 'plan.json'}}}"
     (use,) = run(graph, text, "30%FLOPs").budgets
     assert use.value < use.limit
-    with pytest.raises(BudgetError, match=r"the plan of .*plan.json leaves .*, more than the budget '20%FLOPs' allows"):
+    with pytest.raises(
+        BudgetError,
+        match=r"the plan of .*plan.json leaves .*, more than the budget '20%FLOPs' allows",
+    ):
         run(graph, text, "20%FLOPs")
 
 
@@ -77,11 +83,16 @@ def retrained(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     """The weights of the cut network, all of them changed."""
     cut = slice_graph(graph, couple(graph), plan)
     with seeded(1):
-        return {n: torch.rand_like(t) if t.is_floating_point() else t + 7 for n, t in cut.weights.items()}
+        return {
+            n: torch.rand_like(t) if t.is_floating_point() else t + 7
+            for n, t in cut.weights.items()
+        }
 
 
 @pytest.mark.parametrize("form", ["plan", "result"])
-def test_weights_of_the_cut_network_are_put_in_place(graph: Graph, tmp_path: Path, form: str) -> None:
+def test_weights_of_the_cut_network_are_put_in_place(
+    graph: Graph, tmp_path: Path, form: str
+) -> None:
     coupling = couple(graph)
     plan = half(coupling)
     weights = retrained(graph, plan)
@@ -99,7 +110,8 @@ def test_weights_of_the_cut_network_are_put_in_place(graph: Graph, tmp_path: Pat
 
 
 class Grouped(nn.Module):
-    """Convolutions in groups, transposed, and over several axes: kept weights lie in unusual places."""
+    """Convolutions in groups, transposed, and over several axes: kept weights lie in unusual
+    places."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +140,9 @@ def test_weights_go_back_wherever_they_lie() -> None:
         assert all(torch.equal(again[name], weights[name]) for name in cut.weights)
 
 
-def slice_graph_with(graph: Graph, weights: dict[str, Tensor], coupling: Coupling, plan: Plan) -> dict[str, Tensor]:
+def slice_graph_with(
+    graph: Graph, weights: dict[str, Tensor], coupling: Coupling, plan: Plan
+) -> dict[str, Tensor]:
     other = graph.copy()
     other.weights = weights
     return slice_graph(other, coupling, plan).weights
@@ -139,9 +153,19 @@ def test_weights_that_do_not_fit_are_named(graph: Graph) -> None:
     plan = half(coupling)
     weights = retrained(graph, plan)
     with pytest.raises(UserError, match=r"w lacks bn1\.bias, which DigitsResNet needs"):
-        with_kept_weights(coupling, plan, graph.weights, {n: t for n, t in weights.items() if n != "bn1.bias"}, "w")
-    with pytest.raises(UserError, match=r"bn1\.bias of w has the shape \[9\].* the plan leaves \[8\]"):
-        with_kept_weights(coupling, plan, graph.weights, {**weights, "bn1.bias": torch.ones(9)}, "w")
+        with_kept_weights(
+            coupling,
+            plan,
+            graph.weights,
+            {n: t for n, t in weights.items() if n != "bn1.bias"},
+            "w",
+        )
+    with pytest.raises(
+        UserError, match=r"bn1\.bias of w has the shape \[9\].* the plan leaves \[8\]"
+    ):
+        with_kept_weights(
+            coupling, plan, graph.weights, {**weights, "bn1.bias": torch.ones(9)}, "w"
+        )
     counts = {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")}
     found = with_kept_weights(coupling, plan, graph.weights, counts, "w")
     assert torch.equal(found["bn1.num_batches_tracked"], graph.weights["bn1.num_batches_tracked"])
@@ -153,10 +177,15 @@ def test_weights_that_do_not_fit_are_named(graph: Graph) -> None:
         (None, "there is no file"),
         ("{", "is no plan: it is not JSON"),
         ("{}", "is no plan: it lacks"),
-        ('[{"name": "conv9", "keep_idxes": [0]}]', "names conv9, but the network has no layer of this name"),
+        (
+            '[{"name": "conv9", "keep_idxes": [0]}]',
+            "names conv9, but the network has no layer of this name",
+        ),
     ],
 )
-def test_files_that_are_no_plans(graph: Graph, tmp_path: Path, content: str | None, message: str) -> None:
+def test_files_that_are_no_plans(
+    graph: Graph, tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "p.json").write_text(content)
     with pytest.raises(UserError) as caught:

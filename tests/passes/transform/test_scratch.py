@@ -1,4 +1,5 @@
-"""Training from scratch: what PyTorch gives to fresh layers, which weights decay, and nothing half done."""
+"""Training from scratch: what PyTorch gives to fresh layers, which weights decay, and nothing half
+done."""
 
 from __future__ import annotations
 
@@ -56,7 +57,11 @@ class Layers(nn.Module):
         self.conv = nn.Conv2d(3, 40, 3, groups=1)
         self.deep = nn.Conv2d(40, 40, 3, groups=40)
         self.up = nn.ConvTranspose2d(40, 30, 2)
-        self.batch, self.group, self.layer = nn.BatchNorm2d(30), nn.GroupNorm(3, 30), nn.LayerNorm(30)
+        self.batch, self.group, self.layer = (
+            nn.BatchNorm2d(30),
+            nn.GroupNorm(3, 30),
+            nn.LayerNorm(30),
+        )
         self.embedding = nn.Embedding(50, 30)
         self.head = nn.Linear(30, 20)
 
@@ -77,7 +82,8 @@ def test_layers_start_as_pytorch_starts_them() -> None:
     fresh, bare = fresh_weights(graph, 0)
     assert bare == []
     assert fresh.keys() == graph.weights.keys()
-    # kaiming_uniform(a=sqrt(5)) is uniform within 1 / sqrt(fan in); PyTorch counts axis 1 of a transposed weight.
+    # kaiming_uniform(a=sqrt(5)) is uniform within 1 / sqrt(fan in); PyTorch counts axis 1 of a
+    # transposed weight.
     for name, fan_in in {"conv": 27, "deep": 9, "up": 30 * 4, "head": 30}.items():
         for leaf in ("weight", "bias"):
             tensor, bound = fresh[f"{name}.{leaf}"], 1 / math.sqrt(fan_in)
@@ -131,7 +137,11 @@ def test_nothing_is_inherited_and_training_happens(workload: Workload) -> None:
     shapes = {name: tensor.shape for name, tensor in state.graph.weights.items()}
     assert Scratch(SGD(epochs=6, lr=0.1, batch_size=64)).run(state)
     assert {name: tensor.shape for name, tensor in state.graph.weights.items()} == shapes
-    assert all(float(tensor.abs().max()) < 7 for name, tensor in state.graph.weights.items() if name.endswith("weight"))
+    assert all(
+        float(tensor.abs().max()) < 7
+        for name, tensor in state.graph.weights.items()
+        if name.endswith("weight")
+    )
     assert state.trained_after_slice
     log = state.records["scratch"]
     assert len(log.epochs) == 6  # type: ignore[attr-defined]
@@ -139,7 +149,9 @@ def test_nothing_is_inherited_and_training_happens(workload: Workload) -> None:
     assert "proof is about the structure" in log.notes[-1]  # type: ignore[attr-defined]
 
 
-def test_a_run_that_is_stopped_leaves_the_cut_network(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_leaves_the_cut_network(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = cut(workload)
     before = dict(state.graph.weights)
 
@@ -157,7 +169,9 @@ def test_a_run_that_is_stopped_leaves_the_cut_network(workload: Workload, monkey
 def test_it_comes_after_the_proof(workload: Workload) -> None:
     state = cut(workload)
     state.verification = None
-    assert Scratch().requires(state) == "run verify first: afterwards nothing is left to compare with"
+    assert (
+        Scratch().requires(state) == "run verify first: afterwards nothing is left to compare with"
+    )
     state.uncut = None
     assert "run slice and verify first" in str(Scratch().requires(state))
     assert "needs data" in str(Scratch().requires(cut(None)))
@@ -173,8 +187,11 @@ def layers_of(names: set[str]) -> set[str]:
 
 
 def test_published_decay_of_mobilenet_v2() -> None:
-    """Stem, expansions, last convolution and classifier; not depthwise layers, projections and batch norms."""
-    decayed = decayed_by_role(couple(capture(zoo.create("mobilenet_v2_1_4").eval(), torch.randn(1, 3, 224, 224))))
+    """Stem, expansions, last convolution and classifier; not depthwise layers, projections and
+    batch norms."""
+    decayed = decayed_by_role(
+        couple(capture(zoo.create("mobilenet_v2_1_4").eval(), torch.randn(1, 3, 224, 224)))
+    )
     expansions = {f"blocks.{number}.conv_expand" for number in range(17)}
     assert layers_of(decayed) == {"conv_stem", "conv_last", "classifier", *expansions}
     assert "classifier.bias" in decayed
@@ -182,12 +199,21 @@ def test_published_decay_of_mobilenet_v2() -> None:
 
 def test_published_decay_of_residual_networks() -> None:
     """All convolutions of blocks and the classifier; not the shortcuts."""
-    decayed = layers_of(decayed_by_role(couple(capture(DigitsResNet().eval(), torch.randn(1, 1, 8, 8)))))
-    blocks = {f"layer{stage}.{block}.conv{number}" for stage in (1, 2, 3) for block in (0, 1) for number in (1, 2)}
+    decayed = layers_of(
+        decayed_by_role(couple(capture(DigitsResNet().eval(), torch.randn(1, 1, 8, 8))))
+    )
+    blocks = {
+        f"layer{stage}.{block}.conv{number}"
+        for stage in (1, 2, 3)
+        for block in (0, 1)
+        for number in (1, 2)
+    }
     assert decayed == {"conv1", "classifier", *blocks}
 
 
-def test_decay_by_role_acts_in_training(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decay_by_role_acts_in_training(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, object] = {}
 
     def train_state(state: State, recipe: SGD, *, name: str, decays: object = None) -> object:
@@ -203,5 +229,10 @@ def test_decay_by_role_acts_in_training(workload: Workload, monkeypatch: pytest.
         if decay == "recipe":
             assert decays is None
         else:
-            names = ("classifier.bias", "layer2.0.project.0.weight", "bn1.weight", "layer1.0.conv2.weight")
+            names = (
+                "classifier.bias",
+                "layer2.0.project.0.weight",
+                "bn1.weight",
+                "layer1.0.conv2.weight",
+            )
             assert [decays(name, None) for name in names] == [True, False, False, True]  # type: ignore[operator]

@@ -1,4 +1,5 @@
-"""Whole pipelines on a small network: couple, cost, every way of choosing, slice, verify, finetune."""
+"""Whole pipelines on a small network: couple, cost, every way of choosing, slice, verify,
+finetune."""
 
 from collections.abc import Callable
 
@@ -69,7 +70,9 @@ def test_every_way_of_choosing_is_proved(graph: Graph, workload: Workload, choic
     assert result.verification.equivalent
     assert result.module(torch.randn(3, 3, 8, 8)).shape == (3, 5)
     assert result.plan is not None
-    assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in Small().parameters())
+    assert sum(p.numel() for p in result.module.parameters()) < sum(
+        p.numel() for p in Small().parameters()
+    )
     assert list(result.timings) == ["couple", "cost", choice.partition("{")[0], "slice", "verify"]
     for use in result.budgets:
         assert use.value <= use.limit * (1 + 1e-9)
@@ -81,7 +84,9 @@ def test_every_way_of_choosing_is_proved(graph: Graph, workload: Workload, choic
 
 
 def test_budgets_of_the_run_and_of_the_pass_add_up(graph: Graph) -> None:
-    result = PassManager.parse("couple,cost,prune{budget=50%FLOPs}").run(graph, budgets=["60%params", "50%FLOPs"])
+    result = PassManager.parse("couple,cost,prune{budget=50%FLOPs}").run(
+        graph, budgets=["60%params", "50%FLOPs"]
+    )
     assert [use.text for use in result.budgets] == ["60%params", "50%FLOPs"]
 
 
@@ -90,7 +95,9 @@ def test_the_plan_stands_in_the_header(graph: Graph) -> None:
     result = manager.run(graph)
     assert result.plan is not None
     kept = {group.name: group.kept for group in result.graph.channels}
-    assert {name: len(units) for name, units in result.plan.items()} == {name: kept[name] for name in result.plan}
+    assert {name: len(units) for name, units in result.plan.items()} == {
+        name: kept[name] for name in result.plan
+    }
 
 
 def test_runs_repeat(graph: Graph) -> None:
@@ -107,9 +114,13 @@ def test_ignored_modules_keep_their_channels(graph: Graph, names: list[str]) -> 
         return int(result.graph.params["mix.weight"].type.shape()[0])
 
     by_run = PassManager.parse("couple,cost,prune{ratio=0.3},slice").run(graph, ignore=names)
-    by_pass = PassManager.parse(f"couple,cost,prune{{ratio=0.3 ignore={','.join(names)}}},slice").run(graph)
+    by_pass = PassManager.parse(
+        f"couple,cost,prune{{ratio=0.3 ignore={','.join(names)}}},slice"
+    ).run(graph)
     assert width(by_run) == width(by_pass) == 24
-    assert width(PassManager.parse("couple,cost,prune{ratio=0.3 scope=local},slice").run(graph)) < 24
+    assert (
+        width(PassManager.parse("couple,cost,prune{ratio=0.3 scope=local},slice").run(graph)) < 24
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,10 @@ def test_ignored_modules_keep_their_channels(graph: Graph, names: list[str]) -> 
         ("couple,cost,prune", "nothing to aim at"),
         ("couple,cost,prune{ratio=0.5 budget=50%FLOPs}", "contradict"),
         ("couple,cost,prune{criterion=taylor ratio=0.5}", "taylor needs data"),
-        ("couple,cost,prune{ratio=0.5 ignore=nothing}", "no parameter, module or channel group has this name"),
+        (
+            "couple,cost,prune{ratio=0.5 ignore=nothing}",
+            "no parameter, module or channel group has this name",
+        ),
         ("couple,cost,prune{budget=50%sugar}", "50%sugar"),
         ("couple,cost{convention=odd}", "no FLOPs convention 'odd'"),
     ],
@@ -143,8 +157,14 @@ def test_pipelines_out_of_order(graph: Graph, pipeline: str, message: str) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prune{criterion=l1{batches=3} ratio=0.5}", "pipeline:1:20: error: l1 has no option 'batches'"),
-        ("prune{criterion=random leader ratio=0.5}", "pipeline:1:1: error: prune: random scores have no leader"),
+        (
+            "prune{criterion=l1{batches=3} ratio=0.5}",
+            "pipeline:1:20: error: l1 has no option 'batches'",
+        ),
+        (
+            "prune{criterion=random leader ratio=0.5}",
+            "pipeline:1:1: error: prune: random scores have no leader",
+        ),
         ("prune{criterion=l3}", "pipeline:1:17: error: there is no criterion 'l3'"),
     ],
 )
@@ -160,8 +180,12 @@ def test_a_budget_out_of_reach(graph: Graph) -> None:
 
 def test_finetune_trains_the_cut_network(graph: Graph, workload: Workload) -> None:
     told: list[tuple[str, int, int | None]] = []
-    result = PassManager.parse("couple,cost,prune{budget=50%FLOPs},slice,verify,finetune{epochs=2 batch-size=8}").run(
-        graph, workload=workload, progress=lambda text, done=0, total=None: told.append((text, done, total))
+    result = PassManager.parse(
+        "couple,cost,prune{budget=50%FLOPs},slice,verify,finetune{epochs=2 batch-size=8}"
+    ).run(
+        graph,
+        workload=workload,
+        progress=lambda text, done=0, total=None: told.append((text, done, total)),
     )
     log = result.records["finetune"]
     assert isinstance(log, TrainingLog)
@@ -192,7 +216,9 @@ def test_no_epochs_change_nothing(graph: Graph, workload: Workload) -> None:
     assert print_graph(result.graph) == print_graph(graph)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(3, 4)), lambda: nn.Sequential(nn.ReLU())])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Sequential(nn.Linear(3, 4)), lambda: nn.Sequential(nn.ReLU())]
+)
 def test_networks_with_nothing_to_prune(make: Callable[[], nn.Module]) -> None:
     graph = capture(make().eval(), (torch.randn(2, 3),))
     result = PassManager.parse("couple,cost,uniform,slice,verify").run(graph, budgets=["100%FLOPs"])

@@ -1,4 +1,5 @@
-"""The proof can fail: whatever is wrong in a pruned network or in the analysis, it says so and names the op."""
+"""The proof can fail: whatever is wrong in a pruned network or in the analysis, it says so and
+names the op."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.bn, self.b = nn.Conv2d(4, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3, groups=3)
+        self.a, self.bn, self.b = (
+            nn.Conv2d(4, 12, 3),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 12, 3, groups=3),
+        )
         self.d, self.out = nn.Conv2d(12, 12, 3, groups=12), nn.Linear(48, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,14 +57,18 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).reshape(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        result: torch.Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        result: torch.Tensor = self.out(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
         return result
 
 
 class Functional(nn.Module):
     """A convolution, some reordering of its channels, and a layer that reads them."""
 
-    def __init__(self, reorder: Callable[[torch.Tensor], torch.Tensor], channels: int, features: int) -> None:
+    def __init__(
+        self, reorder: Callable[[torch.Tensor], torch.Tensor], channels: int, features: int
+    ) -> None:
         super().__init__()
         self.reorder = reorder
         self.a, self.b = nn.Conv2d(4, channels, 3, padding=1), nn.Conv2d(4, channels, 3, padding=1)
@@ -71,7 +80,9 @@ class Functional(nn.Module):
         return result
 
 
-def prepared(model: nn.Module, x: torch.Tensor, make_plan: Plans, seed: int = 3) -> tuple[Graph, Coupling, Any, Graph]:
+def prepared(
+    model: nn.Module, x: torch.Tensor, make_plan: Plans, seed: int = 3
+) -> tuple[Graph, Coupling, Any, Graph]:
     torch.manual_seed(0)
     graph = capture(model.eval(), x)
     coupling = couple(graph)
@@ -96,7 +107,8 @@ def test_a_right_network_is_proved(make_plan: Plans) -> None:
 
 
 class Noisy(nn.Module):
-    """Numbers are drawn in evaluation mode, for all channels alike and as often as there are samples."""
+    """Numbers are drawn in evaluation mode, for all channels alike and as often as there are
+    samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +179,9 @@ def test_delivered_nan_is_named(make_plan: Plans) -> None:
         verify_pruned(graph, coupling, plan, pruned)
 
 
-def test_a_wrong_value_on_real_input_only(make_plan: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_on_real_input_only(
+    make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph, coupling, plan, pruned = prepared(Net(), IMAGE, make_plan)
     monkeypatch.setattr(verify, "_check_delivered", lambda *_: None)
     pruned.weights["out.bias"] = pruned.weights["out.bias"] + 0.1
@@ -228,7 +242,9 @@ WRONG_RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], int]] 
 
 
 @pytest.mark.parametrize("name", WRONG_RULES)
-def test_an_op_taken_for_the_identity_is_found(name: str, make_plan: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_op_taken_for_the_identity_is_found(
+    name: str, make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, reorder, features = WRONG_RULES[name]
 
     def identity(labels: Labels, op: Op) -> None:
@@ -247,13 +263,18 @@ def test_an_op_taken_for_the_identity_is_found(name: str, make_plan: Plans, monk
         verify_pruned(graph, coupling, plan, slice_graph(graph, coupling, plan))
 
 
-def test_the_wrong_order_of_a_flatten_is_found(make_plan: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrong_order_of_a_flatten_is_found(
+    make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Channels first where they are last: what the peers get wrong without noticing."""
 
     def flatten(labels: Labels, op: Op) -> None:
         source = op.value(0)
         assert source is not None
-        labels.set(op.result, [plane.reshape(-1).repeat_interleave(64)[None] for plane in labels.of(source)])
+        labels.set(
+            op.result,
+            [plane.reshape(-1).repeat_interleave(64)[None] for plane in labels.of(source)],
+        )
 
     graph = capture(Functional(lambda x: x.permute(0, 2, 3, 1), 12, 768).eval(), IMAGE)
     monkeypatch.setitem(RULES, "flatten", flatten)
@@ -302,10 +323,13 @@ def test_the_masked_original_keeps_its_size(make_plan: Plans) -> None:
 
 
 def test_producers_are_not_zeroed(make_plan: Plans) -> None:
-    """What a removed channel makes (sigmoid of zero is not zero) must not reach its consumers; producers stay."""
+    """What a removed channel makes (sigmoid of zero is not zero) must not reach its consumers;
+    producers stay."""
     graph, coupling, plan, pruned = prepared(Net(), IMAGE, make_plan)
     first = next(MaskedOriginal(graph, coupling, plan, pruned).steps(graph.weights, IMAGE))
-    torch.testing.assert_close(first[1][0], F.conv2d(IMAGE, graph.weights["a.weight"], graph.weights["a.bias"]))
+    torch.testing.assert_close(
+        first[1][0], F.conv2d(IMAGE, graph.weights["a.weight"], graph.weights["a.bias"])
+    )
 
 
 def test_statistics_over_removed_channels_are_reported(make_plan: Plans) -> None:
@@ -325,7 +349,9 @@ def test_single_precision_inside_is_proved_in_double(make_plan: Plans) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             mask = torch.zeros(5, 8)
-            result: torch.Tensor = self.b(F.softmax(self.a(x).float() + mask, 1, dtype=torch.float32).to(torch.float32))
+            result: torch.Tensor = self.b(
+                F.softmax(self.a(x).float() + mask, 1, dtype=torch.float32).to(torch.float32)
+            )
             return result
 
     graph, coupling, plan, pruned = prepared(Upcast(), TOKENS, make_plan)

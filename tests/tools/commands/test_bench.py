@@ -1,4 +1,5 @@
-"""``pruneopt bench``: bundles read back, both networks on targets, the table and its JSON; times come from a fake."""
+"""``pruneopt bench``: bundles read back, both networks on targets, the table and its JSON; times
+come from a fake."""
 
 import json
 import shutil
@@ -67,7 +68,11 @@ def test_the_networks_of_a_bundle(bundle: Path) -> None:
     report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
 
     def params(weights: Any) -> int:
-        return sum(t.numel() for name, t in weights.items() if "running" not in name and "batches" not in name)
+        return sum(
+            t.numel()
+            for name, t in weights.items()
+            if "running" not in name and "batches" not in name
+        )
 
     assert params(pruned.weights) == report["pruned"]["params"]
     assert params(original.weights) == report["original"]["params"]
@@ -84,9 +89,13 @@ def test_random_weights_keep_signals_alive(bundle: Path) -> None:
     assert 1e-3 < np.abs(found).mean() < 1e3
 
 
-def test_a_table_for_every_target(call: Call, bundle: Path, timed: list[int], tmp_path: Path) -> None:
+def test_a_table_for_every_target(
+    call: Call, bundle: Path, timed: list[int], tmp_path: Path
+) -> None:
     out = tmp_path / "bench.json"
-    done = call("bench", bundle, "--target", "torch-cpu", "--target", "torch-cpu{batch=2}", "--out", out)
+    done = call(
+        "bench", bundle, "--target", "torch-cpu", "--target", "torch-cpu{batch=2}", "--out", out
+    )
     assert done.code == 0, done.err
     assert timed == [2, 2]
     report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
@@ -105,7 +114,9 @@ def test_a_table_for_every_target(call: Call, bundle: Path, timed: list[int], tm
     assert data["flops_ratio"] == ratio
 
 
-def test_the_original_can_be_given(call: Call, bundle: Path, source: Path, timed: list[int]) -> None:
+def test_the_original_can_be_given(
+    call: Call, bundle: Path, source: Path, timed: list[int]
+) -> None:
     done = call("bench", bundle, "--target", "torch-cpu", "--original", source, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["notes"] == []
@@ -123,18 +134,26 @@ def test_the_real_thing(call: Call, bundle: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_cuda_onnxruntime_takes_the_processor_and_says_so(call: Call, bundle: Path, timed: list[int]) -> None:
+def test_without_cuda_onnxruntime_takes_the_processor_and_says_so(
+    call: Call, bundle: Path, timed: list[int]
+) -> None:
     done = call("bench", bundle, "--target", "ort-cuda")
     assert done.code == 0
     assert done.sentence.startswith("ort-cuda is not available: ")
     assert done.sentence.endswith("; ort-cpu takes its place")
     assert "ort-cpu" in done.out
-    assert call("bench", bundle, "--target", "torch-cuda").sentence.startswith("torch-cuda is not available: ")
+    assert call("bench", bundle, "--target", "torch-cuda").sentence.startswith(
+        "torch-cuda is not available: "
+    )
 
 
 def test_noise_is_told(bundle: Path) -> None:
-    rounds = Rounds(np.tile([[0.004, 0.002]], (10, 1)), Noise(0.25, "the machine was not quiet: it hummed"), ())
-    found = Comparison(parse_target("ort-cpu"), rounds.measurement(0), rounds.measurement(1), rounds.speedup(0, 1))
+    rounds = Rounds(
+        np.tile([[0.004, 0.002]], (10, 1)), Noise(0.25, "the machine was not quiet: it hummed"), ()
+    )
+    found = Comparison(
+        parse_target("ort-cpu"), rounds.measurement(0), rounds.measurement(1), rounds.speedup(0, 1)
+    )
     lines = bench_lines([found], {}, [])
     assert "4 (3.2 to 5)" in lines[0]
     assert lines[-1] == "ort-cpu: the machine was not quiet: it hummed"
@@ -151,8 +170,12 @@ def test_mistakes(call: Call, bundle: Path, tmp_path: Path) -> None:
         assert f"its {name} is missing or cannot be read" in call("bench", broken).sentence
 
 
-def test_a_bundle_without_whole_blocks_asks_for_its_original(call: Call, bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_whole_blocks_asks_for_its_original(
+    call: Call, bundle: Path, tmp_path: Path
+) -> None:
     shutil.copytree(bundle, tmp_path / "b")
     plan = json.loads((bundle / "plan.json").read_text(encoding="utf-8"))
-    (tmp_path / "b" / "plan.json").write_text(json.dumps({**plan, "dropped": {"layer3": "add"}}), encoding="utf-8")
+    (tmp_path / "b" / "plan.json").write_text(
+        json.dumps({**plan, "dropped": {"layer3": "add"}}), encoding="utf-8"
+    )
     assert "name the original network by --original" in call("bench", tmp_path / "b").sentence

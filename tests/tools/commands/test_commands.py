@@ -19,12 +19,20 @@ Call = Callable[..., Any]
 def test_passes_lists_every_option(call: Call) -> None:
     done = call("passes")
     assert done.code == 0
-    shown = [line for line in done.out.splitlines() if line and not line.startswith((" ", "A pass", "`pruneopt"))]
+    shown = [
+        line
+        for line in done.out.splitlines()
+        if line and not line.startswith((" ", "A pass", "`pruneopt"))
+    ]
     heads = [line.partition(":")[0] for line in shown]
     parts = [f"{name} ({kind})" for kind in part_kinds() for name in part_names(kind)]
     assert heads == [*pass_names(), *parts]
     assert "round-to (int|auto|auto:cuda-fp16|" in done.out
-    data = {item["name"]: item for item in json.loads(call("passes", "--json").out) if item["kind"] == "pass"}
+    data = {
+        item["name"]: item
+        for item in json.loads(call("passes", "--json").out)
+        if item["kind"] == "pass"
+    }
     assert list(data) == list(pass_names())
     options = {option["name"]: option for option in data["l1"]["options"]}
     assert options["round-to"]["type"].startswith("int|auto|auto:cuda-fp16|")
@@ -49,7 +57,9 @@ def test_a_new_file_compiles(call: Call, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "mine"
     assert call("new", path, "--force").code == 0
     assert path.read_text(encoding="utf-8") == text
-    assert call("compile", path, "--budget", "50%FLOPs", "--out", tmp_path / "o", "--quiet").code == 0
+    assert (
+        call("compile", path, "--budget", "50%FLOPs", "--out", tmp_path / "o", "--quiet").code == 0
+    )
 
 
 def test_new_in_a_folder_that_is_missing(call: Call, tmp_path: Path) -> None:
@@ -58,16 +68,23 @@ def test_new_in_a_folder_that_is_missing(call: Call, tmp_path: Path) -> None:
     assert "No such file or directory" in done.sentence
 
 
-@pytest.mark.parametrize("words", [["--help"], ["compile", "--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["compile", "--help"], ["inspect", "--help"], ["--version"]]
+)
 def test_help(call: Call, words: list[str]) -> None:
     done = call(*words)
     assert (done.code, done.err) == (0, "")
-    assert pruneopt.__version__ in done.out if words == ["--version"] else "usage: pruneopt" in done.out
+    assert (
+        pruneopt.__version__ in done.out
+        if words == ["--version"]
+        else "usage: pruneopt" in done.out
+    )
 
 
 def test_help_starts_no_framework() -> None:
     code = (
-        "import sys; from pruneopt.tools.main import main; main(['compile', '--help']); main(['compile'])\n"
+        "import sys; from pruneopt.tools.main import main; main(['compile', '--help']); "
+        "main(['compile'])\n"
         "print([name for name in ('torch', 'numpy', 'rich', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

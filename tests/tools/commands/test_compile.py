@@ -1,4 +1,5 @@
-"""Compiling: what the bundle holds, that it is complete or absent, and that a wrong artefact is never delivered."""
+"""Compiling: what the bundle holds, that it is complete or absent, and that a wrong artefact is
+never delivered."""
 
 import errno
 import json
@@ -23,7 +24,15 @@ from pruneopt.tools.commands import compile as compile_command
 Call = Callable[..., Any]
 Compiled = tuple[Path, Any]
 FILES = {
-    *("plan.json", "model.py", "weights.safetensors", "model.pt2", "model.onnx", "report.json", "report.html"),
+    *(
+        "plan.json",
+        "model.py",
+        "weights.safetensors",
+        "model.pt2",
+        "model.onnx",
+        "report.json",
+        "report.html",
+    ),
     *("ir.before.txt", "ir.after.txt", "run.json"),
 }
 
@@ -32,7 +41,16 @@ FILES = {
 def compiled(tmp_path_factory: pytest.TempPathFactory, command: Call, example: str) -> Compiled:
     """The example, pruned to half its FLOPs and fine-tuned, with JSON on stdout."""
     out = tmp_path_factory.mktemp("compiled") / "some" / "where"
-    words = ["--pass", "l1", "--budget", "50%FLOPs", "--budget", "70%params", "--finetune-epochs", 1]
+    words = [
+        "--pass",
+        "l1",
+        "--budget",
+        "50%FLOPs",
+        "--budget",
+        "70%params",
+        "--finetune-epochs",
+        1,
+    ]
     done = command("compile", example, *words, "--out", out, "--json")
     return out, done
 
@@ -57,7 +75,12 @@ def test_the_report_says_what_happened(compiled: Compiled, example: str) -> None
     report = report_of(compiled[0])
     assert (report["model"], report["pass"], report["interrupted"]) == (example, "l1", False)
     flops, params = report["budgets"]
-    assert flops["achieved"] == report["pruned"]["flops"] <= flops["limit"] == report["original"]["flops"] / 2
+    assert (
+        flops["achieved"]
+        == report["pruned"]["flops"]
+        <= flops["limit"]
+        == report["original"]["flops"] / 2
+    )
     assert params["achieved"] == report["pruned"]["params"] <= params["limit"]
     assert max(item["achieved"] / item["limit"] for item in report["budgets"]) > 0.95
     assert report["verification"]["equivalent"]
@@ -74,7 +97,9 @@ def test_the_report_says_what_happened(compiled: Compiled, example: str) -> None
     frozen = [group for group in report["groups"] if group["frozen"]]
     assert [(group["name"], group["kept"]) for group in frozen] == [("classifier", 10)]
     assert set(report["artefacts"]) == FILES - {"report.json", "report.html", "run.json"}
-    assert {"load", "capture", "couple", "l1", "slice", "verify", "finetune", "export"} <= set(report["seconds"])
+    assert {"load", "capture", "couple", "l1", "slice", "verify", "finetune", "export"} <= set(
+        report["seconds"]
+    )
 
 
 def test_the_costs_are_those_of_the_files(compiled: Compiled) -> None:
@@ -83,7 +108,9 @@ def test_the_costs_are_those_of_the_files(compiled: Compiled) -> None:
     state = ("running_mean", "running_var", "num_batches_tracked")
     params = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(state))
     assert report_of(out)["pruned"]["params"] == params
-    assert report_of(out)["pruned"]["bytes"] == sum(t.numel() * t.element_size() for t in weights.values())
+    assert report_of(out)["pruned"]["bytes"] == sum(
+        t.numel() * t.element_size() for t in weights.values()
+    )
 
 
 def test_the_module_runs_without_pruneopt(compiled: Compiled) -> None:
@@ -102,7 +129,10 @@ def test_the_module_runs_without_pruneopt(compiled: Compiled) -> None:
 
 def test_the_texts_read_back(compiled: Compiled) -> None:
     out, _ = compiled
-    before, after = (parse_graph((out / f"ir.{name}.txt").read_text(encoding="utf-8")) for name in ("before", "after"))
+    before, after = (
+        parse_graph((out / f"ir.{name}.txt").read_text(encoding="utf-8"))
+        for name in ("before", "after")
+    )
     assert any(group.keep is not None and group.kept < group.width for group in before.channels)
     kept = {group["name"]: group["kept"] for group in report_of(out)["groups"]}
     assert {group.name: group.kept for group in before.channels} == kept
@@ -111,13 +141,19 @@ def test_the_texts_read_back(compiled: Compiled) -> None:
 
 def test_the_page_needs_nothing_else(compiled: Compiled) -> None:
     page = (compiled[0] / "report.html").read_text(encoding="utf-8")
-    assert not [word for word in ("http:", "https:", "src=", "<link", "<script", "@import", "url(") if word in page]
+    assert not [
+        word
+        for word in ("http:", "https:", "src=", "<link", "<script", "@import", "url(")
+        if word in page
+    ]
     assert page.count("<svg") >= 4
     assert "50%FLOPs met with" in page
     assert "model output" in page
 
 
-def test_the_run_can_be_repeated_from_its_record(compiled: Compiled, call: Call, tmp_path: Path) -> None:
+def test_the_run_can_be_repeated_from_its_record(
+    compiled: Compiled, call: Call, tmp_path: Path
+) -> None:
     out, _ = compiled
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     words = [tmp_path / "again" if word == str(out) else word for word in record["command"][1:]]
@@ -129,19 +165,42 @@ def test_the_run_can_be_repeated_from_its_record(compiled: Compiled, call: Call,
 
 
 def test_text_output(call: Call, example: str, tmp_path: Path) -> None:
-    done = call("compile", example, "--pass", "uniform{criterion=l2}", "--budget", "50%FLOPs", "--out", tmp_path / "o")
+    done = call(
+        "compile",
+        example,
+        "--pass",
+        "uniform{criterion=l2}",
+        "--budget",
+        "50%FLOPs",
+        "--out",
+        tmp_path / "o",
+    )
     assert done.code == 0
     assert done.err == ""
     assert "A FLOP is one multiply-accumulate" in done.out
     assert "kFLOPs" in done.out
     assert "accuracy pruned" in done.out
-    assert any(line.startswith("50%FLOPs met with ") and "loaded back equal" in line for line in done.out.splitlines())
+    assert any(
+        line.startswith("50%FLOPs met with ") and "loaded back equal" in line
+        for line in done.out.splitlines()
+    )
     assert done.out.rstrip().endswith("report.html")
     assert "\x1b" not in done.out
 
 
 def test_random_without_data_and_with_rounding(call: Call, tiny: Path, tmp_path: Path) -> None:
-    words = ["--pass", "random", "--budget", "60%FLOPs", "--round-to", 4, "--min-channels", 4, "--seed", 3]
+    words = [
+        "--pass",
+        "random",
+        "--budget",
+        "60%FLOPs",
+        "--round-to",
+        4,
+        "--min-channels",
+        4,
+        "--seed",
+        3,
+    ]
     done = call("compile", tiny, *words, "--out", tmp_path / "o", "--quiet")
     assert done.code == 0
     assert done.out.count("\n") == 1
@@ -153,8 +212,12 @@ def test_random_without_data_and_with_rounding(call: Call, tiny: Path, tmp_path:
 
 
 def test_a_pipeline_of_ones_own(call: Call, tiny: Path, tmp_path: Path) -> None:
-    text = "couple,cost{convention=macs},prune{criterion=l2 scope=local budget=50%params},slice,verify"
-    done = call("compile", tiny, "--pipeline", text, "--ignore", "conv1", "--out", tmp_path / "o", "--json")
+    text = (
+        "couple,cost{convention=macs},prune{criterion=l2 scope=local budget=50%params},slice,verify"
+    )
+    done = call(
+        "compile", tiny, "--pipeline", text, "--ignore", "conv1", "--out", tmp_path / "o", "--json"
+    )
     report = json.loads(done.out)
     assert done.code == 0
     assert report["budgets"][0]["met"]
@@ -198,7 +261,9 @@ def test_an_earlier_bundle_is_kept_unless_forced(call: Call, tiny: Path, tmp_pat
     done = call(*words, "--seed", 1)
     assert done.code == 2
     assert "--force replaces it" in done.sentence
-    assert call("compile", tiny, "--budget", "30%FLOPs", "--out", out, "--force", "--quiet").code == 0
+    assert (
+        call("compile", tiny, "--budget", "30%FLOPs", "--out", out, "--force", "--quiet").code == 0
+    )
     assert (out / "plan.json").read_bytes() != first
     (out / "notes.md").write_text("mine", encoding="utf-8")
     done = call(*words, "--force")
@@ -207,7 +272,9 @@ def test_an_earlier_bundle_is_kept_unless_forced(call: Call, tiny: Path, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "link"])
-def test_a_place_that_cannot_hold_a_bundle(call: Call, tiny: Path, tmp_path: Path, place: str) -> None:
+def test_a_place_that_cannot_hold_a_bundle(
+    call: Call, tiny: Path, tmp_path: Path, place: str
+) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     done = call("compile", tiny, "--budget", "60%FLOPs", "--out", tmp_path / place)
@@ -215,7 +282,9 @@ def test_a_place_that_cannot_hold_a_bundle(call: Call, tiny: Path, tmp_path: Pat
     assert str(tmp_path / place) in done.sentence
 
 
-def test_a_read_only_directory(call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_directory(
+    call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -227,7 +296,9 @@ def test_a_read_only_directory(call: Call, tiny: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_full_disk(call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_full_disk(
+    call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -236,7 +307,9 @@ def test_a_full_disk(call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     assert done.code == 2
     assert "No space left on device" in done.sentence
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"], "no part of a bundle stays"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"], (
+        "no part of a bundle stays"
+    )
 
 
 def test_a_network_that_draws_numbers(call: Call, tmp_path: Path) -> None:
@@ -250,7 +323,16 @@ def test_a_network_that_draws_numbers(call: Call, tmp_path: Path) -> None:
         "        return self.b(self.a(x) + torch.randn(x.shape[0], 1))\n\n\n"
         "model, example_inputs = Noisy(), (torch.zeros(2, 4),)\n"
     )
-    done = call("compile", tmp_path / "noisy.py", "--pass", "l1", "--budget", "50%FLOPs", "--out", tmp_path / "o")
+    done = call(
+        "compile",
+        tmp_path / "noisy.py",
+        "--pass",
+        "l1",
+        "--budget",
+        "50%FLOPs",
+        "--out",
+        tmp_path / "o",
+    )
     assert done.code == 0
     assert "model.onnx was not compared: it draws random numbers of its own (randn)" in done.out
     assert "model.py, model.pt2, plan.json loaded back equal" in done.out
@@ -259,7 +341,9 @@ def test_a_network_that_draws_numbers(call: Call, tmp_path: Path) -> None:
 # Wrong artefacts
 
 
-@pytest.mark.parametrize("name", ["model.py", "weights.safetensors", "model.pt2", "model.onnx", "plan.json"])
+@pytest.mark.parametrize(
+    "name", ["model.py", "weights.safetensors", "model.pt2", "model.onnx", "plan.json"]
+)
 def test_a_damaged_artefact_is_found(compiled: Compiled, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(compiled[0], folder)

@@ -20,9 +20,13 @@ Call = Callable[..., Any]
 def test_the_bundle_tells_what_was_dropped(call: Call, tmp_path: Path) -> None:
     graph = capture(digits_resnet().eval(), (torch.zeros(2, 1, 16, 16),))
     branch = find_branches(graph)[0]
-    pipeline = f"drop-blocks{{blocks={branch.name}}},couple,cost,l1{{round-to=auto:cpu-avx2}},slice,verify"
+    pipeline = (
+        f"drop-blocks{{blocks={branch.name}}},couple,cost,l1{{round-to=auto:cpu-avx2}},slice,verify"
+    )
     out = tmp_path / "out"
-    done = call("compile", "zoo:digits_resnet", "--pipeline", pipeline, "--budget", "40%FLOPs", "--out", out)
+    done = call(
+        "compile", "zoo:digits_resnet", "--pipeline", pipeline, "--budget", "40%FLOPs", "--out", out
+    )
     assert done.code == 0, done.err
     assert f"note: dropped {branch.name}: " in done.out
     report = json.loads((out / "report.json").read_text())
@@ -32,7 +36,9 @@ def test_the_bundle_tells_what_was_dropped(call: Call, tmp_path: Path) -> None:
     assert report["budgets"][0]["met"]
     assert report["pruned"]["flops"] == report["budgets"][0]["achieved"]
     record = report["records"]["drop-blocks"]
-    assert [(block["name"], block["sum"]) for block in record["blocks"]] == [(branch.name, branch.add.result.name)]
+    assert [(block["name"], block["sum"]) for block in record["blocks"]] == [
+        (branch.name, branch.add.result.name)
+    ]
     assert report["records"]["round-to"]["target"] == "cpu-avx2"
     plan = json.loads((out / "plan.json").read_text())
     assert plan["dropped"] == {branch.name: branch.add.result.name}
@@ -40,8 +46,17 @@ def test_the_bundle_tells_what_was_dropped(call: Call, tmp_path: Path) -> None:
     assert f"dropped {branch.name}: " in page
     name, multiple = next(iter(report["records"]["round-to"]["multiples"].items()))
     kept = next(group for group in report["groups"] if group["name"] == name)
-    cells = "".join(f'<td class="number">{number}</td>' for number in (kept["width"], kept["kept"], multiple))
+    cells = "".join(
+        f'<td class="number">{number}</td>' for number in (kept["width"], kept["kept"], multiple)
+    )
     assert f'<td class="name">{name}</td>{cells}' in page
-    whole = call("compile", "zoo:digits_resnet", "--pass", f"plan{{file={out / 'plan.json'}}}", "--out", tmp_path / "b")
+    whole = call(
+        "compile",
+        "zoo:digits_resnet",
+        "--pass",
+        f"plan{{file={out / 'plan.json'}}}",
+        "--out",
+        tmp_path / "b",
+    )
     assert whole.code == 2
     assert f"drop-blocks{{blocks={branch.name}}}" in whole.err

@@ -38,7 +38,9 @@ def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory, command: Call, example: str) -> tuple[Path, str]:
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, command: Call, example: str
+) -> tuple[Path, str]:
     """The folder of a search that ran to its end, and what the terminal showed."""
     out = tmp_path_factory.mktemp("searched") / "front"
     done = command(*words(example, out))
@@ -59,7 +61,10 @@ def test_it_writes_the_front_and_shows_it(searched: tuple[Path, str]) -> None:
         assert f"{100 * item['costs']['flops'] / front['original']['flops']:.1f}" in row
         assert f"{100 * item['score']:.1f}" in row
         assert row[-1] == str(item["candidate"])
-    assert f"{len(front['points'])} points of {COUNT} judged structures; hypervolume {front['hypervolume']:.4f}" in text
+    assert (
+        f"{len(front['points'])} points of {COUNT} judged structures; hypervolume "
+        f"{front['hypervolume']:.4f}" in text
+    )
     assert read(folder / "run.json")["searched"]["seed"] == 0
 
 
@@ -112,7 +117,9 @@ def test_a_point_of_it_is_a_bundle_like_any(searched: tuple[Path, str], bundle: 
     assert report["search"]["point"] == entry["point"]
     assert report["search"]["score"] == entry["score"]
     weights = safetensors.torch.load_file(bundle / "weights.safetensors")
-    trained = sum(tensor.numel() for name, tensor in weights.items() if name.endswith(("weight", "bias")))
+    trained = sum(
+        tensor.numel() for name, tensor in weights.items() if name.endswith(("weight", "bias"))
+    )
     assert trained == entry["costs"]["params"]
 
 
@@ -126,7 +133,11 @@ def test_the_pass_with_the_model_gives_the_same(
 
 
 def test_killed_and_resumed_it_gives_the_same(
-    searched: tuple[Path, str], start: Callable[..., subprocess.Popen[str]], call: Call, example: str, tmp_path: Path
+    searched: tuple[Path, str],
+    start: Callable[..., subprocess.Popen[str]],
+    call: Call,
+    example: str,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "front"
     process = start(*words(example, out))
@@ -144,7 +155,11 @@ def test_killed_and_resumed_it_gives_the_same(
 
 
 def test_interrupted_it_writes_the_front_so_far_and_goes_on_later(
-    searched: tuple[Path, str], start: Callable[..., subprocess.Popen[str]], call: Call, example: str, tmp_path: Path
+    searched: tuple[Path, str],
+    start: Callable[..., subprocess.Popen[str]],
+    call: Call,
+    example: str,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "front"
     process = start(*words(example, out, candidates=100_000))
@@ -155,7 +170,9 @@ def test_interrupted_it_writes_the_front_so_far_and_goes_on_later(
     assert "Traceback" not in errors
     front = read(out / "front.json")
     assert front["interrupted"]
-    assert f"interrupted, the front so far: {len(front['points'])} points of {front['judged']}" in text
+    assert (
+        f"interrupted, the front so far: {len(front['points'])} points of {front['judged']}" in text
+    )
     lines = (out / "search.jsonl").read_bytes().splitlines(keepends=True)
     (out / "search.jsonl").write_bytes(b"".join(lines[:4]))
     assert call(*words(example, out), "--resume", "--quiet").code == 0
@@ -163,7 +180,16 @@ def test_interrupted_it_writes_the_front_so_far_and_goes_on_later(
 
 
 def test_several_costs_and_json(call: Call, example: str, tmp_path: Path) -> None:
-    options = ["--against", "params", "--against", "memory", "--range", "25:75", "--budget", "60%FLOPs"]
+    options = [
+        "--against",
+        "params",
+        "--against",
+        "memory",
+        "--range",
+        "25:75",
+        "--budget",
+        "60%FLOPs",
+    ]
     done = call(*words(example, tmp_path / "front"), *options, "--json")
     assert (done.code, done.err) == (0, "")
     front = json.loads(done.out)
@@ -177,7 +203,9 @@ def test_several_costs_and_json(call: Call, example: str, tmp_path: Path) -> Non
     assert "peak memory" in [item.text for item in root.iter(f"{SVG}text")]
 
 
-def test_what_comes_before_the_search_comes_before_the_cut(call: Call, example: str, tmp_path: Path) -> None:
+def test_what_comes_before_the_search_comes_before_the_cut(
+    call: Call, example: str, tmp_path: Path
+) -> None:
     out = tmp_path / "front"
     options = ["--before", "couple,cost{convention=2x}", "--ignore", "stem"]
     assert call(*words(example, out, 8), *options, "--quiet").code == 0
@@ -188,7 +216,9 @@ def test_what_comes_before_the_search_comes_before_the_cut(call: Call, example: 
     report = read(tmp_path / "small" / "report.json")
     assert report["flops_convention"] == "2x"
     assert report["pruned"]["flops"] == front["points"][0]["costs"]["flops"]
-    stem = [group for group in report["groups"] if group["frozen"] is None and "stem" in group["name"]]
+    stem = [
+        group for group in report["groups"] if group["frozen"] is None and "stem" in group["name"]
+    ]
     assert all(group["kept"] == group["width"] for group in stem)
 
 
@@ -197,7 +227,11 @@ def test_what_comes_before_the_search_comes_before_the_cut(call: Call, example: 
     [
         (["--against", "speed"], 2, "there is no cost unit 'speed'"),
         (["--against", "latency"], 2, "needs a latency table"),
-        (["--range", "50:20"], 2, "'50:20' is no range: write two percentages up to 100, as in 20:100"),
+        (
+            ["--range", "50:20"],
+            2,
+            "'50:20' is no range: write two percentages up to 100, as in 20:100",
+        ),
         (["--range", "0.001:50"], 3, "cannot be made smaller than"),
         (["--budget", "0.01%FLOPs"], 3, "cannot be made smaller than"),
         (["--population", 2], 2, "population=2 must be at least 8"),
@@ -225,7 +259,9 @@ def test_a_search_without_data(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert done.sentence.startswith("search needs data: give --data")
 
 
-def test_an_earlier_front_is_replaced_only_by_force(searched: tuple[Path, str], call: Call, example: str) -> None:
+def test_an_earlier_front_is_replaced_only_by_force(
+    searched: tuple[Path, str], call: Call, example: str
+) -> None:
     before = (searched[0] / "front.json").read_bytes()
     done = call(*words(example, searched[0]))
     assert done.code == 2
@@ -240,7 +276,10 @@ def test_mistakes_with_a_point(
     count = len(read(folder / "front.json")["points"])
     done = call("compile", folder, "--from-front", count + 1, *out)
     assert done.code == 2
-    assert f"there is no point {count + 1} in {folder}/front.json, which has points 1 to {count}" in done.sentence
+    assert (
+        f"there is no point {count + 1} in {folder}/front.json, which has points 1 to {count}"
+        in done.sentence
+    )
     done = call("compile", example, "--from-front", 1, *out)
     assert "--from-front takes the folder of a search in the place of MODEL" in done.sentence
     done = call("compile", tiny, "--data", "digits", "--pass", f"front{{file={folder}}}", *out)
@@ -273,7 +312,13 @@ def test_ticks_are_round_and_inside(low: float, high: float, wanted: list[float]
 
 
 def test_a_picture_of_one_structure_and_of_odd_names() -> None:
-    entry = {"point": 1, "candidate": 0, "origin": "original", "score": 0.5, "costs": {"latency@<ort>": 3_000_000}}
+    entry = {
+        "point": 1,
+        "candidate": 0,
+        "origin": "original",
+        "score": 0.5,
+        "costs": {"latency@<ort>": 3_000_000},
+    }
     front = {
         "network": "a<b>&c",
         "against": ["latency@<ort>"],
@@ -292,7 +337,14 @@ def test_a_picture_of_one_structure_and_of_odd_names() -> None:
 @pytest.mark.slow
 def test_the_time_on_a_target_is_a_cost(call: Call, example: str, tmp_path: Path) -> None:
     out = tmp_path / "front"
-    options = ["--against", "latency@ort-cpu{threads=1}", "--budget", "99%latency@ort-cpu", "--latency-minutes", 0.2]
+    options = [
+        "--against",
+        "latency@ort-cpu{threads=1}",
+        "--budget",
+        "99%latency@ort-cpu",
+        "--latency-minutes",
+        0.2,
+    ]
     done = call(*words(example, out), *options, "--quiet")
     assert done.code == 0, done.err
     front = read(out / "front.json")
@@ -305,6 +357,10 @@ def test_the_time_on_a_target_is_a_cost(call: Call, example: str, tmp_path: Path
     assert call("compile", out, "--from-front", 1, "--out", bundle, "--quiet").code == 0
     (item,) = read(bundle / "report.json")["latency"]["targets"]
     predicted = front["points"][0]["costs"]["latency@ort-cpu"] / 1e9
-    assert (item["target"], item["limit"], item["predicted"]) == ("ort-cpu", None, pytest.approx(predicted))
+    assert (item["target"], item["limit"], item["predicted"]) == (
+        "ort-cpu",
+        None,
+        pytest.approx(predicted),
+    )
     assert item["measured"] > 0
     assert "ort-cpu measured" in (bundle / "report.html").read_text(encoding="utf-8")

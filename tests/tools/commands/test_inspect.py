@@ -1,4 +1,5 @@
-"""Inspecting: the graph with its groups, what stands in the way of pruning, and the coverage line."""
+"""Inspecting: the graph with its groups, what stands in the way of pruning, and the coverage
+line."""
 
 import json
 import shutil
@@ -57,12 +58,19 @@ def test_json(call: Call, example: str) -> None:
     assert groups["head"]["modules"][0] == "head"
     # Alone at one channel, the stem saves its own convolution and what reads it.
     assert 0.9 < groups["stem"]["flops_share"] < 1
-    assert data["coverage"]["units"]["flops"]["smallest"] < data["coverage"]["units"]["flops"]["original"]
+    assert (
+        data["coverage"]["units"]["flops"]["smallest"]
+        < data["coverage"]["units"]["flops"]["original"]
+    )
     assert data["budgets"][0]["reachable"]
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["compile", "--budget", "50%FLOPs", "--out", "OUT"]])
-def test_json_is_alone_even_if_the_file_prints(call: Call, tiny: Path, tmp_path: Path, command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["compile", "--budget", "50%FLOPs", "--out", "OUT"]]
+)
+def test_json_is_alone_even_if_the_file_prints(
+    call: Call, tiny: Path, tmp_path: Path, command: list[str]
+) -> None:
     tiny.write_text("print('hello')\n" + tiny.read_text(encoding="utf-8"), encoding="utf-8")
     name, *rest = (str(tmp_path / "o") if word == "OUT" else word for word in command)
     done = call(name, tiny, "--json", *rest)
@@ -83,9 +91,14 @@ def test_groups_and_budget(call: Call, example: str) -> None:
 def test_the_passes_of_a_candidate_lowered(call: Call) -> None:
     done = call("inspect", "zoo:resnet20", "--lowered")
     assert "pruneopt.conv_statistics(%conv2d, %scale, %shift" in done.out
-    assert "statistics of 19 batch norms: 19 times a convolution that finishes its input" in done.out
+    assert (
+        "statistics of 19 batch norms: 19 times a convolution that finishes its input" in done.out
+    )
     assert done.out.count("no kernel: aten.pad, 2 times, first at layer2.0 at ") == 2
-    assert "scores: 19 times a convolution with bias, sum and activation; 8 times an op as PyTorch has it" in done.out
+    assert (
+        "scores: 19 times a convolution with bias, sum and activation; 8 times an op as PyTorch "
+        "has it" in done.out
+    )
     data = json.loads(call("inspect", "zoo:resnet20", "--lowered", "--json").out)["lowered"]
     assert len(data["norms"]) == 19
     assert data["norms"][0] == "bn1"
@@ -93,7 +106,11 @@ def test_the_passes_of_a_candidate_lowered(call: Call) -> None:
     assert "pruneopt.conv_statistics" in {op.base for op in graph_from_dict(data["graph"]).ops}
     scores = graph_from_dict(data["evaluation"]["graph"])
     assert sum(op.base == "pruneopt.conv_output" for op in scores.ops) == 19
-    assert {item["op"] for item in data["evaluation"]["unfused"]} >= {"aten.slice.Tensor", "aten.pad", "aten.linear"}
+    assert {item["op"] for item in data["evaluation"]["unfused"]} >= {
+        "aten.slice.Tensor",
+        "aten.pad",
+        "aten.linear",
+    }
 
 
 def test_a_network_without_batch_norm_has_no_statistics_pass(call: Call, tiny: Path) -> None:
@@ -115,7 +132,9 @@ def test_a_plan(call: Call, example: str, tmp_path: Path) -> None:
     done = call("inspect", example, "--plan", out / "plan.json", "--json")
     data = json.loads(done.out)
     assert data["plan"]["flops"] == report["pruned"]["flops"]
-    assert {g["name"]: g["kept"] for g in data["groups"]} == {g["name"]: g["kept"] for g in report["groups"]}
+    assert {g["name"]: g["kept"] for g in data["groups"]} == {
+        g["name"]: g["kept"] for g in report["groups"]
+    }
     done = call("inspect", example, "--plan", out / "plan.json")
     assert "keep [" in done.out
     assert "the plan costs:" in done.out
@@ -129,7 +148,9 @@ def test_little_to_prune_is_a_warning(call: Call, tmp_path: Path) -> None:
     path.write_text(STUBBORN, encoding="utf-8")
     done = call("inspect", path)
     assert done.code == 0
-    assert done.err.startswith("pruneopt: warning: only 0.0 % of the FLOPs of this network can be removed")
+    assert done.err.startswith(
+        "pruneopt: warning: only 0.0 % of the FLOPs of this network can be removed"
+    )
     line = next(line for line in done.out.splitlines() if line.startswith("no rule: "))
     assert line.startswith("no rule: aten.renorm, once, first at ")
     assert "stubborn.py:10" in line
@@ -137,7 +158,11 @@ def test_little_to_prune_is_a_warning(call: Call, tmp_path: Path) -> None:
 
 def test_statistics_over_channels_are_named(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "norm.py"
-    path.write_text(STUBBORN.replace("torch.renorm(self.norm(self.small(x)), 2, 0, 1.0)", "self.norm(self.small(x))"))
+    path.write_text(
+        STUBBORN.replace(
+            "torch.renorm(self.norm(self.small(x)), 2, 0, 1.0)", "self.norm(self.small(x))"
+        )
+    )
     done = call("inspect", path)
     assert "by construction: aten.layer_norm, once, first at norm at " in done.out
     assert "runs over channels of small" in done.out

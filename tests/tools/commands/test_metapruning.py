@@ -1,4 +1,5 @@
-"""MetaPruning from the command line: one command from the search to the trained winner, and what stopping it leaves."""
+"""MetaPruning from the command line: one command from the search to the trained winner, and what
+stopping it leaves."""
 
 import json
 import signal
@@ -12,13 +13,23 @@ import pytest
 
 Call = Callable[..., Any]
 PASS = (
-    "metapruning{{searcher=evolution{{population=3 iterations=1}} evaluator=pruning-net{{epochs=2}} epochs={epochs} "
+    "metapruning{{searcher=evolution{{population=3 iterations=1}} "
+    "evaluator=pruning-net{{epochs=2}} epochs={epochs} "
     "window=0.1 calibration-batches=2 subval-limit=50}}"
 )
 
 
 def words(out: Path, epochs: int) -> list[object]:
-    model = ["compile", "zoo:digits_resnet?width=0.5", "--data", "digits", "--budget", "50%FLOPs", "--out", out]
+    model = [
+        "compile",
+        "zoo:digits_resnet?width=0.5",
+        "--data",
+        "digits",
+        "--budget",
+        "50%FLOPs",
+        "--out",
+        out,
+    ]
     return [*model, "--pass", PASS.format(epochs=epochs)]
 
 
@@ -31,16 +42,24 @@ def test_the_winner_comes_trained(call: Call, tmp_path: Path) -> None:
     done = call(*words(tmp_path / "o", 12))
     assert (done.code, done.err) == (0, "")
     assert "accuracy from scratch" in done.out
-    assert "note: PruningNet: 1.432 M parameters, 17.19 MB with gradients and the optimiser's state" in done.out
+    assert (
+        "note: PruningNet: 1.432 M parameters, 17.19 MB with gradients and the optimiser's state"
+        in done.out
+    )
     assert "with stored batch-norm statistics means nothing" in done.out
-    assert "note: trained from new weights: the proof is about the structure that was cut" in done.out
+    assert (
+        "note: trained from new weights: the proof is about the structure that was cut" in done.out
+    )
     report = report_of(tmp_path / "o")
     assert report["pipeline"].split(",")[-1].startswith("scratch{")
     assert [item["after"] for item in report["scores"]] == ["original", "slice", "scratch"]
     assert report["pruned"]["accuracy"] > 0.5
     assert report["budgets"][0]["met"]
     assert len(report["search"]["candidates"]) == 3
-    assert report["records"]["pruning-net"]["bytes"] == 12 * report["records"]["pruning-net"]["parameters"]
+    assert (
+        report["records"]["pruning-net"]["bytes"]
+        == 12 * report["records"]["pruning-net"]["parameters"]
+    )
 
 
 @pytest.mark.slow

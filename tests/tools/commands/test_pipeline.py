@@ -27,7 +27,10 @@ def steps(**options: Any) -> list[Pass]:
 
 
 def names(**options: Any) -> list[str]:
-    return [f"repair {step.method}" if isinstance(step, Repair) else step.name for step in steps(**options)]
+    return [
+        f"repair {step.method}" if isinstance(step, Repair) else step.name
+        for step in steps(**options)
+    ]
 
 
 HEAD = ["couple", "cost"]
@@ -45,7 +48,10 @@ HEAD = ["couple", "cost"]
             ["metapruning", "slice", "verify", "recalibrate", "finetune"],
         ),
         ({"repair": ["bn", "bias"]}, ["l1", "slice", "verify", "repair bias", "repair bn"]),
-        ({"pass_text": "abn", "repair": ["bias"]}, ["abn", "slice", "verify", "repair bias", "recalibrate"]),
+        (
+            {"pass_text": "abn", "repair": ["bias"]},
+            ["abn", "slice", "verify", "repair bias", "recalibrate"],
+        ),
         # Fresh statistics would undo what least squares has fitted; asked for by name they come.
         ({"pass_text": "abn", "repair": ["lstsq"]}, ["abn", "slice", "verify", "repair lstsq"]),
         (
@@ -61,10 +67,15 @@ def test_the_passes_of_options(options: dict[str, Any], expected: list[str]) -> 
 def test_the_winner_is_recalibrated_as_it_was_judged() -> None:
     text = "abn{calibration-batches=7 batch-size=16 whole seed=5 compat=momentum,augment}"
     after = next(step for step in steps(pass_text=text) if isinstance(step, Recalibrate))
-    assert after == Recalibrate(batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True, seed=5)
+    assert after == Recalibrate(
+        batches=7, batch_size=16, momentum=0.1, reset=False, whole=True, augment=True, seed=5
+    )
 
 
 def test_nothing_is_repaired_before_new_weights() -> None:
     with pytest.raises(UserError, match="leaves nothing to repair"):
         names(pass_text="metapruning", repair=["lstsq"])
-    assert names(pass_text="metapruning{weights=inherit}", repair=["lstsq"])[-2:] == ["repair lstsq", "finetune"]
+    assert names(pass_text="metapruning{weights=inherit}", repair=["lstsq"])[-2:] == [
+        "repair lstsq",
+        "finetune",
+    ]

@@ -29,16 +29,23 @@ def test_inspect_writes_a_schema(call: Call, tiny: Path, tmp_path: Path) -> None
     }
 
 
-def test_a_plan_becomes_a_result_and_is_compiled_from_it(call: Call, tiny: Path, tmp_path: Path) -> None:
+def test_a_plan_becomes_a_result_and_is_compiled_from_it(
+    call: Call, tiny: Path, tmp_path: Path
+) -> None:
     out, again, result = tmp_path / "o", tmp_path / "again", tmp_path / "r.json"
     assert call("compile", tiny, "--budget", "50%FLOPs", "--out", out, "--quiet").code == 0
-    assert call("inspect", tiny, "--groups", "--plan", out / "plan.json", "--pns-result", result).code == 0
+    assert (
+        call("inspect", tiny, "--groups", "--plan", out / "plan.json", "--pns-result", result).code
+        == 0
+    )
     entries = json.loads(result.read_text())
     assert [entry["name"] for entry in entries] == ["norm1", "norm2", "conv1", "conv2", "head"]
     done = call("compile", tiny, "--pass", f"plan{{file={result}}}", "--out", again, "--json")
     report = json.loads(done.out)
     assert report["search"]["form"] == "pns result"
-    first, second = (json.loads((folder / "plan.json").read_text())["groups"] for folder in (out, again))
+    first, second = (
+        json.loads((folder / "plan.json").read_text())["groups"] for folder in (out, again)
+    )
     assert second == first
     assert call("inspect", tiny, "--groups", "--plan", result).out == (
         call("inspect", tiny, "--groups", "--plan", out / "plan.json").out
@@ -53,8 +60,19 @@ def test_a_result_needs_a_plan(call: Call, tiny: Path, tmp_path: Path) -> None:
 
 def test_slimming_from_the_command_line(call: Call, tiny: Path, tmp_path: Path) -> None:
     """Sparse training, the cut, the proof, and what the floor kept as a note of the report."""
-    text = "slimming{ratio=0.9 regulariser=gamma-l1{scale=0.01} recipe=sgd{epochs=1 lr=0.1 batch-size=64}}"
-    words = ["--data", "digits?subval=300&calibration=100", "--min-channels", "4", "--out", tmp_path / "o", "--json"]
+    text = (
+        "slimming{ratio=0.9 regulariser=gamma-l1{scale=0.01} recipe=sgd{epochs=1 lr=0.1 "
+        "batch-size=64}}"
+    )
+    words = [
+        "--data",
+        "digits?subval=300&calibration=100",
+        "--min-channels",
+        "4",
+        "--out",
+        tmp_path / "o",
+        "--json",
+    ]
     done = call("compile", tiny, "--pass", text, *words)
     assert done.code == 0, done.err
     report = json.loads(done.out)
@@ -64,7 +82,9 @@ def test_slimming_from_the_command_line(call: Call, tiny: Path, tmp_path: Path) 
     kept = {group["name"]: group["kept"] for group in report["groups"] if group["frozen"] is None}
     assert min(kept.values()) == 4
     floors = [note for note in report["notes"] if "its floor keeps 4" in note]
-    assert len(floors) == sum(group["reason"] == "floor" for group in report["search"]["groups"]) > 0
+    assert (
+        len(floors) == sum(group["reason"] == "floor" for group in report["search"]["groups"]) > 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""``pruneopt quantise``: files in other precisions beside a bundle, and the accuracy before and after."""
+"""``pruneopt quantise``: files in other precisions beside a bundle, and the accuracy before and
+after."""
 
 import json
 import shutil
@@ -44,7 +45,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     torch.save(model.state_dict(), folder / "w.pt")
-    words = ["--budget", "90%FLOPs", "--out", str(folder / "b"), "--weights", str(folder / "w.pt"), "--quiet"]
+    words = [
+        "--budget",
+        "90%FLOPs",
+        "--out",
+        str(folder / "b"),
+        "--weights",
+        str(folder / "w.pt"),
+        "--quiet",
+    ]
     assert main(["compile", str(source), *words]) == 0
     return folder / "b"
 
@@ -54,7 +63,9 @@ def scored(path: Path, half: bool = False) -> float:
     data = load_data("digits", input_shape=(1, 1, 8, 8))
     inputs, targets = next(data.test.batches(len(data.test)))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: (inputs.half() if half else inputs).numpy()})
+    (found,) = session.run(
+        None, {session.get_inputs()[0].name: (inputs.half() if half else inputs).numpy()}
+    )
     return float((torch.from_numpy(found).argmax(1) == targets).double().mean())
 
 
@@ -85,11 +96,18 @@ def test_half_precision_needs_no_data(call: Call, bundle: Path) -> None:
     assert scored(bundle / "model.fp16.onnx", half=True) > 0.8
 
 
-def test_a_compile_may_replace_what_quantise_added(call: Call, bundle: Path, tmp_path: Path) -> None:
+def test_a_compile_may_replace_what_quantise_added(
+    call: Call, bundle: Path, tmp_path: Path
+) -> None:
     shutil.copytree(bundle, tmp_path / "b")
     (tmp_path / "b" / "model.int8.onnx").touch()
     source = bundle.parent / "network.py"
-    assert call("compile", source, "--budget", "90%FLOPs", "--out", tmp_path / "b", "--force", "--quiet").code == 0
+    assert (
+        call(
+            "compile", source, "--budget", "90%FLOPs", "--out", tmp_path / "b", "--force", "--quiet"
+        ).code
+        == 0
+    )
     assert not (tmp_path / "b" / "model.int8.onnx").exists()
 
 
@@ -99,7 +117,9 @@ def test_mistakes(call: Call, bundle: Path, tmp_path: Path) -> None:
     assert "there is no data" in call("quantise", bundle, "--data", "didgits").sentence
 
 
-def test_weights_that_half_precision_cannot_hold_are_refused(call: Call, bundle: Path, tmp_path: Path) -> None:
+def test_weights_that_half_precision_cannot_hold_are_refused(
+    call: Call, bundle: Path, tmp_path: Path
+) -> None:
     """Biases beyond 65504 become infinite: nothing is written."""
     import safetensors.torch
 

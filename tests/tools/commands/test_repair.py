@@ -33,7 +33,18 @@ input_shape = (1, 1, 8, 8)
 def repaired(tmp_path_factory: pytest.TempPathFactory, command: Call) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("repaired")
     (folder / "net.py").write_text(BIASLESS)
-    words = ["--pass", "l1", "--budget", "50%FLOPs", "--data", "digits", "--repair", "bn,lstsq", "--repair", "bias"]
+    words = [
+        "--pass",
+        "l1",
+        "--budget",
+        "50%FLOPs",
+        "--data",
+        "digits",
+        "--repair",
+        "bn,lstsq",
+        "--repair",
+        "bias",
+    ]
     return folder / "out", command(
         "compile", folder / "net.py", *words, "--finetune-epochs", 1, "--out", folder / "out"
     )
@@ -45,7 +56,9 @@ def test_repairs_follow_the_proof_in_their_order(repaired: tuple[Path, Any]) -> 
     report = json.loads((out / "report.json").read_text())
     stages = ["original", "slice", "repair-bias", "repair-lstsq", "repair-bn", "finetune"]
     assert [item["after"] for item in report["scores"]] == stages
-    assert report["pipeline"].endswith("verify,repair{method=bias},repair,repair{method=bn},finetune{epochs=1}")
+    assert report["pipeline"].endswith(
+        "verify,repair{method=bias},repair,repair{method=bn},finetune{epochs=1}"
+    )
     assert {"repair-bias", "repair-lstsq", "repair-bn"} < report["seconds"].keys()
     for text in ("repaired by bias", "repaired by least squares", "repaired by batch norm"):
         assert f"accuracy {text}" in done.out
@@ -55,7 +68,10 @@ def test_repairs_follow_the_proof_in_their_order(repaired: tuple[Path, Any]) -> 
 def test_every_layer_stands_in_the_reports(repaired: tuple[Path, Any]) -> None:
     out, _ = repaired
     records = json.loads((out / "report.json").read_text())["records"]
-    assert [item["into"] for item in records["repair-bias"]["layers"]] == ["conv2.bias", "head.bias"]
+    assert [item["into"] for item in records["repair-bias"]["layers"]] == [
+        "conv2.bias",
+        "head.bias",
+    ]
     for item in records["repair-lstsq"]["layers"]:
         assert item["after"] <= item["before"]
         assert f"{item['after']:.4f}" in (out / "report.html").read_text()
@@ -66,7 +82,11 @@ def test_a_new_bias_is_delivered_and_counted(repaired: tuple[Path, Any]) -> None
     out, _ = repaired
     weights = load_file(out / "weights.safetensors")
     assert weights["conv2.bias"].any()
-    counted = sum(tensor.numel() for name, tensor in weights.items() if "running" not in name and "num_" not in name)
+    counted = sum(
+        tensor.numel()
+        for name, tensor in weights.items()
+        if "running" not in name and "num_" not in name
+    )
     report = json.loads((out / "report.json").read_text())
     assert report["pruned"]["params"] == counted
     assert report["records"]["repair-bias"]["added"]["params"] == len(weights["conv2.bias"])
@@ -74,7 +94,16 @@ def test_a_new_bias_is_delivered_and_counted(repaired: tuple[Path, Any]) -> None
 
 def test_what_is_left_is_a_note(tmp_path: Path, command: Call) -> None:
     (tmp_path / "net.py").write_text(BIASLESS)
-    words = ["--budget", "50%params", "--data", "digits", "--repair", "bias", "--out", tmp_path / "out"]
+    words = [
+        "--budget",
+        "50%params",
+        "--data",
+        "digits",
+        "--repair",
+        "bias",
+        "--out",
+        tmp_path / "out",
+    ]
     done = command("compile", tmp_path / "net.py", *words)
     assert done.code == 0
     assert "note: repair by bias left conv2 as it was: it has no bias" in done.out

@@ -1,4 +1,5 @@
-"""Searching from the command line: what it reports, what an interrupt leaves, and what a killed search resumes to."""
+"""Searching from the command line: what it reports, what an interrupt leaves, and what a killed
+search resumes to."""
 
 import json
 import signal
@@ -52,7 +53,11 @@ def test_the_report_holds_the_search(searched: Path) -> None:
 
 
 def test_killed_and_resumed_it_gives_the_same(
-    searched: Path, start: Callable[..., subprocess.Popen[str]], call: Call, example: str, tmp_path: Path
+    searched: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    call: Call,
+    example: str,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "o"
     process = start(*words(example, out))
@@ -107,7 +112,9 @@ def test_interrupted_while_training_it_delivers_what_was_proved(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pruneopt.passes.transform.finetune.train_state", stop)
-    done = call("compile", example, "--budget", "50%FLOPs", "--finetune-epochs", 9, "--out", tmp_path / "o")
+    done = call(
+        "compile", example, "--budget", "50%FLOPs", "--finetune-epochs", 9, "--out", tmp_path / "o"
+    )
     assert (done.code, done.err) == (130, "")
     report = report_of(tmp_path / "o")
     assert report["interrupted"]

@@ -15,7 +15,10 @@ from pruneopt.passes.pipeline.registry import part_names
 
 Call = Callable[..., Any]
 SMALL = "calibration-batches=1 batch-size=64 subval-limit=64 finetune-epochs=0"
-EVOLUTION = f"abn{{searcher=evolution{{population=4 iterations=3 parents=2}} ranking=reward window=0.3 {SMALL}}}"
+EVOLUTION = (
+    f"abn{{searcher=evolution{{population=4 iterations=3 parents=2}} ranking=reward "
+    f"window=0.3 {SMALL}}}"
+)
 
 
 def words(out: Path) -> list[object]:
@@ -32,7 +35,10 @@ def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
 
 def results(folder: Path) -> list[Any]:
     """The lines of a journal, without the seconds."""
-    entries = [json.loads(line) for line in (folder / "search.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [
+        json.loads(line)
+        for line in (folder / "search.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
@@ -63,7 +69,16 @@ def test_an_evolution_killed_and_resumed_gives_the_same(
 
 
 def test_another_searcher_does_not_resume(call: Call, tmp_path: Path) -> None:
-    base = ["compile", "zoo:digits_resnet", "--data", "digits", "--budget", "50%FLOPs", "--out", tmp_path / "o"]
+    base = [
+        "compile",
+        "zoo:digits_resnet",
+        "--data",
+        "digits",
+        "--budget",
+        "50%FLOPs",
+        "--out",
+        tmp_path / "o",
+    ]
     done = call(*base, "--pass", f"abn{{candidates=1 {SMALL}}}", "--quiet")
     assert done.code == 0, done.err
     done = call(*base, "--pass", f"abn{{searcher=tpe{{candidates=1}} {SMALL}}}", "--resume")
@@ -81,7 +96,9 @@ def test_another_searcher_does_not_resume(call: Call, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_inside_a_part(call: Call, text: str, column: int, message: str) -> None:
-    done = call("compile", "zoo:digits_resnet", "--data", "digits", "--pass", text, "--budget", "50%FLOPs")
+    done = call(
+        "compile", "zoo:digits_resnet", "--data", "digits", "--pass", text, "--budget", "50%FLOPs"
+    )
     assert done.code == 2
     assert message in done.err
     assert f":1:{column}: error:" in done.err
@@ -91,7 +108,11 @@ def test_mistakes_inside_a_part(call: Call, text: str, column: int, message: str
 def test_passes_shows_the_parts_of_a_kind(call: Call) -> None:
     done = call("passes", "searcher")
     assert done.code == 0
-    heads = [line.partition(":")[0] for line in done.out.splitlines() if line and not line.startswith(" ")]
+    heads = [
+        line.partition(":")[0]
+        for line in done.out.splitlines()
+        if line and not line.startswith(" ")
+    ]
     assert heads == [f"{name} (searcher)" for name in part_names("searcher")]
     data = json.loads(call("passes", "evolution", "--json").out)
     assert [(item["name"], item["kind"]) for item in data] == [("evolution", "searcher")]
@@ -100,7 +121,11 @@ def test_passes_shows_the_parts_of_a_kind(call: Call) -> None:
 
 
 def test_a_name_of_several_kinds_shows_all(call: Call) -> None:
-    heads = [line.partition(":")[0] for line in call("passes", "random").out.splitlines() if line[:1].isalpha()]
+    heads = [
+        line.partition(":")[0]
+        for line in call("passes", "random").out.splitlines()
+        if line[:1].isalpha()
+    ]
     assert heads == ["random", "random (criterion)", "random (searcher)"]
 
 

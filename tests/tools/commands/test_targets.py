@@ -16,7 +16,9 @@ Call = Callable[..., Any]
 def test_targets_are_listed_with_versions_and_reasons(call: Call) -> None:
     done = call("targets")
     assert done.code == 0
-    rows = dict(line.split("  ", 1) for line in done.out.splitlines() if line.startswith(("torch-", "ort-")))
+    rows = dict(
+        line.split("  ", 1) for line in done.out.splitlines() if line.startswith(("torch-", "ort-"))
+    )
     assert rows["torch-cpu"].strip() == f"torch {torch.__version__}"
     assert rows["ort-cpu"].strip() == f"onnxruntime {onnxruntime.__version__}"
     assert {"torch-cpu{mode=compiled}", "torch-cuda{mode=graph}", "ort-tensorrt"} <= rows.keys()

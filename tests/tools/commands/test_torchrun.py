@@ -14,11 +14,14 @@ import safetensors.torch
 import torch
 
 PIPELINE = (
-    "couple,cost,abn{budget=50%FLOPs candidates=6 calibration-batches=1 batch-size=64 subval-limit=64},slice,verify"
+    "couple,cost,abn{budget=50%FLOPs candidates=6 calibration-batches=1 batch-size=64 "
+    "subval-limit=64},slice,verify"
 )
 
 
-def start(example: str, out: Path, *words: object, epochs: int = 2, last: str = "") -> subprocess.Popen[str]:
+def start(
+    example: str, out: Path, *words: object, epochs: int = 2, last: str = ""
+) -> subprocess.Popen[str]:
     pipeline = f"{PIPELINE},finetune{{epochs={epochs} batch-size=16 lr=0.05}}{last}"
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     line += [
@@ -33,7 +36,9 @@ def start(example: str, out: Path, *words: object, epochs: int = 2, last: str = 
         *map(str, words),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def report_of(folder: Path) -> Any:
@@ -56,7 +61,8 @@ def test_one_process_speaks_for_all(example: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed(example: str, tmp_path: Path) -> None:
-    """After the search, in training: the journal reaches all processes, the state of the training goes on."""
+    """After the search, in training: the journal reaches all processes, the state of the training
+    goes on."""
     whole, out = tmp_path / "whole", tmp_path / "cut"
     assert start(example, whole, epochs=8).wait(timeout=300) == 0
     process = start(example, out, epochs=8)
@@ -70,7 +76,9 @@ def test_killed_and_resumed(example: str, tmp_path: Path) -> None:
     process = start(example, out, "--resume", epochs=8)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    one, two = (safetensors.torch.load_file(folder / "weights.safetensors") for folder in (whole, out))
+    one, two = (
+        safetensors.torch.load_file(folder / "weights.safetensors") for folder in (whole, out)
+    )
     assert all(torch.equal(one[name], tensor) for name, tensor in two.items())
 
 

@@ -1,4 +1,5 @@
-"""Training from the command line: what a killed or interrupted run leaves, and what it resumes to."""
+"""Training from the command line: what a killed or interrupted run leaves, and what it resumes
+to."""
 
 import json
 import signal
@@ -18,7 +19,9 @@ BUNDLE = ("plan.json", "model.py", "weights.safetensors")
 
 def words(example: str, out: Path, epochs: int, *, last: int = 1) -> list[object]:
     """Two training runs after a cut."""
-    tune = f"finetune{{epochs={epochs} batch-size=16 lr=0.05}},finetune{{epochs={last} batch-size=16}}"
+    tune = (
+        f"finetune{{epochs={epochs} batch-size=16 lr=0.05}},finetune{{epochs={last} batch-size=16}}"
+    )
     pipeline = f"couple,cost,l1{{budget=50%FLOPs}},slice,verify,{tune}"
     return ["compile", example, "--pipeline", pipeline, "--out", out, "--quiet"]
 
@@ -32,7 +35,9 @@ def wait_for(path: Path, epoch: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def test_killed_and_resumed_it_gives_the_same(start: Start, call: Call, example: str, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_gives_the_same(
+    start: Start, call: Call, example: str, tmp_path: Path
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "cut"
     done = call(*words(example, whole, 12))
     assert done.code == 0, done.err
@@ -41,22 +46,30 @@ def test_killed_and_resumed_it_gives_the_same(start: Start, call: Call, example:
     wait_for(out / "finetune.ckpt", 2, process)
     process.kill()
     process.communicate()
-    assert {path.name for path in out.iterdir() if not path.name.startswith(".partial-")} == {"finetune.ckpt"}
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".partial-")} == {
+        "finetune.ckpt"
+    }
     done = call(*words(example, out, 12))
     assert done.code == 2
     assert "--resume continues its training" in done.sentence
     done = call(*words(example, out, 9), "--resume")
     assert done.code == 2
-    assert "finetune.ckpt was left by another training run (epochs 12 there, 9 here)" in done.sentence
+    assert (
+        "finetune.ckpt was left by another training run (epochs 12 there, 9 here)" in done.sentence
+    )
     done = call(*words(example, out, 12), "--resume")
     assert done.code == 0, done.err
     for name in BUNDLE:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
 
 
 @pytest.mark.slow
-def test_a_finished_training_is_not_repeated(start: Start, call: Call, example: str, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_repeated(
+    start: Start, call: Call, example: str, tmp_path: Path
+) -> None:
     """Killed in the second run, the first is taken from its state."""
     out = tmp_path / "o"
     process = start(*words(example, out, 1, last=500))

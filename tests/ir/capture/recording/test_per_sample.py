@@ -1,4 +1,5 @@
-"""One run in the place of three: only for networks that treat every sample by itself and look at no size."""
+"""One run in the place of three: only for networks that treat every sample by itself and look at no
+size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,19 +29,32 @@ class Network(nn.Module):
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv, self.norm, self.function = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), function
+        self.conv, self.norm, self.function = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            function,
+        )
         self.layer, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
         self.pool, self.drop = nn.MaxPool2d(3, 2, 1), nn.Dropout(0.1, inplace=True)
-        self.scale, self.pair = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(2, 4, 6, 6))
+        self.scale, self.pair = (
+            nn.Parameter(torch.randn(4, 1, 1)),
+            nn.Parameter(torch.randn(2, 4, 6, 6)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, self.norm(self.conv(x)))
 
 
 ONCE: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "a chain": lambda net, x: net.head(F.adaptive_avg_pool2d(F.relu(x, inplace=True), 1).flatten(1)),
-    "a residual": lambda net, x: net.drop(x + torch.cat([x, x], 1).mean((1, 3), keepdim=True)) * net.scale,
-    "pools": lambda net, x: net.pool(x) + F.max_pool2d(x, 2) - F.avg_pool2d(x, (2, 2), count_include_pad=False),
+    "a chain": lambda net, x: net.head(
+        F.adaptive_avg_pool2d(F.relu(x, inplace=True), 1).flatten(1)
+    ),
+    "a residual": lambda net, x: (
+        net.drop(x + torch.cat([x, x], 1).mean((1, 3), keepdim=True)) * net.scale
+    ),
+    "pools": lambda net, x: (
+        net.pool(x) + F.max_pool2d(x, 2) - F.avg_pool2d(x, (2, 2), count_include_pad=False)
+    ),
     "a view": lambda net, x: net.head(x.mean([2, 3]).view(-1, 4)).unsqueeze(-1).transpose(1, 2),
     "channels last": lambda net, x: net.layer(x.permute(0, 2, 3, 1)).permute(0, x.dim() - 1, 1, 2),
 }
@@ -83,8 +97,11 @@ def test_one_run_tells_what_three_do(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", THRICE)
-def test_what_may_follow_the_batch_is_run_three_times(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of these may be taken for samplewise: a refusal, as for a part of the batch, leaves it to torch.export."""
+def test_what_may_follow_the_batch_is_run_three_times(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of these may be taken for samplewise: a refusal, as for a part of the batch, leaves it
+    to torch.export."""
     module, x = Network(THRICE[name]), torch.randn(2, 3, 6, 6)
     try:
         graph, runs = recorded(module, monkeypatch, x)
@@ -95,7 +112,9 @@ def test_what_may_follow_the_batch_is_run_three_times(name: str, monkeypatch: py
     assert same_graph(graph, recorded(module, monkeypatch, x)[0])
 
 
-def test_a_weight_with_an_entry_for_each_sample_is_left_to_export(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_with_an_entry_for_each_sample_is_left_to_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It fits a batch of two, which the one run has."""
     module = Network(lambda net, x: x + net.pair)
     with pytest.raises(CannotRecordError):

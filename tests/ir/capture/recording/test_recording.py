@@ -1,4 +1,5 @@
-"""Capture by recording three runs: the graph that torch.export yields, or a refusal that leaves the module alone."""
+"""Capture by recording three runs: the graph that torch.export yields, or a refusal that leaves the
+module alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,10 +75,21 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.same = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding="same", padding_mode="reflect")
+        self.conv, self.same = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 3, padding="same", padding_mode="reflect"),
+        )
         self.norm, self.layer = nn.BatchNorm2d(8), nn.LayerNorm(8)
         self.acts = nn.ModuleList(
-            [nn.ReLU6(True), nn.SiLU(), nn.Hardsigmoid(), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(), nn.Hardtanh(-2, 2)]
+            [
+                nn.ReLU6(True),
+                nn.SiLU(),
+                nn.Hardsigmoid(),
+                nn.GELU(),
+                nn.GELU("tanh"),
+                nn.Sigmoid(),
+                nn.Hardtanh(-2, 2),
+            ]
         )
         self.pool, self.free = nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((4, 2))
         self.hooked, self.head = nn.ReLU(), nn.Linear(192, 5, bias=False)
@@ -110,7 +122,10 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "residual": lambda: (Residual(), X),
     "attention": lambda: (Attention(), X),
     "tied": lambda: (Tied(), torch.randint(0, 20, (2, 4))),
-    "sequential": lambda: (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout()), X),
+    "sequential": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout()),
+        X,
+    ),
     "mobilenet_v1": lambda: (zoo.create("mobilenet_v1", width=0.25), torch.randn(2, 3, 224, 224)),
 }
 
@@ -126,10 +141,15 @@ def drop_contiguous(graph: Graph) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = NETWORKS[name]()
-    before = dict(module.named_parameters()), {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    before = (
+        dict(module.named_parameters()),
+        {key: tensor.clone() for key, tensor in module.state_dict().items()},
+    )
     graph = recorded(module, x)
     verify_graph(graph)
-    assert all(now is then for now, then in zip(module.parameters(), before[0].values(), strict=True))
+    assert all(
+        now is then for now, then in zip(module.parameters(), before[0].values(), strict=True)
+    )
     assert all(torch.equal(tensor, before[1][key]) for key, tensor in module.state_dict().items())
     other = exported(module, x, monkeypatch=monkeypatch)
     if torch.__version__.startswith("2.11."):  # there torch.export drops some of them
@@ -143,7 +163,9 @@ def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "layers"])
-def test_the_short_way_writes_down_the_same_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_way_writes_down_the_same_calls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, x = NETWORKS[name]() if name in NETWORKS else (Layers(), X)
     graph = recorded(module, x)
     assert check_capture(module, graph, (x,)) is None
@@ -189,7 +211,12 @@ def without_gradients(module: Any, x: Tensor) -> Tensor:
     return y * scale
 
 
-WRITES = {"a mask": masked, "views": viewed, "a part": unread, "without gradients": without_gradients}
+WRITES = {
+    "a mask": masked,
+    "views": viewed,
+    "a part": unread,
+    "without gradients": without_gradients,
+}
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -242,7 +269,9 @@ def test_a_slice_that_takes_all_of_the_batch_is_left_out(monkeypatch: pytest.Mon
     graph, other = recorded(Slices(), X), exported(Slices(), X, monkeypatch=monkeypatch)
     whole = [op for op in other.ops if op.result.type == next(iter(op.inputs)).type]
     assert [op.target for op in graph.ops] == [op.target for op in other.ops if op not in whole]
-    assert [op.result.type for op in graph.ops] == [op.result.type for op in other.ops if op not in whole]
+    assert [op.result.type for op in graph.ops] == [
+        op.result.type for op in other.ops if op not in whole
+    ]
 
 
 class Module(nn.Module):
@@ -288,7 +317,9 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a counter": count,
     "a cache": remember,
     "writes into its input": lambda module, x: module.conv(x.add_(1)),
-    "writes into a weight": lambda module, x: module.conv(x) * module.conv.weight.view(-1)[:1].mul_(2),
+    "writes into a weight": lambda module, x: (
+        module.conv(x) * module.conv.weight.view(-1)[:1].mul_(2)
+    ),
     "autocast": torch.autocast("cpu", torch.bfloat16)(lambda module, x: module.conv(x)),
     "gradients": lambda module, x: module.conv(x) if x.requires_grad else x,
 }

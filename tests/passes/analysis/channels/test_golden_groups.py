@@ -1,4 +1,5 @@
-"""The group structure of known networks, against what the published systems state (no weights needed)."""
+"""The group structure of known networks, against what the published systems state (no weights
+needed)."""
 
 import math
 from collections import Counter
@@ -13,7 +14,12 @@ from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.residual.gene_order import Gene, eagleeye_order, metapruning_genes, residual_branches
+from pruneopt.passes.analysis.residual.gene_order import (
+    Gene,
+    eagleeye_order,
+    metapruning_genes,
+    residual_branches,
+)
 
 
 def coupled(name: str) -> Coupling:
@@ -40,14 +46,19 @@ def mobilenet_v2() -> Coupling:
 def batch_norms(coupling: Coupling, name: str) -> set[str]:
     """The batch norms whose running mean holds channels of a group."""
     members = coupling.members(coupling.group(name))
-    return {m.weight.name.removesuffix(".running_mean") for m in members if m.weight.name.endswith(".running_mean")}
+    return {
+        m.weight.name.removesuffix(".running_mean")
+        for m in members
+        if m.weight.name.endswith(".running_mean")
+    }
 
 
 def free_genes(coupling: Coupling) -> list[Gene]:
     return [gene for gene in metapruning_genes(coupling) if gene.frozen is None]
 
 
-# EagleEye (5.1.2): 37 ratios; the stem, then per stage conv1 and conv2 of every block, then the stage's residual stream
+# EagleEye (5.1.2): 37 ratios; the stem, then per stage conv1 and conv2 of every block, then the
+# stage's residual stream
 
 
 def test_resnet50_has_eagleeyes_37_groups_in_its_order(resnet50: Coupling) -> None:
@@ -62,7 +73,10 @@ def test_resnet50_has_eagleeyes_37_groups_in_its_order(resnet50: Coupling) -> No
 def test_resnet50_streams_are_all_conv3_and_the_projection(resnet50: Coupling) -> None:
     for stage, blocks in enumerate((3, 4, 6, 3), 1):
         made = {op.loc.module for op in resnet50.producers(resnet50.group(f"layer{stage}"))}
-        assert made == {f"layer{stage}.0.downsample.0", *(f"layer{stage}.{block}.conv3" for block in range(blocks))}
+        assert made == {
+            f"layer{stage}.0.downsample.0",
+            *(f"layer{stage}.{block}.conv3" for block in range(blocks)),
+        }
 
 
 def test_resnet50_output_is_frozen(resnet50: Coupling) -> None:
@@ -79,12 +93,17 @@ def test_mobilenet_v1_has_eagleeyes_14_groups() -> None:
 
 def test_mobilenet_v1_released_strategy_costs_what_is_published() -> None:
     """EagleEye's released 50 % strategy (5.3): 288.950 M of 568.740 M multiply-accumulates."""
-    ratios = ".34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166 .30550963 .39298936 "
+    ratios = (
+        ".34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166 "
+        ".30550963 .39298936 "
+    )
     ratios += ".32038612 .15806762 .13184949 .39613"
     coupling = coupled("mobilenet_v1")
     cost = CostModel(coupling.graph, coupling)
     order = eagleeye_order(coupling)
-    widths = [g.width - math.floor(float(r) * g.width) for g, r in zip(order, ratios.split(), strict=True)]
+    widths = [
+        g.width - math.floor(float(r) * g.width) for g, r in zip(order, ratios.split(), strict=True)
+    ]
     assert widths == [21, 48, 85, 82, 167, 167, 440, 364, 356, 311, 348, 432, 889, 619]
     plan = {group.name: np.arange(width) for group, width in zip(order, widths, strict=True)}
     assert round(float(cost.measure("flops", cost.full)) / 1e6, 3) == 568.740
@@ -96,9 +115,18 @@ def test_mobilenet_v1_released_strategy_costs_what_is_published() -> None:
 
 def test_resnet50_genes(resnet50: Coupling) -> None:
     genes = metapruning_genes(resnet50)
-    assert [gene.groups for gene in genes[:4]] == [("conv1",), ("layer1",), ("layer2",), ("layer3",)]
+    assert [gene.groups for gene in genes[:4]] == [
+        ("conv1",),
+        ("layer1",),
+        ("layer2",),
+        ("layer3",),
+    ]
     assert [gene.width for gene in genes[:4]] == [64, 256, 512, 1024]
-    inside = [(f"layer{s}.{b}.conv1", f"layer{s}.{b}.conv2") for s, n in enumerate((3, 4, 6, 3), 1) for b in range(n)]
+    inside = [
+        (f"layer{s}.{b}.conv1", f"layer{s}.{b}.conv2")
+        for s, n in enumerate((3, 4, 6, 3), 1)
+        for b in range(n)
+    ]
     assert [gene.groups for gene in genes[4:20]] == inside
     assert len(free_genes(resnet50)) == 1 + 3 + 16
     assert genes[20:] == [Gene(("layer4",), 2048, "read by the last layer")]
@@ -120,7 +148,9 @@ def test_mobilenet_v2_1_4_has_8_stages_and_17_insides() -> None:
 
 
 def test_resnet18_branches_hold_one_group_each(resnet18: Coupling) -> None:
-    assert residual_branches(resnet18) == [[f"layer{s}.{b}.conv1"] for s in range(1, 5) for b in (0, 1)]
+    assert residual_branches(resnet18) == [
+        [f"layer{s}.{b}.conv1"] for s in range(1, 5) for b in (0, 1)
+    ]
 
 
 def test_resnext_branches_are_tied_through_grouped_layers() -> None:
@@ -148,15 +178,25 @@ def test_resnet18_has_the_four_shortcut_groups(resnet18: Coupling) -> None:
 
 
 def test_resnet18_classifier_reads_the_last_stage(resnet18: Coupling) -> None:
-    (last,) = [group for group in resnet18.groups if "fc" in {op.loc.module for op in resnet18.consumers(group)}]
+    (last,) = [
+        group
+        for group in resnet18.groups
+        if "fc" in {op.loc.module for op in resnet18.consumers(group)}
+    ]
     assert "layer4.1.bn2" in batch_norms(resnet18, last.name)
 
 
 def test_mobilenet_v2_has_five_shortcut_groups(mobilenet_v2: Coupling) -> None:
     shared = [batch_norms(mobilenet_v2, group.name) for group in mobilenet_v2.groups]
-    projections = [norms for norms in shared if len(norms) > 1 and all(name.endswith(".conv.3") for name in norms)]
+    projections = [
+        norms
+        for norms in shared
+        if len(norms) > 1 and all(name.endswith(".conv.3") for name in norms)
+    ]
     ranges = ((2, 3), (4, 6), (7, 10), (11, 13), (14, 16))
-    assert projections == [{f"features.{i}.conv.3" for i in range(first, last + 1)} for first, last in ranges]
+    assert projections == [
+        {f"features.{i}.conv.3" for i in range(first, last + 1)} for first, last in ranges
+    ]
 
 
 def test_mobilenet_v2_has_17_depthwise_pairs(mobilenet_v2: Coupling) -> None:

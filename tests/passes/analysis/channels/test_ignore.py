@@ -34,5 +34,7 @@ def test_what_a_name_freezes(graph: Graph, name: str, frozen: set[str]) -> None:
 
 
 def test_an_unknown_name_is_refused(graph: Graph) -> None:
-    with pytest.raises(UserError, match="layer9: no parameter, module or channel group has this name"):
+    with pytest.raises(
+        UserError, match="layer9: no parameter, module or channel group has this name"
+    ):
         freeze_named(couple(graph), ["layer9"])

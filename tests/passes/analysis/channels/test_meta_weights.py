@@ -14,7 +14,13 @@ from pruneopt.passes.selection.select import select
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(288, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(288, 4),
+    )
 
 
 def test_groups_costs_and_plans_need_no_values_and_scores_say_so() -> None:
@@ -28,7 +34,9 @@ def test_groups_costs_and_plans_need_no_values_and_scores_say_so() -> None:
         cost = CostModel(graph, coupling)
         costs = {unit: cost.measure(unit, [[8], [3]]).tolist() for unit in UNITS}
         plan = select({"0": np.arange(8.0)}, coupling, cost, ratio=0.5, scope="local")
-        pairs.append(([(g.name, g.width, g.frozen) for g in coupling.groups], costs, plan["0"].tolist()))
+        pairs.append(
+            ([(g.name, g.width, g.frozen) for g in coupling.groups], costs, plan["0"].tolist())
+        )
     assert pairs[0] == pairs[1]
     assert pairs[0][2] == [4, 5, 6, 7]
     graph = capture(empty, x)

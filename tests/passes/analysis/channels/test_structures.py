@@ -1,4 +1,5 @@
-"""Whole structures, written small: gates, skips, decoders, parametrised weights, structured outputs; each proved."""
+"""Whole structures, written small: gates, skips, decoders, parametrised weights, structured
+outputs; each proved."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def selective_kernel() -> nn.Module:
         weights = gate.view(x.shape[0], 2, 8, 1, 1).softmax(1)
         return s.out((branches * weights).sum(1))
 
-    return Net(forward, small=c(3, 8), large=c(3, 8, 5), down=c(8, 4, 1), up=c(4, 16, 1), out=c(8, 5, 1))
+    return Net(
+        forward, small=c(3, 8), large=c(3, 8, 5), down=c(8, 4, 1), up=c(4, 16, 1), out=c(8, 5, 1)
+    )
 
 
 def split_attention() -> nn.Module:
@@ -57,7 +60,9 @@ def split_attention() -> nn.Module:
         gate = s.up(s.down(y.sum(1).mean((2, 3), keepdim=True)).relu())
         return s.out((y * gate.reshape(b, 2, 8, 1, 1).softmax(1)).sum(1))
 
-    return Net(forward, a=c(3, 8), b=c(8, 16, groups=2), down=c(8, 4, 1), up=c(4, 16, 1), out=c(8, 5, 1))
+    return Net(
+        forward, a=c(3, 8), b=c(8, 16, groups=2), down=c(8, 4, 1), up=c(4, 16, 1), out=c(8, 5, 1)
+    )
 
 
 def dense_concats() -> nn.Module:
@@ -82,7 +87,15 @@ def unet() -> nn.Module:
         up = s.e(torch.cat([F.interpolate(deep, scale_factor=2), second], 1)).relu()
         return s.out(torch.cat([s.t(up)[:, :, :8, :8], first], 1))
 
-    return Net(forward, a=c(3, 6), b=c(6, 8), d=c(8, 10), e=c(18, 8), t=nn.ConvTranspose2d(8, 4, 2, 2), out=c(10, 5, 1))
+    return Net(
+        forward,
+        a=c(3, 6),
+        b=c(6, 8),
+        d=c(8, 10),
+        e=c(18, 8),
+        t=nn.ConvTranspose2d(8, 4, 2, 2),
+        out=c(10, 5, 1),
+    )
 
 
 def pyramid() -> nn.Module:
@@ -111,7 +124,12 @@ class Symmetric(nn.Module):
 
 
 def parametrised() -> nn.Module:
-    net = Net(lambda s, x: s.out(s.b(s.a(x)).relu()), a=nn.Linear(12, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 5))
+    net = Net(
+        lambda s, x: s.out(s.b(s.a(x)).relu()),
+        a=nn.Linear(12, 8),
+        b=nn.Linear(8, 8),
+        out=nn.Linear(8, 5),
+    )
     parametrize.register_parametrization(net.b, "weight", Symmetric())
     return net
 
@@ -135,7 +153,9 @@ def tied_layers() -> nn.Module:
     )  # fmt: skip
     net.a2 = nn.Linear(8, 8)
     net.a2.weight = net.b.weight
-    net._forward = lambda s, x: s.out(F.linear(s.e(s.a2(s.b(s.a(x)).relu()).relu()).relu(), s.e.weight.t()))
+    net._forward = lambda s, x: s.out(
+        F.linear(s.e(s.a2(s.b(s.a(x)).relu()).relu()).relu(), s.e.weight.t())
+    )
     return net
 
 
@@ -143,7 +163,8 @@ def tied_layers() -> nn.Module:
 
 
 class Rotary(nn.Module):
-    """A decoder layer of LLaMA's kind: RMS norms, grouped queries, rotary positions, a causal mask, SwiGLU."""
+    """A decoder layer of LLaMA's kind: RMS norms, grouped queries, rotary positions, a causal mask,
+    SwiGLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +179,11 @@ class Rotary(nn.Module):
         q, k, v = (m(y).view(b, n, -1, 6).transpose(1, 2) for m in (self.q, self.k, self.v))
         q, k = (t * cos + torch.cat([-t[..., 3:], t[..., :3]], -1) * sin for t in (q, k))
         k, v = (t[:, :, None].expand(b, 2, 2, n, 6).reshape(b, 4, n, 6) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, n, 24)
+        y = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .reshape(b, n, 24)
+        )
         x = x + self.o(y)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
@@ -187,7 +212,11 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.places, self.kinds = nn.Embedding(10, 12), nn.Embedding(6, 12), nn.Embedding(2, 12)
+        self.words, self.places, self.kinds = (
+            nn.Embedding(10, 12),
+            nn.Embedding(6, 12),
+            nn.Embedding(2, 12),
+        )
         self.norm, self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12), nn.LayerNorm(12)
         self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
         self.up, self.down = nn.Linear(12, 20), nn.Linear(20, 12)
@@ -223,7 +252,10 @@ class Pair(NamedTuple):
 
 def returning(kind: Callable[[Tensor, Tensor], Any]) -> Callable[[], nn.Module]:
     return lambda: Net(
-        lambda s, x: kind((y := s.b(s.a(x).relu())), s.out(y.mean((2, 3)))), a=c(3, 8), b=c(8, 6), out=nn.Linear(6, 5)
+        lambda s, x: kind((y := s.b(s.a(x).relu())), s.out(y.mean((2, 3)))),
+        a=c(3, 8),
+        b=c(8, 6),
+        out=nn.Linear(6, 5),
     )
 
 

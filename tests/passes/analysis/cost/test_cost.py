@@ -1,4 +1,5 @@
-"""The cost model against PyTorch's own counter, against sliced weights, and against simulations written out plainly."""
+"""The cost model against PyTorch's own counter, against sliced weights, and against simulations
+written out plainly."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from pruneopt.passes.transform.slice import slice_graph
 
 
 class Mixed(nn.Module):
-    """Grouped, depthwise and transposed convolutions, a concatenation, a gate, a flatten and a tied linear layer."""
+    """Grouped, depthwise and transposed convolutions, a concatenation, a gate, a flatten and a tied
+    linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,13 +70,24 @@ class Products(nn.Module):
         y = torch.addmm(self.c, x @ self.a, self.b)
         z = torch.einsum("nk,kl->nl", y, self.b.T)
         z = torch.einsum("nl,lm,m->n", z, self.b, self.c)
-        w = torch.bmm(y[:, None], y[:, :, None]) + torch.baddbmm(y[:, :1, None], y[:, None], y[:, :, None])
-        return F.scaled_dot_product_attention(y[:, None], y[:, None], w * y[:, None]) + z[:, None, None]
+        w = torch.bmm(y[:, None], y[:, :, None]) + torch.baddbmm(
+            y[:, :1, None], y[:, None], y[:, :, None]
+        )
+        return (
+            F.scaled_dot_product_attention(y[:, None], y[:, None], w * y[:, None])
+            + z[:, None, None]
+        )
 
 
 def tiny_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=10
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=32,
+        mlp_dim=48,
+        num_classes=10,
     )
 
 
@@ -84,7 +97,11 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tiny_vit": (tiny_vit, (1, 3, 32, 32)),
 }
 FAST = ["mixed", "tiny_vit", "zoo:resnet20", "resnet18", "mobilenet_v2", "shufflenet_v2_x1_0"]
-SLOW = (Path(__file__).parents[4] / "benchmarks" / "networks" / "quick.txt").read_text(encoding="utf-8").split()
+SLOW = (
+    (Path(__file__).parents[4] / "benchmarks" / "networks" / "quick.txt")
+    .read_text(encoding="utf-8")
+    .split()
+)
 
 
 def coupling_of(name: str) -> Coupling:
@@ -109,7 +126,12 @@ def random_plan(coupling: Coupling, rng: np.random.Generator) -> dict[str, np.nd
 
 
 def random_widths(cost: CostModel, rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.integers(cost.minimum // cost.step, cost.full // cost.step + 1, size=(count, len(cost.full))) * cost.step
+    return (
+        rng.integers(
+            cost.minimum // cost.step, cost.full // cost.step + 1, size=(count, len(cost.full))
+        )
+        * cost.step
+    )
 
 
 def counted_macs(graph: Graph) -> int:
@@ -126,10 +148,16 @@ def check_sliced(coupling: Coupling, cost: CostModel, plan: dict[str, np.ndarray
     sliced = slice_graph(coupling.graph, coupling, plan)
     widths = cost.widths(plan)
     held = [sliced.weights[name] for name in coupling.graph.params]
-    params = sum(sliced.weights[name].numel() for name, value in sliced.params.items() if value.kind == "param")
+    params = sum(
+        sliced.weights[name].numel()
+        for name, value in sliced.params.items()
+        if value.kind == "param"
+    )
     assert cost.measure("flops", widths) == counted_macs(sliced)
     assert cost.measure("params", widths) == params
-    assert cost.measure("bytes", widths) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert cost.measure("bytes", widths) == sum(
+        tensor.numel() * tensor.element_size() for tensor in held
+    )
     assert cost.measure("memory", widths) == simulated_peak(sliced)
 
 
@@ -160,7 +188,11 @@ def test_full_and_pruned_large(name: str) -> None:
 @given(st.sampled_from(["mixed", "tiny_vit", "zoo:digits_resnet"]), st.integers(0, 2**32 - 1))
 def test_any_plan(name: str, seed: int) -> None:
     coupling = small_coupling(name)
-    check_sliced(coupling, CostModel(coupling.graph, coupling), random_plan(coupling, np.random.default_rng(seed)))
+    check_sliced(
+        coupling,
+        CostModel(coupling.graph, coupling),
+        random_plan(coupling, np.random.default_rng(seed)),
+    )
 
 
 def test_every_matrix_product() -> None:
@@ -188,7 +220,9 @@ def test_einsum(equation: str, shapes: list[tuple[int, ...]], macs: int) -> None
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
             return torch.einsum(equation, *tensors)
 
-    coupling = couple(capture(Einsum(), [torch.randn(shape) for shape in shapes], dynamic_batch=False))
+    coupling = couple(
+        capture(Einsum(), [torch.randn(shape) for shape in shapes], dynamic_batch=False)
+    )
     cost = CostModel(coupling.graph, coupling)
     assert [op.base for op in coupling.graph.ops] == ["einsum"]
     assert cost.measure("flops", cost.full) == macs
@@ -246,7 +280,11 @@ def test_monotone_in_every_width(name: str, seed: int) -> None:
     higher = np.minimum(low + np.diag(cost.step), cost.full)
     for unit in UNITS:
         assert (cost.measure(unit, higher) >= cost.measure(unit, low)).all()
-        assert cost.measure(unit, cost.minimum) <= cost.measure(unit, low) <= cost.measure(unit, cost.full)
+        assert (
+            cost.measure(unit, cost.minimum)
+            <= cost.measure(unit, low)
+            <= cost.measure(unit, cost.full)
+        )
 
 
 def test_groups_and_widths() -> None:
@@ -269,7 +307,9 @@ def test_table_adds_up(convention: str) -> None:
         table = cost.describe(widths)
         assert sum(row.flops for row in table) == cost.measure("flops", widths)
         assert sum(row.params for row in table) == cost.measure("params", widths)
-    assert [row.op for row in cost.describe()] == [op for op in coupling.graph.ops if op in {r.op for r in table}]
+    assert [row.op for row in cost.describe()] == [
+        op for op in coupling.graph.ops if op in {r.op for r in table}
+    ]
 
 
 def test_shared_weights_count_once_and_work_twice() -> None:
@@ -293,7 +333,9 @@ def test_buffers_count_as_bytes() -> None:
     coupling = small_coupling("zoo:resnet20")
     cost = CostModel(coupling.graph, coupling)
     state = zoo.create("resnet20").state_dict().values()
-    assert cost.measure("bytes", cost.full) == sum(tensor.numel() * tensor.element_size() for tensor in state)
+    assert cost.measure("bytes", cost.full) == sum(
+        tensor.numel() * tensor.element_size() for tensor in state
+    )
 
 
 def test_two_flops_per_mac_is_twice_the_default() -> None:
@@ -305,7 +347,9 @@ def test_two_flops_per_mac_is_twice_the_default() -> None:
 
 def test_errors() -> None:
     coupling = small_coupling("mixed")
-    with pytest.raises(UserError, match="no FLOPs convention 'mac': known are macs, 2x, metapruning"):
+    with pytest.raises(
+        UserError, match="no FLOPs convention 'mac': known are macs, 2x, metapruning"
+    ):
         CostModel(coupling.graph, coupling, "mac")
     cost = CostModel(coupling.graph, coupling)
     with pytest.raises(UserError, match="no cost unit 'seconds': known are flops"):
@@ -319,15 +363,21 @@ def test_errors() -> None:
 
 def test_conventions_differ_as_they_say() -> None:
     coupling = small_coupling("mixed")
-    macs, greg, eagleeye = (CostModel(coupling.graph, coupling, name) for name in ("macs", "greg", "eagleeye"))
+    macs, greg, eagleeye = (
+        CostModel(coupling.graph, coupling, name) for name in ("macs", "greg", "eagleeye")
+    )
     full = macs.full
     assert greg.measure("flops", full) == 2 * macs.measure("flops", full)
     assert eagleeye.measure("flops", full) == macs.measure("flops", full)
     module = Mixed()
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    layers = [
+        m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
     weights = sum(m.weight.numel() for m in layers)
     assert eagleeye.measure("params", full) == weights
-    assert greg.measure("params", full) == weights + sum(m.bias.numel() for m in layers if m.bias is not None)
+    assert greg.measure("params", full) == weights + sum(
+        m.bias.numel() for m in layers if m.bias is not None
+    )
 
 
 def test_metapruning_counts_relu_modules_and_pooling() -> None:
@@ -347,7 +397,13 @@ def test_metapruning_counts_relu_modules_and_pooling() -> None:
     cost = CostModel(coupling.graph, coupling, "metapruning")
     by_op = {row.op.base: row.flops for row in cost.describe()}
     conv, relu, wide, narrow = 8 * 12 * 12 * 27, 8 * 12 * 12, 6 * 8 * 4 * 6, 4 * 8 * 2 * 3
-    assert by_op == {"conv2d": conv, "relu": relu, "max_pool2d": wide, "avg_pool2d": narrow, "linear": 45}
+    assert by_op == {
+        "conv2d": conv,
+        "relu": relu,
+        "max_pool2d": wide,
+        "avg_pool2d": narrow,
+        "linear": 45,
+    }
 
 
 def test_another_convention_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,16 +449,21 @@ SIZES = {"f32": 4, "i64": 8, "bool": 1}
 
 
 def simulated_peak(graph: Graph) -> int:
-    """Liveness written out: before and during every op, whatever memory is still to be read counts."""
+    """Liveness written out: before and during every op, whatever memory is still to be read
+    counts."""
     owner: dict[Value, Value] = {value: value for value in graph.inputs}
     for op in graph.ops:
         for value in op.results:
             source = op.value(0)
-            owner[value] = owner.get(source, source) if op.base in VIEWS and source is not None else value
+            owner[value] = (
+                owner.get(source, source) if op.base in VIEWS and source is not None else value
+            )
     peak = 0
     for step in range(-1, len(graph.ops)):
         known = {*graph.inputs, *(value for op in graph.ops[: step + 1] for value in op.results)}
-        needed = set(graph.output_values) | {value for op in graph.ops[max(step, 0) :] for value in op.inputs}
+        needed = set(graph.output_values) | {
+            value for op in graph.ops[max(step, 0) :] for value in op.inputs
+        }
         needed |= set(graph.ops[step].results) if step >= 0 else set(graph.inputs)
         alive = {owner[value] for value in needed & known}
         peak = max(peak, sum(bytes_of(value) for value in alive if not value.is_weight))
@@ -414,7 +475,8 @@ def bytes_of(value: Value) -> int:
 
 
 def observed_peak(graph: Graph) -> int:
-    """What a run really holds at the end of every op: the distinct storages of all tensors still to be read."""
+    """What a run really holds at the end of every op: the distinct storages of all tensors still to
+    be read."""
     last: dict[Value, int] = {}
     for number, op in enumerate(graph.ops):
         last |= dict.fromkeys((*op.inputs, *op.results), number)
@@ -425,7 +487,10 @@ def observed_peak(graph: Graph) -> int:
     peak = 0
     for number, (op, results) in enumerate(Interpreter(graph).steps(weights, *inputs)):
         held |= dict(zip(op.results, results, strict=True))
-        storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held.values()}
+        storages = {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+            for tensor in held.values()
+        }
         peak = max(peak, sum(storages.values()))
         held = {value: tensor for value, tensor in held.items() if last[value] > number}
     return peak
@@ -433,12 +498,15 @@ def observed_peak(graph: Graph) -> int:
 
 @pytest.mark.parametrize("name", ["zoo:resnet20", "resnet18", "mobilenet_v2", "mixed"])
 def test_memory_is_what_a_run_holds(name: str) -> None:
-    """In networks whose reshapes never copy; elsewhere a copy is one more storage, by definition not counted."""
+    """In networks whose reshapes never copy; elsewhere a copy is one more storage, by definition
+    not counted."""
     coupling = small_coupling(name)
     cost = CostModel(coupling.graph, coupling)
     plan = random_plan(coupling, np.random.default_rng(4))
     assert cost.measure("memory", cost.full) == observed_peak(coupling.graph)
-    assert cost.measure("memory", cost.widths(plan)) == observed_peak(slice_graph(coupling.graph, coupling, plan))
+    assert cost.measure("memory", cost.widths(plan)) == observed_peak(
+        slice_graph(coupling.graph, coupling, plan)
+    )
 
 
 def test_memory_of_views_and_outputs() -> None:
@@ -450,6 +518,7 @@ def test_memory_of_views_and_outputs() -> None:
 
     coupling = couple(capture(Net(), torch.randn(1, 6, 4)))
     cost = CostModel(coupling.graph, coupling)
-    # exp (24 floats) stays whole for its first half; beside it the input, or neg and sigmoid (4 each).
+    # exp (24 floats) stays whole for its first half; beside it the input, or neg and sigmoid (4
+    # each).
     assert cost.measure("memory", cost.full) == 4 * 48
     assert simulated_peak(coupling.graph) == 4 * 48

@@ -1,8 +1,9 @@
 """FLOPs and parameter counts of published structures, matched to the digits printed.
 
-Every width vector is put together from the groups that coupling finds on the plain network, by group order and the
-tying rule of the paper; nothing is built small by hand. Sources: MetaPruning (arXiv 1903.10258) and Rewarded
-Meta-Pruning (arXiv 2301.11063) with their released logs, GReg (arXiv 2012.09243), EagleEye (arXiv 2007.02491).
+Every width vector is put together from the groups that coupling finds on the plain network, by
+group order and the tying rule of the paper; nothing is built small by hand. Sources: MetaPruning
+(arXiv 1903.10258) and Rewarded Meta-Pruning (arXiv 2301.11063) with their released logs, GReg
+(arXiv 2012.09243), EagleEye (arXiv 2007.02491).
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ def vector(cost: CostModel, genes: Sequence[int]) -> np.ndarray:
 
 
 def mobilenet_v2_genes(outputs: Sequence[int], middles: Sequence[int]) -> list[int]:
-    """18 output genes, equal within a stage, and 17 middle genes, as one gene for each stage and each middle.
+    """18 output genes, equal within a stage, and 17 middle genes, as one gene for each stage and
+    each middle.
 
-    Coupling gives a stage's outputs one group, as the paper does. Where the pruned widths of two stages collide, the
-    released code adds a shortcut across them, which no pruning can make; additions are free in this count.
+    Coupling gives a stage's outputs one group, as the paper does. Where the pruned widths of two
+    stages collide, the released code adds a shortcut across them, which no pruning can make;
+    additions are free in this count.
     """
     starts = np.cumsum((0, *MBV2_REPEATS[:-1]))
     assert all(len(set(outputs[i : i + n])) == 1 for i, n in zip(starts, MBV2_REPEATS, strict=True))
@@ -80,11 +83,27 @@ def mobilenet_v2_genes(outputs: Sequence[int], middles: Sequence[int]) -> list[i
     ("genes", "convolutions", "total"),
     [
         ([FULL] * 20, 4087.14, 4111.71),
-        ([17, 22, 19, 20, 16, 12, 21, 18, 23, 23, 20, 20, 17, 20, 22, 14, 23, 16, 22, 13], 1955.62, 1973.21),
-        ([23, 17, 16, 17, 16, 16, 18, 20, 18, 25, 11, 29, 22, 18, 13, 27, 17, 23, 23, 20], 1987.88, 2004.81),
-        ([19, 9, 15, 13, 10, 9, 10, 6, 9, 13, 11, 12, 7, 18, 7, 13, 12, 10, 19, 18], 1025.51, 1038.43),
+        (
+            [17, 22, 19, 20, 16, 12, 21, 18, 23, 23, 20, 20, 17, 20, 22, 14, 23, 16, 22, 13],
+            1955.62,
+            1973.21,
+        ),
+        (
+            [23, 17, 16, 17, 16, 16, 18, 20, 18, 25, 11, 29, 22, 18, 13, 27, 17, 23, 23, 20],
+            1987.88,
+            2004.81,
+        ),
+        (
+            [19, 9, 15, 13, 10, 9, 10, 6, 9, 13, 11, 12, 7, 18, 7, 13, 12, 10, 19, 18],
+            1025.51,
+            1038.43,
+        ),
         # Rewarded Meta-Pruning's winner
-        ([14, 14, 16, 22, 21, 22, 20, 19, 16, 22, 16, 20, 22, 12, 25, 18, 15, 21, 21, 21], None, 1950.24),
+        (
+            [14, 14, 16, 22, 21, 22, 20, 19, 16, 22, 16, 20, 22, 12, 25, 18, 15, 21, 21, 21],
+            None,
+            1950.24,
+        ),
     ],
 )
 def test_metapruning_resnet50(genes: list[int], convolutions: float | None, total: float) -> None:
@@ -104,11 +123,15 @@ def test_metapruning_resnet50(genes: list[int], convolutions: float | None, tota
         (0.25, 40.77, 43.11, 42.30),
     ],
 )
-def test_metapruning_mobilenet_v1_uniform(scale: float, convolutions: float, total: float, consistent: float) -> None:
-    """The printed totals take pooling and classifier at 1024 channels whatever the last convolution gives.
+def test_metapruning_mobilenet_v1_uniform(
+    scale: float, convolutions: float, total: float, consistent: float
+) -> None:
+    """The printed totals take pooling and classifier at 1024 channels whatever the last convolution
+    gives.
 
-    In MetaPruning's search space the last block is always full, and these two never change. A network whose last
-    convolution is narrower has to have a narrower classifier too, so that it costs a little less than printed.
+    In MetaPruning's search space the last block is always full, and these two never change. A
+    network whose last convolution is narrower has to have a narrower classifier too, so that it
+    costs a little less than printed.
     """
     cost = cost_of("mobilenet_v1", "metapruning")
     widths = (cost.full * scale).astype(int)
@@ -120,7 +143,8 @@ def test_metapruning_mobilenet_v1_uniform(scale: float, convolutions: float, tot
 
 
 def test_mobilenet_v1_published_macs() -> None:
-    """569 M counts the classifier; 325, 149 and 41 M of the narrow ones do not: they count convolutions only."""
+    """569 M counts the classifier; 325, 149 and 41 M of the narrow ones do not: they count
+    convolutions only."""
     cost = cost_of("mobilenet_v1", "macs")
     assert round(millions(cost, "flops", cost.full), 2) == 568.74
     narrow = [conv_macs(cost, (cost.full * scale).astype(int)) for scale in (0.75, 0.5, 0.25)]
@@ -135,7 +159,8 @@ def test_mobilenet_v1_published_macs() -> None:
     ],
 )
 def test_metapruning_mobilenet_v1_searched(genes: list[int], search: float, trained: float) -> None:
-    """The search gives block i gene i; the released final model gives it gene i - 1, and the stem the last gene."""
+    """The search gives block i gene i; the released final model gives it gene i - 1, and the stem
+    the last gene."""
     cost = cost_of("mobilenet_v1", "metapruning")
     widths = vector(cost, genes)
     assert round(millions(cost, "flops", widths), 2) == search
@@ -196,16 +221,19 @@ def kept(width: int, ratio: float) -> int:
 
 
 def greg_widths(cost: CostModel, stages: Sequence[float], skip: Sequence[str] = ()) -> np.ndarray:
-    """``stages`` are the ratios of the stem, the stages, and the classifier; ``skip`` lists prefixes `stage.block`.
+    """``stages`` are the ratios of the stem, the stages, and the classifier; ``skip`` lists
+    prefixes `stage.block`.
 
-    What is pruned are the groups inside a block, whose one producer another convolution of the same block reads. Groups
-    of the residual stream have several producers, or readers in other blocks.
+    What is pruned are the groups inside a block, whose one producer another convolution of the same
+    block reads. Groups of the residual stream have several producers, or readers in other blocks.
     """
     widths = cost.full.copy()
     for i, name in enumerate(cost.groups):
         match = re.fullmatch(r"layer(\d)\.(\d+)\.conv[12]", name)
         readers = cost.coupling.consumers(cost.coupling.group(name))
-        inside = match is not None and all(op.loc.module.startswith(name.rpartition(".")[0] + ".") for op in readers)
+        inside = match is not None and all(
+            op.loc.module.startswith(name.rpartition(".")[0] + ".") for op in readers
+        )
         if match and inside and f"{match[1]}.{match[2]}" not in skip:
             widths[i] = kept(int(cost.full[i]), stages[int(match[1])])
     return widths
@@ -269,7 +297,8 @@ def test_greg_resnet56(stages: list[float], speed: float) -> None:
 
 
 def test_greg_vgg19() -> None:
-    """Layers 1 to 15 of 17 (16 convolutions and the classifier) lose 70 %: every group but the first."""
+    """Layers 1 to 15 of 17 (16 convolutions and the classifier) lose 70 %: every group but the
+    first."""
     cost = cost_of("vgg19_cifar", "greg", 100)
     widths = np.array([cost.full[0], *(kept(int(width), 0.7) for width in cost.full[1:])])
     assert round(speed_up(cost, widths), 2) == 8.89
@@ -279,7 +308,8 @@ def test_greg_vgg19() -> None:
 def test_greg_resnet50_unstructured_sparsity() -> None:
     """82.67 % of the weights are zero when every layer but the stem loses 82.7 % of them.
 
-    Single weights are no channels, so no width vector says this; the layers' sizes in the cost table do.
+    Single weights are no channels, so no width vector says this; the layers' sizes in the cost
+    table do.
     """
     cost = cost_of("resnet50", "eagleeye")
     sizes = {row.location.module: row.params for row in cost.describe()}
@@ -300,15 +330,19 @@ def test_eagleeye_full() -> None:
 
 
 def test_eagleeye_resnet50_has_37_ratios() -> None:
-    """Stem; then of each stage the inner convolutions block by block, followed by one ratio for the outputs.
+    """Stem; then of each stage the inner convolutions block by block, followed by one ratio for the
+    outputs.
 
-    Coupling finds the same 37 groups; it lists a stage's outputs where they are first computed, in the first block.
+    Coupling finds the same 37 groups; it lists a stage's outputs where they are first computed, in
+    the first block.
     """
     cost = cost_of("resnet50", "eagleeye")
     inner: Mapping[int, int] = {1: 3, 2: 4, 3: 6, 4: 3}
     order = ["conv1"]
     for stage, blocks in inner.items():
-        order += [f"layer{stage}.{block}.conv{number}" for block in range(blocks) for number in (1, 2)]
+        order += [
+            f"layer{stage}.{block}.conv{number}" for block in range(blocks) for number in (1, 2)
+        ]
         order.append(f"layer{stage}")
     assert len(order) == 37
     assert sorted(order) == sorted(cost.groups)

@@ -1,4 +1,5 @@
-"""A network's time as a sum over a table of layers: by hand, by a naive loop, and as budgets in milliseconds."""
+"""A network's time as a sum over a table of layers: by hand, by a naive loop, and as budgets in
+milliseconds."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ from pruneopt.passes.transform.stages import Cost, Couple
 
 
 class Net(nn.Module):
-    """Every kind of layer that has times: plain, grouped, depthwise, transposed, linear after a flatten, one shared."""
+    """Every kind of layer that has times: plain, grouped, depthwise, transposed, linear after a
+    flatten, one shared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +65,8 @@ def coupling() -> Coupling:
 
 
 def microseconds(layer: TimedLayer, inputs: int, outputs: int) -> float:
-    """Linear in the product of the widths (in the width of a depthwise layer), at another rate for every layer."""
+    """Linear in the product of the widths (in the width of a depthwise layer), at another rate for
+    every layer."""
     rate = 1 + len(layer.name)
     return 1e-6 * (3 + rate * (inputs if layer.depthwise else inputs * outputs))
 
@@ -82,7 +85,9 @@ def plan_of(cost: CostModel, widths: np.ndarray) -> dict[str, np.ndarray]:
     plan = {}
     for name, width in zip(cost.groups, widths, strict=True):
         blocks = cost.coupling.group(name).blocks
-        plan[name] = np.sort(np.concatenate([block[: int(width) // len(blocks)] for block in blocks]))
+        plan[name] = np.sort(
+            np.concatenate([block[: int(width) // len(blocks)] for block in blocks])
+        )
     return plan
 
 
@@ -133,7 +138,11 @@ def test_by_hand() -> None:
 def test_against_a_naive_interpolation(coupling: Coupling) -> None:
     """Random times, looked up one by one."""
     rng = np.random.default_rng(3)
-    table = table_of(CostModel(coupling.graph, coupling), lambda layer, x, y: float(rng.random()) + 1e-3, points=3)
+    table = table_of(
+        CostModel(coupling.graph, coupling),
+        lambda layer, x, y: float(rng.random()) + 1e-3,
+        points=3,
+    )
     cost = CostModel(coupling.graph, coupling, latency=table)
     for widths in random_widths(cost, 8, seed=1):
         total = 0.0
@@ -156,7 +165,11 @@ def test_a_wider_network_is_never_faster(seed: int) -> None:
     """Whatever was measured: the searches rely on it."""
     coupling = small()
     rng = np.random.default_rng(seed)
-    cost = timed(coupling, lambda layer, x, y: float(rng.exponential()) + 1e-9, points=int(rng.integers(2, 6)))
+    cost = timed(
+        coupling,
+        lambda layer, x, y: float(rng.exponential()) + 1e-9,
+        points=int(rng.integers(2, 6)),
+    )
     narrow, other = random_widths(cost, 2, seed)
     wide = np.maximum(narrow, other)
     assert cost.measure("latency", narrow) <= cost.measure("latency", wide)
@@ -180,7 +193,9 @@ def test_running_maxima_change_nothing_that_rises() -> None:
 
 @pytest.mark.parametrize("scope", ["local", "global", "random"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_a_budget_in_milliseconds_is_met_and_used(coupling: Coupling, scope: Any, share: float) -> None:
+def test_a_budget_in_milliseconds_is_met_and_used(
+    coupling: Coupling, scope: Any, share: float
+) -> None:
     cost = timed(coupling)
     limit = share * float(cost.measure("latency", cost.full))
     budget = parse_budget(f"{limit / 1e6}ms")
@@ -219,7 +234,9 @@ def test_values_read_back() -> None:
 def test_without_a_table(coupling: Coupling) -> None:
     cost = CostModel(coupling.graph, coupling)
     assert cost.units == UNITS
-    with pytest.raises(UserError, match=r"needs a latency table .* `pruneopt profile MODEL --out table.json`"):
+    with pytest.raises(
+        UserError, match=r"needs a latency table .* `pruneopt profile MODEL --out table.json`"
+    ):
         within([parse_budget("4ms")], cost, cost.full)
     assert timed(coupling).units == (*UNITS, "latency")
 
@@ -230,13 +247,20 @@ def test_without_a_table(coupling: Coupling) -> None:
 @pytest.fixture
 def stored(coupling: Coupling, tmp_path: Path) -> Path:
     path = tmp_path / "table.json"
-    table_of(CostModel(coupling.graph, coupling), microseconds, batch=2, device="a board", threads=3).save(path)
+    table_of(
+        CostModel(coupling.graph, coupling), microseconds, batch=2, device="a board", threads=3
+    ).save(path)
     return path
 
 
 def test_a_table_reads_back(coupling: Coupling, stored: Path) -> None:
     table = load_table(stored)
-    assert (table.network, table.batch, table.device, table.threads) == (coupling.graph.name, 2, "a board", 3)
+    assert (table.network, table.batch, table.device, table.threads) == (
+        coupling.graph.name,
+        2,
+        "a board",
+        3,
+    )
     again = CostModel(coupling.graph, coupling, latency=table)
     rows = random_widths(again, 20)
     assert (again.measure("latency", rows) == timed(coupling).measure("latency", rows)).all()
@@ -246,7 +270,9 @@ def test_the_pass_reads_it(coupling: Coupling, stored: Path) -> None:
     state = State(original=coupling.graph, graph=coupling.graph.copy())
     Couple().run(state)
     Cost(latency=str(stored)).run(state)
-    assert state.records["cost"].latency == float(timed(coupling).measure("latency", timed(coupling).full))  # type: ignore[attr-defined]
+    assert state.records["cost"].latency == float(
+        timed(coupling).measure("latency", timed(coupling).full)
+    )  # type: ignore[attr-defined]
     Cost().run(state)
     assert state.records["cost"].latency is None  # type: ignore[attr-defined]
 
@@ -300,7 +326,11 @@ def another_file(data: dict[str, Any]) -> None:
     [
         (drop_layer, "has no times of head of Net: it is of another network"),
         (add_layer, "names other, which is no layer of Net"),
-        (narrow, r"has times of stem for output widths from 12 to 12, but here they are 4 to 12: .* same --ignore"),
+        (
+            narrow,
+            r"has times of stem for output widths from 12 to 12, but here they are 4 to 12: .* "
+            r"same --ignore",
+        ),
         (no_depthwise, "holds another kind of layer depthwise"),
         (descending, "layer stem must hold ascending widths"),
         (halves, "layer stem must hold ascending widths"),
@@ -322,7 +352,9 @@ def test_refused_tables(
 
 
 def test_refused_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the latency table .* measure it with `pruneopt profile`"):
+    with pytest.raises(
+        UserError, match=r"cannot read the latency table .* measure it with `pruneopt profile`"
+    ):
         load_table(tmp_path / "none.json")
     (tmp_path / "text").write_text("words", encoding="utf-8")
     with pytest.raises(UserError, match="it is not JSON"):
@@ -342,7 +374,10 @@ def test_a_table_serves_a_network_of_which_less_is_free(coupling: Coupling, stor
 def test_grids_hold_widths_that_layers_can_have(coupling: Coupling) -> None:
     cost = CostModel(coupling.graph, coupling)
     grids = {layer.name: layer_grid(layer, cost, 3) for layer in timed_layers(coupling.graph)}
-    assert [grid.tolist() for grid in grids["grouped"] if grid is not None] == [[4, 8, 12], [4, 8, 16]]
+    assert [grid.tolist() for grid in grids["grouped"] if grid is not None] == [
+        [4, 8, 12],
+        [4, 8, 16],
+    ]
     assert grids["depthwise"][0].tolist() == [4, 8, 16]
     assert grids["depthwise"][1] is None
     # An even step between one and ten channels, 64 values each.
@@ -362,14 +397,18 @@ def test_every_layer_is_measured(coupling: Coupling) -> None:
     assert 0 < model.measure("latency", model.minimum) <= model.measure("latency", model.full)
 
 
-def test_what_is_run_is_the_layer_of_the_cut_network(coupling: Coupling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_run_is_the_layer_of_the_cut_network(
+    coupling: Coupling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The shapes and attributes of the calls that are timed are those that slicing gives."""
     from pruneopt.passes.analysis.cost import latency_measure
 
     calls: list[tuple[str, list[tuple[int, ...]], object]] = []
 
     def record(target: str, operands: list[Any], attrs: dict[str, Any]) -> None:
-        calls.append((target, [tuple(t.shape) for t in operands if t is not None], attrs.get("groups")))
+        calls.append(
+            (target, [tuple(t.shape) for t in operands if t is not None], attrs.get("groups"))
+        )
 
     monkeypatch.setattr(latency_measure, "call", record)
     cost = CostModel(coupling.graph, coupling)
@@ -377,7 +416,10 @@ def test_what_is_run_is_the_layer_of_the_cut_network(coupling: Coupling, monkeyp
     for widths in (cost.minimum, cost.full):
         graph = slice_graph(coupling.graph, coupling, plan_of(cost, widths))
         for layer in timed_layers(graph):
-            shapes = [value.type.shape(2) if i == 0 else value.type.shape() for i, value in enumerate(layer.op.inputs)]
+            shapes = [
+                value.type.shape(2) if i == 0 else value.type.shape()
+                for i, value in enumerate(layer.op.inputs)
+            ]
             assert (layer.op.target, shapes, layer.op.attrs.get("groups")) in calls
 
 
@@ -400,7 +442,9 @@ def test_networks_that_cannot_be_measured() -> None:
     with pytest.raises(UserError, match="has no convolution and no linear layer"):
         measure_table(CostModel(plain.graph, plain))
     fixed = couple(capture(nn.Linear(3, 4), torch.zeros(5, 3), dynamic_batch=False))
-    with pytest.raises(UserError, match="was captured at a fixed batch of 5: measure at that batch"):
+    with pytest.raises(
+        UserError, match="was captured at a fixed batch of 5: measure at that batch"
+    ):
         measure_table(CostModel(fixed.graph, fixed), batch=2)
 
 

@@ -18,7 +18,8 @@ from pruneopt.passes.pipeline.registry import part_class, part_names
 
 
 class Net(nn.Module):
-    """A residual sum, a depthwise layer, a grouped layer, a flatten and a transposed convolution."""
+    """A residual sum, a depthwise layer, a grouped layer, a flatten and a transposed
+    convolution."""
 
     def __init__(self, norm: bool = True) -> None:
         super().__init__()
@@ -73,7 +74,9 @@ def filters(model: nn.Module, group: str, unit: int, what: str = "weight") -> It
 
 
 def group_of(coupling: Coupling, layer: str) -> str:
-    (found,) = [g.name for g in coupling.free if layer in {op.loc.module for op in coupling.producers(g)}]
+    (found,) = [
+        g.name for g in coupling.free if layer in {op.loc.module for op in coupling.producers(g)}
+    ]
     return found
 
 
@@ -84,7 +87,10 @@ def by_hand(model: nn.Module, group: str, unit: int, criterion: str) -> float:
     if criterion == "l2":
         return sum(float(w.square().sum()) for w in weights) ** 0.5
     if criterion == "bn-scale":
-        return sum(float(model.get_parameter(f"{name}.weight").detach()[unit].abs()) for name in NORMS[group])
+        return sum(
+            float(model.get_parameter(f"{name}.weight").detach()[unit].abs())
+            for name in NORMS[group]
+        )
     total = 0.0
     width = {"stem": 8, "wide": 12, "grouped": 12, "up": 4}[group]
     for other in range(width):
@@ -94,13 +100,17 @@ def by_hand(model: nn.Module, group: str, unit: int, criterion: str) -> float:
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "bn-scale", "fpgm"])
-def test_against_one_unit_at_a_time(net: tuple[nn.Module, Coupling, dict[str, Tensor]], criterion: str) -> None:
+def test_against_one_unit_at_a_time(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]], criterion: str
+) -> None:
     model, coupling, weights = net
     scores = score_units(coupling, weights, criterion)
     assert set(scores) == {group.name for group in coupling.free}
     for group in MADE_BY:
         name = group_of(coupling, group)
-        expected = [by_hand(model, group, unit, criterion) for unit in range(coupling.group(name).width)]
+        expected = [
+            by_hand(model, group, unit, criterion) for unit in range(coupling.group(name).width)
+        ]
         np.testing.assert_allclose(scores[name], expected, rtol=1e-6)
 
 
@@ -112,23 +122,31 @@ def workload() -> Workload:
     return Workload("toy", 5, split, split, split, split)
 
 
-def test_taylor_against_the_users_own_gradients(net: tuple[nn.Module, Coupling, dict[str, Tensor]]) -> None:
+def test_taylor_against_the_users_own_gradients(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]],
+) -> None:
     model, coupling, weights = net
     data = workload()
     scores = score_units(coupling, weights, "taylor{batches=2}", workload=data, batch_size=5)
-    expected = {group: np.zeros(coupling.group(group_of(coupling, group)).width) for group in MADE_BY}
+    expected = {
+        group: np.zeros(coupling.group(group_of(coupling, group)).width) for group in MADE_BY
+    }
     for inputs, targets in list(data.calibration.batches(5))[:2]:
         model.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         for group, row in expected.items():
             for unit in range(len(row)):
-                pairs = zip(filters(model, group, unit), filters(model, group, unit, "grad"), strict=True)
+                pairs = zip(
+                    filters(model, group, unit), filters(model, group, unit, "grad"), strict=True
+                )
                 row[unit] += sum(float((w * g).abs().sum()) for w, g in pairs) / 2
     for group, row in expected.items():
         np.testing.assert_allclose(scores[group_of(coupling, group)], row, rtol=1e-4)
 
 
-def test_taylor_uses_all_batches_only_if_asked(net: tuple[nn.Module, Coupling, dict[str, Tensor]]) -> None:
+def test_taylor_uses_all_batches_only_if_asked(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]],
+) -> None:
     _, coupling, weights = net
     one = score_units(coupling, weights, "taylor{batches=1}", workload=workload(), batch_size=12)
     many = score_units(coupling, weights, "taylor{batches=9}", workload=workload(), batch_size=12)
@@ -136,7 +154,9 @@ def test_taylor_uses_all_batches_only_if_asked(net: tuple[nn.Module, Coupling, d
         np.testing.assert_array_equal(score, many[name])
 
 
-def test_leader_scores_the_first_producer_only(net: tuple[nn.Module, Coupling, dict[str, Tensor]]) -> None:
+def test_leader_scores_the_first_producer_only(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]],
+) -> None:
     model, coupling, weights = net
     scores = score_units(coupling, weights, "l1", leader=True)
     expected = model.get_parameter("stem.weight").detach().abs().sum((1, 2, 3))
@@ -149,7 +169,9 @@ WITHOUT_DATA = [name for name in part_names("criterion") if not part_class("crit
 
 
 @pytest.mark.parametrize("criterion", WITHOUT_DATA)
-def test_normalised_scores_have_mean_one(net: tuple[nn.Module, Coupling, dict[str, Tensor]], criterion: str) -> None:
+def test_normalised_scores_have_mean_one(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]], criterion: str
+) -> None:
     _, coupling, weights = net
     plain, scaled = (score_units(coupling, weights, criterion, normalise=n) for n in (False, True))
     for name, score in plain.items():
@@ -157,7 +179,9 @@ def test_normalised_scores_have_mean_one(net: tuple[nn.Module, Coupling, dict[st
         assert scaled[name].mean() == pytest.approx(1)
 
 
-def test_random_depends_on_the_seed_only(net: tuple[nn.Module, Coupling, dict[str, Tensor]]) -> None:
+def test_random_depends_on_the_seed_only(
+    net: tuple[nn.Module, Coupling, dict[str, Tensor]],
+) -> None:
     _, coupling, weights = net
     a, b, c = (score_units(coupling, weights, "random", seed=seed) for seed in (1, 1, 2))
     for name in a:
@@ -220,6 +244,9 @@ def test_mistakes(net: tuple[nn.Module, Coupling, dict[str, Tensor]]) -> None:
         score_units(coupling, weights, "taylor")
     with pytest.raises(UserError, match="use at least 1"):
         score_units(coupling, weights, "taylor{batches=0}", workload=workload())
-    broken = {name: tensor * float("nan") if name == "wide.weight" else tensor for name, tensor in weights.items()}
+    broken = {
+        name: tensor * float("nan") if name == "wide.weight" else tensor
+        for name, tensor in weights.items()
+    }
     with pytest.raises(UserError, match="the l1 scores of group wide are not finite"):
         score_units(coupling, broken, "l1")

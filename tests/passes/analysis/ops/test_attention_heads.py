@@ -31,10 +31,15 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Attention with queries, keys and values of their own widths, and what variants add to it."""
 
-    def __init__(self, heads: int = 3, groups: int = 3, size: int = 4, value_size: int = 4, **options: Any) -> None:
+    def __init__(
+        self, heads: int = 3, groups: int = 3, size: int = 4, value_size: int = 4, **options: Any
+    ) -> None:
         super().__init__()
         self.heads, self.groups, self.options = heads, groups, options
-        self.q, self.k = nn.Linear(12, heads * size, bias=False), nn.Linear(12, groups * size, bias=False)
+        self.q, self.k = (
+            nn.Linear(12, heads * size, bias=False),
+            nn.Linear(12, groups * size, bias=False),
+        )
         self.v, self.proj = nn.Linear(12, groups * value_size), nn.Linear(heads * value_size, 12)
         if "norm" in options:
             self.q_norm, self.k_norm = nn.LayerNorm(size), nn.RMSNorm(size)
@@ -52,7 +57,9 @@ class Attention(nn.Module):
         v = self.v(x).view(b, n, self.groups, -1).transpose(1, 2)
         if "norm" in self.options:
             q, k = self.q_norm(q), self.k_norm(k)
-        if "prefix" in self.options:  # none of the tokens before the first is rotated: timm's way without a class token
+        if (
+            "prefix" in self.options
+        ):  # none of the tokens before the first is rotated: timm's way without a class token
             q = torch.cat([q[:, :, :0], 2 * q[:, :, 0:]], 2)
         if "rotary" in self.options:
             q, k = rotated(q, self.cos, self.sin), rotated(k, self.cos, self.sin)
@@ -109,7 +116,9 @@ class Windows(nn.Module):
         self.out = nn.Linear(12, 5)
         self.table = nn.Parameter(torch.rand(9, 3))
         self.register_buffer("index", torch.arange(16).view(4, 4) % 9)
-        self.register_buffer("mask", torch.where(torch.arange(64).view(4, 4, 4) % 5 == 4, -100.0, 0.0))
+        self.register_buffer(
+            "mask", torch.where(torch.arange(64).view(4, 4, 4) % 5 == 4, -100.0, 0.0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.roll(self.a(x).permute(0, 2, 3, 1), (-1, -1), (1, 2))
@@ -117,8 +126,12 @@ class Windows(nn.Module):
         w = x.view(b, 2, 2, 2, 2, 12).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 12)
         q, k, v = self.qkv(w).reshape(-1, 4, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q * 0.5) @ k.transpose(-2, -1)
-        scores = scores + self.table[self.index.view(-1)].view(4, 4, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
-        scores = (scores.view(b, 4, 3, 4, 4) + self.mask[None, :, None]).view(-1, 3, 4, 4).softmax(-1)
+        scores = scores + self.table[self.index.view(-1)].view(4, 4, -1).permute(
+            2, 0, 1
+        ).contiguous().unsqueeze(0)
+        scores = (
+            (scores.view(b, 4, 3, 4, 4) + self.mask[None, :, None]).view(-1, 3, 4, 4).softmax(-1)
+        )
         w = self.proj((scores @ v).transpose(1, 2).reshape(-1, 4, 12))
         y = w.view(b, 2, 2, 2, 2, 12).permute(0, 1, 3, 2, 4, 5).reshape(b, 4, 4, 12)
         return self.out(torch.roll(y, (1, 1), (1, 2)))
@@ -141,7 +154,8 @@ class Transposed(nn.Module):
 
 
 class Linear(nn.Module):
-    """Linear attention, as EfficientViT has it: a row of ones beside the values sums up the weights."""
+    """Linear attention, as EfficientViT has it: a row of ones beside the values sums up the
+    weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +179,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int], list[
     "one key for all queries": (attention(groups=1), TOKENS, [4, 4, 12], [4, 4, 12]),
     "no tokens before": (attention("prefix"), TOKENS, [12, 12, 12], [3, 12]),
     "rotary": (attention("rotary"), TOKENS, [2, 12, 12], [3, 12]),
-    "rotary, normalised, grouped": (attention("rotary", "norm", heads=6, groups=2), TOKENS, [2, 8, 12], [2, 12]),
+    "rotary, normalised, grouped": (
+        attention("rotary", "norm", heads=6, groups=2),
+        TOKENS,
+        [2, 8, 12],
+        [2, 12],
+    ),
     "position bias, fused": (attention("table", "fused"), TOKENS, [12, 12, 12], [3, 12]),
     "slopes": (attention("slopes"), TOKENS, [12, 12, 12], [3, 12]),
     "slopes, fused": (attention("slopes", "fused"), TOKENS, [12, 12, 12], [3, 12]),
@@ -188,7 +207,8 @@ def test_attention_shrinks_by_width_or_by_heads(name: str, prove: Callable[..., 
 
 
 def test_a_head_is_all_of_its_channels() -> None:
-    """Rows of queries, keys and values, columns of the projection, and its bias at every distance."""
+    """Rows of queries, keys and values, columns of the projection, and its bias at every
+    distance."""
     graph = capture(Net(table=True).eval(), (torch.randn(TOKENS),))
     coupling = couple(graph, heads="count")
     (name,) = (group.name for group in coupling.free if group.width == 3)
@@ -196,9 +216,13 @@ def test_a_head_is_all_of_its_channels() -> None:
     pruned = slice_graph(graph, coupling, plan)
     rows = [0, 1, 2, 3, 8, 9, 10, 11]
     for weight in ("m.q.weight", "m.k.weight", "m.v.bias"):
-        torch.testing.assert_close(pruned.weights[weight], graph.weights[weight][rows], rtol=0, atol=0)
+        torch.testing.assert_close(
+            pruned.weights[weight], graph.weights[weight][rows], rtol=0, atol=0
+        )
     for weight, kept in (("m.proj.weight", rows), ("m.table", [0, 2])):
-        torch.testing.assert_close(pruned.weights[weight], graph.weights[weight][:, kept], rtol=0, atol=0)
+        torch.testing.assert_close(
+            pruned.weights[weight], graph.weights[weight][:, kept], rtol=0, atol=0
+        )
     verify_pruned(graph, coupling, plan, pruned)
 
 

@@ -1,4 +1,5 @@
-"""Ops of a user's library: without a rule they freeze what they touch, with one they are pruned through."""
+"""Ops of a user's library: without a rule they freeze what they touch, with one they are pruned
+through."""
 
 from __future__ import annotations
 
@@ -174,7 +175,9 @@ def test_a_rule_that_does_not_hold_is_found() -> None:
 
 
 def test_an_op_that_the_proof_cannot_run() -> None:
-    net = Net(lambda s, x: s.out(OPS["picky"](s.a(x))), a=nn.Conv2d(3, 8, 3), out=nn.Conv2d(8, 5, 1))
+    net = Net(
+        lambda s, x: s.out(OPS["picky"](s.a(x))), a=nn.Conv2d(3, 8, 3), out=nn.Conv2d(8, 5, 1)
+    )
     register_op("prunetest::picky", elementwise())
     graph = capture(net.eval(), (torch.randn(IMAGE),))
     coupling = couple(graph)
@@ -191,9 +194,18 @@ def test_an_op_that_the_proof_cannot_run() -> None:
         ({"name": "aten::relu", "rule": elementwise()}, "has a rule already"),
         ({"name": "prunetest::swish", "rule": like("mean")}, "only like conv1d"),
         ({"name": "prunetest::dense", "rule": like("conv2d")}, "no argument 'groups'"),
-        ({"name": "prunetest::dense", "rule": like("embedding")}, "whose tensors are weight, indices"),
-        ({"name": "prunetest::conv2d", "rule": elementwise(), "sizes": {"width": ("x", 1)}}, "no argument 'width'"),
-        ({"name": "prunetest::conv2d", "rule": elementwise(), "sizes": {"channels": ("y", 1)}}, "no tensor 'y'"),
+        (
+            {"name": "prunetest::dense", "rule": like("embedding")},
+            "whose tensors are weight, indices",
+        ),
+        (
+            {"name": "prunetest::conv2d", "rule": elementwise(), "sizes": {"width": ("x", 1)}},
+            "no argument 'width'",
+        ),
+        (
+            {"name": "prunetest::conv2d", "rule": elementwise(), "sizes": {"channels": ("y", 1)}},
+            "no tensor 'y'",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -209,7 +221,9 @@ def test_a_rule_that_cannot_be_is_refused(arguments: dict[str, Any], message: st
         (moves(lambda x: x), flipping, "cannot be run on integers"),
     ],
 )
-def test_a_rule_that_does_not_fit_its_op_is_refused(rule: Any, make: Callable[[], nn.Module], message: str) -> None:
+def test_a_rule_that_does_not_fit_its_op_is_refused(
+    rule: Any, make: Callable[[], nn.Module], message: str
+) -> None:
     register_op(f"prunetest::{'conv2d' if make is affine else 'relu'}", rule)
     graph = capture(make().eval(), (torch.randn(IMAGE),))
     with pytest.raises(UserError, match=message):
@@ -230,9 +244,13 @@ def test_what_a_rule_does_not_cover_stays(rule: Any, why: str) -> None:
 def test_an_op_that_lacks_what_its_rule_needs_keeps_its_channels() -> None:
     """Optional tensors of a user's op may be missing where PyTorch's op always has them."""
     torch.manual_seed(0)
-    graph = capture(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)), torch.zeros(2, 4))
+    graph = capture(
+        nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)), torch.zeros(2, 4)
+    )
     middle = graph.ops[1]
     graph.set_operand(middle, 1, None)
     coupling = couple(graph)
-    assert [(item.op.role, item.why) for item in coupling.unknown] == [("linear", "operands are missing")]
+    assert [(item.op.role, item.why) for item in coupling.unknown] == [
+        ("linear", "operands are missing")
+    ]
     assert not coupling.free

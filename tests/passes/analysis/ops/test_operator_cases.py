@@ -1,6 +1,8 @@
-"""Every operator that breaks pruners, as a small network: how free it is, and a proof of what pruning leaves.
+"""Every operator that breaks pruners, as a small network: how free it is, and a proof of what
+pruning leaves.
 
-``free`` names every free group with its width; ``frozen`` is a part of the reason given for each frozen group.
+``free`` names every free group with its width; ``frozen`` is a part of the reason given for each
+frozen group.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def no_grad_branch(s: Any, x: torch.Tensor) -> Any:
 
 
 def focus(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+    return torch.cat(
+        [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1
+    )
 
 
 JOINS = {
@@ -365,7 +369,8 @@ CONVS = {
         net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8), b=c(8, 16, groups=8), out=head(16)), {"a": 8}
     ),
     "depthwise on the input": Case(
-        net(lambda s, x: s.out(s.b(x)), b=c(3, 3, groups=3), out=head(3)), {}, {"b": "only whole blocks"}
+        net(lambda s, x: s.out(s.b(x)), b=c(3, 3, groups=3), out=head(3)), {}, {"b": "only whole "
+                                                                                     "blocks"}
     ),
     "depthwise on the input, multiplier 2": Case(
         net(lambda s, x: s.out(s.b(x)), b=c(3, 6, groups=3), out=head(6)), {"b": 6}
@@ -420,6 +425,10 @@ def test_operator_case(name: str, prove: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     coupling = prove(case.net(), *[torch.randn(shape) for shape in case.shapes])
     assert {group.name: group.width for group in coupling.free} == case.free
-    frozen = {group.name: group.frozen for group in coupling.groups if group.frozen and group.name != "out"}
+    frozen = {
+        group.name: group.frozen
+        for group in coupling.groups
+        if group.frozen and group.name != "out"
+    }
     for group, reason in case.frozen.items():
         assert reason in frozen[group]

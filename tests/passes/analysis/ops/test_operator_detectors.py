@@ -1,4 +1,5 @@
-"""A detector with a pyramid and two heads: pruned up to its raw outputs, whatever chooses among them afterwards."""
+"""A detector with a pyramid and two heads: pruned up to its raw outputs, whatever chooses among
+them afterwards."""
 
 from __future__ import annotations
 
@@ -19,11 +20,18 @@ CLASSES, BEST = 3, 5
 
 
 def conv(ins: int, outs: int, stride: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()
+    )
 
 
 def head(outs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, outs, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, outs, 3, padding=1),
+    )
 
 
 class Detector(nn.Module):
@@ -87,7 +95,9 @@ def test_raw_outputs(prove: Callable[..., Any]) -> None:
     coupling = prove(made(lambda boxes, scores: (boxes, scores)), torch.randn(IMAGE))
     free = {group.name: group.width for group in coupling.free}
     assert len(free) == len(FREE) + 1
-    assert free.items() >= {"stem.0": 8, "c1.0": 12, "c2.0": 16, "boxes.0": 8, "scores.0": 8}.items()
+    assert (
+        free.items() >= {"stem.0": 8, "c1.0": 12, "c2.0": 16, "boxes.0": 8, "scores.0": 8}.items()
+    )
     assert {group.name for group in coupling.groups if group.frozen} == {"boxes.3", "scores.3"}
 
 
@@ -99,13 +109,17 @@ def test_rows_chosen_by_number(prove: Callable[..., Any]) -> None:
 
 
 def test_suppression_is_refused_in_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"Detector cannot be captured: .* non-maximum suppression; capture the part"):
+    with pytest.raises(
+        UserError,
+        match=r"Detector cannot be captured: .* non-maximum suppression; capture the part",
+    ):
         pruneopt.capture(made(suppressed), torch.randn(IMAGE))
 
 
 @pytest.mark.parametrize("choose", [suppressed, suppressed_by_class])
 def test_suppression_stays_in_the_slimmed_module(choose: Callable[[Tensor, Tensor], Any]) -> None:
-    """The part before is pruned and proved; then the whole module, suppression included, runs at the new widths."""
+    """The part before is pruned and proved; then the whole module, suppression included, runs at
+    the new widths."""
     model, x = made(choose), torch.randn(IMAGE)
     graph = pruneopt.capture(model, x, forward=raw)
     result = pruneopt.PassManager.parse("couple,cost,l1{budget=50%FLOPs},slice,verify").run(graph)

@@ -1,4 +1,5 @@
-"""Networks that draw numbers in evaluation mode: noise has the channels of what it is combined with."""
+"""Networks that draw numbers in evaluation mode: noise has the channels of what it is combined
+with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Layers with groups in both ways of shrinking: channels within every group (the default), or whole groups."""
+"""Layers with groups in both ways of shrinking: channels within every group (the default), or whole
+groups."""
 
 from __future__ import annotations
 
@@ -125,8 +126,13 @@ def test_group_norm_by_whole_groups_is_no_other_function() -> None:
 
 def test_the_own_module_gets_fewer_groups() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(c(3, 8), c(8, 16, 4), nn.GroupNorm(8, 16), nn.ReLU(), c(16, 5)).eval(), torch.randn(IMAGE)
-    passes = pruneopt.PassManager.parse("couple{groups=count},cost,uniform{budget=60%FLOPs},slice,verify")
+    model, x = (
+        nn.Sequential(c(3, 8), c(8, 16, 4), nn.GroupNorm(8, 16), nn.ReLU(), c(16, 5)).eval(),
+        torch.randn(IMAGE),
+    )
+    passes = pruneopt.PassManager.parse(
+        "couple{groups=count},cost,uniform{budget=60%FLOPs},slice,verify"
+    )
     result = passes.run(pruneopt.capture(model, x))
     result.apply_(model)
     grouped, norm = model[1], model[2]

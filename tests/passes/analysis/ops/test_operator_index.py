@@ -1,4 +1,5 @@
-"""Ops that pick, write, order or count by number: channels beside the numbered axis are pruned, those along it stay."""
+"""Ops that pick, write, order or count by number: channels beside the numbered axis are pruned,
+those along it stay."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def chosen(s: Net, x: Tensor) -> Tensor:
 
 
 def masked_autoencoder(s: Net, x: Tensor) -> Tensor:
-    """Some tokens, in an order of the input; the others are one learned token; and all go back to their places."""
+    """Some tokens, in an order of the input; the others are one learned token; and all go back to
+    their places."""
     order = x.mean(-1).argsort(1)
     y = s.a(x).gather(1, order[:, :3].unsqueeze(-1).repeat(1, 1, 8))
     y = torch.cat([y, s.table[None, :1].repeat(x.shape[0], 3, 1)], 1)
@@ -139,7 +141,8 @@ FROZEN: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
     "one channel replaced": (
         lambda s, x: s.out(torch.select_scatter(s.a(x), s.b(x)[..., 0], 2, 3)), {"a": NUMBERED},
     ),
-    "replaced by the input": (replaced_by_the_input, {"a": "combined with a tensor whose channels cannot be removed"}),
+    "replaced by the input": (replaced_by_the_input, {"a": "combined with a tensor whose channels "
+                                                           "cannot be removed"}),
 }  # fmt: skip
 
 

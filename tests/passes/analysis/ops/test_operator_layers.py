@@ -1,4 +1,5 @@
-"""Norms, attention, weights and reductions that break pruners, as small networks: how free each is, and a proof."""
+"""Norms, attention, weights and reductions that break pruners, as small networks: how free each is,
+and a proof."""
 
 from __future__ import annotations
 
@@ -64,7 +65,12 @@ def through(*parts: Callable[[], nn.Module], channels: int = 8) -> Callable[[], 
 
     def make() -> nn.Module:
         a, out = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 5, 1)
-        return Net(lambda s, x: s.out(s.m(s.a(x))), a=a, m=nn.Sequential(*[part() for part in parts]), out=out)
+        return Net(
+            lambda s, x: s.out(s.m(s.a(x))),
+            a=a,
+            m=nn.Sequential(*[part() for part in parts]),
+            out=out,
+        )
 
     return make
 
@@ -83,7 +89,9 @@ def standardised(s: Any, x: torch.Tensor) -> Any:
 
 def cbam(s: Any, x: torch.Tensor) -> Any:
     y = s.a(x)
-    return s.out(y * s.g(torch.cat([y.mean(1, keepdim=True), y.max(1, keepdim=True)[0]], 1)).sigmoid())
+    return s.out(
+        y * s.g(torch.cat([y.mean(1, keepdim=True), y.max(1, keepdim=True)[0]], 1)).sigmoid()
+    )
 
 
 def gram(s: Any, x: torch.Tensor) -> Any:
@@ -122,13 +130,19 @@ def relative(s: Any, x: torch.Tensor) -> Any:
 
 def grouped_queries(s: Any, x: torch.Tensor, how: str = "repeat") -> Any:
     b, n, _ = x.shape
-    q, k, v = s.q(x).view(b, n, 6, 4).transpose(1, 2), s.k(x).view(b, n, 2, 4), s.v(x).view(b, n, 2, 4)
+    q, k, v = (
+        s.q(x).view(b, n, 6, 4).transpose(1, 2),
+        s.k(x).view(b, n, 2, 4),
+        s.v(x).view(b, n, 2, 4),
+    )
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if how == "repeat":
         k, v = k.repeat_interleave(3, 1), v.repeat_interleave(3, 1)
     if how == "expand":
         k, v = (t[:, :, None].expand(-1, 2, 3, -1, -1).reshape(b, 6, n, 4) for t in (k, v))
-    return s.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=how == "sdpa").transpose(1, 2).flatten(2))
+    return s.out(
+        F.scaled_dot_product_attention(q, k, v, enable_gqa=how == "sdpa").transpose(1, 2).flatten(2)
+    )
 
 
 def multihead() -> nn.Module:
@@ -136,7 +150,12 @@ def multihead() -> nn.Module:
         x = s.a(x)
         return s.out(x + s.m(x, x, x, need_weights=False)[0])
 
-    return Net(forward, a=nn.Linear(12, 12), m=nn.MultiheadAttention(12, 3, batch_first=True), out=nn.Linear(12, 5))
+    return Net(
+        forward,
+        a=nn.Linear(12, 12),
+        m=nn.MultiheadAttention(12, 3, batch_first=True),
+        out=nn.Linear(12, 5),
+    )
 
 
 def cosine(s: Any, x: torch.Tensor) -> Any:
@@ -196,7 +215,13 @@ def early_buffer(s: Any, x: torch.Tensor) -> Any:
 
 
 QKV = {"q": lin(12, 12), "k": lin(12, 12), "v": lin(12, 12), "out": lin(12, 5)}
-FUSED = {"a": lin(12, 12), "qkv": lin(12, 36), "proj": lin(12, 12), "norm": lambda: nn.LayerNorm(12), "out": lin(12, 5)}
+FUSED = {
+    "a": lin(12, 12),
+    "qkv": lin(12, 36),
+    "proj": lin(12, 12),
+    "norm": lambda: nn.LayerNorm(12),
+    "out": lin(12, 5),
+}
 
 CASES = {
     # Norms and per-channel parameters
@@ -381,7 +406,11 @@ def test_operator_layer(name: str, prove: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     coupling = prove(case.net(), *[torch.randn(shape) for shape in case.shapes])
     assert {group.name: group.width for group in coupling.free} == case.free
-    frozen = {group.name: group.frozen for group in coupling.groups if group.frozen and group.name != "out"}
+    frozen = {
+        group.name: group.frozen
+        for group in coupling.groups
+        if group.frozen and group.name != "out"
+    }
     for group, reason in case.frozen.items():
         assert reason in frozen[group]
     assert len(coupling.notes) == case.noted

@@ -1,4 +1,5 @@
-"""A statistic over channels alone says nothing of a single number: where one is taken, two channels stay."""
+"""A statistic over channels alone says nothing of a single number: where one is taken, two channels
+stay."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ class Beside(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.n, self.out = nn.Linear(12, 8), nn.Linear(12, 8), nn.LayerNorm(16), nn.Linear(16, 5)
+        self.a, self.b, self.n, self.out = (
+            nn.Linear(12, 8),
+            nn.Linear(12, 8),
+            nn.LayerNorm(16),
+            nn.Linear(16, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.n(torch.cat([self.a(x), self.b(x)], -1)))
@@ -49,7 +55,9 @@ def tokens(norm: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def pooled(norm: Callable[[], nn.Module], places: int = 1) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(places), norm(), nn.Conv2d(8, 5, 1))
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(places), norm(), nn.Conv2d(8, 5, 1)
+    )
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
@@ -85,6 +93,13 @@ def test_group_norm_at_one_place_still_runs_at_batch_one() -> None:
     assert widths.tolist() == [4, 6, 8]
     plan = {group.name: np.array([0, 1, 4, 5])}
     pruned = slice_graph(graph, coupling, plan)
-    assert build_module(pruned, pruned.weights).train()(torch.randn(1, 3, 6, 6)).shape == (1, 5, 1, 1)
-    with pytest.raises(UserError, match="keeps 2 channels of group 0, over which a statistic is taken: at least 4"):
+    assert build_module(pruned, pruned.weights).train()(torch.randn(1, 3, 6, 6)).shape == (
+        1,
+        5,
+        1,
+        1,
+    )
+    with pytest.raises(
+        UserError, match="keeps 2 channels of group 0, over which a statistic is taken: at least 4"
+    ):
         slice_graph(graph, coupling, {group.name: np.array([0, 4])})

@@ -1,4 +1,5 @@
-"""Products of every kind: tensordot, bilinear, einsum, attention between channels, linear attention, whole groups."""
+"""Products of every kind: tensordot, bilinear, einsum, attention between channels, linear
+attention, whole groups."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int]]] =
         {**ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
     ),
     "einsum without a result": (
-        lambda s, x: s.out(torch.einsum("bni,ij", s.a(x), s.w).mT), {  # letters by the alphabet: (b, j, n)
+        # letters by the alphabet: (b, j, n)
+        lambda s, x: s.out(torch.einsum("bni,ij", s.a(x), s.w).mT), {
         **ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
     ),
     "einsum of three": (

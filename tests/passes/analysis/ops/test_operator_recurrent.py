@@ -1,4 +1,5 @@
-"""LSTM, GRU and plain recurrence, as layers and as cells: what may be pruned, and a proof of what pruning leaves."""
+"""LSTM, GRU and plain recurrence, as layers and as cells: what may be pruned, and a proof of what
+pruning leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ SEQUENCE = (2, 5, 6)
 class Recurrent(nn.Module):
     """A layer, a recurrence, a head; ``forward`` may say how they meet."""
 
-    def __init__(self, kind: type[nn.RNNBase], forward: Callable[..., Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self, kind: type[nn.RNNBase], forward: Callable[..., Any] | None = None, **options: Any
+    ) -> None:
         super().__init__()
         options = {"hidden_size": 4, "batch_first": True, **options}
         self.a = nn.Linear(6, 8)
@@ -100,11 +103,19 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 }  # fmt: skip
 
 
-FAST = ("gru, time first", "projected, two layers, both directions", "states of its own", "weight norm")
-"""Each capture goes through torch.export, which takes seconds for a recurrence: the others are slow tests."""
+FAST = (
+    "gru, time first",
+    "projected, two layers, both directions",
+    "states of its own",
+    "weight norm",
+)
+"""Each capture goes through torch.export, which takes seconds for a recurrence: the others are slow
+tests."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in LAYERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in LAYERS]
+)
 def test_a_recurrent_layer_loses_hidden_channels(name: str, prove: Callable[..., Any]) -> None:
     make, free = LAYERS[name]
     torch.manual_seed(0)
@@ -130,7 +141,12 @@ class Stepping(nn.Module):
 
     def __init__(self, kind: type[nn.RNNCellBase]) -> None:
         super().__init__()
-        self.a, self.low, self.high, self.out = nn.Linear(6, 8), kind(8, 4), kind(4, 6), nn.Linear(6, 5)
+        self.a, self.low, self.high, self.out = (
+            nn.Linear(6, 8),
+            kind(8, 4),
+            kind(4, 6),
+            nn.Linear(6, 5),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.a(x).relu()
@@ -146,7 +162,9 @@ class GivenState(Recurrent):
     """The caller gives the initial state, so its size may not change."""
 
     def __init__(self) -> None:
-        super().__init__(nn.GRU, lambda s, x, h: s.out(s.m(s.a(x), h.transpose(0, 1).contiguous())[0]))
+        super().__init__(
+            nn.GRU, lambda s, x, h: s.out(s.m(s.a(x), h.transpose(0, 1).contiguous())[0])
+        )
 
 
 def test_two_recurrences_that_share_their_states(prove: Callable[..., Any]) -> None:
@@ -155,7 +173,11 @@ def test_two_recurrences_that_share_their_states(prove: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "kind", [nn.LSTMCell, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (nn.GRUCell, nn.RNNCell))]
+    "kind",
+    [
+        nn.LSTMCell,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (nn.GRUCell, nn.RNNCell)),
+    ],
 )
 def test_cells_called_step_by_step(kind: type[nn.RNNCellBase], prove: Callable[..., Any]) -> None:
     coupling = prove(Stepping(kind), torch.randn(2, 3, 6))
@@ -175,17 +197,32 @@ def test_one_hidden_channel_stays(prove: Callable[..., Any]) -> None:
 
 
 def test_every_layer_and_direction_keeps_as_many() -> None:
-    """The states of all of them lie in one tensor; and each may lose other channels than its neighbour."""
-    graph = capture(Recurrent(nn.LSTM, num_layers=2, bidirectional=True).eval(), (torch.randn(SEQUENCE),))
+    """The states of all of them lie in one tensor; and each may lose other channels than its
+    neighbour."""
+    graph = capture(
+        Recurrent(nn.LSTM, num_layers=2, bidirectional=True).eval(), (torch.randn(SEQUENCE),)
+    )
     coupling = couple(graph)
     group = coupling.group("m")
     assert group.step == 4
     plan = {"m": np.array([0, 1, 5, 6, 8, 11, 12, 13])}
     pruned = slice_graph(graph, coupling, plan)
     assert pruned.params["m.weight_ih_l1_reverse"].type.shape() == (8, 4)
-    rows = [0, 3, 4, 7, 8, 11, 12, 15]  # units 8 and 11 are channels 0 and 3 of the second layer: of every gate
+    rows = [
+        0,
+        3,
+        4,
+        7,
+        8,
+        11,
+        12,
+        15,
+    ]  # units 8 and 11 are channels 0 and 3 of the second layer: of every gate
     torch.testing.assert_close(
-        pruned.weights["m.weight_hh_l1"], graph.weights["m.weight_hh_l1"][rows][:, [0, 3]], rtol=0, atol=0
+        pruned.weights["m.weight_hh_l1"],
+        graph.weights["m.weight_hh_l1"][rows][:, [0, 3]],
+        rtol=0,
+        atol=0,
     )
     with pytest.raises(UserError, match="all must be equal"):
         slice_graph(graph, coupling, {"m": np.array([0, 4, 8, 12, 13])})
@@ -199,5 +236,9 @@ def test_recurrences_have_costs_and_scores() -> None:
     # five steps: inputs to gates, hidden to gates, and what the head reads
     assert full - half == 5 * (16 * 8 + 16 * 4 + 4 * 5) - 5 * (8 * 8 + 8 * 2 + 2 * 5)
     score = score_units(coupling, graph.weights, "l1")["m"]
-    weights = [graph.weights[f"m.weight_{kind}_l0"].detach().double().abs() for kind in ("ih", "hh")]
-    np.testing.assert_allclose(score, sum(weight.sum(1).reshape(4, 4).sum(0) for weight in weights).numpy())
+    weights = [
+        graph.weights[f"m.weight_{kind}_l0"].detach().double().abs() for kind in ("ih", "hh")
+    ]
+    np.testing.assert_allclose(
+        score, sum(weight.sum(1).reshape(4, 4).sum(0) for weight in weights).numpy()
+    )

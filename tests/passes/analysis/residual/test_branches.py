@@ -1,4 +1,5 @@
-"""Which residual branches a graph has, and that dropping them is the original with their outputs multiplied by zero."""
+"""Which residual branches a graph has, and that dropping them is the original with their outputs
+multiplied by zero."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.short = nn.Sequential() if stride == 1 else nn.Conv2d(width // stride, width, 1, stride)
+        self.short = (
+            nn.Sequential() if stride == 1 else nn.Conv2d(width // stride, width, 1, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -73,7 +76,10 @@ class Layer(nn.Module):
         self.attn = Attention()
         self.mlp = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
         self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
-        self.scale1, self.scale2 = nn.Parameter(torch.full((12,), 0.1)), nn.Parameter(torch.full((12,), 0.2))
+        self.scale1, self.scale2 = (
+            nn.Parameter(torch.full((12,), 0.1)),
+            nn.Parameter(torch.full((12,), 0.2)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.form == "post":
@@ -125,7 +131,10 @@ def names(graph: Graph) -> list[str]:
 
 def zeroed(model: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
     """The outputs of a module in float64 with those of some submodules multiplied by zero."""
-    handles = [model.get_submodule(name).register_forward_hook(lambda module, args, out: out * 0) for name in names]
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, out: out * 0)
+        for name in names
+    ]
     try:
         with torch.no_grad():
             return model.double().eval()(x.double())  # type: ignore[no-any-return]
@@ -134,8 +143,11 @@ def zeroed(model: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
             handle.remove()
 
 
-def assert_dropped(model: nn.Module, graph: Graph, wanted: Sequence[str], modules: Sequence[str], x: Tensor) -> Graph:
-    """Drop branches; the result is proved, valid, and computes what the module does without the outputs of modules."""
+def assert_dropped(
+    model: nn.Module, graph: Graph, wanted: Sequence[str], modules: Sequence[str], x: Tensor
+) -> Graph:
+    """Drop branches; the result is proved, valid, and computes what the module does without the
+    outputs of modules."""
     chosen = [branch for branch in find_branches(graph) if branch.name in wanted]
     assert len(chosen) == len(wanted)
     dropped = drop_branches(graph, chosen)
@@ -153,7 +165,11 @@ def test_blocks_of_a_resnet() -> None:
     graph = graph_of(model)
     assert names(graph) == ["blocks.0", "blocks.2", "blocks.3"]
     dropped = assert_dropped(
-        model, graph, ["blocks.0", "blocks.3"], ["blocks.0.bn2", "blocks.3.bn2"], torch.randn(*IMAGE)
+        model,
+        graph,
+        ["blocks.0", "blocks.3"],
+        ["blocks.0.bn2", "blocks.3.bn2"],
+        torch.randn(*IMAGE),
     )
     gone = {name for name in graph.params if name.startswith(("blocks.0.", "blocks.3."))}
     assert set(dropped.params) == set(graph.params) - gone == set(dropped.weights)
@@ -167,15 +183,23 @@ def test_branches_of_a_transformer(form: str) -> None:
     assert names(graph) == [f"layers.{i}.{part}" for i in (0, 1) for part in ("attn", "mlp")]
     last = "mlp" if form == "pre" else "norm2"
     x = torch.randn(*TOKENS)
-    assert_dropped(model, graph, ["layers.0.attn", "layers.1.mlp"], ["layers.0.attn", f"layers.1.{last}"], x)
     assert_dropped(
-        model, graph, names(graph), ["layers.0.attn", f"layers.0.{last}", "layers.1.attn", f"layers.1.{last}"], x
+        model, graph, ["layers.0.attn", "layers.1.mlp"], ["layers.0.attn", f"layers.1.{last}"], x
+    )
+    assert_dropped(
+        model,
+        graph,
+        names(graph),
+        ["layers.0.attn", f"layers.0.{last}", "layers.1.attn", f"layers.1.{last}"],
+        x,
     )
 
 
 def test_post_norm_is_listed_and_kept() -> None:
     found = find_branches(graph_of(Encoder("post"), TOKENS))
-    assert [branch.name for branch in found] == [f"layers.{i}.{part}" for i in (0, 1) for part in ("attn", "mlp")]
+    assert [branch.name for branch in found] == [
+        f"layers.{i}.{part}" for i in (0, 1) for part in ("attn", "mlp")
+    ]
     assert all("post-norm" in (branch.kept or "") for branch in found)
 
 
@@ -184,16 +208,25 @@ def test_post_norm_is_listed_and_kept() -> None:
     [
         (lambda s, x: x + s.b(x), ["b"]),
         (lambda s, x: s.b(x) + x, ["b"]),
-        (lambda s, x: torch.add(x, s.b(x), alpha=0.5), ["b"]),  # half the branch is dropped as a whole one is
+        (
+            lambda s, x: torch.add(x, s.b(x), alpha=0.5),
+            ["b"],
+        ),  # half the branch is dropped as a whole one is
         (lambda s, x: torch.add(s.b(x), x, alpha=0.5), []),  # half the skip is not the skip
         (lambda s, x: x + x * 0.7, []),  # no layer
-        (lambda s, x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044 * x**3))) + s.b(x), []),  # the decoy of a GELU
+        (
+            lambda s, x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044 * x**3))) + s.b(x),
+            [],
+        ),  # the decoy of a GELU
         (lambda s, x: s.b(x) + s.c(x), []),  # two projections of one input
         (lambda s, x: s.b(x) + s.c(x[:, :, :1, :1]), []),  # broadcast
         (lambda s, x: (x + (y := s.b(x)), y), []),  # somebody else reads the branch
         (lambda s, x: x + (y := s.b(x)) + y, []),
         (lambda s, x: (y := x + s.b(x)) + s.c(y), ["b", "c"]),
-        (lambda s, x: (y := x + s.c(s.b(x))) + s.c(s.d(y)), ["b", "d"]),  # a layer that two branches share
+        (
+            lambda s, x: (y := x + s.c(s.b(x))) + s.c(s.d(y)),
+            ["b", "d"],
+        ),  # a layer that two branches share
     ],
     ids=range(12),
 )
@@ -201,7 +234,10 @@ def test_forms_of_addition(add: Callable[[Small, Tensor], Any], expected: list[s
     graph = graph_of(Small(add))
     found = [branch for branch in find_branches(graph) if branch.kept is None]
     heads = [next(iter(op for op in branch.ops if op.base == "conv2d")).inputs for branch in found]
-    first = [next(value.name for value in inputs if value.is_weight).partition(".")[0] for inputs in heads]
+    first = [
+        next(value.name for value in inputs if value.is_weight).partition(".")[0]
+        for inputs in heads
+    ]
     assert first == expected
     for branch in found:
         prove_dropped(graph, [branch], drop_branches(graph, [branch]))
@@ -222,7 +258,10 @@ def test_nested_branches() -> None:
     for chosen in ([inner], [outer], [inner, outer]):
         dropped = drop_branches(graph, chosen)
         prove_dropped(graph, chosen, dropped)
-        assert ("c.weight" in dropped.params, "d.weight" in dropped.params) == (False, outer not in chosen)
+        assert ("c.weight" in dropped.params, "d.weight" in dropped.params) == (
+            False,
+            outer not in chosen,
+        )
     assert set(drop_branches(graph, [outer]).params) == {"a.weight", "a.bias"}
 
 
@@ -243,13 +282,17 @@ def test_real_networks() -> None:
 def test_a_wrong_graph_is_refused() -> None:
     graph = graph_of(Net())
     first, second, _ = (branch for branch in find_branches(graph) if branch.kept is None)
-    with pytest.raises(VerificationError, match="the network is not the original with the dropped branches"):
+    with pytest.raises(
+        VerificationError, match="the network is not the original with the dropped branches"
+    ):
         prove_dropped(graph, [first], drop_branches(graph, [second]))
     with pytest.raises(VerificationError):
         prove_dropped(graph, [first], graph)
     with pytest.raises(VerificationError):
         prove_dropped(graph, [], drop_branches(graph, [first]))
-    wrong = Branch(first.name, first.add, 1 - first.place, first.ops)  # the skip goes, the branch stays
+    wrong = Branch(
+        first.name, first.add, 1 - first.place, first.ops
+    )  # the skip goes, the branch stays
     with pytest.raises(VerificationError, match="differs by"):
         prove_dropped(graph, [first], drop_branches(graph, [wrong]))
 

@@ -1,4 +1,5 @@
-"""Which block a layer stands in: the networks that MetaPruning was published for, and shapes beyond them."""
+"""Which block a layer stands in: the networks that MetaPruning was published for, and shapes beyond
+them."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def test_mobilenet_v2_blocks_are_inverted_residuals() -> None:
 
 
 def test_squeeze_and_excitation_stays_out_of_the_expansion() -> None:
-    """MobileNetV3: the gate reads and makes the expanded channels too, but the block is expand, depthwise, project."""
+    """MobileNetV3: the gate reads and makes the expanded channels too, but the block is expand,
+    depthwise, project."""
     places = named("mobilenet_v3_small")
     block = "features.4.block"
     layers = [f"{block}.0.0", f"{block}.1.0", f"{block}.3.0"]
@@ -89,7 +91,8 @@ def test_squeeze_and_excitation_stays_out_of_the_expansion() -> None:
 
 
 class Depthwise(nn.Module):
-    """A depthwise layer on a residual stream (ConvNeXt), a layer alone with two inputs joined, and a shortcut."""
+    """A depthwise layer on a residual stream (ConvNeXt), a layer alone with two inputs joined, and
+    a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""PruningNet on networks of every kind: what it computes is the sliced network with the cropped weights."""
+"""PruningNet on networks of every kind: what it computes is the sliced network with the cropped
+weights."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ GRID = [(10 + 3 * i) / 100 for i in range(31)]
 
 
 class Joined(nn.Module):
-    """Two layers joined, a grouped layer over a part of them, a normalised sum, flattened into linear layers."""
+    """Two layers joined, a grouped layer over a part of them, a normalised sum, flattened into
+    linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ class Joined(nn.Module):
 
 
 class Attention(nn.Module):
-    """Patches with a position embedding, two heads over split channels, a residual stream and layer norms."""
+    """Patches with a position embedding, two heads over split channels, a residual stream and layer
+    norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +70,8 @@ class Attention(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """A channel shuffle between grouped layers, then half of the channels passed by (ShuffleNet)."""
+    """A channel shuffle between grouped layers, then half of the channels passed by
+    (ShuffleNet)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +114,9 @@ def net_of(coupling: Coupling, *, tied: bool = False, **options: object) -> Prun
     """A PruningNet in which every free group, or as MetaPruning has it, is searched."""
     groups = [group.name for group in coupling.free]
     genes = metapruning_genes(coupling)
-    searched = [name for gene in genes if gene.frozen is None for name in gene.groups] if tied else groups
+    searched = (
+        [name for gene in genes if gene.frozen is None for name in gene.groups] if tied else groups
+    )
     return PruningNet(coupling, groups, searched, GRID, **options)  # type: ignore[arg-type]
 
 
@@ -125,7 +131,8 @@ def random_widths(coupling: Coupling, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def sliced(net: PruningNet, widths: np.ndarray) -> nn.Module:
-    """The full network with the full generated weights and fresh batch norms, sliced to the first units."""
+    """The full network with the full generated weights and fresh batch norms, sliced to the first
+    units."""
     coupling = net.coupling
     graph = coupling.graph.copy()
     weights = {name: tensor.detach().clone() for name, tensor in net.full_weights().items()}
@@ -133,11 +140,15 @@ def sliced(net: PruningNet, widths: np.ndarray) -> nn.Module:
         if name not in weights:
             shape = value.type.shape()
             ones = name.endswith(("running_var", "weight"))
-            weights[name] = torch.ones(shape) if ones else torch.zeros(shape, dtype=graph.weights[name].dtype)
+            weights[name] = (
+                torch.ones(shape) if ones else torch.zeros(shape, dtype=graph.weights[name].dtype)
+            )
     graph.weights = weights
     plan = {}
     for group, width in zip(coupling.free, widths.tolist(), strict=True):
-        plan[group.name] = np.sort(np.concatenate([block[: width // group.step] for block in group.blocks]))
+        plan[group.name] = np.sort(
+            np.concatenate([block[: width // group.step] for block in group.blocks])
+        )
     small = slice_graph(graph, coupling, plan)
     return build_module(small, small.weights)
 
@@ -165,7 +176,12 @@ def test_a_weight_is_what_the_published_formula_says() -> None:
     coupling, _ = coupled("residual stages")
     net = net_of(coupling, tied=True)
     groups = {group.name: group.width for group in coupling.free}
-    scale = dict.fromkeys(groups, 1.0) | {"layer1.1.conv1": 0.52, "conv1": 0.7, "layer2": 0.4, "layer2.0.conv1": 0.31}
+    scale = dict.fromkeys(groups, 1.0) | {
+        "layer1.1.conv1": 0.52,
+        "conv1": 0.7,
+        "layer2": 0.4,
+        "layer2.0.conv1": 0.31,
+    }
     widths = np.array([int(width * scale[name]) for name, width in groups.items()])
     net.choose(widths, np.array([scale[name] for name in groups]))
     for name, inputs, shape in (
@@ -175,11 +191,17 @@ def test_a_weight_is_what_the_published_formula_says() -> None:
         ("conv1.weight", (0.7,), (4, 1)),
     ):
         number = [weight.name for weight in net.generated].index(name)
-        state = {key: value.double().numpy() for key, value in net.hypernets[number].state_dict().items()}
+        state = {
+            key: value.double().numpy() for key, value in net.hypernets[number].state_dict().items()
+        }
         hidden = np.maximum(state["first.weight"] @ np.array(inputs) + state["first.bias"], 0)
-        full = (state["second.weight"] @ hidden + state["second.bias"]).reshape(coupling.graph.weights[name].shape)
+        full = (state["second.weight"] @ hidden + state["second.bias"]).reshape(
+            coupling.graph.weights[name].shape
+        )
         wanted = full[: net.weights()[name].shape[0], : net.weights()[name].shape[1]]
-        np.testing.assert_allclose(net.weights()[name].detach().numpy(), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            net.weights()[name].detach().numpy(), wanted, rtol=1e-5, atol=1e-6
+        )
         assert wanted.shape[0] == {"layer2.0.conv2.weight": 3}.get(name, shape[0])
 
 
@@ -207,7 +229,8 @@ def test_every_parameter_learns() -> None:
 
 
 def test_layers_that_no_search_touches_are_ordinary() -> None:
-    """The classifier, and with MetaPruning's genes its input: it is an ordinary linear layer, never cropped."""
+    """The classifier, and with MetaPruning's genes its input: it is an ordinary linear layer, never
+    cropped."""
     coupling, _ = coupled("residual stages")
     net = net_of(coupling, tied=True)
     assert set(net.ordinary) == {"classifier/weight", "classifier/bias"}
@@ -233,16 +256,25 @@ def test_weight_decay_is_for_hypernetworks_and_ordinary_layers() -> None:
     assert {name for name in names if name.startswith("hypernets.")} <= net.decayed()
     assert rest == {name for name in names if name.startswith("norms.")} != set()
     coupling, _ = coupled("attention")
-    assert {name for name, _ in net_of(coupling).named_parameters()} - net_of(coupling).decayed() == {
-        f"ordinary.{name}" for name in ("position", "norm/weight", "norm/bias", "patches/bias", "qkv/bias", "out/bias")
+    assert {name for name, _ in net_of(coupling).named_parameters()} - net_of(
+        coupling
+    ).decayed() == {
+        f"ordinary.{name}"
+        for name in ("position", "norm/weight", "norm/bias", "patches/bias", "qkv/bias", "out/bias")
     } | {"ordinary.up/bias", "ordinary.down/bias"}
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
     coupling, _ = coupled("attention")
     a, b, c = net_of(coupling, seed=3), net_of(coupling, seed=3), net_of(coupling, seed=4)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    assert not all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+    assert not all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True)
+    )
 
 
 # Batch norm
@@ -263,7 +295,11 @@ def test_the_bank_has_statistics_for_every_scale() -> None:
     reference = net.candidate().train()
     net(x)
     reference(x)  # nn.BatchNorm2d, from mean 0 and variance 1, momentum 0.1
-    for norm, group in (("bn1", "conv1"), ("layer1.0.bn2", "conv1"), ("layer2.0.bn1", "layer2.0.conv1")):
+    for norm, group in (
+        ("bn1", "conv1"),
+        ("layer1.0.bn2", "conv1"),
+        ("layer2.0.bn1", "layer2.0.conv1"),
+    ):
         row = round((scales[names.index(group)] - 0.1) / 0.03)
         width = widths[names.index(group)]
         bank = net.norms[f"{norm}/running_mean".replace(".", "/")]

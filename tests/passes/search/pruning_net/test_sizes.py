@@ -1,4 +1,5 @@
-"""How large hypernetworks are: the published parameter counts, the smaller forms, and the memory of training."""
+"""How large hypernetworks are: the published parameter counts, the smaller forms, and the memory of
+training."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def coupling_of(name: str) -> Coupling:
 
 def searched(coupling: Coupling) -> list[str]:
     """MetaPruning's free groups."""
-    return [name for gene in metapruning_genes(coupling) if gene.frozen is None for name in gene.groups]
+    return [
+        name for gene in metapruning_genes(coupling) if gene.frozen is None for name in gene.groups
+    ]
 
 
 def space_of(coupling: Coupling) -> Space:
@@ -86,7 +89,9 @@ def resnet50() -> int:
     for mid, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         out = 4 * mid
         for block in range(blocks):
-            total += sum(perceptron(3, 32, numel) for numel in (mid * inp, mid * mid * 9, out * mid))
+            total += sum(
+                perceptron(3, 32, numel) for numel in (mid * inp, mid * mid * 9, out * mid)
+            )
             total += perceptron(3, 32, out * inp) if block == 0 else 0
             inp = out
     return total
@@ -106,7 +111,10 @@ def test_published_counts(name: str, count: int, millions: float, classifier: in
     with torch.device("meta"):
         hypernets = hypernetwork(generated_weights(coupling, searched(coupling)), Sizes())
     assert sum(parameter.numel() for parameter in hypernets.parameters()) == count
-    assert parameter_count(coupling, searched(coupling), 31, Sizes(), "bank", False) == count + classifier
+    assert (
+        parameter_count(coupling, searched(coupling), 31, Sizes(), "bank", False)
+        == count + classifier
+    )
 
 
 def test_published_memory_of_training() -> None:
@@ -157,10 +165,15 @@ def test_a_low_rank_weight_has_that_rank_and_as_much_variance() -> None:
     assert torch.linalg.matrix_rank(made.detach().double().reshape(12, -1), atol=1e-5) == 4
     other = net(torch.tensor([0.9, 0.1]))
     stacked = torch.cat([made, other]).detach().double().reshape(24, -1)
-    assert torch.linalg.matrix_rank(stacked, atol=1e-5) == 4, "the right factor is the same for all widths"
+    assert torch.linalg.matrix_rank(stacked, atol=1e-5) == 4, (
+        "the right factor is the same for all widths"
+    )
     ratio = float(other.detach().std() / Full(WEIGHT)(torch.tensor([0.9, 0.1])).detach().std())
     assert 0.5 < ratio < 2
-    assert sum(parameter.numel() for parameter in net.parameters()) == (2 * 16 + 16) + 17 * 12 * 4 + 4 * 45
+    assert (
+        sum(parameter.numel() for parameter in net.parameters())
+        == (2 * 16 + 16) + 17 * 12 * 4 + 4 * 45
+    )
 
 
 def test_low_rank_is_no_more_than_the_weight_has() -> None:
@@ -177,8 +190,12 @@ def test_chunks_make_up_every_weight() -> None:
     assert (first.shape, second.shape) == ((12, 5, 3, 3), (7, 3))
     rows = net.embedding.weight
     assert len(rows) == math.ceil(540 / 100) + math.ceil(21 / 100)
-    # By hand: chunk 2 of the first weight, and the only one of the second, whose missing scale counts as 0.
-    for row, scale, wanted in ((2, [0.3, 0.7], first.reshape(-1)[200:300]), (6, [0.5, 0.0], second.reshape(-1))):
+    # By hand: chunk 2 of the first weight, and the only one of the second, whose missing scale
+    # counts as 0.
+    for row, scale, wanted in (
+        (2, [0.3, 0.7], first.reshape(-1)[200:300]),
+        (6, [0.5, 0.0], second.reshape(-1)),
+    ):
         hidden = torch.relu(net.first(torch.cat([torch.tensor(scale), rows[row]])))
         torch.testing.assert_close(net.second(hidden)[: len(wanted)], wanted)
     count = 7 * 5 + (7 * 16 + 16) + (16 * 100 + 100)
@@ -197,7 +214,12 @@ def test_hidden_sizes_are_options() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "copies"),
-    [(SGD(momentum=0.9), 3), (SGD(momentum=0.0), 2), (AdamW(), 4), (SGD(momentum=0.9, ema=0.99), 4)],
+    [
+        (SGD(momentum=0.9), 3),
+        (SGD(momentum=0.0), 2),
+        (AdamW(), 4),
+        (SGD(momentum=0.9, ema=0.99), 4),
+    ],
 )
 def test_memory_counts_what_the_optimiser_holds(recipe: SGD | AdamW, copies: int) -> None:
     """Parameters, gradients, momentum; a mean and a mean square for AdamW; a moving average."""

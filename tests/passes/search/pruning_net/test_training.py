@@ -1,4 +1,5 @@
-"""PruningNet in training, and as an evaluator: which widths are drawn, what decays, what a candidate's score is."""
+"""PruningNet in training, and as an evaluator: which widths are drawn, what decays, what a
+candidate's score is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from pruneopt.passes.search.evaluators.judge import Trial
 from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
 from pruneopt.passes.search.pruning_net.network import PruningNet
-from pruneopt.passes.search.pruning_net.training import DrawWidths, PruningNetReport, Settings, train_pruning_net
+from pruneopt.passes.search.pruning_net.training import (
+    DrawWidths,
+    PruningNetReport,
+    Settings,
+    train_pruning_net,
+)
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.training.hooks import Run
 from pruneopt.passes.training.recipe import SGD
@@ -55,14 +61,24 @@ def drawn(trial: Trial, seed: int, iterations: range) -> tuple[np.ndarray, np.nd
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
     net.choose = lambda widths, scales=None: chosen.append((widths, scales))  # type: ignore[method-assign, assignment]
     module = nn.Linear(1, 1)
-    run = Run(module, torch.optim.SGD(module.parameters(), lr=1.0), torch.device("cpu"), seed, 0, 1, len(iterations))
+    run = Run(
+        module,
+        torch.optim.SGD(module.parameters(), lr=1.0),
+        torch.device("cpu"),
+        seed,
+        0,
+        1,
+        len(iterations),
+    )
     for run.iteration in iterations:
         hook.before_forward(run)
         found.append(chosen[-1])
     return np.array([widths for widths, _ in found]), np.array([scales for _, scales in found])
 
 
-def test_every_iteration_draws_another_vector_by_seed_and_number(trained: Graph, workload: Workload) -> None:
+def test_every_iteration_draws_another_vector_by_seed_and_number(
+    trained: Graph, workload: Workload
+) -> None:
     trial = trial_of(trained, workload)
     widths, scales = drawn(trial, 3, range(20))
     assert len({row.tobytes() for row in scales}) == 20
@@ -101,15 +117,26 @@ def test_training_is_repeatable_and_learns(trained: Graph, workload: Workload) -
     assert losses[-1] < losses[0]
 
 
-def test_a_finished_training_is_taken_over(trained: Graph, workload: Workload, tmp_path: Path) -> None:
+def test_a_finished_training_is_taken_over(
+    trained: Graph, workload: Workload, tmp_path: Path
+) -> None:
     told: list[str] = []
-    trial = trial_of(trained, workload, run_dir=tmp_path, progress=lambda text, done=0, total=None: told.append(text))
+    trial = trial_of(
+        trained,
+        workload,
+        run_dir=tmp_path,
+        progress=lambda text, done=0, total=None: told.append(text),
+    )
     first, _ = train_pruning_net(trial.state, trial.space, settings(), 0)
     assert (tmp_path / "pruning-net.ckpt").exists()
-    assert any("gradients and the optimiser's state" in text for text in told), "memory is said before training"
+    assert any("gradients and the optimiser's state" in text for text in told), (
+        "memory is said before training"
+    )
     before = len(told)
     second, report = train_pruning_net(trial.state, trial.space, settings(), 0)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert report.training.steps == len(workload.train) // 256
     assert len(told) - before < before
     with pytest.raises(UserError, match="another training run"):
@@ -122,7 +149,9 @@ def test_decay_shrinks_hypernetworks_and_classifier_alone(
 ) -> None:
     """One step at a vanishing gradient: a constant loss leaves only the decay."""
     still = dataclasses.replace(workload, loss=lambda outputs, targets: outputs.sum() * 0.0)
-    recipe = SGD(epochs=1, lr=0.1, momentum=0.0, weight_decay=weight_decay, batch_size=len(workload.train))
+    recipe = SGD(
+        epochs=1, lr=0.1, momentum=0.0, weight_decay=weight_decay, batch_size=len(workload.train)
+    )
     trial = trial_of(trained, still)
     net, _ = train_pruning_net(trial.state, trial.space, settings(recipe=recipe, affine=True), 0)
     searched = [name for gene in trial.space.genes for name in gene.groups]
@@ -132,7 +161,9 @@ def test_decay_shrinks_hypernetworks_and_classifier_alone(
         torch.testing.assert_close(after, factor * before)
 
 
-@pytest.mark.parametrize("extra", [{"ema": 0.9}, {"accumulate": 2}, {"schedule": "step", "milestones": (0.25, 0.5)}])
+@pytest.mark.parametrize(
+    "extra", [{"ema": 0.9}, {"accumulate": 2}, {"schedule": "step", "milestones": (0.25, 0.5)}]
+)
 def test_other_recipes_work(trained: Graph, workload: Workload, extra: dict[str, object]) -> None:
     trial = trial_of(trained, workload)
     recipe = dataclasses.replace(SHORT, **extra)  # type: ignore[arg-type]
@@ -143,13 +174,22 @@ def test_other_recipes_work(trained: Graph, workload: Workload, extra: dict[str,
 # As an evaluator
 
 
-def judged(trained: Graph, workload: Workload, **options: object) -> tuple[Trial, PruningNetWeights]:
-    fast = {"recipe": SHORT, "calibration_batches": 4, "batch_size": 32, "subval_limit": 150, **options}
+def judged(
+    trained: Graph, workload: Workload, **options: object
+) -> tuple[Trial, PruningNetWeights]:
+    fast = {
+        "recipe": SHORT,
+        "calibration_batches": 4,
+        "batch_size": 32,
+        "subval_limit": 150,
+        **options,
+    }
     return trial_of(trained, workload), PruningNetWeights(**fast)  # type: ignore[arg-type]
 
 
 def test_a_candidate_is_scored_with_fresh_statistics(trained: Graph, workload: Workload) -> None:
-    """Mean of the per-batch statistics, by a loop over nn.BatchNorm2d with momentum None on the same batches."""
+    """Mean of the per-batch statistics, by a loop over nn.BatchNorm2d with momentum None on the
+    same batches."""
     trial, evaluator = judged(trained, workload, stale=True)
     judge = evaluator.open(trial)
     proposal = trial.space.proposal(np.full(len(trial.space.genes), 12))
@@ -195,12 +235,15 @@ def test_the_record_says_what_training_took_and_means(trained: Graph, workload: 
 
 
 def test_a_searcher_without_a_grid_can_use_it(trained: Graph, workload: Workload) -> None:
-    """abn{evaluator=pruning-net}: every group is searched, and scales are shares of the full width."""
+    """abn{evaluator=pruning-net}: every group is searched, and scales are shares of the full
+    width."""
     trial, evaluator = judged(trained, workload)
     cost = trial.space.cost
     space = Space(trial.space.coupling, cost, [], {})
     judge = evaluator.open(Trial(trial.state, space, 0))
-    proposal = dataclasses.replace(space.proposal(np.zeros(len(space.genes), dtype=int)), scales=None)
+    proposal = dataclasses.replace(
+        space.proposal(np.zeros(len(space.genes), dtype=int)), scales=None
+    )
     assert 0 <= judge.judge(proposal).score <= 1
 
 
@@ -228,10 +271,13 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
 
 @pytest.mark.slow
 def test_it_learns_digits_at_every_width(trained: Graph, workload: Workload) -> None:
-    """A few epochs: with recomputed statistics candidates are far above chance, with stored ones they are not."""
+    """A few epochs: with recomputed statistics candidates are far above chance, with stored ones
+    they are not."""
     recipe = dataclasses.replace(META, epochs=20, batch_size=64)
     trial = trial_of(trained, workload)
-    judge = PruningNetWeights(recipe=recipe, calibration_batches=6, batch_size=64, stale=True).open(trial)
+    judge = PruningNetWeights(recipe=recipe, calibration_batches=6, batch_size=64, stale=True).open(
+        trial
+    )
     random = np.random.default_rng(0)
     found = [judge.judge(trial.space.proposal(trial.space.uniform(random))) for _ in range(10)]
     assert np.mean([item.score for item in found]) > 0.4

@@ -1,6 +1,8 @@
-"""MetaPruning's evolution against the published algorithm, written out naively: operators, archive, and statistics.
+"""MetaPruning's evolution against the published algorithm, written out naively: operators, archive,
+and statistics.
 
-Ours is watched from outside: what it asks, generation by generation, is compared with what the naive one makes.
+Ours is watched from outside: what it asks, generation by generation, is compared with what the
+naive one makes.
 """
 
 from __future__ import annotations
@@ -45,8 +47,13 @@ def network(chain: Chain) -> State:
 
 
 def space_of(state: State, *budgets: str, **options: Any) -> Space:
-    coupling, scores = state.need_coupling(), score_units(state.need_coupling(), state.graph.weights, "l1")
-    return Space(coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options)
+    coupling, scores = (
+        state.need_coupling(),
+        score_units(state.need_coupling(), state.graph.weights, "l1"),
+    )
+    return Space(
+        coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options
+    )
 
 
 def genes_of(proposal: Proposal) -> Key:
@@ -78,14 +85,17 @@ def nearest(child: Key, parents: Sequence[Key]) -> Key:
 
 
 def changes(child: Key, parents: Sequence[Key]) -> list[int]:
-    """By how much, round the grid, the genes of a mutation differ from those of its parent; 0 where they do not."""
+    """By how much, round the grid, the genes of a mutation differ from those of its parent; 0 where
+    they do not."""
     return [(a - b) % 31 for a, b in zip(child, nearest(child, parents), strict=True)]
 
 
 def test_a_generation_is_25_mutations_and_25_crossovers(network: State) -> None:
-    """Without a constraint nothing is rejected, and the children come in this order: no random ones are left to make.
+    """Without a constraint nothing is rejected, and the children come in this order: no random ones
+    are left to make.
 
-    A child that equals its parent is known, so the rate is 0.1 / (1 - 0.9^20) = 0.1138 for those that are left.
+    A child that equals its parent is known, so the rate is 0.1 / (1 - 0.9^20) = 0.1138 for those
+    that are left.
     """
     moved: list[int] = []
     shares: list[float] = []
@@ -118,27 +128,39 @@ def test_a_generation_is_25_mutations_and_25_crossovers(network: State) -> None:
 
 
 def test_mutations_and_crossovers_are_those_of_the_naive_search(network: State) -> None:
-    """The same statistics of both, over many runs: how far children are from their parents, by kind."""
+    """The same statistics of both, over many runs: how far children are from their parents, by
+    kind."""
 
     def statistics(first: list[Key], mutated: list[Key], crossed: list[Key]) -> list[list[float]]:
         parents = best(first, peaks, 10)
         far = [float(sum(change != 0 for change in changes(child, parents))) for child in mutated]
-        size = [float(abs(a - b)) for child in mutated for a, b in zip(child, nearest(child, parents), strict=True)]
-        spread = [float(sum(a != b for a, b in zip(child, nearest(child, parents), strict=True))) for child in crossed]
+        size = [
+            float(abs(a - b))
+            for child in mutated
+            for a, b in zip(child, nearest(child, parents), strict=True)
+        ]
+        spread = [
+            float(sum(a != b for a, b in zip(child, nearest(child, parents), strict=True)))
+            for child in crossed
+        ]
         used = [float(parents.index(nearest(child, parents))) for child in [*mutated, *crossed]]
         return [far, size, spread, used]
 
     ours: list[list[float]] = [[], [], [], []]
     theirs: list[list[float]] = [[], [], [], []]
     for seed in range(30):
-        first, second = generations(run(Evolution(iterations=2).open(space_of(network), seed), peaks))
+        first, second = generations(
+            run(Evolution(iterations=2).open(space_of(network), seed), peaks)
+        )
         naive = Naive(lambda genes: True, peaks, random.Random(seed))
         naive.run(iterations=2)
         made = naive.made[1]
         for total, values in zip(ours, statistics(first, second[:25], second[25:]), strict=True):
             total += values
         for total, values in zip(
-            theirs, statistics(naive.made[0]["random"], made["mutation"], made["crossover"]), strict=True
+            theirs,
+            statistics(naive.made[0]["random"], made["mutation"], made["crossover"]),
+            strict=True,
         ):
             total += values
     for mine, naive_values in zip(ours, theirs, strict=True):
@@ -149,7 +171,8 @@ def test_mutations_and_crossovers_are_those_of_the_naive_search(network: State) 
 
 
 def test_what_is_drawn_in_vain(network: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of mutations those that change nothing, 0.9^20 = 12 %; of crossovers none, for the two parents are different."""
+    """Of mutations those that change nothing, 0.9^20 = 12 %; of crossovers none, for the two
+    parents are different."""
     taken: dict[str, list[bool]] = {"_mutate": [], "_cross": []}
     take = Evolving._take
 
@@ -169,10 +192,13 @@ def test_what_is_drawn_in_vain(network: State, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_whole_searches_end_as_the_naive_ones_do(network: State) -> None:
-    """Under a constraint and by rejection: as many of each kind on average, and as good after twenty generations."""
+    """Under a constraint and by rejection: as many of each kind on average, and as good after
+    twenty generations."""
     space = space_of(network, "45%FLOPs")
     limit = space.budgets[0].limit(space.cost)
-    assert float(space.cost.measure("flops", space.widths_of(np.arange(GENES)))) == slow_macs(tuple(range(GENES)))
+    assert float(space.cost.measure("flops", space.widths_of(np.arange(GENES)))) == slow_macs(
+        tuple(range(GENES))
+    )
     ours, theirs, ours_random, theirs_random = [], [], [], []
     for seed in range(6):
         asker = Evolution(reject=True).open(space, seed)
@@ -257,7 +283,9 @@ def test_fewer_children_leave_room_for_random_ones(network: State) -> None:
 
 
 def test_without_children_it_is_random_search(network: State) -> None:
-    asker = Evolution(population=10, iterations=3, mutations=0, crossovers=0).open(space_of(network), 0)
+    asker = Evolution(population=10, iterations=3, mutations=0, crossovers=0).open(
+        space_of(network), 0
+    )
     drawn = Drawn(asker)
     assert len(run(asker, peaks)) == 30
     assert drawn.random == [10, 10, 10]
@@ -276,7 +304,9 @@ def test_without_children_it_is_random_search(network: State) -> None:
         ({"population": 4, "mutations": 2, "crossovers": 1}, (2, 1)),
     ],
 )
-def test_half_of_a_generation_is_made_in_each_way(options: dict[str, Any], children: tuple[int, int]) -> None:
+def test_half_of_a_generation_is_made_in_each_way(
+    options: dict[str, Any], children: tuple[int, int]
+) -> None:
     assert Evolution(**options).children == children
 
 
@@ -295,7 +325,9 @@ def test_a_gene_always_changes_to_another_value(network: State) -> None:
 
 
 def test_one_parent_cannot_be_crossed(network: State) -> None:
-    asker = Evolution(population=6, iterations=3, parents=1, mutations=0, crossovers=6).open(space_of(network), 0)
+    asker = Evolution(population=6, iterations=3, parents=1, mutations=0, crossovers=6).open(
+        space_of(network), 0
+    )
     drawn = Drawn(asker)
     assert len(run(asker, peaks)) == 18
     assert drawn.random == [6, 6, 6]
@@ -303,7 +335,11 @@ def test_one_parent_cannot_be_crossed(network: State) -> None:
 
 def test_tied_genes_move_together(network: State) -> None:
     names = [group.name for group in network.need_coupling().free]
-    genes = [Gene(tuple(names[:3]), 40), Gene((names[5], names[3]), 40), Gene((names[7],), 40, "because")]
+    genes = [
+        Gene(tuple(names[:3]), 40),
+        Gene((names[5], names[3]), 40),
+        Gene((names[7],), 40, "because"),
+    ]
     genes += [Gene((name,), 40) for name in names if name not in {*names[:4], names[5], names[7]}]
     space = space_of(network, "60%FLOPs", genes=genes, window=0.2)
     place = {name: number for number, name in enumerate(space.cost.groups)}
@@ -332,7 +368,10 @@ def test_one_and_two_sided_constraints(network: State, window: float | None, rej
 def test_low_and_high_bound_random_structures_and_no_others(network: State) -> None:
     for reject in (True, False):
         space = space_of(network, "45%FLOPs", window=0.1)
-        asked = run(Evolution(population=40, iterations=3, low=12, high=23, reject=reject).open(space, 0), peaks)
+        asked = run(
+            Evolution(population=40, iterations=3, low=12, high=23, reject=reject).open(space, 0),
+            peaks,
+        )
         first = np.array(asked[:40])
         assert first.min() == 12
         assert first.max() == 23
@@ -363,7 +402,8 @@ def resnet50() -> State:
 
 
 def test_resnet50_is_drawn_as_published(resnet50: State) -> None:
-    """1950 to 2050 M, indices 12 to 23: about 3.8 % of the vectors fit, and their mean is 1729 M."""
+    """1950 to 2050 M, indices 12 to 23: about 3.8 % of the vectors fit, and their mean is 1729
+    M."""
     genes = metapruning_genes(resnet50.need_coupling())
     space = space_of(resnet50, "2050MFLOPs", genes=genes, window=1 - 1950 / 2050)
     assert len(space.genes) == 20
@@ -388,7 +428,9 @@ def test_resnet50_by_rejection(resnet50: State) -> None:
         number += 1
         asker.tell(proposal, float(np.sin(proposal.widths).sum()))
     assert number == 300
-    assert 150 / attempts == pytest.approx(0.038, rel=0.25), "the standard deviation of 150 waiting times is 8 %"
+    assert 150 / attempts == pytest.approx(0.038, rel=0.25), (
+        "the standard deviation of 150 waiting times is 8 %"
+    )
 
 
 # Does it learn
@@ -446,7 +488,9 @@ def test_a_journal_cut_at_every_line_gives_the_same(
     search: Callable[..., tuple[State, Any]], tmp_path: Path, race: str
 ) -> None:
     options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0}
-    evaluator: dict[str, Any] = {"evaluator": f"abn{{calibration-batches=2 batch-size=32 subval-limit=100{race}}}"}
+    evaluator: dict[str, Any] = {
+        "evaluator": f"abn{{calibration-batches=2 batch-size=32 subval-limit=100{race}}}"
+    }
 
     def results(folder: str) -> tuple[list[tuple[Any, float]], Any]:
         _, outcome = search(tmp_path / folder, **options, **evaluator)
@@ -461,7 +505,9 @@ def test_a_journal_cut_at_every_line_gives_the_same(
         folder.mkdir()
         (folder / JOURNAL).write_bytes(b"".join(lines[:number]) + lines[number][:20])
         assert results(folder.name) == whole
-        assert (folder / JOURNAL).read_bytes().splitlines()[:number] == [line.rstrip(b"\n") for line in lines[:number]]
+        assert (folder / JOURNAL).read_bytes().splitlines()[:number] == [
+            line.rstrip(b"\n") for line in lines[:number]
+        ]
 
 
 # The ends of it
@@ -472,7 +518,11 @@ def test_a_generation_side_by_side_is_the_generation_one_by_one(
     search: Callable[..., tuple[State, Any]], monkeypatch: pytest.MonkeyPatch, race: int | None
 ) -> None:
     """Without a race scores do not depend on it, in a race groups do not depend on time."""
-    evaluator = "abn{calibration-batches=2 batch-size=32 subval-limit=100" + (f" race={race}" if race else "") + "}"
+    evaluator = (
+        "abn{calibration-batches=2 batch-size=32 subval-limit=100"
+        + (f" race={race}" if race else "")
+        + "}"
+    )
     options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0, "evaluator": evaluator}
     found = []
     for patience in (0.0, 1e9):
@@ -483,7 +533,8 @@ def test_a_generation_side_by_side_is_the_generation_one_by_one(
 
 
 def test_an_exhausted_space_ends_the_search(chain: Chain) -> None:
-    """Two scales and four genes: every structure inside the budget is asked for, once, and then it is over."""
+    """Two scales and four genes: every structure inside the budget is asked for, once, and then it
+    is over."""
     space = space_of(chain([40] * 4), "60%FLOPs", grid=(50, 100))
     every = list(itertools.product((0, 1), repeat=4))
     widths = space.widths_of(np.array(every))
@@ -496,7 +547,9 @@ def test_an_exhausted_space_ends_the_search(chain: Chain) -> None:
             seen.append(tuple(proposal.widths.tolist()))
             asker.tell(proposal, float(sum(seen[-1])))
             if reject:
-                asker.options = Evolution(population=5, iterations=50, parents=3)  # rejecting 100,000 takes a while
+                asker.options = Evolution(
+                    population=5, iterations=50, parents=3
+                )  # rejecting 100,000 takes a while
         assert len(seen) == len(inside)
         assert set(seen) == inside
         assert asker.ask() is None
@@ -516,16 +569,22 @@ def test_nothing_fits(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """One group of 10 or 20 channels: half of the FLOPs, or all."""
     monkeypatch.setattr("pruneopt.passes.search.searchers.evolution.ATTEMPTS", 500)
     space = space_of(chain([20]), "75%FLOPs", window=0.1, grid=(50, 100))
-    with pytest.raises(UserError, match=r"none of 500 random structures .* use a wider window, or leave reject out"):
+    with pytest.raises(
+        UserError, match=r"none of 500 random structures .* use a wider window, or leave reject out"
+    ):
         Evolution(reject=True).open(space, 0).ask()
-    with pytest.raises(UserError, match=r"none of 1040 random structures .* use a wider window, or a larger budget"):
+    with pytest.raises(
+        UserError, match=r"none of 1040 random structures .* use a wider window, or a larger budget"
+    ):
         Evolution(population=2).open(space, 0).ask()
 
 
 def test_ranges_that_hold_nothing_are_refused_at_once(network: State) -> None:
     with pytest.raises(BudgetError, match="random structures with low=25 do not reach 30%FLOPs"):
         Evolution(low=25).open(space_of(network, "30%FLOPs"), 0)
-    with pytest.raises(UserError, match=r"random structures with high=5 use at most .* let them be larger"):
+    with pytest.raises(
+        UserError, match=r"random structures with high=5 use at most .* let them be larger"
+    ):
         Evolution(high=5).open(space_of(network, "50%FLOPs", window=0.1), 0)
 
 
@@ -554,7 +613,10 @@ def test_answers_that_are_no_numbers_are_the_worst(network: State) -> None:
         ({"mutations": -1}, "must not be negative"),
         ({"crossovers": -1}, "must not be negative"),
         ({"mutations": 51}, "51 mutations and 0 crossovers are more than population=50"),
-        ({"mutations": 30, "crossovers": 30}, "30 mutations and 30 crossovers are more than population=50"),
+        (
+            {"mutations": 30, "crossovers": 30},
+            "30 mutations and 30 crossovers are more than population=50",
+        ),
         ({"probability": 0.0}, "probability=0 must be above 0 and at most 1"),
         ({"probability": 1.1}, "probability=1.1 must be above 0 and at most 1"),
         ({"probability": float("nan")}, "probability must be a number, not nan"),

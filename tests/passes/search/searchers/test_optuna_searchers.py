@@ -1,4 +1,5 @@
-"""Optuna's samplers as searchers: inside the budget, nothing judged twice, restored by replay, better than chance."""
+"""Optuna's samplers as searchers: inside the budget, nothing judged twice, restored by replay,
+better than chance."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.pipeline.base import Result, State
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.searchers import optuna_searchers
-from pruneopt.passes.search.searchers.optuna_searchers import CMAES, NSGA2, TPE, OptunaSearcher, onto_budget
+from pruneopt.passes.search.searchers.optuna_searchers import (
+    CMAES,
+    NSGA2,
+    TPE,
+    OptunaSearcher,
+    onto_budget,
+)
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
@@ -61,7 +68,9 @@ def target_of(space: Space, seed: int) -> Callable[[Proposal], float]:
     return fitness
 
 
-def steps(asker: Asker, fitness: Callable[[Proposal], float], count: int) -> list[tuple[list[int], float]]:
+def steps(
+    asker: Asker, fitness: Callable[[Proposal], float], count: int
+) -> list[tuple[list[int], float]]:
     found = []
     for _ in range(count):
         proposal = asker.ask()
@@ -76,7 +85,9 @@ def steps(asker: Asker, fitness: Callable[[Proposal], float], count: int) -> lis
 
 
 @pytest.mark.parametrize("budgets", [("50%FLOPs",), ("60%FLOPs", "45%params"), ("30%FLOPs",)])
-def test_vectors_are_moved_to_where_no_gene_can_grow(network: State, budgets: tuple[str, ...]) -> None:
+def test_vectors_are_moved_to_where_no_gene_can_grow(
+    network: State, budgets: tuple[str, ...]
+) -> None:
     space = space_of(network, *budgets)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -85,11 +96,15 @@ def test_vectors_are_moved_to_where_no_gene_can_grow(network: State, budgets: tu
         for gene in range(len(indices)):
             more = indices.copy()
             more[gene] += 1
-            assert indices[gene] == len(space.grid) - 1 or not space.feasible(space.widths_of(more)[None])[0]
+            assert (
+                indices[gene] == len(space.grid) - 1
+                or not space.feasible(space.widths_of(more)[None])[0]
+            )
 
 
 def test_what_is_asked_for_keeps_its_proportions(network: State) -> None:
-    """One factor for all, but for what fills the budget up; a gene that asks to lose nothing keeps all."""
+    """One factor for all, but for what fills the budget up; a gene that asks to lose nothing keeps
+    all."""
     space = space_of(network, "60%FLOPs", grid=range(1, 101))
     ratios = np.linspace(0, 0.5, len(space.genes))
     removed = 1 - space.widths_of(onto_budget(space, ratios)) / space.cost.full
@@ -117,7 +132,9 @@ def test_without_budgets_ratios_are_taken_as_they_are(network: State) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_proposal_is_new_and_inside_every_budget(network: State, kind: type[OptunaSearcher]) -> None:
+def test_every_proposal_is_new_and_inside_every_budget(
+    network: State, kind: type[OptunaSearcher]
+) -> None:
     space = space_of(network, "50%FLOPs", "70%params")
     asker = kind(candidates=30).open(space, 0)
     found = steps(asker, target_of(space, 0), 30)
@@ -128,7 +145,9 @@ def test_every_proposal_is_new_and_inside_every_budget(network: State, kind: typ
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_replaying_a_journal_restores_the_sampler(network: State, kind: type[OptunaSearcher]) -> None:
+def test_replaying_a_journal_restores_the_sampler(
+    network: State, kind: type[OptunaSearcher]
+) -> None:
     space = space_of(network, "50%FLOPs")
     fitness = target_of(space, 0)
     straight = steps(kind(candidates=40).open(space, 7), fitness, 30)
@@ -142,14 +161,19 @@ def test_replaying_a_journal_restores_the_sampler(network: State, kind: type[Opt
 @pytest.mark.parametrize("kind", ALL)
 def test_the_seed_and_the_answers_decide(network: State, kind: type[OptunaSearcher]) -> None:
     space = space_of(network, "50%FLOPs")
-    run = [steps(kind().open(space, seed), target_of(space, goal), 25) for seed, goal in ((0, 0), (1, 0), (0, 1))]
+    run = [
+        steps(kind().open(space, seed), target_of(space, goal), 25)
+        for seed, goal in ((0, 0), (1, 0), (0, 1))
+    ]
     assert run[0][0][0] != run[1][0][0]
     assert run[0][0][0] == run[2][0][0]
     assert [widths for widths, _ in run[0]] != [widths for widths, _ in run[2]]
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_better_than_random_at_equal_evaluations(network: State, kind: type[OptunaSearcher]) -> None:
+def test_better_than_random_at_equal_evaluations(
+    network: State, kind: type[OptunaSearcher]
+) -> None:
     space = space_of(network, "50%FLOPs")
     evaluations = 80
 
@@ -193,7 +217,9 @@ def test_an_exhausted_space_ends_the_search(network: State) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_answers_that_are_no_numbers_do_not_end_the_search(network: State, kind: type[OptunaSearcher]) -> None:
+def test_answers_that_are_no_numbers_do_not_end_the_search(
+    network: State, kind: type[OptunaSearcher]
+) -> None:
     space = space_of(network, "50%FLOPs")
     asker = kind(candidates=10).open(space, 0)
     values = iter([float("nan"), float("-inf"), *range(8)])
@@ -218,7 +244,9 @@ def test_optuna_stays_silent(
     for kind in ALL:
         steps(kind(candidates=12).open(space, 0), target_of(space, 0), 12)
     assert capfd.readouterr() == ("", "")
-    assert not [warning for warning in recwarn if "ptuna" in str(warning.category) + str(warning.filename)]
+    assert not [
+        warning for warning in recwarn if "ptuna" in str(warning.category) + str(warning.filename)
+    ]
     assert optuna.logging.get_verbosity() == before
     assert logging.getLogger("optuna").propagate is False
 
@@ -227,15 +255,20 @@ def test_optuna_stays_silent(
 def test_a_killed_search_ends_as_one_that_was_not(
     search: Callable[..., tuple[State, Outcome]], tmp_path: Path, kind: type[OptunaSearcher]
 ) -> None:
-    """The pass abn with another searcher: the journal loses its last lines, and the search goes on from there."""
+    """The pass abn with another searcher: the journal loses its last lines, and the search goes on
+    from there."""
     options = {"searcher": kind(candidates=6), "finetune_epochs": 0}
     _, straight = search(tmp_path, **options)
     path = tmp_path / "search.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]) + lines[4][:10])
     state, resumed = search(tmp_path, **options)
-    assert [item.widths for item in resumed.candidates] == [item.widths for item in straight.candidates]
-    assert [item.score for item in resumed.candidates] == [item.score for item in straight.candidates]
+    assert [item.widths for item in resumed.candidates] == [
+        item.widths for item in straight.candidates
+    ]
+    assert [item.score for item in resumed.candidates] == [
+        item.score for item in straight.candidates
+    ]
     assert resumed.candidates[:3] == straight.candidates[:3]
     assert resumed.winner.widths == straight.winner.widths
     assert all(use.share <= 1 for use in Result.of(state).budgets)
@@ -264,7 +297,9 @@ def test_a_missing_package_is_named(
     network: State, monkeypatch: pytest.MonkeyPatch, kind: type[OptunaSearcher], package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'pruneopt\[search\]'"):
+    with pytest.raises(
+        UserError, match=rf"needs the package {package}: pip install 'pruneopt\[search\]'"
+    ):
         kind().open(space_of(network, "50%FLOPs"), 0)
 
 

@@ -1,4 +1,5 @@
-"""Random search: every group by itself as EagleEye draws them, or the genes of a space whose widths are tied."""
+"""Random search: every group by itself as EagleEye draws them, or the genes of a space whose widths
+are tied."""
 
 from __future__ import annotations
 
@@ -28,15 +29,24 @@ def network(chain: Chain) -> State:
 
 
 def space_of(state: State, *budgets: str, **options: Any) -> Space:
-    coupling, scores = state.need_coupling(), score_units(state.need_coupling(), state.graph.weights, "l1")
-    return Space(coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options)
+    coupling, scores = (
+        state.need_coupling(),
+        score_units(state.need_coupling(), state.graph.weights, "l1"),
+    )
+    return Space(
+        coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options
+    )
 
 
 def tied(state: State) -> list[Gene]:
     """Two groups that share a width, one that stays whole, and the others."""
     names = [group.name for group in state.need_coupling().free]
     single = [Gene((name,), 40) for name in names[3:]]
-    return [Gene((names[0], names[1]), 40), Gene((names[2],), 40, "read by the last layer"), *single]
+    return [
+        Gene((names[0], names[1]), 40),
+        Gene((names[2],), 40, "read by the last layer"),
+        *single,
+    ]
 
 
 def run(asker: Asker) -> list[Proposal]:
@@ -56,20 +66,31 @@ def test_it_proposes_what_the_sampler_draws(network: State) -> None:
     asker = searcher.open(space, 3)
     assert asker.total == 6
     sampler = WidthSampler(
-        space.coupling, space.cost, space.budgets, space.scores, max_ratio=0.8, min_ratio=0.1, seed=3
+        space.coupling,
+        space.cost,
+        space.budgets,
+        space.scores,
+        max_ratio=0.8,
+        min_ratio=0.1,
+        seed=3,
     )
     found = run(asker)
-    assert [item.widths.tolist() for item in found] == [sampler.draw(index).widths.tolist() for index in range(6)]
+    assert [item.widths.tolist() for item in found] == [
+        sampler.draw(index).widths.tolist() for index in range(6)
+    ]
     assert [item.scales for item in found] == [None] * 6
     assert asker.describe() == sampler.describe()
 
 
 def test_the_window_holds_where_nothing_is_filled_up(network: State) -> None:
-    """EagleEye's count leaves a budget unused; draws below the window are passed over, and counted."""
+    """EagleEye's count leaves a budget unused; draws below the window are passed over, and
+    counted."""
     free = run(RandomSearch(candidates=60, floor=True).open(space_of(network, "50%FLOPs"), 0))
     space = space_of(network, "50%FLOPs", window=0.003)
     used = space.used(np.stack([item.widths for item in free]))
-    wanted = [item.widths.tolist() for item, share in zip(free, used, strict=True) if share >= 0.997]
+    wanted = [
+        item.widths.tolist() for item, share in zip(free, used, strict=True) if share >= 0.997
+    ]
     assert 5 < len(wanted) < 55
     kept = run(RandomSearch(candidates=len(wanted), floor=True).open(space, 0))
     assert [item.widths.tolist() for item in kept] == wanted
@@ -101,7 +122,9 @@ def test_ties_and_frozen_widths_are_kept(network: State) -> None:
         others = np.delete(item.scales, 2)
         assert others.min() >= 0.2 - 1e-9
         assert others.max() <= 0.9 + 1e-9
-        assert item.widths.tolist() == [int(40 * round(100 * scale)) // 100 for scale in item.scales]
+        assert item.widths.tolist() == [
+            int(40 * round(100 * scale)) // 100 for scale in item.scales
+        ]
     assert space.feasible(np.stack([item.widths for item in found])).all()
 
 
@@ -124,9 +147,13 @@ def test_tied_by_rejection(network: State) -> None:
 
 def test_ranges_of_tied_widths(network: State) -> None:
     space = space_of(network, "30%FLOPs", genes=tied(network))
-    with pytest.raises(BudgetError, match=r"random structures with max-ratio=0\.2 do not reach 30%FLOPs"):
+    with pytest.raises(
+        BudgetError, match=r"random structures with max-ratio=0\.2 do not reach 30%FLOPs"
+    ):
         RandomSearch(max_ratio=0.2).open(space, 0)
-    with pytest.raises(UserError, match=r"no scale of the grid \(10 to 100 %\) removes 0\.105 to 0\.115 of a width"):
+    with pytest.raises(
+        UserError, match=r"no scale of the grid \(10 to 100 %\) removes 0\.105 to 0\.115 of a width"
+    ):
         RandomSearch(min_ratio=0.105, max_ratio=0.115).open(space, 0)
     narrow = space_of(network, "90%FLOPs", genes=tied(network), window=0.05)
     with pytest.raises(UserError, match=r"random structures with min-ratio=0\.3 use at most"):

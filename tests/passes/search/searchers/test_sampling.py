@@ -1,4 +1,5 @@
-"""Sampled plans obey every constraint and use the budget up; the compat switches do what EagleEye's code does."""
+"""Sampled plans obey every constraint and use the budget up; the compat switches do what EagleEye's
+code does."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.budget import Budget, parse_budget, within
 from pruneopt.passes.pipeline.base import State
 from pruneopt.passes.search.searchers import sampling
-from pruneopt.passes.search.searchers.sampling import Draw, WidthSampler, floor_widths, untied_widths
+from pruneopt.passes.search.searchers.sampling import (
+    Draw,
+    WidthSampler,
+    floor_widths,
+    untied_widths,
+)
 
 relaxed = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -47,11 +53,20 @@ def share(budget: Budget, cost: CostModel, draw: Draw) -> float:
 )
 @relaxed
 def test_every_plan_is_valid_and_just_inside(
-    mixed: State, seed: int, index: int, flops: int, params: int | None, most: float, least: float, round_to: int
+    mixed: State,
+    seed: int,
+    index: int,
+    flops: int,
+    params: int | None,
+    most: float,
+    least: float,
+    round_to: int,
 ) -> None:
     texts = [f"{flops}%FLOPs", *([] if params is None else [f"{params}%params"])]
     try:
-        found = sampler(mixed, *texts, max_ratio=most, min_ratio=least, round_to=round_to, seed=seed)
+        found = sampler(
+            mixed, *texts, max_ratio=most, min_ratio=least, round_to=round_to, seed=seed
+        )
     except BudgetError:
         return
     draw, coupling, cost = found.draw(index), mixed.need_coupling(), mixed.need_cost()
@@ -66,7 +81,9 @@ def test_every_plan_is_valid_and_just_inside(
             assert not within(found.budgets, cost, trial), "one step more must not fit"
     if round_to == 1:
         assert (draw.widths >= cost.full - np.floor(most * cost.full)).all()
-        assert (draw.widths <= np.maximum(cost.full - np.floor(least * cost.full), found.ranged.lowest)).all()
+        assert (
+            draw.widths <= np.maximum(cost.full - np.floor(least * cost.full), found.ranged.lowest)
+        ).all()
 
 
 def test_a_network_with_room_is_within_one_percent(mixed: State) -> None:
@@ -119,7 +136,9 @@ def test_without_a_budget_ratios_are_taken_as_drawn(mixed: State) -> None:
 
 
 def test_a_range_too_narrow_names_one_that_works(mixed: State) -> None:
-    with pytest.raises(BudgetError, match=r"removing at most 0\.2 .* 30%FLOPs: use max-ratio=0\.\d+ or more") as error:
+    with pytest.raises(
+        BudgetError, match=r"removing at most 0\.2 .* 30%FLOPs: use max-ratio=0\.\d+ or more"
+    ) as error:
         sampler(mixed, "30%FLOPs", max_ratio=0.2)
     named = float(str(error.value).partition("max-ratio=")[2].split()[0])
     sampler(mixed, "30%FLOPs", max_ratio=named).draw(0)
@@ -127,7 +146,9 @@ def test_a_range_too_narrow_names_one_that_works(mixed: State) -> None:
         sampler(mixed, "30%FLOPs", max_ratio=named - 0.01)
 
 
-@pytest.mark.parametrize("wrong", [(0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (0.0, 0.0), (0.0, float("nan"))])
+@pytest.mark.parametrize(
+    "wrong", [(0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (0.0, 0.0), (0.0, float("nan"))]
+)
 def test_impossible_ranges(mixed: State, wrong: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="no range of shares"):
         sampler(mixed, "50%FLOPs", min_ratio=wrong[0], max_ratio=wrong[1])
@@ -142,7 +163,10 @@ def test_a_budget_below_the_smallest_network(mixed: State) -> None:
 
 
 def test_floor_gives_the_widths_of_the_released_mobilenet() -> None:
-    ratios = ".34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166 .30550963 .39298936 "
+    ratios = (
+        ".34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166 "
+        ".30550963 .39298936 "
+    )
     ratios += ".32038612 .15806762 .13184949 .39613"
     full = np.array([32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024])
     wanted = [21, 48, 85, 82, 167, 167, 440, 364, 356, 311, 348, 432, 889, 619]
@@ -163,15 +187,24 @@ def test_ties_go_too(mixed: State, data: st.DataObject) -> None:
     coupling, cost = mixed.need_coupling(), mixed.need_cost()
     levels = data.draw(st.integers(1, 6))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    scores = {name: rng.integers(0, levels, coupling.group(name).width).astype(float) for name in cost.groups}
+    scores = {
+        name: rng.integers(0, levels, coupling.group(name).width).astype(float)
+        for name in cost.groups
+    }
     widths = np.array(
-        [rng.integers(1, full // step + 1) * step for full, step in zip(cost.full, cost.step, strict=True)]
+        [
+            rng.integers(1, full // step + 1) * step
+            for full, step in zip(cost.full, cost.step, strict=True)
+        ]
     )
     found = untied_widths(widths, scores, coupling, cost)
     for i, name in enumerate(cost.groups):
         group = coupling.group(name)
         each = (group.width - int(widths[i])) // group.step
-        assert found[i] == min(slow_floor(scores[name][block], each) for block in group.blocks) * group.step
+        assert (
+            found[i]
+            == min(slow_floor(scores[name][block], each) for block in group.blocks) * group.step
+        )
 
 
 def test_floor_does_not_fill_up_and_keeps_at_least_one(mixed: State) -> None:
@@ -241,7 +274,9 @@ def test_rejection_obeys_further_budgets(mixed: State) -> None:
 def test_rejection_gives_up_in_one_sentence(mixed: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "ATTEMPTS", 3000)
     found = sampler(mixed, "99%FLOPs", max_ratio=0.9, min_ratio=0.1, rejection=True)
-    with pytest.raises(UserError, match=r"none of 3000 random vectors with .*below 0\.033%.*change max-ratio"):
+    with pytest.raises(
+        UserError, match=r"none of 3000 random vectors with .*below 0\.033%.*change max-ratio"
+    ):
         found.draw(0)
 
 

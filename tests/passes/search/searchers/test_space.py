@@ -1,4 +1,5 @@
-"""What a search may propose: exact widths, constraints of groups, budgets and windows, and vectors moved into them."""
+"""What a search may propose: exact widths, constraints of groups, budgets and windows, and vectors
+moved into them."""
 
 from __future__ import annotations
 
@@ -25,11 +26,19 @@ MOBILENET_V1 = [32, 64, 128, 256, 512, 1024]
 MOBILENET_V2 = [44, 22, 33, 88, 132, 224, 448, 1280]
 """The 1.4x network, whose blocks expand six times."""
 RESNET_50 = [64, 128, 256, 512, 1024, 2048]
-BASES = sorted({*MOBILENET_V1, *MOBILENET_V2, *[6 * width for width in MOBILENET_V2[:-1]], *RESNET_50})
+BASES = sorted(
+    {*MOBILENET_V1, *MOBILENET_V2, *[6 * width for width in MOBILENET_V2[:-1]], *RESNET_50}
+)
 
 
 def space_of(state: State, *budgets: str, **options: Any) -> Space:
-    return Space(state.need_coupling(), state.need_cost(), [parse_budget(text) for text in budgets], {}, **options)
+    return Space(
+        state.need_coupling(),
+        state.need_cost(),
+        [parse_budget(text) for text in budgets],
+        {},
+        **options,
+    )
 
 
 def shares(space: Space, widths: np.ndarray) -> list[float]:
@@ -51,7 +60,8 @@ def bases(chain: Chain) -> State:
 
 
 def test_widths_are_the_published_truncation(bases: State) -> None:
-    """``int(C * scale)``, in floating point as the released code has it, for every base width and scale."""
+    """``int(C * scale)``, in floating point as the released code has it, for every base width and
+    scale."""
     space = space_of(bases)
     assert space.cost.full.tolist() == BASES
     for index in range(31):
@@ -62,26 +72,37 @@ def test_widths_are_the_published_truncation(bases: State) -> None:
 
 
 def test_from_34_channels_on_every_scale_has_a_width_of_its_own() -> None:
-    distinct = {width: len({width * percent // 100 for percent in GRID}) for width in range(1, 3000)}
+    distinct = {
+        width: len({width * percent // 100 for percent in GRID}) for width in range(1, 3000)
+    }
     assert all(distinct[width] == 31 for width in range(34, 3000))
     assert distinct[32] < 31
 
 
 def ladder(full: int, step: int, percent: int, round_to: int) -> int:
-    """The largest multiple of step and rounding up to a share of a width; the smallest multiple where none is."""
+    """The largest multiple of step and rounding up to a share of a width; the smallest multiple
+    where none is."""
     grain = int(np.lcm(step, round_to))
-    fitting = [width for width in (*range(grain, full, grain), full) if width <= full * percent // 100]
+    fitting = [
+        width for width in (*range(grain, full, grain), full) if width <= full * percent // 100
+    ]
     return max(fitting, default=min(grain, full))
 
 
 @given(data=st.data(), round_to=st.sampled_from([1, 2, 4, 8]))
 @relaxed
-def test_groups_with_blocks_go_down_to_equal_counts(mixed: State, data: st.DataObject, round_to: int) -> None:
+def test_groups_with_blocks_go_down_to_equal_counts(
+    mixed: State, data: st.DataObject, round_to: int
+) -> None:
     space = space_of(mixed, round_to=round_to)
     assert max(space.cost.step) > 1
-    genes = data.draw(st.lists(st.integers(0, 30), min_size=len(space.genes), max_size=len(space.genes)))
+    genes = data.draw(
+        st.lists(st.integers(0, 30), min_size=len(space.genes), max_size=len(space.genes))
+    )
     widths = space.widths_of(np.array(genes))
-    for gene, width, full, step in zip(genes, widths, space.cost.full, space.cost.step, strict=True):
+    for gene, width, full, step in zip(
+        genes, widths, space.cost.full, space.cost.step, strict=True
+    ):
         assert width == ladder(int(full), int(step), GRID[gene], round_to)
 
 
@@ -103,7 +124,11 @@ def test_the_minimum_holds_below_the_grid(chain: Chain) -> None:
 def test_tied_genes_share_a_scale_and_frozen_ones_stay_whole(chain: Chain) -> None:
     state = chain([40, 60, 80, 100])
     names = [group.name for group in state.need_coupling().free]
-    genes = [Gene((names[0], names[2]), 40), Gene((names[1],), 60), Gene((names[3],), 100, "because")]
+    genes = [
+        Gene((names[0], names[2]), 40),
+        Gene((names[1],), 60),
+        Gene((names[3],), 100, "because"),
+    ]
     space = space_of(state, genes=genes)
     assert [gene.groups for gene in space.genes] == [(names[0], names[2]), (names[1],)]
     assert not space.untied
@@ -125,9 +150,13 @@ def test_feasible_is_inside_all_and_not_below(
     mixed: State, data: st.DataObject, window: float | None, params: int
 ) -> None:
     space = space_of(mixed, "50%FLOPs", f"{params}%params", window=window)
-    widths = space.widths_of(np.array(data.draw(st.lists(st.integers(0, 30), min_size=3, max_size=3))))
+    widths = space.widths_of(
+        np.array(data.draw(st.lists(st.integers(0, 30), min_size=3, max_size=3)))
+    )
     uses = shares(space, widths)
-    assert space.feasible(widths[None]).tolist() == [max(uses) <= 1 and (window is None or max(uses) >= 1 - window)]
+    assert space.feasible(widths[None]).tolist() == [
+        max(uses) <= 1 and (window is None or max(uses) >= 1 - window)
+    ]
     assert space.used(widths[None]).tolist() == pytest.approx([max(uses)])
 
 
@@ -139,7 +168,9 @@ def test_without_budgets_everything_is_feasible(mixed: State) -> None:
 
 
 def test_a_budget_below_the_network_is_refused_with_what_is_reachable(chain: Chain) -> None:
-    with pytest.raises(BudgetError, match=r"the budget '1FLOPs' is out of reach: .* smaller than 10 FLOPs"):
+    with pytest.raises(
+        BudgetError, match=r"the budget '1FLOPs' is out of reach: .* smaller than 10 FLOPs"
+    ):
         space_of(chain([40, 40, 40]), "1FLOPs")
 
 
@@ -166,7 +197,8 @@ def test_frozen_genes_count_for_what_is_reachable(chain: Chain) -> None:
 def test_a_budget_above_the_network_leaves_nothing_in_the_window(chain: Chain) -> None:
     state = chain([40, 40])
     with pytest.raises(
-        UserError, match=r"the original uses 48\.0% of the tightest budget, and window=0\.01 asks for 99"
+        UserError,
+        match=r"the original uses 48\.0% of the tightest budget, and window=0\.01 asks for 99",
     ):
         space_of(state, "4kFLOPs", window=0.01)
     assert space_of(state, "4kFLOPs").feasible(np.array([[40, 40]])).all()
@@ -178,7 +210,9 @@ def test_a_range_must_hold_something(chain: Chain) -> None:
     space.check_range(0, 30, "low=0", "high=30")
     with pytest.raises(BudgetError, match=r"random structures with low=20 do not reach 25%FLOPs"):
         space.check_range(20, 30, "low=20", "high=30")
-    with pytest.raises(UserError, match=r"with high=3 use at most \d+\.\d% of .* window=0\.1 asks for 90\.0%"):
+    with pytest.raises(
+        UserError, match=r"with high=3 use at most \d+\.\d% of .* window=0\.1 asks for 90\.0%"
+    ):
         space.check_range(0, 3, "low=0", "high=3")
 
 
@@ -190,13 +224,21 @@ def test_impossible_windows(mixed: State, window: float) -> None:
 
 @pytest.mark.parametrize("grid", [(), (0, 100), (50, 40, 100), (50, 50, 100), (10, 90)])
 def test_impossible_grids(mixed: State, grid: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="the scales of a grid are whole percentages in ascending order"):
+    with pytest.raises(
+        UserError, match="the scales of a grid are whole percentages in ascending order"
+    ):
         space_of(mixed, grid=grid)
 
 
 def test_nothing_to_search(mixed: State) -> None:
     with pytest.raises(UserError, match="no gene of Mixed is free to be searched"):
-        space_of(mixed, genes=[Gene(gene.groups, gene.width, "all of them") for gene in untied_genes(mixed.coupling)])  # type: ignore[arg-type]
+        space_of(
+            mixed,
+            genes=[
+                Gene(gene.groups, gene.width, "all of them")
+                for gene in untied_genes(mixed.coupling)
+            ],
+        )  # type: ignore[arg-type]
 
 
 # Moving
@@ -262,9 +304,12 @@ def entropy(column: np.ndarray) -> float:
     return float(-(p[p > 0] * np.log2(p[p > 0])).sum())
 
 
-@pytest.mark.parametrize(("budget", "least"), [("70%FLOPs", 3.3), ("35%FLOPs", 4.2), ("15%FLOPs", 3.3)])
+@pytest.mark.parametrize(
+    ("budget", "least"), [("70%FLOPs", 3.3), ("35%FLOPs", 4.2), ("15%FLOPs", 3.3)]
+)
 def test_moved_vectors_are_diverse(chain: Chain, budget: str, least: float) -> None:
-    """Uniform genes have 4.95 bits; far from the uniform mean the ends of the grid fill up, and nothing else."""
+    """Uniform genes have 4.95 bits; far from the uniform mean the ends of the grid fill up, and
+    nothing else."""
     space = space_of(chain([64] * 12), budget, window=0.05)
     rng = np.random.default_rng(1)
     found = np.array([space.moved(space.uniform(rng), rng) for _ in range(600)])
