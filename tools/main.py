@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Kept for the run record: how to do the same again.
         options.words = words
         with nullcontext() if debug else _silenced():
-            code: int = import_module(f"pruneopt.tools.{options.command}_command").run(options)
+            code: int = import_module(f"pruneopt.tools.commands.{options.command}").run(options)
         sys.stdout.flush()
         return code
     except SystemExit as leave:  # argparse, after --help and --version
