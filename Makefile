@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/.installed
 SUPPORTED = import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup demo test lint typecheck imports test-slow fuzz coverage wheel clean
+.PHONY: help setup demo test lint format typecheck imports test-slow test-matrix fuzz coverage wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -43,8 +43,13 @@ demo: $(STAMP) ## prune a small network and show every step
 test: lint typecheck imports ## all checks and the fast tests
 	$(BIN)/python -m pytest -n 2 --timeout 300
 
-lint: $(STAMP) ## style and common mistakes (ruff)
+lint: $(STAMP) ## style, layout and common mistakes (ruff)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(STAMP) ## write every file in the layout that lint asks for, imports sorted
+	$(BIN)/python -m ruff check --select I --fix .
+	$(BIN)/python -m ruff format .
 
 typecheck: $(STAMP) ## types (mypy, strict)
 	$(BIN)/python -m mypy
