@@ -133,7 +133,7 @@ def test_an_op_knows_its_module_and_the_users_line() -> None:
     graph = capture(Net(), torch.randn(2, 3, 8, 8))
     conv = graph.ops[0]
     assert (conv.loc.module, conv.loc.module_type) == ("conv", "Conv2d")
-    assert conv.loc.file.endswith("ir/test_capture.py")
+    assert conv.loc.file.endswith("ir/capture/test_capture.py")
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     assert "self.conv(x)" in lines[conv.loc.line - 1]
 
