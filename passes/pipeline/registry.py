@@ -2,7 +2,8 @@
 when asked for.
 
 Other packages add passes by entry point: group ``pruneopt.passes``, the pass's name,
-``module:Class``; and parts in the groups of `PART_GROUPS`.
+``module:Class``; and parts in the groups of `PART_GROUPS`. A script, a notebook or a model file
+adds its own with `register_pass` and `register_part`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
+from typing import TypeVar
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.models.spec import did_you_mean
@@ -24,8 +27,12 @@ __all__ = [
     "part_names",
     "pass_class",
     "pass_names",
+    "register_part",
+    "register_pass",
 ]
 
+S = TypeVar("S", bound=type[Pass])
+P = TypeVar("P", bound=type[Part])
 GROUP = "pruneopt.passes"
 
 _BUILT_IN = {
@@ -150,61 +157,149 @@ def merge(
     return table
 
 
+_registered: dict[tuple[str, str], type[Configured]] = {}
+"""What this process registered: ``pass`` or the kind of a part, and the name -> the class."""
+
+
+def register_pass(kind: S) -> S:
+    """Make a pass known by its name for the rest of the process, and return it.
+
+    Works as a decorator, ``@register_pass`` above ``@dataclass(frozen=True)``. A class that is
+    defined again at the same place (a notebook cell, a model file that is read twice) takes the
+    place of the earlier one.
+
+    Raises:
+        UserError: no complete pass with a name of its own, or a name that another one has.
+    """
+    if not _is_pass(kind) or isabstract(kind):
+        raise UserError(
+            f"{_place(kind)} cannot be registered: a pass is a subclass of Pass that sets name and "
+            "summary and defines run"
+        )
+    _register("pass", _table(), kind)
+    return kind
+
+
+def register_part(kind: P) -> P:
+    """Make a part known by its kind and name for the rest of the process, and return it; see
+    `register_pass`.
+
+    Raises:
+        UserError: no complete part with a name of its own, or a name that another one has.
+    """
+    what = getattr(kind, "kind", None)
+    if what not in PART_GROUPS or not _is_part(kind, what) or isabstract(kind):
+        raise UserError(
+            f"{_place(kind)} cannot be registered: a part is a subclass of one of the kinds "
+            f"({', '.join(PART_GROUPS)}) that sets name and summary and defines every abstract "
+            "method"
+        )
+    _register(what, _parts(what), kind)
+    return kind
+
+
+def _is_pass(found: object, name: str | None = None) -> bool:
+    """Return whether an object is a pass with a name of its own: ``name``, where one is given."""
+    return isinstance(found, type) and issubclass(found, Pass) and _has_name(found, name)
+
+
+def _is_part(found: object, kind: str, name: str | None = None) -> bool:
+    """Return whether an object is a part of a kind with a name of its own."""
+    return (
+        isinstance(found, type)
+        and issubclass(found, Part)
+        and getattr(found, "kind", None) == kind
+        and _has_name(found, name)
+    )
+
+
+def _has_name(found: type[Configured], name: str | None) -> bool:
+    own = found.__dict__.get("name")
+    return own is not None and own == (name or own)
+
+
+def _place(kind: object) -> str:
+    module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
+    return f"{module}:{name}" if isinstance(name, str) else repr(kind)
+
+
+def _register(what: str, installed: dict[str, str], kind: type[Configured]) -> None:
+    if not isinstance(getattr(kind, "summary", None), str):
+        raise UserError(f"{_place(kind)} cannot be registered: it sets no summary")
+    earlier = _registered.get((what, kind.name))
+    taken = installed.get(kind.name) if earlier is None else _place(earlier)
+    if taken not in (None, _place(kind)):
+        raise UserError(
+            f"two classes define a {what} named {kind.name!r}: {taken} and {_place(kind)}; "
+            "rename one"
+        )
+    _registered[what, kind.name] = kind
+
+
+def _with_registered(what: str, installed: dict[str, str]) -> dict[str, str]:
+    """Return a table with what this process registered added."""
+    added = {name: _place(kind) for (own, name), kind in _registered.items() if own == what}
+    return {**installed, **added}
+
+
 def pass_names() -> tuple[str, ...]:
-    """The names of all passes, built in first."""
-    return tuple(_table())
+    """Return the names of all passes, built in first."""
+    return tuple(_with_registered("pass", _table()))
 
 
 def part_kinds() -> tuple[str, ...]:
-    """Every kind of part."""
+    """Return every kind of part."""
     return tuple(PART_GROUPS)
 
 
 def part_names(kind: str) -> tuple[str, ...]:
-    """The names of all parts of a kind, built in first."""
-    return tuple(_parts(kind))
+    """Return the names of all parts of a kind, built in first."""
+    return tuple(_with_registered(kind, _parts(kind)))
 
 
 def pass_class(name: str) -> type[Pass]:
-    """The class of a pass.
+    """Return the class of a pass.
 
     Raises:
         UserError: no pass has this name, or the package that brings it does not work.
     """
-    found = _load(_table(), name, "pass")
-    if (
-        not (isinstance(found, type) and issubclass(found, Pass))
-        or found.__dict__.get("name") != name
-    ):
+    found = _found("pass", name, _table())
+    if not _is_pass(found, name):
         raise UserError(
             f"{_table()[name]}, registered as the pass {name!r}, is not a pass of that name"
         )
+    assert issubclass(found, Pass)
     return found
 
 
 def part_class(kind: str, name: str) -> type[Part]:
-    """The class of a part.
+    """Return the class of a part.
 
     Raises:
         UserError: no part of this kind has this name, or the package that brings it does not work.
     """
-    found = _load(_parts(kind), name, kind)
-    if (
-        not (isinstance(found, type) and issubclass(found, Part))
-        or getattr(found, "kind", None) != kind
-        or found.__dict__.get("name") != name
-    ):
+    found = _found(kind, name, _parts(kind))
+    if not _is_part(found, kind, name):
         raise UserError(
             f"{_parts(kind)[name]}, registered as the {kind} {name!r}, is not a {kind} of that name"
         )
+    assert issubclass(found, Part)
     return found
 
 
-def _load(table: dict[str, str], name: str, what: str) -> type[Configured]:
-    """The object that a table names."""
-    place = table.get(name)
-    if place is None:
-        raise UserError(f"there is no {what} {name!r}: {did_you_mean(name, table)}")
+def _found(what: str, name: str, installed: dict[str, str]) -> type[Configured]:
+    """Return what a name stands for, registered or to be imported."""
+    registered = _registered.get((what, name))
+    if registered is not None:
+        return registered
+    if name not in installed:
+        known = _with_registered(what, installed)
+        raise UserError(f"there is no {what} {name!r}: {did_you_mean(name, known)}")
+    return _load(installed[name], name, what)
+
+
+def _load(place: str, name: str, what: str) -> type[Configured]:
+    """Import the object at a place, ``module:Class``."""
     module, _, attribute = place.partition(":")
     try:
         found: type[Configured] = getattr(import_module(module), attribute)
@@ -220,5 +315,5 @@ def _load(table: dict[str, str], name: str, what: str) -> type[Configured]:
 
 
 def all_passes() -> dict[str, type[Pass]]:
-    """Every pass by name; this imports them."""
+    """Import every pass, and return them by name."""
     return {name: pass_class(name) for name in pass_names()}

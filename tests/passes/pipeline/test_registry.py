@@ -2,14 +2,28 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from typing import Any, ClassVar
 
 import pytest
 
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.pipeline import registry
-from pruneopt.passes.pipeline.base import Pass
-from pruneopt.passes.pipeline.registry import GROUP, all_passes, merge, pass_class, pass_names
+from pruneopt.passes.pipeline.base import Part, Pass, State, option
+from pruneopt.passes.pipeline.registry import (
+    GROUP,
+    all_passes,
+    merge,
+    part_class,
+    part_names,
+    pass_class,
+    pass_names,
+    register_part,
+    register_pass,
+)
+from pruneopt.passes.pipeline.spec import parse_pipeline, pipeline_text
+from pruneopt.passes.search.ranking import Measured, Ranking
 
 
 def plugin(name: str, value: str) -> EntryPoint:
@@ -85,3 +99,99 @@ def test_broken_plugins(
 def test_a_pass_cannot_have_an_odd_name() -> None:
     with pytest.raises(InternalError, match="names of passes and parts are kebab-case"):
         type("Odd", (Pass,), {"name": "Odd_Name"})
+
+
+# Registered in the process, without an installed package
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing registered before, and nothing after."""
+    monkeypatch.setattr(registry, "_registered", {})
+
+
+def half_pass(name: str = "half") -> type[Pass]:
+    @dataclass(frozen=True)
+    class Half(Pass):
+        summary: ClassVar[str] = "keep half of every group"
+        step: int = option(1, "widths are multiples of this")
+
+        def run(self, state: State) -> bool:
+            return False
+
+    Half.name = name
+    return Half
+
+
+def constant_ranking(name: str = "constant") -> type[Part]:
+    @dataclass(frozen=True)
+    class Constant(Ranking):
+        summary: ClassVar[str] = "all alike"
+
+        def fitness(self, measured: Measured) -> float:
+            return 0.0
+
+    Constant.name = name
+    return Constant
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_registered_pass_is_one_like_any_other() -> None:
+    half = half_pass()
+    assert register_pass(half) is half, "so that it works as a decorator"
+    assert pass_names()[-1] == "half"
+    assert all_passes()["half"] is half
+    (found,) = parse_pipeline("half{step=8}")
+    assert (type(found), pipeline_text([found])) == (half, "half{step=8}")
+    with pytest.raises(UserError, match="there is no pass 'hafl': did you mean half"):
+        pass_class("hafl")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_registered_part_is_an_option_of_passes() -> None:
+    constant = register_part(constant_ranking())
+    assert part_names("ranking")[-1] == "constant"
+    assert "constant" not in part_names("criterion")
+    assert part_class("ranking", "constant") is constant
+    (found,) = parse_pipeline("abn{ranking=constant}")
+    assert pipeline_text([found]) == "abn{ranking=constant}"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_class_that_is_defined_again_takes_its_place() -> None:
+    register_pass(half_pass())
+    again = register_pass(half_pass())
+    assert pass_class("half") is again
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_registered_name_that_is_taken() -> None:
+    clash = r"two classes define a pass named 'l1': pruneopt\.passes\..*:L1 and .*:half_pass.*Half"
+    with pytest.raises(UserError, match=clash):
+        register_pass(half_pass("l1"))
+    clash = r"two classes define a ranking named 'reward': .*:Reward and .*Constant; rename one"
+    with pytest.raises(UserError, match=clash):
+        register_part(constant_ranking("reward"))
+    register_pass(half_pass("mine"))
+    other = half_pass("mine")
+    other.__qualname__ = "Other"
+    with pytest.raises(UserError, match=r"named 'mine': .*half_pass.*Half and .*:Other"):
+        register_pass(other)
+    register_part(constant_ranking("mine"))  # passes and kinds of parts do not share names
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_cannot_be_registered() -> None:
+    nameless = half_pass()
+    del nameless.name
+    incomplete: Any = type("Bare", (Pass,), {"name": "bare", "summary": "lacks run"})
+    for wrong in (nameless, incomplete, constant_ranking(), dict, "l1"):
+        with pytest.raises(UserError, match="cannot be registered: a pass is a subclass of Pass"):
+            register_pass(wrong)  # type: ignore[type-var]
+    bare: Any = type("Bare", (Ranking,), {"name": "bare", "summary": "lacks fitness"})
+    for wrong in (bare, half_pass(), Part, dict):
+        with pytest.raises(UserError, match=r"a part is a subclass of .* ranking, .* sets name"):
+            register_part(wrong)
+    silent: Any = type("Silent", (half_pass(),), {"name": "silent"})
+    assert register_pass(silent) is silent, "the summary may come from a base"
+    assert pass_names()[-1] == "silent", "nothing that was refused is left behind"

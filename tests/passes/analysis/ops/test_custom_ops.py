@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneopt.custom_ops import elementwise, like, moves, per_channel, register_op
 from pruneopt.errors import UserError, VerificationError
+from pruneopt.extend import elementwise, like, moves, per_channel, register_op
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import ROLES
 from pruneopt.passes.analysis.cost.cost import CostModel

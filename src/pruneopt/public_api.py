@@ -1,0 +1,161 @@
+"""The public names of pruneopt: where each lives, and how stable it is.
+
+A front (`pruneopt`, `pruneopt.extend`) loads its names from these places on first use. What stable
+and provisional promise: docs/stability.md. What is not listed here may change at any time.
+tests/public_api.txt records every name with its signature; a change of it belongs in the changelog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+__all__ = ["PROVISIONAL", "STABLE", "lazy", "places"]
+
+STABLE: dict[str, tuple[str, ...]] = {
+    "pruneopt": (
+        "pruneopt.errors:BudgetError",
+        "pruneopt.errors:InternalError",
+        "pruneopt.errors:PruneoptError",
+        "pruneopt.errors:UserError",
+        "pruneopt.errors:VerificationError",
+        "pruneopt.ir.capture.capture:capture",
+        "pruneopt.ir.codegen.module:build_module",
+        "pruneopt.ir.codegen.module:generate_source",
+        "pruneopt.ir.export.export:export_onnx",
+        "pruneopt.ir.export.export:export_pt2",
+        "pruneopt.ir.graph:Graph",
+        "pruneopt.ir.text.parser:parse_graph",
+        "pruneopt.ir.text.printer:print_graph",
+        "pruneopt.passes.manager:PassManager",
+        "pruneopt.passes.pipeline.base:Result",
+        "pruneopt.passes.plan:load_plan",
+        "pruneopt.passes.plan:save_plan",
+    ),
+    "pruneopt.extend": (
+        "pruneopt.passes.analysis.ops.custom_ops:elementwise",
+        "pruneopt.passes.analysis.ops.custom_ops:like",
+        "pruneopt.passes.analysis.ops.custom_ops:moves",
+        "pruneopt.passes.analysis.ops.custom_ops:per_channel",
+        "pruneopt.passes.analysis.ops.custom_ops:register_op",
+        "pruneopt.passes.pipeline.base:Part",
+        "pruneopt.passes.pipeline.base:Pass",
+        "pruneopt.passes.pipeline.base:State",
+        "pruneopt.passes.pipeline.base:option",
+        "pruneopt.passes.pipeline.registry:register_part",
+        "pruneopt.passes.pipeline.registry:register_pass",
+    ),
+}
+"""The names that change only by the deprecation policy, as ``module:name``, by front."""
+
+PROVISIONAL: dict[str, tuple[str, ...]] = {
+    "pruneopt": (
+        "pruneopt.models.data:load_data",
+        "pruneopt.models.source:LoadedModel",
+        "pruneopt.models.source:load_model",
+        "pruneopt.models.workload:Workload",
+        "pruneopt.passes.analysis.residual.branches:find_branches",
+        "pruneopt.passes.selection.semi_structured:to_semi_structured",
+        "pruneopt.passes.targets.target:parse_target",
+    ),
+    "pruneopt.extend": (
+        # Graphs
+        "pruneopt.ir.graph:Op",
+        "pruneopt.ir.graph:Value",
+        "pruneopt.ir.interpreter:Interpreter",
+        "pruneopt.ir.verifier:verify_graph",
+        # Channels and costs
+        "pruneopt.passes.analysis.channels.groups:Coupling",
+        "pruneopt.passes.analysis.channels.groups:Group",
+        "pruneopt.passes.analysis.channels.groups:Plan",
+        "pruneopt.passes.analysis.channels.units:Slot",
+        "pruneopt.passes.analysis.cost.cost:CostModel",
+        "pruneopt.passes.analysis.couple:couple",
+        "pruneopt.passes.budget:Budget",
+        "pruneopt.passes.budget:parse_budget",
+        # Passes, and the stages of the standard pipeline
+        "pruneopt.passes.pipeline.instrument:Instrument",
+        "pruneopt.passes.pipeline.spec:parse_part",
+        "pruneopt.passes.pipeline.spec:parse_pipeline",
+        "pruneopt.passes.selection.prune:Choose",
+        "pruneopt.passes.selection.prune:add_budgets",
+        "pruneopt.passes.selection.select:keep_best",
+        "pruneopt.passes.selection.select:select",
+        "pruneopt.passes.selection.set_plan:set_plan",
+        "pruneopt.passes.transform.slice:slice_graph",
+        "pruneopt.passes.transform.verify:Verification",
+        "pruneopt.passes.transform.verify:verify_pruned",
+        # Criteria
+        "pruneopt.passes.analysis.importance.importance:Criterion",
+        "pruneopt.passes.analysis.importance.importance:Given",
+        "pruneopt.passes.analysis.importance.importance:Measure",
+        "pruneopt.passes.analysis.importance.importance:SlotCriterion",
+        "pruneopt.passes.analysis.importance.importance:score_units",
+        "pruneopt.passes.analysis.importance.importance:summed",
+        # Searchers
+        "pruneopt.passes.search.searchers.searcher:Asker",
+        "pruneopt.passes.search.searchers.searcher:Searcher",
+        "pruneopt.passes.search.searchers.space:Proposal",
+        "pruneopt.passes.search.searchers.space:Space",
+        # Evaluators, and what scores plans of your own
+        "pruneopt.passes.evaluation.evaluate:Evaluation",
+        "pruneopt.passes.evaluation.settings:Settings",
+        "pruneopt.passes.search.evaluators.evaluator:AdaptiveStatistics",
+        "pruneopt.passes.search.evaluators.evaluator:Evaluator",
+        "pruneopt.passes.search.evaluators.judge:Judge",
+        "pruneopt.passes.search.evaluators.judge:Judged",
+        "pruneopt.passes.search.evaluators.judge:Trial",
+        # Rankings
+        "pruneopt.passes.search.ranking:Measured",
+        "pruneopt.passes.search.ranking:Ranking",
+        # Training: regularisers and recipes
+        "pruneopt.passes.regularised.regularised:Decision",
+        "pruneopt.passes.regularised.regularised:Regularised",
+        "pruneopt.passes.regularised.regularised:Regulariser",
+        "pruneopt.passes.regularised.regularised:RegulariserHook",
+        "pruneopt.passes.regularised.regularised:Task",
+        "pruneopt.passes.training.hooks:Hook",
+        "pruneopt.passes.training.hooks:Run",
+        "pruneopt.passes.training.recipe:Recipe",
+        "pruneopt.passes.training.trainer:train",
+        # Targets
+        "pruneopt.passes.targets.session:Session",
+        "pruneopt.passes.targets.target:Calibration",
+        "pruneopt.passes.targets.target:Target",
+        # Data
+        "pruneopt.models.workload:TensorSplit",
+    ),
+}
+"""The names that a release may still change, with a line in the changelog."""
+
+
+def places(front: str) -> dict[str, str]:
+    """Return the names of a front and where each lives, ``module:name``; every front has those of
+    `pruneopt` too."""
+    owners = dict.fromkeys(("pruneopt", front))
+    listed = [place for owner in owners for place in (*STABLE[owner], *PROVISIONAL[owner])]
+    return {place.partition(":")[2]: place for place in listed}
+
+
+def lazy(
+    front: str, namespace: dict[str, Any]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a front's ``__getattr__`` and ``__dir__``, which load its names on first use.
+
+    Args:
+        front: a module named in `STABLE`.
+        namespace: its ``globals()``, where loaded names are kept.
+    """
+    homes = places(front)
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {front!r} has no attribute {name!r}")
+        value = namespace[name] = getattr(import_module(homes[name].partition(":")[0]), name)
+        return value
+
+    def listed() -> list[str]:
+        return sorted({*namespace, *homes})
+
+    return load, listed
