@@ -100,6 +100,6 @@ def test_what_the_page_names_exists() -> None:
     for path in re.findall(r"`((?:passes|tests)/[\w/]+\.py)`", PAGE):
         assert (Path(__file__).parents[1] / path).exists()
     for line in re.findall(r'^    "(?:[\w-]+)": "(.*?)",', PAGE, re.MULTILINE):
-        assert line in (Path(__file__).parents[1] / "passes" / "registry.py").read_text(
-            encoding="utf-8"
-        )
+        assert line in (
+            Path(__file__).parents[1] / "passes" / "pipeline" / "registry.py"
+        ).read_text(encoding="utf-8")
