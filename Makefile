@@ -8,7 +8,7 @@ SUPPORTED = import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3,
 .PHONY: help setup demo test lint format typecheck imports test-slow test-matrix fuzz coverage wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv and install pruneopt into it
 
@@ -60,6 +60,9 @@ imports: $(STAMP) ## who may import whom (import-linter)
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not gpu'
 
+test-matrix: $(STAMP) ## what reads PyTorch's internals, with MATRIX="3.12:2.11 ..." or every version (hours)
+	$(BIN)/python tests/matrix.py $(MATRIX) $(if $(KEEP),--keep)
+
 fuzz: $(STAMP) ## prune FUZZ_N random networks from number FUZZ_SEED on; goes on after failures
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/fuzz $(BIN)/python -m randomnets
 
@@ -70,5 +73,5 @@ wheel: $(STAMP) ## the source archive and the wheel, in dist/
 	$(BIN)/python -m build
 
 clean: ## remove what was built; .venv stays
-	rm -rf build dist *.egg-info src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist *.egg-info src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .matrix
 	find benchmarks ir kernels models passes src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
