@@ -95,7 +95,7 @@ def make_environment(folder: Path, python: str, torch: str) -> None:
         InstallError: with the installer's last words.
     """
     interpreter, own = find_python(python), str(folder / "bin" / "python")
-    constraints = folder.with_suffix(".txt")
+    constraints = Path(f"{folder}.txt")
     constraints.write_text("\n".join([*pins(), f"torch=={torch}.*"]) + "\n", encoding="utf-8")
     if uv := os.environ.get("UV") or shutil.which("uv"):
         make = [uv, "venv", "-q", "--python", interpreter]
@@ -122,11 +122,11 @@ def run(command: list[str]) -> None:
 
 def run_tests(folder: Path) -> tuple[int, int, tuple[str, ...]]:
     """Run the tests in an environment: the number passed, the number skipped, what failed."""
-    report = folder.with_suffix(".xml")
+    report = Path(f"{folder}.xml")
     report.unlink(missing_ok=True)
     options = ["-q", "--timeout", "300", "-p", "no:cacheprovider", f"--junitxml={report}"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+    with Path(f"{folder}.log").open("w", encoding="utf-8") as log:
         subprocess.run(
             [str(folder / "bin" / "python"), "-m", "pytest", *options, *TESTS],
             cwd=ROOT,
