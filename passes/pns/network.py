@@ -19,7 +19,7 @@ from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.ops.batch_norm import BatchNorm, batch_norms
 from pruneopt.passes.analysis.ops.layers import LayerWeight, layer_weight
-from pruneopt.passes.analysis.residual.gene_order import is_depthwise
+from pruneopt.passes.analysis.residual.structure import is_depthwise
 
 __all__ = ["Layer", "Network", "merge_sets"]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.channels.groups import Coupling, groups_in
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.analysis.residual.gene_order import Structure
 from pruneopt.passes.analysis.residual.stage_numbers import Place, Places
+from pruneopt.passes.analysis.residual.structure import Structure
 
 __all__ = ["Granularity", "Prunable", "Reach", "Share", "prunable_groups", "prunable_weights"]
 
@@ -142,7 +142,7 @@ def _layers_of(
         return ops
     makers, readers = structure.made[group], structure.read[group]
     # Part of a layer's output: the rest of it is summed with something, or padded.
-    alone = structure.internal(group) and structure.output_of[makers[0]] == [group]
+    alone = structure.internal(group) and structure.output_of[makers[0]] == (group,)
     if not alone or (granularity == "channel" and len(readers) != 1):
         return []
     # The layer that gives its name and ratio comes first; depthwise layers go along.

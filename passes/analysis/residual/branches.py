@@ -15,7 +15,6 @@ is a second norm, no identity.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass, replace
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.module_paths import common_module
 from pruneopt.passes.analysis.ops.layers import layer_weights
+from pruneopt.passes.analysis.residual.structure import Flow, activations, is_sum
 
 __all__ = ["Branch", "find_branches", "weights_of"]
 
@@ -81,17 +81,14 @@ class Branch:
 
 
 def find_branches(graph: Graph) -> tuple[Branch, ...]:
-    """All residual branches, in the order of their additions; outer ones come after those inside
-    them."""
-    place_of = {op: number for number, op in enumerate(graph.ops)}
-    outputs = set(graph.output_values)
+    """Return all residual branches, in the order of their additions; outer ones come after those
+    inside them."""
+    flow = Flow(graph)
     found = []
-    for add in graph.ops:
+    for add in flow.sums:
         for place in _places(add):
-            branch = Branch("", add, place, _own_ops(add, place, place_of, outputs))
-            if any(layer_weights(op) for op in branch.ops) and _starts_from_stream(
-                branch, place_of
-            ):
+            branch = Branch("", add, place, flow.only_for(add, add.needed(place)))
+            if any(layer_weights(op) for op in branch.ops) and _starts_from_stream(branch, flow):
                 found.append(branch)
     skips = {branch.skip for branch in found}
     found = [
@@ -104,85 +101,39 @@ def find_branches(graph: Graph) -> tuple[Branch, ...]:
 
 
 def weights_of(branch: Branch) -> dict[str, Value]:
-    """The parameters that a branch reads, by name, in the order of its ops; others may read them
-    too."""
+    """Return the parameters that a branch reads, by name, in the order of its ops; others may read
+    them too."""
     read = (value for op in branch.ops for value in op.inputs if value.kind == "param")
     return {value.name: value for value in read}
 
 
-# Where a branch lies
-
-
 def _places(add: Op) -> Iterable[int]:
-    """The operands of an addition that may be branches, by the types alone."""
-    if add.target not in ("aten.add.Tensor", "aten.add_.Tensor"):
+    """Yield the operands of an addition that may be branches, by the types alone."""
+    if add.role != add.base:  # a user's op that is like an addition may do more than add
         return
-    first, second = add.value(0), add.value(1)
-    if first is None or second is None or first is second:
+    first, second = add.needed(0), add.needed(1)
+    if first is second or not first.type.plain() == second.type.plain() == add.result.type.plain():
         return
-    if not first.type.plain() == second.type.plain() == add.result.type.plain():
-        return
-    if (
-        add.attrs.get("alpha", 1) == 1
-    ):  # else the second operand alone is not the sum without the first
+    # With a scale the second operand alone is not the sum without the first.
+    if add.attrs.get("alpha", 1) == 1:
         yield 0
     yield 1
 
 
-def _own_ops(add: Op, place: int, place_of: dict[Op, int], outputs: set[Value]) -> tuple[Op, ...]:
-    """The ops whose results only lead to one operand of an addition, in graph order."""
-    branch = add.value(place)
-    if branch is None or branch.producer is None:
-        return ()
-    own: set[Op] = set()
-    seen = {branch.producer}
-    heap = [(-place_of[branch.producer], branch.producer)]
-    while heap:
-        _, op = heapq.heappop(heap)  # readers come before what they read
-        users = {user for value in op.results for user in value.users}
-        joins = {
-            user
-            for value in op.results
-            if value is not branch
-            for user in value.users
-            if user is add
-        }
-        if joins or not users <= own | {add} or any(value in outputs for value in op.results):
-            continue
-        own.add(op)
-        for value in op.inputs:
-            if value.producer is not None and value.producer not in seen:
-                seen.add(value.producer)
-                heapq.heappush(heap, (-place_of[value.producer], value.producer))
-    return tuple(sorted(own, key=place_of.__getitem__))
-
-
-def _starts_from_stream(branch: Branch, place_of: dict[Op, int]) -> bool:
-    """Whether the branch is computed from its skip, or from a summand of it."""
+def _starts_from_stream(branch: Branch, flow: Flow) -> bool:
+    """Return whether the branch is computed from its skip, or from a summand of it."""
     stream = _stream(branch.skip)
-    first = min(
-        (place_of[value.producer] for value in stream if value.producer is not None), default=-1
-    )
-    seen: set[Value] = set()
-    waiting = [value for op in branch.ops for value in op.inputs if not value.is_weight]
-    while waiting:
-        value = waiting.pop()
-        if value in stream:
-            return True
-        if value in seen or value.producer is None or place_of[value.producer] < first:
-            continue
-        seen.add(value)
-        waiting.extend(item for item in value.producer.inputs if not item.is_weight)
-    return False
+    path = flow.between(branch.value, stream)
+    return any(value in stream for op in path for value in activations(op))
 
 
 def _stream(skip: Value) -> set[Value]:
-    """A value, and everything of its type that was added up to become it."""
+    """Return a value, and everything of its type that was added up to become it."""
     found = {skip}
     waiting = [skip]
     while waiting:
         op = waiting.pop().producer
-        if op is not None and op.base in ("add", "add_"):
+        if op is not None and is_sum(op):
             alike = [value for value in op.inputs if value.type.plain() == skip.type.plain()]
             waiting.extend(value for value in alike if value not in found)
             found.update(alike)

@@ -15,15 +15,16 @@ same numbers come from the graph, so that every residual network has them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.residual.structure import Flow, activations
 
 __all__ = ["Place", "Places", "find_places"]
 
-SUMS = ("add", "add_")
 SHORTCUT = -1
 
 
@@ -81,16 +82,16 @@ class _Block:
 
 
 def find_places(graph: Graph) -> Places:
-    """The layers of a graph: every convolution or linear layer with a parameter as weight, each
-    weight once."""
-    layers = _layers(graph)
-    blocks = _blocks(graph, set(layers))
+    """Return the layers of a graph: every convolution or linear layer with a parameter as weight,
+    each weight once."""
+    flow = Flow(graph)
+    layers = _first_readers(flow.layers)
+    blocks = _blocks(flow, layers.keys())
     if not blocks:
         found = (Place(op, weight, index) for index, (op, weight) in enumerate(layers.items()))
         return Places(tuple(found), 0)
     stages, numbers = _stages(blocks)
-    order = {op: number for number, op in enumerate(graph.ops)}
-    ends = [order[block.total] for block in blocks]
+    ends = [flow.order[block.total] for block in blocks]
     convs = {op: conv for block in blocks for op, conv in _numbered(block, layers)}
     inside = {op: number for number, block in enumerate(blocks) for op in block.ops}
     places = []
@@ -98,34 +99,24 @@ def find_places(graph: Graph) -> Places:
         if op in inside:
             stage, block = numbers[inside[op]]
             places.append(Place(op, weight, index, stage, block, convs[op]))
-        else:
-            following = next((number for number, end in enumerate(ends) if end > order[op]), None)
-            outside = (
-                0 if following == 0 else stages + 1 if following is None else numbers[following][0]
-            )
-            places.append(Place(op, weight, index, outside))
+            continue
+        following = bisect_right(ends, flow.order[op])
+        after_last, before_first = following == len(blocks), following == 0
+        outside = 0 if before_first else stages + 1 if after_last else numbers[following][0]
+        places.append(Place(op, weight, index, outside))
     return Places(tuple(places), stages)
 
 
-def _layers(graph: Graph) -> dict[Op, Value]:
-    """The layers with their weights, in graph order."""
-    seen: set[Value] = set()
-    found: dict[Op, Value] = {}
-    for op in graph.ops:
-        layer = layer_weight(op)
-        if (
-            layer is not None
-            and layer.in_axis is not None
-            and layer.value.kind == "param"
-            and layer.value not in seen
-        ):
-            seen.add(layer.value)
-            found[op] = layer.value
-    return found
+def _first_readers(layers: Mapping[Op, Value]) -> dict[Op, Value]:
+    """Return the layers, but of those that share a weight the first alone."""
+    first: dict[Value, Op] = {}
+    for op, weight in layers.items():
+        first.setdefault(weight, op)
+    return {op: weight for weight, op in first.items()}
 
 
 def _stages(blocks: list[_Block]) -> tuple[int, list[tuple[int, int]]]:
-    """How many stages there are, and stage and number in it of every block."""
+    """Return how many stages there are, and stage and number in it of every block."""
     numbers: list[tuple[int, int]] = []
     stage = count = 0
     shape: object = None
@@ -138,8 +129,8 @@ def _stages(blocks: list[_Block]) -> tuple[int, list[tuple[int, int]]]:
     return stage, numbers
 
 
-def _numbered(block: _Block, layers: dict[Op, Value]) -> Iterator[tuple[Op, int]]:
-    """The layers of a block with their numbers."""
+def _numbered(block: _Block, layers: Iterable[Op]) -> Iterator[tuple[Op, int]]:
+    """Yield the layers of a block with their numbers."""
     conv = 0
     for op in layers:
         if op in block.main:
@@ -149,81 +140,20 @@ def _numbered(block: _Block, layers: dict[Op, Value]) -> Iterator[tuple[Op, int]
             yield op, SHORTCUT
 
 
-# Blocks
-
-
-def _blocks(graph: Graph, layers: set[Op]) -> list[_Block]:
-    """The outermost residual blocks, in graph order."""
-    dominators = _Dominators(graph)
+def _blocks(flow: Flow, layers: Set[Op]) -> list[_Block]:
+    """Return the outermost residual blocks, in graph order."""
     found: list[_Block] = []
     covered: set[Op] = set()
-    for op in reversed(graph.ops):
-        if op in covered or op.role not in SUMS:
+    for total in reversed(flow.sums):
+        fork = None if total in covered else flow.fork(total)
+        if fork is None:
             continue
-        branches = [value for value in op.inputs if not value.is_weight]
-        fork = dominators.of(op)
-        if len(branches) != 2 or fork is None:
-            continue
-        sides = [_between(value, fork) for value in branches]
+        sides = [flow.between(value, {fork}) for value in activations(total)]
         ops = frozenset().union(*sides)
         if not ops & layers:
             continue
         # A layer that feeds both branches is on the longer one.
         main = max(sides, key=lambda side: len(side & layers))
-        found.append(_Block(op, ops, frozenset(main)))
+        found.append(_Block(total, ops, frozenset(main)))
         covered |= ops
     return found[::-1]
-
-
-def _between(value: Value, fork: Value) -> set[Op]:
-    """The ops that a value is computed by, back to the fork."""
-    found: set[Op] = set()
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if item is not fork and item.producer is not None and item.producer not in found:
-            found.add(item.producer)
-            waiting.extend(operand for operand in item.producer.inputs if not operand.is_weight)
-    return found
-
-
-class _Dominators:
-    """For every value the nearest value that all ways from the inputs to it pass through."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._above: dict[Value, Value | None] = dict.fromkeys(graph.inputs)
-        self._depth: dict[Value, int] = dict.fromkeys(graph.inputs, 1)
-        for op in graph.ops:
-            above = self.of(op)
-            for value in op.results:
-                self._above[value] = above
-                self._depth[value] = 1 + (0 if above is None else self._depth[above])
-
-    def of(self, op: Op) -> Value | None:
-        """The nearest value on all ways to an op; None where there is none but the inputs
-        together."""
-        # What is computed from nothing (a constant tensor) is on no way from the inputs.
-        operands = [
-            value for value in op.inputs if value in self._above and not self._constant(value)
-        ]
-        if not operands:
-            return None
-        found: Value | None = operands[0]
-        for value in operands[1:]:
-            found = self._common(found, value)
-        return found
-
-    def _constant(self, value: Value) -> bool:
-        return value.producer is not None and not any(
-            not operand.is_weight for operand in value.producer.inputs
-        )
-
-    def _common(self, a: Value | None, b: Value | None) -> Value | None:
-        while a is not b:
-            if a is None or b is None:
-                return None
-            if self._depth[a] >= self._depth[b]:
-                a = self._above[a]
-            else:
-                b = self._above[b]
-        return a
