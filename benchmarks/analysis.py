@@ -49,8 +49,8 @@ from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.selection.select import select
-from pruneopt.passes.transform.slice import slice_graph
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"

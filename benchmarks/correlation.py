@@ -24,10 +24,10 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search.correlation import CorrelationReport, correlation_report
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.searchers.sampling import WidthSampler

@@ -37,14 +37,14 @@ from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.passes.analysis.channels.annotate import annotate
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import Verification, verify_pruned
+from pruneopt.passes.result import Result
 from pruneopt.passes.selection.select import keep_best, select
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import Verification, verify_pruned
 
 capture_module = sys.modules[capture.__module__]
 

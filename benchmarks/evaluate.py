@@ -59,8 +59,8 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
-from pruneopt.passes.transform.slice import slice_graph
 
 Plan = Mapping[str, np.ndarray]
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,14 +23,14 @@ from pruneopt.models.source import load_model
 from pruneopt.models.weights import read_weights
 from pruneopt.models.workload import TensorSplit, Workload, cut
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
-from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 from pruneopt.passes.selection.select import keep_best
-from pruneopt.passes.transform.slice import slice_graph
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BUDGETS = {"resnet20": "50%FLOPs", "resnet56": "50%FLOPs", "mobilenet_v2": "90%FLOPs"}

@@ -41,7 +41,7 @@ from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws
 from pruneopt.passes.front.outcome import objectives
 from pruneopt.passes.front.pareto import hypervolume, non_dominated
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.evaluators.judge import Trial
 from pruneopt.passes.search.searchers.space import Proposal, Space

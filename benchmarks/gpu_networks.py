@@ -19,9 +19,9 @@ from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
 from pruneopt.passes.evaluation.statistics import statistic_norms
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.selection.select import best_units
-from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = [
     "FULL",

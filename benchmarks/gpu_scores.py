@@ -27,9 +27,9 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import TensorSplit, Workload, logits_of
 from pruneopt.passes.evaluation.backends import Fused, PyTorch, Way
 from pruneopt.passes.evaluation.evaluate import Evaluation
-from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.race import Race
 from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
 
 __all__ = ["RULES", "agreement", "ranks_part", "search_part", "within"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation

@@ -19,7 +19,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
-from pruneopt.passes.pipeline.spec import parse_part
+from pruneopt.passes.options.spec import parse_part
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics

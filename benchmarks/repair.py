@@ -27,7 +27,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.source import load_model
 from pruneopt.models.workload import Workload
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import recalibrate_on

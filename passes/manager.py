@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from pruneopt.errors import InternalError, UserError, VerificationError
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.passes.budget import Budget, parse_budget
-from pruneopt.passes.constraints import Constraints, MaxRatios, Ties, Widths
-from pruneopt.passes.pipeline.base import Pass, Progress, Result, State, silent
+from pruneopt.passes.analysis.channels.constraints import Constraints, MaxRatios, Ties, Widths
+from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument, Timing
-from pruneopt.passes.pipeline.spec import parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
+from pruneopt.passes.result import Result
+from pruneopt.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pruneopt.ir.graph import Graph
@@ -77,8 +80,8 @@ class PassManager:
         run_dir: str | Path | None = None,
     ) -> Result:
         """Run the passes on a copy of ``graph``; see `State` for the arguments, and
-        `passes.constraints` for the forms in which ``width``, ``max_ratio`` and ``tie`` may be
-        written.
+        `analysis.channels.constraints` for the forms in which ``width``, ``max_ratio`` and ``tie``
+        may be written.
 
         Raises:
             UserError: something the user can mend: a pass out of order, an impossible budget, data

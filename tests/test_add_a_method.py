@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pruneopt.passes.options import registry as parts
+from pruneopt.passes.options.registry import PART_GROUPS, part_class
+from pruneopt.passes.pipeline import registry as passes
 from pruneopt.passes.pipeline.registry import GROUP as PASS_GROUP
-from pruneopt.passes.pipeline.registry import PART_GROUPS, part_class, pass_class
+from pruneopt.passes.pipeline.registry import pass_class
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 
@@ -99,7 +102,6 @@ def test_what_the_page_names_exists() -> None:
             assert any((item.__module__, item.__name__) == (place, base) for item in found.__mro__)
     for path in re.findall(r"`((?:passes|tests)/[\w/]+\.py)`", PAGE):
         assert (Path(__file__).parents[1] / path).exists()
+    tables = "".join(Path(module.__file__).read_text("utf-8") for module in (parts, passes))
     for line in re.findall(r'^    "(?:[\w-]+)": "(.*?)",', PAGE, re.MULTILINE):
-        assert line in (
-            Path(__file__).parents[1] / "passes" / "pipeline" / "registry.py"
-        ).read_text(encoding="utf-8")
+        assert line in tables

@@ -3,24 +3,22 @@ it or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pruneopt.errors import UserError
+from pruneopt.ir.graph import Graph
+from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.apply.attributes import attribute_changes
 from pruneopt.passes.apply.check import Rehearsal, check_same
 from pruneopt.passes.apply.diagnosis import Twin
 from pruneopt.passes.apply.tensors import cut_optimizer, cut_tensors, new_biases, owned_tensors
 from pruneopt.passes.apply.undo import transaction
-from pruneopt.passes.depth.drop_blocks import dropped_blocks
-from pruneopt.passes.transform.slice import slice_graph
-
-if TYPE_CHECKING:
-    from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 __all__ = ["Source", "apply_to"]
 
@@ -29,20 +27,22 @@ Source = Literal["result", "model"]
 
 
 def apply_to(
-    result: Result,
     model: M,
+    pruned: Graph,
+    coupling: Coupling,
+    plan: Plan,
+    masks: Mapping[str, Tensor],
+    dropped: Collection[str],
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     weights: Source = "result",
     inputs: Sequence[Tensor] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> M:
-    """`Result.apply_`."""
+    """`Result.apply_`: ``pruned`` is the network that the plan left, ``dropped`` the blocks that it
+    has no more."""
     if weights not in ("result", "model"):
         raise UserError(f"weights={weights!r} must be 'result' or 'model'")
-    if result.coupling is None or result.plan is None:
-        raise UserError("no pass has decided which channels stay: there is nothing to apply")
-    dropped = dropped_blocks(result.records)
     if dropped:
         raise UserError(
             f"the block {next(iter(dropped))} was dropped, and {type(model).__name__} still runs "
@@ -50,11 +50,10 @@ def apply_to(
         )
     _check_class(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
-    coupling, masks = result.coupling, result.masks or {}
-    kept = coupling.kept_units(result.plan)
+    kept = coupling.kept_units(plan)
     owned = owned_tensors(model, coupling)
-    cut = slice_graph(coupling.graph, coupling, result.plan)
-    graph = result.graph if weights == "result" else cut
+    cut = slice_graph(coupling.graph, coupling, plan)
+    graph = pruned if weights == "result" else cut
     cuts = frozenset(group.name for group in coupling.free if not kept[group.units].all())
     twin = Twin(model, forward, owned, graph, coupling, cut, cuts)
     rehearsal = Rehearsal(twin, inputs)

@@ -16,7 +16,7 @@ from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.modes import in_mode
 from pruneopt.passes.apply.diagnosis import Twin, first_difference, place_of, told
 from pruneopt.passes.apply.undo import borrowed
-from pruneopt.passes.transform.verify import analysis_rows, evaluate, random_inputs, varied
+from pruneopt.passes.graph_rewrites.verify import analysis_rows, evaluate, random_inputs, varied
 
 __all__ = ["Rehearsal", "check_same"]
 

@@ -22,7 +22,7 @@ from pruneopt.ir.compare import difference
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.analysis.residual.branches import Branch
-from pruneopt.passes.transform.verify import EXACT, TINY, evaluate, perturbed, random_inputs
+from pruneopt.passes.graph_rewrites.verify import EXACT, TINY, evaluate, perturbed, random_inputs
 
 __all__ = ["DropProof", "drop_branches", "prove_dropped", "without"]
 

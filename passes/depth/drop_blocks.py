@@ -14,12 +14,14 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import Budget, format_value, parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.residual.branches import Branch, find_branches
-from pruneopt.passes.budget import Budget, format_value, parse_budget
 from pruneopt.passes.depth.drop import DropProof, drop_branches, prove_dropped
 from pruneopt.passes.depth.ranking import change_of_output, last_weight_norm
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State
 
 __all__ = ["RECORD", "DropBlocks", "DroppedBlock", "DroppedBlocks", "dropped_blocks", "whole_cost"]
 

@@ -14,7 +14,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.analysis.residual.branches import Branch
 from pruneopt.passes.depth.drop import without
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 
 __all__ = ["BATCH_SIZE", "change_of_output", "last_weight_norm"]
 

@@ -25,7 +25,6 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.evaluation.backends import choose, weight_bytes
-from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.images import (
     CalibrationImages,
     ValidationImages,
@@ -35,7 +34,8 @@ from pruneopt.passes.evaluation.images import (
 from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import Statistics
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 __all__ = ["Evaluation", "Score"]
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from pruneopt.digest import digest, weights_digest
 from pruneopt.errors import UserError
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.digest import digest, weights_digest
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome, Point
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.pipeline.spec import pass_text, pipeline_text
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import pipeline_text
 from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.selection.select import best_units
 

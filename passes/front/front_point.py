@@ -8,8 +8,10 @@ from typing import ClassVar
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.cost.cost import ON_TARGET
 from pruneopt.passes.front.front_file import load_front
-from pruneopt.passes.pipeline.base import Pass, State, option
-from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.given_plan import take_plan
 

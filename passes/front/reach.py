@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.budget import Budget, check_reachable, within
+from pruneopt.passes.analysis.cost.budget import Budget, check_reachable, within
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.selection.select import Scope, largest_share, select
 

@@ -10,7 +10,7 @@ import numpy as np
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.latency.sample import Sample
-from pruneopt.passes.pipeline.base import Progress, silent
+from pruneopt.progress import Progress, silent
 
 __all__ = ["measure_actively", "random_widths", "uncertain"]
 

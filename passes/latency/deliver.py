@@ -22,11 +22,12 @@ from torch import Tensor
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.files import write_json
 from pruneopt.ir.graph import Graph
+from pruneopt.passes.analysis.cost.budget import Budget, format_value
 from pruneopt.passes.analysis.cost.cost import ON_TARGET
-from pruneopt.passes.budget import Budget, format_value
 from pruneopt.passes.latency.learn import Learner
-from pruneopt.passes.pipeline.base import Pass, State
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import Measurement, measure
 

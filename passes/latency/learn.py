@@ -18,8 +18,8 @@ from pruneopt.passes.latency.predictor import FEWEST, Measured, Predictor
 from pruneopt.passes.latency.probe import Probe
 from pruneopt.passes.latency.regions import find_regions
 from pruneopt.passes.latency.sample import Sample
-from pruneopt.passes.pipeline.base import Progress, silent
 from pruneopt.passes.targets.target import Target, parse_target
+from pruneopt.progress import Progress, silent
 
 __all__ = ["MINUTES", "Learner", "learn"]
 

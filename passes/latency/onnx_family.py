@@ -25,7 +25,7 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 __all__ = ["OnnxFamily", "leading_plan", "named_by_place"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.latency.onnx_family import OnnxFamily, leading_plan, named_by_place
 from pruneopt.passes.latency.ort_times import node_regions, run_profiled
 from pruneopt.passes.latency.regions import region_numbers
@@ -22,7 +23,6 @@ from pruneopt.passes.targets.session import FLOATS, Session, fixed_inputs
 from pruneopt.passes.targets.target import Target
 from pruneopt.passes.targets.torch_targets import TorchCPU
 from pruneopt.passes.timing.timing import measure
-from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["SECONDS", "Probe", "op_times"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.interpreter import last_uses
 from pruneopt.ir.schema import call, torch_value
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.latency.regions import region_numbers
 from pruneopt.passes.latency.sample import NodeTime, Sample, undisturbed
 from pruneopt.passes.targets.session import FLOATS, fixed_inputs, in_precision

@@ -1,6 +1,6 @@
 """Lowering a network in evaluation mode onto the fused operations of `kernels.library`.
 
-Batch norms are folded into the layers before them already (`evaluation.folding`). A convolution
+Batch norms are folded into the layers before them already (`graph_rewrites.folding`). A convolution
 takes the residual sum and the activation behind it along: what comes out is finished and written
 once.
 """

@@ -12,7 +12,8 @@ from pruneopt.files import write_text
 from pruneopt.ir.text.printer import print_graph
 
 if TYPE_CHECKING:
-    from pruneopt.passes.pipeline.base import Pass, State
+    from pruneopt.passes.pipeline.base import Pass
+    from pruneopt.passes.pipeline.state import State
 
 __all__ = ["DumpDir", "Instrument", "PrintAfter", "Timing"]
 

@@ -15,7 +15,7 @@ from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.naming import is_within
 from pruneopt.passes.analysis.ops.batch_norm import BatchNorm, batch_norms
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from pruneopt.digest import file_digest
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion
-from pruneopt.passes.digest import file_digest
-from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.growing import Growing
 from pruneopt.passes.regularised.regularised import (
     Decision,

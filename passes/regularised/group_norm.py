@@ -19,7 +19,7 @@ from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.units import Slot
 from pruneopt.passes.analysis.importance.importance import produced_slots, summed
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.gamma import PenaltyReport, checked_scale, live_parameters
 from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
 from pruneopt.passes.training.hooks import Run

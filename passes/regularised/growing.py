@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.residual.stage_numbers import find_places
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.growth import Growth, Rates
 from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
 from pruneopt.passes.selection.prunable import Prunable, prunable_groups

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pruneopt.digest import digest
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.digest import digest
-from pruneopt.passes.pipeline.base import Part, State, option, without_data
-from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.options.configured import Part, option
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.prune import BUDGET, Choose, add_budgets, aims_of
 from pruneopt.passes.selection.set_plan import settle

@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.digest import file_digest
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.sizes import kept_mask
+from pruneopt.passes.analysis.cost.budget import Budget
 from pruneopt.passes.analysis.importance.criteria import NormScale
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.analysis.ops.batch_norm import batch_norms
-from pruneopt.passes.budget import Budget
-from pruneopt.passes.digest import file_digest
-from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pns.reader import read_schema
 from pruneopt.passes.regularised.gamma import GammaL1
 from pruneopt.passes.regularised.regularised import (

@@ -19,12 +19,12 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
 from pruneopt.passes.analysis.ops.layers import layer_weights
+from pruneopt.passes.graph_rewrites.verify import PRODUCTS
 from pruneopt.passes.repair.forms import Form, form_of
 from pruneopt.passes.repair.layers import Home, Site, add_constant
 from pruneopt.passes.repair.material import Material
 from pruneopt.passes.repair.normal import Normal, pooled, solve
 from pruneopt.passes.repair.walk import LockStep
-from pruneopt.passes.transform.verify import PRODUCTS
 
 __all__ = ["Fit", "LayerFit", "fit_layers"]
 

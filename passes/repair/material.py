@@ -18,9 +18,10 @@ from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_parts
 from pruneopt.passes.analysis.cost.conventions import Convention
 from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.pipeline.base import Progress, State
+from pruneopt.passes.graph_rewrites.slice import slice_weights
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.layers import Home, Site, find_home, make_bias, sites_of
-from pruneopt.passes.transform.slice import slice_weights
+from pruneopt.progress import Progress
 
 __all__ = ["Batching", "Left", "Material"]
 

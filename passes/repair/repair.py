@@ -17,7 +17,9 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
-from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.repair.bias import BiasShift, fold_means
 from pruneopt.passes.repair.lstsq import Fit, LayerFit, fit_layers
 from pruneopt.passes.repair.material import Batching, Left, Material

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.adaptive_bn import PAPER
 from pruneopt.passes.search.evaluators.evaluator import Evaluator, FreshStatistics
 from pruneopt.passes.search.loop import Searched

@@ -24,7 +24,9 @@ from pruneopt.models.workload import Workload, placed, seeded, set_mode
 from pruneopt.passes.evaluation.images import calibration_inputs
 from pruneopt.passes.evaluation.settings import MEAN, PLAIN, Plain, averaging_of
 from pruneopt.passes.evaluation.statistics import fresh_statistics
-from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State, without_data
 
 __all__ = ["PAPER", "Recalibrate", "recalibrate", "recalibrate_on"]
 

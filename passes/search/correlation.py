@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import Progress, silent
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.sampling import WidthSampler
+from pruneopt.progress import Progress, silent
 
 __all__ = ["Correlation", "CorrelationReport", "Sample", "correlate", "correlation_report"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pruneopt.digest import digest
 from pruneopt.errors import UserError
-from pruneopt.passes.digest import digest
 
 __all__ = ["Journal"]
 

@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from pruneopt.digest import weights_digest
 from pruneopt.errors import UserError
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
-from pruneopt.passes.digest import weights_digest
-from pruneopt.passes.pipeline.base import Pass, State, option, without_data
-from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial

@@ -16,7 +16,9 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.loop import Searched
 from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights

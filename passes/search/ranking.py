@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import Part, option
+from pruneopt.passes.options.configured import Part, option
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = ["Accuracy", "AccuracyUnderLatency", "Measured", "Ranking", "Reward", "reward"]
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar
 
+from pruneopt.digest import file_digest
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.models.user_code import UserFile, failure
-from pruneopt.passes.digest import file_digest
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.ranking import Measured, Ranking
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = ["Function"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.ranking import Ranking, Reward
 

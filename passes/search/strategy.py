@@ -22,7 +22,8 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.analysis.residual.gene_order import eagleeye_order
-from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers.sampling import floor_widths
 from pruneopt.passes.selection.prune import Choose, check_leader, data_for
 from pruneopt.passes.selection.select import Scores, best_units

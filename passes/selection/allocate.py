@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruneopt.passes.budget import within
+from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.selection.ladders import Ladders
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = ["allocate", "kept_score"]
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.naming import is_within
+from pruneopt.passes.analysis.channels.plan import load_plan
+from pruneopt.passes.analysis.cost.budget import check_reachable, format_value, within
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.analysis.residual.stage_numbers import find_places
-from pruneopt.passes.budget import check_reachable, format_value, within
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.plan import load_plan
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.prunable import (
     Granularity,
     Prunable,

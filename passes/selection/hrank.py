@@ -29,7 +29,8 @@ from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, Given
 from pruneopt.passes.analysis.ops.batch_norm import NORMS
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.by_ratio import LayerRule, picked
 from pruneopt.passes.selection.prune import BUDGET, MINIMUM, Choose, add_budgets
 from pruneopt.passes.selection.ratios import RATIOS, SKIP

@@ -22,10 +22,10 @@ from pruneopt.files import atomic_path
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.residual.stage_numbers import find_places
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.graph_rewrites.slice import slice_weights
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.set_plan import set_plan
 from pruneopt.passes.training.hooks import Hook, Run
-from pruneopt.passes.transform.slice import slice_weights
 
 __all__ = [
     "MASKS",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.importance.criteria import L1Norm
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick, Picked, layer_scores, picked
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.set_plan import settle

@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick
 from pruneopt.passes.selection.one_shot import prune_by_layer, prune_weights
 from pruneopt.passes.selection.prunable import Reach

@@ -24,8 +24,8 @@ from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import is_within
+from pruneopt.passes.analysis.channels.plan import load_plan
 from pruneopt.passes.analysis.residual.stage_numbers import Place, Places
-from pruneopt.passes.plan import load_plan
 from pruneopt.passes.selection.prunable import Prunable
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.alignment import TARGETS, Alignment, RoundTo, alignment_of
 from pruneopt.passes.selection.ladders import channels_per_unit
 

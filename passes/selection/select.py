@@ -19,15 +19,14 @@ import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.groups import Coupling, Group, Plan
-from pruneopt.passes.budget import check_reachable, within
-from pruneopt.passes.pipeline.base import BudgetUse, budget_uses
+from pruneopt.passes.analysis.cost.budget import BudgetUse, budget_uses, check_reachable, within
 from pruneopt.passes.selection.alignment import Alignment
 from pruneopt.passes.selection.allocate import allocate
 from pruneopt.passes.selection.ladders import Bounds, Ladders, Ties, ladders
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = [
     "BudgetReport",

@@ -18,7 +18,7 @@ from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.naming import is_within
 from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, layer_weight
 from pruneopt.passes.analysis.residual.stage_numbers import Place, find_places
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.weight_counts import check_weight_budgets, keeping_all
 

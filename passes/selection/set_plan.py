@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pruneopt.passes.analysis.channels.annotate import write_plan
 from pruneopt.passes.analysis.channels.groups import Plan
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.rounding import record_rounding
 from pruneopt.passes.selection.select import budget_report
 

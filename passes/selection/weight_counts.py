@@ -10,8 +10,8 @@ import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.naming import is_within
-from pruneopt.passes.budget import Budget, format_value
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.analysis.cost.budget import Budget, format_value
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.prunable import Prunable
 from pruneopt.passes.selection.ratios import pruned_count
 

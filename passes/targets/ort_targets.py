@@ -20,7 +20,7 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.export.export import export_onnx
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.targets.int8 import quantise_onnx
 from pruneopt.passes.targets.ort_providers import (
     CPU,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import Part, option
-from pruneopt.passes.pipeline.registry import part_class, part_names
-from pruneopt.passes.pipeline.spec import parse_part, pass_text
+from pruneopt.passes.options.configured import Part, option
+from pruneopt.passes.options.registry import part_class, part_names
+from pruneopt.passes.options.spec import parse_part, pass_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import tensor_leaves
-from pruneopt.passes.evaluation.folding import fold_batch_norms
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.targets.session import FLOATS, Session, fixed_inputs
 from pruneopt.passes.targets.target import Calibration, Target
 from pruneopt.passes.timing.clock import Clock

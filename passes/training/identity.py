@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneopt.digest import digest, weights_digest
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload
-from pruneopt.passes.digest import digest, weights_digest
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.training.recipe import Recipe

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import Configured, Part, option
+from pruneopt.passes.options.configured import Configured, Part, option
 
 if TYPE_CHECKING:
     import torch

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pruneopt.passes.pipeline.base import Progress
 from pruneopt.passes.training.hooks import Run
 from pruneopt.passes.training.log import EpochLog
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.training.recipe import Recipe
+from pruneopt.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from pruneopt.ir.codegen.module import build_module
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import KeepMasks
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
 from pruneopt.passes.training.groups import Decays

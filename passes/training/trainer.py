@@ -12,7 +12,6 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload, placed, seeded, set_mode
-from pruneopt.passes.pipeline.base import Progress, silent
 from pruneopt.passes.training.checkpoint import Checkpoint, Keeper
 from pruneopt.passes.training.feed import Feed
 from pruneopt.passes.training.groups import Decays, decayed_parameters, parameter_groups
@@ -24,6 +23,7 @@ from pruneopt.passes.training.objective import objective
 from pruneopt.passes.training.parallel import Processes, quiet
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.report import Reporter
+from pruneopt.progress import Progress, silent
 
 __all__ = ["train"]
 

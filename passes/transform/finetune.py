@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.models.workload import Workload
-from pruneopt.passes.pipeline.base import Pass, State, option, without_data
-from pruneopt.passes.pipeline.registry import part_class
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.options.registry import part_class
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.training.objective import can_distil
 from pruneopt.passes.training.recipe import Momentum, Recipe, TrainingOptions
 from pruneopt.passes.training.stage import train_state

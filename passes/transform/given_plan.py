@@ -16,10 +16,11 @@ from torch import Tensor
 from pruneopt.errors import BudgetError, InternalError, UserError
 from pruneopt.models.weights import read_weights
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.channels.plan import load_plan
 from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask
-from pruneopt.passes.budget import format_value, within
-from pruneopt.passes.pipeline.base import State, option
-from pruneopt.passes.plan import load_plan
+from pruneopt.passes.analysis.cost.budget import format_value, within
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.pns.result import PruningResult
 from pruneopt.passes.selection.prune import Choose

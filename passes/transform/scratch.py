@@ -19,7 +19,9 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.residual.hypernet_blocks import layer_places
-from pruneopt.passes.pipeline.base import Pass, State, option, without_data
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.training.recipe import SGD, Recipe
 from pruneopt.passes.training.stage import train_state
 

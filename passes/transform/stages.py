@@ -14,10 +14,12 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import load_table
 from pruneopt.passes.analysis.couple import HEADS, couple
 from pruneopt.passes.depth.drop_blocks import RECORD, whole_cost
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import check_masks, slice_masks
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
 
 if TYPE_CHECKING:
     from torch import Tensor

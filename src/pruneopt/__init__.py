@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from pruneopt.models.source import LoadedModel as LoadedModel
     from pruneopt.models.source import load_model as load_model
     from pruneopt.models.workload import Workload as Workload
+    from pruneopt.passes.analysis.channels.plan import load_plan as load_plan
+    from pruneopt.passes.analysis.channels.plan import save_plan as save_plan
     from pruneopt.passes.analysis.residual.branches import find_branches as find_branches
     from pruneopt.passes.manager import PassManager as PassManager
-    from pruneopt.passes.pipeline.base import Result as Result
-    from pruneopt.passes.plan import load_plan as load_plan
-    from pruneopt.passes.plan import save_plan as save_plan
+    from pruneopt.passes.result import Result as Result
     from pruneopt.passes.selection.semi_structured import to_semi_structured as to_semi_structured
     from pruneopt.passes.targets.target import parse_target as parse_target
 else:

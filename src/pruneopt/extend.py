@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.channels.groups import Coupling as Coupling
     from pruneopt.passes.analysis.channels.groups import Group as Group
     from pruneopt.passes.analysis.channels.groups import Plan as Plan
+    from pruneopt.passes.analysis.channels.plan import load_plan as load_plan
+    from pruneopt.passes.analysis.channels.plan import save_plan as save_plan
     from pruneopt.passes.analysis.channels.units import Slot as Slot
+    from pruneopt.passes.analysis.cost.budget import Budget as Budget
+    from pruneopt.passes.analysis.cost.budget import parse_budget as parse_budget
     from pruneopt.passes.analysis.cost.cost import CostModel as CostModel
     from pruneopt.passes.analysis.couple import couple as couple
     from pruneopt.passes.analysis.importance.importance import Criterion as Criterion
@@ -52,28 +56,27 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.ops.custom_ops import per_channel as per_channel
     from pruneopt.passes.analysis.ops.custom_ops import register_op as register_op
     from pruneopt.passes.analysis.residual.branches import find_branches as find_branches
-    from pruneopt.passes.budget import Budget as Budget
-    from pruneopt.passes.budget import parse_budget as parse_budget
     from pruneopt.passes.evaluation.evaluate import Evaluation as Evaluation
     from pruneopt.passes.evaluation.settings import Settings as Settings
+    from pruneopt.passes.graph_rewrites.slice import slice_graph as slice_graph
+    from pruneopt.passes.graph_rewrites.verify import Verification as Verification
+    from pruneopt.passes.graph_rewrites.verify import verify_pruned as verify_pruned
     from pruneopt.passes.manager import PassManager as PassManager
-    from pruneopt.passes.pipeline.base import Part as Part
+    from pruneopt.passes.options.configured import Part as Part
+    from pruneopt.passes.options.configured import option as option
+    from pruneopt.passes.options.registry import register_part as register_part
+    from pruneopt.passes.options.spec import parse_part as parse_part
     from pruneopt.passes.pipeline.base import Pass as Pass
-    from pruneopt.passes.pipeline.base import Result as Result
-    from pruneopt.passes.pipeline.base import State as State
-    from pruneopt.passes.pipeline.base import option as option
     from pruneopt.passes.pipeline.instrument import Instrument as Instrument
-    from pruneopt.passes.pipeline.registry import register_part as register_part
     from pruneopt.passes.pipeline.registry import register_pass as register_pass
-    from pruneopt.passes.pipeline.spec import parse_part as parse_part
-    from pruneopt.passes.pipeline.spec import parse_pipeline as parse_pipeline
-    from pruneopt.passes.plan import load_plan as load_plan
-    from pruneopt.passes.plan import save_plan as save_plan
+    from pruneopt.passes.pipeline.state import State as State
+    from pruneopt.passes.pipeline.text import parse_pipeline as parse_pipeline
     from pruneopt.passes.regularised.regularised import Decision as Decision
     from pruneopt.passes.regularised.regularised import Regularised as Regularised
     from pruneopt.passes.regularised.regularised import Regulariser as Regulariser
     from pruneopt.passes.regularised.regularised import RegulariserHook as RegulariserHook
     from pruneopt.passes.regularised.regularised import Task as Task
+    from pruneopt.passes.result import Result as Result
     from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics as AdaptiveStatistics
     from pruneopt.passes.search.evaluators.evaluator import Evaluator as Evaluator
     from pruneopt.passes.search.evaluators.judge import Judge as Judge
@@ -99,8 +102,5 @@ if TYPE_CHECKING:
     from pruneopt.passes.training.hooks import Run as Run
     from pruneopt.passes.training.recipe import Recipe as Recipe
     from pruneopt.passes.training.trainer import train as train
-    from pruneopt.passes.transform.slice import slice_graph as slice_graph
-    from pruneopt.passes.transform.verify import Verification as Verification
-    from pruneopt.passes.transform.verify import verify_pruned as verify_pruned
 else:
     __getattr__, __dir__ = lazy(__name__, globals())

@@ -17,8 +17,8 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
 
 
 class Net(nn.Module):

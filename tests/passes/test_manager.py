@@ -13,10 +13,12 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
-from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import DumpDir, Instrument, PrintAfter, Timing
+from pruneopt.passes.pipeline.state import State
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from pruneopt.ir.graph import Graph, same_graph
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
-from pruneopt.passes.plan import save_plan
+from pruneopt.passes.analysis.channels.plan import save_plan
+from pruneopt.passes.graph_rewrites.verify import DRAWS
 from pruneopt.passes.selection.masks import MASKS, save_masks
-from pruneopt.passes.transform.verify import DRAWS
 
 __all__ = ["drawing_ops", "foreign_ops", "onnx_notes", "write_artefacts"]
 

@@ -25,9 +25,9 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.types import dim_size
 from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.plan import load_plan
+from pruneopt.passes.analysis.channels.plan import load_plan
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.selection.masks import MASKS, check_saved_masks
-from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.tools.bundle.artefacts import drawing_ops, foreign_ops
 
 __all__ = ["TOLERANCES", "Check", "check_artefacts", "check_inputs"]

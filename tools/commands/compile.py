@@ -21,15 +21,17 @@ from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload
-from pruneopt.passes.budget import Budget, parse_budget
-from pruneopt.passes.constraints import Constraints
+from pruneopt.passes.analysis.channels.constraints import Constraints
+from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
 from pruneopt.passes.depth.drop_blocks import dropped_blocks
 from pruneopt.passes.latency.deliver import Delivery, Observation, in_rounds
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Pass, Progress, Result, silent
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
-from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.result import Result
 from pruneopt.passes.training.parallel import Processes
+from pruneopt.progress import Progress, silent
 from pruneopt.tools.bundle.artefacts import onnx_notes, write_artefacts
 from pruneopt.tools.bundle.bundle import OutputDirectory, fingerprint, fingerprints
 from pruneopt.tools.bundle.checks import Check, check_artefacts

@@ -10,7 +10,7 @@ from typing import Any
 from pruneopt.errors import UserError
 from pruneopt.passes.front.front_file import FRONT
 from pruneopt.passes.front.front_point import FrontPoint
-from pruneopt.passes.pipeline.spec import pass_text
+from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pns.reader import read_json
 
 __all__ = ["RUN", "with_front"]

@@ -19,10 +19,14 @@ from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.annotate import annotate, write_plan
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.budget import (
+    BudgetUse,
+    budget_uses,
+    check_reachable,
+    parse_budget,
+)
 from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.budget import check_reachable, parse_budget
-from pruneopt.passes.pipeline.base import BudgetUse, budget_uses
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.transform.given_plan import read_plan

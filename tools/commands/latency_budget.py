@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
-from pruneopt.passes.budget import Budget, parse_budget
+from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.latency.deliver import Delivery, Observation, check_targets, targets_of
 from pruneopt.passes.latency.learn import Learner

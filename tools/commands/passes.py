@@ -11,15 +11,11 @@ from typing import Any, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.pipeline.base import Configured, Part, option_fields
-from pruneopt.passes.pipeline.registry import (
-    part_class,
-    part_kinds,
-    part_names,
-    pass_class,
-    pass_names,
-)
-from pruneopt.passes.pipeline.spec import option_type, pass_text
+from pruneopt.passes.options.configured import Part
+from pruneopt.passes.options.option_types import Options, option_fields
+from pruneopt.passes.options.registry import part_class, part_kinds, part_names
+from pruneopt.passes.options.spec import option_type, pass_text
+from pruneopt.passes.pipeline.registry import pass_class, pass_names
 
 __all__ = ["run"]
 
@@ -46,11 +42,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _named(name: str) -> list[type[Configured]]:
+def _named(name: str) -> list[type[Options]]:
     """The pass of a name, every part of a name, or all parts of a kind."""
     if name in part_kinds():
         return [part_class(name, part) for part in part_names(name)]
-    found: list[type[Configured]] = [pass_class(name)] if name in pass_names() else []
+    found: list[type[Options]] = [pass_class(name)] if name in pass_names() else []
     found += [part_class(kind, name) for kind in part_kinds() if name in part_names(kind)]
     if not found:
         known = [
@@ -62,7 +58,7 @@ def _named(name: str) -> list[type[Configured]]:
     return found
 
 
-def _pass_data(kind: type[Configured]) -> dict[str, Any]:
+def _pass_data(kind: type[Options]) -> dict[str, Any]:
     hints = get_type_hints(kind)
     return {
         "name": kind.name,
@@ -81,7 +77,7 @@ def _pass_data(kind: type[Configured]) -> dict[str, Any]:
     }
 
 
-def _lines(kind: type[Configured]) -> Iterator[str]:
+def _lines(kind: type[Options]) -> Iterator[str]:
     data = _pass_data(kind)
     yield (
         f"{data['name']}{'' if data['kind'] == 'pass' else ' (' + data['kind'] + ')'}: "

@@ -11,7 +11,7 @@ from pruneopt.errors import UserError
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.registry import pass_class
-from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.repair.repair import METHODS
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.selection.prune import Choose

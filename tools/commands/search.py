@@ -19,21 +19,23 @@ from pruneopt.files import write_json, write_text
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload, top1
+from pruneopt.passes.analysis.channels.constraints import Constraints
+from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
 from pruneopt.passes.analysis.cost.cost import ON_TARGET
-from pruneopt.passes.budget import Budget, parse_budget
-from pruneopt.passes.constraints import Constraints
 from pruneopt.passes.front.explore import Explore, on_target
 from pruneopt.passes.front.front_file import FRONT, front_data
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.latency.deliver import WithTimes, check_targets, targets_of
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Pass, Progress, State
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
-from pruneopt.passes.pipeline.spec import parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.stages import Cost, Slice
+from pruneopt.progress import Progress
 from pruneopt.tools.bundle.bundle import LATENCY_DB, OutputDirectory, fingerprint
 from pruneopt.tools.commands.from_front import RUN
 from pruneopt.tools.commands.loading import captured, check_device, loaded_model, loaded_workload

@@ -10,7 +10,7 @@ from typing import Any
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.json_form import graph_to_dict
 from pruneopt.ir.text.printer import print_graph
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation, lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.lowering.patterns import Unfused

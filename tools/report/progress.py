@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pruneopt.passes.pipeline.base import Progress, silent
+from pruneopt.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
+from pruneopt.passes.analysis.cost.budget import BudgetUse
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.pipeline.base import BudgetUse
-from pruneopt.passes.transform.verify import Verification
+from pruneopt.passes.graph_rewrites.verify import Verification
 from pruneopt.tools.bundle.checks import Check
 from pruneopt.tools.commands.latency_budget import latency_lines, latency_rows
 from pruneopt.tools.report.sparsity import sparsity_lines

@@ -13,9 +13,10 @@ from torch.export import ExportedProgram
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload, top1
-from pruneopt.passes.budget import check_reachable, parse_budget
-from pruneopt.passes.pipeline.base import Pass, State
+from pruneopt.passes.analysis.cost.budget import check_reachable, parse_budget
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.regularised import Regularised
 from pruneopt.passes.selection.alignment import alignment_of
 from pruneopt.passes.selection.ladders import ladders

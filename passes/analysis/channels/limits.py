@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from pruneopt.errors import UserError
+from pruneopt.passes.analysis.channels.constraints import Constraints, Limits
 from pruneopt.passes.analysis.channels.groups import Coupling, Group
 from pruneopt.passes.analysis.channels.naming import groups_named
-from pruneopt.passes.constraints import Constraints, Limits
 
 __all__ = ["limits_of"]
 

@@ -30,7 +30,7 @@ from pruneopt.passes.analysis.cost.latency_table import (
     timed_layers,
 )
 from pruneopt.passes.analysis.ops.layers import TRANSPOSED
-from pruneopt.passes.pipeline.base import Progress, silent
+from pruneopt.progress import Progress, silent
 
 __all__ = [
     "POINTS",

@@ -28,7 +28,7 @@ from pruneopt.passes.analysis.importance.importance import (
     summed,
 )
 from pruneopt.passes.analysis.ops.batch_norm import batch_norms
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 
 __all__ = ["FPGM", "L1Norm", "L2Norm", "NormScale", "RandomScore", "Taylor", "weight_gradients"]
 

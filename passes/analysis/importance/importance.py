@@ -24,7 +24,7 @@ from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.units import Slot
 from pruneopt.passes.analysis.ops.layers import layer_weights
-from pruneopt.passes.pipeline.base import Part
+from pruneopt.passes.options.configured import Part
 
 __all__ = [
     "Criterion",
@@ -186,7 +186,7 @@ def score_units(
 def _as_criterion(given: Criterion | str) -> Criterion:
     if isinstance(given, Criterion):
         return given
-    from pruneopt.passes.pipeline.spec import parse_part
+    from pruneopt.passes.options.spec import parse_part
 
     found = parse_part(Criterion, given)
     assert isinstance(found, Criterion)

@@ -25,7 +25,8 @@ from pruneopt.passes.evaluation.settings import (
     Signal,
     averaging_of,
 )
-from pruneopt.passes.pipeline.base import Part, Pass, option
+from pruneopt.passes.options.configured import Part, option
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.judge import (

@@ -15,7 +15,7 @@ from torch import nn
 
 from pruneopt.passes.evaluation.evaluate import Evaluation, Score
 from pruneopt.passes.evaluation.settings import Settings
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.select import keep_best

@@ -11,7 +11,7 @@ import torch
 
 from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import ReferenceStatistics
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial

@@ -29,6 +29,7 @@ from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.pruning_net.hypernet import (
     Chunked,
     Sizes,
@@ -37,7 +38,6 @@ from pruneopt.passes.search.pruning_net.hypernet import (
 )
 from pruneopt.passes.search.pruning_net.norm_bank import Places, is_norm, norm_banks
 from pruneopt.passes.transform.scratch import fresh_weights
-from pruneopt.passes.transform.slice import slice_graph
 
 __all__ = ["Norms", "PruningNet", "leading_plan", "parameter_count"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.budget import format_value
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.analysis.cost.budget import format_value
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
 from pruneopt.passes.search.pruning_net.memory import Footprint, available_memory
 from pruneopt.passes.search.pruning_net.network import Norms, PruningNet, parameter_count

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.budget import within
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.analysis.cost.budget import within
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.select import largest_share

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.base import option
+from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.searchers.sampling import ATTEMPTS, WidthSampler
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space

@@ -19,14 +19,14 @@ import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.budget import check_reachable, within
+from pruneopt.passes.analysis.cost.budget import check_reachable, within
 from pruneopt.passes.selection.alignment import Alignment
 from pruneopt.passes.selection.ladders import Bounds, Ladders, Ties, ladders
 from pruneopt.passes.selection.select import Scores, fill_up, keep_best, largest_within
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = ["TOLERANCE", "Draw", "WidthSampler", "floor_widths", "untied_widths"]
 

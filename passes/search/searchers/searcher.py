@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pruneopt.passes.pipeline.base import Part
+from pruneopt.passes.options.configured import Part
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 __all__ = ["Asker", "Searcher"]

@@ -16,15 +16,15 @@ import numpy as np
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import check_reachable, within
 from pruneopt.passes.analysis.residual.gene_order import Gene
-from pruneopt.passes.budget import check_reachable, within
 from pruneopt.passes.selection.alignment import Alignment
 from pruneopt.passes.selection.ladders import Bounds, Ties, ladders
 from pruneopt.passes.selection.select import Scores
 
 if TYPE_CHECKING:
+    from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
-    from pruneopt.passes.budget import Budget
 
 __all__ = ["GRID", "Proposal", "Space", "untied_genes"]
 

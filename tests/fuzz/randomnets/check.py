@@ -24,8 +24,8 @@ from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.annotate import annotate, write_plan
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
 from randomnets.base import Dice
 from randomnets.network import Network
 from randomnets.oracles import smaller, zeroed

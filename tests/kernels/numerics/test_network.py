@@ -18,8 +18,9 @@ from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.kernels.launch import Launch
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.lowering.backends import Step, TritonKernels
 from pruneopt.passes.lowering.cuda_graphs import CudaGraphs
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
@@ -30,7 +31,6 @@ from pruneopt.passes.lowering.run_statistics import (
     PreparedStatistics,
     run_statistics,
 )
-from pruneopt.passes.transform.slice import slice_graph
 
 
 class Small(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pruneopt
-from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.result import Result
 
 
 def pruned(

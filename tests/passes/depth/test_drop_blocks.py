@@ -17,13 +17,14 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.channels.plan import load_plan, save_plan
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.branches import find_branches
 from pruneopt.passes.depth.drop_blocks import DropBlocks, DroppedBlocks, whole_cost
 from pruneopt.passes.depth.ranking import change_of_output
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result, State
-from pruneopt.passes.plan import load_plan, save_plan
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.result import Result
 
 
 class Tower(nn.Module):

@@ -18,7 +18,7 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.statistics import fresh_statistics, statistics_together
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 
 def chain(*widths: int) -> nn.Module:

@@ -16,11 +16,12 @@ from torch import nn
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.constraints import Constraints
+from pruneopt.passes.analysis.channels.constraints import Constraints
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome
-from pruneopt.passes.pipeline.base import State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
 from pruneopt.passes.search.searchers.space import Proposal

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable
-from pruneopt.passes.budget import within
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 
 Explored = Callable[..., tuple[State, FrontOutcome]]

@@ -11,7 +11,7 @@ from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Str
 from pruneopt.passes.front.outcome import objectives
 from pruneopt.passes.front.pareto import hypervolume
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers.space import Space
 
 Make = Callable[..., State]

@@ -15,7 +15,7 @@ from pruneopt.passes.front.front_file import FRONT, front_data, load_front
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.selection.select import keep_best

@@ -12,8 +12,8 @@ from torch import manual_seed, randn
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.cost.budget import Budget, format_value, parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.budget import Budget, format_value, parse_budget
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.deliver import (
     MOST_ROUNDS,
@@ -25,7 +25,7 @@ from pruneopt.passes.latency.deliver import (
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.latency.predictor import Measured, Predictor
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.result import Result
 from pruneopt.passes.timing.timing import Measurement
 
 UNIT = "latency@ort-cpu"

@@ -10,10 +10,10 @@ from torch.nn.functional import pad
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.latency.onnx_family import OnnxFamily, leading_plan
 from pruneopt.passes.targets.ort_targets import OrtCPU
 from pruneopt.passes.targets.target import parse_target
-from pruneopt.passes.transform.slice import slice_graph
 
 
 class Padded(nn.Module):

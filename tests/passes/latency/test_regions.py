@@ -4,10 +4,10 @@ widths."""
 import numpy as np
 from latency_fakes import Stack, cost_of
 
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.onnx_family import leading_plan
 from pruneopt.passes.latency.regions import find_regions
-from pruneopt.passes.transform.slice import slice_graph
 
 
 def test_regions_cover_every_op_once_and_count_its_work() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 
 def lively(net: nn.Module) -> nn.Module:

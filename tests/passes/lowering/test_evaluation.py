@@ -17,7 +17,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models.source import load_model
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation, lower_evaluation
 from pruneopt.passes.lowering.run_evaluation import run_evaluation

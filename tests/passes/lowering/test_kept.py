@@ -13,7 +13,7 @@ from torch import nn
 
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.interpreter import Interpreter
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering import lowered_network as kept
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics

@@ -24,8 +24,8 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.source import load_model
-from pruneopt.passes.evaluation.folding import fold_batch_norms
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels, Step
 from pruneopt.passes.lowering.cuda_graphs import Capture
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation

@@ -9,20 +9,20 @@ from typing import Any, ClassVar
 import pytest
 
 from pruneopt.errors import InternalError, UserError
+from pruneopt.passes.options import registry as parts
+from pruneopt.passes.options.configured import Part, option
+from pruneopt.passes.options.registry import merge, part_class, part_names, register_part
 from pruneopt.passes.pipeline import registry
-from pruneopt.passes.pipeline.base import Part, Pass, State, option
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.registry import (
     GROUP,
     all_passes,
-    merge,
-    part_class,
-    part_names,
     pass_class,
     pass_names,
-    register_part,
     register_pass,
 )
-from pruneopt.passes.pipeline.spec import parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
 from pruneopt.passes.search.ranking import Measured, Ranking
 
 
@@ -107,7 +107,7 @@ def test_a_pass_cannot_have_an_odd_name() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing registered before, and nothing after."""
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(parts, "_registered", {})
 
 
 def half_pass(name: str = "half") -> type[Pass]:

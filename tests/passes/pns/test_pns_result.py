@@ -15,8 +15,8 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.pns.result import PruningResult, write_result
-from pruneopt.passes.transform.slice import slice_graph
 
 Entries = list[dict[str, Any]]
 

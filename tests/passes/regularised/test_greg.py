@@ -18,14 +18,15 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.channels.plan import save_plan
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result, State
-from pruneopt.passes.pipeline.spec import parse_pipeline
-from pruneopt.passes.plan import save_plan
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.regularised.greg import GReg1, GReg2, GRegRecord
 from pruneopt.passes.regularised.growing import Growing, GrowingReport
+from pruneopt.passes.result import Result
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.tools.main import main

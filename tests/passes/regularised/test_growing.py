@@ -18,7 +18,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.growing import Growing
 from pruneopt.passes.regularised.regularised import Decision, Task
 from pruneopt.passes.training.hooks import Hook, Run

@@ -23,13 +23,15 @@ from pruneopt.models.data import load_data
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result, option_fields
-from pruneopt.passes.pipeline.spec import parse_pipeline, pass_text
+from pruneopt.passes.options.option_types import option_fields
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.pns.schema import write_schema
 from pruneopt.passes.regularised.scales import gamma_scales, ratio_threshold
 from pruneopt.passes.regularised.slimming import Slimming, SlimmingRecord, unit_masks
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.result import Result
 
 FAST = "recipe=sgd{epochs=2 lr=0.1 batch-size=64} regulariser=gamma-l1{scale=0.01}"
 

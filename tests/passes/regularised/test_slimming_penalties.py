@@ -14,7 +14,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.gamma import GammaL1
 from pruneopt.passes.regularised.group_norm import GroupNorm
 from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task

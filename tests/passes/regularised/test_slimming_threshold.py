@@ -13,10 +13,12 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.budget import parse_budget, within
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
 from pruneopt.passes.regularised.scales import (
     Rule,
     Scales,
@@ -25,8 +27,6 @@ from pruneopt.passes.regularised.scales import (
     unit_scales,
 )
 from pruneopt.passes.regularised.threshold import Cut, Cutter
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
 
 # digits_resnet: its shortcuts tie these layers (as its source says), every other layer stands
 # alone.

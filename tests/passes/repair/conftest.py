@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.transform.stages import Cost, Couple, Slice
 
 CutState = Callable[..., State]

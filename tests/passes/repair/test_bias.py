@@ -18,7 +18,7 @@ from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.analysis.channels.sizes import gather_kept
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.tools.bundle.artefacts import write_artefacts
 

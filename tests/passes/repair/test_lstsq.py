@@ -17,7 +17,7 @@ from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.analysis.channels.sizes import gather_kept
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import Recalibrate

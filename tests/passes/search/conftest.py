@@ -17,8 +17,8 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.analysis.cost.budget import parse_budget
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome

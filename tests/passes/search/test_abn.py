@@ -22,12 +22,12 @@ import torch
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import within
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings

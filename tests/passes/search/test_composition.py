@@ -17,9 +17,9 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.pipeline.registry import part_names
-from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.options.registry import part_names
+from pruneopt.passes.pipeline.text import parse_pipeline
+from pruneopt.passes.result import Result
 from pruneopt.passes.search.outcome import Outcome
 
 SEARCHERS = {

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.search.correlation import correlate, correlation_report
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.searchers.sampling import WidthSampler

@@ -21,21 +21,21 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import eagleeye_order
-from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.pipeline.text import parse_pipeline
+from pruneopt.passes.result import Result
 from pruneopt.passes.search.strategy import (
     StrategyPass,
     load_strategy,
     read_strategies,
     strategy_widths,
 )
-from pruneopt.passes.transform.slice import slice_graph
 
 MOBILENET_50 = """0.1411 0.50805 .34522834 .25616112 .34354134 .3639849 .35014121 .34809587 .1421153 .28915166
 .30550963 .39298936 .32038612 .15806762 .13184949 .39613"""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruneopt.digest import weights_digest
 from pruneopt.errors import UserError
-from pruneopt.passes.digest import weights_digest
 from pruneopt.passes.search.journal import Journal
 
 PARTS = {"the graph": "g", "the weights": [1, 2], "the seed": 0}

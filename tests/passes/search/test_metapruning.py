@@ -19,10 +19,11 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.workload import Workload
-from pruneopt.passes.budget import parse_budget
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.pipeline.spec import parse_pipeline, pass_text
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial

@@ -10,8 +10,8 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.transform.slice import slice_graph
 
 PAGE = Path(__file__).parents[3] / "docs" / "abn.md"
 

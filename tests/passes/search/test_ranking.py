@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import UserError
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes
-from pruneopt.passes.budget import parse_budget
 from pruneopt.passes.evaluation.evaluate import Evaluation
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.search.ranking import Accuracy, AccuracyUnderLatency, Measured, Reward, reward

@@ -15,9 +15,9 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.types import TensorType
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.selection.alignment import TARGETS, Alignment, RoundTo, alignment_of
 from pruneopt.passes.selection.allocate import allocate, kept_score

@@ -21,8 +21,8 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.pipeline.spec import parse_pipeline
+from pruneopt.passes.pipeline.text import parse_pipeline
+from pruneopt.passes.result import Result
 from pruneopt.passes.selection.hrank import HRank, HRankPass
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train

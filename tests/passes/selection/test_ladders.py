@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene
-from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 from pruneopt.passes.search.searchers.space import Space, tied_genes
 from pruneopt.passes.selection.ladders import ladders

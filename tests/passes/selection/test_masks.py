@@ -23,7 +23,8 @@ from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result, State
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.result import Result
 from pruneopt.passes.selection.masks import (
     MASKS,
     KeepMasks,

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
+from pruneopt.passes.analysis.channels.plan import save_plan
+from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.stage_numbers import find_places
-from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.pipeline.spec import parse_pipeline, pass_text
-from pruneopt.passes.plan import save_plan
+from pruneopt.passes.options.spec import pass_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.regularised.greg import GReg1, GReg2
 from pruneopt.passes.selection.by_ratio import LayerRule, picked
 from pruneopt.passes.selection.ratios import check_ratios, pruned_count

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import parse_budget, within
 from pruneopt.passes.selection.select import budget_report, ladders, select
 
 Net = tuple[Coupling, CostModel, dict[str, np.ndarray]]

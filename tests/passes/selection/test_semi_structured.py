@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.result import Result
 from pruneopt.passes.selection.prune import L1
 from pruneopt.passes.selection.semi_structured import (
     is_two_of_four,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline.spec import parse_part, parse_pipeline, pipeline_text
+from pruneopt.passes.options.spec import parse_part
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
 from pruneopt.passes.training.recipe import SGD, AdamW, Recipe
 from pruneopt.passes.transform.finetune import Finetune
 

@@ -18,7 +18,7 @@ from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.training.hooks import Hook, Run
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD

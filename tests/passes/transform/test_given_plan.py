@@ -19,13 +19,13 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.workload import seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.plan import save_plan
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.plan import save_plan
 from pruneopt.passes.pns.result import write_result
+from pruneopt.passes.result import Result
 from pruneopt.passes.transform.given_plan import PlanRecord, with_kept_weights
-from pruneopt.passes.transform.slice import slice_graph
 
 Plan = dict[str, np.ndarray]
 

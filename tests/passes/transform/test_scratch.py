@@ -18,7 +18,7 @@ from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform import scratch
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch, decayed_by_role, fresh_weights

@@ -14,7 +14,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Result
+from pruneopt.passes.result import Result
 from pruneopt.passes.selection.select import BudgetReport
 from pruneopt.passes.training.log import TrainingLog
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import pruneopt
-from pruneopt.passes.pipeline.registry import part_kinds, part_names, pass_names
+from pruneopt.passes.options.registry import part_kinds, part_names
+from pruneopt.passes.pipeline.registry import pass_names
 from pruneopt.tools.report.text import amount, change, seconds, table
 
 Call = Callable[..., Any]

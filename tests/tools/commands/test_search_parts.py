@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pruneopt.passes.pipeline.registry import part_names
+from pruneopt.passes.options.registry import part_names
 
 Call = Callable[..., Any]
 SMALL = "calibration-batches=1 batch-size=64 subval-limit=64 finetune-epochs=0"

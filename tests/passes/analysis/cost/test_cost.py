@@ -28,7 +28,7 @@ from pruneopt.passes.analysis.channels.naming import freeze_named
 from pruneopt.passes.analysis.cost.conventions import Convention, conventions, register_convention
 from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 
 class Mixed(nn.Module):

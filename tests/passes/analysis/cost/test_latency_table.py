@@ -19,6 +19,7 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.budget import check_reachable, format_value, parse_budget, within
 from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
 from pruneopt.passes.analysis.cost.latency_measure import layer_grid, measure_table, table_of
 from pruneopt.passes.analysis.cost.latency_table import (
@@ -31,10 +32,9 @@ from pruneopt.passes.analysis.cost.latency_table import (
 )
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import check_reachable, format_value, parse_budget, within
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.select import select
-from pruneopt.passes.transform.slice import slice_graph
 from pruneopt.passes.transform.stages import Cost, Couple
 
 

@@ -14,7 +14,7 @@ from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.pipeline.registry import part_class, part_names
+from pruneopt.passes.options.registry import part_class, part_names
 
 
 class Net(nn.Module):

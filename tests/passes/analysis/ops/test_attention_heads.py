@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.transform.stages import Couple
-from pruneopt.passes.transform.verify import verify_pruned
 
 TOKENS = (2, 6, 12)
 

@@ -19,8 +19,8 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.ops.custom_ops import SIZES
 from pruneopt.passes.analysis.ops.rules import RULES
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
 
 IMAGE = (2, 3, 6, 6)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
 
 
 class Net(nn.Module):

@@ -17,8 +17,8 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.transform.stages import Couple
 
 IMAGE = (2, 3, 6, 6)

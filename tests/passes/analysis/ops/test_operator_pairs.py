@@ -16,8 +16,8 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.selection.ladders import ladders
-from pruneopt.passes.transform.slice import slice_graph
 
 TOKENS, IMAGE = (2, 6, 12), (2, 3, 6, 6)
 

@@ -16,7 +16,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.transform.slice import slice_graph
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 SEQUENCE = (2, 5, 6)
 

@@ -20,9 +20,9 @@ from pruneopt.models.mobilenet_v2 import MobileNetV2
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
+from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.pruning_net.hypernet import Form, Sizes
 from pruneopt.passes.search.pruning_net.network import PruningNet
-from pruneopt.passes.transform.slice import slice_graph
 
 GRID = [(10 + 3 * i) / 100 for i in range(31)]
 

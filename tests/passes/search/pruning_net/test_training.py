@@ -17,8 +17,8 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
-from pruneopt.passes.pipeline.base import State
-from pruneopt.passes.pipeline.spec import parse_part, pass_text
+from pruneopt.passes.options.spec import parse_part, pass_text
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.evaluators.judge import Trial
 from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights

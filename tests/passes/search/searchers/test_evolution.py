@@ -22,12 +22,12 @@ from naive_evolution import GENES, Fitness, Key, Naive, peaks, slow_macs
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene, metapruning_genes
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.searchers.evolution import Evolution, Evolving
 from pruneopt.passes.search.searchers.random_search import RandomSearch

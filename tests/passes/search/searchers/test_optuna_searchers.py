@@ -16,10 +16,11 @@ import torch
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import Result, State
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.result import Result
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.searchers import optuna_searchers
 from pruneopt.passes.search.searchers.optuna_searchers import (

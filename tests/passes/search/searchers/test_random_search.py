@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers import random_search
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.sampling import WidthSampler

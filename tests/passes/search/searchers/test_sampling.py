@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import freeze_named
+from pruneopt.passes.analysis.cost.budget import Budget, parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.budget import Budget, parse_budget, within
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers import sampling
 from pruneopt.passes.search.searchers.sampling import (
     Draw,

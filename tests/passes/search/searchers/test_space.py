@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruneopt.errors import BudgetError, UserError
+from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.residual.gene_order import Gene
-from pruneopt.passes.budget import parse_budget
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers.space import GRID, Space, _walk, untied_genes
 
 Chain = Callable[[Sequence[int]], State]

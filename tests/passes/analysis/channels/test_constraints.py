@@ -19,9 +19,9 @@ from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import groups_named, is_within
+from pruneopt.passes.analysis.channels.plan import save_plan
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.plan import save_plan
+from pruneopt.passes.result import Result
 
 
 class Block(nn.Module):

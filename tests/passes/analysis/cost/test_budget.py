@@ -16,9 +16,7 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.naming import freeze_named
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.budget import (
+from pruneopt.passes.analysis.cost.budget import (
     FORMS,
     Budget,
     check_reachable,
@@ -27,6 +25,8 @@ from pruneopt.passes.budget import (
     tightest,
     within,
 )
+from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.couple import couple
 
 
 @cache

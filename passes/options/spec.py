@@ -1,5 +1,4 @@
-"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and
-back.
+"""Options as text: ``prune{criterion=l2 budget=50%FLOPs round-to=8}`` to a pass or part, and back.
 
 Names and keys are kebab-case. A value ends at a space or at the closing brace of its pass; braces
 inside a value are its own (``4ms@ort-cpu{threads=2}``), as are spaces in brackets that it begins
@@ -16,41 +15,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
-from pruneopt.passes.pipeline.base import (
-    Configured,
-    Part,
-    Pass,
+from pruneopt.passes.options.option_types import (
+    Options,
+    PartOptions,
     option_fields,
     part_kind,
+    wanted,
     without_none,
 )
-from pruneopt.passes.pipeline.option_types import wanted
-from pruneopt.passes.pipeline.registry import part_class, part_names, pass_class, pass_names
-from pruneopt.passes.pipeline.spec_reader import Item, Option, Reader, Source
+from pruneopt.passes.options.registry import part_class, part_names
+from pruneopt.passes.options.spec_reader import Item, Option, Reader, Source
 
-__all__ = ["option_type", "parse_part", "parse_pipeline", "pass_text", "pipeline_text"]
+__all__ = ["build", "canonical_part", "option_type", "parse_part", "pass_text"]
 
-P = TypeVar("P", bound=Configured)
-
-
-def parse_pipeline(text: str) -> list[Pass]:
-    """The passes that a pipeline string names, with their options.
-
-    Raises:
-        UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything
-            that is wrong.
-    """
-    source = Source(text)
-    return [_build_pass(source, item) for item in Reader(source, note=_pass_note()).items()]
+P = TypeVar("P", bound=Options)
 
 
-def parse_part(kind: type[Part], text: str) -> Part:
+def parse_part(kind: type[PartOptions], text: str) -> PartOptions:
     """The part of a kind that a text such as ``evolution{population=20}`` names.
 
     Raises:
@@ -60,13 +47,18 @@ def parse_part(kind: type[Part], text: str) -> Part:
     return _build_part(source, Reader(source, 0, kind.kind).only(len(text)), kind)
 
 
-def pipeline_text(passes: Iterable[Pass]) -> str:
-    """The string that `parse_pipeline` reads back to equal passes; options at their defaults are
-    left out."""
-    return ",".join(map(pass_text, passes))
+def canonical_part(kind: str, text: str) -> str:
+    """Return the text of a part as `pass_text` writes it, so that equal parts have equal texts.
+
+    Raises:
+        UserError: as `parse_part` does.
+    """
+    source = Source(text, kind)
+    item = Reader(source, 0, kind).only(len(text))
+    return pass_text(build(source, item, _class_named(source, item, kind)))
 
 
-def pass_text(step: Configured) -> str:
+def pass_text(step: Options) -> str:
     """One pass, or part, as text: ``prune{budget=50%FLOPs round-to=8}``."""
     words = []
     hints = get_type_hints(type(step))
@@ -92,35 +84,36 @@ def option_type(hint: Any) -> str:
     return str(hint.__name__)
 
 
-# Text to passes
+# Text to options
 
 
-def _build_pass(source: Source, item: Item) -> Pass:
-    if item.name not in pass_names():
-        source.fail(
-            item.span, f"there is no pass {item.name!r}", did_you_mean(item.name, pass_names())
-        )
-    return _build(source, item, pass_class(item.name))
-
-
-def _build_part(source: Source, item: Item, kind: type[Part]) -> Part:
-    names = part_names(kind.kind)
-    if item.name not in names:
-        source.fail(
-            item.span, f"there is no {kind.kind} {item.name!r}", did_you_mean(item.name, names)
-        )
-    found = part_class(kind.kind, item.name)
+def _build_part(source: Source, item: Item, kind: type[PartOptions]) -> PartOptions:
+    found = _class_named(source, item, kind.kind)
     if not issubclass(found, kind):
+        names = part_names(kind.kind)
         fitting = ", ".join(name for name in names if issubclass(part_class(kind.kind, name), kind))
         source.fail(
             item.span,
             f"the {kind.kind} {item.name!r} does not fit here",
             f"those that do are {fitting}",
         )
-    return _build(source, item, found)
+    return build(source, item, found)
 
 
-def _build(source: Source, item: Item, kind: type[P]) -> P:
+def _class_named(source: Source, item: Item, kind: str) -> type[PartOptions]:
+    names = part_names(kind)
+    if item.name not in names:
+        source.fail(item.span, f"there is no {kind} {item.name!r}", did_you_mean(item.name, names))
+    return part_class(kind, item.name)
+
+
+def build(source: Source, item: Item, kind: type[P]) -> P:
+    """Return a pass or part of a class with the options that are written.
+
+    Raises:
+        UserError: an option that it does not have, a value that does not fit, or a missing one;
+            the message points into the text.
+    """
     fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
@@ -161,12 +154,12 @@ def _fail_twice(source: Source, option: Option) -> NoReturn:
 
 
 def _give_to_parts(
-    source: Source, item: Item, options: list[Option], kind: type[Configured], given: dict[str, Any]
+    source: Source, item: Item, options: list[Option], kind: type[Options], given: dict[str, Any]
 ) -> None:
     """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part
     that has them."""
     values = {field.name: given.get(field.name, field.default) for field in option_fields(kind)}
-    parts = {name: value for name, value in values.items() if isinstance(value, Part)}
+    parts = {name: value for name, value in values.items() if isinstance(value, PartOptions)}
     changes: dict[str, dict[str, Any]] = {}
     for option in options:
         name = option.key.replace("-", "_")
@@ -195,7 +188,7 @@ def _give_to_parts(
             source.fail(first.key_span, f"{parts[key].name}: {error}")
 
 
-def _keys(kind: type[Configured]) -> list[str]:
+def _keys(kind: type[Options]) -> list[str]:
     """The options of a pass or part as they are written."""
     return [field.name.replace("_", "-") for field in option_fields(kind)]
 
@@ -208,11 +201,7 @@ def _written_inside(source: Source, item: Item, name: str) -> set[str]:
     }
 
 
-def _pass_note() -> str:
-    return f"passes are {', '.join(pass_names())}"
-
-
-def _options_note(kind: type[Configured], wrong: str = "") -> str:
+def _options_note(kind: type[Options], wrong: str = "") -> str:
     """What can be given: ``options are budget (list of str), round-to (int)``, after the closest
     name, if one is."""
     hints = get_type_hints(kind)
@@ -228,7 +217,7 @@ def _options_note(kind: type[Configured], wrong: str = "") -> str:
     inner = [
         f"{field.name.replace('_', '-')} takes {', '.join(_keys(type(part)))}"
         for field in fields
-        if isinstance(part := field.default, Part) and option_fields(type(part))
+        if isinstance(part := field.default, PartOptions) and option_fields(type(part))
     ]
     note = "; ".join([note, *inner])
     return f"{guess} {note}" if guess.startswith("did you mean") else note
@@ -259,7 +248,7 @@ def _value(source: Source, option: Option, hint: Any) -> Any:
     return _single(source, option, option.value, hint)
 
 
-def _part(source: Source, option: Option, kind: type[Part]) -> Part:
+def _part(source: Source, option: Option, kind: type[PartOptions]) -> PartOptions:
     """A value that is a part; errors inside it point into the whole text."""
     inner, item = _part_item(source, option, kind.kind)
     return _build_part(inner, item, kind)
@@ -365,7 +354,7 @@ def _example(hint: Any) -> str:
     return {int: "8", float: "0.5", bool: "true", str: "..."}[hint]
 
 
-# Passes to text
+# Options to text
 
 
 def _option_text(key: str, value: Any, hint: Any) -> str:
@@ -383,7 +372,7 @@ def _option_text(key: str, value: Any, hint: Any) -> str:
 def _value_text(value: Any, *, inside_list: bool = False) -> str:
     if value is None:
         return "none"
-    if isinstance(value, Part):
+    if isinstance(value, PartOptions):
         return pass_text(value)
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -408,7 +397,7 @@ def _is_bare(text: str, inside_list: bool) -> bool:
     return depth == 0 and text not in ("", "none")
 
 
-def check_options(kind: type[Configured]) -> Sequence[str]:
+def check_options(kind: type[Options]) -> Sequence[str]:
     """Fields of a pass or part class that no pipeline string could set, or that lack help; empty
     when all is well."""
     hints = get_type_hints(kind)

@@ -6,10 +6,13 @@ from typing import ClassVar, Literal
 import pytest
 
 from pruneopt.errors import UserError
-from pruneopt.passes.pipeline import spec
-from pruneopt.passes.pipeline.base import Pass, State, option
+from pruneopt.passes.options.configured import option
+from pruneopt.passes.options.spec import check_options
+from pruneopt.passes.pipeline import text as pipeline_texts
+from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.registry import all_passes
-from pruneopt.passes.pipeline.spec import check_options, parse_pipeline, pipeline_text
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ KINDS: dict[str, type[Pass]] = {kind.name: kind for kind in (Bake, Serve, Rest)}
 
 @pytest.fixture(autouse=True)
 def kitchen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec, "pass_names", lambda: tuple(KINDS))
-    monkeypatch.setattr(spec, "pass_class", KINDS.__getitem__)
+    monkeypatch.setattr(pipeline_texts, "pass_names", lambda: tuple(KINDS))
+    monkeypatch.setattr(pipeline_texts, "pass_class", KINDS.__getitem__)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.passes.evaluation.folding import fold_batch_norms
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 
 
 class Every(nn.Module):

@@ -28,7 +28,7 @@ from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.labels import BATCH
 from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask, kept_parts
 from pruneopt.passes.analysis.ops.layers import layer_weights
-from pruneopt.passes.transform.slice import slice_weights
+from pruneopt.passes.graph_rewrites.slice import slice_weights
 
 __all__ = [
     "DRAWS",

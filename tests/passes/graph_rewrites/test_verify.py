@@ -22,9 +22,9 @@ from pruneopt.passes.analysis.channels.labels import Labels
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.ops import rules as label_rules
 from pruneopt.passes.analysis.ops.rules import RULES
-from pruneopt.passes.transform import verify
-from pruneopt.passes.transform.slice import slice_graph
-from pruneopt.passes.transform.verify import MaskedOriginal, verify_pruned
+from pruneopt.passes.graph_rewrites import verify
+from pruneopt.passes.graph_rewrites.slice import slice_graph
+from pruneopt.passes.graph_rewrites.verify import MaskedOriginal, verify_pruned
 
 Plans = Callable[[Coupling, int | None], dict[str, np.ndarray]]
 IMAGE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.cost.cost import ON_TARGET, CostModel
-from pruneopt.passes.targets.target import parse_target
+from pruneopt.passes.options.spec import canonical_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FORMS",
     "Budget",
+    "BudgetUse",
+    "budget_uses",
     "check_reachable",
     "format_value",
     "parse_budget",
@@ -84,6 +90,50 @@ class Budget:
         return self.text
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """What a plan uses of one budget: the budget's text and unit, its limit, the plan's value and
+    the original's."""
+
+    text: str
+    unit: str
+    limit: float
+    value: float
+    full: float
+
+    @property
+    def share(self) -> float:
+        """Value over limit: 1.0 is exactly on the budget, more is outside."""
+        return self.value / self.limit if self.limit else float("inf")
+
+    @property
+    def kept(self) -> float:
+        """Value over the original's value."""
+        return self.value / self.full if self.full else 1.0
+
+
+def budget_uses(
+    budgets: list[Budget],
+    cost: CostModel,
+    plan: Mapping[str, np.ndarray],
+    masks: Mapping[str, Tensor] | None = None,
+) -> tuple[BudgetUse, ...]:
+    """What a plan uses of every budget, in their order. Parameters that masks hold at zero do not
+    count."""
+    widths = cost.widths(plan)
+    zeros = {"params": sum(int((~mask).sum()) for mask in (masks or {}).values())}
+    return tuple(
+        BudgetUse(
+            budget.text,
+            budget.unit,
+            float(budget.limit(cost)),
+            float(cost.measure(budget.unit, widths)) - zeros.get(budget.unit, 0),
+            cost.original(budget.unit),
+        )
+        for budget in budgets
+    )
+
+
 def parse_budget(text: str) -> Budget:
     """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000,
     ``Ki`` ... of 1024.
@@ -101,7 +151,9 @@ def parse_budget(text: str) -> Budget:
         return budget
     if budget.unit != "latency":
         raise _refused(text, "names a target, which only a time has")
-    return replace(budget, text=text.strip(), unit=f"{ON_TARGET}{parse_target(target.strip())}")
+    return replace(
+        budget, text=text.strip(), unit=f"{ON_TARGET}{canonical_part('target', target.strip())}"
+    )
 
 
 def _parse_amount(text: str) -> Budget:

@@ -12,8 +12,8 @@ from torch import nn
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.channels.plan import load_plan, save_plan
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.plan import load_plan, save_plan
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The syntax of pipelines: a text split into names, keys and values, each with its place for
 errors.
 
-What names and values mean is `pruneopt.passes.pipeline.spec`'s to say; so is the syntax itself, in
+What names and values mean is `pruneopt.passes.options.spec`'s to say; so is the syntax itself, in
 words.
 """
 

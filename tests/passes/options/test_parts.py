@@ -20,22 +20,16 @@ from hypothesis import strategies as st
 from pruneopt.errors import InternalError, UserError
 from pruneopt.passes.analysis.importance.criteria import L1Norm, Taylor
 from pruneopt.passes.analysis.importance.importance import Criterion
-from pruneopt.passes.pipeline import registry, spec
-from pruneopt.passes.pipeline.base import Part, Pass, State, option, option_fields
-from pruneopt.passes.pipeline.registry import (
-    PART_GROUPS,
-    all_passes,
-    part_class,
-    part_kinds,
-    part_names,
-)
-from pruneopt.passes.pipeline.spec import (
-    check_options,
-    parse_part,
-    parse_pipeline,
-    pass_text,
-    pipeline_text,
-)
+from pruneopt.passes.options import registry, spec
+from pruneopt.passes.options.configured import Part, option
+from pruneopt.passes.options.option_types import option_fields
+from pruneopt.passes.options.registry import PART_GROUPS, part_class, part_kinds, part_names
+from pruneopt.passes.options.spec import check_options, parse_part, pass_text
+from pruneopt.passes.pipeline import text as pipeline_texts
+from pruneopt.passes.pipeline.base import Pass
+from pruneopt.passes.pipeline.registry import all_passes
+from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
 from pruneopt.passes.regularised.greg import GReg1
 from pruneopt.passes.regularised.regularised import Regulariser
 from pruneopt.passes.regularised.slimming import Slimming
@@ -279,8 +273,8 @@ PARTS: dict[str, dict[str, type[Part]]] = {
 def opened() -> Iterator[None]:
     """The syntax knows the parts above and no others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spec, "pass_names", lambda: ("cake",))
-        patch.setattr(spec, "pass_class", {"cake": BakeCake}.__getitem__)
+        patch.setattr(pipeline_texts, "pass_names", lambda: ("cake",))
+        patch.setattr(pipeline_texts, "pass_class", {"cake": BakeCake}.__getitem__)
         patch.setattr(spec, "part_names", lambda kind: tuple(PARTS[kind]))
         patch.setattr(spec, "part_class", lambda kind, name: PARTS[kind][name])
         yield
