@@ -105,7 +105,9 @@ def measure(root: Path, folders: tuple[str, ...]) -> Sizes:
 
 
 def circles(root: Path) -> str:
-    """Count the circles of imports of a checkout, "-" where grimp is missing."""
+    """Count the circles of imports of a checkout, "-" without grimp or without a package."""
+    if not (root / "src" / "pruneopt").exists():
+        return "-"  # else the installed one would be counted
     run = subprocess.run(
         [sys.executable, "-c", CIRCLES],
         env={**os.environ, "PYTHONPATH": str(root / "src")},
