@@ -19,7 +19,8 @@ from environment import environment
 
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.couple import couple
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost.json"

@@ -18,7 +18,8 @@ import torch
 from pruneopt.digest import weights_digest
 from pruneopt.errors import UserError
 from pruneopt.ir.text.printer import print_graph
-from pruneopt.passes.analysis.cost.cost import ON_TARGET, UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import TABLE, on_target, target_of
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
@@ -39,7 +40,7 @@ from pruneopt.passes.selection.prune import BUDGET, MINIMUM, add_budgets, aims_o
 from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.targets.target import parse_target
 
-__all__ = ["Exploration", "Explore", "on_target"]
+__all__ = ["Exploration", "Explore", "canonical_unit"]
 
 GRID = tuple(range(1, 101))
 EXPLORERS: dict[str, type[Explorer]] = {"nsga2": Evolving, "random": RandomDraws}
@@ -191,7 +192,7 @@ class Explore(Pass):
     )
 
     against: tuple[str, ...] = option(
-        ("flops",), "cost units: flops, params, bytes, memory, latency; the first spreads"
+        ("flops",), f"cost units: {', '.join(unit.name for unit in TABLE)}; the first spreads"
     )
     budget: tuple[str, ...] = option((), BUDGET)
     candidates: int = option(200, "structures to judge")
@@ -328,10 +329,10 @@ class Explore(Pass):
         }
 
 
-def on_target(unit: str) -> str:
-    """The unit of the time on a target, by the target's one name; `UserError` for what names no
-    target."""
-    return f"{ON_TARGET}{parse_target(unit.removeprefix(ON_TARGET))}"
+def canonical_unit(unit: str) -> str:
+    """Return a unit on a target with the target's one name; `UserError` where it names none."""
+    plain, _, target = unit.partition("@")
+    return on_target(str(parse_target(target)), plain)
 
 
 def unit_of(text: str, cost: CostModel) -> str:
@@ -340,8 +341,8 @@ def unit_of(text: str, cost: CostModel) -> str:
     Raises:
         UserError: no such unit, or one that this cost model was not given.
     """
-    unit = text.lower() if text.lower() in (*UNITS, "latency") else text
-    if unit.startswith(ON_TARGET):
-        unit = on_target(unit)
+    unit = text.lower() if text.lower() in {unit.name for unit in TABLE} else text
+    if target_of(unit) is not None:
+        unit = canonical_unit(unit)
     cost.measure(unit, cost.full)
     return unit

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.cost.cost import ON_TARGET
+from pruneopt.passes.analysis.cost.units import target_of
 from pruneopt.passes.front.front_file import load_front
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.base import Pass
@@ -62,9 +62,10 @@ class FrontPoint(Choose):
         targets."""
         front = load_front(self.file)
         original, own = front.data["original"], front.point(self.point)["costs"]
-        units = (unit for unit in own if unit.startswith(ON_TARGET))
         return {
-            unit.removeprefix(ON_TARGET): (original[unit] / 1e9, own[unit] / 1e9) for unit in units
+            target: (original[unit] / 1e9, own[unit] / 1e9)
+            for unit in own
+            if (target := target_of(unit)) is not None
         }
 
     def run(self, state: State) -> bool:

@@ -23,7 +23,7 @@ from pruneopt.errors import BudgetError, UserError
 from pruneopt.files import write_json
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.cost.budget import Budget, format_value
-from pruneopt.passes.analysis.cost.cost import ON_TARGET
+from pruneopt.passes.analysis.cost.units import on_target, target_of
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
@@ -87,11 +87,8 @@ class Delivered:
 
 def targets_of(budgets: Sequence[Budget]) -> list[str]:
     """The texts of the targets that budgets speak of, each once."""
-    return list(
-        dict.fromkeys(
-            b.unit.removeprefix(ON_TARGET) for b in budgets if b.unit.startswith(ON_TARGET)
-        )
-    )
+    found = (target_of(budget.unit) for budget in budgets)
+    return list(dict.fromkeys(target for target in found if target is not None))
 
 
 def check_targets(texts: Sequence[str]) -> None:
@@ -126,8 +123,9 @@ class WithTimes(Instrument):
         self.learner.progress, self.learner.seed = state.progress, state.seed
         state.need_cost().times = self.learner
         for budget in self.budgets:
-            if budget.unit.startswith(ON_TARGET) and not budget.relative:
-                self.learner.limits[budget.unit.removeprefix(ON_TARGET)] = budget.value / 1e9
+            target = target_of(budget.unit)
+            if target is not None and not budget.relative:
+                self.learner.limits[target] = budget.value / 1e9
 
 
 class Delivery(WithTimes):
@@ -187,8 +185,8 @@ class Delivery(WithTimes):
     def _measure_originals(self, state: State) -> None:
         """The original's times, which budgets that are shares are shares of."""
         for budget in self.budgets:
-            text = budget.unit.removeprefix(ON_TARGET)
-            if budget.unit.startswith(ON_TARGET) and budget.relative:
+            text = target_of(budget.unit)
+            if text is not None and budget.relative:
                 if text not in self._originals:
                     state.progress(f"measuring the original on {text}")
                     original = (state.original, state.original.weights)
@@ -222,10 +220,10 @@ class Delivery(WithTimes):
             key=lambda items: max(item.measured / (item.limit or math.inf) for item in items),
         )
         reached = ", ".join(
-            format_value(f"{ON_TARGET}{item.target}", 1e9 * item.measured) for item in best
+            format_value(on_target(item.target), 1e9 * item.measured) for item in best
         )
         texts = ", ".join(
-            budget.text for budget in self.budgets if budget.unit.startswith(ON_TARGET)
+            budget.text for budget in self.budgets if target_of(budget.unit) is not None
         )
         many = f"{len(self.rounds)} networks were" if len(self.rounds) > 1 else "one network was"
         noise = next((item.noisy for item in best if item.noisy), None)
@@ -235,7 +233,7 @@ class Delivery(WithTimes):
         )
 
     def _delivered(self, text: str, state: State) -> Delivered:
-        cost, unit = state.need_cost(), f"{ON_TARGET}{text}"
+        cost, unit = state.need_cost(), on_target(text)
         before, after = cost.measure(unit, [cost.full, cost.widths(state.plan or {})]) / 1e9
         limit = min(budget.limit(cost) for budget in self.budgets if budget.unit == unit) / 1e9
         return _delivered(text, state, limit, (float(before), float(after)), self._measure)

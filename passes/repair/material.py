@@ -16,7 +16,8 @@ from pruneopt.models.workload import Split
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_parts
 from pruneopt.passes.analysis.cost.conventions import Convention
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 from pruneopt.passes.pipeline.state import State

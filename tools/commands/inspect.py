@@ -25,7 +25,8 @@ from pruneopt.passes.analysis.cost.budget import (
     check_reachable,
     parse_budget,
 )
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.pns.schema import write_schema

@@ -21,8 +21,8 @@ from pruneopt.models.source import LoadedModel
 from pruneopt.models.workload import Workload, top1
 from pruneopt.passes.analysis.channels.constraints import Constraints
 from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
-from pruneopt.passes.analysis.cost.cost import ON_TARGET
-from pruneopt.passes.front.explore import Explore, on_target
+from pruneopt.passes.analysis.cost.units import target_of
+from pruneopt.passes.front.explore import Explore, canonical_unit
 from pruneopt.passes.front.front_file import FRONT, front_data
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.latency.deliver import WithTimes, check_targets, targets_of
@@ -109,11 +109,13 @@ def _on_targets(options: argparse.Namespace) -> list[Budget]:
     """Budgets and costs that are times on targets; `UserError` for a target that is not here, or
     unread options."""
     found = [
-        budget for budget in map(parse_budget, options.budgets) if budget.unit.startswith(ON_TARGET)
+        budget
+        for budget in map(parse_budget, options.budgets)
+        if target_of(budget.unit) is not None
     ]
     for unit in options.against:
-        if unit.startswith(ON_TARGET):
-            found.append(Budget(unit, on_target(unit), 1.0, relative=True))
+        if target_of(unit) is not None:
+            found.append(Budget(unit, canonical_unit(unit), 1.0, relative=True))
     check_targets(targets_of(found))
     for flag, value in (
         ("--latency-db", options.latency_db),

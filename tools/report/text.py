@@ -5,18 +5,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 
+from pruneopt.passes.analysis.cost.units import unit_named
+
 __all__ = ["FLOP_NOTE", "amount", "change", "percent", "seconds", "table", "times"]
 
 FLOP_NOTE = "A FLOP is one multiply-accumulate, batch 1."
-
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_WORDS = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B"}
-
-
-def _scale(value: float) -> tuple[float, str]:
-    return next(
-        ((factor, prefix) for factor, prefix in _PREFIXES if abs(value) >= factor), (1.0, "")
-    )
 
 
 def _digits(value: float) -> str:
@@ -26,26 +19,24 @@ def _digits(value: float) -> str:
     return f"{value:.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
 
 
-def _unit(largest: float, unit: str) -> tuple[float, str]:
-    """What to divide amounts by, and the unit with its prefix. Times come in nanoseconds, and are
-    shown in ms."""
-    if unit.startswith("latency"):
-        return 1e6, "ms"
-    factor, prefix = _scale(largest)
-    return factor, prefix + _WORDS.get(unit, unit)
-
-
 def amount(value: float, unit: str) -> str:
-    """``150.2 MFLOPs``; ``unit`` is flops, params, bytes, memory or latency."""
-    factor, word = _unit(value, unit)
+    """``150.2 MFLOPs``; ``unit`` is the name of a cost unit, such as flops or latency."""
+    factor, word = _scale(value, unit)
     return f"{_digits(value / factor)} {word}"
 
 
 def change(value: float, full: float, unit: str) -> str:
     """``150.2 MFLOPs (50.0 % of 300.4)``; the prefix of the larger number serves both."""
-    factor, word = _unit(full, unit)
+    factor, word = _scale(full, unit)
     share = percent(value / full if full else 1.0)
     return f"{_digits(value / factor)} {word} ({share} of {_digits(full / factor)})"
+
+
+def _scale(largest: float, name: str) -> tuple[int, str]:
+    """What to divide amounts by, and the unit's symbol behind its prefix."""
+    unit = unit_named(name)
+    prefix = unit.prefix_for(largest)
+    return unit.prefixes[prefix], prefix + unit.symbol
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.cost.cost import ON_TARGET, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import FORMS, TABLE, on_target, target_of, unit_named
 from pruneopt.passes.options.spec import canonical_part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FORMS",
     "Budget",
     "BudgetUse",
     "budget_uses",
@@ -32,39 +32,26 @@ __all__ = [
     "within",
 ]
 
-FORMS = (
-    "300MFLOPs (or 300MMACs), 50%FLOPs, 1.5Mparams, 40%params, 6MB, 6MiB, 25%bytes, "
-    "12MBmemory, 30%memory, 4ms@ort-cpu"
-)
-
 _TEXT = re.compile(
     r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?nan|[+-]?inf(?:inity)?)"
     r"\s*(?P<percent>%?)\s*(?P<unit>[^\W\d_](?:[^\W\d_]|\s)*)?",
     re.IGNORECASE,
 )
-_UNIT = re.compile(
-    r"(?P<prefix>[kmgt]?)(?P<binary>i?)"
-    r"(?:(?P<flops>flops?|macs?)|(?P<params>params?|parameters?)|(?P<memory>(?:b|bytes)memory)|(?P<bytes>bytes?|b))"
-)
-_SHARES = {
-    **dict.fromkeys(("flops", "flop", "macs", "mac"), "flops"),
-    **dict.fromkeys(("params", "param", "parameters", "parameter"), "params"),
-    **dict.fromkeys(("bytes", "byte"), "bytes"),
-    "memory": "memory",
-    "latency": "latency",
-}
-_TIMES = {"s": 9, "ms": 6, "us": 3, "\N{MICRO SIGN}s": 3, "ns": 0}
-"""Units of time, and the power of ten that each is in nanoseconds."""
 _OTHER_TIMES = re.compile(r"sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps|hz|latency")
-_PREFIXES = ("", "k", "M", "G", "T")
-_NAMES = {"flops": "FLOPs", "params": "params", "bytes": "B", "memory": "B memory"}
-_SHARE_NAMES = {
-    "flops": "FLOPs",
-    "params": "params",
-    "bytes": "bytes",
-    "memory": "memory",
-    "latency": "latency",
+
+
+def _key(text: str) -> str:
+    """The text of a unit without what makes no difference: blanks, and large or small letters."""
+    return re.sub(r"\s", "", text).lower()
+
+
+_AMOUNTS = {
+    _key(prefix + word): (unit, factor)
+    for unit in TABLE
+    for word in unit.amounts
+    for prefix, factor in unit.prefixes.items()
 }
+_SHARES = {_key(word): unit for unit in TABLE for word in unit.shares}
 _ROUNDING = 1 + 1e-12
 """A share of a whole number is rarely a float: half of an odd cost, a tenth of a round one."""
 
@@ -149,10 +136,12 @@ def parse_budget(text: str) -> Budget:
     budget = _parse_amount(amount)
     if not at:
         return budget
-    if budget.unit != "latency":
+    if unit_named(budget.unit).measure_on is None:
         raise _refused(text, "names a target, which only a time has")
     return replace(
-        budget, text=text.strip(), unit=f"{ON_TARGET}{canonical_part('target', target.strip())}"
+        budget,
+        text=text.strip(),
+        unit=on_target(canonical_part("target", target.strip()), budget.unit),
     )
 
 
@@ -160,7 +149,7 @@ def _parse_amount(text: str) -> Budget:
     match = _TEXT.fullmatch(text)
     if match is None:
         raise _refused(text, "is not a number with a unit")
-    unit = re.sub(r"\s", "", match["unit"] or "").lower()
+    unit = _key(match["unit"] or "")
     number = float(match["number"])
     if not math.isfinite(number):
         raise _refused(text, "is no finite number")
@@ -168,50 +157,38 @@ def _parse_amount(text: str) -> Budget:
         raise _refused(text, "leaves nothing: a budget must be above 0")
     if not unit:
         raise _refused(text, "has no unit")
-    if _OTHER_TIMES.fullmatch(unit) and not match["percent"]:
-        raise _refused(text, "limits time, which is written in s, ms or us")
     return _share(text, number, unit) if match["percent"] else _amount(text, match["number"], unit)
 
 
-def _share(text: str, number: float, unit: str) -> Budget:
-    if unit not in _SHARES:
-        raise _refused(text, f"is a share of '{unit}', which is no cost of a network")
+def _share(text: str, number: float, word: str) -> Budget:
+    if word not in _SHARES:
+        raise _refused(text, f"is a share of '{word}', which is no cost of a network")
     if number > 100:
         raise _refused(
             text,
             f"would allow {number / 100:g} times the cost of the original, which it never exceeds",
         )
-    return Budget(text.strip(), _SHARES[unit], number / 100, relative=True)
+    return Budget(text.strip(), _SHARES[word].name, number / 100, relative=True)
 
 
-def _amount(text: str, number: str, unit: str) -> Budget:
-    match = _UNIT.fullmatch(unit)
-    if unit in _TIMES:
-        return _absolute(text, "latency", Fraction(number) * 10 ** _TIMES[unit])
-    if match is None and unit == "memory":
-        raise _refused(text, "lacks the size that memory is measured in, as in 12MBmemory")
-    if match is None or (
-        match["binary"] and (not match["prefix"] or match["flops"] or match["params"])
-    ):
-        raise _refused(text, f"has the unknown unit '{unit}'")
-    name = next(name for name in _NAMES if match[name])
-    # Exact until the last step: 0.3e9 and 300e6 are then the same budget.
-    return _absolute(
-        text,
-        name,
-        Fraction(number) * (1024 if match["binary"] else 1000) ** _power(match["prefix"]),
-    )
-
-
-def _absolute(text: str, name: str, value: Fraction) -> Budget:
+def _amount(text: str, number: str, word: str) -> Budget:
+    if word not in _AMOUNTS:
+        raise _refused(text, _why_no_amount(word))
+    unit, factor = _AMOUNTS[word]
     try:
-        return Budget(text.strip(), name, float(value), relative=False)
+        # Exact until the last step: 0.3e9 and 300e6 are then the same budget.
+        return Budget(text.strip(), unit.name, float(Fraction(number) * factor), relative=False)
     except OverflowError:
         raise _refused(text, "is no finite number") from None
 
 
-def _power(prefix: str) -> int:
-    return [name.lower() for name in _PREFIXES].index(prefix)
+def _why_no_amount(word: str) -> str:
+    if _OTHER_TIMES.fullmatch(word):
+        return "limits time, which is written in s, ms or us"
+    if word in _SHARES:
+        form = _SHARES[word].forms[0]
+        return f"lacks the size that {word} is measured in, as in {form}"
+    return f"has the unknown unit '{word}'"
 
 
 def _refused(text: str, why: str) -> UserError:
@@ -224,22 +201,16 @@ def format_value(unit: str, value: float) -> str:
     return _format(unit, value, round)
 
 
-def _on_target(unit: str) -> str:
-    """What stands behind a time on a target: ``@ort-cpu``; nothing for other units."""
-    return unit.removeprefix("latency") if unit.startswith(ON_TARGET) else ""
-
-
-def _format(unit: str, value: float, rounding: Callable[[float], int]) -> str:
+def _format(name: str, value: float, rounding: Callable[[float], int]) -> str:
     """``rounding`` makes the value, counted in units of the last digit shown, a whole number."""
+    unit, at = unit_named(name), target_of(name)
+    prefix = unit.prefix_for(value)
+    ending = f"{prefix}{unit.amounts[0]}{f'@{at}' if at else ''}"
     if not value > 0:
-        return f"{value:g} {_NAMES.get(unit, 'ms')}{_on_target(unit)}"
-    # Times are always in milliseconds, two powers above the nanoseconds of the cost model.
-    is_time = unit not in _NAMES
-    power = 2 if is_time else min(max(int(math.log10(value) // 3), 0), len(_PREFIXES) - 1)
-    scaled = value / 1000**power
+        return f"{value:g} {ending}"
+    scaled = value / unit.prefixes[prefix]
     grain = 10 ** max(3 - math.floor(math.log10(scaled)), 0)
-    name = f"ms{_on_target(unit)}" if is_time else f"{_PREFIXES[power]}{_NAMES[unit]}"
-    return f"{rounding(scaled * grain) / grain:.15g} {name}"
+    return f"{rounding(scaled * grain) / grain:.15g} {ending}"
 
 
 def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.ndarray:
@@ -301,16 +272,16 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
     if not budget.relative:
         return _format(budget.unit, value, math.ceil)
     share = math.ceil(1e4 * value / cost.original(budget.unit)) / 100
-    return f"{share:.15g}%{_SHARE_NAMES.get(budget.unit, budget.unit)}"
+    unit = unit_named(budget.unit)
+    return f"{share:.15g}%{unit.name if unit.target else unit.shares[0]}"
 
 
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
     """The frozen group without which the smallest cost would drop most, if that is a tenth of it or
     more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
-    if not frozen or unit.startswith(
-        "latency"
-    ):  # nothing is known of widths that a frozen group does not have
+    # Times are known of no widths that a frozen group does not have.
+    if not frozen or not unit_named(unit).always:
         return ""
     if not cost.groups:
         return (

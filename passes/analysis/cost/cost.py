@@ -5,26 +5,7 @@ The length of every axis is a linear form in the widths, and every op costs a su
 such lengths. They are compiled once into arrays, so that a whole population of width vectors is
 measured by a few matrix products.
 
-Units, all at batch 1:
-
-- ``flops``: what the model's convention counts (`pruneopt.passes.analysis.cost.conventions`).
-- ``params``: the elements of the parameters that the convention counts, each parameter once however
-  often it is read.
-- ``bytes``: the bytes of all tensors a saved model holds (parameters, buffers and constants, each
-  with its dtype, shared ones once). Index tensors that slicing adds where channels are picked by
-  number are not foreseen.
-- ``memory``: the peak, over the ops in their order, of the bytes of all activations alive. A graph
-  input is alive from the start until its last use, a result from its op until its last use, an
-  output to the end; an op's operands and results are alive together while it runs. A result that by
-  its op's schema may alias an operand (`view`, `reshape`, `transpose`, `split`, ...) and a dropout,
-  which does nothing in evaluation, share the operand's memory and keep all of it alive. Weights and
-  views of them do not count; nothing is overwritten in place; scratch space inside an op is not
-  known.
-- ``latency``: nanoseconds, the sum over a table of measured layers (`latency_table`); only
-  where the model was given one, at the table's batch.
-- ``latency@TARGET``: nanoseconds on a target such as ``ort-cpu{threads=2}``, at its batch, as
-  predicted from measured sub-networks (`pruneopt.passes.latency`); only where `CostModel.times`
-  gives a predictor. These need not grow with the widths.
+What each unit counts: `pruneopt.passes.analysis.cost.units`.
 """
 
 from __future__ import annotations
@@ -43,16 +24,13 @@ from pruneopt.ir.types import Location
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.sizes import AxisShare, axis_shares, size_form
 from pruneopt.passes.analysis.cost.conventions import Count, convention_named, elements
+from pruneopt.passes.analysis.cost.units import UNITS, Measure, unit_named
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost.latency_table import LatencyTable
 
-__all__ = ["ON_TARGET", "UNITS", "CostModel", "OpCost", "Times"]
+__all__ = ["CostModel", "OpCost", "Times"]
 
-UNITS = ("flops", "params", "bytes", "memory")
-"""What every cost model measures; `CostModel.units` adds ``latency`` where there is a table."""
-ON_TARGET = "latency@"
-"""How the unit of time on a target begins; the target's text follows."""
 CHUNK = 4096
 """Width vectors measured at a time: large enough for the matrix products, small enough for the
 cache."""
@@ -109,15 +87,14 @@ class CostModel:
         """Gives the predictor of this network on the target of a text; asked once for each when it
         is needed."""
         self._lengths = _Lengths(coupling, self.full)
-        self._measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        self._measures: dict[str, Measure] = {}
         if latency is not None:
-            self._measures["latency"] = latency.predictor(self)
+            self._measures["latency"] = self.time_by_table()
 
     @property
     def units(self) -> tuple[str, ...]:
         """What this model measures; the time on a target from when it was first asked for."""
-        known = UNITS if self.latency is None else (*UNITS, "latency")
-        return (*known, *(unit for unit in self._measures if unit.startswith(ON_TARGET)))
+        return (*UNITS, *(unit for unit in self._measures if unit not in UNITS))
 
     def length_form(self, value: Value, axis: int) -> np.ndarray:
         """The length of an axis as a linear form in a width vector: G coefficients, and the
@@ -154,7 +131,9 @@ class CostModel:
         function = self._measure_of(unit)
         table = np.atleast_2d(rows)
         parts = [function(table[start : start + CHUNK]) for start in range(0, len(table), CHUNK)]
-        result = np.rint(np.concatenate(parts) if parts else np.empty(0)).astype(np.int64)
+        result: np.ndarray = np.rint(np.concatenate(parts) if parts else np.empty(0)).astype(
+            np.int64
+        )
         return result.reshape(rows.shape[:-1])
 
     def original(self, unit: str) -> float:
@@ -191,26 +170,45 @@ class CostModel:
                 owner.setdefault(value, op)
         return [(op, value) for value, op in owner.items()]
 
-    def _measure_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
-        if unit.startswith(ON_TARGET) and unit not in self._measures:
-            self._measures[unit] = self._time_on(unit.removeprefix(ON_TARGET))
-        if unit == "latency" and self.latency is None:
-            raise UserError(
-                "a limit on time needs a latency table of this network: measure one with `pruneopt "
-                "profile MODEL --out "
-                "table.json`, and give it to the pass cost, as in --pipeline "
-                "'couple,cost{latency=table.json},...'; or "
-                "name a target, as in 4ms@ort-cpu"
-            )
-        if unit not in self.units:
-            raise UserError(f"there is no cost unit '{unit}': known are {', '.join(self.units)}")
+    def _measure_of(self, unit: str) -> Measure:
         if unit not in self._measures:
-            self._measures[unit] = (
-                _peak(self.graph, self._lengths) if unit == "memory" else self._sum_of(unit)
-            )
+            self._measures[unit] = unit_named(unit).measure(self)
         return self._measures[unit]
 
-    def _time_on(self, target: str) -> Callable[[np.ndarray], np.ndarray]:
+    # What units are measured by: see `units.Measurable`
+
+    def counted_params(self) -> list[Value]:
+        """Return the parameters that the convention counts, each once."""
+        return [value for _, value in self._owned_params()]
+
+    def sum_of_flops(self) -> Measure:
+        """Return the cost of all ops by the convention."""
+        return self._sum_of(count for op in self.graph.ops for count in self.convention.flops(op))
+
+    def sum_of_elements(self, values: Iterable[Value]) -> Measure:
+        """Return the number of elements of all values together."""
+        return self._sum_of(Count(elements(value)) for value in values)
+
+    def sum_of_bytes(self, values: Iterable[Value]) -> Measure:
+        """Return the bytes of all values together, each with its dtype."""
+        return self._sum_of(Count(elements(value), _item_size(value)) for value in values)
+
+    def peak_bytes(self) -> Measure:
+        """Return the largest number of bytes that activations take at one time."""
+        return _peak(self.graph, self._lengths)
+
+    def time_by_table(self) -> Measure:
+        """Return the nanoseconds by the latency table; `UserError` without one."""
+        if self.latency is None:
+            raise UserError(
+                "a limit on time needs a latency table of this network: measure one with `pruneopt "
+                "profile MODEL --out table.json`, and give it to the pass cost, as in --pipeline "
+                "'couple,cost{latency=table.json},...'; or name a target, as in 4ms@ort-cpu"
+            )
+        return self.latency.predictor(self)
+
+    def time_on(self, target: str) -> Measure:
+        """Return the nanoseconds predicted on a target; `UserError` without a predictor."""
         if self.times is None:
             raise UserError(
                 f"a limit on the time on {target} needs measurements, which `pruneopt compile` "
@@ -219,20 +217,9 @@ class CostModel:
         predictor = self.times(target, self)
         return lambda rows: 1e9 * predictor.seconds(rows)
 
-    def _sum_of(self, unit: str) -> Callable[[np.ndarray], np.ndarray]:
-        if unit == "flops":
-            counts: Iterable[Count] = (
-                count for op in self.graph.ops for count in self.convention.flops(op)
-            )
-        elif unit == "params":
-            counts = (Count(elements(value)) for _, value in self._owned_params())
-        else:
-            counts = (
-                Count(elements(value), _item_size(value)) for value in self.graph.params.values()
-            )
-        terms = _Terms.of(
-            _merged(_products(self._lengths, counts), len(self.groups)), len(self.groups)
-        )
+    def _sum_of(self, counts: Iterable[Count]) -> Measure:
+        groups = len(self.groups)
+        terms = _Terms.of(_merged(_products(self._lengths, counts), groups), groups)
         return lambda rows: terms(rows).sum(axis=1)
 
 
@@ -364,7 +351,7 @@ def _item_size(value: Value) -> int:
 # Memory
 
 
-def _peak(graph: Graph, lengths: _Lengths) -> Callable[[np.ndarray], np.ndarray]:
+def _peak(graph: Graph, lengths: _Lengths) -> Measure:
     """The peak of the live bytes over the steps of a graph."""
     owners, live = _live_storages(graph)
     counts = [Count(elements(value), _item_size(value)) for value in owners]

@@ -7,7 +7,8 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.selection.select import select

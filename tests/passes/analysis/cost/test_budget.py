@@ -17,7 +17,6 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.naming import freeze_named
 from pruneopt.passes.analysis.cost.budget import (
-    FORMS,
     Budget,
     check_reachable,
     format_value,
@@ -25,7 +24,8 @@ from pruneopt.passes.analysis.cost.budget import (
     tightest,
     within,
 )
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import FORMS, UNITS
 from pruneopt.passes.analysis.couple import couple
 
 

@@ -26,7 +26,8 @@ from pruneopt.models.source import load_model
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import freeze_named
 from pruneopt.passes.analysis.cost.conventions import Convention, conventions, register_convention
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 

@@ -20,7 +20,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import freeze_named
 from pruneopt.passes.analysis.cost.budget import check_reachable, format_value, parse_budget, within
-from pruneopt.passes.analysis.cost.cost import UNITS, CostModel
+from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_measure import layer_grid, measure_table, table_of
 from pruneopt.passes.analysis.cost.latency_table import (
     LatencyTable,
@@ -30,6 +30,7 @@ from pruneopt.passes.analysis.cost.latency_table import (
     monotone,
     timed_layers,
 )
+from pruneopt.passes.analysis.cost.units import UNITS
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.graph_rewrites.slice import slice_graph
