@@ -37,38 +37,38 @@ EXIT_CODES = """exit codes:
 COMMANDS = {
     "compile": (
         "prune a network to a budget, prove it and write everything needed to deploy it",
-        arguments.compile,
+        arguments.add_compile_options,
     ),
     "search": (
         "find a front of accuracy against costs, to deliver any point of it",
-        arguments.search,
+        arguments.add_search_options,
     ),
     "inspect": (
         "print a network's graph, its channel groups, and how far it can be pruned",
-        arguments.inspect,
+        arguments.add_inspect_options,
     ),
     "profile": (
         "show where the time goes on a target, or measure a latency table of layers",
-        arguments.profile,
+        arguments.add_profile_options,
     ),
     "latency": (
         "measure sub-networks, so that times on a target can be predicted",
-        arguments.latency,
+        arguments.add_latency_options,
     ),
     "targets": (
         "list the runtimes that this machine offers, and why it lacks the others",
-        arguments.targets,
+        arguments.add_targets_options,
     ),
     "bench": (
         "measure the original and the pruned network of a bundle side by side",
-        arguments.bench,
+        arguments.add_bench_options,
     ),
     "quantise": (
         "write a bundle's network in 8-bit integers or half precision, as ONNX",
-        arguments.quantise,
+        arguments.add_quantise_options,
     ),
-    "passes": ("list every pass with its options", arguments.passes),
-    "new": ("write a commented model file to start from", arguments.new),
+    "passes": ("list every pass with its options", arguments.add_passes_options),
+    "new": ("write a commented model file to start from", arguments.add_new_options),
 }
 
 
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=_Parser, required=True
     )
-    for name, (summary, add_arguments) in COMMANDS.items():
+    for name, (summary, add_options) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=summary,
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--debug", action="store_true", help="show Python tracebacks and warnings"
         )
-        add_arguments(command)
+        add_options(command)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Bad input: one sentence that says what and where, the right exit code, and no traceback."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from safetensors.torch import save_file
 from pruneopt.models.source import load_model
 from pruneopt.passes.analysis.cost.conventions import conventions
 from pruneopt.tools.commands import inspect as inspect_command
-from pruneopt.tools.commands.arguments import CONVENTIONS
 
 Call = Callable[..., Any]
 BUDGET = ("--budget", "50%FLOPs")
@@ -197,5 +197,14 @@ def test_an_error_of_ours_asks_for_a_report(
     assert "ZeroDivisionError: division by zero" in done.sentence
 
 
-def test_every_convention_can_be_chosen() -> None:
-    assert sorted(CONVENTIONS) == sorted(item.name for item in conventions())
+@pytest.mark.parametrize("name", [item.name for item in conventions()])
+def test_every_convention_can_be_chosen(call: Call, tiny: Path, name: str) -> None:
+    done = call("inspect", tiny, "--flops-convention", name, "--json")
+    assert json.loads(done.out)["flops_convention"] == name
+
+
+def test_an_unknown_convention_is_refused_with_the_known_ones(call: Call) -> None:
+    done = call("inspect", "no_such_file.py", "--flops-convention", "odd")
+    assert done.code == 2
+    known = ", ".join(item.name for item in conventions())
+    assert done.sentence == f"there is no FLOPs convention 'odd': known are {known}"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pruneopt.passes.analysis.cost.units import FORMS, UNITS, on_target
 
 __all__ = [
-    "bench",
-    "compile",
-    "inspect",
-    "latency",
-    "new",
-    "passes",
-    "profile",
-    "quantise",
-    "search",
-    "targets",
+    "add_bench_options",
+    "add_compile_options",
+    "add_inspect_options",
+    "add_latency_options",
+    "add_new_options",
+    "add_passes_options",
+    "add_profile_options",
+    "add_quantise_options",
+    "add_search_options",
+    "add_targets_options",
 ]
 
-CONVENTIONS = ("macs", "2x", "metapruning", "eagleeye", "greg")
 REPAIRS = ("bias", "lstsq", "bn")
 MODEL = (
     "file.py, file.py:factory, torchvision:NAME, timm:NAME, zoo:NAME or program.pt2; options "
@@ -28,13 +31,10 @@ ROUND_TO = (
     "widths are multiples of K where they can be; auto: of what the device likes, "
     "auto:cuda-fp16: another target"
 )
-BUDGET = (
-    "300MFLOPs, 50%%FLOPs, 1.5Mparams, 40%%params, 6MB, 12MBmemory or 4ms@ort-cpu; repeat it "
-    "for several"
-)
+BUDGET = f"{FORMS}; repeat it for several".replace("%", "%%")
 
 
-def compile(parser: argparse.ArgumentParser) -> None:
+def add_compile_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt compile`."""
     parser.epilog = """examples:
   pruneopt compile zoo:digits_resnet --data digits --pass abn --budget 50%FLOPs --out small
@@ -116,11 +116,11 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
     )
 
 
-def search(parser: argparse.ArgumentParser) -> None:
+def add_search_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt search`."""
     parser.epilog = """examples:
   pruneopt search zoo:digits_resnet --data digits --out front
-  pruneopt search model.py --against params --against flops --range 10:60 --candidates 400 --out front
+  pruneopt search model.py --against params --against flops --range 10:60 --out front
   pruneopt compile front --from-front 7 --out small
 """
     _model(parser)
@@ -130,8 +130,8 @@ def search(parser: argparse.ArgumentParser) -> None:
         metavar="COST",
         action="append",
         default=[],
-        help="flops, params, bytes, memory or latency@ort-cpu (flops); repeat it: the front "
-        "spreads over the first",
+        help=f"{', '.join(UNITS)} or {on_target('ort-cpu')} (flops); repeat it: the front spreads "
+        "over the first",
     )
     _latency(parser)
     parser.add_argument(
@@ -198,7 +198,7 @@ def search(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def inspect(parser: argparse.ArgumentParser) -> None:
+def add_inspect_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt inspect`."""
     _model(parser)
     _budget(parser)
@@ -231,12 +231,15 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def profile(parser: argparse.ArgumentParser) -> None:
+def add_profile_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt profile`."""
     parser.epilog = """examples:
-  pruneopt profile model.py --target ort-cpu --picture roofline.svg   where the time goes, op by op
-  pruneopt profile model.py --out table.json                          the additive table of layers alone (MetaPruning)
-  pruneopt compile model.py --budget 4ms --pipeline 'couple,cost{latency=table.json},l1,slice,verify'
+  where the time goes, op by op:
+    pruneopt profile model.py --target ort-cpu --picture roofline.svg
+  the additive table of layers alone (MetaPruning), and a search by it:
+    pruneopt profile model.py --out table.json
+    pruneopt compile model.py --budget 4ms \\
+      --pipeline 'couple,cost{latency=table.json},l1,slice,verify'
 """
     _model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -277,12 +280,12 @@ def profile(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def targets(parser: argparse.ArgumentParser) -> None:
+def add_targets_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt targets`."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def latency(parser: argparse.ArgumentParser) -> None:
+def add_latency_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt latency`."""
     parser.epilog = """examples:
   pruneopt latency measure model.py --target ort-cpu --minutes 5 --db times.db
@@ -319,7 +322,7 @@ def latency(parser: argparse.ArgumentParser) -> None:
     show.add_argument("file", metavar="FILE", type=Path)
 
 
-def bench(parser: argparse.ArgumentParser) -> None:
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt bench`."""
     parser.epilog = """example:
   pruneopt bench small --target ort-cpu --target 'torch-cpu{threads=2 batch=8}'
@@ -349,7 +352,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
-def quantise(parser: argparse.ArgumentParser) -> None:
+def add_quantise_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt quantise`."""
     parser.epilog = """example:
   pruneopt quantise small --data digits
@@ -373,13 +376,13 @@ def quantise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
-def passes(parser: argparse.ArgumentParser) -> None:
+def add_passes_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt passes`."""
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def new(parser: argparse.ArgumentParser) -> None:
+def add_new_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt new`."""
     parser.add_argument("path", metavar="FILE.py", type=Path, help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
@@ -403,9 +406,10 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--flops-convention",
-        choices=CONVENTIONS,
+        metavar="NAME",
+        action=_Convention,
         default="macs",
-        help="how FLOPs are counted (macs: conv and linear)",
+        help="how FLOPs are counted: macs (conv and linear), 2x or as a paper does (macs)",
     )
 
 
@@ -456,6 +460,21 @@ def _constraints(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="groups that stay equally wide; may be a pattern",
     )
+
+
+class _Convention(argparse.Action):
+    """Checks the name of a convention where one is given: the table of them loads PyTorch."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from pruneopt.passes.analysis.cost.conventions import convention_named
+
+        setattr(namespace, self.dest, convention_named(str(values)).name)
 
 
 def _repairs(text: str) -> list[str]:
