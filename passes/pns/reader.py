@@ -13,8 +13,7 @@ from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.pns.network import Network
-from pruneopt.passes.pns.schema import Cat, Schema, Tie, contradictions
-from pruneopt.passes.regularised.scales import Merge, Rounding
+from pruneopt.passes.pns.schema import Cat, Merge, Rounding, Schema, Tie, contradictions
 
 __all__ = ["read_json", "read_schema", "schema_of"]
 

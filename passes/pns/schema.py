@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.pns.network import Layer, Network, merge_sets
-from pruneopt.passes.regularised.scales import Merge, Rounding
 
-__all__ = ["Cat", "Schema", "Tie", "contradictions", "write_schema"]
+__all__ = ["Cat", "Merge", "Rounding", "Schema", "Tie", "contradictions", "write_schema"]
+
+Merge = Literal["or", "and"]
+"""Of batch norms whose channels are tied: a channel stays where one of them keeps it, or all do."""
+Rounding = Literal["none", "eight", "two-pow"]
+"""How the number of channels that stay is rounded up: to a multiple of 8, to a power of two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.ops.batch_norm import batch_norms
+from pruneopt.passes.pns.schema import Merge, Rounding
 from pruneopt.passes.selection.ladders import Bounds, Ties
 from pruneopt.passes.selection.select import Scores
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Compat",
-    "Merge",
-    "Rounding",
     "Rule",
     "Scales",
     "gamma_scales",
@@ -33,8 +32,6 @@ __all__ = [
     "unit_scales",
 ]
 
-Merge = Literal["or", "and"]
-Rounding = Literal["none", "eight", "two-pow"]
 Compat = Literal["floor", "rounding"]
 
 

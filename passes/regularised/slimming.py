@@ -34,6 +34,7 @@ from pruneopt.passes.analysis.ops.batch_norm import batch_norms
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pns.reader import read_schema
+from pruneopt.passes.pns.schema import Merge, Rounding
 from pruneopt.passes.regularised.gamma import GammaL1
 from pruneopt.passes.regularised.regularised import (
     Decision,
@@ -42,18 +43,11 @@ from pruneopt.passes.regularised.regularised import (
     RegulariserHook,
     Trained,
 )
-from pruneopt.passes.regularised.scales import (
-    Compat,
-    Merge,
-    Rounding,
-    Rule,
-    Scales,
-    gamma_scales,
-    unit_scales,
-)
+from pruneopt.passes.regularised.scales import Compat, Rule, Scales, gamma_scales, unit_scales
 from pruneopt.passes.regularised.threshold import Cut, Cutter, GroupCut
-from pruneopt.passes.selection.masks import KeepMasks, masked
+from pruneopt.passes.selection.masks import masked
 from pruneopt.passes.selection.prune import add_budgets, ignored_groups
+from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, Recipe
 

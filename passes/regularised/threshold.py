@@ -19,7 +19,8 @@ from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling, Group, Plan
 from pruneopt.passes.analysis.cost.budget import check_reachable, within
-from pruneopt.passes.regularised.scales import Merge, Rule, Scales, ratio_threshold
+from pruneopt.passes.pns.schema import Merge
+from pruneopt.passes.regularised.scales import Rule, Scales, ratio_threshold
 from pruneopt.passes.selection.ladders import Ladders, common_rungs, ladders
 from pruneopt.passes.selection.select import best_units, fill_up, step_scores
 

@@ -2,8 +2,8 @@
 
 A mask has the shape of its weight and is True where the weight stays. Weights are multiplied by
 their masks once, when they are pruned, and after every step of any training that follows
-(`KeepMasks`). A network with masks is as large and as slow as before: what counts is how many of
-its weights are zero.
+(`training.keep_masks`). A network with masks is as large and as slow as before: what counts is how
+many of its weights are zero.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from pruneopt.passes.analysis.residual.stage_numbers import find_places
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.set_plan import set_plan
-from pruneopt.passes.training.hooks import Hook, Run
 
 __all__ = [
     "MASKS",
-    "KeepMasks",
     "LayerSparsity",
     "Sparsity",
     "check_masks",
@@ -63,29 +61,6 @@ def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[s
         else tensor
         for name, tensor in weights.items()
     }
-
-
-class KeepMasks(Hook):
-    """Sets masked weights back to zero before the first iteration and after every step.
-
-    Gradients and momentum of masked weights are left alone: whatever they do is undone.
-    """
-
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self._masks = dict(masks)
-        self._gone: list[tuple[torch.nn.Parameter, Tensor]] = []
-
-    def start(self, run: Run) -> None:
-        parameters = dict(run.module.named_parameters(remove_duplicate=False))
-        self._gone = [
-            (parameters[name], ~mask.to(run.device)) for name, mask in self._masks.items()
-        ]
-        self.after_step(run)
-
-    def after_step(self, run: Run) -> None:
-        with torch.no_grad():
-            for parameter, gone in self._gone:
-                parameter.masked_fill_(gone, 0.0)
 
 
 # In a run of passes

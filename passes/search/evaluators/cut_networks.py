@@ -22,7 +22,8 @@ from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.selection.masks import KeepMasks, slice_masks
+from pruneopt.passes.selection.masks import slice_masks
+from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 

@@ -27,7 +27,6 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.result import Result
 from pruneopt.passes.selection.masks import (
     MASKS,
-    KeepMasks,
     check_masks,
     check_saved_masks,
     deliver,
@@ -37,6 +36,7 @@ from pruneopt.passes.selection.masks import (
     sparsity,
 )
 from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.stages import Slice, Verify
