@@ -187,6 +187,9 @@ class Graph:
         self.params: dict[str, Value] = {}
         self.channels: tuple[ChannelGroup, ...] = ()
         self.notes: tuple[str, ...] = ()
+        self.exported_because: str | None = None
+        """Why capture exported the network instead of recording it, which is faster; None where it
+        was recorded, or not captured at all. No part of text and equality, as the notes."""
         self.weights: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         """State-dict names that share the tensor of another name (tied weights): alias -> name."""
@@ -364,7 +367,7 @@ class Graph:
         """A graph with the same text, its own values and ops, and the same weight tensors."""
         new = Graph(self.name)
         new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
-        new.aliases = dict(self.aliases)
+        new.aliases, new.exported_because = dict(self.aliases), self.exported_because
         twin: dict[Value, Value] = {}
         for value in self.inputs:
             twin[value] = new.add_input(value.name, value.type)

@@ -9,30 +9,29 @@ from typing import Any
 
 from torch.autograd import Function
 
+from pruneopt.ir.capture.recording.one_thread import replaced_here
+
 __all__ = ["backward_notes", "watched_functions"]
 
 
 @contextmanager
 def watched_functions() -> Iterator[set[str]]:
-    """The names of the functions of other code than torch's that are applied inside, as they are
-    met."""
+    """Yield the names of the functions of other code than torch's that this thread applies inside,
+    as they are met."""
     seen: set[str] = set()
-    given: Any = vars(Function)["apply"]
+    plain: Any = vars(Function)["apply"]
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch."):
             seen.add(cls.__qualname__.rpartition("<locals>.")[2])
-        return given.__get__(None, cls)(*args, **kwargs)
+        return plain.__get__(None, cls)(*args, **kwargs)
 
-    Function.apply = classmethod(apply)
-    try:
+    with replaced_here(Function, "apply", classmethod(apply)):
         yield seen
-    finally:
-        Function.apply = given
 
 
 def backward_notes(functions: set[str]) -> tuple[str, ...]:
-    """What to tell the user about functions that were met."""
+    """Tell the user that the backward of these functions is left out."""
     return tuple(
         f"the backward of the autograd.Function {name} is left out: training the result "
         "differentiates its forward"

@@ -1,47 +1,37 @@
-"""From a PyTorch model to a graph, through torch.export.
+"""From a PyTorch model to a graph that serves training and evaluation at any batch size.
 
-The model is traced in evaluation mode without being changed; `program_reader` reads what export
-yields, so that one graph serves training and evaluation at any batch size.
+There are two ways. The fast one records the calls of a run on tensors without data
+(`recording.capture`); where it cannot be sure of the result, torch.export has the word
+(`exporting`). Both give the same graph.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
-from pruneopt.ir.capture.autograd_functions import backward_notes, watched_functions
-from pruneopt.ir.capture.exported_program import NotDynamicError, read_program
+from pruneopt.ir.capture.exporting import exported_graph, load_program, program_graph
 from pruneopt.ir.capture.module_table import ModuleTable
-from pruneopt.ir.capture.recording.capture import recorded_graph
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
-from pruneopt.ir.capture.recording.recorder import PLAIN_OUTPUTS
-from pruneopt.ir.capture.source_lines import short_path
+from pruneopt.ir.capture.recording.torch_internals import why_untested
+from pruneopt.ir.capture.training_mode import evaluation_mode, training_notes
 from pruneopt.ir.graph import Graph
-from pruneopt.ir.modes import in_mode, quiet
-from pruneopt.ir.verifier import IRError, verify_graph
 
 __all__ = ["capture"]
 
-REFUSED = {
-    "Exporting a ScriptModule": ": it is a TorchScript module; capture the Python module that it "
-    "was made from",
-    "PackedParams": ": it is quantised, and its packed weights have no channels; prune first, "
-    "quantise the result",
-}
-"""Words of torch.export -> what they mean to the user."""
-STOCHASTIC_MODULES = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
+_LOCK = Lock()
+_holder: int | None = None
+"""The thread that captures."""
 
 
 def capture(
@@ -64,270 +54,75 @@ def capture(
     outputs), or the way in and out of one that takes or returns something else than tensors. What
     other code reads of the network has to be among its outputs.
 
-    The model is left as it was: mode, hooks, gradients, device, and the random state. Raises
-    `UserError` when the model cannot be traced or its inputs do not fit.
+    The model is left as it was: mode, hooks, gradients, device, and the random state. Meanwhile no
+    other thread may use it; other models run as ever, and other captures wait. Raises `UserError`
+    when the model cannot be traced or its inputs do not fit.
     """
     if isinstance(model, str | Path):
-        model = _load_program(Path(model))
+        model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
+        return program_graph(model, name or "program")
+    inputs = _checked_inputs(model, example_inputs)
+    name = name or re.sub(r"\W", "_", type(model).__name__)
+    with _one_at_a_time(), calling(model, forward), evaluation_mode(model) as frozen:
+        modules, notes = ModuleTable(model, frozen), training_notes(model)
+        untested = why_untested()
+        if untested is not None:
+            notes = (*notes, f"the network was exported, which is slower: {untested}")
         try:
-            return _checked(read_program(model, None, name or "program", ()))
-        except NotDynamicError as reason:
-            raise UserError(f"this exported program cannot be captured: {reason}") from reason
-    if example_inputs is None:
+            if not dynamic_batch or forward is not None:
+                raise CannotRecordError("a fixed batch size or another forward was asked for")
+            return _recorded_graph(model, inputs, modules, name, notes)
+        except CannotRecordError as error:
+            reason = " ".join(str(error).split())
+        graph = exported_graph(model, inputs, modules, name, notes, dynamic_batch=dynamic_batch)
+        graph.exported_because = reason
+        return graph
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let captures of several threads wait for each other.
+
+    A capture changes the modes and the weights of its model for a while, and torch.export keeps
+    its state in globals: neither bears a second one. One within another has nothing to wait for.
+    """
+    global _holder
+    if _holder == get_ident():
+        raise UserError("a network cannot be captured in the forward of one that is being captured")
+    with _LOCK:
+        try:
+            _holder = get_ident()
+            yield
+        finally:
+            _holder = None
+
+
+def _recorded_graph(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    modules: ModuleTable,
+    name: str,
+    notes: tuple[str, ...],
+) -> Graph:
+    untested = why_untested()
+    if untested is not None:
+        raise CannotRecordError(untested)
+    # Imported only now: the recorder's files do not load where torch lacks what they are built on.
+    from pruneopt.ir.capture.recording.capture import recorded_graph
+
+    return recorded_graph(model, inputs, modules, name, notes)
+
+
+def _checked_inputs(
+    model: nn.Module, given: Sequence[torch.Tensor] | torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    if given is None:
         raise UserError(
             f"capturing {type(model).__name__} needs example inputs: pass the tensors of one "
             "forward call"
         )
-    inputs = (
-        (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    )
+    inputs = (given,) if isinstance(given, torch.Tensor) else tuple(given)
     if not inputs or not all(isinstance(item, torch.Tensor) for item in inputs):
         raise UserError("example inputs must be tensors, one for each argument of forward")
-    name = name or re.sub(r"\W", "_", type(model).__name__)
-    with calling(model, forward), _evaluation(model) as frozen, watched_functions() as functions:
-        notes = _training_notes(model)
-        if dynamic_batch and forward is None:
-            with suppress(CannotRecordError):
-                return recorded_graph(model, inputs, ModuleTable(model, frozen), name, notes)
-        if dynamic_batch:
-            try:
-                program = _export(model, inputs, dynamic=True)
-                _check_dynamic(program, size=inputs[0].shape[0])
-                own = (*notes, *backward_notes(functions))
-                return _checked(read_program(program, ModuleTable(model, frozen), name, own))
-            except NotDynamicError as reason:
-                shape = tuple(inputs[0].shape)
-                notes = (*notes, f"the batch size is fixed at {shape[0] if shape else 1}: {reason}")
-        program = _export(model, inputs, dynamic=False)
-        try:
-            return read_program(
-                program, ModuleTable(model, frozen), name, (*notes, *backward_notes(functions))
-            )
-        except NotDynamicError as reason:
-            raise UserError(
-                f"{type(model).__name__} cannot be captured: {reason}, as after nonzero or "
-                "non-maximum suppression; "
-                "capture the part before that, with forward=, or a model file that defines "
-                "forward(model, *inputs)"
-            ) from reason
-
-
-def _load_program(path: Path) -> ExportedProgram:
-    try:
-        with quiet():
-            return torch.export.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:
-        raise UserError(
-            f"{path} is not an exported program that this torch can load ({first_line(error)})"
-        ) from error
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[frozenset[str]]:
-    """The model in evaluation mode; yields the modules the user froze, and restores all modes and
-    the random state.
-
-    Frozen is what was in evaluation mode inside a network in training mode, and what stays there
-    after ``train()``.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    frozen = {path for path, module in modules.items() if model.training and not module.training}
-    with in_mode(model, training=True):
-        stay = {path for path, module in modules.items() if not module.training}
-        model.eval()
-        yield frozenset(stay | frozen)
-
-
-def _training_notes(model: nn.Module) -> tuple[str, ...]:
-    """What the model does in training mode that a graph captured in evaluation mode does not
-    hold."""
-    notes = []
-    modules = list(model.named_modules())
-    drops = [n for n, m in modules if type(m).__name__ in STOCHASTIC_MODULES and _drop_rate(m) > 0]
-    if drops:
-        notes.append(
-            f"stochastic depth acts in training only and is left out ({len(drops)} modules, first "
-            f"{drops[0]})"
-        )
-    attention = [n for n, m in modules if isinstance(m, nn.MultiheadAttention) and m.dropout > 0]
-    if attention:
-        notes.append(
-            f"attention dropout is left out ({len(attention)} modules, first {attention[0]})"
-        )
-    return tuple(notes)
-
-
-def _drop_rate(module: nn.Module) -> float:
-    rate = getattr(module, "p", getattr(module, "drop_prob", 0.0))
-    return float(rate or 0.0)
-
-
-DROPOUTS = {torch.feature_dropout} | {
-    getattr(home, name)
-    for home in (torch, torch.nn.functional)
-    for name in (
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-    )
-    if hasattr(home, name)
-}
-
-
-class _DropoutsLeaveTheirInput(TorchFunctionMode):
-    """Dropout in evaluation mode returns its very input, and the tracer knows tensors by identity.
-
-    Without a new name for the input, whatever else reads it would read the dropout's result: wrong
-    in training. The reader takes the alias for what it names.
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if (
-            func in DROPOUTS
-            and args
-            and isinstance(args[0], torch.Tensor)
-            and not _in_place(func, args, kwargs)
-        ):
-            args = (torch.ops.aten.alias.default(args[0]), *args[1:])
-        return func(*args, **kwargs)
-
-
-def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a dropout of `torch.nn.functional` writes into its input: ``inplace`` is the fourth
-    argument."""
-    return bool(kwargs.get("inplace", args[3] if len(args) > 3 else False))
-
-
-def _export(
-    model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
-) -> ExportedProgram:
-    """The exported program; `NotDynamicError` or `UserError` where torch.export refuses."""
-    shapes: tuple[Any, ...] | None = None
-    if dynamic:
-        size = inputs[0].shape[0] if inputs[0].dim() else 0
-        batched = [item.dim() > 0 and item.shape[0] == size and size > 0 for item in inputs]
-        if not any(batched):
-            raise NotDynamicError("the inputs have no common first dimension")
-        # torch.export takes sizes 0 and 1 for constants, so a batch of one is traced as two.
-        inputs = tuple(
-            torch.cat([x, x]) if b and size == 1 else x
-            for x, b in zip(inputs, batched, strict=True)
-        )
-        auto = torch.export.Dim.AUTO
-        shapes = tuple({0: auto} if b else None for b in batched)
-    dynamic_shapes = _by_parameter(model, shapes) if shapes is not None else None
-    try:
-        with quiet(), _DropoutsLeaveTheirInput():
-            return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
-    except Exception as error:
-        if dynamic:
-            raise NotDynamicError(first_line(error)) from error
-        _run_plainly(model, inputs)
-        raise UserError(f"{type(model).__name__} cannot be captured{_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why torch.export refuses, with the line of the network that does what no graph can hold."""
-    if not isinstance(error, GuardOnDataDependentSymNode):
-        known = (reason for word, reason in REFUSED.items() if word in str(error))
-        return next(known, f" by torch.export: {first_line(error)}")
-    places = re.findall(r'File "([^"]+)", line (\d+)', str(error))
-    at = f" at {short_path(Path(places[-1][0]))}:{places[-1][1]}" if places else ""
-    return (
-        f": it reads the value of a tensor in Python{at}, to decide or to compute with it, which a "
-        "graph cannot hold; "
-        "compute with tensors there (torch.where), or capture a part of the network (forward=)"
-    )
-
-
-def _check_dynamic(program: ExportedProgram, size: int) -> None:
-    """Refuse a program in which export silently fixed the batch size, or one that is right for some
-    sizes only."""
-    shapes = [
-        node.meta["val"].shape
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
-    ]
-    firsts = [shape[0] for shape in shapes if len(shape)]
-    free = [
-        first
-        for first in firsts
-        if isinstance(first, torch.SymInt) and first.node.expr.free_symbols
-    ]
-    # A batch of one was traced as two: an input that stayed at two does not have the user's shape.
-    if not free or (size == 1 and len(free) < len(firsts)):
-        raise NotDynamicError("the network is written for one batch size")
-    for first in free:
-        limits = program.range_constraints.get(first.node.expr)
-        if limits is None:
-            raise NotDynamicError(f"it must be of the form {first}")
-        if limits.lower > 2 or limits.upper < 2**16:
-            raise NotDynamicError(
-                f"the network takes another way outside of {limits.lower} to {limits.upper}"
-            )
-
-
-def _checked(graph: Graph) -> Graph:
-    """The graph, if its sizes hold at more than the example's batch size: export may record one
-    that does not."""
-    try:
-        verify_graph(graph)
-    except IRError as error:
-        if not graph.dynamic_batch:
-            raise
-        raise NotDynamicError(
-            f"the recorded sizes do not follow it: {first_line(error)}"
-        ) from error
-    return graph
-
-
-def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """Dynamic shapes in the form export wants: a variadic ``forward(*xs)`` takes them as one nested
-    tuple."""
-    import inspect
-
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    variadic = parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
-    return (shapes,) if variadic else shapes
-
-
-def _run_plainly(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Run the model once: if it fails by itself, or returns what PyTorch cannot look into, that is
-    what to report."""
-    try:
-        with torch.no_grad():
-            outputs = model(*inputs)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
-        raise UserError(
-            f"{type(model).__name__} does not run on example inputs of shape {shapes}: "
-            f"{first_line(error)}"
-        ) from error
-    for leaf in pytree.tree_leaves(outputs):
-        if not isinstance(leaf, PLAIN_OUTPUTS):
-            kind = type(leaf).__name__
-            raise UserError(
-                f"{type(model).__name__} cannot be captured: it returns a {kind}, whose tensors "
-                "PyTorch cannot find; "
-                f"call torch.export.register_dataclass({kind}) first if it is a dataclass, or "
-                "return a dictionary "
-                "(forward=)"
-            )
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return inputs

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["META", "Call", "GradMode", "Recording", "Ref"]
+__all__ = ["META", "PLAIN_OUTPUTS", "Call", "GradMode", "Recording", "Ref"]
 
 META = torch.device("meta")
 """Where a run has its tensors: they have shapes and no values."""
+PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
+"""What a network may return, in any nest that PyTorch knows."""
 
 
 class Ref(NamedTuple):

@@ -47,7 +47,7 @@ def recorded_graph(
     then has the word on what is wrong. The model is left as it was.
     """
     if isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or not torch.is_grad_enabled():
-        raise CannotRecordError("a program, or no gradients")
+        raise CannotRecordError("the model is a GraphModule, or grad mode is off")
     parameters, buffers = _tensors(model)
     tensors = {**parameters, **buffers}
     if any(
@@ -56,7 +56,7 @@ def recorded_graph(
     ):
         raise CannotRecordError("a weight is no plain tensor")
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*tensors.values(), *inputs)):
-        raise CannotRecordError("the network is on another device")
+        raise CannotRecordError("the network or an input is on another device than the CPU")
     size = inputs[0].shape[0] if inputs[0].dim() else 0
     batched = [item.dim() > 0 and item.shape[0] == size > 0 for item in inputs]
     if not all(batched):
@@ -73,7 +73,7 @@ def recorded_graph(
             )
             verify_graph(graph, types=False)  # they come from running the ops
         except (NotDynamicError, UserError, IRError) as error:
-            raise CannotRecordError(f"{type(error).__name__} {error}") from error
+            raise CannotRecordError(f"{type(error).__name__}: {error}") from error
     return graph
 
 
@@ -118,5 +118,5 @@ def _input_names(model: nn.Module, count: int) -> list[str]:
         elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             names.append(name)
     if len(names) < count:
-        raise CannotRecordError("forward takes fewer inputs")
+        raise CannotRecordError("forward takes fewer inputs than were given")
     return names[:count]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FAST", "PLAIN", "SIZES", "Found", "Shape", "result_shape"]
+__all__ = ["ATEN_CALL_OF", "PASS_THROUGH", "SIZES", "Found", "Shape", "result_shape"]
 
 aten = torch.ops.aten
 Shape = Sequence[int]
@@ -24,7 +24,7 @@ Found = tuple[Any, tuple[Any, ...]] | None
 
 SIZES: frozenset[Any] = frozenset((Tensor.size, Tensor.numel, Tensor.stride, Tensor.shape.__get__))  # type: ignore[attr-defined]
 """What asks for the size of a tensor: no call at all."""
-PLAIN: frozenset[Any] = frozenset(
+PASS_THROUGH: frozenset[Any] = frozenset(
     (
         *(getattr(Tensor, name) for name in ("dim", "ndimension", "element_size")),
         *(
@@ -283,7 +283,7 @@ def _mean(input: Tensor, dim: Any, keepdim: bool = False) -> Found:
     return aten.mean.dim, (input, dims, keepdim)
 
 
-FAST: dict[Any, Callable[..., Found]] = {
+ATEN_CALL_OF: dict[Any, Callable[..., Found]] = {
     torch.conv1d: _conv(aten.conv1d.default, 1),
     torch.conv2d: _conv(aten.conv2d.default, 2),
     torch.conv3d: _conv(aten.conv3d.default, 3),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
-from pruneopt.ir.capture.recording.known_functions import FAST, Found
+from pruneopt.ir.capture.recording.known_functions import ATEN_CALL_OF, Found
 
 __all__ = ["module_call"]
 
@@ -41,7 +41,7 @@ def _conv(function: Any, rank: int) -> Callable[[Any, Tensor], Found]:
         if module.padding_mode != "zeros" or x.dim() != rank + 2:
             return None
         weight, bias = module._parameters["weight"], module._parameters["bias"]
-        return FAST[function](
+        return ATEN_CALL_OF[function](
             x, weight, bias, module.stride, module.padding, module.dilation, module.groups
         )
 
@@ -54,7 +54,7 @@ def _batch_norm(rank: int) -> Callable[[Any, Tensor], Found]:
         if mean is None or variance is None or x.dim() != rank + 2:
             return None
         weight, bias = module._parameters["weight"], module._parameters["bias"]
-        return FAST[F.batch_norm](
+        return ATEN_CALL_OF[F.batch_norm](
             x, mean, variance, weight, bias, False, module.momentum, module.eps
         )
 
@@ -62,24 +62,24 @@ def _batch_norm(rank: int) -> Callable[[Any, Tensor], Found]:
 
 
 def _activation(function: Any) -> Callable[[Any, Tensor], Found]:
-    return lambda module, x: FAST[function](x, module.inplace)
+    return lambda module, x: ATEN_CALL_OF[function](x, module.inplace)
 
 
 def _relu6(module: Any, x: Tensor) -> Found:
-    return FAST[F.hardtanh](x, module.min_val, module.max_val, module.inplace)
+    return ATEN_CALL_OF[F.hardtanh](x, module.min_val, module.max_val, module.inplace)
 
 
 def _pool(function: Any) -> Callable[[Any, Tensor], Found]:
-    return lambda module, x: FAST[function](x, module.output_size)
+    return lambda module, x: ATEN_CALL_OF[function](x, module.output_size)
 
 
 def _layer_norm(module: Any, x: Tensor) -> Found:
     weight, bias = module._parameters["weight"], module._parameters["bias"]
-    return FAST[F.layer_norm](x, module.normalized_shape, weight, bias, module.eps)
+    return ATEN_CALL_OF[F.layer_norm](x, module.normalized_shape, weight, bias, module.eps)
 
 
 def _linear(module: Any, x: Tensor) -> Found:
-    return FAST[F.linear](x, module._parameters["weight"], module._parameters["bias"])
+    return ATEN_CALL_OF[F.linear](x, module._parameters["weight"], module._parameters["bias"])
 
 
 _TRANSLATED: dict[type[nn.Module], Callable[[Any, Tensor], Found]] = {
@@ -93,8 +93,8 @@ _TRANSLATED: dict[type[nn.Module], Callable[[Any, Tensor], Found]] = {
     nn.Hardswish: _activation(F.hardswish),
     nn.Hardsigmoid: _activation(F.hardsigmoid),
     nn.ReLU6: _relu6,
-    nn.Sigmoid: lambda module, x: FAST[torch.sigmoid](x),
-    nn.GELU: lambda module, x: FAST[F.gelu](x, module.approximate),
+    nn.Sigmoid: lambda module, x: ATEN_CALL_OF[torch.sigmoid](x),
+    nn.GELU: lambda module, x: ATEN_CALL_OF[F.gelu](x, module.approximate),
     nn.LayerNorm: _layer_norm,
     nn.AdaptiveAvgPool2d: _pool(F.adaptive_avg_pool2d),
     nn.AdaptiveAvgPool3d: _pool(F.adaptive_avg_pool3d),

@@ -140,7 +140,7 @@ class RecordedReader(RecordedValues):
         if scale < 1 or any(
             found.at(batch) != size for batch, size in zip(self.batches, sizes, strict=True)
         ):
-            raise CannotRecordError(f"a size of {sizes} at batch sizes {self.batches}")
+            raise CannotRecordError(f"a size is {sizes} at batch sizes {self.batches}")
         return found
 
     def _type_of(self, results: tuple[Any, ...]) -> TensorType | None:
@@ -175,7 +175,7 @@ class RecordedReader(RecordedValues):
     ) -> None:
         target = call.target
         if target is torch.ops.aten.lift_fresh.default:
-            raise CannotRecordError("a tensor made of numbers")
+            raise CannotRecordError("a tensor is made of numbers")
         if target is torch.ops.aten.alias.default:
             self._bind(Ref(number), self._value(args[0]))
             return
@@ -251,5 +251,5 @@ def _is_ignored(target: Any) -> bool:
 
 def _dtype(dtype: torch.dtype) -> str:
     if dtype not in DTYPE_NAMES:
-        raise CannotRecordError(f"a tensor of {dtype}")
+        raise CannotRecordError(f"a tensor has the dtype {dtype}")
     return DTYPE_NAMES[dtype]

@@ -10,8 +10,7 @@ torch.export does, but without fake tensors, symbols and proxies. What cannot be
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -21,17 +20,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruneopt.ir.capture.exported_program import RECURRENT
-from pruneopt.ir.capture.recording.calls import META, Call, Recording, Ref
-from pruneopt.ir.capture.recording.interception import watched
+from pruneopt.ir.capture.recording.calls import META, PLAIN_OUTPUTS, Call, Recording, Ref
+from pruneopt.ir.capture.recording.interception import intercept_calls
 from pruneopt.ir.capture.recording.known_functions import Shape, result_shape
 from pruneopt.ir.capture.recording.module_state import CannotRecordError, in_place_of_tensors
 from pruneopt.ir.capture.recording.per_sample import is_samplewise
 from pruneopt.ir.capture.source_lines import TORCH_HOME
 
-__all__ = ["PLAIN_OUTPUTS", "Recorder", "record"]
+__all__ = ["Recorder", "record"]
 
 INSIDE = f"{TORCH_HOME}/"
-LIKE_FIRST = frozenset(
+SHAPE_OF_FIRST = frozenset(
     (
         *("batch_norm", "instance_norm", "group_norm", "layer_norm"),
         *("relu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
@@ -42,15 +41,13 @@ LIKE_FIRST = frozenset(
 """Ops whose one result is a new tensor with the first operand's shape and dtype (a dropout, too, in
 training), which PyTorch derives slowly.
 """
-FRESH = frozenset(
+SHAPE_CACHED = frozenset(
     (
         *("conv1d", "conv2d", "conv3d", "linear", "matmul", "scaled_dot_product_attention"),
         *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "softmax", "add", "mul", "sub", "div"),
     )
 )
 """Ops that always give one new tensor: calls alike are run once."""
-PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
-"""What a network may return, in any nest that PyTorch knows."""
 
 
 def record(
@@ -62,7 +59,7 @@ def record(
     first dimension.
     """
     paths = _paths(model)
-    with in_place_of_tensors(model, weights), _as_exporting():
+    with in_place_of_tensors(model, weights):
         try:
             found = [_run(model, paths, weights, runs[0])]
             if not found[0].samplewise:
@@ -85,7 +82,7 @@ def _run(
     limit: int | None = None,
 ) -> Recording:
     recorder = Recorder(paths, weights, inputs, limit)
-    with watched(recorder):
+    with intercept_calls(recorder):
         outputs = model(*inputs)
     recorder.finish(outputs)
     return recorder.recording
@@ -124,7 +121,7 @@ class Recorder:
         self._refs[id(tensor)] = ref
         self._alive.append(tensor)
 
-    def adopt(self, tensor: Tensor, name: str) -> None:
+    def alias_last_result(self, tensor: Tensor, name: str) -> None:
         """Functions that make tensors (``zeros``) return another object than the ATen call of that
         name gave them."""
         steps = self.recording.steps
@@ -157,15 +154,17 @@ class Recorder:
         ref = self._refs.get(id(tensor))
         return ref is not None and ref.source not in self._weights
 
-    def told(self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...]) -> Any:
+    def record_known_call(
+        self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...]
+    ) -> Any:
         """A call that was told from its function's arguments."""
         recording = self.recording
         recording.samplewise = recording.samplewise and is_samplewise(
             target, args, self._is_batched
         )
-        return self.call(target, args, {}, result_shape(target, args))
+        return self._call(target, args, {}, result_shape(target, args))
 
-    def met(
+    def record_dispatched_call(
         self,
         target: torch._ops.OpOverload[..., Any],
         args: tuple[Any, ...],
@@ -173,9 +172,9 @@ class Recorder:
     ) -> Any:
         """A call that was met on its way to PyTorch: what led to it is not known."""
         self.recording.samplewise = False
-        return self.call(target, args, kwargs)
+        return self._call(target, args, kwargs)
 
-    def call(
+    def _call(
         self,
         target: torch._ops.OpOverload[..., Any],
         args: tuple[Any, ...],
@@ -185,7 +184,7 @@ class Recorder:
         """Record a call and make it; ``shape`` is that of its result, where it is known (see
         `result_shape`)."""
         if torch._C._is_any_autocast_enabled():
-            raise CannotRecordError("autocast")
+            raise CannotRecordError("autocast is on")
         if self.limit is not None and len(self.recording.steps) >= self.limit:
             raise CannotRecordError("the calls depend on the batch size")
         if target._overloadpacket.__name__ in RECURRENT:
@@ -237,12 +236,12 @@ class Recorder:
                 first = args[0] if isinstance(args[0], Tensor) else args[0][0]
                 return torch.empty(shape, dtype=first.dtype, device=META)
             name = target._overloadpacket.__name__
-            if name in LIKE_FIRST:
+            if name in SHAPE_OF_FIRST:
                 first = args[0]
                 if first.is_contiguous() or name == "layer_norm":
                     return torch.empty(first.shape, dtype=first.dtype, device=META)
                 return torch.empty_like(first)
-            key = _key(target, args, kwargs) if name in FRESH else None
+            key = _key(target, args, kwargs) if name in SHAPE_CACHED else None
             known = self._known.get(key) if key is not None else None
             if known is not None:
                 return torch.empty_strided(known[0], known[1], dtype=known[2], device=META)
@@ -318,21 +317,9 @@ def _paths(model: nn.Module) -> dict[int, str]:
     paths: dict[int, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise CannotRecordError(f"{path} is a script")
+            raise CannotRecordError(f"{path} is a TorchScript module")
         paths[id(module)] = path
     return paths
-
-
-@contextmanager
-def _as_exporting() -> Iterator[None]:
-    """Networks that ask are told what torch.export tells them."""
-    flags = torch.compiler
-    before = flags._is_compiling_flag, flags._is_exporting_flag
-    flags._is_compiling_flag = flags._is_exporting_flag = True
-    try:
-        yield
-    finally:
-        flags._is_compiling_flag, flags._is_exporting_flag = before
 
 
 _passed_over: dict[CodeType, bool] = {}

@@ -47,7 +47,7 @@ class RecordedValues(ProgramReader):
         program: Any = SimpleNamespace(call_spec=SimpleNamespace(out_spec=run.spec))
         super().__init__(program, modules, name)
         self.graph = Graph(name)
-        self.names = fx.Graph()._graph_namespace
+        self.names = fx.graph._Namespace()
         """Gives every call the name that torch.export would give it."""
         self.values: dict[Ref, Value] = {}
         """The value that each recorded tensor now has."""

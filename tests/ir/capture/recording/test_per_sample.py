@@ -13,7 +13,7 @@ from pruneopt.ir.capture.module_table import ModuleTable
 from pruneopt.ir.capture.recording import capture as fast_capture
 from pruneopt.ir.capture.recording import recorder
 from pruneopt.ir.capture.recording.capture import recorded_graph
-from pruneopt.ir.capture.recording.known_functions import FAST
+from pruneopt.ir.capture.recording.known_functions import ATEN_CALL_OF
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.per_sample import is_samplewise
 from pruneopt.ir.graph import Graph, same_graph
@@ -164,7 +164,7 @@ def test_a_samplewise_call_treats_every_sample_by_itself(
     function: Any, settings: tuple[Any, ...], samplewise: bool
 ) -> None:
     x = torch.randn(2, 4, 6, 6)
-    found = FAST[function](x, *settings)
+    found = ATEN_CALL_OF[function](x, *settings)
     assert found is not None
     target, args = found
     assert is_samplewise(target, args, lambda tensor: tensor is x) is samplewise

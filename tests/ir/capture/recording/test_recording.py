@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruneopt.ir.capture import capture as capture_file
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.capture.check import check_capture
+from pruneopt.ir.capture.exporting import exported_graph
 from pruneopt.ir.capture.module_table import ModuleTable
-from pruneopt.ir.capture.recording import interception as call_watch
+from pruneopt.ir.capture.recording import interception
 from pruneopt.ir.capture.recording.capture import recorded_graph
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.codegen.module import build_module
@@ -29,12 +29,10 @@ def recorded(module: nn.Module, *inputs: Tensor) -> Graph:
     return recorded_graph(module.eval(), inputs, ModuleTable(module, frozenset()), name, ())
 
 
-def exported(module: nn.Module, *inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> Graph:
-    def refuse(*args: object) -> Graph:
-        raise CannotRecordError
-
-    monkeypatch.setattr(capture_file, "recorded_graph", refuse)
-    return capture(module.eval(), inputs)
+def exported(module: nn.Module, *inputs: Tensor) -> Graph:
+    name = type(module).__name__
+    table = ModuleTable(module.eval(), frozenset())
+    return exported_graph(module, inputs, table, name, (), dynamic_batch=True)
 
 
 class Residual(nn.Module):
@@ -139,7 +137,7 @@ def drop_contiguous(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_graph_is_the_exported_one(name: str) -> None:
     module, x = NETWORKS[name]()
     before = (
         dict(module.named_parameters()),
@@ -151,7 +149,7 @@ def test_a_recorded_graph_is_the_exported_one(name: str, monkeypatch: pytest.Mon
         now is then for now, then in zip(module.parameters(), before[0].values(), strict=True)
     )
     assert all(torch.equal(tensor, before[1][key]) for key, tensor in module.state_dict().items())
-    other = exported(module, x, monkeypatch=monkeypatch)
+    other = exported(module, x)
     if torch.__version__.startswith("2.11."):  # there torch.export drops some of them
         drop_contiguous(graph)
         drop_contiguous(other)
@@ -169,9 +167,9 @@ def test_the_short_way_writes_down_the_same_calls(
     module, x = NETWORKS[name]() if name in NETWORKS else (Layers(), X)
     graph = recorded(module, x)
     assert check_capture(module, graph, (x,)) is None
-    monkeypatch.setattr(call_watch, "FAST", {})
-    monkeypatch.setattr(call_watch, "PLAIN", frozenset())
-    monkeypatch.setattr(call_watch, "module_call", lambda *args: None)
+    monkeypatch.setattr(interception, "ATEN_CALL_OF", {})
+    monkeypatch.setattr(interception, "PASS_THROUGH", frozenset())
+    monkeypatch.setattr(interception, "module_call", lambda *args: None)
     assert same_graph(graph, recorded(module, x))
 
 
@@ -250,23 +248,23 @@ class Shared(nn.Module):
         return self.norm(self.again(self.blocks[0](self.first(x)))) + self.blocks[1](x)
 
 
-def test_a_module_under_two_names_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_under_two_names_is_one() -> None:
     module = Shared()
     graph = recorded(module, X)
     assert check_capture(module.eval(), graph, (X,)) is None
-    other = exported(module, X, monkeypatch=monkeypatch)
+    other = exported(module, X)
     assert graph.aliases == other.aliases
     assert [op.target for op in graph.ops] == [op.target for op in other.ops]
     built = build_module(graph, graph.weights)
     assert torch.allclose(built(X), module(X), atol=1e-6)
 
 
-def test_a_slice_that_takes_all_of_the_batch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_that_takes_all_of_the_batch_is_left_out() -> None:
     class Slices(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, 1:, ::2]
 
-    graph, other = recorded(Slices(), X), exported(Slices(), X, monkeypatch=monkeypatch)
+    graph, other = recorded(Slices(), X), exported(Slices(), X)
     whole = [op for op in other.ops if op.result.type == next(iter(op.inputs)).type]
     assert [op.target for op in graph.ops] == [op.target for op in other.ops if op not in whole]
     assert [op.result.type for op in graph.ops] == [
@@ -304,33 +302,65 @@ def remember(module: Any, x: Tensor) -> Tensor:
     return module.conv(x) * module.cache["y"]
 
 
-REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "branch on a value": lambda module, x: x if x.sum() > 0 else module.conv(x),
-    "branch on a large batch": lambda module, x: module.conv(x) if x.shape[0] < 100 else x,
-    "branch on even batches": lambda module, x: module.conv(x) if x.shape[0] % 2 else x,
-    "branch on batches of seven": lambda module, x: module.conv(x) if x.shape[0] % 7 else x,
-    "arithmetic with the batch": lambda module, x: module.conv(x) / x.shape[0],
-    "a size that is no multiple": lambda module, x: module.conv(x)[: x.shape[0] // 2],
-    "a constant": lambda module, x: module.conv(x) * module.plain,
-    "numbers": lambda module, x: module.conv(x) * torch.tensor([2.0]),
-    "a function of its own": lambda module, x: Double.apply(module.conv(x)),
-    "a counter": count,
-    "a cache": remember,
-    "writes into its input": lambda module, x: module.conv(x.add_(1)),
-    "writes into a weight": lambda module, x: (
-        module.conv(x) * module.conv.weight.view(-1)[:1].mul_(2)
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "branch on a value": (
+        lambda module, x: x if x.sum() > 0 else module.conv(x),
+        r"item\(\) cannot be called on meta tensors",
     ),
-    "autocast": torch.autocast("cpu", torch.bfloat16)(lambda module, x: module.conv(x)),
-    "gradients": lambda module, x: module.conv(x) if x.requires_grad else x,
+    "branch on a large batch": (
+        lambda module, x: module.conv(x) if x.shape[0] < 100 else x,
+        "the calls depend on the batch size",
+    ),
+    "branch on even batches": (
+        lambda module, x: module.conv(x) if x.shape[0] % 2 else x,
+        "the calls depend on the batch size",
+    ),
+    "branch on batches of seven": (
+        lambda module, x: module.conv(x) if x.shape[0] % 7 else x,
+        "the calls depend on the batch size",
+    ),
+    "arithmetic with the batch": (
+        lambda module, x: module.conv(x) / x.shape[0],
+        "aten.div.Tensor computes with the batch size",
+    ),
+    "a size that is no multiple": (
+        lambda module, x: module.conv(x)[: x.shape[0] // 2],
+        r"a size is \(1, 1, 360360\) at batch sizes",
+    ),
+    "a constant": (lambda module, x: module.conv(x) * module.plain, "no parameter, buffer or"),
+    "numbers": (lambda module, x: module.conv(x) * torch.tensor([2.0]), "no parameter, buffer or"),
+    "a function of its own": (
+        lambda module, x: Double.apply(module.conv(x)),
+        "a torch.autograd.Function is applied",
+    ),
+    "a counter": (count, "the module changes its own attributes"),
+    "a cache": (remember, "no parameter, buffer or input"),
+    "writes into its input": (
+        lambda module, x: module.conv(x.add_(1)),
+        "aten.add_.Tensor writes into an input or a weight",
+    ),
+    "writes into a weight": (
+        lambda module, x: module.conv(x) * module.conv.weight.view(-1)[:1].mul_(2),
+        "aten.mul_.Tensor writes into an input or a weight",
+    ),
+    "autocast": (
+        torch.autocast("cpu", torch.bfloat16)(lambda module, x: module.conv(x)),
+        "autocast is on",
+    ),
+    "gradients": (
+        lambda module, x: module.conv(x) if x.requires_grad else x,
+        "what a tensor without data cannot tell",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_recording_cannot_tell_is_left_to_export(name: str) -> None:
-    module = Module(REFUSED[name])
+    function, why = REFUSED[name]
+    module = Module(function)
     weight = module.conv.weight
     values = weight.detach().clone()
-    with pytest.raises(CannotRecordError):
+    with pytest.raises(CannotRecordError, match=why):
         recorded(module, X)
     assert (module.cache, module.number) == ({}, 0)
     assert module.conv.weight is weight
@@ -338,6 +368,31 @@ def test_what_a_recording_cannot_tell_is_left_to_export(name: str) -> None:
     assert nn.Module.__call__.__module__ == "torch.nn.modules.module"
     assert Double.apply(torch.ones(1)).item() == 2
     assert module.conv(X).device.type == "cpu"
+
+
+ASKED_FOR = "a fixed batch size or another forward was asked for"
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "why"),
+    [
+        (Residual, {}, None),
+        (lambda: Module(count), {}, "the module changes its own attributes"),
+        (Residual, {"dynamic_batch": False}, ASKED_FOR),
+        (Residual, {"forward": lambda module, x: module.conv1(x)}, ASKED_FOR),
+        (
+            lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1))),
+            {},
+            "the model is a GraphModule, or grad mode is off",
+        ),
+    ],
+)
+def test_a_graph_says_why_it_was_exported(
+    build: Callable[[], nn.Module], options: dict[str, Any], why: str | None
+) -> None:
+    graph = capture(build(), X, **options)
+    assert graph.exported_because == why
+    assert graph.copy().exported_because == why
 
 
 def test_weights_without_values_are_enough() -> None:
