@@ -9,11 +9,9 @@ onnxruntime against the generated module.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError, VerificationError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import same_outputs
 from pruneopt.ir.export.export import export_onnx, run_onnx
@@ -45,8 +42,6 @@ from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import Verification, verify_pruned
 from pruneopt.passes.result import Result
 from pruneopt.passes.selection.select import keep_best, select
-
-capture_module = sys.modules[capture.__module__]
 
 __all__ = ["STAGES", "enliven", "measure"]
 
@@ -108,8 +103,7 @@ def _load(run: Run) -> None:
 
 def _capture(run: Run) -> None:
     module = run.loaded.module
-    with _reasons_for_export(run.row):
-        run.graph = capture(module, run.inputs)
+    run.graph = capture(module, run.inputs)
     with torch.no_grad():
         wanted = module.eval()(*run.inputs)
         got = Interpreter(run.graph).run(run.graph.weights, *run.inputs)
@@ -119,26 +113,9 @@ def _capture(run: Run) -> None:
         "dynamic_batch": graph.dynamic_batch,
         "notes": list(graph.notes),
     }
+    if graph.exported_because is not None:
+        run.row["exported"] = graph.exported_because[:200]
     run.row["capture_error"] = _compare(got, wanted, SAME)
-
-
-@contextmanager
-def _reasons_for_export(row: dict[str, Any]) -> Iterator[None]:
-    """Note in the row why a network was not recorded but exported by torch, which takes longer."""
-    record = capture_module.recorded_graph
-
-    def noted(*args: Any) -> Graph:
-        try:
-            return record(*args)
-        except CannotRecordError as reason:
-            row["exported"] = " ".join(str(reason).split())[:200]
-            raise
-
-    capture_module.recorded_graph = noted
-    try:
-        yield
-    finally:
-        capture_module.recorded_graph = record
 
 
 def _couple(run: Run) -> None:

@@ -170,6 +170,7 @@ def _data(found: _Found) -> dict[str, Any]:
         "graph": graph_to_dict(found.graph),
         "groups": list(found.groups.data()),
         "notes": list(found.graph.notes),
+        "exported_because": found.graph.exported_because,
         "unknown_ops": [
             {"op": name, "count": count, "first": place, "why": why}
             for name, count, place, why in unknown_ops(coupling)

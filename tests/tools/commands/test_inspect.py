@@ -65,6 +65,28 @@ def test_json(call: Call, example: str) -> None:
     assert data["budgets"][0]["reachable"]
 
 
+EXPORTED = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.calls = nn.Linear(4, 16), nn.Linear(16, 3), 0
+    def forward(self, x):
+        self.calls += 1
+        return self.two(self.one(x))
+model, input_shape = Net(), (2, 4)
+"""
+
+
+def test_json_says_why_a_network_was_exported(call: Call, example: str, tmp_path: Path) -> None:
+    assert json.loads(call("inspect", example, "--json").out)["exported_because"] is None
+    (tmp_path / "net.py").write_text(EXPORTED, encoding="utf-8")
+    data = json.loads(call("inspect", tmp_path / "net.py", "--json").out)
+    assert data["exported_because"] == "the module changes its own attributes"
+    assert not data["notes"]
+
+
 @pytest.mark.parametrize(
     "command", [["inspect"], ["compile", "--budget", "50%FLOPs", "--out", "OUT"]]
 )
