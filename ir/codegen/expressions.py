@@ -22,7 +22,7 @@ from pruneopt.ir.graph import Op, Operand, Value
 from pruneopt.ir.schema import DTYPES, MEMORY_FORMATS, Argument, overload, signature
 from pruneopt.ir.types import MODE, Attr, BatchSize, Keyword
 
-__all__ = ["Scope", "attr_text", "expression", "returns_several"]
+__all__ = ["Scope", "attr_text", "expression", "quoted", "returns_several"]
 
 
 @dataclass
@@ -62,11 +62,12 @@ def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
         return "self.training" if attr == MODE else device
     if isinstance(attr, float) and not math.isfinite(attr):
         return f'float("{attr}")'
-    return (
-        f'"{attr}"'
-        if isinstance(attr, str) and attr.isprintable() and not set(attr) & set('"\\')
-        else repr(attr)
-    )
+    return quoted(attr) if isinstance(attr, str) else repr(attr)
+
+
+def quoted(text: str) -> str:
+    """Return a text as a Python literal, in double quotes where it needs no escapes."""
+    return f'"{text}"' if text.isprintable() and not set(text) & set('"\\') else repr(text)
 
 
 def _batch_text(size: BatchSize) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.ir.codegen.expressions import Scope, expression, returns_several
+from pruneopt.ir.codegen.expressions import Scope, expression, quoted, returns_several
 from pruneopt.ir.codegen.layers import FROZEN, LayerCall, find_layers
 from pruneopt.ir.codegen.line_wrap import wrap
 from pruneopt.ir.codegen.module_tree import ModuleTree, is_plain_name
@@ -277,15 +277,9 @@ def _structure_text(structure: Structure, text: Mapping[Value, str]) -> str:
             return f"[{', '.join(items)}]"
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(structure, dict):
-        pairs = [
-            f"{_quoted(key)}: {_structure_text(item, text)}" for key, item in structure.items()
-        ]
+        pairs = [f"{quoted(key)}: {_structure_text(item, text)}" for key, item in structure.items()]
         return f"{{{', '.join(pairs)}}}"
     return repr(structure)
-
-
-def _quoted(key: str) -> str:
-    return f'"{key}"' if key.isprintable() and not set(key) & set('"\\') else repr(key)
 
 
 def _needs_batch_size(graph: Graph) -> bool:

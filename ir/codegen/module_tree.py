@@ -9,6 +9,7 @@ from functools import cached_property
 from keyword import iskeyword
 from typing import Literal
 
+from pruneopt.ir.codegen.expressions import quoted
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.types import dim_size
@@ -121,7 +122,7 @@ class ModuleTree:
                 yield (
                     f"{inner} = {shell}"
                     if is_plain_name(part)
-                    else f'{text}.add_module("{part}", {shell})'
+                    else f"{text}.add_module({quoted(part)}, {shell})"
                 )
             if not child.is_closed:
                 yield from self._fill(child, inner, f"{prefix}{part}.")
@@ -132,19 +133,19 @@ class ModuleTree:
         dtype = DTYPES[value.type.dtype]
         tensor = f"torch.{make}({sizes}{'' if value.type.dtype == 'f32' else f', dtype={dtype}'})"
         if value.kind != "param":
-            return f'{text}.register_buffer("{leaf}", {tensor})'
+            return f"{text}.register_buffer({quoted(leaf)}, {tensor})"
         trainable = dtype.is_floating_point or dtype.is_complex
         parameter = f"nn.Parameter({tensor}{'' if trainable else ', requires_grad=False'})"
         if is_plain_name(leaf):
             return f"{text}.{leaf} = {parameter}"
-        return f'{text}.register_parameter("{leaf}", {parameter})'
+        return f"{text}.register_parameter({quoted(leaf)}, {parameter})"
 
     def _assign(self, name: str, value: str) -> Iterator[str]:
         """Put a module that exists already at a second name."""
         parent, _, part = name.rpartition(".")
         node = self._node(parent)
         if node.kind == "plain" and not is_plain_name(part):
-            yield f'{self.path(parent)}.add_module("{part}", {value})'
+            yield f"{self.path(parent)}.add_module({quoted(part)}, {value})"
         else:
             yield f"{self.path(name)} = {value}"
 
@@ -153,11 +154,11 @@ class ModuleTree:
         parent, _, leaf = alias.rpartition(".")
         node, kind = self._node(parent), self.graph.params[self.graph.aliases[alias]].kind
         if kind != "param" and node.kind != "layer":
-            yield f'{self.path(parent)}.register_buffer("{leaf}", {value})'
+            yield f"{self.path(parent)}.register_buffer({quoted(leaf)}, {value})"
         elif is_plain_name(leaf):
             yield f"{self.path(alias)} = {value}"
         else:
-            yield f'{self.path(parent)}.register_parameter("{leaf}", {value})'
+            yield f"{self.path(parent)}.register_parameter({quoted(leaf)}, {value})"
 
     def _node(self, name: str) -> _Node:
         node = self.root
@@ -170,8 +171,8 @@ def _member(text: str, kind: str, part: str) -> str:
     if kind == "list":
         return f"{text}[{part}]"
     if kind == "dict":
-        return f'{text}["{part}"]'
-    return f"{text}.{part}" if is_plain_name(part) else f'getattr({text}, "{part}")'
+        return f"{text}[{quoted(part)}]"
+    return f"{text}.{part}" if is_plain_name(part) else f"getattr({text}, {quoted(part)})"
 
 
 def _shell(node: _Node) -> str:
@@ -183,7 +184,11 @@ def _shell(node: _Node) -> str:
         return "nn.Module()"
     children = [(part, _shell(child)) for part, child in node.numbered()]
     if node.kind == "dict":
-        return "nn.ModuleDict({" + ", ".join(f'"{part}": {text}' for part, text in children) + "})"
+        return (
+            "nn.ModuleDict({"
+            + ", ".join(f"{quoted(part)}: {text}" for part, text in children)
+            + "})"
+        )
     texts = [text for _, text in children]
     if len(texts) > 2 and set(texts) == {"nn.Module()"}:
         return f"nn.ModuleList(nn.Module() for _ in range({len(texts)}))"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module, generate_source
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
+from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.types import BatchSize, TensorType
 
 
@@ -405,6 +407,31 @@ def test_weights_must_fit() -> None:
         build_module(graph, {**graph.weights, "weight": torch.zeros(2, 4)})
     with pytest.raises(UserError, match="name of a class"):
         generate_source(graph, class_name="not a name")
+
+
+HOSTILE = 'w", None); raise SystemExit("ran")\n#'
+
+
+@pytest.mark.parametrize(
+    "names", [(HOSTILE, "b"), (f"layer.{HOSTILE}", f"{HOSTILE}.b"), ("0.w", f"1.{HOSTILE}")]
+)
+def test_names_are_never_code(names: tuple[str, str]) -> None:
+    """Build a graph whose weights, values and outputs have names that end a string and go on."""
+    first, second, other = (json.dumps(name) for name in (*names, HOSTILE))
+    graph = parse_graph(
+        f"""graph @{other}(%input: f32[N, 3]) {{
+          param @{first}: f32[3]
+          buffer @{second}: f32[3]
+          %{other} = aten.add.Tensor(%input, @{first}): f32[N, 3]
+          %total = aten.add.Tensor(%{other}, @{second}): f32[N, 3]
+          return {{{other}: %total}}
+        }}"""
+    )
+    weights = {name: torch.full((3,), 1.0 + number) for number, name in enumerate(names)}
+    module = build_module(graph, weights)
+    assert set(module.state_dict()) == set(names)
+    (result,) = module(torch.zeros(2, 3)).values()
+    assert torch.equal(result, torch.full((2, 3), 3.0))
 
 
 def test_building_leaves_weights_and_random_state_alone() -> None:
