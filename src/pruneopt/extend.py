@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pruneopt.public_api import lazy, places
 
-__all__ = [*places(__name__)]
+__all__ = [*places("pruneopt"), *places(__name__)]
 
 if TYPE_CHECKING:
     from pruneopt.errors import BudgetError as BudgetError

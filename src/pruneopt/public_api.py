@@ -1,7 +1,7 @@
 """The public names of pruneopt: where each lives, and how stable it is.
 
-A front (`pruneopt`, `pruneopt.extend`) loads its names from these places on first use. What stable
-and provisional promise: docs/stability.md. What is not listed here may change at any time.
+The fronts `pruneopt` and `pruneopt.extend` load their names from these places on first use. What
+stable and provisional promise: docs/stability.md. What is not listed here may change at any time.
 tests/public_api.txt records every name with its signature; a change of it belongs in the changelog.
 """
 
@@ -46,6 +46,7 @@ STABLE: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.options.registry:register_part",
         "pruneopt.passes.pipeline.registry:register_pass",
     ),
+    "pruneopt.testing": (),
 }
 """The names that change only by the deprecation policy, as ``module:name``, by front."""
 
@@ -126,28 +127,32 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         # Data
         "pruneopt.models.workload:TensorSplit",
     ),
+    "pruneopt.testing": (
+        "pruneopt.testing:IrSnapshot",
+        "pruneopt.testing:assert_pruned",
+        "pruneopt.testing:assert_same_function",
+    ),
 }
 """The names that a release may still change, with a line in the changelog."""
 
 
 def places(front: str) -> dict[str, str]:
-    """Return the names of a front and where each lives, ``module:name``; every front has those of
-    `pruneopt` too."""
-    owners = dict.fromkeys(("pruneopt", front))
-    listed = [place for owner in owners for place in (*STABLE[owner], *PROVISIONAL[owner])]
+    """Return a front's own names and where each lives, ``module:name``."""
+    listed = (*STABLE[front], *PROVISIONAL[front])
     return {place.partition(":")[2]: place for place in listed}
 
 
 def lazy(
     front: str, namespace: dict[str, Any]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a front's ``__getattr__`` and ``__dir__``, which load its names on first use.
+    """Return a front's ``__getattr__`` and ``__dir__``, which load names on first use: its own, and
+    those of `pruneopt`.
 
     Args:
         front: a module named in `STABLE`.
         namespace: its ``globals()``, where loaded names are kept.
     """
-    homes = places(front)
+    homes = places("pruneopt") | places(front)
 
     def load(name: str) -> Any:
         if name not in homes:

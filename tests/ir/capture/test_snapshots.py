@@ -12,6 +12,7 @@ from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.types import Axis, ChannelGroup, Part, TensorType
 from pruneopt.ir.verifier import verify_graph
+from pruneopt.testing import IrSnapshot
 
 
 class Residual(nn.Module):
@@ -106,11 +107,11 @@ def test_captured_block(
     name: str,
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],
-    snapshot: Callable[[str, str], None],
+    ir_snapshot: IrSnapshot,
 ) -> None:
     graph = capture(build(), torch.randn(shape))
     verify_graph(graph)
-    snapshot(name, print_graph(graph, locations=False))
+    ir_snapshot(graph, name)
 
 
 GROUPS = [
@@ -129,7 +130,7 @@ INNER = [
 ]
 
 
-def test_channel_groups_show_in_types_and_header(snapshot: Callable[[str, str], None]) -> None:
+def test_channel_groups_show_in_types_and_header(ir_snapshot: IrSnapshot) -> None:
     """The residual block with its groups written in by hand: what coupling will find."""
     graph = capture(Residual(), torch.randn(2, 4, 8, 8))
     graph.declare_groups(GROUPS)
@@ -144,4 +145,4 @@ def test_channel_groups_show_in_types_and_header(snapshot: Callable[[str, str], 
     text = print_graph(graph, locations=False)
     verify_graph(graph)
     assert print_graph(parse_graph(text)) == text
-    snapshot("groups", text)
+    ir_snapshot(graph, "groups")
