@@ -17,8 +17,8 @@ from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter, batch_of
 from pruneopt.ir.modes import in_mode
 from pruneopt.ir.schema import DTYPES
-from pruneopt.passes.pipeline.base import Result
-from pruneopt.passes.transform.verify import verify_pruned
+from pruneopt.passes.graph_rewrites.verify import verify_pruned
+from pruneopt.passes.result import Result
 
 __all__ = ["why_different", "why_not_pruned"]
 

@@ -21,7 +21,7 @@ from pruneopt.ir.text.printer import print_graph
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pruneopt.passes.pipeline.base import Result
+    from pruneopt.passes.result import Result
 
 __all__ = ["IrSnapshot", "assert_pruned", "assert_same_function", "ir_snapshot"]
 
