@@ -53,7 +53,7 @@ class PassManager:
     def parse(
         cls, text: str, *, verify_ir: bool = True, instruments: Sequence[Instrument] = ()
     ) -> PassManager:
-        """The manager of a pipeline string such as
+        """Return the manager of a pipeline string such as
         ``couple,cost,prune{budget=50%FLOPs},slice,verify``.
 
         Raises:

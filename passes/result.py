@@ -1,4 +1,4 @@
-"""What a run of passes gives back."""
+"""The result of a run of passes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ M = TypeVar("M", bound="nn.Module")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of passes gave: the graph as it is now, how it came about, and the network on
+    """The result of a run of passes: the graph as it is now, how it came about, and the network on
     request."""
 
     graph: Graph
@@ -98,7 +98,7 @@ class Result:
 
     @classmethod
     def of(cls, state: State) -> Result:
-        """The result of a state."""
+        """Return the result of a state."""
         uses: tuple[BudgetUse, ...] = ()
         if state.cost is not None and state.plan is not None:
             uses = budget_uses(state.budgets, state.cost, state.plan, state.masks)

@@ -15,7 +15,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.apply.attributes import attribute_changes
 from pruneopt.passes.apply.check import Rehearsal, check_same
-from pruneopt.passes.apply.diagnosis import Twin
+from pruneopt.passes.apply.diagnosis import CutModule
 from pruneopt.passes.apply.tensors import cut_optimizer, cut_tensors, new_biases, owned_tensors
 from pruneopt.passes.apply.undo import transaction
 from pruneopt.passes.graph_rewrites.slice import slice_graph
@@ -39,8 +39,8 @@ def apply_to(
     inputs: Sequence[Tensor] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> M:
-    """`Result.apply_`: ``pruned`` is the network that the plan left, ``dropped`` the blocks that it
-    has no more."""
+    """Do `Result.apply_`: ``pruned`` is the network that the plan left, ``dropped`` the blocks that
+    it has no more."""
     if weights not in ("result", "model"):
         raise UserError(f"weights={weights!r} must be 'result' or 'model'")
     if dropped:
@@ -55,8 +55,8 @@ def apply_to(
     cut = slice_graph(coupling.graph, coupling, plan)
     graph = pruned if weights == "result" else cut
     cuts = frozenset(group.name for group in coupling.free if not kept[group.units].all())
-    twin = Twin(model, forward, owned, graph, coupling, cut, cuts)
-    rehearsal = Rehearsal(twin, inputs)
+    cut_module = CutModule(model, forward, owned, graph, coupling, cut, cuts)
+    rehearsal = Rehearsal(cut_module, inputs)
     with transaction() as undo, torch.no_grad():
         for item in optimizers:
             cut_optimizer(item, owned, kept, undo)
@@ -70,7 +70,7 @@ def apply_to(
         owned.extend(new_biases(model, added, graph.weights, optimizers, undo))
         for change in list(attribute_changes(model, coupling, cut)):
             undo.set_attr(change.module, change.name, change.value)
-        check_same(twin, inputs)
+        check_same(cut_module, inputs)
         rehearsal.repeat()
     return model
 

@@ -1,4 +1,4 @@
-"""What modules say about their own sizes: attributes such as ``out_channels``, after the weights
+"""Attributes in which modules hold their own sizes, such as ``out_channels``, after the weights
 were cut.
 
 Layers of `torch.nn`, and classes derived from them, are known: their sizes follow from their
@@ -27,7 +27,7 @@ from torch import nn
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.apply.layers import layer_sizes
-from pruneopt.passes.apply.literal_sizes import written_lists, written_sizes
+from pruneopt.passes.apply.literal_sizes import literal_lists, literal_sizes
 from pruneopt.passes.apply.scope import Run, Scope, Sizes
 
 __all__ = ["Change", "attribute_changes"]
@@ -108,7 +108,7 @@ class Change:
 
 
 def attribute_changes(model: nn.Module, coupling: Coupling, cut: Graph) -> Iterator[Change]:
-    """The attributes of modules that describe a size which is another now.
+    """Yield the attributes of modules that describe a size which is another now.
 
     Args:
         model: with its weights cut already.
@@ -140,7 +140,7 @@ def _differs(module: nn.Module, name: str, value: Any) -> bool:
 def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Iterator[Change]:
     others = [name for name in vars(module) if name not in known]
     for name, sizes in _sequences(module, others):
-        lists = written_lists(scope).get(tuple(sizes), set())
+        lists = literal_lists(scope).get(tuple(sizes), set())
         if len(lists) == 1 and (now := next(iter(lists))) != tuple(sizes):
             others.remove(name)
             yield Change(module, name, SEQUENCES[type(sizes)](now))
@@ -156,14 +156,14 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
             after = _renamed(before, [scope.run.sizes(_split(near), last=False)])
         else:
             after = _renamed(before, [scope.run.sizes(_seen(name, ops)) for ops in (near, far)])
-            after = _renamed(before, [written_sizes(scope)]) if after is None else after
+            after = _renamed(before, [literal_sizes(scope)]) if after is None else after
         if after is not None and after != before and not (name == "dim" and before < SMALLEST):
             yield Change(module, name, after)
 
 
 def _sequences(module: nn.Module, names: Iterable[str]) -> list[tuple[str, Sequence[int]]]:
-    """The attributes that are several whole numbers, and whose names do not say that they count
-    something else."""
+    """Return the attributes that are several whole numbers, and whose names do not say that they
+    count something else."""
     own = [
         (name, vars(module)[name]) for name in names if not NO_CHANNELS.intersection(_words(name))
     ]
@@ -179,7 +179,8 @@ def _words(name: str) -> list[str]:
 
 
 def _split(ops: Iterable[Op]) -> list[Value]:
-    """What came out of views that made several axes of one, such as heads and what each has."""
+    """Return what came out of views that made several axes of one, such as heads and what each
+    has."""
     views = [op for op in ops if op.base in ("view", "reshape", "unflatten", "_unsafe_view")]
     return [
         op.result
@@ -189,8 +190,8 @@ def _split(ops: Iterable[Op]) -> list[Value]:
 
 
 def _seen(name: str, ops: Collection[Op]) -> list[Value]:
-    """The values that an attribute of this name may be about, of those that some ops read and
-    make."""
+    """Return the values that an attribute of this name may be about, of those that some ops read
+    and make."""
     values = dict.fromkeys(value for op in ops for value in (*op.inputs, *op.results))
     if _begins(name, "in"):
         return [value for value in values if not value.is_weight and value.producer not in ops]
@@ -208,7 +209,7 @@ HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "num_
 
 
 def speaks_of_sizes(name: str) -> bool:
-    """Whether an attribute's name says that it counts channels, groups or heads."""
+    """Return whether an attribute's name says that it counts channels, groups or heads."""
     words = _words(name)
     if name in CHANNEL_NAMES or name in COUNTED or name in GROUPS or name in HEADS:
         return True
@@ -230,7 +231,8 @@ def _group_counts(scope: Scope) -> Sizes:
 
 
 def _renamed(value: Any, known: Sequence[Sizes]) -> Any:
-    """A size, or a sequence of sizes, as it is now; None for what is no size, or not one alone.
+    """Return a size, or a sequence of sizes, as it is now; None for what is no size, or not one
+    alone.
 
     Of several tables the first that knows a size decides.
     """

@@ -1,4 +1,4 @@
-"""Whether a user's module, cut in place, computes what the pruned network computes."""
+"""Proof that a user's module, cut in place, computes what the pruned network computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from pruneopt.ir.compare import difference, tensor_leaves
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.modes import in_mode
-from pruneopt.passes.apply.diagnosis import Twin, first_difference, place_of, told
+from pruneopt.passes.apply.diagnosis import (
+    CutModule,
+    difference_from,
+    error_message,
+    first_difference,
+)
 from pruneopt.passes.apply.undo import borrowed
 from pruneopt.passes.graph_rewrites.verify import analysis_rows, evaluate, random_inputs, varied
 
@@ -27,7 +32,7 @@ SINGLE = 1e-3
 ROUNDING = 1e-12
 
 
-def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
+def check_same(cut_module: CutModule, inputs: Sequence[Tensor] | None) -> None:
     """Run both on the same input, in evaluation mode: in float64, or as the module is where it
     cannot.
 
@@ -38,22 +43,29 @@ def check_same(twin: Twin, inputs: Sequence[Tensor] | None) -> None:
         UserError: the module fails, or gives something else; it names the place.
     """
     native = next(
-        (item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()), torch.float32
+        (item.tensor.dtype for item in cut_module.owned if item.tensor.is_floating_point()),
+        torch.float32,
     )
     failure: Exception | None = None
     for dtype in dict.fromkeys((torch.float64, native)):
-        given = _inputs(twin, inputs, dtype)
-        exact = dtype == torch.float64 and not _casts(twin.graph)
+        given = _inputs(cut_module, inputs, dtype)
+        exact = dtype == torch.float64 and not _casts(cut_module.graph)
         try:
-            same = all(_agree(twin, weights, given, exact) for weights in _weights(twin, dtype))
+            same = all(
+                _agree(cut_module, weights, given, exact) for weights in _weights(cut_module, dtype)
+            )
         except _CannotRunError as error:
             failure = error.reason
             continue
         if not same:
-            raise UserError(told(twin, first_difference(twin, _inputs(twin, None, native))))
+            raise UserError(
+                error_message(
+                    cut_module, first_difference(cut_module, _inputs(cut_module, None, native))
+                )
+            )
         return
     assert failure is not None
-    raise UserError(told(twin, place_of(twin, failure))) from failure
+    raise UserError(error_message(cut_module, difference_from(cut_module, failure))) from failure
 
 
 class _CannotRunError(Exception):
@@ -65,14 +77,14 @@ class _CannotRunError(Exception):
 
 
 def _agree(
-    twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], exact: bool
+    cut_module: CutModule, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], exact: bool
 ) -> bool:
-    """Whether both give the same with these weights."""
+    """Return whether both give the same with these weights."""
     try:
-        got = _outputs(twin, weights, inputs)
+        got = _outputs(cut_module, weights, inputs)
     except Exception as error:  # the user's code may raise anything
         raise _CannotRunError(error) from error
-    return _same(_wanted(twin.graph, weights, inputs), got, DOUBLE if exact else SINGLE)
+    return _same(_wanted(cut_module.graph, weights, inputs), got, DOUBLE if exact else SINGLE)
 
 
 @torch.no_grad()
@@ -85,45 +97,53 @@ def _wanted(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor
     return tensor_leaves(Interpreter(graph, in_double if double else None).run(weights, *inputs))
 
 
-def _weights(twin: Twin, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """The weights as they are, and varied; on the device of the module."""
-    own = {item.name: item.tensor.detach() for item in twin.owned}
-    yield {name: _cast(tensor, dtype) for name, tensor in {**twin.graph.weights, **own}.items()}
+def _weights(cut_module: CutModule, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """Yield the weights as they are, and varied; on the device of the module."""
+    own = {item.name: item.tensor.detach() for item in cut_module.owned}
+    yield {
+        name: _cast(tensor, dtype) for name, tensor in {**cut_module.graph.weights, **own}.items()
+    }
     other = {name: tensor.to(own[name].device) for name, tensor in varied(own, 0).items()}
-    yield {name: _cast(tensor, dtype) for name, tensor in {**twin.graph.weights, **other}.items()}
+    yield {
+        name: _cast(tensor, dtype) for name, tensor in {**cut_module.graph.weights, **other}.items()
+    }
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _inputs(twin: Twin, given: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
-    """What both run on, on the device of the module."""
-    device = next((item.tensor.device for item in twin.owned), None)
+def _inputs(
+    cut_module: CutModule, given: Sequence[Tensor] | None, dtype: torch.dtype
+) -> list[Tensor]:
+    """Return what both run on, on the device of the module."""
+    device = next((item.tensor.device for item in cut_module.owned), None)
     if given is None:
-        rows = random_inputs(twin.graph, 0)
+        rows = random_inputs(cut_module.graph, 0)
     else:
         rows = [
             analysis_rows(value, tensor)
-            for value, tensor in zip(twin.graph.inputs, given, strict=True)
+            for value, tensor in zip(cut_module.graph.inputs, given, strict=True)
         ]
     return [
         item.to(device, dtype) if item.is_floating_point() else item.to(device) for item in rows
     ]
 
 
-def _outputs(twin: Twin, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What the module gives with other weights; it is left as it was."""
+def _outputs(
+    cut_module: CutModule, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return what the module gives with other weights; it is left as it was."""
     with (
-        in_mode(twin.model),
+        in_mode(cut_module.model),
         torch.no_grad(),
         borrowed() as undo,
-        calling(twin.model, twin.forward),
+        calling(cut_module.model, cut_module.forward),
     ):
-        for item in twin.owned:
+        for item in cut_module.owned:
             # The module's own elements stay untouched, whatever a forward does to buffers.
             undo.set_data(item.tensor, weights[item.name].clone(), item.tensor.grad)
-        return tensor_leaves(twin.model(*inputs))
+        return tensor_leaves(cut_module.model(*inputs))
 
 
 class Rehearsal:
@@ -134,40 +154,40 @@ class Rehearsal:
     after it.
     """
 
-    def __init__(self, twin: Twin, inputs: Sequence[Tensor] | None) -> None:
-        known = {id(item.tensor) for item in twin.owned}
-        self.twin = twin
+    def __init__(self, cut_module: CutModule, inputs: Sequence[Tensor] | None) -> None:
+        known = {id(item.tensor) for item in cut_module.owned}
+        self.cut_module = cut_module
         self.left = [
-            name for name, param in twin.model.named_parameters() if id(param) not in known
+            name for name, param in cut_module.model.named_parameters() if id(param) not in known
         ]
         native = next(
-            (item.tensor.dtype for item in twin.owned if item.tensor.is_floating_point()),
+            (item.tensor.dtype for item in cut_module.owned if item.tensor.is_floating_point()),
             torch.float32,
         )
-        self.inputs = _inputs(twin, inputs, native)
+        self.inputs = _inputs(cut_module, inputs, native)
         try:
             self.worth = bool(self.left) and self._run()
         except Exception:  # it needs more than inputs, such as targets: nothing can be said
             self.worth = False
 
     def _run(self) -> bool:
-        with in_mode(self.twin.model, training=True), torch.no_grad(), borrowed() as undo:
-            for buffer in self.twin.model.buffers():
+        with in_mode(self.cut_module.model, training=True), torch.no_grad(), borrowed() as undo:
+            for buffer in self.cut_module.model.buffers():
                 undo.set_data(buffer, buffer.detach().clone(), buffer.grad)
-            self.twin.model(*self.inputs)
+            self.cut_module.model(*self.inputs)
         return True
 
     def repeat(self) -> None:
-        """`UserError` if what ran before no longer does."""
+        """Raise `UserError` if what ran before no longer does."""
         if self.worth:
             try:
                 self._run()
             except Exception as error:
-                place = place_of(self.twin, error)
+                difference = difference_from(self.cut_module, error)
                 raise UserError(
                     f"{self.left[0]} takes no part in evaluation, so it was not cut, and training "
                     "needs it: "
-                    f"{told(self.twin, place)}"
+                    f"{error_message(self.cut_module, difference)}"
                 ) from error
 
 
@@ -179,6 +199,6 @@ def _same(wanted: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> 
 
 
 def _casts(graph: Graph) -> bool:
-    """Whether an op asks for a float type that is not that of the network."""
+    """Return whether an op asks for a float type that is not that of the network."""
     names = {getattr(attr, "name", None) for op in graph.ops for attr in op.attrs.values()}
     return not names.isdisjoint(("f32", "f16", "bf16"))

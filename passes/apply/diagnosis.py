@@ -1,4 +1,4 @@
-"""Where the code of a user's module does not follow the sizes of its weights."""
+"""Find where the code of a user's module does not follow the sizes of its weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.ops.data_movement import SPLITS
 from pruneopt.passes.apply.tensors import Owned
 
-__all__ = ["Place", "Twin", "first_difference", "place_of", "told"]
+__all__ = ["CutModule", "Difference", "difference_from", "error_message", "first_difference"]
 
 FEW = 4
 """A message advises to keep no more groups than this."""
 
 
 @dataclass(frozen=True)
-class Twin:
+class CutModule:
     """A user's module with its weights cut, and the pruned network that it must be.
 
     Attributes:
@@ -47,43 +47,44 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the module's code does something else, and what; the ops that ran there, if any is
-    known."""
+class Difference:
+    """A place where the module's code does something else, and what; the ops that ran there, if any
+    is known."""
 
     what: str
     ops: tuple[Op, ...]
 
 
-def told(twin: Twin, place: Place) -> str:
-    """What is wrong, and what to do about it."""
-    groups = _groups_at(twin, place.ops)
+def error_message(cut_module: CutModule, difference: Difference) -> str:
+    """Return what is wrong, and what to do about it."""
+    groups = _groups_at(cut_module, difference.ops)
     keep = (
         f", or keep these channels when pruning, with ignore={groups}"
         if 0 < len(groups) <= FEW
         else ""
     )
-    return f"{place.what}. The module is as it was before: use result.module{keep}"
+    return f"{difference.what}. The module is as it was before: use result.module{keep}"
 
 
-def _groups_at(twin: Twin, ops: Sequence[Op]) -> list[str]:
-    """The groups that lose channels in what some ops of the graph before the cut read and make."""
+def _groups_at(cut_module: CutModule, ops: Sequence[Op]) -> list[str]:
+    """Return the groups that lose channels in what some ops of the graph before the cut read and
+    make."""
     numbers: set[int] = set()
     for value in (value for op in ops for value in (*op.inputs, *op.results)):
-        for slot in twin.coupling.slots_of(value):
+        for slot in cut_module.coupling.slots_of(value):
             units = slot.units[slot.units >= 0]
-            numbers.update(twin.coupling.unit_group[units].tolist())
+            numbers.update(cut_module.coupling.unit_group[units].tolist())
     return [
         group.name
-        for i, group in enumerate(twin.coupling.groups)
-        if i in numbers and group.name in twin.cuts
+        for i, group in enumerate(cut_module.coupling.groups)
+        if i in numbers and group.name in cut_module.cuts
     ]
 
 
-def place_of(twin: Twin, error: Exception) -> Place:
-    """The innermost line of the user's code that an error came through, with the module that it
-    belongs to."""
-    paths = {id(module): path for path, module in twin.model.named_modules()}
+def difference_from(cut_module: CutModule, error: Exception) -> Difference:
+    """Return the innermost line of the user's code that an error came through, with the module that
+    it belongs to."""
+    paths = {id(module): path for path, module in cut_module.model.named_modules()}
     module, line = "", None
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
@@ -95,17 +96,17 @@ def place_of(twin: Twin, error: Exception) -> Place:
             line = (frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     reason = " ".join(traceback.format_exception_only(error)[-1].split())
-    kind = type(twin.model.get_submodule(module)).__name__
+    kind = type(cut_module.model.get_submodule(module)).__name__
     where = f"module {module} ({kind})" if module else f"module {kind}"
     at = f" at {line[0]}:{line[1]}" if line else ""
-    here = [op for op in twin.coupling.graph.ops if op.loc.module == module]
+    here = [op for op in cut_module.coupling.graph.ops if op.loc.module == module]
     ops = [op for op in here if line and _is_at(op, *line)] or here
     what = f"{where} cannot run at the smaller sizes{at}, where its code seems to fix one: {reason}"
-    return Place(what, tuple(ops))
+    return Difference(what, tuple(ops))
 
 
 def _is_ours(file: str) -> bool:
-    """Whether code is that of torch or of this package."""
+    """Return whether code is that of torch or of this package."""
     homes = (Path(torch.__file__).parent, Path(__file__).resolve().parents[1])
     return file.startswith("<") or any(home in Path(file).resolve().parents for home in homes)
 
@@ -114,18 +115,26 @@ def _is_at(op: Op, file: str, line: int) -> bool:
     return op.loc.line == line and bool(op.loc.file) and Path(file).as_posix().endswith(op.loc.file)
 
 
-def first_difference(twin: Twin, inputs: Sequence[Tensor]) -> Place:
-    """The first op at which the module, captured as it is now, is another network than the cut
-    graph."""
-    device = next((item.tensor.device for item in twin.owned), None)
+def first_difference(cut_module: CutModule, inputs: Sequence[Tensor]) -> Difference:
+    """Return the first op at which the module, captured as it is now, is another network than the
+    cut graph."""
+    device = next((item.tensor.device for item in cut_module.owned), None)
     try:
         given = [item.to(device) for item in inputs]
-        now = capture(twin.model, given, dynamic_batch=twin.cut.dynamic_batch, forward=twin.forward)
-    except PruneoptError as error:
-        return Place(
-            f"{type(twin.model).__name__} cannot be captured at the smaller sizes ({error})", ()
+        now = capture(
+            cut_module.model,
+            given,
+            dynamic_batch=cut_module.cut.dynamic_batch,
+            forward=cut_module.forward,
         )
-    for old, wanted, mine in zip(twin.coupling.graph.ops, twin.cut.ops, now.ops, strict=False):
+    except PruneoptError as error:
+        return Difference(
+            f"{type(cut_module.model).__name__} cannot be captured at the smaller sizes ({error})",
+            (),
+        )
+    for old, wanted, mine in zip(
+        cut_module.coupling.graph.ops, cut_module.cut.ops, now.ops, strict=False
+    ):
         alike = [value.type.plain() for value in wanted.results] == [
             value.type.plain() for value in mine.results
         ]
@@ -134,18 +143,20 @@ def first_difference(twin: Twin, inputs: Sequence[Tensor]) -> Place:
         ):  # the same parts, however they are asked for
             continue
         if wanted.target != mine.target:
-            return Place(
+            return Difference(
                 f"{mine} is {mine.base}, where the pruned network has {wanted.base}", (old,)
             )
         differing = [name for name in wanted.attrs if wanted.attrs[name] != mine.attrs.get(name)]
         if differing:
             name = differing[0]
-            return Place(
+            return Difference(
                 f"{mine} has {name}={mine.attrs.get(name)}, where the pruned network has "
                 f"{wanted.attrs[name]}: the "
                 "code there computes it from a size, or fixes it",
                 (old,),
             )
         if not alike:
-            return Place(f"{mine} gives another shape than in the pruned network", (old,))
-    return Place(f"{type(twin.model).__name__} gives another result than the pruned network", ())
+            return Difference(f"{mine} gives another shape than in the pruned network", (old,))
+    return Difference(
+        f"{type(cut_module.model).__name__} gives another result than the pruned network", ()
+    )

@@ -126,5 +126,5 @@ LAYERS: tuple[tuple[Any, Callable[[nn.Module, Scope], dict[str, Any]]], ...] = (
 
 
 def layer_sizes(module: nn.Module, scope: Scope) -> dict[str, Any]:
-    """Attributes and their values, None where nothing is known; empty for other modules."""
+    """Return attributes and their values, None where nothing is known; empty for other modules."""
     return next((rule(module, scope) for kind, rule in LAYERS if isinstance(module, kind)), {})

@@ -8,15 +8,15 @@ from typing import TypeGuard
 
 from pruneopt.passes.apply.scope import Scope, Sizes
 
-__all__ = ["written_lists", "written_sizes"]
+__all__ = ["literal_lists", "literal_sizes"]
 
 SHAPES = ("split_size", "split_sizes", "size", "shape")
 """Attributes of ops that split and of those that give a shape."""
 
 
-def written_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]]:
-    """Every sequence of whole numbers in the module's own ops -> what stands in its place after the
-    cut.
+def literal_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]]:
+    """Return every sequence of whole numbers in the module's own ops -> what stands in its place
+    after the cut.
 
     Of all kinds, strides and paddings too: a sequence that means several things has several values.
     """
@@ -29,9 +29,9 @@ def written_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]
     return found
 
 
-def written_sizes(scope: Scope) -> Sizes:
-    """Every single size of a split or a shape in the module's own ops -> those that stand in its
-    place."""
+def literal_sizes(scope: Scope) -> Sizes:
+    """Return every single size of a split or a shape in the module's own ops -> those that stand in
+    its place."""
     found: dict[int, set[int]] = {}
     for old, new in scope.own:
         for name in SHAPES:

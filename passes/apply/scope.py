@@ -1,4 +1,4 @@
-"""What ran in a module, before the cut and after it."""
+"""The ops that ran in a module, before the cut and after it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Run:
             self.twins.update(zip(old.results, new.results, strict=True))
 
     def sizes(self, values: Iterable[Value], *, last: bool = True) -> Sizes:
-        """The lengths of the channel axes of values of the graph before the cut; with or without
-        their last axes."""
+        """Return the lengths of the channel axes of values of the graph before the cut; with or
+        without their last axes."""
         found: dict[int, set[int]] = {}
         for value in values:
             for share in axis_shares(self.coupling, value):
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scope:
-    """What ran in a module, known by these paths."""
+    """The ops that ran in a module, known by these paths."""
 
     run: Run
     paths: list[str]
@@ -67,15 +67,15 @@ class Scope:
         return {op for path in paths for op, _ in self.run.by_path[path]}
 
     def attr(self, name: str, *bases: str) -> Any:
-        """The new value of an attribute of the first op of one of these kinds; None where none
-        ran."""
+        """Return the new value of an attribute of the first op of one of these kinds; None where
+        none ran."""
         return next(
             (new.attrs[name] for _, new in self.own if new.base in bases and name in new.attrs),
             None,
         )
 
     def channels(self) -> int | None:
-        """The second axis of what the first op reads."""
+        """Return the second axis of what the first op reads."""
         value = next((new.value(0) for _, new in self.own), None)
         return None if value is None or value.type.rank < 2 else value.type.shape()[1]
 

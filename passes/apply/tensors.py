@@ -31,12 +31,12 @@ class Owned:
     slots: list[Slot]
 
     def loses(self, kept: np.ndarray) -> bool:
-        """Whether the tensor gets smaller."""
+        """Return whether the tensor gets smaller."""
         return not all(np.append(kept, True)[slot.units].all() for slot in self.slots)
 
 
 def owned_tensors(model: nn.Module, coupling: Coupling) -> list[Owned]:
-    """The module's tensors, in the graph's order, each object once.
+    """Return the module's tensors, in the graph's order, each object once.
 
     Raises:
         UserError: the module lacks one, or has it in another shape.
@@ -69,7 +69,7 @@ def owned_tensors(model: nn.Module, coupling: Coupling) -> list[Owned]:
 
 
 def plain_tensor(model: nn.Module, name: str) -> Tensor | None:
-    """A tensor that is an attribute of a module, neither a parameter nor a buffer."""
+    """Return a tensor that is an attribute of a module, neither a parameter nor a buffer."""
     found: Any = model
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -103,7 +103,7 @@ def cut_tensors(
 
 
 def _laid_out(new: Tensor, old: Tensor) -> Tensor:
-    """``new`` in memory as ``old`` is, where that is channels last."""
+    """Return ``new``, in memory as ``old`` is, where that is channels last."""
     for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if (
             old.dim() == rank

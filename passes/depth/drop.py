@@ -31,7 +31,7 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class DropProof:
-    """What was proved: the largest error of an output, the largest output, and how many values were
+    """The proof: the largest error of an output, the largest output, and how many values were
     compared."""
 
     max_abs_error: float
@@ -40,8 +40,8 @@ class DropProof:
 
 
 def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
-    """The graph without some branches; ``graph``, of which they are, is not changed. Weights are
-    shared, not copied."""
+    """Return the graph without some branches; ``graph``, of which they are, is not changed. Weights
+    are shared, not copied."""
     new = graph.copy()
     twin = dict(zip(graph.ops, new.ops, strict=True))
     for branch in branches:
@@ -70,7 +70,8 @@ def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
 def without(
     branches: Sequence[Branch], double: bool
 ) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """The override of an interpreter that multiplies branches by zero where they are added."""
+    """Return the override of an interpreter that multiplies branches by zero where they are
+    added."""
     places = {branch.add: branch.place for branch in branches}
 
     def override(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:

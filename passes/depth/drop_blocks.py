@@ -53,7 +53,7 @@ class DroppedBlocks:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know."""
+        """Sentences that a reader must know."""
         names = ", ".join(block.name for block in self.blocks)
         left = (
             f"{self.share['flops']:.1%} of the FLOPs and {self.share['params']:.1%} of the "
@@ -68,7 +68,7 @@ class DroppedBlocks:
 
 
 def dropped_blocks(records: Mapping[str, object]) -> dict[str, str]:
-    """The blocks that a run dropped: name -> the value that was the sum."""
+    """Return the blocks that a run dropped: name -> the value that was the sum."""
     record = records.get(RECORD)
     return (
         {block.name: block.sum for block in record.blocks}
@@ -78,7 +78,7 @@ def dropped_blocks(records: Mapping[str, object]) -> dict[str, str]:
 
 
 def whole_cost(graph: Graph, convention: str = "macs") -> CostModel:
-    """The cost model of a graph whose channels all stay: its only width vector is empty."""
+    """Return the cost model of a graph whose channels all stay: its only width vector is empty."""
     none = np.zeros(0, dtype=np.int64)
     return CostModel(graph, Coupling(graph, (), (), none, none, (), ()), convention)
 
@@ -192,7 +192,7 @@ def _total(cost: CostModel, unit: str) -> float:
 def _named(
     branches: Sequence[Branch], keep: Sequence[str], wanted: Sequence[str], network: str
 ) -> list[Branch]:
-    """The branches that may go: those named, or all that contain no other one.
+    """Return the branches that may go: those named, or all that contain no other one.
 
     Raises:
         UserError: a name without match, or of a branch that cannot be dropped.
@@ -232,8 +232,8 @@ def _first(ranked: Sequence[Branch], count: int, network: str) -> list[Branch]:
 def _until_inside(
     state: State, ranked: Sequence[Branch], budgets: Sequence[Budget]
 ) -> list[Branch]:
-    """As few of the branches as bring the network inside the budgets; shares are of the run's
-    original.
+    """Return as few of the branches as bring the network inside the budgets; shares are of the
+    run's original.
 
     Raises:
         BudgetError: not even all do.

@@ -22,8 +22,8 @@ BATCH_SIZE = 64
 
 
 def last_weight_norm(graph: Graph, branch: Branch) -> float:
-    """The L1 norm per channel of the last parameter that a branch multiplies with: a norm's scale,
-    a layer scale, or a layer's weight. `UserError` where it is not finite.
+    """Return the L1 norm per channel of the last parameter that a branch multiplies with: a norm's
+    scale, a layer scale, or a layer's weight. `UserError` where it is not finite.
     """
     for op in reversed(branch.ops):
         read = [value for value in op.inputs if value.kind == "param"]
@@ -44,8 +44,8 @@ def last_weight_norm(graph: Graph, branch: Branch) -> float:
 
 @torch.no_grad()
 def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> dict[str, float]:
-    """How much the outputs change on calibration data without each of the branches, relative to
-    their size; by name.
+    """Return how much the outputs change on calibration data without each of the branches, relative
+    to their size; by name.
 
     Raises:
         UserError: no data, or a network of several inputs.

@@ -46,7 +46,7 @@ class FoldedGraph:
     pairs: tuple[_Pair, ...]
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The folded graph's weights from the original's, in their precision.
+        """Return the folded graph's weights from the original's, in their precision.
 
         ``w' = w g / sqrt(var + eps)`` and ``b' = (b - mean) g / sqrt(var + eps) + beta``, per
         output channel.
@@ -84,7 +84,7 @@ def fold_batch_norms(graph: Graph) -> FoldedGraph:
 
 
 def _layer_before(norm: RunningNorm) -> Op | None:
-    """The layer that a batch norm can be folded into."""
+    """Return the layer that a batch norm can be folded into."""
     layer = norm.source.producer
     if (
         layer is None

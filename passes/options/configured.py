@@ -31,7 +31,8 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def option(default: T, help: str) -> T:
-    """A field of a pass: an option with a default and one line of help for `pruneopt passes`."""
+    """Return a field of a pass: an option with a default and one line of help for `pruneopt
+    passes`."""
     value: Any = field(default=default, metadata={"help": help})
     return value  # type: ignore[no-any-return]  # like dataclasses.field, typed as the value it stands for
 
@@ -83,7 +84,7 @@ class Part(Configured, PartOptions):
 
 @cache
 def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[PartOptions], bool]]:
-    """The options of a class that are parts, and whether they may be None."""
+    """Return the options of a class that are parts, and whether they may be None."""
     hints = get_type_hints(kind)
     found = {item.name: without_none(hints[item.name]) for item in option_fields(kind)}
     return {
@@ -95,7 +96,7 @@ def _part_fields(kind: type[Configured]) -> dict[str, tuple[type[PartOptions], b
 
 @cache
 def _plain_fields(kind: type[Configured]) -> dict[str, Any]:
-    """The types of the options of a class that are no parts."""
+    """Return the types of the options of a class that are no parts."""
     hints = get_type_hints(kind)
     return {
         item.name: hints[item.name]

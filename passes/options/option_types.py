@@ -47,17 +47,17 @@ class PartOptions(Options):
 
 
 def option_fields(kind: type[Options]) -> tuple[dataclasses.Field[Any], ...]:
-    """The options of a pass or part class, in order of declaration."""
+    """Return the options of a pass or part class, in order of declaration."""
     return tuple(item for item in dataclasses.fields(kind) if item.init)
 
 
 def part_kind(hint: Any) -> type[PartOptions] | None:
-    """The class of parts that a field's type asks for; None for any other type."""
+    """Return the class of parts that a field's type asks for; None for any other type."""
     return hint if isinstance(hint, type) and issubclass(hint, PartOptions) else None
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """``float | None`` as ``float`` and True; any other type as it is, and False."""
+    """Return ``float | None`` as ``float`` and True; any other type as it is, and False."""
     if get_origin(hint) in (Union, UnionType):
         rest = [part for part in get_args(hint) if part is not type(None)]
         return Union[tuple(rest)], len(rest) < len(get_args(hint))  # noqa: UP007  made from a list
@@ -65,7 +65,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def wanted(hint: Any) -> str:
-    """``a whole number``, ``one of or, and``: what an option of this type takes."""
+    """Return what an option of this type takes."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) in (Union, UnionType):
@@ -78,8 +78,8 @@ def wanted(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value given in Python fits an option's type; of types that no text can be read for,
-    every value does.
+    """Return whether a value given in Python fits an option's type; of types that no text can be
+    read for, every value does.
 
     Whole numbers fit where numbers are asked for, NumPy's too; a truth value is no number, nor is
     what is not finite.

@@ -95,15 +95,15 @@ _PARTS: dict[str, dict[str, str]] = {
 
 @cache
 def _parts(kind: str) -> dict[str, str]:
-    """The same for the parts of a kind."""
+    """Return the same for the parts of a kind."""
     return merge(_PARTS[kind], tuple(entry_points(group=PART_GROUPS[kind])), kind)
 
 
 def merge(
     built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str = "pass"
 ) -> dict[str, str]:
-    """A table with what is installed added; `UserError` that names both origins where a name is
-    taken twice."""
+    """Return a table with what is installed added; `UserError` that names both origins where a name
+    is taken twice."""
     table = dict(built_in)
     origin = dict.fromkeys(built_in, "pruneopt")
     for plugin in plugins:

@@ -38,7 +38,7 @@ P = TypeVar("P", bound=Options)
 
 
 def parse_part(kind: type[PartOptions], text: str) -> PartOptions:
-    """The part of a kind that a text such as ``evolution{population=20}`` names.
+    """Return the part of a kind that a text such as ``evolution{population=20}`` names.
 
     Raises:
         UserError: ``KIND:1:COLUMN: error: ...`` as `parse_pipeline` does.
@@ -59,7 +59,7 @@ def canonical_part(kind: str, text: str) -> str:
 
 
 def pass_text(step: Options) -> str:
-    """One pass, or part, as text: ``prune{budget=50%FLOPs round-to=8}``."""
+    """Return one pass, or part, as text: ``prune{budget=50%FLOPs round-to=8}``."""
     words = []
     hints = get_type_hints(type(step))
     for item in option_fields(type(step)):
@@ -70,7 +70,7 @@ def pass_text(step: Options) -> str:
 
 
 def option_type(hint: Any) -> str:
-    """A field's type in the user's words: ``int``, ``list of str``, ``l1|l2``."""
+    """Return a field's type in the user's words: ``int``, ``list of str``, ``l1|l2``."""
     hint, _ = without_none(hint)
     kind = part_kind(hint)
     if kind is not None:
@@ -189,12 +189,12 @@ def _give_to_parts(
 
 
 def _keys(kind: type[Options]) -> list[str]:
-    """The options of a pass or part as they are written."""
+    """Return the options of a pass or part as they are written."""
     return [field.name.replace("_", "-") for field in option_fields(kind)]
 
 
 def _written_inside(source: Source, item: Item, name: str) -> set[str]:
-    """The options that are written in the braces of one of a pass's parts."""
+    """Return the options that are written in the braces of one of a pass's parts."""
     found = [option for option in item.options if option.key.replace("-", "_") == name]
     return {
         inner.key for option in found for inner in _part_item(source, option, "part")[1].options
@@ -202,8 +202,8 @@ def _written_inside(source: Source, item: Item, name: str) -> set[str]:
 
 
 def _options_note(kind: type[Options], wrong: str = "") -> str:
-    """What can be given: ``options are budget (list of str), round-to (int)``, after the closest
-    name, if one is."""
+    """Return what can be given: ``options are budget (list of str), round-to (int)``, after the
+    closest name, if one is."""
     hints = get_type_hints(kind)
     fields = option_fields(kind)
     if not fields:
@@ -249,14 +249,14 @@ def _value(source: Source, option: Option, hint: Any) -> Any:
 
 
 def _part(source: Source, option: Option, kind: type[PartOptions]) -> PartOptions:
-    """A value that is a part; errors inside it point into the whole text."""
+    """Return a value that is a part; errors inside it point into the whole text."""
     inner, item = _part_item(source, option, kind.kind)
     return _build_part(inner, item, kind)
 
 
 def _part_item(source: Source, option: Option, kind: str) -> tuple[Source, Item]:
-    """The name and options that a part is written with, and the text they are in: quotes hold a
-    text of their own."""
+    """Return the name and options that a part is written with, and the text they are in: quotes
+    hold a text of their own."""
     start, stop = option.value_span.start, option.value_span.stop
     if source.text[start] == '"':
         source = Source(_single(source, option, source.text[start:stop], str), kind)
@@ -265,7 +265,7 @@ def _part_item(source: Source, option: Option, kind: str) -> tuple[Source, Item]
 
 
 def _split_list(source: Source, option: Option) -> list[str]:
-    """A comma list; commas inside braces or quotes belong to the value."""
+    """Return a comma list; commas inside braces or quotes belong to the value."""
     parts, depth, quoted, start = [], 0, False, 0
     text = option.value or ""
     at = 0
@@ -302,8 +302,8 @@ def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
 
 
 def _converted(text: str, hint: Any) -> Any:
-    """A text as a value of a plain type, or of the first of several that it can be; `ValueError`
-    for none."""
+    """Return a text as a value of a plain type, or of the first of several that it can be;
+    `ValueError` for none."""
     if get_origin(hint) is Union:
         for part in get_args(hint):
             with suppress(ValueError):
@@ -382,7 +382,7 @@ def _value_text(value: Any, *, inside_list: bool = False) -> str:
 
 
 def _is_bare(text: str, inside_list: bool) -> bool:
-    """Whether a text can stand without quotes."""
+    """Return whether a text can stand without quotes."""
     if text.startswith("[") and "]" not in text:
         return False
     depth = 0
@@ -398,8 +398,8 @@ def _is_bare(text: str, inside_list: bool) -> bool:
 
 
 def check_options(kind: type[Options]) -> Sequence[str]:
-    """Fields of a pass or part class that no pipeline string could set, or that lack help; empty
-    when all is well."""
+    """Return the fields of a pass or part class that no pipeline string could set, or that lack
+    help; empty when all is well."""
     hints = get_type_hints(kind)
     wrong = []
     for field in option_fields(kind):

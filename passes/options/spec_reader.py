@@ -84,7 +84,7 @@ class Reader:
         )
 
     def only(self, stop: int) -> Item:
-        """The one item that ends at ``stop``."""
+        """Return the one item that ends at ``stop``."""
         self._skip_space()
         item = self._item()
         self._skip_space()
@@ -176,7 +176,7 @@ class Reader:
             self.source.fail(Span(opened, opened + 1), "this brace is never closed")
 
     def _skip_bracket(self) -> None:
-        """A list in brackets at the start of a value may hold spaces."""
+        """Move behind a list in brackets at the start of a value: it may hold spaces."""
         closed = self.text.find("]", self.at)
         if closed < 0:
             self.source.fail(Span(self.at, self.at + 1), "this bracket is never closed")

@@ -1,4 +1,4 @@
-"""What a pass is.
+"""The base class of passes.
 
 A pass is a frozen dataclass whose fields are its options; it changes a `State` and says honestly
 whether the graph changed. The work itself is a plain function that other passes may call; the pass
@@ -27,19 +27,19 @@ class Pass(Configured):
 
     @property
     def label(self) -> str:
-        """What reports and records call this pass: its name, unless it does several things that
-        must be told apart."""
+        """The name by which reports and records call this pass: its name, unless it does several
+        things that must be told apart."""
         return self.name
 
     @property
     def needs_data(self) -> str | None:
-        """What of this pass cannot work without data (``abn``, ``prune with criterion=taylor``);
-        None if nothing."""
+        """The part of this pass that cannot work without data (``abn``, ``prune with
+        criterion=taylor``); None if nothing."""
         return None
 
     def requires(self, state: State) -> str | None:
-        """What must happen before this pass can run, in the user's words ("run couple first"); None
-        if nothing."""
+        """Return what must happen before this pass can run, in the user's words ("run couple
+        first"); None if nothing."""
         return None
 
     @abstractmethod

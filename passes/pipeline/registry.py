@@ -50,8 +50,8 @@ _BUILT_IN = {
 
 @cache
 def _table() -> dict[str, str]:
-    """Name -> ``module:Class`` of every pass, built in or installed; `UserError` where two packages
-    claim a name."""
+    """Return name -> ``module:Class`` of every pass, built in or installed; `UserError` where two
+    packages claim a name."""
     return merge(_BUILT_IN, tuple(entry_points(group=GROUP)))
 
 

@@ -1,4 +1,4 @@
-"""What the passes of one run read and write."""
+"""The state that the passes of a run read and write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["State", "without_data"]
 
 @dataclass
 class State:
-    """What the passes of one run read and write.
+    """The state of a run of passes: all that they read and write.
 
     Attributes:
         original: the graph the run began with; no pass changes it.
@@ -78,26 +78,26 @@ class State:
     run_dir: Path | None = None
 
     def need_coupling(self) -> Coupling:
-        """The coupling; `UserError` before couple ran."""
+        """Return the coupling; `UserError` before couple ran."""
         if self.coupling is None:
             raise UserError("there are no channel groups yet: run couple first")
         return self.coupling
 
     def need_cost(self) -> CostModel:
-        """The cost model; `UserError` before cost ran."""
+        """Return the cost model; `UserError` before cost ran."""
         if self.cost is None:
             raise UserError("there is no cost model yet: run cost first")
         return self.cost
 
     def need_workload(self, what: str) -> Workload:
-        """The workload; `UserError` that says ``what`` needs data."""
+        """Return the workload; `UserError` that says ``what`` needs data."""
         if self.workload is None:
             raise UserError(f"{what} needs data: give --data, or a model file with data()")
         return self.workload
 
 
 def without_data(state: State) -> str | None:
-    """What `Pass.requires` says where there is no data; None where there is."""
+    """Return what `Pass.requires` says where there is no data; None where there is."""
     return (
         None
         if state.workload is not None

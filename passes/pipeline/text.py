@@ -15,7 +15,7 @@ __all__ = ["parse_pipeline", "pipeline_text"]
 
 
 def parse_pipeline(text: str) -> list[Pass]:
-    """The passes that a pipeline string names, with their options.
+    """Return the passes that a pipeline string names, with their options.
 
     Raises:
         UserError: ``pipeline:1:COLUMN: error: ...`` with the line, carets and a note, for anything
@@ -26,8 +26,8 @@ def parse_pipeline(text: str) -> list[Pass]:
 
 
 def pipeline_text(passes: Iterable[Pass]) -> str:
-    """The string that `parse_pipeline` reads back to equal passes; options at their defaults are
-    left out."""
+    """Return the string that `parse_pipeline` reads back to equal passes; options at their defaults
+    are left out."""
     return ",".join(map(pass_text, passes))
 
 

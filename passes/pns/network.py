@@ -47,7 +47,7 @@ class Layer:
 
     @property
     def grouped(self) -> bool:
-        """Whether it is a convolution in groups, but not depthwise: pns has no rule for these."""
+        """True for a convolution in groups that is not depthwise: pns has no rule for these."""
         return self.is_conv and self.op.attrs.get("groups", 1) != 1 and not self.depthwise
 
 
@@ -70,12 +70,12 @@ class Network:
         )
 
     def norm_units(self, name: str) -> np.ndarray:
-        """The unit (or -1) of every channel of a batch norm, `[C]`."""
+        """Return the unit (or -1) of every channel of a batch norm, `[C]`."""
         scale = self.norms[name].scale
         return self._units(scale, 0)
 
     def groups_of(self, units: np.ndarray) -> frozenset[int]:
-        """The numbers of the groups that units belong to."""
+        """Return the numbers of the groups that units belong to."""
         return frozenset(np.unique(self.coupling.unit_group[units[units >= 0]]).tolist())
 
     @cached_property
@@ -90,14 +90,14 @@ class Network:
     # The nearest batch norms
 
     def before(self, layer: Layer) -> str:
-        """The batch norm whose channels a layer reads; empty without one."""
+        """Return the batch norm whose channels a layer reads; empty without one."""
         wanted = self.groups_of(layer.read)
         source = layer.op.value(0)
         return (self._behind(source, wanted) if source is not None else "") or self._any(wanted)
 
     def after(self, layer: Layer) -> str:
-        """The batch norm that normalises what a layer makes, or what that is joined with; empty
-        without one."""
+        """Return the batch norm that normalises what a layer makes, or what that is joined with;
+        empty without one."""
         wanted = self.groups_of(layer.made)
         queue, seen = deque([layer.op.result]), [layer.op.result]
         while queue:
@@ -122,7 +122,7 @@ class Network:
         ) or self._any(wanted)
 
     def ties(self) -> list[list[str]]:
-        """The batch norms that sums and products join, merged where they overlap, in graph
+        """Return the batch norms that sums and products join, merged where they overlap, in graph
         order."""
         found = []
         for op in self.coupling.graph.ops:
@@ -140,8 +140,8 @@ class Network:
         ]
 
     def concatenated(self, layer: Layer) -> list[str]:
-        """The batch norms, in order, whose channels side by side are exactly what a layer reads;
-        empty if none."""
+        """Return the batch norms, in order, whose channels side by side are exactly what a layer
+        reads; empty if none."""
         source = layer.op.value(0)
         joint = self._concatenation(source) if source is not None else None
         if joint is None:
@@ -167,8 +167,8 @@ class Network:
         return found
 
     def _behind(self, value: Value, wanted: frozenset[int]) -> str:
-        """The first batch norm on the way back from a value, first operands first, that shares the
-        wanted groups."""
+        """Return the first batch norm on the way back from a value, first operands first, that
+        shares the wanted groups."""
         stack, seen = [value], {value}
         while stack:
             op = stack.pop().producer
@@ -185,7 +185,8 @@ class Network:
         return ""
 
     def _concatenation(self, value: Value) -> Op | None:
-        """The concatenation that a value comes from, through ops that take no other activation."""
+        """Return the concatenation that a value comes from, through ops that take no other
+        activation."""
         op = value.producer
         while op is not None and op.base not in CONCATENATIONS:
             inputs = [v for v in op.inputs if not v.is_weight]
@@ -195,7 +196,8 @@ class Network:
         return op
 
     def _pieces(self, op: Op) -> Iterator[Value]:
-        """What a concatenation joins, in order; concatenations of concatenations flattened."""
+        """Yield what a concatenation joins, in order; concatenations of concatenations
+        flattened."""
         for value in op.inputs:
             inner = self._concatenation(value)
             yield from [value] if inner is None else self._pieces(inner)
@@ -204,12 +206,12 @@ class Network:
         return bool(self.groups_of(self.norm_units(norm)) & wanted)
 
     def _any(self, wanted: frozenset[int]) -> str:
-        """The first batch norm of some groups: of channels that meet one only by a way that pns
-        does not follow."""
+        """Return the first batch norm of some groups: of channels that meet one only by a way that
+        pns does not follow."""
         return next((name for name in self.norms if self._shares(name, wanted)), "")
 
     def _layer(self, op: Op) -> Layer | None:
-        """The layer that an op applies, if it is one that pns knows."""
+        """Return the layer that an op applies, if it is one that pns knows."""
         weight, source = layer_weight(op), op.value(0)
         if op.base not in ("conv2d", "linear", "convolution") or weight is None or source is None:
             return None
@@ -227,7 +229,7 @@ class Network:
         )
 
     def _units(self, value: Value, axis: int) -> np.ndarray:
-        """The unit of every place of an axis, -1 where it has none."""
+        """Return the unit of every place of an axis, -1 where it has none."""
         size = value.type.shape()[axis]
         for slot in self.coupling.slots_of(value):
             if slot.axes == (axis,):
@@ -246,7 +248,7 @@ def _is_2d(norm: BatchNorm) -> bool:
 
 
 def merge_sets(sets: list[list[str]]) -> list[list[str]]:
-    """Sets of names with those that overlap merged; in order of first occurrence."""
+    """Return sets of names with those that overlap merged; in order of first occurrence."""
     merged: list[list[str]] = []
     for names in sets:
         touching = [other for other in merged if set(other) & set(names)]

@@ -22,7 +22,7 @@ METHODS: dict[str, Merge] = {"or": "or", "and": "and"}
 
 
 def read_schema(path: str | os.PathLike[str], coupling: Coupling) -> Schema:
-    """The schema in a file, checked against a network.
+    """Return the schema in a file, checked against a network.
 
     Raises:
         UserError: no such file, no schema, an unknown name, or a contradiction of the network's
@@ -32,7 +32,7 @@ def read_schema(path: str | os.PathLike[str], coupling: Coupling) -> Schema:
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """The content of a JSON file; `UserError` that says what it should be."""
+    """Return the content of a JSON file; `UserError` that says what it should be."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -42,7 +42,8 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def schema_of(data: Any, coupling: Coupling, where: str) -> Schema:
-    """The schema that JSON data hold; ``where`` they are from, for messages. See `read_schema`."""
+    """Return the schema that JSON data hold; ``where`` they are from, for messages. See
+    `read_schema`."""
     network = Network(coupling)
     reader = _Reader(where, network, data)
     schema = reader.schema()

@@ -34,8 +34,8 @@ NORM, OUT, IN, FEATURES = (
 
 
 def write_result(coupling: Coupling, plan: Plan) -> list[dict[str, Any]]:
-    """The result list of a plan: batch norms, then convolutions, then every Linear that follows a
-    batch norm.
+    """Return the result list of a plan: batch norms, then convolutions, then every Linear that
+    follows a batch norm.
 
     Raises:
         UserError: a plan that breaks a constraint, or that removes what pns has no entry for.
@@ -127,7 +127,7 @@ class PruningResult:
             self._entries[name] = self._entry(name, entry)
 
     def plan(self) -> dict[str, np.ndarray]:
-        """The plan that the list stands for.
+        """Return the plan that the list stands for.
 
         Raises:
             UserError: layers that contradict each other or are left out, or a plan that breaks a
@@ -157,8 +157,8 @@ class PruningResult:
         return plan
 
     def in_graph_order(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that pns left of the network, their channels sorted as in the original;
-        wrapper's prefix gone."""
+        """Return the weights that pns left of the network, their channels sorted as in the
+        original; wrapper's prefix gone."""
         import torch
 
         found = {}
@@ -199,8 +199,11 @@ class PruningResult:
         )
 
     def _outputs(self, layer: Layer, places: np.ndarray) -> np.ndarray:
-        """pns cuts a convolution behind a concatenation twice, and notes the second, already
-        renumbered list."""
+        """Return the places of a layer's outputs before the cut.
+
+        pns cuts a convolution behind a concatenation twice, and notes the second list only, which
+        is renumbered already.
+        """
         norm = self._entries.get(self.network.after(layer))
         if norm is None or norm.made is None or not self.network.concatenated(layer):
             return places
@@ -229,8 +232,8 @@ class PruningResult:
     # Agreement
 
     def _sides(self) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """What every layer makes and reads: in words, the units, and the places that its entry
-        keeps (or None)."""
+        """Yield what every layer makes and reads: in words, the units, and the places that its
+        entry keeps (or None)."""
         for name in self.network.norms:
             entry = self._entries.get(name)
             yield name, self.network.norm_units(name), entry.made if entry else None
@@ -267,8 +270,8 @@ class PruningResult:
 
 
 def _prefix(names: Sequence[str], known: Collection[str]) -> str:
-    """What a wrapper put before all of ``names``, such as ``model.``, where it leads to the known
-    names; else empty."""
+    """Return what a wrapper put before all of ``names``, such as ``model.``, where it leads to the
+    known names; else empty."""
     if not names or names[0] in known:
         return ""
     parts = names[0].split(".")

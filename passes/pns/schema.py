@@ -57,8 +57,8 @@ class Schema:
     rounding: Rounding = "none"
 
     def methods(self, coupling: Coupling) -> dict[str, Merge]:
-        """How every tied channel group is merged: as its shortcut says, else as its depthwise pair
-        does, as in pns."""
+        """Return how every tied channel group is merged: as its shortcut says, else as its
+        depthwise pair does, as in pns."""
         network = Network(coupling)
         found: dict[str, Merge] = {}
         for tie in (*self.shortcuts, *self.depthwise):
@@ -67,7 +67,7 @@ class Schema:
         return found
 
     def unpruned(self, coupling: Coupling) -> frozenset[str]:
-        """The groups without a batch norm, which a schema leaves whole."""
+        """Return the groups without a batch norm, which a schema leaves whole."""
         with_norm = Network(coupling).norms_of_group
         return frozenset(
             group.name for i, group in enumerate(coupling.groups) if i not in with_norm
@@ -75,8 +75,8 @@ class Schema:
 
 
 def write_schema(coupling: Coupling) -> dict[str, Any]:
-    """The schema of a network, as pns reads it; every tie is merged by ``or``, nothing is rounded
-    or fixed.
+    """Return the schema of a network, as pns reads it; every tie is merged by ``or``, nothing is
+    rounded or fixed.
 
     Raises:
         UserError: the network has what no schema can say, such as a batch norm over concatenated
@@ -113,8 +113,8 @@ def write_schema(coupling: Coupling) -> dict[str, Any]:
 
 
 def _completed(network: Network, ties: list[list[str]], pairs: list[list[str]]) -> list[list[str]]:
-    """The ties, with those added that channel groups have for other reasons, each sorted by name as
-    pns does."""
+    """Return the ties, with those added that channel groups have for other reasons, each sorted by
+    name as pns does."""
     joint = merge_sets([*ties, *pairs])
     for names in network.norms_of_group.values():
         if len(names) > 1 and not any(set(names) <= set(other) for other in joint):
@@ -148,7 +148,7 @@ def _as_json(schema: Schema) -> dict[str, Any]:
 
 
 def contradictions(schema: Schema, network: Network) -> Iterator[str]:
-    """What a schema gets wrong about a network, each as a clause; its names must exist."""
+    """Yield what a schema gets wrong about a network, each as a clause; its names must exist."""
     for name in network.norms:
         if len(network.groups_of(network.norm_units(name))) > 1:
             yield f"{name} normalises channels that are removed independently of each other"
@@ -213,7 +213,7 @@ def _wrong_inputs(network: Network, layer: Layer, given: tuple[str, ...]) -> Ite
 
 
 def _norms_of(network: Network, units: np.ndarray) -> list[str]:
-    """The batch norms that share groups with some units, in graph order."""
+    """Return the batch norms that share groups with some units, in graph order."""
     found = {
         name
         for number in network.groups_of(units)

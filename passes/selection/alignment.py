@@ -43,7 +43,7 @@ CHOICES = 4
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a target likes.
+    """Widths that a target likes.
 
     Attributes:
         target: its name.
@@ -56,7 +56,7 @@ class Alignment:
     reason: str
 
     def multiple(self, channels: int) -> int:
-        """The multiple for a group with so many channels.
+        """Return the multiple for a group with so many channels.
 
         The largest of which the group holds `CHOICES`, else the smallest. A group that does not
         hold two of the smallest takes half of it, and half again, so that it need not stay whole.
@@ -67,13 +67,13 @@ class Alignment:
         return max([m for m in self.multiples if channels >= CHOICES * m], default=found)
 
     def reached(self, channels: int) -> int:
-        """The largest liked multiple, or power of two below the smallest, that a channel count is a
-        multiple of."""
+        """Return the largest liked multiple, or power of two below the smallest, that a channel
+        count is a multiple of."""
         below = [1 << power for power in range(self.multiples[0].bit_length() - 1)]
         return max(m for m in (1, *below, *self.multiples) if channels % m == 0)
 
     def finest(self) -> Alignment:
-        """The same target with its smallest multiple alone."""
+        """Return the same target with its smallest multiple alone."""
         return replace(self, multiples=self.multiples[:1])
 
 
@@ -94,7 +94,7 @@ CUDA = {"f32": "cuda-tf32", "f16": "cuda-fp16", "bf16": "cuda-bf16", "f64": "cud
 
 
 def alignment_of(round_to: RoundTo, graph: Graph, device: str) -> int | Alignment:
-    """What a ``round-to`` means for a network: the number, or what its target likes.
+    """Return what a ``round-to`` means for a network: the number, or what its target likes.
 
     ``auto`` alone is the device that the run works on, with the data type of the network's weights.
     """

@@ -55,7 +55,7 @@ def allocate(
     cost: CostModel,
     starts: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """The widths int64 `[G]` of the best kept score that the search finds.
+    """Return the widths int64 `[G]` of the best kept score that the search finds.
 
     Args:
         gains: per group, what its steps are worth, ascending (`step_scores`).
@@ -78,7 +78,7 @@ def allocate(
 
 
 def kept_score(widths: np.ndarray, gains: Sequence[np.ndarray], cost: CostModel) -> float:
-    """The sum of the scores of the units that stay at widths `[G]`."""
+    """Return the sum of the scores of the units that stay at widths `[G]`."""
     pairs = zip(gains, widths, cost.full, cost.step, strict=True)
     return float(sum(gain[(full - width) // step :].sum() for gain, width, full, step in pairs))
 
@@ -114,7 +114,7 @@ class _Problem:
                 values += np.append(kept, np.full(len(values) - len(kept), kept[-1]))
 
     def choice(self, widths: np.ndarray) -> np.ndarray:
-        """The point of widths `[G]` on the ladders."""
+        """Return the point of widths `[G]` on the ladders."""
         pairs = zip(self.rungs, self.steps.moves, strict=True)
         return np.array(
             [int(np.searchsorted(rungs, widths[columns[0]])) for rungs, columns in pairs],
@@ -122,14 +122,14 @@ class _Problem:
         )
 
     def widths(self, points: np.ndarray) -> np.ndarray:
-        """Points `[P, M]` -> widths `[P, G]`."""
+        """Turn points `[P, M]` -> widths `[P, G]`."""
         found = np.zeros((len(points), len(self.steps.rungs)), dtype=np.int64)
         for number, (rungs, columns) in enumerate(zip(self.rungs, self.steps.moves, strict=True)):
             found[:, columns] = rungs[points[:, number], None]
         return found
 
     def scores(self, points: np.ndarray) -> np.ndarray:
-        """What points `[P, M]` keep, `[P]`."""
+        """Return what points `[P, M]` keep, `[P]`."""
         kept: np.ndarray = self.values[np.arange(points.shape[1]), points].sum(axis=1)
         return kept
 
@@ -137,11 +137,11 @@ class _Problem:
         return float(self.scores(point[None])[0])
 
     def fit(self, points: np.ndarray) -> np.ndarray:
-        """Which of the points `[P, M]` are inside all budgets."""
+        """Return which of the points `[P, M]` are inside all budgets."""
         return np.asarray(within(self.budgets, self.cost, self.widths(points)))
 
     def used(self, points: np.ndarray) -> np.ndarray:
-        """The share of every budget that points `[P, M]` use, `[P, B]`."""
+        """Return the share of every budget that points `[P, M]` use, `[P, B]`."""
         widths = self.widths(points)
         used: np.ndarray = (
             np.stack([self.cost.measure(b.unit, widths) for b in self.budgets], axis=1)
@@ -150,8 +150,8 @@ class _Problem:
         return used
 
     def alternatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Other rungs of single moves: the moves `[S]` and the rungs `[S]`, near the present ones
-        if there are many."""
+        """Return other rungs of single moves: the moves `[S]` and the rungs `[S]`, near the present
+        ones if there are many."""
         far = int(self.sizes.max())
         while True:
             offset = np.arange(-far, far + 1)
@@ -162,12 +162,12 @@ class _Problem:
             far //= 2
 
     def descended(self) -> np.ndarray:
-        """From the widest point down, always by the rung that costs the least score for what it
+        """Go from the widest point down, always by the rung that costs the least score for what it
         saves, until inside."""
         return self.repaired(self.sizes - 1)
 
     def repaired(self, point: np.ndarray, but: int = -1) -> np.ndarray:
-        """A point taken down inside the budgets in this way; the move ``but`` goes last."""
+        """Return a point taken down inside the budgets in this way; the move ``but`` goes last."""
         now = self.used(point[None])[0]
         while (now > ROUNDING).any():
             moves = np.flatnonzero(point > 0)
@@ -182,8 +182,8 @@ class _Problem:
         return point
 
     def filled(self, point: np.ndarray) -> np.ndarray:
-        """A point inside all budgets with the rungs added that fit, the best score for what they
-        cost first."""
+        """Return a point inside all budgets with the rungs added that fit, the best score for what
+        they cost first."""
         point, open_ = point.copy(), np.ones(len(point), dtype=bool)
         now = self.used(point[None])[0]
         while len(moves := np.flatnonzero(open_ & (point < self.sizes - 1))):
@@ -203,8 +203,8 @@ class _Problem:
 
 
 def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """The best point of several turns: costs linear around the last one, rungs by their price, what
-    fits filled up."""
+    """Return the best point of several turns: costs linear around the last one, rungs by their
+    price, what fits filled up."""
     best = point
     for _ in range(TURNS):
         found = _priced(problem, best)
@@ -215,8 +215,8 @@ def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """The best point inside the budgets of those that are optimal at some price, with costs linear
-    around ``point``."""
+    """Return the best point inside the budgets of those that are optimal at some price, with costs
+    linear around ``point``."""
     moves, rungs = np.indices(problem.values.shape).reshape(2, -1)
     real = rungs < problem.sizes[moves]
     trials = np.repeat(point[None], len(moves), axis=0)
@@ -250,7 +250,8 @@ def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """A point after the best exchanges of two rungs (or changes of one), until none gains."""
+    """Return a point after the best exchanges of two rungs (or changes of one), until none
+    gains."""
     for _ in range(EXCHANGES):
         found = _best_exchange(problem, point)
         if found is None:
@@ -260,8 +261,8 @@ def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _shaken(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """A point after forced changes of single rungs, each repaired, filled up and exchanged, that
-    gained something."""
+    """Return a point after forced changes of single rungs, each repaired, filled up and exchanged,
+    that gained something."""
     moves, rungs = problem.alternatives(point)
     if len(moves) > SHAKEN:
         return point

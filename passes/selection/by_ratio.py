@@ -61,7 +61,8 @@ class Picked:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What is pruned, and by how much; the fields are options of the passes that decide by layer.
+    """The layers that are pruned, and by how much; the fields are options of the passes that decide
+    by layer.
 
     Attributes:
         ratios: see `pruneopt.passes.selection.ratios`; None: one ratio that meets the budgets.
@@ -93,8 +94,8 @@ class LayerRule:
             )
 
     def layers(self, state: State) -> tuple[Prunable, ...]:
-        """The layers that can be pruned in this way, whether or not the ratios take anything from
-        them.
+        """Return the layers that can be pruned in this way, whether or not the ratios take anything
+        from them.
 
         Raises:
             UserError: there is none.
@@ -118,12 +119,12 @@ class LayerRule:
         return found
 
     def skipped(self, state: State, layers: Sequence[Prunable]) -> list[bool]:
-        """Which of the layers keep everything by request; `UserError` for a request that fits no
-        layer."""
+        """Return which of the layers keep everything by request; `UserError` for a request that
+        fits no layer."""
         return skipped(layers, find_places(state.need_coupling().graph), self.skip, self.compat)
 
     def counts(self, state: State, layers: Sequence[Prunable]) -> list[int]:
-        """How many groups go from each of the layers.
+        """Return how many groups go from each of the layers.
 
         Raises:
             BudgetError: a budget out of reach, or one that the ratios do not meet.
@@ -182,13 +183,13 @@ class LayerRule:
 
 
 def _named(layer: Prunable, names: Sequence[str]) -> bool:
-    """Whether a layer is one of the named modules or parameters, or inside one."""
+    """Return whether a layer is one of the named modules or parameters, or inside one."""
     weight = layer.shares[0].weight
     return any(is_within(weight, name) for name in names)
 
 
 def _uniform_widths(state: State, steps: Ladders) -> np.ndarray:
-    """The widths `[G]` of one ratio for all layers, filled up to the budgets."""
+    """Return the widths `[G]` of one ratio for all layers, filled up to the budgets."""
     cost = state.need_cost()
     check_reachable(state.budgets, cost, minimum=steps.lowest)
     each = cost.full // cost.step
@@ -226,7 +227,7 @@ def layer_scores(
     criterion: Criterion,
     pick: Pick = "min",
 ) -> list[Tensor]:
-    """A score per group of every layer, float64 `[count]`; the lowest go.
+    """Return a score per group of every layer, float64 `[count]`; the lowest go.
 
     Args:
         criterion: l1 is the mean absolute weight at the layers' own granularity; any other scores
@@ -269,8 +270,8 @@ def layer_scores(
 def picked(
     state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]
 ) -> Picked:
-    """The groups with the lowest scores go the first of equals: ``counts`` of each layer, as many
-    in each block."""
+    """Return the groups with the lowest scores go the first of equals: ``counts`` of each layer, as
+    many in each block."""
     plan = {group.name: np.arange(group.width) for group in state.need_coupling().free}
     masks: dict[str, Tensor] = {}
     for layer, count, score in zip(layers, counts, scores, strict=True):
@@ -288,7 +289,7 @@ def picked(
 
 
 def picked_as_in(path: str, state: State, layers: Sequence[Prunable]) -> Picked:
-    """What another plan keeps.
+    """Return what another plan keeps.
 
     Raises:
         UserError: no such plan, or single weights, of which it says nothing.

@@ -69,7 +69,7 @@ ACTIVATIONS = (
 
 
 def feature_map(op: Op) -> Value:
-    """The value in which a layer's channels are looked at: behind its norm, and behind its
+    """Return the value in which a layer's channels are looked at: behind its norm, and behind its
     activation if one follows, directly or after a sum.
     """
     value = _behind(op.result, NORMS) or op.result
@@ -78,14 +78,14 @@ def feature_map(op: Op) -> Value:
 
 
 def _behind(value: Value, bases: Collection[str]) -> Value | None:
-    """What the only reader of a value makes of it, if it is one of these ops."""
+    """Return what the only reader of a value makes of it, if it is one of these ops."""
     reader = value.users[0] if len(value.users) == 1 else None
     return reader.results[0] if reader is not None and reader.base in bases else None
 
 
 def _maps(graph: Graph) -> dict[Value, list[Op]]:
-    """Feature maps with rows and columns, and the layers that they stand for; in graph order of the
-    layers."""
+    """Return feature maps with rows and columns, and the layers that they stand for; in graph order
+    of the layers."""
     found: dict[Value, list[Op]] = {}
     for op in graph.ops:
         layer = layer_weight(op)
@@ -121,7 +121,8 @@ class HRank(Criterion):
         return self.score_groups(given, given.coupling.free)
 
     def score_groups(self, given: Given, groups: Collection[Group]) -> np.ndarray:
-        """A score for every unit, float64 `[units]`, of which those of ``groups`` will be used.
+        """Return a score for every unit, float64 `[units]`, of which those of ``groups`` will be
+        used.
 
         Raises:
             UserError: one of the groups has no maps with rows and columns, and ``flat`` refuses it;
@@ -143,8 +144,8 @@ class HRank(Criterion):
         return ranks
 
     def _ranks(self, given: Given) -> tuple[np.ndarray, np.ndarray]:
-        """The mean over the maps of a unit of their average ranks, `[units]`, and which units have
-        any map."""
+        """Return the mean over the maps of a unit of their average ranks, `[units]`, and which
+        units have any map."""
         count = len(given.coupling.unit_group)
         total, number = np.zeros(count), np.zeros(count)
         for value, ranks in self._average(given).items():
@@ -160,7 +161,7 @@ class HRank(Criterion):
         return total / np.maximum(number, 1), number > 0
 
     def _average(self, given: Given) -> dict[Value, np.ndarray]:
-        """The average rank of every channel of every map, float64 `[C]`, in the order of the
+        """Return the average rank of every channel of every map, float64 `[C]`, in the order of the
         layers."""
         graph = given.coupling.graph
         maps = _maps(graph)
@@ -192,7 +193,7 @@ class HRank(Criterion):
 
 
 def _summed_ranks(maps: Tensor, op: Op) -> Tensor:
-    """Maps `[N, C, H, W]` -> the sum over images of their ranks, float64 `[C]`.
+    """Return the sum over images of the ranks of maps `[N, C, H, W]`, float64 `[C]`.
 
     As numpy and torch count: singular values above ``max(H, W) * eps`` times the largest.
     """
@@ -244,7 +245,8 @@ class HRankPass(Choose):
         return self.name
 
     def _parts(self) -> tuple[HRank, LayerRule]:
-        """The criterion, and how much of every layer goes; `UserError` for impossible options."""
+        """Return the criterion, and how much of every layer goes; `UserError` for impossible
+        options."""
         rule = LayerRule(
             self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum
         )

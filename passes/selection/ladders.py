@@ -74,24 +74,24 @@ class Ladders:
         return tuple(np.array(first.get(i, (i,)), dtype=np.int64) for i in starts)
 
     def moved(self, widths: np.ndarray, to: np.ndarray) -> np.ndarray:
-        """``widths`` `[G]` with every move of `moves` made alone: its columns as in ``to`` `[G]`;
-        int64 `[M, G]`."""
+        """Return ``widths`` `[G]` with every move of `moves` made alone: its columns as in ``to``
+        `[G]`; int64 `[M, G]`."""
         trials = np.repeat(widths[None], len(self.moves), axis=0)
         for row, columns in zip(trials, self.moves, strict=True):
             row[columns] = to[columns]
         return trials
 
     def even(self, widths: np.ndarray) -> np.ndarray:
-        """Widths `[P, G]` in which tied groups have their mean, rounded down: none of them decides
-        for the others."""
+        """Return widths `[P, G]` in which tied groups have their mean, rounded down: none of them
+        decides for the others."""
         widths = widths.copy()
         for columns in map(list, self.tied):
             widths[:, columns] = widths[:, columns].sum(axis=1, keepdims=True) // len(columns)
         return widths
 
     def floor(self, widths: np.ndarray) -> np.ndarray:
-        """The largest allowed widths that are not above ``widths`` `[P, G]` (the lowest, where all
-        are above)."""
+        """Return the largest allowed widths that are not above ``widths`` `[P, G]` (the lowest,
+        where all are above)."""
         places = [
             np.searchsorted(rung, widths[:, i], side="right") - 1
             for i, rung in enumerate(self.rungs)
@@ -104,7 +104,7 @@ class Ladders:
         return found
 
     def above(self, widths: np.ndarray) -> np.ndarray:
-        """The next allowed widths above ``widths`` `[G]`; the same where there is none."""
+        """Return the next allowed widths above ``widths`` `[G]`; the same where there is none."""
         places = [
             np.searchsorted(rung, width, side="right")
             for rung, width in zip(self.rungs, widths, strict=True)
@@ -115,8 +115,8 @@ class Ladders:
         )
 
     def cut(self, least: np.ndarray, most: np.ndarray) -> Ladders:
-        """The rungs from ``least`` to ``most`` `[G]`; where none lies between, the next above
-        ``least``."""
+        """Return the rungs from ``least`` to ``most`` `[G]`; where none lies between, the next
+        above ``least``."""
         least, most = least.copy(), most.copy()
         for columns in map(list, self.tied):
             least[columns], most[columns] = least[columns].max(), most[columns].min()
@@ -138,7 +138,7 @@ def ladders(
     bounds: Bounds | None = None,
     tied: Ties = (),
 ) -> Ladders:
-    """The allowed widths of every group.
+    """Return the allowed widths of every group.
 
     Args:
         round_to: kept channel counts are multiples of this (a unit may own several channels of a
@@ -187,7 +187,8 @@ def ladders(
 
 
 def tied_columns(coupling: Coupling, cost: CostModel, tied: Ties) -> tuple[tuple[int, ...], ...]:
-    """The columns of groups that are tied, each set ascending; sets that share a group are one.
+    """Return the columns of groups that are tied, each set ascending; sets that share a group are
+    one.
 
     Raises:
         UserError: a name that is no free group.
@@ -216,7 +217,7 @@ def _column(coupling: Coupling, cost: CostModel, name: str, what: str) -> int:
 def _limits(
     coupling: Coupling, cost: CostModel, bounds: Bounds, sets: Sequence[Sequence[int]]
 ) -> dict[str, tuple[int, int]]:
-    """The bounds by group, with those of tied groups in each of them."""
+    """Return the bounds by group, with those of tied groups in each of them."""
     given = {_column(coupling, cost, name, "given a width"): pair for name, pair in bounds.items()}
     for column, (low, high) in given.items():
         if not 1 <= low <= high:
@@ -250,7 +251,7 @@ def _bounded(name: str, rungs: np.ndarray, low: int, high: int) -> np.ndarray:
 def common_rungs(
     cost: CostModel, rungs: Sequence[np.ndarray], tied: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """The rungs of all groups, with those of tied ones cut down to what all of them have;
+    """Return the rungs of all groups, with those of tied ones cut down to what all of them have;
     `UserError` for none."""
     found = list(rungs)
     for columns in tied:
@@ -275,8 +276,8 @@ def _shown(rungs: np.ndarray) -> str:
 
 
 def channels_per_unit(coupling: Coupling) -> dict[str, int]:
-    """How many output channels of its layers a unit of every group owns; the common divisor where
-    they differ."""
+    """Return how many output channels of its layers a unit of every group owns; the common divisor
+    where they differ."""
     common = np.zeros(len(coupling.groups), dtype=np.int64)
     for slot in produced_slots(coupling):
         units = slot.units[slot.units >= 0]

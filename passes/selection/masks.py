@@ -43,7 +43,7 @@ MASKS = "masks.safetensors"
 
 
 def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with zeros where a mask is False (copies, where there is a mask).
+    """Return the weights with zeros where a mask is False (copies, where there is a mask).
 
     Raises:
         UserError: a mask of no weight, or of another shape.
@@ -92,7 +92,8 @@ def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Te
 def slice_masks(
     coupling: Coupling, kept: np.ndarray, masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The masks of what stays when channels are cut as well; ``kept`` is a boolean per unit."""
+    """Return the masks of what stays when channels are cut as well; ``kept`` is a boolean per
+    unit."""
     return slice_weights(coupling, kept, masks)
 
 
@@ -155,7 +156,7 @@ class Sparsity:
 
 
 def sparsity(graph: Graph, masks: Mapping[str, Tensor]) -> Sparsity:
-    """What masks come to in a graph (cut or not, as the masks are)."""
+    """Return what masks come to in a graph (cut or not, as the masks are)."""
     layers = []
     for place in find_places(graph).layers:
         name = place.weight.name

@@ -27,7 +27,7 @@ __all__ = ["prune_by_layer", "prune_weights"]
 
 
 def prune_by_layer(state: State, rule: LayerRule, pick: Pick) -> bool:
-    """From every layer as many groups go as the rule says; returns whether the graph changed.
+    """Remove from every layer as many groups as the rule says; return whether the graph changed.
 
     Raises:
         BudgetError, UserError: see `LayerRule`.
@@ -47,7 +47,7 @@ def prune_weights(
     ratio: float | None = None,
     ignore: Sequence[str] = (),
 ) -> bool:
-    """Single weights go, wherever they are the smallest; returns whether the graph changed.
+    """Mask single weights, wherever they are the smallest; return whether the graph changed.
 
     Args:
         scope: ``global`` ranks all weights together, every layer keeping at least one; ``local``
@@ -85,8 +85,8 @@ def prune_weights(
 
 
 def _lowest(scores: Sequence[Tensor], total: int) -> list[int]:
-    """How many of the ``total`` lowest of all scores are in each list; the best of each list is
-    never among them."""
+    """Return how many of the ``total`` lowest of all scores are in each list; the best of each list
+    is never among them."""
     protected = []
     for score in scores:
         copy = score.cpu().clone()

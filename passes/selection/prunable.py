@@ -1,5 +1,5 @@
-"""What GReg calls a layer: a set of weight groups of which some are pruned, with the weights that
-are theirs.
+"""Layers as GReg speaks of them: a set of weight groups of which some are pruned, with the weights
+that are theirs.
 
 The groups are filters (rows of the layers that make a channel), channels (columns of the layers
 that read it) or single weights. With the scope ``internal``, as in the paper, only channels inside
@@ -32,7 +32,7 @@ Reach = Literal["internal", "coupled"]
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What of one weight belongs to the groups of a layer.
+    """The part of one weight that belongs to the groups of a layer.
 
     ``units`` has the weight's number of axes, of size 1 where it does not vary, and holds the
     number of the group or -1; None: every element is a group of its own.
@@ -63,7 +63,7 @@ class Prunable:
     places: tuple[Place, ...]
 
     def magnitudes(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The mean absolute weight of every group, float64 `[count]`, on the device of the
+        """Return the mean absolute weight of every group, float64 `[count]`, on the device of the
         weights."""
         first = self.shares[0]
         if first.units is None:
@@ -82,14 +82,15 @@ class Prunable:
 
 
 def _sums(tensor: Tensor, units: np.ndarray) -> Tensor:
-    """The absolute values summed over the axes along which the units do not vary, float64, flat."""
+    """Return the absolute values summed over the axes along which the units do not vary, float64,
+    flat."""
     axes = [axis for axis, size in enumerate(units.shape) if size == 1]
     magnitude = tensor.abs().double()
     return (magnitude.sum(axes) if axes else magnitude).reshape(-1)
 
 
 def prunable_weights(places: Places) -> tuple[Prunable, ...]:
-    """Every convolution and linear layer with its single weights."""
+    """Return every convolution and linear layer with its single weights."""
     found = []
     for place in places.layers:
         count = int(np.prod(place.weight.type.shape()))
@@ -101,7 +102,7 @@ def prunable_weights(places: Places) -> tuple[Prunable, ...]:
 def prunable_groups(
     coupling: Coupling, places: Places, granularity: Literal["filter", "channel"], reach: Reach
 ) -> tuple[Prunable, ...]:
-    """The channel groups that can be pruned by filters or channels, in the order of their
+    """Return the channel groups that can be pruned by filters or channels, in the order of their
     layers."""
     structure = Structure(coupling)
     found = []
@@ -121,7 +122,7 @@ def prunable_groups(
 
 
 def _covered(shares: list[Share], count: int) -> bool:
-    """Whether every group of weights has some."""
+    """Return whether every group of weights has some."""
     ranks = [share.units.reshape(-1) for share in shares if share.units is not None]
     return len(np.intersect1d(np.arange(count), np.concatenate(ranks))) == count if ranks else False
 
@@ -133,7 +134,7 @@ def _layers_of(
     reach: Reach,
     places: Places,
 ) -> list[Op]:
-    """The layers whose weights belong to the channels of a group; none where it is not to be
+    """Return the layers whose weights belong to the channels of a group; none where it is not to be
     pruned."""
     coupling = structure.coupling
     whole = coupling.group(group)
@@ -153,7 +154,7 @@ def _layers_of(
 def _shares(
     coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]
 ) -> list[Share]:
-    """The weights of a layer along the axis on which it makes, or reads, the channels of a
+    """Return the weights of a layer along the axis on which it makes, or reads, the channels of a
     group."""
     layer = layer_weight(op)
     if layer is None or layer.value.kind != "param" or layer.in_axis is None:

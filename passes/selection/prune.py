@@ -65,13 +65,13 @@ class Choose(Pass):
         return "run cost first" if state.cost is None else None
 
     def after(self) -> list[Pass]:
-        """The passes that follow the proof in the standard pipeline: what is delivered is what was
-        decided on."""
+        """Return the passes that follow the proof in the standard pipeline: what is delivered is
+        what was decided on."""
         return []
 
     @property
     def aims(self) -> bool:
-        """Whether the pass knows what to aim at without a budget of the run."""
+        """True where the pass knows what to aim at without a budget of the run."""
         return bool(getattr(self, "budget", ())) or getattr(self, "ratio", None) is not None
 
     @abstractmethod
@@ -87,7 +87,8 @@ def add_budgets(state: State, texts: Sequence[str]) -> None:
 
 
 def aims_of(state: State) -> dict[str, object]:
-    """What a decision aims at and is free to do, beside the options of its pass, as plain values.
+    """Return what a decision aims at and is free to do, beside the options of its pass, as plain
+    values.
 
     What a pass leaves on the disk is for these only: a run that is resumed may have been given
     others.
@@ -105,7 +106,7 @@ def aims_of(state: State) -> dict[str, object]:
 
 
 def check_leader(leader: bool, criterion: Criterion, option: str) -> None:
-    """`UserError` for a criterion that cannot score by a group's first layer alone."""
+    """Raise `UserError` for a criterion that cannot score by a group's first layer alone."""
     if leader and not criterion.leads:
         raise UserError(
             f"{criterion.name} scores have no leader: leave {option} out, or choose another "
@@ -114,7 +115,8 @@ def check_leader(leader: bool, criterion: Criterion, option: str) -> None:
 
 
 def data_for(name: str, criterion: Criterion) -> str | None:
-    """What `Pass.needs_data` says for a pass that needs data only where its criterion does."""
+    """Return what `Pass.needs_data` says for a pass that needs data only where its criterion
+    does."""
     return f"{name} with criterion={criterion.name}" if criterion.data else None
 
 
@@ -153,8 +155,8 @@ def decide(
 
 
 def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:
-    """The free groups that the named parameters, modules or groups belong to; `UserError` for a
-    name without match."""
+    """Return the free groups that the named parameters, modules or groups belong to; `UserError`
+    for a name without match."""
     if not names:
         return set()
     left = {group.name for group in freeze_named(coupling, names).free}
@@ -313,7 +315,8 @@ class Baseline(Choose):
         return self.whole_units(state)
 
     def _rule(self) -> LayerRule:
-        """Whole units are filters of whole groups; else the residual stream stays as it is."""
+        """Return the rule: whole units are filters of whole groups; else the residual stream stays
+        as it is."""
         kind: Any = "filter" if self.granularity == "unit" else self.granularity
         scope: Reach = "coupled" if self.granularity == "unit" else "internal"
         return LayerRule(

@@ -59,8 +59,8 @@ _ID = re.compile(r"\d+(\.(\d+|-1))*")
 
 
 def pruned_count(ratio: Fraction, count: int, step: int = 1) -> int:
-    """How many of ``count`` groups go: `min(ceil(ratio * n), n - 1)` in each of ``step`` blocks of
-    n groups."""
+    """Return how many of ``count`` groups go: `min(ceil(ratio * n), n - 1)` in each of ``step``
+    blocks of n groups."""
     each = count // step
     if each == 0:
         return 0
@@ -68,7 +68,7 @@ def pruned_count(ratio: Fraction, count: int, step: int = 1) -> int:
 
 
 def check_ratios(text: str) -> None:
-    """`UserError` for a text in none of the `FORMS`."""
+    """Raise `UserError` for a text in none of the `FORMS`."""
     if not is_plan(text):
         _parse(text)
 
@@ -76,8 +76,8 @@ def check_ratios(text: str) -> None:
 def ratios_of(
     text: str, layers: Sequence[Prunable], places: Places, coupling: Coupling
 ) -> list[Fraction]:
-    """The ratio of every layer, from a text in one of the `FORMS`; of several layers in one, the
-    smallest.
+    """Return the ratio of every layer, from a text in one of the `FORMS`; of several layers in one,
+    the smallest.
 
     Raises:
         UserError: a text in none of the forms, or one that does not fit the network or what can be
@@ -93,7 +93,7 @@ def ratios_of(
 def skipped(
     layers: Sequence[Prunable], places: Places, skip: Sequence[str], rule: SkipRule = "exact"
 ) -> list[bool]:
-    """Which layers keep everything.
+    """Return which layers keep everything.
 
     Args:
         skip: ``stage.block.conv`` ids (in networks without residual blocks: numbers of layers) or
@@ -190,7 +190,7 @@ class _ByName:
         return [self._of(names) for names in known]
 
     def _of(self, names: list[str]) -> Fraction:
-        """An exact name before a module that holds the layer; of these the innermost."""
+        """Return an exact name before a module that holds the layer; of these the innermost."""
         fitting = [
             (name in names, len(name), ratio) for name, ratio in self.values if _fits(name, names)
         ]
@@ -204,7 +204,7 @@ def _fits(name: str, names: Sequence[str]) -> bool:
 def _check_used(
     text: str, values: Sequence[Fraction], stages: Sequence[Sequence[int]], what: str
 ) -> None:
-    """`UserError` for a ratio that no prunable layer has: it would be without effect."""
+    """Raise `UserError` for a ratio that no prunable layer has: it would be without effect."""
     for stage, ratio in enumerate(values):
         if ratio and not any(stage in theirs for theirs in stages):
             where = (
@@ -277,7 +277,7 @@ def _ratio(text: str, value: str) -> Fraction:
 
 
 def is_plan(text: str) -> bool:
-    """Whether a text names a file with a plan."""
+    """Return whether a text names a file with a plan."""
     return text.endswith(".json")
 
 
@@ -318,7 +318,7 @@ def _skipped(skip: Sequence[str], places: Places, rule: SkipRule) -> set[Place]:
 
 
 def _modules(place: Place) -> list[str]:
-    """The module of a layer and those that hold it."""
+    """Return the module of a layer and those that hold it."""
     parts = place.module.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 

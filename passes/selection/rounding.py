@@ -1,4 +1,4 @@
-"""What ``round-to`` means in a run, and the record of which multiple every group got."""
+"""The meaning of ``round-to`` in a run, and the record of which multiple every group got."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Rounding:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know."""
+        """Sentences that a reader must know."""
         counts = sorted(Counter(self.multiples.values()).items(), reverse=True)
         shown = ", ".join(f"multiples of {multiple} in {count}" for multiple, count in counts)
         return (f"widths suit {self.target} ({self.reason}): {shown or 'nothing cut'}",)
 
 
 def rounding(state: State, round_to: RoundTo) -> int | Alignment:
-    """What ``round-to`` means for the network and the device of a run; ``auto`` is recorded as
-    `Rounding`."""
+    """Return what ``round-to`` means for the network and the device of a run; ``auto`` is recorded
+    as `Rounding`."""
     found = alignment_of(round_to, state.graph, state.device)
     state.records.pop(RECORD, None)
     if isinstance(found, Alignment):

@@ -72,8 +72,8 @@ def select(
     ratio: float | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A plan for all free groups: the units with the best scores, inside every budget and close
-    below the tightest.
+    """Return a plan for all free groups: the units with the best scores, inside every budget and
+    close below the tightest.
 
     Args:
         scores: a score per unit of every free group; for the global scope comparable between groups
@@ -132,7 +132,8 @@ def _rounded_afterwards(
     steps: Ladders,
     budgets: Sequence[Budget],
 ) -> np.ndarray:
-    """The widths `[G]` of a plan without rounding, each taken down to its rung, and filled up."""
+    """Return the widths `[G]` of a plan without rounding, each taken down to its rung, and filled
+    up."""
     try:
         check_reachable(budgets, cost, minimum=every.lowest)
     except BudgetError:
@@ -153,7 +154,7 @@ def _rounded_afterwards(
 
 
 def _is_close(widths: np.ndarray, budgets: Sequence[Budget], cost: CostModel) -> bool:
-    """Whether widths `[G]` use up the tightest of the budgets."""
+    """Return whether widths `[G]` use up the tightest of the budgets."""
     return any(float(cost.measure(b.unit, widths)) >= CLOSE * b.limit(cost) for b in budgets)
 
 
@@ -178,8 +179,8 @@ class BudgetReport:
 def budget_report(
     budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, filled: bool = True
 ) -> BudgetReport:
-    """The report of a plan inside at least one budget; ``filled``: no allowed step of any group
-    fits any more."""
+    """Return the report of a plan inside at least one budget; ``filled``: no allowed step of any
+    group fits any more."""
     uses = budget_uses(list(budgets), cost, plan)
     if (cost.widths(plan) == cost.full).all():
         return BudgetReport(uses, "full")
@@ -191,7 +192,8 @@ def budget_report(
 def is_filled(
     widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel
 ) -> bool:
-    """Whether no group of widths `[G]` can climb to its next allowed width inside all budgets."""
+    """Return whether no group of widths `[G]` can climb to its next allowed width inside all
+    budgets."""
     wider = steps.moved(widths, steps.above(widths))
     wider = wider[(wider > widths).any(axis=1)]
     return not bool(within(budgets, cost, wider).any())
@@ -201,8 +203,8 @@ def is_filled(
 
 
 def step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
-    """Per group, what its steps are worth, ascending: entry j sums the j-th worst unit of every
-    block."""
+    """Return per group what its steps are worth, ascending: entry j sums the j-th worst unit of
+    every block."""
     gains = []
     for name in cost.groups:
         blocks = np.stack([np.sort(scores[name][block]) for block in coupling.group(name).blocks])
@@ -228,8 +230,8 @@ def _family(
 
 
 def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no group
-    collapses."""
+    """Return ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no
+    group collapses."""
     result: np.ndarray = np.where(
         shares < 0.5, 2 * shares * start, start + (2 * shares - 1) * (1 - start)
     )
@@ -237,8 +239,8 @@ def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _whole(widths: np.ndarray) -> np.ndarray:
-    """Widths rounded down; a product such as 0.29 * 100 must not fall below the whole number it
-    stands for."""
+    """Return widths rounded down; a product such as 0.29 * 100 must not fall below the whole number
+    it stands for."""
     result: np.ndarray = np.floor(widths + 1e-9).astype(np.int64)
     return result
 
@@ -268,14 +270,15 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
 
 
 def largest_within(family: Family, budgets: Sequence[Budget], cost: CostModel) -> np.ndarray:
-    """The widths `[G]` of the largest share of a family that are inside all budgets; share 0 must
-    be inside."""
+    """Return the widths `[G]` of the largest share of a family that are inside all budgets; share 0
+    must be inside."""
     widths: np.ndarray = family(np.array([largest_share(family, budgets, cost)]))[0]
     return widths
 
 
 def largest_share(family: Family, budgets: Sequence[Budget], cost: CostModel) -> float:
-    """The largest share of a family whose widths are inside all budgets; share 0 must be inside."""
+    """Return the largest share of a family whose widths are inside all budgets; share 0 must be
+    inside."""
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = np.linspace(low, high, PROBES + 1)
@@ -299,8 +302,8 @@ def fill_up(
     *,
     evenly: bool = False,
 ) -> np.ndarray:
-    """Widths `[G]` with the rungs added that still fit, the best score per unit first, until none
-    does.
+    """Return widths `[G]` with the rungs added that still fit, the best score per unit first, until
+    none does.
 
     ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps
     ratios equal.
@@ -333,7 +336,7 @@ def _worth(
     widths: np.ndarray,
     above: np.ndarray,
 ) -> float:
-    """The mean score of the steps between two widths of the groups that move together."""
+    """Return the mean score of the steps between two widths of the groups that move together."""
     parts = []
     for i in columns:
         step, full = int(cost.step[i]), int(cost.full[i])
@@ -347,8 +350,8 @@ def _worth(
 def keep_best(
     widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel
 ) -> dict[str, np.ndarray]:
-    """The plan that keeps, in every block of every group, the units with the best scores (the first
-    of equal ones)."""
+    """Return the plan that keeps, in every block of every group, the units with the best scores
+    (the first of equal ones)."""
     plan = {}
     for name, width in zip(cost.groups, widths, strict=True):
         plan[name] = best_units(coupling.group(name), scores[name], int(width))
@@ -356,8 +359,8 @@ def keep_best(
 
 
 def best_units(group: Group, score: np.ndarray, width: int) -> np.ndarray:
-    """The ``width`` units of a group with the best scores `[group.width]`, as many of every block;
-    sorted ranks."""
+    """Return the ``width`` units of a group with the best scores `[group.width]`, as many of every
+    block; sorted ranks."""
     each = width // group.step
     kept = [block[np.argsort(-score[block], kind="stable")[:each]] for block in group.blocks]
     return np.sort(np.concatenate(kept)).astype(np.int64)

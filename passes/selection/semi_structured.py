@@ -37,8 +37,8 @@ class TwoOfFour:
 
 
 def two_of_four(weight: Tensor) -> Tensor:
-    """The mask of a weight `[out, ...]`: of every four neighbours along a row, the two of largest
-    magnitude stay.
+    """Return the mask of a weight `[out, ...]`: of every four neighbours along a row, the two of
+    largest magnitude stay.
 
     A row is the weight of one output, flattened: `in * kh * kw` of a convolution. Of equal weights
     the first stay.
@@ -58,13 +58,14 @@ def two_of_four(weight: Tensor) -> Tensor:
 
 
 def is_two_of_four(weight: Tensor) -> bool:
-    """Whether at most two of every four neighbours along the rows of a weight are not zero."""
+    """Return whether at most two of every four neighbours along the rows of a weight are not
+    zero."""
     rows = weight.detach().reshape(weight.shape[0], -1)
     return rows.shape[1] % 4 == 0 and bool(((rows != 0).reshape(-1, 4).sum(1) <= 2).all())
 
 
 def prune_two_of_four(state: State) -> bool:
-    """Mask every convolution and linear layer whose rows are made of fours; returns that the graph
+    """Mask every convolution and linear layer whose rows are made of fours; return that the graph
     changed.
 
     Raises:
@@ -95,7 +96,7 @@ def prune_two_of_four(state: State) -> bool:
 
 
 def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
-    """Why a layer cannot be masked; None where it can."""
+    """Return why a layer cannot be masked; None where it can."""
     name = place.weight.name
     if any(is_within(name, item) for item in ignore):
         return "ignored by request"

@@ -27,7 +27,7 @@ def set_plan(state: State, plan: Plan) -> bool:
 
 
 def settle(state: State, plan: Plan, *, filled: bool = True) -> bool:
-    """`set_plan`, and the record of what the plan uses of the budgets (``filled``: see
+    """Do `set_plan`, and the record of what the plan uses of the budgets (``filled``: see
     `budget_report`)."""
     changed = set_plan(state, plan)
     if state.budgets:

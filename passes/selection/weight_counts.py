@@ -19,8 +19,8 @@ __all__ = ["check_weight_budgets", "keeping_all", "uniform_counts", "weights_to_
 
 
 def keeping_all(state: State, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """The modules and parameters of which no single weight goes: those that the run ignores, and
-    ``names``.
+    """Return the modules and parameters of which no single weight goes: those that the run ignores,
+    and ``names``.
 
     Raises:
         UserError: the name of a channel group that is no module: it says nothing about single
@@ -37,7 +37,7 @@ def keeping_all(state: State, names: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def weights_to_remove(state: State) -> int:
-    """How many weights must become zero, so that all budgets hold; at least 0.
+    """Return how many weights must become zero, so that all budgets hold; at least 0.
 
     Raises:
         UserError: a budget on anything but parameters: zeros change no shape, so they save nothing
@@ -71,7 +71,8 @@ def check_weight_budgets(state: State, removed: int) -> None:
 
 
 def uniform_counts(state: State, layers: Sequence[Prunable], still: Sequence[bool]) -> list[int]:
-    """How many weights go from each layer at the smallest common ratio that meets the budgets.
+    """Return how many weights go from each layer at the smallest common ratio that meets the
+    budgets.
 
     What one step of the ratio takes too much is given back one by one, to the largest layers first.
 
@@ -101,7 +102,7 @@ def check_reach(state: State, total: int, available: int) -> None:
 
 
 def _smallest_ratio(sizes: Sequence[int], total: int) -> Fraction:
-    """The smallest ratio, to 1 in 2**40, at which at least ``total`` weights go."""
+    """Return the smallest ratio, to 1 in 2**40, at which at least ``total`` weights go."""
     low, high = 0, 1 << 40
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Whether a network in half precision still computes the network.
+"""Proof that a network in half precision still computes the network.
 
 The tolerance is PyTorch's own error: a file is compared with the double-precision result, and may
 be a few times as far from it as the same network in PyTorch's half precision is.
@@ -34,8 +34,8 @@ CEILING = 0.05
 def half_error(
     graph: Graph, weights: Mapping[str, Tensor], found: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """How far outputs in half precision are from those in double precision, and how far they may
-    be, both relative to the largest output.
+    """Return how far outputs in half precision are from those in double precision, and how far they
+    may be, both relative to the largest output.
     """
     with torch.no_grad():
         exact = tensor_leaves(build_module(graph, weights).double()(*_cast(inputs, torch.float64)))
@@ -46,7 +46,8 @@ def half_error(
 def check_half(
     graph: Graph, weights: Mapping[str, Tensor], found: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """`half_error`; `VerificationError` where the outputs are further off than they may be."""
+    """Return `half_error`; raise `VerificationError` where the outputs are further off than they
+    may be."""
     error, allowed = half_error(graph, weights, found, inputs)
     if not error <= allowed:
         raise VerificationError(
@@ -62,8 +63,8 @@ def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def apart(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest difference of any output, relative to the largest number in that output; infinite
-    for what is no number.
+    """Return the largest difference of any output, relative to the largest number in that output;
+    infinite for what is no number.
     """
     worst = 0.0
     for one, other in zip(found, exact, strict=True):

@@ -38,7 +38,7 @@ def quiet_onnxruntime() -> Iterator[None]:
 
 @cache
 def provider_trouble(provider: str, device: int = 0) -> str | None:
-    """Why a provider does not work on a device, in a sentence; None where it does."""
+    """Return why a provider does not work on a device, in a sentence; None where it does."""
     import onnxruntime
 
     if provider == CPU:
@@ -64,7 +64,7 @@ def provider_trouble(provider: str, device: int = 0) -> str | None:
 
 
 def _driver() -> bool:
-    """Whether the NVIDIA driver is there."""
+    """Return whether the NVIDIA driver is there."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -73,7 +73,7 @@ def _driver() -> bool:
 
 
 def _session_error(onnxruntime: Any, provider: str, device: int) -> str | None:
-    """What stops a session of a tiny model from holding a provider; None if nothing does."""
+    """Return what stops a session of a tiny model from holding a provider; None if nothing does."""
     with quiet_onnxruntime():
         try:
             preload_libraries(onnxruntime)
@@ -100,7 +100,7 @@ def preload_libraries(onnxruntime: Any) -> None:
 
 
 def _tiny_model() -> bytes:
-    """One convolution, as ONNX."""
+    """Return one convolution, as ONNX."""
     from onnx import TensorProto, helper
 
     def info(name: str, size: int) -> Any:
@@ -115,7 +115,7 @@ def _tiny_model() -> bytes:
 
 
 def _missing_library(package: Path, provider: str) -> str | None:
-    """The shared library that a provider asks for and the machine lacks, if that is what is
+    """Return the shared library that a provider asks for and the machine lacks, if that is what is
     wrong."""
     stem = {CUDA: "cuda", TENSORRT: "tensorrt"}.get(provider)
     try:

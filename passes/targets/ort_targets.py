@@ -86,7 +86,7 @@ class BoundSession(OrtSession):
         self._binding.synchronize_outputs()
 
     def clock(self) -> Clock:
-        """Cold caches need PyTorch's CUDA; without it they stay warm."""
+        """Return the clock: cold caches need PyTorch's CUDA, without it they stay warm."""
         return ColdWallClock(self._device) if torch.cuda.is_available() else super().clock()
 
     def close(self) -> None:
@@ -118,11 +118,11 @@ class OrtTarget(Target):
         return f"onnxruntime {onnxruntime.__version__}{self._place()}"
 
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
-        """What `onnxruntime.InferenceSession` takes as providers, the processor last."""
+        """Return what `onnxruntime.InferenceSession` takes as providers, the processor last."""
         return [CPU]
 
     def session_options(self) -> Any:
-        """The `onnxruntime.SessionOptions` of this target, with all of onnxruntime's
+        """Return the `onnxruntime.SessionOptions` of this target, with all of onnxruntime's
         optimisations."""
         import onnxruntime
 
@@ -141,7 +141,7 @@ class OrtTarget(Target):
         *,
         calibration: Calibration | None = None,
     ) -> None:
-        """The ONNX file that this target runs: the network in its precision.
+        """Make the ONNX file that this target runs: the network in its precision.
 
         Raises:
             UserError: an op that ONNX cannot express, or int8 without calibration inputs.
@@ -173,7 +173,7 @@ class OrtTarget(Target):
             return self.open(path, [_array(x, self.dtype) for x in fixed_inputs(graph, self.batch)])
 
     def open(self, path: str | os.PathLike[str], inputs: Sequence[np.ndarray]) -> OrtSession:
-        """A file that lies there, ready to run on inputs of the target's batch.
+        """Return a file that lies there, ready to run on inputs of the target's batch.
 
         Raises:
             UserError: onnxruntime cannot load the file, or the provider does not take part.
@@ -201,7 +201,7 @@ class OrtTarget(Target):
         return OrtSession(session, inputs)
 
     def _place(self) -> str:
-        """The device, behind the version of the runtime."""
+        """Return the device, behind the version of the runtime."""
         return ""
 
 
@@ -285,7 +285,7 @@ def _array(x: Tensor, dtype: str) -> np.ndarray:
 
 
 def _checked(call: Any) -> Any:
-    """What a call of onnxruntime gives; its errors as a sentence."""
+    """Return what a call of onnxruntime gives; its errors as a sentence."""
     try:
         return call()
     except Exception as error:

@@ -34,15 +34,15 @@ class Session(ABC):
 
     @abstractmethod
     def outputs(self) -> list[np.ndarray]:
-        """What the network gives for the fixed input; numbers with a fraction in single
+        """Return what the network gives for the fixed input; numbers with a fraction in single
         precision."""
 
     def step(self) -> None:
-        """What `clock` times: `run`, or only its start where the device keeps time itself."""
+        """Do what `clock` times: `run`, or only its start where the device keeps time itself."""
         self.run()
 
     def clock(self) -> Clock:
-        """How the time of a step is taken."""
+        """Return how the time of a step is taken."""
         return WallClock()
 
     def close(self) -> None:  # noqa: B027  most sessions hold nothing but memory
@@ -50,8 +50,8 @@ class Session(ABC):
 
 
 def fixed_inputs(graph: Graph, batch: int) -> list[Tensor]:
-    """Inputs of a graph at a batch size: always the same random numbers, and zeros for codes and
-    flags.
+    """Return inputs of a graph at a batch size: always the same random numbers, and zeros for codes
+    and flags.
 
     Raises:
         UserError: the graph was captured at another, fixed batch.
@@ -73,5 +73,6 @@ def fixed_inputs(graph: Graph, batch: int) -> list[Tensor]:
 
 
 def in_precision(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors with those of floating point in a precision; codes and flags stay as they are."""
+    """Return tensors with those of floating point in a precision; codes and flags stay as they
+    are."""
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}

@@ -1,4 +1,5 @@
-"""What a target is: a runtime on a device, with everything that its times depend on in its name.
+"""The base class of targets: a runtime on a device, with everything that its times depend on in its
+name.
 
 ``ort-cpu{threads=2 batch=1}`` is text for such a target and reads back; the text is the key under
 which measurements, budgets and tables speak of it. Options at their defaults are left out, so that
@@ -46,18 +47,19 @@ class Target(Part):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this machine does not offer it, in a sentence without a full stop; None where it
-        does."""
+        """Return why this machine does not offer it, in a sentence without a full stop; None where
+        it does."""
 
     @abstractmethod
     def runtime(self) -> str:
-        """The runtime, its version and its device: what a measurement is worth nothing without."""
+        """Return the runtime, its version and its device: what a measurement is worth nothing
+        without."""
 
     @abstractmethod
     def load(
         self, graph: Graph, weights: Mapping[str, Tensor], *, calibration: Calibration | None = None
     ) -> Session:
-        """The network as it would be deployed here, ready to run.
+        """Return the network as it would be deployed here, ready to run.
 
         Args:
             graph: the network, such as one that was cut.
@@ -70,7 +72,7 @@ class Target(Part):
         """
 
     def need(self) -> None:
-        """`UserError` that says why this machine does not offer the target."""
+        """Raise a `UserError` that says why this machine does not offer the target."""
         reason = self.unavailable()
         if reason is not None:
             raise UserError(f"{self} is not available: {reason}; `pruneopt targets` lists what is")
@@ -81,8 +83,8 @@ class Target(Part):
 
 
 def parse_target(text: str) -> Target:
-    """The target that a text such as ``ort-cpu{threads=2}`` names; ``str`` of it is that text
-    again.
+    """Return the target that a text such as ``ort-cpu{threads=2}`` names; ``str`` of it is that
+    text again.
 
     Raises:
         UserError: ``target:1:COLUMN: error: ...`` for a name or an option that does not exist.
@@ -93,6 +95,6 @@ def parse_target(text: str) -> Target:
 
 
 def target_classes() -> list[type[Target]]:
-    """Every kind of target, those of other packages too."""
+    """Return every kind of target, those of other packages too."""
     found = [part_class(Target.kind, name) for name in part_names(Target.kind)]
     return [item for item in found if issubclass(item, Target)]

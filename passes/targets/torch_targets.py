@@ -197,8 +197,8 @@ def deployed_module(
     format: str,
     device: torch.device,
 ) -> tuple[nn.Module, list[Tensor]]:
-    """The module with folded batch norms, and the fixed inputs, in a precision and memory format on
-    a device."""
+    """Return the module with folded batch norms, and the fixed inputs, in a precision and memory
+    format on a device."""
     folded = fold_batch_norms(graph)
     kept = {name: tensor.detach() for name, tensor in weights.items()}
     with torch.no_grad():
@@ -222,7 +222,7 @@ def _arrays(outputs: Any) -> list[np.ndarray]:
 
 @contextmanager
 def _pinned(threads: int | None) -> Iterator[None]:
-    """A number of threads for a block; torch's own afterwards."""
+    """Set a number of threads for a block; torch's own afterwards."""
     before = torch.get_num_threads()
     if threads is None or threads == before:
         yield
@@ -235,7 +235,7 @@ def _pinned(threads: int | None) -> Iterator[None]:
 
 
 def _no_compiler() -> str | None:
-    """Why torch.compile cannot make code for the processor; None where it can."""
+    """Return why torch.compile cannot make code for the processor; None where it can."""
     name = os.environ.get("CXX", "g++")
     if shutil.which(name) is None:
         return f"torch.compile needs a C++ compiler, and {name} is not installed"

@@ -17,11 +17,11 @@ class Clock(Protocol):
         ...
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return seconds since some moment."""
         ...
 
     def processor(self) -> float:
-        """Seconds of processor time that this process has used."""
+        """Return seconds of processor time that this process has used."""
         ...
 
 

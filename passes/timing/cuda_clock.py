@@ -33,8 +33,8 @@ class CudaClock(WallClock):
         self._buffer = torch.empty(2 * cache, dtype=torch.int8, device=where)
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Seconds between the moments at which the device reached the start and the end of what
-        ``run`` started."""
+        """Return the seconds between the moments at which the device reached the start and the end
+        of what ``run`` started."""
         start, stop = self._api.Event(enable_timing=True), self._api.Event(enable_timing=True)
         stream = self._api.current_stream(self.device)
         self._cool()

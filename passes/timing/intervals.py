@@ -26,7 +26,7 @@ FEWEST = 6
 
 @cache
 def ranks(count: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
-    """The ranks, from 0, of the sorted times that bound the median of ``count`` times.
+    """Return the ranks, from 0, of the sorted times that bound the median of ``count`` times.
 
     Too few times for the confidence give the smallest and the largest.
     """
@@ -38,7 +38,7 @@ def ranks(count: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
 def median_interval(
     times: np.ndarray, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """Median of ``times`` [n], and the lower and the upper end of its interval."""
+    """Return the median of ``times`` [n], and the lower and the upper end of its interval."""
     if times.ndim != 1 or not times.size:
         raise InternalError(f"a median needs a list of times, not an array of shape {times.shape}")
     low, high = ranks(times.size, confidence)

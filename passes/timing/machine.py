@@ -47,12 +47,12 @@ class Reference:
         self._processor.append(self._clock.processor() - processor)
 
     def noise(self) -> Noise:
-        """What the samples say about the machine."""
+        """Return what the samples say about the machine."""
         return judge(np.array(self._walls), np.array(self._processor))
 
 
 def judge(walls: np.ndarray, processor: np.ndarray) -> Noise:
-    """What times of the same work say about the machine.
+    """Return what times of the same work say about the machine.
 
     Args:
         walls: seconds on the wall, in the order in which they were taken [n].
@@ -80,8 +80,8 @@ def judge(walls: np.ndarray, processor: np.ndarray) -> Noise:
 
 
 def _taken(walls: np.ndarray, processor: np.ndarray) -> float:
-    """The share of the processor that others took, but for the worst hundredth of the times: a
-    median bears these."""
+    """Return the share of the processor that others took, but for the worst hundredth of the times:
+    a median bears these."""
     kept = np.argsort(walls - processor)[: walls.size - math.ceil(walls.size / 100)]
     total = float(walls[kept].sum())
     return max(0.0, 1 - float(processor[kept].sum()) / total) if total > 0 else 0.0

@@ -77,7 +77,7 @@ class Rounds:
     """Sessions whose warm-up ended before their times agreed."""
 
     def measurement(self, index: int) -> Measurement:
-        """How long a session takes."""
+        """Return how long a session takes."""
         median, low, high = median_interval(self.times[:, index])
         widened = 1 + self.noise.share
         return Measurement(
@@ -85,7 +85,7 @@ class Rounds:
         )
 
     def speedup(self, slow: int, fast: int) -> Speedup:
-        """How many times as fast session ``fast`` is as session ``slow``."""
+        """Return how many times as fast session ``fast`` is as session ``slow``."""
         median, low, high = median_interval(self.times[:, slow] / self.times[:, fast])
         return Speedup(median, low, high, len(self.times), self._noisy(slow, fast))
 
@@ -106,7 +106,8 @@ def measure(
     rounds: int | None = None,
     reference: Callable[[], None] = busy,
 ) -> list[Measurement]:
-    """How long each of several sessions takes; see `take_rounds` for the arguments and errors."""
+    """Return how long each of several sessions takes; see `take_rounds` for the arguments and
+    errors."""
     found = take_rounds(sessions, clock=clock, seconds=seconds, rounds=rounds, reference=reference)
     return [found.measurement(index) for index in range(len(sessions))]
 
@@ -120,8 +121,8 @@ def compare(
     rounds: int | None = None,
     reference: Callable[[], None] = busy,
 ) -> Speedup:
-    """How many times as fast one session is as another; see `take_rounds` for the arguments and
-    errors."""
+    """Return how many times as fast one session is as another; see `take_rounds` for the arguments
+    and errors."""
     found = take_rounds(
         [slow, fast], clock=clock, seconds=seconds, rounds=rounds, reference=reference
     )

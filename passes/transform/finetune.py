@@ -50,7 +50,7 @@ class Finetune(Momentum, Pass):
                     raise UserError(f"{field.name} is for optimiser=sgd: leave it out")
 
     def recipe(self) -> Recipe:
-        """The recipe of these options."""
+        """Return the recipe of these options."""
         kind: Any = part_class("recipe", self.optimiser)
         mine = {field.name for field in dataclasses.fields(self)}
         options = {
@@ -80,8 +80,8 @@ class Finetune(Momentum, Pass):
         return log.steps > 0
 
     def _no_teacher(self, state: State) -> str | None:
-        """Why the original network is no teacher here; None where it is, or where none was asked
-        for."""
+        """Return why the original network is no teacher here; None where it is, or where none was
+        asked for."""
         if not self.distil:
             return None
         if state.uncut is None and state.masks is None:
@@ -93,8 +93,8 @@ class Finetune(Momentum, Pass):
 
 
 def _ignorance(state: State, workload: Workload) -> str | None:
-    """What says that the original network was not trained for this task; None where it knows better
-    than chance."""
+    """Return what says that the original network was not trained for this task; None where it knows
+    better than chance."""
     samples = workload.calibration.head(PROBE)
     original = build_module(state.original, state.original.weights)
     score = replace(workload, calibration=samples).score(

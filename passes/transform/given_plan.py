@@ -32,7 +32,7 @@ __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weigh
 def read_plan(
     path: str | os.PathLike[str], coupling: Coupling
 ) -> tuple[dict[str, np.ndarray], PruningResult | None]:
-    """The plan in a file: one of pruneopt, or the result list of pns that it was read from.
+    """Return the plan in a file: one of pruneopt, or the result list of pns that it was read from.
 
     Raises:
         UserError: no such file, neither of the two, or a plan of another network.
@@ -68,7 +68,8 @@ def with_kept_weights(
     small: Mapping[str, Tensor],
     where: str,
 ) -> dict[str, Tensor]:
-    """The weights of the original network with those of a cut one in place of what the plan keeps.
+    """Return the weights of the original network with those of a cut one in place of what the plan
+    keeps.
 
     Raises:
         UserError: ``small`` (from ``where``) lacks a tensor, or has one that has not the shape that
@@ -97,7 +98,7 @@ def with_kept_weights(
 
 
 def _put(full: Tensor, small: Tensor, mask: Tensor) -> Tensor:
-    """A copy of a tensor with the elements under a mask replaced, in order."""
+    """Return a copy of a tensor with the elements under a mask replaced, in order."""
     new = full.clone()
     new[mask.to(new.device)] = small.reshape(-1)
     return new

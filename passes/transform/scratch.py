@@ -42,7 +42,7 @@ scaled to 128."""
 
 
 def fresh_weights(graph: Graph, seed: int) -> tuple[dict[str, Tensor], list[str]]:
-    """New weights for the layers of a graph, and the parameters that belong to no layer.
+    """Return new weights for the layers of a graph, and the parameters that belong to no layer.
 
     The layers are those of the module that the graph generates, and each is initialised by its own
     class (`reset_parameters`): convolutions and linear layers uniformly within 1 / sqrt(fan in),
@@ -69,8 +69,8 @@ def fresh_weights(graph: Graph, seed: int) -> tuple[dict[str, Tensor], list[str]
 
 
 def decayed_by_role(coupling: Coupling) -> set[str]:
-    """The parameters that MetaPruning's final training decays: of all convolutions and linear
-    layers but depthwise ones, the projections of inverted residuals, and shortcuts.
+    """Return the parameters that MetaPruning's final training decays: of all convolutions and
+    linear layers but depthwise ones, the projections of inverted residuals, and shortcuts.
 
     The published code picks them by name; the roles are what the names have in common.
     """

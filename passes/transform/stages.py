@@ -32,8 +32,8 @@ PROOF_INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class CoupleReport:
-    """What coupling found: how many groups there are and are free, and what it has to say about the
-    network."""
+    """The record of coupling: how many groups there are and are free, and what it has to say about
+    the network."""
 
     groups: int
     free: int
@@ -87,7 +87,7 @@ class Couple(Pass):
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """What the uncut network costs at batch 1, in the units of `CostModel.measure`.
+    """The cost of the uncut network at batch 1, in the units of `CostModel.measure`.
 
     ``latency``: nanoseconds at the batch of the table; None without one.
     """
@@ -191,8 +191,8 @@ class Verify(Pass):
 
 
 def _real_inputs(state: State) -> list[Tensor] | None:
-    """A few calibration inputs, where there is data and the graph takes one input of any batch
-    size."""
+    """Return a few calibration inputs, where there is data and the graph takes one input of any
+    batch size."""
     if state.workload is None or len(state.graph.inputs) != 1 or not state.graph.dynamic_batch:
         return None
     inputs, _ = next(state.workload.calibration.batches(PROOF_INPUTS))

@@ -45,7 +45,7 @@ def calling(model: nn.Module, forward: Callable[..., Any] | None) -> Iterator[No
 
 
 def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, during which the model has the forward that it had before."""
+    """Return the function, during which the model has the forward that it had before."""
 
     @wraps(forward)
     def call(model: nn.Module, *inputs: Any) -> Any:

@@ -11,7 +11,7 @@ __all__ = ["no_collection"]
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """The collector waits until the block is over, where it would find nothing or be timed."""
+    """Let the collector wait until the block is over, where it would find nothing or be timed."""
     enabled = gc.isenabled()
     gc.disable()
     try:

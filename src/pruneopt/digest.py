@@ -15,12 +15,12 @@ __all__ = ["digest", "file_digest", "weights_digest"]
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a value as sorted JSON."""
+    """Return the SHA-256 of a value as sorted JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors by name: names, types, shapes and content."""
+    """Return the SHA-256 of tensors by name: names, types, shapes and content."""
     import torch
 
     found = hashlib.sha256()
@@ -32,6 +32,6 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,4 +14,4 @@ class Progress(Protocol):
 
 
 def silent(text: str, done: int = 0, total: int | None = None) -> None:
-    """The `Progress` that shows nothing."""
+    """Show nothing."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pruneopt.files import write_json
 from pruneopt.models.source import load_model
-from pruneopt.passes.targets.offered import or_processor
+from pruneopt.passes.targets.fallback import or_processor
 from pruneopt.passes.targets.session import fixed_inputs
 from pruneopt.passes.targets.target import Target, parse_target
 from pruneopt.passes.timing.timing import Measurement, Speedup, take_rounds

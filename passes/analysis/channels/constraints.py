@@ -1,5 +1,5 @@
-"""What a user asks of the widths of groups beside the budgets: a width, a largest share to lose, an
-equal width."""
+"""Demands of a user on the widths of groups beside the budgets: a width, a largest share to lose,
+an equal width."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Ties = Iterable[str | Iterable[str]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the widths of the free groups of a network must obey; made by `limits_of`.
+    """Limits that the widths of the free groups of a network must obey; made by `limits_of`.
 
     Attributes:
         bounds: group -> the smallest and the largest width.
@@ -38,7 +38,8 @@ class Limits:
     asked: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, coupling: Coupling, plan: Plan) -> None:
-        """`UserError` for a plan outside of the limits: whatever decided it does not heed them."""
+        """Raise `UserError` for a plan outside of the limits: whatever decided it does not heed
+        them."""
         kept = {
             group.name: len(plan[group.name]) if group.name in plan else group.width
             for group in coupling.groups
@@ -64,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What was asked for, by the user's names; `parse` reads any of the ways in which it may be
+    """Demands by the user's names; `parse` reads any of the ways in which it may be
     written.
 
     Attributes:

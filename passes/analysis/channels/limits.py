@@ -1,4 +1,4 @@
-"""What a user's constraints mean for the channel groups of a network."""
+"""The meaning of a user's constraints for the channel groups of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["limits_of"]
 
 
 def limits_of(coupling: Coupling, constraints: Constraints) -> Limits:
-    """The bounds and ties of the free groups.
+    """Return the bounds and ties of the free groups.
 
     Raises:
         UserError: a name without match, a width that a group cannot have, or constraints that
@@ -40,7 +40,8 @@ def limits_of(coupling: Coupling, constraints: Constraints) -> Limits:
 
 
 def _ratios(coupling: Coupling, constraints: Constraints) -> list[tuple[Group, float, str]]:
-    """The free groups that may not lose everything, with the share and the option that says so."""
+    """Return the free groups that may not lose everything, with the share and the option that says
+    so."""
     found: dict[str, tuple[Group, float, str]] = {}
     for name, ratio in sorted(constraints.max_ratio, key=lambda item: item[0] is not None):
         groups = coupling.groups if name is None else groups_named(coupling, name, "--max-ratio")
@@ -50,7 +51,7 @@ def _ratios(coupling: Coupling, constraints: Constraints) -> list[tuple[Group, f
 
 
 def _free(groups: tuple[Group, ...], text: str) -> list[Group]:
-    """The groups that can be pruned; `UserError` where there is none."""
+    """Return the groups that can be pruned; `UserError` where there is none."""
     free = [group for group in groups if group.frozen is None]
     if not free:
         raise UserError(
@@ -72,7 +73,8 @@ def _check_allowed(group: Group, width: int, text: str) -> None:
 
 
 def _tied(coupling: Coupling, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the groups that a tie is about; `UserError` unless they can be equally wide."""
+    """Return the names of the groups that a tie is about; `UserError` unless they can be equally
+    wide."""
     text = f"--tie {','.join(names)}"
     groups: dict[str, Group] = {}
     for name in names:

@@ -59,8 +59,8 @@ def save_plan(
 
 
 def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.ndarray]:
-    """The plan in a file, checked against the groups of a network; groups it does not name keep
-    all.
+    """Return the plan in a file, checked against the groups of a network; groups it does not name
+    keep all.
 
     Raises:
         UserError: no such file, not a plan, or a plan of another network.
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _kept(path: Path, group: Group, entry: Any) -> np.ndarray:
-    """The kept units of one group, from its entry in the file."""
+    """Return the kept units of one group, from its entry in the file."""
     if not isinstance(entry, dict) or not isinstance(entry.get("keep"), list):
         form = '{"width": ..., "keep": [[start, stop], ...]}'
         raise UserError(f"{path}: group {group.name} must be written as {form}")

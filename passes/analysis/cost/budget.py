@@ -41,7 +41,8 @@ _OTHER_TIMES = re.compile(r"sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps
 
 
 def _key(text: str) -> str:
-    """The text of a unit without what makes no difference: blanks, and large or small letters."""
+    """Return the text of a unit without what makes no difference: blanks, and large or small
+    letters."""
     return re.sub(r"\s", "", text).lower()
 
 
@@ -70,7 +71,7 @@ class Budget:
     relative: bool
 
     def limit(self, cost: CostModel) -> float:
-        """The limit in the unit's own amount, for a network."""
+        """Return the limit in the unit's own amount, for a network."""
         return self.value * cost.original(self.unit) if self.relative else self.value
 
     def __str__(self) -> str:
@@ -79,8 +80,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """What a plan uses of one budget: the budget's text and unit, its limit, the plan's value and
-    the original's."""
+    """The use that a plan makes of one budget: the budget's text and unit, its limit, the plan's
+    value and the original's."""
 
     text: str
     unit: str
@@ -105,8 +106,8 @@ def budget_uses(
     plan: Mapping[str, np.ndarray],
     masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[BudgetUse, ...]:
-    """What a plan uses of every budget, in their order. Parameters that masks hold at zero do not
-    count."""
+    """Return what a plan uses of every budget, in their order. Parameters that masks hold at zero
+    do not count."""
     widths = cost.widths(plan)
     zeros = {"params": sum(int((~mask).sum()) for mask in (masks or {}).values())}
     return tuple(
@@ -196,13 +197,14 @@ def _refused(text: str, why: str) -> UserError:
 
 
 def format_value(unit: str, value: float) -> str:
-    """An amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``; `parse_budget`
-    reads it back."""
+    """Return an amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``;
+    `parse_budget` reads it back."""
     return _format(unit, value, round)
 
 
 def _format(name: str, value: float, rounding: Callable[[float], int]) -> str:
-    """``rounding`` makes the value, counted in units of the last digit shown, a whole number."""
+    """Return an amount as text; ``rounding`` makes the value, counted in units of the last digit
+    shown, a whole number."""
     unit, at = unit_named(name), target_of(name)
     prefix = unit.prefix_for(value)
     ending = f"{prefix}{unit.amounts[0]}{f'@{at}' if at else ''}"
@@ -214,7 +216,7 @@ def _format(name: str, value: float, rounding: Callable[[float], int]) -> str:
 
 
 def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.ndarray:
-    """Whether width vectors obey every budget: [G] -> a 0-d boolean array, [P, G] -> [P]."""
+    """Return whether width vectors obey every budget: [G] -> a 0-d boolean array, [P, G] -> [P]."""
     rows = np.asarray(widths)
     inside = np.ones(rows.shape[:-1], dtype=bool)
     for budget in budgets:
@@ -223,8 +225,8 @@ def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.
 
 
 def tightest(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike | None = None) -> Budget:
-    """The budget that a width vector [G] (default: the original) exceeds most, or is closest to;
-    the first of equals.
+    """Return the budget that a width vector [G] (default: the original) exceeds most, or is closest
+    to; the first of equals.
 
     Raises `UserError` if there is no budget.
     """
@@ -268,7 +270,7 @@ def check_reachable(
 
 
 def _own(budget: Budget, value: float, cost: CostModel) -> str:
-    """An amount as a budget of the same kind, rounded up."""
+    """Return an amount as a budget of the same kind, rounded up."""
     if not budget.relative:
         return _format(budget.unit, value, math.ceil)
     share = math.ceil(1e4 * value / cost.original(budget.unit)) / 100
@@ -277,8 +279,8 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
 
 
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
-    """The frozen group without which the smallest cost would drop most, if that is a tenth of it or
-    more."""
+    """Return the frozen group without which the smallest cost would drop most, if that is a tenth
+    of it or more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
     # Times are known of no widths that a frozen group does not have.
     if not frozen or not unit_named(unit).always:

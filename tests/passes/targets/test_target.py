@@ -11,7 +11,7 @@ import torch
 
 from pruneopt.errors import UserError
 from pruneopt.passes.targets import ort_providers, torch_targets
-from pruneopt.passes.targets.offered import or_processor
+from pruneopt.passes.targets.fallback import or_processor
 from pruneopt.passes.targets.ort_providers import CPU, CUDA, TENSORRT, provider_trouble
 from pruneopt.passes.targets.ort_targets import OrtCPU, OrtCUDA, OrtTensorRT
 from pruneopt.passes.targets.target import parse_target, target_classes

@@ -1,4 +1,4 @@
-"""What this machine offers in the place of a target that it does not have."""
+"""Targets that this machine offers in the place of one that it does not have."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["or_processor"]
 
 
 def or_processor(target: Target) -> tuple[Target, str | None]:
-    """What a target of onnxruntime on a GPU falls back on where that cannot be used, and one line
-    that says so.
+    """Return what a target of onnxruntime on a GPU falls back on where that cannot be used, and one
+    line that says so.
 
     TensorRT falls back on CUDA, both on the processor. Other targets come back as they are.
     """
