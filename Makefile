@@ -64,7 +64,7 @@ test-matrix: $(STAMP) ## what reads PyTorch's internals, with MATRIX="3.12:2.11 
 	$(BIN)/python tests/matrix.py $(MATRIX) $(if $(KEEP),--keep)
 
 fuzz: $(STAMP) ## prune FUZZ_N random networks from number FUZZ_SEED on; goes on after failures
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/fuzz $(BIN)/python -m randomnets
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m randomnets
 
 coverage: $(STAMP) ## which networks compile, and how far they can be pruned
 	$(BIN)/python benchmarks/coverage.py

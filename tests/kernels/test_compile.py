@@ -40,7 +40,7 @@ OTHERS = (86, 89, 100, 120)
 def run(*arguments: str, cache: Path) -> str:
     """Build in a process of its own: under TRITON_INTERPRET=1 nothing would be compiled."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [str(FOLDER), *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [str(FOLDER.parent), *filter(None, [kept.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "ragged.compiled", *arguments],
         env=kept | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(cache)},

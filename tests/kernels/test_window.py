@@ -54,4 +54,4 @@ def test_sizes_and_the_identity_tap(
 )
 def test_impossible_windows_are_refused(bad: dict[str, tuple[int, int]]) -> None:
     with pytest.raises(UserError, match="is impossible"):
-        Window(5, 5, **bad)  # type: ignore[arg-type]
+        Window(5, 5, **bad)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from codegen_cases import CASES, Cumulative, network
+from helpers.codegen_cases import CASES, Cumulative, network
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 

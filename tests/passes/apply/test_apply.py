@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from applied import Net, assert_same, batch, equal, net, pruned, snapshot
+from helpers.applied import Net, assert_same, batch, equal, net, pruned, snapshot
 from torch import Tensor, nn
 
 import pruneopt
@@ -354,7 +354,7 @@ def test_masked_weights_are_zero() -> None:
 def test_type_and_layout_are_those_of_the_module() -> None:
     model, x = net(), batch(2, 3, 8, 8)
     result = pruned(model, x)
-    other = net().to(memory_format=torch.channels_last).to(torch.bfloat16)  # type: ignore[call-overload]
+    other = net().to(memory_format=torch.channels_last).to(torch.bfloat16)
     result.apply_(other)
     assert {param.dtype for param in other.parameters()} == {torch.bfloat16}
     assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)

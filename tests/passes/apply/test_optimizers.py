@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from applied import assert_same, batch, equal, net, pruned, snapshot
+from helpers.applied import assert_same, batch, equal, net, pruned, snapshot
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError

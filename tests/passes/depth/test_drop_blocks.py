@@ -46,7 +46,7 @@ class Tower(nn.Module):
         x = torch.relu(x + self.b1(x))
         y = self.b2(x)
         x = torch.relu(x + torch.tanh(y + self.inner(y)))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))
 
 
 def tower(**scales: float) -> Graph:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latency_fakes import MACHINE, FakeProbe, Stack, cost_of
+from helpers.latency_fakes import MACHINE, FakeProbe, Stack, cost_of
 from torch import nn
 
 from pruneopt.errors import UserError

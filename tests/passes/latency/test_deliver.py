@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latency_fakes import FakeProbe, Stack, cost_of
+from helpers.latency_fakes import FakeProbe, Stack, cost_of
 from torch import manual_seed, randn
 
 from pruneopt.errors import BudgetError, UserError

@@ -3,7 +3,7 @@ calibrate sums."""
 
 import numpy as np
 import pytest
-from latency_fakes import FakeProbe, cost_of
+from helpers.latency_fakes import FakeProbe, cost_of
 from scipy.stats import kendalltau
 
 from pruneopt.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from latency_fakes import cost_of
+from helpers.latency_fakes import cost_of
 from torch import Tensor, nn
 
 from pruneopt.passes.latency import ort_times, torch_times
@@ -37,7 +37,7 @@ class Mixed(nn.Module):
         x = self.point(self.depth(self.stem(x).relu()).relu()).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
         x = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.out(x.mean(1))  # type: ignore[no-any-return]
+        return self.out(x.mean(1))
 
 
 def test_a_file_at_any_widths_is_the_one_that_is_exported() -> None:

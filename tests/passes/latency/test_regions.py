@@ -2,7 +2,7 @@
 widths."""
 
 import numpy as np
-from latency_fakes import Stack, cost_of
+from helpers.latency_fakes import Stack, cost_of
 
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.latency.choose import random_widths

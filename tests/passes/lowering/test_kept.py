@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from random_candidates import batches, cut, lively
+from helpers.random_candidates import batches, cut, lively
 from torch import nn
 
 from pruneopt.ir.capture.capture import capture

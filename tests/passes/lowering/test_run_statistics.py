@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from random_candidates import batches, cut, lively
+from helpers.random_candidates import batches, cut, lively
 from torch import Tensor, nn
 from torchvision import models
 

@@ -275,7 +275,7 @@ def test_without_anything_to_remove_nothing_is_trained_for_long(
     assert all(
         len(kept) == (result.coupling.group(name).width)
         for name, kept in (result.plan or {}).items()
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_what_cannot_be_is_said_before_training(graph: Graph, workload: Workload) -> None:
@@ -365,7 +365,7 @@ def test_regularisers_and_passes_go_together(graph: Graph, workload: Workload, c
     assert all(use.value <= use.limit * (1 + 1e-9) for use in result.budgets)
     assert any(
         len(kept) < result.coupling.group(name).width for name, kept in (result.plan or {}).items()
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_the_command_and_its_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

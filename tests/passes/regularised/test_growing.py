@@ -105,7 +105,7 @@ def test_the_penalty_comes_on_top_of_the_weight_decay(
         order, augment=False, generator=torch.Generator(), device="cpu"
     )
     parts = zip(images.tensor_split(accumulate), labels.tensor_split(accumulate), strict=True)
-    sum(nn.functional.cross_entropy(model(x), y) / accumulate for x, y in parts).backward()  # type: ignore[union-attr]
+    sum(nn.functional.cross_entropy(model(x), y) / accumulate for x, y in parts).backward()
     for name, parameter in model.named_parameters():
         reg = torch.zeros(parameter.shape)
         if name in ("a.weight", "b.weight"):

@@ -127,7 +127,7 @@ def test_compat_is_the_published_rule(digits: Network, ratio: float, rounding: s
         rounding=rounding,
         fixed={"layer2.0.bn1": 0.5, "layer3.1.bn2": 0.7},
         compat=("floor", "rounding"),
-    )  # type: ignore[arg-type]
+    )
     cut = digits.cutter(rule).at_ratio(ratio)
     expected = published(digits.gammas, ratio, TIES, "or", rounding, rule.fixed)
     assert layers_kept(digits.coupling, cut) == expected

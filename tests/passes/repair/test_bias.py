@@ -75,7 +75,7 @@ def test_constant_channels_are_restored_exactly(cut_state: CutState) -> None:
     assert Repair(method="bias").run(state)
     for mine, theirs in zip(outputs(state.graph, x), wanted[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-    into = {item.layer: item.into for item in report(state).layers}  # type: ignore[union-attr]
+    into = {item.layer: item.into for item in report(state).layers}
     assert into == {
         "plain": "plain.bias",
         "before_norm": "norm2.running_mean",
@@ -110,7 +110,7 @@ class Chain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.deep(F.relu(self.stem(x))))
-        return self.head(F.relu(self.grouped(x)).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(F.relu(self.grouped(x)).mean((2, 3)))
 
 
 def test_the_shift_is_the_removed_parts_mean_output(cut_state: CutState) -> None:
@@ -133,7 +133,7 @@ def test_the_shift_is_the_removed_parts_mean_output(cut_state: CutState) -> None
     assert [item.layer for item in report(state).layers] == ["grouped"]
     assert report(state).layers[0].shift == pytest.approx(
         float(part.square().mean().sqrt()), rel=1e-5
-    )  # type: ignore[union-attr]
+    )
     assert "head.bias" not in state.graph.params
 
 
@@ -159,7 +159,7 @@ def test_products_get_an_addition_or_use_the_one_behind_them(cut_state: CutState
     Repair(method="bias").run(state)
     for mine, theirs in zip(outputs(state.graph, x), outputs(state.original, x), strict=True):
         torch.testing.assert_close(mine.mean(0), theirs.mean(0), rtol=1e-5, atol=1e-5)
-    assert [item.into for item in report(state).layers] == ["v_bias", "b"]  # type: ignore[union-attr]
+    assert [item.into for item in report(state).layers] == ["v_bias", "b"]
     verify_graph(state.graph)
 
 
@@ -176,7 +176,7 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.last(F.relu(self.again(F.relu(self.mix(x) + x))))  # type: ignore[no-any-return]
+        return self.last(F.relu(self.again(F.relu(self.mix(x) + x))))
 
 
 def test_a_shared_layer_gets_one_bias_with_the_mean_of_its_calls(cut_state: CutState) -> None:
@@ -281,7 +281,7 @@ def test_the_shift_lands_on_kept_channels_of_layers_that_are_cut_themselves(
             self.one, self.two, self.three = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.three(F.relu(self.two(F.relu(self.one(x)))))  # type: ignore[no-any-return]
+            return self.three(F.relu(self.two(F.relu(self.one(x)))))
 
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     module = Both()

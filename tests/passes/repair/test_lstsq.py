@@ -95,7 +95,7 @@ class Redundant(nn.Module):
         x = F.relu(self.norm(self.first(x)))
         x = F.relu(self.deep(self.grouped(x)))
         x = F.relu(self.up(x)).mean((2, 3))
-        return self.last(F.relu(self.head(x)))  # type: ignore[no-any-return]
+        return self.last(F.relu(self.head(x)))
 
 
 REDUNDANT = {"first": [2, 5, 8], "grouped": [3, 7, 11], "up": [7], "head": [7]}
@@ -150,7 +150,7 @@ class Deep(nn.Module):
         x = F.relu(self.norm(self.stem(x)))
         x = F.relu(self.side(x) + self.norm2(self.grouped(x)))
         x = F.relu(self.up(F.relu(self.deep(x)))).mean((2, 3))
-        return self.head(torch.tanh(x @ self.w))  # type: ignore[no-any-return]
+        return self.head(torch.tanh(x @ self.w))
 
 
 DEEP = {"stem": [1, 6], "side": [0, 5], "up": [2]}
@@ -277,7 +277,7 @@ def test_labels_are_never_looked_at(cut_state: CutState) -> None:
     for targets in (torch.full((24,), float("nan")), torch.zeros(24), torch.arange(24)):
         state = cut_state(Deep(), images(), {"stem": [1, 6]}, targets=targets)
         for method in ("bias", "lstsq", "bn"):
-            Repair(method=method).run(state)  # type: ignore[arg-type]
+            Repair(method=method).run(state)
         found.append(state.graph.weights)
     for other in found[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in found[0].items())
@@ -307,7 +307,7 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.one(self.twice(F.relu(self.stem(x)))))
-        return self.head(F.relu(self.two(self.twice(x))))  # type: ignore[no-any-return]
+        return self.head(F.relu(self.two(self.twice(x))))
 
 
 def test_a_shared_weight_is_fitted_once_on_all_its_uses(cut_state: CutState) -> None:

@@ -51,7 +51,7 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.b(torch.relu(self.norm(self.a(x)))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_group_that_is_no_module_says_nothing_about_single_weights() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             left, right = self.both(x).split([4, 12], 1)
-            return self.left(left) + self.right(torch.relu(right))  # type: ignore[no-any-return]
+            return self.left(left) + self.right(torch.relu(right))
 
     graph = capture(Split().eval(), (torch.randn(2, 4),))
     (name,) = (
@@ -278,7 +278,7 @@ def test_nothing_but_zeros_changes(graph: Graph) -> None:
     total = sum(LAYERS.values())
     assert report.share == pytest.approx(
         sum(math.ceil(0.7 * size) for size in LAYERS.values()) / total
-    )  # type: ignore[attr-defined]
+    )
 
 
 def test_infinite_weights_are_masked_too() -> None:

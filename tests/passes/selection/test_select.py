@@ -39,7 +39,7 @@ class Mixed(nn.Module):
         x = F.relu(self.stem(x))
         x = F.relu(x + self.body(x))
         x = F.relu(self.narrow(F.relu(self.grouped(F.relu(self.wide(x))))))
-        return self.head(F.relu(self.hidden(x.flatten(1))))  # type: ignore[no-any-return]
+        return self.head(F.relu(self.hidden(x.flatten(1))))
 
 
 def built(model: nn.Module, size: int) -> Net:
@@ -148,7 +148,7 @@ def test_a_step_of_a_group_with_blocks_counts_with_its_sum() -> None:
             )
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b(self.a(x)))  # type: ignore[no-any-return]
+            return self.c(self.b(self.a(x)))
 
     coupling, cost, _ = built(Two(), 4)
     ones = {"a": np.arange(1.0, 9), "b": np.array([4.0, 1, 2, 3, 40, 10, 20, 30])}
@@ -198,7 +198,7 @@ def test_units_of_several_channels_need_fewer_for_a_multiple() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             first, second = self.a(x).chunk(2, 1)
-            return self.b(first + second)  # type: ignore[no-any-return]
+            return self.b(first + second)
 
     coupling, cost, _ = built(Halves(), 4)
     assert cost.full.tolist() == [16]

@@ -41,7 +41,7 @@ class Partly(nn.Module):
         self.branch = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.tanh(self.branches[self.branch](torch.tanh(self.body(x)))))  # type: ignore[no-any-return]
+        return self.head(torch.tanh(self.branches[self.branch](torch.tanh(self.body(x)))))
 
 
 class Alternate(Hook):

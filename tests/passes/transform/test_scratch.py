@@ -235,4 +235,4 @@ def test_decay_by_role_acts_in_training(
                 "bn1.weight",
                 "layer1.0.conv2.weight",
             )
-            assert [decays(name, None) for name in names] == [True, False, False, True]  # type: ignore[operator]
+            assert [decays(name, None) for name in names] == [True, False, False, True]

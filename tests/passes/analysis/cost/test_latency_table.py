@@ -180,7 +180,7 @@ def small() -> Coupling:
     if not hasattr(small, "found"):
         torch.manual_seed(0)
         small.found = couple(capture(Net().eval(), torch.randn(1, 3, 4, 4)))  # type: ignore[attr-defined]
-    return small.found  # type: ignore[attr-defined,no-any-return]
+    return small.found
 
 
 def test_running_maxima_change_nothing_that_rises() -> None:
@@ -273,7 +273,7 @@ def test_the_pass_reads_it(coupling: Coupling, stored: Path) -> None:
     Cost(latency=str(stored)).run(state)
     assert state.records["cost"].latency == float(
         timed(coupling).measure("latency", timed(coupling).full)
-    )  # type: ignore[attr-defined]
+    )
     Cost().run(state)
     assert state.records["cost"].latency is None  # type: ignore[attr-defined]
 

@@ -39,7 +39,7 @@ class Net(nn.Module):
         x = F.relu(self.bn(self.stem(x)))
         x = x + F.relu(self.body_bn(self.body(x)))
         x = F.relu(self.grouped_bn(self.grouped(F.relu(self.wide_bn(self.wide(x))))))
-        return self.head(F.relu(self.up_bn(self.up(x))).flatten(1))  # type: ignore[no-any-return]
+        return self.head(F.relu(self.up_bn(self.up(x))).flatten(1))
 
 
 def made(model: nn.Module) -> tuple[nn.Module, Coupling, dict[str, Tensor]]:
@@ -196,7 +196,7 @@ def test_a_group_without_norm_has_no_norm_scale() -> None:
             self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x).relu())  # type: ignore[no-any-return]
+            return self.b(self.a(x).relu())
 
     graph = capture(Bare().eval(), (torch.randn(2, 3),))
     with pytest.raises(UserError, match="group a has no batch-norm scale"):
@@ -211,7 +211,7 @@ def test_units_of_raw_parameters_are_scored_over_them() -> None:
             self.head = nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.table * x.mean())  # type: ignore[no-any-return]
+            return self.head(self.table * x.mean())
 
     graph = capture(Raw().eval(), (torch.randn(2, 3),))
     scores = score_units(couple(graph), graph.weights, "l1")
@@ -227,7 +227,7 @@ def test_a_shared_weight_counts_once() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
-            return self.head(self.twice(self.twice(x).relu()))  # type: ignore[no-any-return]
+            return self.head(self.twice(self.twice(x).relu()))
 
     model = Shared().eval()
     graph = capture(model, (torch.randn(2, 3),))

@@ -54,7 +54,7 @@ class Net(nn.Module):
         self.head = nn.Linear(12, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -84,12 +84,12 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.form == "post":
             x = self.norm1(x + self.attn(x))
-            return self.norm2(x + self.mlp(x))  # type: ignore[no-any-return]
+            return self.norm2(x + self.mlp(x))
         if self.form == "parallel":
             h = self.norm1(x)
-            return x + self.attn(h) + self.norm2(self.mlp(h))  # type: ignore[no-any-return]
+            return x + self.attn(h) + self.norm2(self.mlp(h))
         x = x + self.scale1 * self.attn(self.norm1(x))
-        return x + self.scale2 * self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.scale2 * self.mlp(self.norm2(x))
 
 
 class Encoder(nn.Module):
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         x = self.embed(x) + self.pos
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x).mean(1))  # type: ignore[no-any-return]
+        return self.head(self.norm(x).mean(1))
 
 
 class Small(nn.Module):
@@ -137,7 +137,7 @@ def zeroed(model: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
     ]
     try:
         with torch.no_grad():
-            return model.double().eval()(x.double())  # type: ignore[no-any-return]
+            return model.double().eval()(x.double())
     finally:
         for handle in handles:
             handle.remove()
@@ -300,7 +300,7 @@ def test_a_wrong_graph_is_refused() -> None:
 def test_blocks_that_start_as_zero_are_told_apart() -> None:
     model = Net()
     for block in model.blocks:
-        nn.init.zeros_(block.bn2.weight)  # type: ignore[union-attr,arg-type]
+        nn.init.zeros_(block.bn2.weight)
     graph = graph_of(model)
     first, second, _ = (branch for branch in find_branches(graph) if branch.kept is None)
     with pytest.raises(VerificationError):

@@ -137,7 +137,7 @@ def test_the_count_is_that_of_the_network(norms: str, affine: bool, form: str) -
         [0.5, 1.0],
         sizes=sizes,
         norms=norms,
-        affine=affine,  # type: ignore[arg-type]
+        affine=affine,
     )
     wanted = sum(parameter.numel() for parameter in net.parameters())
     assert parameter_count(coupling, searched(coupling), 2, sizes, norms, affine) == wanted  # type: ignore[arg-type]

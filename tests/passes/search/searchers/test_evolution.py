@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from naive_evolution import GENES, Fitness, Key, Naive, peaks, slow_macs
+from helpers.naive_evolution import GENES, Fitness, Key, Naive, peaks, slow_macs
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture

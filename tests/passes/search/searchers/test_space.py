@@ -238,7 +238,7 @@ def test_nothing_to_search(mixed: State) -> None:
                 Gene(gene.groups, gene.width, "all of them")
                 for gene in untied_genes(mixed.coupling)
             ],
-        )  # type: ignore[arg-type]
+        )
 
 
 # Moving
