@@ -72,8 +72,11 @@ def test_a_shift_keeps_each_image() -> None:
     workload = load_data("digits?augment=shift&normalise=none", input_shape=(1, 1, 8, 8))
     plain, moved = (first(workload, "train", seed=1, augment=augment) for augment in (False, True))
     for a, b in zip(plain, moved, strict=True):
-        shifts = [torch.roll(torch.nn.functional.pad(a, [1] * 4), (y, x), (1, 2))[:, 1:9, 1:9]
-                  for y in (-1, 0, 1) for x in (-1, 0, 1)]  # fmt: skip
+        shifts = [
+            torch.roll(torch.nn.functional.pad(a, [1] * 4), (y, x), (1, 2))[:, 1:9, 1:9]
+            for y in (-1, 0, 1)
+            for x in (-1, 0, 1)
+        ]
         assert any(torch.equal(b, shift) for shift in shifts)
 
 

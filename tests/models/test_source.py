@@ -169,8 +169,11 @@ def test_each_file_has_its_own_siblings(write: Write) -> None:
     for folder, width in (("a", 3), ("b", 5)):
         write(f"{folder}/model.py", text)
         write(f"{folder}/models/__init__.py", "")
-        write(f"{folder}/models/net.py", "from torch import nn\nclass Net(nn.Linear):\n"
-              "    def __init__(self, width):\n        super().__init__(4, width)\n")  # fmt: skip
+        write(
+            f"{folder}/models/net.py",
+            "from torch import nn\nclass Net(nn.Linear):\n"
+            "    def __init__(self, width):\n        super().__init__(4, width)\n",
+        )
         path = write(f"{folder}/utils/later.py", f"WIDTH = {width}\n")
     before, paths = dict(sys.modules), list(sys.path)
     a, b, again = (load_model(str(Path(path).parents[2] / name / "model.py")) for name in "aba")
@@ -193,9 +196,14 @@ def test_a_name_loaded_from_elsewhere_does_not_stand_in(
     other.__file__ = write("elsewhere/utils.py", "")
     monkeypatch.setitem(sys.modules, "utils", other)
     write("own/utils.py", "WIDTH = 3\n")
-    loaded = load_model(write("own/model.py", "import utils\nfrom torch import nn\nmodel = "
-                                              "nn.Linear(4, utils.WIDTH)\n"
-                              "input_shape = (1, 4)\n"))  # fmt: skip
+    loaded = load_model(
+        write(
+            "own/model.py",
+            "import utils\nfrom torch import nn\nmodel = "
+            "nn.Linear(4, utils.WIDTH)\n"
+            "input_shape = (1, 4)\n",
+        )
+    )
     assert module_of(loaded).out_features == 3
     assert sys.modules["utils"] is other
 

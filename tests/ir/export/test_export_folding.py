@@ -99,7 +99,9 @@ def test_norms_and_constants_are_folded(layers: tuple[nn.Module, Path]) -> None:
 def test_the_check_sees_what_is_not_folded() -> None:
     """A constant, what follows from it, and nothing that reads an input."""
     text = """<ir_version: 8, opset_import: ["" : 18]>
-    g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> { a = Exp(w)  b = Neg(a)  c = Add(x, b)  y = Mul(c, w) }"""
+    g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> {
+        a = Exp(w)  b = Neg(a)  c = Add(x, b)  y = Mul(c, w)
+    }"""
     assert foldable(onnx.parser.parse_model(text)) == ["Exp", "Neg"]
 
 

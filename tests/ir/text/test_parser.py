@@ -13,8 +13,10 @@ graph @g(%x: f32[N, 3, 8, 8]) {
   param @w: f32[$a, 3, 3, 3]
   alias @tied = @w
 
-  %conv = aten.conv2d(%x, @w) {padding = [1, 1], groups = 1}: f32[N, $a, 8, 8] loc("conv" Conv2d "net.py":3)
-  %s, %t = aten.split_with_sizes(%conv) {split_sizes = [2, 2], dim = 1}: f32[N, $a[0:2], 8, 8], f32[N, $a[2:4], 8, 8]
+  %conv = aten.conv2d(%x, @w) {padding = [1, 1], groups = 1}: f32[N, $a, 8, 8]\
+ loc("conv" Conv2d "net.py":3)
+  %s, %t = aten.split_with_sizes(%conv) {split_sizes = [2, 2], dim = 1}\
+: f32[N, $a[0:2], 8, 8], f32[N, $a[2:4], 8, 8]
   %cat = aten.cat([%s, %t]) {dim = 1}: f32[N, $a, 8, 8]
   return {"out": %cat}
 }

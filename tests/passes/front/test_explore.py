@@ -156,7 +156,8 @@ def progress(text, done=0, total=None):
 
 data = load_data("digits?limit=300", input_shape=(1, 1, 8, 8))
 for folder in sys.argv[3:]:
-    state = conftest.chain_state((16, 24, 24), data, progress=progress, run_dir=Path(sys.argv[1]) / folder)
+    place = Path(sys.argv[1]) / folder
+    state = conftest.chain_state((16, 24, 24), data, progress=progress, run_dir=place)
     Explore(evaluator=conftest.Formula(), candidates=20, population=8).run(state)
 """
 

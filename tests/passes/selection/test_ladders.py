@@ -106,9 +106,15 @@ def test_samples_and_proposals_of_a_search_obey_ties(
     try:
         space = Space(coupling, cost, budgets, scores, tied=tied, bounds={"d": (8, 24)})
         sampler = WidthSampler(
-            coupling, cost, budgets if aimed else (), scores,
-            max_ratio=0.8, tied=tied, bounds={"d": (8, 24)}, floor=floor,
-        )  # fmt: skip
+            coupling,
+            cost,
+            budgets if aimed else (),
+            scores,
+            max_ratio=0.8,
+            tied=tied,
+            bounds={"d": (8, 24)},
+            floor=floor,
+        )
     except BudgetError:
         return
     assert space.untied

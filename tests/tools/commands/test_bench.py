@@ -27,7 +27,8 @@ import torch
 from torch import nn
 torch.manual_seed(0)
 model = nn.Sequential(
-    *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU()),
+    *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+    *(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU()),
     *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)),
 )
 input_shape = (1, 1, 8, 8)

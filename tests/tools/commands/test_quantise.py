@@ -22,7 +22,8 @@ import torch
 from torch import nn
 torch.manual_seed(0)
 model = nn.Sequential(
-    *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24), nn.ReLU()),
+    *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+    *(nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24), nn.ReLU()),
     *(nn.Flatten(), nn.Linear(24 * 16, 10)),
 )
 input_shape = (1, 1, 8, 8)

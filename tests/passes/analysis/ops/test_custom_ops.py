@@ -92,51 +92,68 @@ class Net(nn.Module):
 def swishing() -> nn.Module:
     return Net(
         lambda s, x: s.out(OPS["swish"](s.a(x), s.beta)),
-        a=nn.Conv2d(3, 8, 3), beta=torch.rand(8, 1, 1), out=nn.Conv2d(8, 5, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 3),
+        beta=torch.rand(8, 1, 1),
+        out=nn.Conv2d(8, 5, 1),
+    )
 
 
 def affine() -> nn.Module:
     return Net(
         lambda s, x: s.out(OPS["conv2d"](s.a(x), s.scale, s.shift, 8)),
-        a=nn.Conv2d(3, 8, 3), scale=torch.rand(8), shift=torch.rand(8), out=nn.Conv2d(8, 5, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 3),
+        scale=torch.rand(8),
+        shift=torch.rand(8),
+        out=nn.Conv2d(8, 5, 1),
+    )
 
 
 def flipping() -> nn.Module:
     return Net(
         lambda s, x: s.out(torch.cat([OPS["relu"](s.a(x), 1), s.b(x)], 1)),
-        a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 4, 3), out=nn.Conv2d(12, 5, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(3, 4, 3),
+        out=nn.Conv2d(12, 5, 1),
+    )
 
 
 def dense() -> nn.Module:
     return Net(
         lambda s, x: s.out(OPS["norm"](OPS["dense"](s.a(x).relu(), s.w, s.b).relu(), s.g, 1e-5)),
-        a=nn.Linear(6, 8), w=torch.rand(7, 8), b=torch.rand(7), g=torch.rand(7), out=nn.Linear(7, 5),
-    )  # fmt: skip
+        a=nn.Linear(6, 8),
+        w=torch.rand(7, 8),
+        b=torch.rand(7),
+        g=torch.rand(7),
+        out=nn.Linear(7, 5),
+    )
+
+
+def register_dense() -> None:
+    register_op("prunetest::dense", like("linear"))
+    register_op("prunetest::norm", per_channel(-1, ["weight"], statistic=True))
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], None], dict[str, int]]] = {
     "swish": (swishing, lambda: register_op("prunetest::swish", elementwise()), {"a": 8}),
     "conv2d": (
         affine,
-        lambda: register_op("prunetest::conv2d", per_channel(1, ["scale", "shift"]), sizes={"channels": ("x", 1)}),
+        lambda: register_op(
+            "prunetest::conv2d", per_channel(1, ["scale", "shift"]), sizes={"channels": ("x", 1)}
+        ),
         {"a": 8},
     ),
     "relu": (flipping, lambda: register_op("prunetest::relu", moves()), {"a": 8, "b": 4}),
     "relu by a function": (
-        flipping, lambda: register_op("prunetest.relu", moves(lambda x, dim: x.flip(dim))), {"a": 8, "b": 4},
+        flipping,
+        lambda: register_op("prunetest.relu", moves(lambda x, dim: x.flip(dim))),
+        {"a": 8, "b": 4},
     ),
     "dense": (
         dense,
-        lambda: (
-            register_op("prunetest::dense", like("linear")),
-            register_op("prunetest::norm", per_channel(-1, ["weight"], statistic=True)),
-        )[0],
+        register_dense,
         {"a": 8, "w": 7},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

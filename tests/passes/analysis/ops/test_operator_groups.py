@@ -54,8 +54,17 @@ def resnext() -> nn.Module:
         y = y * s.gate(y.mean((2, 3), keepdim=True)).sigmoid()
         return s.out(x + s.up(y))
 
-    return Net(forward, a=c(3, 6), down=c(6, 8, kernel=1), n1=nn.BatchNorm2d(8), grouped=c(8, 12, 4),
-        n2=nn.BatchNorm2d(12), gate=c(12, 12, kernel=1), up=c(12, 6, kernel=1), out=c(6, 5))  # fmt: skip
+    return Net(
+        forward,
+        a=c(3, 6),
+        down=c(6, 8, kernel=1),
+        n1=nn.BatchNorm2d(8),
+        grouped=c(8, 12, 4),
+        n2=nn.BatchNorm2d(12),
+        gate=c(12, 12, kernel=1),
+        up=c(12, 6, kernel=1),
+        out=c(6, 5),
+    )
 
 
 def standardised() -> nn.Module:
@@ -82,13 +91,19 @@ NETS: dict[str, tuple[Callable[[], nn.Module], list[int], list[int]]] = {
     "of the input": (lambda: nn.Sequential(c(3, 6, 3), c(6, 5)), [6], [6]),
     "two numbers of groups": (two_counts, [8, 8, 8], [2]),
     "standardised weight": (standardised, [2, 8], [4]),
-    "shuffled": (between(lambda: nn.Sequential(c(8, 8, 2), nn.ChannelShuffle(4), c(8, 8, 2))), [8, 8], [1]),
+    "shuffled": (
+        between(lambda: nn.Sequential(c(8, 8, 2), nn.ChannelShuffle(4), c(8, 8, 2))),
+        [8, 8],
+        [1],
+    ),
     "group norm": (between(lambda: nn.GroupNorm(4, 8)), [8], [4]),
     "group norm of one group": (between(lambda: nn.GroupNorm(1, 8)), [8], [8]),
     "group norm of a grouped convolution": (
-        between(lambda: nn.Sequential(c(8, 16, 4), nn.GroupNorm(8, 16)), outs=16), [8, 16], [4],
+        between(lambda: nn.Sequential(c(8, 16, 4), nn.GroupNorm(8, 16)), outs=16),
+        [8, 16],
+        [4],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

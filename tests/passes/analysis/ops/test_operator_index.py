@@ -98,15 +98,23 @@ FREE: dict[str, tuple[Callable[..., Tensor], dict[str, int]]] = {
     "masked autoencoder": (masked_autoencoder, {"a": 8}),
     "rows of a buffer": (lambda s, x: s.out(s.a(x) + s.table[s.kinds[:6]]), {"a": 8}),
     "take along an axis": (
-        lambda s, x: s.out(torch.take_along_dim(s.a(x), best(s, x, 6).unsqueeze(-1), 1)), {"a": 8},
+        lambda s, x: s.out(torch.take_along_dim(s.a(x), best(s, x, 6).unsqueeze(-1), 1)),
+        {"a": 8},
     ),
     "summed into places": (
-        lambda s, x: s.out(torch.zeros(x.shape[0], 2, 8).index_add(1, PLACES, s.a(x))), {"a": 8},
+        lambda s, x: s.out(torch.zeros(x.shape[0], 2, 8).index_add(1, PLACES, s.a(x))),
+        {"a": 8},
     ),
     "summed into places by scatter": (
-        lambda s, x: s.out((y := s.a(x)).scatter_add(1, PLACES[None, :, None].expand(y.shape), s.b(x))), {"a": 8},
+        lambda s, x: s.out(
+            (y := s.a(x)).scatter_add(1, PLACES[None, :, None].expand(y.shape), s.b(x))
+        ),
+        {"a": 8},
     ),
-    "copied into places": (lambda s, x: s.out(s.a(x).index_copy(1, PLACES[:2], s.b(x)[:, :2])), {"a": 8}),
+    "copied into places": (
+        lambda s, x: s.out(s.a(x).index_copy(1, PLACES[:2], s.b(x)[:, :2])),
+        {"a": 8},
+    ),
     "one token replaced": (one_replaced, {"a": 8}),
     "some tokens replaced": (some_replaced, {"a": 8}),
     "some tokens cleared by a mask": (some_cleared, {"a": 8}),
@@ -115,35 +123,51 @@ FREE: dict[str, tuple[Callable[..., Tensor], dict[str, int]]] = {
     "best tokens": (lambda s, x: s.out(s.a(x).topk(3, 1)[0]), {"a": 8}),
     "median token": (lambda s, x: s.out(s.a(x).median(1).values), {"a": 8}),
     "running maxima": (lambda s, x: s.out(s.a(x).cummax(1).values), {"a": 8}),
-    "number of the largest token": (lambda s, x: s.out(s.b(x) + s.a(x).argmax(1, keepdim=True)), {"a": 8}),
+    "number of the largest token": (
+        lambda s, x: s.out(s.b(x) + s.a(x).argmax(1, keepdim=True)),
+        {"a": 8},
+    ),
     "a mask made by tril": (causal, {"a": 8}),
     "cut by a negative pad": (
         lambda s, x: s.out(s.a(x) + F.pad(F.pad(s.b(x), (-2, -1)), (1, 2))),
         {"a": 3, "a.2": 5, "b": 3},  # b alone: what is cut off
     ),
     "cut within heads by a negative pad": (
-        lambda s, x: s.out(F.pad(F.pad(s.a(x).unflatten(-1, (2, 4)), (-1, 0)), (0, 1), value=1.0).flatten(2)),
+        lambda s, x: s.out(
+            F.pad(F.pad(s.a(x).unflatten(-1, (2, 4)), (-1, 0)), (0, 1), value=1.0).flatten(2)
+        ),
         {"a": 1, "a.2": 3},
     ),
     "sampled at places": (
         lambda s, x: s.out(
-            F.grid_sample(s.a(x).mT[..., None], x[..., None, :2].tanh(), align_corners=False).flatten(2).mT
+            F.grid_sample(s.a(x).mT[..., None], x[..., None, :2].tanh(), align_corners=False)
+            .flatten(2)
+            .mT
         ),
         {"a": 8},
     ),
-}  # fmt: skip
+}
 FROZEN: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
-    "channels chosen": (lambda s, x: s.out(s.a(x).gather(2, s.kinds.expand(x.shape[0], 6, 8))), {"a": NUMBERED}),
+    "channels chosen": (
+        lambda s, x: s.out(s.a(x).gather(2, s.kinds.expand(x.shape[0], 6, 8))),
+        {"a": NUMBERED},
+    ),
     "channels sorted": (lambda s, x: s.out(s.a(x).sort(-1).values), {"a": NUMBERED}),
     "number of the largest of all": (lambda s, x: s.out(s.a(x) * s.b(x).argmax()), {"b": NUMBERED}),
     "triangle over channels": (lambda s, x: s.out(s.a(x).tril()), {"a": NUMBERED}),
-    "summed into channels": (lambda s, x: s.out(s.a(x).index_add(2, PLACES, s.b(x)[..., :6])), {"a": NUMBERED}),
-    "one channel replaced": (
-        lambda s, x: s.out(torch.select_scatter(s.a(x), s.b(x)[..., 0], 2, 3)), {"a": NUMBERED},
+    "summed into channels": (
+        lambda s, x: s.out(s.a(x).index_add(2, PLACES, s.b(x)[..., :6])),
+        {"a": NUMBERED},
     ),
-    "replaced by the input": (replaced_by_the_input, {"a": "combined with a tensor whose channels "
-                                                           "cannot be removed"}),
-}  # fmt: skip
+    "one channel replaced": (
+        lambda s, x: s.out(torch.select_scatter(s.a(x), s.b(x)[..., 0], 2, 3)),
+        {"a": NUMBERED},
+    ),
+    "replaced by the input": (
+        replaced_by_the_input,
+        {"a": "combined with a tensor whose channels cannot be removed"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FREE)

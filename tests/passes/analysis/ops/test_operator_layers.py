@@ -226,178 +226,310 @@ FUSED = {
 CASES = {
     # Norms and per-channel parameters
     "frozen batch norm": Case(through(frozen_norm), {"a": 8}),
-    "batch norm without scale": Case(through(lambda: nn.BatchNorm2d(8, affine=False), nn.ReLU), {"a": 8}),
+    "batch norm without scale": Case(
+        through(lambda: nn.BatchNorm2d(8, affine=False), nn.ReLU), {"a": 8}
+    ),
     "instance norm": Case(through(lambda: nn.InstanceNorm2d(8, affine=True)), {"a": 8}),
     "group norm": Case(through(lambda: nn.GroupNorm(4, 16), channels=16), {"a": 16}, noted=1),
     "group norm, one group": Case(through(lambda: nn.GroupNorm(1, 8)), {"a": 8}, noted=1),
     "group norm, a group each": Case(through(lambda: nn.GroupNorm(8, 8)), {"a": 8}),
     "layer norm over channels": Case(
-        net(lambda s, x: s.out(s.n(s.a(x))), a=lin(12, 16), n=lambda: nn.LayerNorm(16), out=lin(16, 5)),
-        {"a": 16}, shapes=(TOKENS,), noted=1,
+        net(
+            lambda s, x: s.out(s.n(s.a(x))),
+            a=lin(12, 16),
+            n=lambda: nn.LayerNorm(16),
+            out=lin(16, 5),
+        ),
+        {"a": 16},
+        shapes=(TOKENS,),
+        noted=1,
     ),
     "rms norm over channels": Case(
-        net(lambda s, x: s.out(s.n(s.a(x))), a=lin(12, 16), n=lambda: nn.RMSNorm(16), out=lin(16, 5)),
-        {"a": 16}, shapes=(TOKENS,), noted=1,
+        net(
+            lambda s, x: s.out(s.n(s.a(x))), a=lin(12, 16), n=lambda: nn.RMSNorm(16), out=lin(16, 5)
+        ),
+        {"a": 16},
+        shapes=(TOKENS,),
+        noted=1,
     ),
-    "layer norm over channels and space": Case(through(lambda: nn.LayerNorm((8, 8, 8))), {"a": 8}, noted=1),
+    "layer norm over channels and space": Case(
+        through(lambda: nn.LayerNorm((8, 8, 8))), {"a": 8}, noted=1
+    ),
     "layer norm over space": Case(through(lambda: nn.LayerNorm((8, 8))), {"a": 8}),
     "prelu": Case(through(lambda: nn.PReLU(8), lambda: nn.PReLU()), {"a": 8}),
     "layer scale": Case(
-        net(lambda s, x: s.out(x + s.b(s.a(x)) * s.g), a=lin(12, 16), b=lin(16, 12), g=rand(12), out=lin(12, 5)),
-        {"a": 16}, {"b": "combined"}, shapes=(TOKENS,),
+        net(
+            lambda s, x: s.out(x + s.b(s.a(x)) * s.g),
+            a=lin(12, 16),
+            b=lin(16, 12),
+            g=rand(12),
+            out=lin(12, 5),
+        ),
+        {"a": 16},
+        {"b": "combined"},
+        shapes=(TOKENS,),
     ),
     "learned per-channel parameter": Case(
-        net(lambda s, x: s.out(s.a(x) * s.p), a=c(3, 8), p=rand(1, 8, 1, 1), out=c(8, 5, 1)), {"a": 8}
+        net(lambda s, x: s.out(s.a(x) * s.p), a=c(3, 8), p=rand(1, 8, 1, 1), out=c(8, 5, 1)),
+        {"a": 8},
     ),
     "parameter used twice": Case(
-        net(lambda s, x: s.out(s.b(s.a(x) * s.p) + s.p), a=c(3, 8), b=c(8, 8), p=rand(8, 1, 1), out=c(8, 5, 1)),
-            {"a": 8}
+        net(
+            lambda s, x: s.out(s.b(s.a(x) * s.p) + s.p),
+            a=c(3, 8),
+            b=c(8, 8),
+            p=rand(8, 1, 1),
+            out=c(8, 5, 1),
+        ),
+        {"a": 8},
     ),
     "buffer read before a layer labels it": Case(
-        net(early_buffer, a=c(3, 8), scale=lambda: nn.Buffer(torch.rand(8)), out=c(8, 5, 1)), {"a": 8}
+        net(early_buffer, a=c(3, 8), scale=lambda: nn.Buffer(torch.rand(8)), out=c(8, 5, 1)),
+        {"a": 8},
     ),
     "learned spatial gate": Case(
-        net(lambda s, x: s.out(s.a(x) * s.p), a=c(3, 8), p=rand(1, 1, 8, 8), out=c(8, 5, 1)), {"a": 8}
+        net(lambda s, x: s.out(s.a(x) * s.p), a=c(3, 8), p=rand(1, 1, 8, 8), out=c(8, 5, 1)),
+        {"a": 8},
     ),
     "spatial gate": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * s.g(y).sigmoid()), a=c(3, 8), g=c(8, 1), out=c(8, 5, 1)), {"a": 8}
+        net(
+            lambda s, x: s.out((y := s.a(x)) * s.g(y).sigmoid()),
+            a=c(3, 8),
+            g=c(8, 1),
+            out=c(8, 5, 1),
+        ),
+        {"a": 8},
     ),
     # Statistics over channels
     "cbam": Case(net(cbam, a=c(3, 8), g=c(2, 1), out=c(8, 5, 1)), {"a": 8}, noted=2),
     "softmax over channels": Case(through(lambda: nn.Softmax(1)), {"a": 8}, noted=1),
     "normalised over channels": Case(
-        net(lambda s, x: s.out(F.normalize(s.a(x), dim=1)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}, noted=1
+        net(lambda s, x: s.out(F.normalize(s.a(x), dim=1)), a=c(3, 8), out=c(8, 5, 1)),
+        {"a": 8},
+        noted=1,
     ),
     "cumsum over channels": Case(
         net(lambda s, x: s.out(s.a(x).cumsum(1)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}, noted=1
     ),
     "argmax over channels": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * y.argmax(1, keepdim=True)), a=c(3, 8), out=c(8, 5, 1)), {},
-            {"a": "places along channels are numbered"}
+        net(
+            lambda s, x: s.out((y := s.a(x)) * y.argmax(1, keepdim=True)), a=c(3, 8), out=c(8, 5, 1)
+        ),
+        {},
+        {"a": "places along channels are numbered"},
     ),
     "where the maximum is": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * y.max(1, keepdim=True)[1]), a=c(3, 8), out=c(8, 5, 1)),
-        {}, {"a": "channels are numbered"},
+        net(
+            lambda s, x: s.out((y := s.a(x)) * y.max(1, keepdim=True)[1]), a=c(3, 8), out=c(8, 5, 1)
+        ),
+        {},
+        {"a": "channels are numbered"},
     ),
     "gram matrix": Case(net(gram, a=c(3, 8), out=lin(64, 5)), {}, {"a": "two kinds"}),
     "product of two branches": Case(
-        net(lambda s, x: s.out(torch.bmm(s.a(x).flatten(2).mT, s.b(x).flatten(2)).flatten(1)),
-            a=c(3, 8), b=c(3, 8), out=lin(4096, 5)),
+        net(
+            lambda s, x: s.out(torch.bmm(s.a(x).flatten(2).mT, s.b(x).flatten(2)).flatten(1)),
+            a=c(3, 8),
+            b=c(3, 8),
+            out=lin(4096, 5),
+        ),
         {"a": 8},
     ),
     "channels as batch of a product": Case(
         net(lambda s, x: s.out(s.a(x) @ s.b(x).mT), a=c(3, 8), b=c(3, 8), out=c(8, 5, 1)), {"a": 8}
     ),
     "channels as batch of a product with the input": Case(
-        net(lambda s, x: s.out(s.a(x) @ x.repeat(1, 2, 1, 1).mT), a=c(3, 6), out=c(6, 5, 1)), {}, {"a": "combined"}
+        net(lambda s, x: s.out(s.a(x) @ x.repeat(1, 2, 1, 1).mT), a=c(3, 6), out=c(6, 5, 1)),
+        {},
+        {"a": "combined"},
     ),
     # Computed and shared weights
     "weight-standardised": Case(
         net(standardised, a=c(3, 8), w=rand(6, 8, 3, 3), out=c(6, 5, 1)), {"a": 8, "w": 6}, noted=2
     ),
     "weight norm": Case(
-        net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8),
-            b=lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)), out=c(6, 5, 1)),
-        {"a": 8, "b": 6}, noted=1,
+        net(
+            lambda s, x: s.out(s.b(s.a(x))),
+            a=c(3, 8),
+            b=lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),
+            out=c(6, 5, 1),
+        ),
+        {"a": 8, "b": 6},
+        noted=1,
     ),
     "spectral norm": Case(
-        net(lambda s, x: s.out(s.b(s.a(x))), a=c(3, 8),
-            b=lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), out=c(6, 5, 1)),
-        {"a": 8, "b": 6}, noted=2,  # the largest singular value is taken of what is left
+        net(
+            lambda s, x: s.out(s.b(s.a(x))),
+            a=c(3, 8),
+            b=lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)),
+            out=c(6, 5, 1),
+        ),
+        {"a": 8, "b": 6},
+        noted=2,  # the largest singular value is taken of what is left
     ),
     "factorised weight": Case(
-        net(lambda s, x: s.out(F.linear(s.a(x), s.u @ s.v).relu()), a=lin(12, 8), u=rand(6, 4), v=rand(4, 8),
-            out=lin(6, 5)),
-        {"v": 8, "u": 6}, shapes=(TOKENS,),
+        net(
+            lambda s, x: s.out(F.linear(s.a(x), s.u @ s.v).relu()),
+            a=lin(12, 8),
+            u=rand(6, 4),
+            v=rand(4, 8),
+            out=lin(6, 5),
+        ),
+        {"v": 8, "u": 6},
+        shapes=(TOKENS,),
     ),
     "mixed over tokens by a Fourier transform": Case(
-        net(lambda s, x: s.out(torch.fft.fft(s.a(x), dim=1, norm="ortho").real), a=lin(12, 8), out=lin(8, 5)),
-        {"a": 8}, shapes=(TOKENS,),
+        net(
+            lambda s, x: s.out(torch.fft.fft(s.a(x), dim=1, norm="ortho").real),
+            a=lin(12, 8),
+            out=lin(8, 5),
+        ),
+        {"a": 8},
+        shapes=(TOKENS,),
     ),
     "global filter": Case(
         net(
-            lambda s, x: s.out(torch.fft.irfft2(torch.fft.rfft2(s.a(x)) * torch.view_as_complex(s.w), s=(8, 8))),
-            a=c(3, 8), w=rand(8, 5, 2), out=c(8, 5, 1),
+            lambda s, x: s.out(
+                torch.fft.irfft2(torch.fft.rfft2(s.a(x)) * torch.view_as_complex(s.w), s=(8, 8))
+            ),
+            a=c(3, 8),
+            w=rand(8, 5, 2),
+            out=c(8, 5, 1),
         ),
         {"a": 8},
     ),
     "transformed along channels": Case(
         net(lambda s, x: s.out(torch.fft.fft(s.a(x)).real), a=lin(12, 8), out=lin(8, 5)),
-        {}, {"a": "transformed along channels"}, shapes=(TOKENS,),
+        {},
+        {"a": "transformed along channels"},
+        shapes=(TOKENS,),
     ),
     "memory filled later": Case(
-        net(lambda s, x: s.out((y := s.a(x)) * torch.empty_like(y).fill_(0.5)), a=c(3, 8), out=c(8, 5, 1)), {"a": 8}
+        net(
+            lambda s, x: s.out((y := s.a(x)) * torch.empty_like(y).fill_(0.5)),
+            a=c(3, 8),
+            out=c(8, 5, 1),
+        ),
+        {"a": 8},
     ),
     "einsum with a parameter": Case(
-        net(lambda s, x: s.out(torch.einsum("bchw,oc->bohw", s.a(x), s.w)), a=c(3, 8), w=rand(6, 8), out=c(6, 5, 1)),
+        net(
+            lambda s, x: s.out(torch.einsum("bchw,oc->bohw", s.a(x), s.w)),
+            a=c(3, 8),
+            w=rand(6, 8),
+            out=c(6, 5, 1),
+        ),
         {"a": 8, "w": 6},
     ),
     "matmul with a transposed parameter": Case(
-        net(lambda s, x: s.out(s.a(x) @ s.w.t()), a=lin(12, 8), w=rand(6, 8), out=lin(6, 5)), {"a": 8, "w": 6},
+        net(lambda s, x: s.out(s.a(x) @ s.w.t()), a=lin(12, 8), w=rand(6, 8), out=lin(6, 5)),
+        {"a": 8, "w": 6},
         shapes=(TOKENS,),
     ),
     "bias written in part": Case(
-        net(partly_zero, a=lin(12, 16), w=rand(12, 16), b=rand(12), out=lin(12, 5)), {"a": 16, "w": 8, "w.2": 4},
+        net(partly_zero, a=lin(12, 16), w=rand(12, 16), b=rand(12), out=lin(12, 5)),
+        {"a": 16, "w": 8, "w.2": 4},
         shapes=(TOKENS,),
     ),
     "parameter times tokens": Case(
-        net(lambda s, x: s.out(s.w @ s.a(x)), a=lin(12, 8), w=rand(7, 6), out=lin(8, 5)), {"a": 8}, {"w": "output"},
+        net(lambda s, x: s.out(s.w @ s.a(x)), a=lin(12, 8), w=rand(7, 6), out=lin(8, 5)),
+        {"a": 8},
+        {"w": "output"},
         shapes=(TOKENS,),
     ),
     "embedding tied to the head": Case(Tokens, {"e": 12}, shapes=((2, 6),)),
     "half filled": Case(net(half_filled, a=c(3, 8), out=c(8, 5, 1)), {"a": 4, "a.2": 4}),
-    "half replaced": Case(net(half_replaced, a=c(3, 8), b=c(3, 4), out=c(8, 5, 1)), {"a": 4, "a.2": 4}),
+    "half replaced": Case(
+        net(half_replaced, a=c(3, 8), b=c(3, 4), out=c(8, 5, 1)), {"a": 4, "a.2": 4}
+    ),
     # Windows
     "interpolate": Case(
-        through(lambda: nn.Upsample(scale_factor=2), lambda: nn.Upsample((7, 7), mode="bilinear")), {"a": 8}
+        through(lambda: nn.Upsample(scale_factor=2), lambda: nn.Upsample((7, 7), mode="bilinear")),
+        {"a": 8},
     ),
     "pooling with indices": Case(
-        net(lambda s, x: s.out(F.max_unpool2d(*F.max_pool2d(s.a(x), 2, return_indices=True), 2)), a=c(3, 8),
-            out=c(8, 5, 1)),
+        net(
+            lambda s, x: s.out(
+                F.max_unpool2d(*F.max_pool2d(s.a(x), 2, return_indices=True), (2, 2))
+            ),
+            a=c(3, 8),
+            out=c(8, 5, 1),
+        ),
         {"a": 8},
     ),
     "pooling to one, reflected": Case(
-        through(lambda: nn.AdaptiveAvgPool2d(4), lambda: nn.ReflectionPad2d(1), lambda: nn.AvgPool2d(2)), {"a": 8}
+        through(
+            lambda: nn.AdaptiveAvgPool2d(4), lambda: nn.ReflectionPad2d(1), lambda: nn.AvgPool2d(2)
+        ),
+        {"a": 8},
     ),
     # Recurrence and attention
     "bidirectional lstm": Case(
-        net(lstm, a=c(3, 8), m=lambda: nn.LSTM(8, 4, 2, bidirectional=True, batch_first=True), out=lin(8, 5)),
+        net(
+            lstm,
+            a=c(3, 8),
+            m=lambda: nn.LSTM(8, 4, 2, bidirectional=True, batch_first=True),
+            out=lin(8, 5),
+        ),
         {"a": 8, "m": 16},
     ),
     "nn.MultiheadAttention": Case(multihead, {"a": 12, "m": 24}, shapes=(TOKENS,)),
     "fused qkv": Case(net(fused, **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1),
     "fused qkv by einsum": Case(
-        net(lambda s, x: fused(s, x, einsum=True), **FUSED), {"a": 12, "qkv": 24}, shapes=(TOKENS,), noted=1
+        net(lambda s, x: fused(s, x, einsum=True), **FUSED),
+        {"a": 12, "qkv": 24},
+        shapes=(TOKENS,),
+        noted=1,
     ),
     "cosine attention": Case(
-        net(cosine, qkv=lin(12, 36), scale=rand(3, 1, 1), out=lin(12, 5)), {"qkv": 16}, shapes=(TOKENS,), noted=2
+        net(cosine, qkv=lin(12, 36), scale=rand(3, 1, 1), out=lin(12, 5)),
+        {"qkv": 16},
+        shapes=(TOKENS,),
+        noted=2,
     ),
     "heads that hold q, k and v": Case(
-        net(chunked_heads, qkv=lin(12, 36), bias=rand(3, 6, 6), out=lin(12, 5)), {"qkv": 12, "qkv.2": 12},
-            shapes=(TOKENS,)
+        net(chunked_heads, qkv=lin(12, 36), bias=rand(3, 6, 6), out=lin(12, 5)),
+        {"qkv": 12, "qkv.2": 12},
+        shapes=(TOKENS,),
     ),
     "relative position bias": Case(
-        net(relative, table=rand(11, 3), index=lambda: nn.Buffer(torch.arange(36).view(6, 6) % 11), **QKV),
-        {"q": 12, "v": 12}, shapes=(TOKENS,),
+        net(
+            relative,
+            table=rand(11, 3),
+            index=lambda: nn.Buffer(torch.arange(36).view(6, 6) % 11),
+            **QKV,
+        ),
+        {"q": 12, "v": 12},
+        shapes=(TOKENS,),
     ),
     **{
         f"kernels for each row, {kind.__name__}": Case(
-            net(lambda s, x, kind=kind: kernel_for_each_row(s, x, kind is F.conv_transpose2d), a=c(3, 8), b=c(8, 6),
-                route=lin(6, 4), experts=rand(4, 36), out=c(6, 5, 1)),
-            {"a": 8, "route": 4}, {"b": "its groups follow the batch"}, noted=1,
+            net(
+                lambda s, x, kind=kind: kernel_for_each_row(s, x, kind is F.conv_transpose2d),
+                a=c(3, 8),
+                b=c(8, 6),
+                route=lin(6, 4),
+                experts=rand(4, 36),
+                out=c(6, 5, 1),
+            ),
+            {"a": 8, "route": 4},
+            {"b": "its groups follow the batch"},
+            noted=1,
         )
         for kind in (F.conv2d, F.conv_transpose2d)
     },
     **{
         f"grouped queries by {how}": Case(
-            net(lambda s, x, how=how: grouped_queries(s, x, how), **{**QKV, "q": lin(12, 24), "k": lin(12, 8),
-                "v": lin(12, 8),
-                "out": lin(24, 5)}),
-            {"q": 8, "v": 8}, shapes=(TOKENS,),
+            net(
+                lambda s, x, how=how: grouped_queries(s, x, how),
+                **{**QKV, "q": lin(12, 24), "k": lin(12, 8), "v": lin(12, 8), "out": lin(24, 5)},
+            ),
+            {"q": 8, "v": 8},
+            shapes=(TOKENS,),
         )
         for how in ("repeat", "expand", "sdpa")
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

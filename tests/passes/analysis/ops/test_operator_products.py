@@ -69,51 +69,68 @@ def ends(middle: int = 6) -> dict[str, nn.Module]:
 CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int]]] = {
     "tensordot with a weight": (
         lambda s, x: s.out(torch.tensordot(s.a(x), s.w, ([2], [1]))),
-        {**ends(), "w": torch.rand(6, 8)}, {"a": 8, "w": 6},
+        {**ends(), "w": torch.rand(6, 8)},
+        {"a": 8, "w": 6},
     ),
     "tensordot, the weight first": (
         lambda s, x: s.out(torch.tensordot(s.w, s.a(x), ([0], [2])).permute(1, 2, 0)),
-        {**ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
+        {**ends(), "w": torch.rand(8, 6)},
+        {"a": 8, "w": 6},
     ),
     "tensordot over tokens and channels": (
         lambda s, x: s.out(torch.tensordot(s.a(x), s.w, ([1, 2], [0, 1]))),
-        {**ends(), "w": torch.rand(6, 8, 6)}, {"a": 8, "w": 6},
+        {**ends(), "w": torch.rand(6, 8, 6)},
+        {"a": 8, "w": 6},
     ),
     "bilinear": (
-        lambda s, x: s.out(s.m(s.a(x), s.b(x))), {**ends(), "m": nn.Bilinear(8, 8, 6)}, {"a": 8, "b": 8, "m": 6},
+        lambda s, x: s.out(s.m(s.a(x), s.b(x))),
+        {**ends(), "m": nn.Bilinear(8, 8, 6)},
+        {"a": 8, "b": 8, "m": 6},
     ),
     "bilinear of one tensor": (
-        lambda s, x: s.out(s.m(y := s.a(x), y)), {**ends(), "m": nn.Bilinear(8, 8, 6, bias=False)}, {"a": 8, "m": 6},
+        lambda s, x: s.out(s.m(y := s.a(x), y)),
+        {**ends(), "m": nn.Bilinear(8, 8, 6, bias=False)},
+        {"a": 8, "m": 6},
     ),
     "einsum with an ellipsis": (
         lambda s, x: s.out(torch.einsum("...i,ij->...j", s.a(x), s.w)),
-        {**ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
+        {**ends(), "w": torch.rand(8, 6)},
+        {"a": 8, "w": 6},
     ),
     "einsum without a result": (
         # letters by the alphabet: (b, j, n)
-        lambda s, x: s.out(torch.einsum("bni,ij", s.a(x), s.w).mT), {
-        **ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
+        lambda s, x: s.out(torch.einsum("bni,ij", s.a(x), s.w).mT),
+        {**ends(), "w": torch.rand(8, 6)},
+        {"a": 8, "w": 6},
     ),
     "einsum of three": (
         lambda s, x: s.out(torch.einsum("bni,ij,bni->bnj", s.a(x), s.w, s.b(x))),
-        {**ends(), "w": torch.rand(8, 6)}, {"a": 8, "w": 6},
+        {**ends(), "w": torch.rand(8, 6)},
+        {"a": 8, "w": 6},
     ),
     "distances of tokens": (
         lambda s, x: s.out(s.c(x) * torch.cdist(s.a(x), s.b(x)).mean(-1, keepdim=True)),
-        {**ends(), "c": nn.Linear(12, 6)}, {"a": 8, "c": 6},
+        {**ends(), "c": nn.Linear(12, 6)},
+        {"a": 8, "c": 6},
     ),
     "distances from codes": (
-        lambda s, x: s.out(torch.cdist(s.a(x), s.w.expand(x.shape[0], -1, -1))), {**ends(), "w": torch.rand(6, 8)},
+        lambda s, x: s.out(torch.cdist(s.a(x), s.w.expand(x.shape[0], -1, -1))),
+        {**ends(), "w": torch.rand(6, 8)},
         {"a": 8, "w": 6},
     ),
     "cosine of two tensors": (
         lambda s, x: s.out(s.c(x) * F.cosine_similarity(s.a(x), s.b(x)[:, :1], -1).unsqueeze(-1)),
-        {**ends(), "c": nn.Linear(12, 6)}, {"a": 8, "c": 6},
+        {**ends(), "c": nn.Linear(12, 6)},
+        {"a": 8, "c": 6},
     ),
     "linear attention": (linear_attention, qkv(), {"qkv": 8}),
     "linear attention by einsum": (einsum_attention, qkv(), {"qkv": 8}),
-    "factorised attention": (factorised, {**qkv(), "conv": nn.Conv1d(12, 12, 3, padding=1, groups=12)}, {"qkv": 4}),
-}  # fmt: skip
+    "factorised attention": (
+        factorised,
+        {**qkv(), "conv": nn.Conv1d(12, 12, 3, padding=1, groups=12)},
+        {"qkv": 4},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,7 +25,10 @@ class Recurrent(nn.Module):
     """A layer, a recurrence, a head; ``forward`` may say how they meet."""
 
     def __init__(
-        self, kind: type[nn.RNNBase], forward: Callable[..., Any] | None = None, **options: Any
+        self,
+        kind: Callable[..., nn.RNNBase],
+        forward: Callable[..., Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         options = {"hidden_size": 4, "batch_first": True, **options}
@@ -73,34 +76,48 @@ def weight_normed() -> nn.Module:
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "lstm": (lambda: Recurrent(nn.LSTM), {"a": 8, "m": 4}),
-    "rnn, relu, without biases": (lambda: Recurrent(nn.RNN, nonlinearity="relu", bias=False), {"a": 8, "m": 4}),
+    "rnn, relu, without biases": (
+        lambda: Recurrent(nn.RNN, nonlinearity="relu", bias=False),
+        {"a": 8, "m": 4},
+    ),
     "gru, time first": (lambda: Recurrent(nn.GRU, batch_first=False), {"a": 8, "m": 4}),
     "two layers, both directions": (
-        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), {"a": 8, "m": 16},
+        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+        {"a": 8, "m": 16},
     ),
     "gru, both directions": (lambda: Recurrent(nn.GRU, bidirectional=True), {"a": 8, "m": 8}),
     "projected, two layers, both directions": (
         lambda: Recurrent(nn.LSTM, hidden_size=6, proj_size=3, num_layers=2, bidirectional=True),
         {"a": 8, "m": 12, "m.3": 8},
     ),
-    "projected without biases": (lambda: Recurrent(nn.LSTM, proj_size=3, bias=False), {"a": 8, "m": 3}),
+    "projected without biases": (
+        lambda: Recurrent(nn.LSTM, proj_size=3, bias=False),
+        {"a": 8, "m": 3},
+    ),
     "states of its own": (
         lambda: with_parts(
             Recurrent(nn.LSTM, from_own_state, num_layers=2),
-            h0=nn.Linear(6, 4), h1=nn.Linear(6, 4), c0=nn.Linear(6, 4), c1=nn.Linear(6, 4),
+            h0=nn.Linear(6, 4),
+            h1=nn.Linear(6, 4),
+            c0=nn.Linear(6, 4),
+            c1=nn.Linear(6, 4),
         ),
         {"a": 8, "h0": 4},
     ),
     "a learned state": (
-        lambda: with_parts(Recurrent(nn.GRU, learned_state, num_layers=2), h=nn.Parameter(torch.rand(2, 1, 4))),
+        lambda: with_parts(
+            Recurrent(nn.GRU, learned_state, num_layers=2), h=nn.Parameter(torch.rand(2, 1, 4))
+        ),
         {"a": 8, "h": 4},
     ),
     "last states": (
-        lambda: with_parts(Recurrent(nn.LSTM, last_states, bidirectional=True), other=nn.Linear(8, 5)),
+        lambda: with_parts(
+            Recurrent(nn.LSTM, last_states, bidirectional=True), other=nn.Linear(8, 5)
+        ),
         {"a": 8, "m": 8},
     ),
     "weight norm": (weight_normed, {"a": 8, "m": 4}),
-}  # fmt: skip
+}
 
 
 FAST = (
@@ -139,7 +156,7 @@ class Decoding(nn.Module):
 class Stepping(nn.Module):
     """Two cells, one above the other, called for every step."""
 
-    def __init__(self, kind: type[nn.RNNCellBase]) -> None:
+    def __init__(self, kind: Callable[[int, int], nn.RNNCellBase]) -> None:
         super().__init__()
         self.a, self.low, self.high, self.out = (
             nn.Linear(6, 8),
@@ -179,7 +196,9 @@ def test_two_recurrences_that_share_their_states(prove: Callable[..., Any]) -> N
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in (nn.GRUCell, nn.RNNCell)),
     ],
 )
-def test_cells_called_step_by_step(kind: type[nn.RNNCellBase], prove: Callable[..., Any]) -> None:
+def test_cells_called_step_by_step(
+    kind: Callable[[int, int], nn.RNNCellBase], prove: Callable[..., Any]
+) -> None:
     coupling = prove(Stepping(kind), torch.randn(2, 3, 6))
     assert {group.name: group.width for group in coupling.free} == {"a": 8, "low": 4, "high": 6}
 
