@@ -114,10 +114,11 @@ def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
 def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an error
     where it has one."""
+    assert isinstance(loaded.module, nn.Module)
     model, inputs = loaded.module.eval(), loaded.example_inputs
     clock = Clock()
 
-    def heads(network: nn.Module) -> list[nn.Module]:
+    def heads(network: nn.Module) -> list[nn.Linear | nn.modules.conv._ConvNd]:
         return [
             item
             for item in network.modules()

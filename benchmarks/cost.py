@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ def measure(spec: str, count: int) -> dict[str, Any]:
         for unit in UNITS:
             new.measure(unit, new.full)
 
-    rates = {
-        unit: count / best_of(3, lambda unit=unit: cost.measure(unit, widths)) for unit in UNITS
-    }
+    rates = {unit: count / best_of(3, partial(cost.measure, unit, widths)) for unit in UNITS}
     one = best_of(100, lambda: cost.measure("flops", widths[0]))
     return {
         "network": spec,

@@ -103,6 +103,7 @@ def _load(run: Run) -> None:
 
 def _capture(run: Run) -> None:
     module = run.loaded.module
+    assert isinstance(module, nn.Module)
     run.graph = capture(module, run.inputs)
     with torch.no_grad():
         wanted = module.eval()(*run.inputs)

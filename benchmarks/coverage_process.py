@@ -100,7 +100,7 @@ def _failed(kind: str, text: str) -> Row:
 
 def _where(error: BaseException) -> list[str]:
     """The innermost frames of an error and of its cause, as file:line."""
-    found = []
+    found: list[str] = []
     link: BaseException | None = error
     while link is not None and len(found) < 9:
         frames = traceback.extract_tb(link.__traceback__)[-3:]

@@ -140,6 +140,7 @@ def mobilenet() -> Graph:
     """MobileNetV2 with weights of TensorFlow's padding, turned by 180 degrees: torchvision's
     padding fits these."""
     network = load_model("torchvision:mobilenet_v2").module
+    assert isinstance(network, nn.Module)
     weights = read_weights(SHARED / "weights" / "mobilenet_v2_imagenet.safetensors")
     turned = {
         name: w.flip(2, 3) if w.ndim == 4 and w.shape[-1] == 3 else w for name, w in weights.items()

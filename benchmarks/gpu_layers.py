@@ -237,7 +237,7 @@ class _Problem:
         )
         count = tiles(self.images, window.out_pixels, tile.rows) * padded(n_out)
         partials = Partials(
-            *(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows
+            torch.empty(count, device=place), torch.empty(count, device=place), tile.rows
         )
         room = Segments([Segment(n_in=n_in, n_out=n_out, images=self.images, w_rows=rows)], place)
         launch = dwconv_launch if shape.depthwise else conv_launch

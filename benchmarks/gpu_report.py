@@ -289,8 +289,8 @@ def _widths(row: Row) -> list[str]:
         "quartiles of P1",
         "P2 times faster than B4",
         "quartiles of P2",
+        "P3 times faster than P1",
     )
-    keys += ("P3 times faster than P1",)
     rows = [
         [
             name,

@@ -164,7 +164,7 @@ class _Measure:
         sample, place = self.sample, self.device.place
         count = tiles(self.images, sample.window.out_pixels, tile.rows) * padded(sample.n_out)
         partials = Partials(
-            *(torch.empty(count, device=place) for _ in range(2)), tile_rows=tile.rows
+            torch.empty(count, device=place), torch.empty(count, device=place), tile.rows
         )
         operands = self.x, self.w, self.y, self.segments, sample.window
         around: dict[str, Any] = {

@@ -102,6 +102,6 @@ def test_what_the_page_names_exists() -> None:
             assert any((item.__module__, item.__name__) == (place, base) for item in found.__mro__)
     for path in re.findall(r"`((?:passes|tests)/[\w/]+\.py)`", PAGE):
         assert (Path(__file__).parents[1] / path).exists()
-    tables = "".join(Path(module.__file__).read_text("utf-8") for module in (parts, passes))
+    tables = "".join(Path(str(module.__file__)).read_text("utf-8") for module in (parts, passes))
     for line in re.findall(r'^    "(?:[\w-]+)": "(.*?)",', PAGE, re.MULTILINE):
         assert line in tables

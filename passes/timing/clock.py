@@ -12,7 +12,7 @@ __all__ = ["Clock", "WallClock"]
 class Clock(Protocol):
     """Takes times. Tests put one of their own in its place."""
 
-    def seconds(self, run: Callable[[], None]) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
         """Call ``run`` once; how long it took."""
         ...
 
@@ -28,7 +28,7 @@ class Clock(Protocol):
 class WallClock:
     """The time that passes on the wall, around runs that come back when they are done."""
 
-    def seconds(self, run: Callable[[], None]) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
         started = time.perf_counter()
         run()
         return time.perf_counter() - started

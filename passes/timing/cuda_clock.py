@@ -32,7 +32,7 @@ class CudaClock(WallClock):
         where = device if api is torch.cuda else torch.device("cpu")
         self._buffer = torch.empty(2 * cache, dtype=torch.int8, device=where)
 
-    def seconds(self, run: Callable[[], None]) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
         """Return the seconds between the moments at which the device reached the start and the end
         of what ``run`` started."""
         start, stop = self._api.Event(enable_timing=True), self._api.Event(enable_timing=True)
@@ -52,7 +52,7 @@ class CudaClock(WallClock):
 class ColdWallClock(CudaClock):
     """The wall's time around a call that comes back when the device is done."""
 
-    def seconds(self, run: Callable[[], None]) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
         self._cool()
         started = self.now()
         run()

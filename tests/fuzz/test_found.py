@@ -47,7 +47,7 @@ def survive(model: nn.Module, *inputs: Tensor, training: bool = True) -> Couplin
         for each in (module.train(), model.train()):
             torch.manual_seed(1)
             results.append(run(each, inputs))
-        compare(*results, "training mode")
+        compare(results[0], results[1], "training mode")
     coupling = couple(graph)
     for kind in ("least", "random", "almost"):
         plan = make_plan(coupling, kind, 0)

@@ -127,6 +127,8 @@ class TiedWhole(nn.Module):
 
 
 class RawParameters(nn.Module):
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(1, 1, 6))

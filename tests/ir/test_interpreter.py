@@ -106,7 +106,7 @@ def twins(
 def assert_same_state(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(
-            weights[name].detach(), tensor, rtol=0, atol=0, msg=lambda text, n=name: f"{n}: {text}"
+            weights[name].detach(), tensor, rtol=0, atol=0, msg=f"{{}} of {name}".format
         )
 
 

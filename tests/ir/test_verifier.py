@@ -3,6 +3,7 @@ graph valid."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pruneopt.ir.types import (
     Axis,
     BatchSize,
     ChannelGroup,
+    Dim,
     IndexedAxis,
     Keyword,
     Part,
@@ -35,7 +37,8 @@ graph @g(%x: f32[N, 3, 8, 8]) {
 
   %conv = aten.conv2d(%x, @w) {padding = [1, 1]}: f32[N, $a, 8, 8] loc("conv" Conv2d "net.py":3)
   %mul = aten.mul.Tensor(%conv, @scale): f32[N, $a, 8, 8] loc("" Net "net.py":4)
-  %s, %t = aten.split_with_sizes(%mul) {split_sizes = [2, 2], dim = 1}: f32[N, $a[0:2], 8, 8], f32[N, $a[2:4], 8, 8]
+  %s, %t = aten.split_with_sizes(%mul) {split_sizes = [2, 2], dim = 1}\
+: f32[N, $a[0:2], 8, 8], f32[N, $a[2:4], 8, 8]
   %cat = aten.cat([%t, %s, %s]) {dim = 1}: f32[N, $b, 8, 8]
   return {"out": %cat}
 }
@@ -58,11 +61,11 @@ def value_named(graph: Graph, name: str) -> Value:
     return next(value for value in graph.values if value.name == name)
 
 
-def swap_groups(graph: Graph, **changes: object) -> None:
+def swap_groups(graph: Graph, **changes: Any) -> None:
     graph.channels = (replace(graph.channels[0], **changes), *graph.channels[1:])
 
 
-def set_dim(graph: Graph, name: str, index: int, dim: object) -> None:
+def set_dim(graph: Graph, name: str, index: int, dim: Dim) -> None:
     value = value_named(graph, name)
     value.type = TensorType(
         value.type.dtype, (*value.type.dims[:index], dim, *value.type.dims[index + 1 :])
@@ -89,6 +92,11 @@ def forget_use(graph: Graph) -> None:
 
 def invent_use(graph: Graph) -> None:
     value_named(graph, "x")._uses[op_named(graph, "cat")] = 1
+
+
+def add_attribute(graph: Graph) -> None:
+    op = graph.ops[0]
+    op.attrs = {**op.attrs, "colour": 1}
 
 
 def drop_attribute(graph: Graph) -> None:
@@ -172,7 +180,7 @@ CORRUPTIONS: list[tuple[Callable[[Graph], object], str]] = [
     # Schemas
     (set_target, r"the op aten.multiply_twice.default does not exist"),
     (drop_attribute, r"it lacks the attribute 'groups'"),
-    (lambda g: g.ops[0].attrs.update(colour=1), r"it has an unknown attribute 'colour'"),
+    (add_attribute, r"it has an unknown attribute 'colour'"),
     (
         lambda g: g.set_attr(g.ops[0], "padding", (1, Keyword("wide"))),
         r"the word 'wide' has no meaning",

@@ -194,7 +194,10 @@ def test_scores_and_their_teacher_belong_together() -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: Prologue(activation="gelu"), "activation 'gelu' is unknown"),
+        (
+            lambda: Prologue(activation="gelu"),  # type: ignore[arg-type]
+            "activation 'gelu' is unknown",
+        ),
         (lambda: Prologue(residual_affine=table), "residual_affine is given without a residual"),
         (lambda: Tile(48, 32, 32, 4, 2), "are powers of two"),
         (

@@ -1,6 +1,8 @@
 """The references, which the kernels are compared with, against torch's own operations in
 float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from ragged.buffers import FP32, Setting
@@ -75,13 +77,13 @@ def expected_input(case: Case, problem: Problem, segment: Segment) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_convolutions(case: Case) -> None:
     problem = build(case, DOUBLE, "cpu", 8).float64()
-    common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
+    common: dict[str, Any] = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
         reference.dwconv(
             problem.x, problem.weight, problem.y, problem.segments, case.window, **common
         )
     else:
-        more = {"groups": case.groups}
+        more: dict[str, Any] = {"groups": case.groups}
         reference.conv(
             problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more
         )
@@ -165,12 +167,13 @@ def test_pool() -> None:
     reference.pool(
         mean,
         variance,
-        *pooled[:2],
+        pooled[0],
+        pooled[1],
         pools,
         2,
         gamma=ones,
         beta=zeros,
-        affine=Affine(*pooled[2:]),
+        affine=Affine(pooled[2], pooled[3]),
         eps=EPS,
     )
     rows = torch.cat(batches)

@@ -27,7 +27,7 @@ def test_columns_follow_the_fields() -> None:
 
 
 def test_the_kernels_read_the_same_columns() -> None:
-    common = pytest.importorskip("pruneopt.kernels.device.common", exc_type=Exception)
+    common = pytest.importorskip("pruneopt.kernels.device.common", exc_type=Exception)  # type: ignore[arg-type]
     fields = Segment.__dataclass_fields__
     assert [getattr(common, name.upper()).value for name in fields] == list(range(len(fields)))
     assert common.FIELDS.value == len(fields)

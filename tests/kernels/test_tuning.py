@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruneopt.kernels.tiles import Precision
+
 pytest.importorskip("triton")
 
 from pruneopt.errors import UserError
@@ -32,7 +34,7 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_the_default_is_the_table(
-    architecture: int, dtype: torch.dtype, precision: tuning.Precision
+    architecture: int, dtype: torch.dtype, precision: Precision
 ) -> None:
     """Also for widths and shares of a group that are no powers of two."""
     for n_out, n_in, groups in (

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -110,7 +111,7 @@ def first(architecture: int) -> Launch:
 def finalize(architecture: int) -> Launch:
     segments = Segments([Segment(n_in=1, n_out=256, images=256)], "meta")
     partials = Partials(empty(), empty(), 128)
-    after = {"gamma": empty(), "beta": empty(), "affine": table()}
+    after: dict[str, Any] = {"gamma": empty(), "beta": empty(), "affine": table()}
     return statistics.finalize_launch(partials, empty(), empty(), segments, 196, **after)
 
 
@@ -119,7 +120,7 @@ def pool(architecture: int) -> Launch:
         [Pool(first=0, count=1, out_table=0)],
         Segments([Segment(n_in=1, n_out=256, images=256)], "meta"),
     )
-    after = {"gamma": empty(), "beta": empty(), "affine": table()}
+    after: dict[str, Any] = {"gamma": empty(), "beta": empty(), "affine": table()}
     return statistics.pool_launch(empty(), empty(), empty(), empty(), pools, 196, **after)
 
 

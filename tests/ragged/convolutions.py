@@ -4,6 +4,7 @@ reference."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Problem:
     def float64(self) -> Problem:
         """The same numbers, after rounding, in float64 on the host."""
 
-        def wide(value: object) -> object:
+        def wide(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.double().cpu()
             if isinstance(value, Affine):
@@ -69,7 +70,7 @@ class Problem:
             return value
 
         parts = {name: wide(value) for name, value in vars(self).items()}
-        return Problem(**parts | {"segments": Segments(self.segments.segments)})  # type: ignore[arg-type]
+        return Problem(**parts | {"segments": Segments(self.segments.segments)})
 
 
 def build(case: Case, setting: Setting, device: str, tile_rows: int, seed: int = 0) -> Problem:

@@ -34,7 +34,7 @@ def cut(dice: Dice, shape: Shape) -> Made | None:
     if (name in ("halves", "glu") and c % 2) or (name in ("split", "swap", "drop first") and c < 2):
         return None
     place = [slice(None)] * axis
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "slice": lambda x: x[(*place, slice(start, stop, step))],
         "narrow": lambda x: x.narrow(axis, start, stop - start),
         "chunk": lambda x: x.chunk(3, axis)[-1],
@@ -45,7 +45,8 @@ def cut(dice: Dice, shape: Shape) -> Made | None:
         "tensor split": lambda x: x.tensor_split(3, axis)[0],
         "glu": lambda x: F.glu(x, axis),
         "index": lambda p, x: x.index_select(axis, p.constant),
-    }[name]
+    }
+    run = ways[name]
     parts = [Held(torch.arange(c).flip(0)[start:stop])] if name == "index" else []
     outs = run(*parts, torch.zeros(shape.full(1))).shape[axis]
     sized = name not in ("halves", "glu")
@@ -63,8 +64,9 @@ def copy(dice: Dice, shape: Shape) -> Made | None:
     if name == "negative pad" and c < 3:
         return None
     inner = [0, 0] * (shape.rank - 1 - axis)
+    side = dice.whole(0, 1)
     twice = [2 if a == axis else 1 for a in range(shape.rank)]
-    run: Callable[[Tensor], Tensor] = {
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
         "pad": lambda x: F.pad(x, (*inner, before, after)),
         "interleave": lambda x: x.repeat_interleave(2, axis),
         "repeat": lambda x: x.repeat(twice),
@@ -72,15 +74,15 @@ def copy(dice: Dice, shape: Shape) -> Made | None:
         "mirror": lambda x: torch.cat([x, x.flip(axis)], axis),
         "flip": lambda x: x.flip(axis),
         "roll": lambda x: x.roll(before, axis),
-        "stack": lambda x: torch.stack([x, -x], axis + dice_side).flatten(axis, axis + 1),
+        "stack": lambda x: torch.stack([x, -x], axis + side).flatten(axis, axis + 1),
         "negative pad": lambda x: F.pad(x, (*inner, -1, -1)),
-    }[name]
-    dice_side = dice.whole(0, 1)
+    }
+    run = ways[name]
     outs = run(torch.zeros(shape.full(1))).shape[axis]
     if outs > MAX_CHANNELS:
         return None
     return Made(
-        f"{name} {before}+{after} {dice_side}",
+        f"{name} {before}+{after} {side}",
         shape.wide(outs),
         run,
         sized=name in ("pad", "negative pad", "roll"),
@@ -121,7 +123,7 @@ def blocks(dice: Dice, shape: Shape) -> Made | None:
     if name == "glu" and size % 2:
         return None
     taken = (*[slice(None)] * axis, slice(start, stop, step if name == "stride" else 1))
-    run: Callable[[Tensor], Tensor] = {
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
         "transpose": lambda y: y.transpose(first, first + 1),
         "softmax": lambda y: y.softmax(axis),
         "mean": lambda y: y.mean(axis),
@@ -138,7 +140,8 @@ def blocks(dice: Dice, shape: Shape) -> Made | None:
         "cumsum": lambda y: y.cumsum(axis),
         "argmax": lambda y: y * y.argmax(axis, keepdim=True),
         "std": lambda y: y / (1 + y.std(axis, keepdim=True, correction=0)),
-    }[name]
+    }
+    run = ways[name]
     spread = [*shape.full(0)[:first], n, c // n, *shape.full(0)[first + 1 :]][1:]
     after = run(torch.zeros(1, *spread))
     outs = after.numel() // shape.positions

@@ -93,7 +93,7 @@ def computed(dice: Dice, shape: Shape) -> Made:
         "sliced": [(outs + 2, c)],
         "twice": [(outs, c), (outs,)],
     }
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "bare": lambda p, b, x: F.linear(x, p.weight, b.weight),
         "matmul": lambda p, x: x @ p.weight,
         "einsum": lambda p, x: (
@@ -115,7 +115,8 @@ def computed(dice: Dice, shape: Shape) -> Made:
         "twice": lambda p, b, x: (
             F.linear(x, p.weight, b.weight).relu() - F.linear(x * 0.5, p.weight)
         ),
-    }[name]
+    }
+    run = ways[name]
     parts = [
         Free(*size, scale=0.4, buffer=name == "masked" and i == 1)
         for i, size in enumerate(sizes[name])
@@ -203,13 +204,14 @@ def shared(dice: Dice, shape: Shape) -> Made:
         if shape.kind in ("tokens", "vector") or shape.positions < 3
         else nn.GroupNorm(1, c)
     )
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "twice": lambda m, n, x: m(m(x).relu()),
         "recursive": lambda m, n, x: x + m(x + m(x).tanh()).tanh(),
         "both halves": lambda m, n, x: m(x),
         "siamese": lambda m, n, x: (m(x) - m(-x)).abs(),
         "with a norm": lambda m, n, x: n(m(n(m(x))).relu()),
-    }[name]
+    }
+    run = ways[name]
     return Made(f"shared {name}", shape, run, [layer, norm])
 
 

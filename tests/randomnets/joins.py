@@ -38,7 +38,7 @@ def elementwise(dice: Dice, a: Shape, b: Shape) -> Made | None:
         ]
     )
     first = dice.whole(1, c)
-    run: Callable[[Tensor, Tensor], Tensor] = {
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "add": torch.add,
         "mul": lambda x, y: x * y.tanh(),
         "max": torch.maximum,
@@ -56,7 +56,8 @@ def elementwise(dice: Dice, a: Shape, b: Shape) -> Made | None:
         "mixed": lambda x, y: torch.cat(
             [x.narrow(axis, 0, first), y.narrow(axis, first, c - first)], axis
         ),
-    }[name]
+    }
+    run = ways[name]
     return Made(f"{name} {first}", a, run, sized=name in ("swap", "mixed"))
 
 

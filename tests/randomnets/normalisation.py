@@ -46,7 +46,7 @@ def norm(dice: Dice, shape: Shape) -> Made | None:
         return None
     if kind == "group" and shape.positions == 1 and not divisors(c):
         return None  # torch refuses a group of a single number
-    layer: nn.Module = {
+    layers: dict[str, Callable[[], nn.Module]] = {
         "batch": lambda: BATCH_NORM[dims](c),
         "frozen": lambda: FrozenBatchNorm(c),
         "group": lambda: nn.GroupNorm(
@@ -58,7 +58,8 @@ def norm(dice: Dice, shape: Shape) -> Made | None:
         "all": lambda: nn.LayerNorm((c, *shape.size)),
         "bare batch": lambda: BATCH_NORM[dims](c, affine=False),
         "local": lambda: nn.LocalResponseNorm(dice.pick([3, 5])),
-    }[kind]()
+    }
+    layer = layers[kind]()
     return Made(f"{kind} norm {layer}", shape, lambda m, x: m(x), [layer])
 
 
@@ -102,13 +103,14 @@ def token_norm(dice: Dice, shape: Shape) -> Made | None:
         return Made(
             "layer norm without weights", shape, lambda x: F.layer_norm(x, x.shape[-1:]), []
         )
-    layer: nn.Module = {
+    layers: dict[str, Callable[[], nn.Module]] = {
         "layer": lambda: nn.LayerNorm(c, bias=dice.flag()),
         "rms": lambda: nn.RMSNorm(c, eps=1e-3),
         "batch": lambda: nn.BatchNorm1d(c),
         "group": lambda: nn.GroupNorm(dice.pick([1, *divisors(c)]), c),
         "both": lambda: nn.LayerNorm((*shape.size, c)),
-    }[kind]()
+    }
+    layer = layers[kind]()
     if kind in ("batch", "group"):
         return Made(f"{kind} norm of tokens {layer}", shape, lambda m, x: m(x.mT).mT, [layer])
     return Made(f"{kind} norm {layer}", shape, lambda m, x: m(x), [layer])
@@ -129,7 +131,7 @@ def by_length(dice: Dice, shape: Shape) -> Made:
         ["l2", "l1", "standard", "global response", "largest", "softmax", "log softmax"]
     )
     spatial = tuple(a for a in range(1, shape.rank) if a != axis)
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "l2": lambda x: F.normalize(x, dim=axis, eps=1e-3),
         "l1": lambda x: x / (x.abs().sum(axis, keepdim=True) + 1.0),
         "standard": lambda x: (
@@ -142,7 +144,8 @@ def by_length(dice: Dice, shape: Shape) -> Made:
         "largest": lambda x: x / (x.abs().amax(axis, keepdim=True) + 1.0),
         "softmax": lambda x: x.softmax(axis),
         "log softmax": lambda x: x.log_softmax(axis),
-    }[name]
+    }
+    run = ways[name]
     parts = [Free(shape.channels), Free(shape.channels)] if name == "global response" else []
     return Made(f"{name} of channels", shape, run, parts)
 

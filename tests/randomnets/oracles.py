@@ -111,7 +111,7 @@ def smaller(
                         if table is mine._parameters
                         else made
                     )
-                    new[own] = twins.setdefault(name, fresh)
+                    new[own] = twins.setdefault(name, fresh)  # type: ignore[assignment]
         _refresh(mine, theirs, whole_groups)
     return twin
 

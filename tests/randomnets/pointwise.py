@@ -32,14 +32,15 @@ def activation(dice: Dice, shape: Shape) -> Made:
             "half",
         ]
     )
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "where": lambda x: torch.where(x > 0, x, 0.1 * x),
         "clamp": lambda x: x.clamp(-1, 1),
         "leaky": lambda x: F.leaky_relu(x, 0.2),
         "dropout": lambda m, x: m(x),
         "exp": lambda x: (-x.abs()).exp(),
         "half": lambda x: x * 0.5 + torch.tensor(0.25),
-    }.get(name, getattr(F, name, None) or torch.sigmoid)
+    }
+    run = ways.get(name, getattr(F, name, None) or torch.sigmoid)
     return Made(name, shape, run, [nn.Dropout(0.3)] if name == "dropout" else [])
 
 
@@ -56,7 +57,7 @@ def per_channel(dice: Dice, shape: Shape) -> Made:
         ["scale", "shift", "buffer", "constant", "layer scale", "mask", "both", "arange"]
     )
     constant = torch.linspace(-1, 1, c)
-    run: Callable[..., Tensor] = {
+    ways: dict[str, Callable[..., Tensor]] = {
         "scale": lambda p, x: x * shape.along(p.weight),
         "shift": lambda p, x: shape.along(p.weight) + x,
         "buffer": lambda p, x: (x - shape.along(p.weight)) / 2,
@@ -67,7 +68,8 @@ def per_channel(dice: Dice, shape: Shape) -> Made:
             x, shape.along(p.weight), shape.along(p.weight).sigmoid()
         ),
         "arange": lambda p, x: x + shape.along(torch.arange(x.shape[shape.axis]).to(x) / 8),
-    }[name]
+    }
+    run = ways[name]
     return Made(
         f"{name} per channel",
         shape,
@@ -98,7 +100,7 @@ def statistic(dice: Dice, shape: Shape) -> Made:
         shape.axis,
         dice.pick(["gate", "mean", "max", "sum", "std", "logsumexp", "cumsum", "first"]),
     )
-    run: Callable[[Tensor], Tensor] = {
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
         "gate": lambda x: x * x.amax(axis, keepdim=True).sigmoid().expand(x.shape),
         "mean": lambda x: x - x.mean(axis, keepdim=True),
         "max": lambda x: x - x.max(axis, keepdim=True).values,
@@ -107,7 +109,8 @@ def statistic(dice: Dice, shape: Shape) -> Made:
         "logsumexp": lambda x: x - torch.logsumexp(x, axis, keepdim=True),
         "cumsum": lambda x: x.cumsum(axis) / 4,
         "first": lambda x: x - x.narrow(axis, 0, 1),
-    }[name]
+    }
+    run = ways[name]
     return Made(f"{name} over channels", shape, run, sized=name == "first")
 
 

@@ -26,7 +26,7 @@ def pool(dice: Dice, shape: Shape) -> Made | None:
         return None
     half = tuple(s // 2 for s in shape.size)
     kind = dice.whole(0, 3)
-    function = POOLS[dims][kind]
+    function: Callable[..., Tensor] = POOLS[dims][kind]
     size = half[0] if dims == 1 else half
     return Made(
         function.__name__, shape.sized(*half), lambda x: function(x, 2 if kind < 2 else size)
@@ -85,7 +85,7 @@ def rearrange(dice: Dice, shape: Shape) -> Made | None:
         "unshuffle": (small, lambda x: F.pixel_unshuffle(x, 2), False),
         "unpool": (
             shape,
-            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), (2, 2)),
             False,
         ),
         "fold": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,7 +109,7 @@ def places(dice: Dice, shape: Shape) -> Made:
     more = shape.sized(n + 1)
     steps = Held(torch.arange(n))
     wave = Held((torch.arange(n)[:, None] / 3 + torch.arange(c)).sin())
-    made = {
+    kinds: dict[str, tuple[Shape, Callable[..., Tensor], Sequence[nn.Module], bool]] = {
         "parameter": (shape, lambda p, x: x + p.weight, [Free(1, n, c)], False),
         "embedding": (shape, lambda m, x: x + m(torch.arange(n)), [nn.Embedding(n, c)], False),
         "class token": (
@@ -131,8 +133,9 @@ def places(dice: Dice, shape: Shape) -> Made:
         ),
         "empty prefix": (shape, lambda x: torch.cat([x[:, :0], x], 1), [], False),
         "forget first": (shape.sized(n - 1), lambda x: x[:, 1:], [], False),
-    }[kind]
-    return Made(f"token {kind}", *made[:3], sized=made[3])
+    }
+    out, run, parts, sized = kinds[kind]
+    return Made(f"token {kind}", out, run, parts, sized=sized)
 
 
 @unary("tokens")

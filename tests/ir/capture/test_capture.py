@@ -456,6 +456,8 @@ class ReturnsUnknown(nn.Module):
 
 
 class Counts(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))

@@ -462,19 +462,25 @@ def without_stochastic_depth(model: nn.Module) -> nn.Module:
     note."""
     for module in model.modules():
         if type(module).__name__ == "StochasticDepth":
-            module.p = 0.0
+            setattr(module, "p", 0.0)  # noqa: B010
     for name in ("aux1", "aux2"):
         if hasattr(model, name):
             setattr(model, name, None)
     if hasattr(model, "aux_logits"):
-        model.aux_logits = False
+        setattr(model, "aux_logits", False)  # noqa: B010
     return model
 
 
 FAST = ["resnet18", "mobilenet_v2", "shufflenet_v2_x1_0"]
 SLOW = [
-    "vit_b_16", "swin_t", "deeplabv3_resnet50", "convnext_tiny", "efficientnet_b0", "googlenet", "densenet121",
-]  # fmt: skip
+    "vit_b_16",
+    "swin_t",
+    "deeplabv3_resnet50",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "googlenet",
+    "densenet121",
+]
 
 
 @pytest.mark.parametrize(

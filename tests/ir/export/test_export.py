@@ -199,14 +199,14 @@ class Windows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        parts = (
+        q, k, v = (
             self.qkv(x.reshape(rows * 4, 16, 16))
             .view(rows * 4, 16, 2, 24)
             .transpose(1, 2)
             .chunk(3, dim=3)
         )
         bias = self.bias.unsqueeze(0).contiguous()
-        seen = nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return seen.transpose(1, 2).reshape(rows * 4, 4, 4, -1)
 
 

@@ -2,6 +2,7 @@
 own."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ DEPTHWISE = [
 
 def tile_of(case: Case, setting: Setting, device: str) -> Tile:
     arch = architecture(torch.device(device))
-    n_in, n_out = (max(candidate[i] for candidate in case.candidates) for i in (0, 1))
+    n_in = max(candidate[0] for candidate in case.candidates)
+    n_out = max(candidate[1] for candidate in case.candidates)
     if case.depthwise:
         return depthwise_tile(n_out, arch)
     return conv_tile(n_out, n_in, setting.dtype, arch, setting.precision, case.groups)
@@ -122,18 +124,18 @@ def tile_of(case: Case, setting: Setting, device: str) -> Tile:
 
 def run(case: Case, setting: Setting, problem: Problem) -> None:
     """The kernels, as a planner calls them."""
-    common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
+    common: dict[str, Any] = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
         convolution.dwconv(
             problem.x, problem.weight, problem.y, problem.segments, case.window, **common
         )
     else:
-        more = {"groups": case.groups, "precision": setting.precision}
+        more: dict[str, Any] = {"groups": case.groups, "precision": setting.precision}
         convolution.conv(
             problem.x, problem.weight, problem.y, problem.segments, case.window, **common, **more
         )
     if isinstance(problem.epilogue, Partials):
-        tables = {
+        tables: dict[str, Any] = {
             "gamma": problem.gamma,
             "beta": problem.beta,
             "affine": problem.affine,
@@ -151,7 +153,7 @@ def run(case: Case, setting: Setting, problem: Problem) -> None:
 
 def expect(case: Case, problem: Problem) -> None:
     """The reference on the same buffers in float64."""
-    common = {"prologue": problem.prologue, "epilogue": problem.epilogue}
+    common: dict[str, Any] = {"prologue": problem.prologue, "epilogue": problem.epilogue}
     if case.depthwise:
         reference.dwconv(
             problem.x, problem.weight, problem.y, problem.segments, case.window, **common
@@ -167,7 +169,7 @@ def expect(case: Case, problem: Problem) -> None:
             groups=case.groups,
         )
     if isinstance(problem.epilogue, Partials):
-        tables = {
+        tables: dict[str, Any] = {
             "gamma": problem.gamma,
             "beta": problem.beta,
             "affine": problem.affine,

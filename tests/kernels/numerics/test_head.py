@@ -1,6 +1,7 @@
 """Stem and head: bytes in, scores out, against torch in float64."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,11 @@ def test_stem(setting: Setting, device: str, evaluation: bool) -> None:
     mean, m2 = (partials.tensor(torch.float32, device) for _ in range(2))
     epilogue = Output(bias.to(device), "relu") if evaluation else Partials(mean, m2, rows)
     found, expected = y.tensor(setting.dtype, device), y.tensor(torch.float64, "cpu")
-    common = {"normalise": normalise, "epilogue": epilogue, "precision": setting.precision}
+    common: dict[str, Any] = {
+        "normalise": normalise,
+        "epilogue": epilogue,
+        "precision": setting.precision,
+    }
     stem(pictures, weight, found, on_device, window, **common)
     wide = Affine(normalise.scale.double().cpu(), normalise.shift.double().cpu())
     end = replace(epilogue, bias=bias.double()) if isinstance(epilogue, Output) else None
@@ -174,9 +179,9 @@ def test_head(setting: Setting, device: str) -> None:
             )
         return *made, results
 
-    mean, made, found = run(setting.dtype, device, False)
+    pooled_mean, made, found = run(setting.dtype, device, False)
     true_mean, true, expected = run(setting.dtype, "cpu", True)
-    close(mean, true_mean, setting.value, "pooled")
+    close(pooled_mean, true_mean, setting.value, "pooled")
     close(made, true, 2 * setting.value, "logits")
     assert torch.equal(found.correct.cpu(), expected.correct)
     assert torch.equal(found.correct_sum.cpu(), expected.correct_sum)

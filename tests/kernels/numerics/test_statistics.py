@@ -1,6 +1,8 @@
 """Batch-norm statistics: combined over tiles, pooled over batches, and against the moments of the
 input."""
 
+from typing import Any
+
 import pytest
 import torch
 from ragged.buffers import FP32, Buffer, Setting, close
@@ -55,8 +57,8 @@ def problem(device: str, centre: float) -> tuple[Partials, Segments, Tensor, Ten
     partials = Partials(
         means.tensor(torch.float32, device), squares.tensor(torch.float32, device), TILE
     )
-    tables = (buffer.tensor(torch.float32, device) for buffer in (gamma, beta))
-    return partials, Segments(segments, device), *tables, data
+    scale, shift = (buffer.tensor(torch.float32, device) for buffer in (gamma, beta))
+    return partials, Segments(segments, device), scale, shift, data
 
 
 @pytest.mark.parametrize("centre", [0.0, 30.0])
@@ -102,25 +104,28 @@ def test_batches_and_their_pool(device: str, centre: float) -> None:
     statistics.pool(
         mean,
         variance,
-        *pooled[:2],
+        pooled[0],
+        pooled[1],
         pools,
         PIXELS,
         gamma=gamma,
         beta=beta,
-        affine=Affine(*pooled[2:]),
+        affine=Affine(pooled[2], pooled[3]),
         eps=1e-3,
     )
     expected = [torch.full((96,), float("nan"), dtype=torch.float64) for _ in range(4)]
     wide = [tensor.double().cpu() for tensor in (mean, variance, gamma, beta)]
     local = Pools(pools.pools, Segments(segments.segments))
     reference.pool(
-        *wide[:2],
-        *expected[:2],
+        wide[0],
+        wide[1],
+        expected[0],
+        expected[1],
         local,
         PIXELS,
         gamma=wide[2],
         beta=wide[3],
-        affine=Affine(*expected[2:]),
+        affine=Affine(expected[2], expected[3]),
         eps=1e-3,
     )
     for name, got, want in zip(
@@ -154,7 +159,7 @@ def test_statistics_follow_from_the_moments_of_the_patches(
     tile = conv_tile(17, 20, setting.dtype, architecture(torch.device(device)), setting.precision)
     made = build(case, setting, device, tile.rows)
     assert isinstance(made.epilogue, Partials)
-    common = {"epilogue": made.epilogue, "precision": setting.precision}
+    common: dict[str, Any] = {"epilogue": made.epilogue, "precision": setting.precision}
     convolution.conv(made.x, made.weight, made.y, made.segments, window, **common)
     statistics.finalize(made.epilogue, made.mean, made.variance, made.segments, window.out_pixels)
     for segment in made.segments.segments:

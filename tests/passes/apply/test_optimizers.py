@@ -115,9 +115,11 @@ def test_training_goes_on_as_that_of_the_masked_original(kind: str) -> None:
 
 def test_a_bias_that_a_repair_added_is_trained_too() -> None:
     model, x = net(), batch(2, 3, 8, 8)
-    optimizer = torch.optim.SGD(
-        [{"params": [model.head.weight]}, {"params": [model.stem.weight], "lr": 0.5}], lr=0.1
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [model.head.weight]},
+        {"params": [model.stem.weight], "lr": 0.5},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
     result = pruned(model, x)
     (conv,) = (op for op in result.graph.ops if op.loc.module == "stem")
     bias = result.graph.add_param(

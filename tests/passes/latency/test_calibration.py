@@ -36,7 +36,7 @@ def test_what_is_far_below_all_that_was_measured_takes_time_too() -> None:
 def test_networks_that_are_alike_give_a_ratio() -> None:
     x = np.linspace(1.0, 1.1, 8)
     line = calibrated(x, 1.2 * x)
-    assert (line.scale, line.offset) == (pytest.approx(1.2), 0)
+    assert (line.scale, line.offset) == pytest.approx((1.2, 0))
 
 
 def test_a_line_that_falls_is_no_line() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from helpers.random_candidates import batches, cut, lively
+from nets import zoo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchvision import models
@@ -16,7 +17,6 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
-from pruneopt.models.source import load_model
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation, lower_evaluation
@@ -57,9 +57,7 @@ def count(lowered: LoweredEvaluation, **wanted: str) -> int:
 
 
 def test_a_residual_network_is_fused_whole() -> None:
-    graph = capture(
-        lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64)
-    )
+    graph = capture(lively(zoo("resnet20")), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
     lowered = check(cut(graph, [0.3, 0.05, 0.9]), batches(32, 3)[0])
     assert {item.op.role for item in lowered.unfused} == {"slice", "pad", "flatten", "linear"}
     assert count(lowered) == count(lowered, activation="relu") == 19

@@ -12,11 +12,12 @@ from helpers.random_candidates import batches, cut, lively
 from torch import nn
 
 from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering import lowered_network as kept
 from pruneopt.passes.lowering.backends import ReferenceKernels
-from pruneopt.passes.lowering.lower_statistics import lower_statistics
+from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
 from pruneopt.passes.lowering.run_statistics import run_statistics
 
@@ -35,9 +36,12 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     folded = fold_batch_norms(graph)
     memory = 3 * 9 * image_bytes(lower_statistics(graph).graph, EXACT)
     lowered: list[object] = []
-    monkeypatch.setattr(
-        kept, "lower_statistics", lambda own: (lowered.append(own), lower_statistics(own))[1]
-    )
+
+    def noted(own: Graph) -> LoweredStatistics:
+        lowered.append(own)
+        return lower_statistics(own)
+
+    monkeypatch.setattr(kept, "lower_statistics", noted)
     found = kept.Kept(graph, folded.graph, 3, EXACT, memory)
     assert str(found) == ""
     some, given = cut(graph, [0.3, 0.9, 0.05]), batches(9, 4, 4, 4, 3)
@@ -59,13 +63,12 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
         run = found.networks([own.graph for own in parts], weights)
         for x in part:
             with torch.no_grad():
-                for logits, one in zip(run(x), racing, strict=True):
-                    torch.testing.assert_close(
-                        logits, Interpreter(one).run(one.weights, x), rtol=1e-9, atol=1e-9
-                    )
+                for logits, graph_of in zip(run(x), racing, strict=True):
+                    wanted_logits = Interpreter(graph_of).run(graph_of.weights, x)
+                    torch.testing.assert_close(logits, wanted_logits, rtol=1e-9, atol=1e-9)
     assert [id(one) for one in lowered] == [id(graph), *map(id, some)]
     lowered.clear()
-    del racing, one
+    del racing, one, graph_of
     gone = weakref.ref(some.pop())
     found.statistics(some[:1], [some[0].weights], given[:1])
     gc.collect()

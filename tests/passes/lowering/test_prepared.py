@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.random_candidates import batches, cut, lively
+from nets import zoo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +24,6 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels, Step
@@ -136,7 +136,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "chain": (Chain, 9, 1),
     "small": (Small, 9, 2),  # the convolution in front of its frozen norm is left to PyTorch
     # Its shortcuts are slices and pads, which PyTorch does between recorded launches.
-    "resnet20": (lambda: load_model("zoo:resnet20").module, 32, 3),
+    "resnet20": (lambda: zoo("resnet20"), 32, 3),
 }
 
 
@@ -265,7 +265,7 @@ class Calls(TorchDispatchMode):
     """The names of all operations that PyTorch runs, and where the first tensor of each lies."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
         self.places: list[int] = []
 

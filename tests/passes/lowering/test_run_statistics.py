@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 from helpers.random_candidates import batches, cut, lively
+from nets import zoo
 from torch import Tensor, nn
 from torchvision import models
 
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
@@ -47,9 +47,7 @@ def check(graphs: Sequence[Graph], batches: Sequence[Tensor]) -> None:
 
 
 def test_ragged_candidates_on_uneven_batches() -> None:
-    graph = capture(
-        lively(load_model("zoo:resnet20").module), torch.zeros(1, 3, 32, 32, dtype=torch.float64)
-    )
+    graph = capture(lively(zoo("resnet20")), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
     check(cut(graph, [0.3, 0.05, 0.9]), batches(32, 4, 4, 3))
 
 

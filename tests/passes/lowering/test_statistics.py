@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nets import zoo
 from torch import Tensor, nn
 from torchvision import models
 
@@ -15,7 +16,6 @@ from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.models.source import load_model
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 
@@ -61,7 +61,7 @@ def roles(lowered: LoweredStatistics) -> dict[str, int]:
 
 
 def test_a_residual_network_is_all_kernels_but_its_shortcuts() -> None:
-    lowered = check(load_model("zoo:resnet20").module, 32)
+    lowered = check(zoo("resnet20"), 32)
     found = roles(lowered)
     # The last batch norm's scale is of no use. Sums are written where the stride changes, for the
     # shortcut's slices.

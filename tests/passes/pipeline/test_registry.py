@@ -191,7 +191,7 @@ def test_what_cannot_be_registered() -> None:
     bare: Any = type("Bare", (Ranking,), {"name": "bare", "summary": "lacks fitness"})
     for wrong in (bare, half_pass(), Part, dict):
         with pytest.raises(UserError, match=r"a part is a subclass of .* ranking, .* sets name"):
-            register_part(wrong)
+            register_part(wrong)  # type: ignore[type-var]
     silent: Any = type("Silent", (half_pass(),), {"name": "silent"})
     assert register_pass(silent) is silent, "the summary may come from a base"
     assert pass_names()[-1] == "silent", "nothing that was refused is left behind"

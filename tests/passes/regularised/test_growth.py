@@ -270,7 +270,8 @@ def test_thresholds_are_strict_where_the_paper_is(
     machine.update(0, weights)
     machine.update(1, weights)
     assert machine.largest(machine.of["a"]) == 1
-    assert machine.state == "update", "a penalty of exactly 1.0 does not exceed the ceiling"
+    state: str = machine.state
+    assert state == "update", "a penalty of exactly 1.0 does not exceed the ceiling"
     machine.update(2, weights)
     assert machine.state == "stabilise"
     equal = Growth(layers, rates, early=True, decide=smallest({"a": 1, "b": 1}))
@@ -303,11 +304,11 @@ def test_two_groups_in_one_weight() -> None:
     rates = replace(FAST, interval=1, pick_ceiling=Fraction(1, 100), recover=Fraction(-1, 4))
     flags = [torch.tensor([True, False, True]), torch.tensor([False, True])]
     machine = Growth(layers, rates, early=False, decide=lambda _: flags)
-    for number, wanted in ((0, [0.01] * 5), (1, [0.11, -0.25, 0.11, -0.25, 0.11])):
+    for number, factors in ((0, [0.01] * 5), (1, [0.11, -0.25, 0.11, -0.25, 0.11])):
         machine.update(number, {"c.weight": weight})
         weight.grad = None
         machine.penalise({"c.weight": weight})
-        reg = torch.tensor(wanted)[None, :, None, None].expand(weight.shape)
+        reg = torch.tensor(factors)[None, :, None, None].expand(weight.shape)
         assert weight.grad is not None
         torch.testing.assert_close(weight.grad, reg * weight.detach())
 

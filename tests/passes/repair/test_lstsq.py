@@ -86,8 +86,9 @@ class Redundant(nn.Module):
                 self._repeat(tensor, 1)
 
     @staticmethod
-    def _repeat(tensor: Tensor, blocks: int) -> None:
+    def _repeat(tensor: Tensor | None, blocks: int) -> None:
         """The last channel of every block becomes twice its first."""
+        assert tensor is not None
         parts = tensor.unflatten(0, (blocks, -1))
         parts[:, -1] = 2 * parts[:, 0]
 

@@ -80,7 +80,11 @@ def made_of(**options: Any) -> AdaptiveBN:
     """The pass abn, with the options of its parts beside its own as in a pipeline."""
     mine = {field.name for field in dataclasses.fields(AdaptiveBN)}
     parts: dict[str, Any] = {}
-    for key, kind in {"searcher": RandomSearch, "evaluator": AdaptiveStatistics}.items():
+    kinds: dict[str, type[RandomSearch | AdaptiveStatistics]] = {
+        "searcher": RandomSearch,
+        "evaluator": AdaptiveStatistics,
+    }
+    for key, kind in kinds.items():
         names = {field.name for field in dataclasses.fields(kind)} - mine
         parts[key] = kind(**{name: options.pop(name) for name in names & options.keys()})
     return AdaptiveBN(**{**parts, **options})

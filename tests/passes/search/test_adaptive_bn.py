@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging, batch_statistics, combine
 from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.passes.evaluation.images import calibration_inputs
+from pruneopt.passes.evaluation.settings import MEAN
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search.adaptive_bn import (
-    MEAN,
     PAPER,
     Recalibrate,
-    calibration_inputs,
+    RecalibrateReport,
     recalibrate,
     recalibrate_on,
 )
@@ -217,13 +219,14 @@ def test_the_pass_delivers_fresh_statistics(
     }
     assert changed == {name for name in before if "running_" in name or "num_batches" in name}
     report = result.records["recalibrate"]
+    assert isinstance(report, RecalibrateReport)
     assert report.after > report.before + 0.1
     assert report.after == workload.score(result.module)
     assert (report.averaging, report.batches) == ("mean(reset=true)", 5)
 
 
 @pytest.mark.parametrize("wrong", [{"batches": 0}, {"batch_size": 1}])
-def test_impossible_options(wrong: dict[str, int]) -> None:
+def test_impossible_options(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="recalibrate needs"):
         Recalibrate(**wrong)
 

@@ -76,6 +76,6 @@ def test_report_on_digits(parts: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"candidates": 1, "epochs": 1}, {"candidates": 3, "epochs": 0}])
-def test_impossible_sizes(parts: Any, wrong: dict[str, int]) -> None:
+def test_impossible_sizes(parts: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at least 2 candidates and 1 epoch"):
         correlation_report(*parts, **wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def average(maps: Tensor) -> np.ndarray:
 
 
 def scores_of(
-    module: nn.Module, images: Tensor, criterion: HRank, **options: bool
+    module: nn.Module, images: Tensor, criterion: HRank, **options: Any
 ) -> dict[str, np.ndarray]:
     coupling = couple(capture(module.eval(), images[:1]))
     return score_units(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pruneopt.errors import UserError
-from pruneopt.passes.targets import ort_providers, torch_targets
+from pruneopt.passes.targets import ort_providers
 from pruneopt.passes.targets.fallback import or_processor
 from pruneopt.passes.targets.ort_providers import CPU, CUDA, TENSORRT, provider_trouble
 from pruneopt.passes.targets.ort_targets import OrtCPU, OrtCUDA, OrtTensorRT
@@ -195,7 +195,7 @@ def test_tensorrt_falls_back_on_cuda_first(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_other_targets_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_targets.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert or_processor(TorchCUDA()) == (TorchCUDA(), None)
 
 

@@ -232,9 +232,9 @@ def test_the_state_of_another_run_is_refused(
     before = path.read_bytes()
     module = net()
     if change.pop("net", None):
-        torch.nn.init.zeros_(module[0].weight)
+        module[0].get_parameter("weight").data.zero_()
     place = Checkpoint(path, "other" if change.pop("path", None) else "")
-    arguments = {"recipe": RECIPE, "hook": Decay(), "data": noisy()} | change
+    arguments: dict[str, Any] = {"recipe": RECIPE, "hook": Decay(), "data": noisy()} | change
     hook, data, recipe = (arguments.pop(name) for name in ("hook", "data", "recipe"))
     with pytest.raises(UserError, match=rf"a.ckpt was left by another training run \({message}"):
         train(module, data, recipe, hooks=[hook], checkpoint=place, **arguments)

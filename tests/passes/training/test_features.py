@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_hooks_change_gradients_and_weights(points: Points, plain: Plain) -> Non
     )
     x, y = next(workload.train.batches(70, seed=1))
     loss = F.cross_entropy(reference(x), y) + 0.1 * reference[0].weight.abs().sum()
-    gradient = torch.autograd.grad(loss, reference[0].weight)[0]
+    gradient = torch.autograd.grad(loss, reference[0].get_parameter("weight"))[0]
     wanted = (reference[0].weight - 0.1 * gradient).detach()
     wanted[0, 0] = 0
     assert torch.allclose(module[0].weight.detach(), wanted, atol=1e-6)
@@ -110,7 +111,7 @@ def test_parts_of_a_batch_make_the_same_step(
     points: Points, plain: Plain, weights: Weights, parts: int
 ) -> None:
     workload, whole, cut = points(dtype=torch.float64), plain(torch.float64), plain(torch.float64)
-    recipe = {"epochs": 4, "batch_size": 16, "lr": 0.1, "label_smoothing": 0.1}
+    recipe: dict[str, Any] = {"epochs": 4, "batch_size": 16, "lr": 0.1, "label_smoothing": 0.1}
     one = train(whole, workload, SGD(**recipe))
     other = train(cut, workload, SGD(**recipe, accumulate=parts))
     assert torch.allclose(weights(whole), weights(cut), rtol=0, atol=1e-13)
@@ -142,7 +143,9 @@ def test_averaged_weights_are_delivered(
     assert not torch.allclose(weights(module), hook.weights[-1], atol=1e-3)
     train(unaveraged, points(), SGD(epochs=2, batch_size=16, lr=0.3))
     assert torch.equal(weights(unaveraged), hook.weights[-1])
-    assert not torch.equal(unaveraged[1].running_mean, module[1].running_mean)
+    assert not torch.equal(
+        unaveraged[1].get_buffer("running_mean"), module[1].get_buffer("running_mean")
+    )
     assert module[1].num_batches_tracked == 8
 
 
@@ -199,7 +202,7 @@ def test_adamw_is_torchs(points: Points, plain: Plain, weights: Weights) -> None
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_hooks_see_the_gradients_as_they_are(points: Points, plain: Plain, precision: str) -> None:
+def test_hooks_see_the_gradients_as_they_are(points: Points, plain: Plain, precision: Any) -> None:
     """Not those of the scaled loss, and whole: the sum over all parts."""
     workload, seen = points(dtype=torch.float64), Watcher()
     train(plain(torch.float64), workload, SGD(epochs=1, batch_size=35), hooks=[seen])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ class Alternate(Hook):
         if run.iteration == self.fail_at:
             raise RuntimeError("stopped by the test")
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.iteration)
-        run.module.branch = int(torch.randint(2, (1,), generator=generator))
+        cast(Partly, run.module).branch = int(torch.randint(2, (1,), generator=generator))
 
 
 def workload() -> Workload:

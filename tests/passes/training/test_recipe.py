@@ -1,6 +1,7 @@
 """Recipes: the learning rate at every step, options out of range, and recipes as text."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_the_optimisers() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": 0.3}]
     sgd = SGD(lr=0.2, momentum=0.8, nesterov=True).optimiser(groups)
     assert isinstance(sgd, torch.optim.SGD)
-    wanted = {"lr": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.3}
+    wanted: dict[str, Any] = {"lr": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.3}
     assert {key: sgd.param_groups[0][key] for key in wanted} == wanted
     adamw = AdamW(lr=0.2, beta1=0.5, beta2=0.6, eps=1e-3).optimiser(groups)
     assert isinstance(adamw, torch.optim.AdamW)

@@ -152,7 +152,10 @@ def test_no_teacher_where_it_cannot_help(trained: Graph, digits: Workload, case:
         workload = Workload(
             "means",
             None,
-            *[split] * 4,
+            split,
+            split,
+            split,
+            split,
             loss=lambda outputs, targets: nn.functional.mse_loss(outputs[:, 0], targets),
             metric=lambda outputs, targets: -((outputs[:, 0] - targets) ** 2),
         )

@@ -194,6 +194,6 @@ def test_a_replacement_that_another_patch_puts_back_later_is_without_effect() ->
         saved = vars(Owner)["name"]
         Owner.name = lambda self: "theirs"  # type: ignore[method-assign]
     assert Owner().name() == "theirs"
-    Owner.name = saved
+    Owner.name = saved  # type: ignore[method-assign]
     assert Owner().name() == "plain"
     Owner.name = plain  # type: ignore[method-assign]

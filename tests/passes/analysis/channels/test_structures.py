@@ -110,9 +110,13 @@ def pyramid() -> nn.Module:
 
     return Net(
         forward,
-        a=c(3, 6), b=c(6, 8, stride=2), lateral_low=c(6, 10, 1), lateral_high=c(8, 10, 1),
-        head=c(10, 7), out=c(7, 5, 1),
-    )  # fmt: skip
+        a=c(3, 6),
+        b=c(6, 8, stride=2),
+        lateral_low=c(6, 10, 1),
+        lateral_high=c(8, 10, 1),
+        head=c(10, 7),
+        out=c(7, 5, 1),
+    )
 
 
 # Weights that are computed, shared or tied
@@ -124,14 +128,9 @@ class Symmetric(nn.Module):
 
 
 def parametrised() -> nn.Module:
-    net = Net(
-        lambda s, x: s.out(s.b(s.a(x)).relu()),
-        a=nn.Linear(12, 8),
-        b=nn.Linear(8, 8),
-        out=nn.Linear(8, 5),
-    )
-    parametrize.register_parametrization(net.b, "weight", Symmetric())
-    return net
+    b = nn.Linear(8, 8)
+    parametrize.register_parametrization(b, "weight", Symmetric())
+    return Net(lambda s, x: s.out(s.b(s.a(x)).relu()), a=nn.Linear(12, 8), b=b, out=nn.Linear(8, 5))
 
 
 def hooked_weight_norm() -> nn.Module:
@@ -149,10 +148,13 @@ def tied_layers() -> nn.Module:
     """Two layers with one weight, and an autoencoder whose decoder is its encoder transposed."""
     net = Net(
         lambda s, x: s.out(F.linear(s.e(s.b(s.a(x)).relu()).relu(), s.e.weight.t())),
-        a=nn.Linear(12, 8), b=nn.Linear(8, 8), e=nn.Linear(8, 6), out=nn.Linear(8, 5),
-    )  # fmt: skip
+        a=nn.Linear(12, 8),
+        b=nn.Linear(8, 8),
+        e=nn.Linear(8, 6),
+        out=nn.Linear(8, 5),
+    )
     net.a2 = nn.Linear(8, 8)
-    net.a2.weight = net.b.weight
+    net.a2.weight = net.b.get_parameter("weight")
     net._forward = lambda s, x: s.out(
         F.linear(s.e(s.a2(s.b(s.a(x)).relu()).relu()).relu(), s.e.weight.t())
     )

@@ -432,9 +432,6 @@ VIEWS = (
     "slice",
     "split",
     "chunk",
-)
-VIEWS = (
-    *VIEWS,
     "expand",
     "unbind",
     "contiguous",
@@ -444,8 +441,10 @@ VIEWS = (
     "unflatten",
     "expand_as",
     "detach",
+    "numpy_T",
+    "to",
+    "alias",
 )
-VIEWS = (*VIEWS, "numpy_T", "to", "alias")
 SIZES = {"f32": 4, "i64": 8, "bool": 1}
 
 

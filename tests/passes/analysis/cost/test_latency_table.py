@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,10 @@ def test_a_wider_network_is_never_faster(seed: int) -> None:
     assert cost.measure("latency", narrow) <= cost.measure("latency", wide)
 
 
+@cache
 def small() -> Coupling:
-    if not hasattr(small, "found"):
-        torch.manual_seed(0)
-        small.found = couple(capture(Net().eval(), torch.randn(1, 3, 4, 4)))  # type: ignore[attr-defined]
-    return small.found
+    torch.manual_seed(0)
+    return couple(capture(Net().eval(), torch.randn(1, 3, 4, 4)))
 
 
 def test_running_maxima_change_nothing_that_rises() -> None:
@@ -271,7 +271,7 @@ def test_the_pass_reads_it(coupling: Coupling, stored: Path) -> None:
     state = State(original=coupling.graph, graph=coupling.graph.copy())
     Couple().run(state)
     Cost(latency=str(stored)).run(state)
-    assert state.records["cost"].latency == float(
+    assert state.records["cost"].latency == float(  # type: ignore[attr-defined]
         timed(coupling).measure("latency", timed(coupling).full)
     )
     Cost().run(state)
@@ -433,7 +433,7 @@ def test_what_is_run_is_the_layer_of_the_cut_network(
         ({"threads": -1}, "threads=-1 must be at least 1"),
     ],
 )
-def test_refused_options(coupling: Coupling, options: dict[str, int], message: str) -> None:
+def test_refused_options(coupling: Coupling, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         measure_table(CostModel(coupling.graph, coupling), **options)
 

@@ -13,7 +13,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt.passes.analysis.importance.importance import Criterion, score_units
 from pruneopt.passes.options.registry import part_class, part_names
 
 
@@ -165,7 +165,13 @@ def test_leader_scores_the_first_producer_only(
     np.testing.assert_allclose(scores[wide], score_units(coupling, weights, "l1")[wide])
 
 
-WITHOUT_DATA = [name for name in part_names("criterion") if not part_class("criterion", name).data]
+def needs_data(name: str) -> bool:
+    found = part_class("criterion", name)
+    assert issubclass(found, Criterion)
+    return found.data
+
+
+WITHOUT_DATA = [name for name in part_names("criterion") if not needs_data(name)]
 
 
 @pytest.mark.parametrize("criterion", WITHOUT_DATA)

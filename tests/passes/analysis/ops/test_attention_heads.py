@@ -31,6 +31,9 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Attention with queries, keys and values of their own widths, and what variants add to it."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(
         self, heads: int = 3, groups: int = 3, size: int = 4, value_size: int = 4, **options: Any
     ) -> None:

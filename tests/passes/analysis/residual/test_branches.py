@@ -300,7 +300,7 @@ def test_a_wrong_graph_is_refused() -> None:
 def test_blocks_that_start_as_zero_are_told_apart() -> None:
     model = Net()
     for block in model.blocks:
-        nn.init.zeros_(block.bn2.weight)
+        nn.init.zeros_(block.get_parameter("bn2.weight"))
     graph = graph_of(model)
     first, second, _ = (branch for branch in find_branches(graph) if branch.kept is None)
     with pytest.raises(VerificationError):

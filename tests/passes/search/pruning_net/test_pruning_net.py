@@ -308,7 +308,7 @@ def test_the_bank_has_statistics_for_every_scale() -> None:
         torch.testing.assert_close(bank.mean[row, :width], layer.running_mean)
         torch.testing.assert_close(bank.variance[row, :width], layer.running_var)
         assert bank.mean[row, width:].abs().sum() == 0
-        assert len(bank.mean) == 31
+        assert bank.mean.shape[0] == 31
         assert bank.weight is None
 
 
@@ -346,7 +346,7 @@ def test_channels_of_several_groups_each_take_their_own_set() -> None:
 def test_one_set_for_all_widths() -> None:
     coupling, x = coupled("residual stages")
     net = net_of(coupling, norms="recalibrate", affine=True).train()
-    assert {len(bank.mean) for bank in net.norms.values()} == {1}
+    assert {bank.mean.shape[0] for bank in net.norms.values()} == {1}
     for seed in range(2):
         net.choose(*random_widths(coupling, seed))
         net(x)

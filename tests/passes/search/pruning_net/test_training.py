@@ -60,7 +60,12 @@ def drawn(trial: Trial, seed: int, iterations: range) -> tuple[np.ndarray, np.nd
     net = PruningNet(space.coupling, space.cost.groups, searched, (space.grid / 100).tolist())
     hook, found = DrawWidths(net, space), []
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
-    net.choose = lambda widths, scales=None: chosen.append((widths, scales))  # type: ignore[method-assign]
+
+    def noted(widths: np.ndarray, scales: np.ndarray | None = None) -> None:
+        assert scales is not None
+        chosen.append((widths, scales))
+
+    net.choose = noted  # type: ignore[method-assign]
     module = nn.Linear(1, 1)
     run = Run(
         module,

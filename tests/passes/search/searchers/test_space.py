@@ -236,7 +236,7 @@ def test_nothing_to_search(mixed: State) -> None:
             mixed,
             genes=[
                 Gene(gene.groups, gene.width, "all of them")
-                for gene in untied_genes(mixed.coupling)
+                for gene in untied_genes(mixed.need_coupling())
             ],
         )
 
