@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from pruneopt.errors import UserError
-from pruneopt.ir.graph import Graph, Op
+from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.module_paths import common_module
 from pruneopt.ir.types import Location
 from pruneopt.passes.analysis.channels.groups import (
@@ -18,19 +18,8 @@ from pruneopt.passes.analysis.channels.groups import (
 )
 from pruneopt.passes.analysis.channels.labels import Labels, propagate
 from pruneopt.passes.analysis.channels.units import Slot, Units, find_units
-from pruneopt.passes.analysis.ops import (  # noqa: F401  register their rules
-    attention,
-    convolution,
-    data_movement,
-    fourier,
-    indexing,
-    joins,
-    products,
-    recurrent,
-    windows,
-)
-from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.analysis.ops.rules import apply_rule
+from pruneopt.passes.analysis.ops.layers import layer_weights
+from pruneopt.passes.analysis.ops.table import apply_rule
 
 __all__ = ["HEADS", "couple"]
 
@@ -71,7 +60,9 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
         frozen = units.frozen[members]
         frozen = frozen[frozen >= 0]
         drafts.append((members, blocks, units.reasons[frozen[0]] if len(frozen) else None))
-    names = _Names(graph, units.slots, unit_group, len(drafts))
+    layers = {op: found for op in graph.ops if (found := layer_weights(op))}
+    made = {(found[0].value, found[0].out_axis) for found in layers.values() if len(found) == 1}
+    names = _Names(graph, units.slots, unit_group, len(drafts), made)
     pairs = _groups_in_pairs(labels, units, unit_group)
     groups = tuple(
         Group(names.names[i], members, blocks, frozen, names.locations[i], 2 if i in pairs else 1)
@@ -79,7 +70,8 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
     )
     unknown = tuple(UnknownOp(item.op, item.why) for item in labels.unknown)
     notes = _semantic_notes(labels, units, groups, unit_group)
-    return Coupling(graph, groups, tuple(units.slots), unit_group, unit_rank, notes, unknown)
+    slots = tuple(units.slots)
+    return Coupling(graph, groups, slots, unit_group, unit_rank, notes, unknown, layers)
 
 
 def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> set[int]:
@@ -130,13 +122,19 @@ class _Names:
     """A readable, unique name per group: its producer's module, or the part that several producers
     have in common."""
 
-    def __init__(self, graph: Graph, slots: list[Slot], unit_group: np.ndarray, count: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        slots: list[Slot],
+        unit_group: np.ndarray,
+        count: int,
+        made: set[tuple[Value, int]],
+    ) -> None:
+        """``made``: the weights of layers, each with the axis of its output channels."""
         self.names: list[str] = [""] * count
         self.locations: list[Location] = [Location()] * count
         modules: list[list[str]] = [[] for _ in range(count)]
         others: list[list[str]] = [[] for _ in range(count)]
-        layers = [layer for layer in map(layer_weight, graph.ops) if layer is not None]
-        made = {(layer.value, layer.out_axis) for layer in layers}
         known: dict[int, list[int]] = {}
         for slot in slots:
             if not slot.value.is_weight:

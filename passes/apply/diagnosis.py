@@ -16,7 +16,8 @@ from pruneopt.errors import PruneoptError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.ops.data_movement import SPLITS
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.apply.tensors import Owned
 
 __all__ = ["CutModule", "Difference", "difference_from", "error_message", "first_difference"]
@@ -139,7 +140,7 @@ def first_difference(cut_module: CutModule, inputs: Sequence[Tensor]) -> Differe
             value.type.plain() for value in mine.results
         ]
         if (
-            alike and wanted.role in SPLITS and mine.role in SPLITS
+            alike and has_trait(wanted, Trait.SPLIT) and has_trait(mine, Trait.SPLIT)
         ):  # the same parts, however they are asked for
             continue
         if wanted.target != mine.target:

@@ -27,11 +27,12 @@ from pruneopt.ir.schema import DTYPES, call, torch_value
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.labels import BATCH
 from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask, kept_parts
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weights
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 
 __all__ = [
-    "DRAWS",
     "EXACT",
     "TINY",
     "MaskedOriginal",
@@ -44,49 +45,6 @@ __all__ = [
     "verify_pruned",
 ]
 
-PRODUCTS = (
-    *(
-        "matmul",
-        "bmm",
-        "mm",
-        "mv",
-        "dot",
-        "vdot",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "tensordot",
-        "bilinear",
-    ),
-    "scaled_dot_product_attention",
-)
-UNWRITTEN = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
-"""Ops whose result holds whatever lay in memory."""
-DRAWS = (
-    *(
-        "bernoulli",
-        "cauchy",
-        "exponential",
-        "geometric",
-        "log_normal",
-        "multinomial",
-        "normal",
-        "normal_functional",
-    ),
-    *(
-        "poisson",
-        "rand",
-        "rand_like",
-        "randint",
-        "randint_like",
-        "randn",
-        "randn_like",
-        "randperm",
-        "uniform",
-    ),
-)
-"""Ops that draw numbers, whatever the mode: the pruned network gets the kept ones of the
-original's."""
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 EXACT = 1e-7
 """Largest error of any value in the float64 proof, relative to the largest kept element of that
@@ -146,7 +104,7 @@ class MaskedOriginal:
     def _override(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         if op in self._boxed:
             return self._run_on_kept(op, operands)
-        if op.role in PRODUCTS:
+        if has_trait(op, Trait.CONTRACTS_OPERANDS):
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_operand(operand, operands[index])
         elif read := {
@@ -436,7 +394,7 @@ def _prove(
 
     left, right = reference.steps(weights, *inputs), Interpreter(pruned, run).steps(small, *inputs)
     for op, results in left:
-        if op.base in DRAWS:
+        if has_trait(op, Trait.RANDOM):
             twin = reference.twin[op]
             drawn[twin] = reference.keep(op.result, results[0]).reshape(
                 twin.result.type.shape(BATCH)
@@ -460,7 +418,7 @@ def _prove(
                 return _Proof(
                     math.inf, scale, f"{op}, whose result has another shape than its type says"
                 )
-            if op.role in UNWRITTEN:
+            if has_trait(op, Trait.UNWRITTEN):
                 continue
             error, size = difference(reference.keep(value, full), tensor)
             if not error <= tolerance * size + TINY:

@@ -22,8 +22,9 @@ import numpy as np
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.types import Attr, BatchSize
-from pruneopt.passes.analysis.cost.conventions import convention_named, elements
+from pruneopt.passes.analysis.cost.conventions import convention_named
 from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.ops.count import elements
 from pruneopt.passes.analysis.ops.layers import layer_weights
 
 __all__ = ["Polynomial", "Region", "find_regions", "is_layer", "region_numbers"]
@@ -89,11 +90,10 @@ class Region:
 
 def is_layer(op: Op) -> bool:
     """Whether an op begins a region: it meets its input with a weight matrix."""
-    if op.base == "embedding":
-        return False
     layers = layer_weights(op)
     return bool(layers) and all(
-        layer.value.is_weight and layer.value.type.rank > 1 for layer in layers
+        layer.value.is_weight and layer.value.type.rank > 1 and layer.in_axis is not None
+        for layer in layers
     )
 
 

@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruneopt.passes.analysis.channels.labels import number, numbers
-from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.repair.layers import Site
 
 __all__ = ["Form", "form_of"]
+
+GEOMETRY = ("stride", "padding", "dilation")
+"""What a convolution must say for its windows to be known: a user's op may lack some of them."""
 
 
 class Form(ABC):
@@ -58,13 +62,14 @@ class Form(ABC):
 
 def form_of(site: Site) -> Form | str:
     """The form of a layer; a string says why it has none."""
-    x, weight = site.op.operands[site.x], site.weight
-    op = site.op
-    if op.base in CONVOLUTIONS or op.base in TRANSPOSED:
-        if site.out_axis != 1:
+    op, met = site.op, site.met
+    if has_trait(op, Trait.CONVOLUTION):
+        if met.result_axis != 1:
             return "it convolves without a batch"
-        return _Convolution(site)
-    if weight.type.rank != 2 or site.out_axis != op.result.type.rank - 1 or x is None:
+        unsaid = next((name for name in GEOMETRY if name not in op.attrs), None)
+        return f"it has no argument {unsaid!r}" if unsaid else _Convolution(site)
+    last = (op.needed(met.operand).type.rank - 1, op.result.type.rank - 1)
+    if site.weight.type.rank != 2 or (met.axis, met.result_axis) != last:
         return "its weight is not one matrix behind the activation"
     if any(op.attrs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return "its product is scaled"
@@ -76,7 +81,7 @@ class _Linear(Form):
 
     def __init__(self, site: Site) -> None:
         shape = site.weight.type.shape()
-        self._turned = site.op.base == "linear"
+        self._turned = site.layer.out_axis == 0
         self.groups = 1
         self.features, self.outputs = (shape[1], shape[0]) if self._turned else (shape[0], shape[1])
 
@@ -107,7 +112,7 @@ class _Convolution(Form):
         op, shape = site.op, site.weight.type.shape()
         rank = len(shape) - 2
         self._kernel = shape[2:]
-        self._transposed = op.base in TRANSPOSED or op.attrs.get("transposed") is True
+        self._transposed = site.layer.out_axis == 1
         self._stride, self._dilation = (
             _each(numbers(op, name), rank) for name in ("stride", "dilation")
         )
@@ -129,7 +134,7 @@ class _Convolution(Form):
         padding = _each(numbers(op, "padding"), rank)
         if not self._transposed:
             return [(size, size) for size in padding]
-        extra = _each(numbers(op, "output_padding"), rank)
+        extra = _each(numbers(op, "output_padding") or (0,), rank)
         return [
             (total - size, total - size + more)
             for total, size, more in zip(reach, padding, extra, strict=True)

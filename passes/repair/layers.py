@@ -19,12 +19,12 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.types import TensorType
-from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED, layer_weight
+from pruneopt.passes.analysis.channels.layer_weight import Contraction, LayerWeight
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["Home", "Site", "add_constant", "find_home", "make_bias", "sites_of", "twins"]
-
-WITH_BIAS = (*CONVOLUTIONS, *TRANSPOSED, "linear")
-"""Their third operand is the bias; that of addmm and baddbmm is the first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,16 +34,30 @@ class Site:
     Attributes:
         old, op: the op in the original and in the cut network.
         weight: of the cut network; every call of a shared layer has the same.
-        x, bias: which operands are the activation and the bias (None: the op has no place for one).
-        out_axis: the axis of the output channels in the result.
+        layer: the weight's axes.
+        met: where it meets the activation, and where the bias stands.
     """
 
     old: Op
     op: Op
     weight: Value
-    x: int
-    bias: int | None
-    out_axis: int
+    layer: LayerWeight
+    met: Contraction
+
+    @property
+    def x(self) -> int:
+        """The number of the operand that is the activation."""
+        return self.met.operand
+
+    @property
+    def bias(self) -> int | None:
+        """The number of the operand that is the bias; None where the op has no place for one."""
+        return self.met.bias
+
+    @property
+    def out_axis(self) -> int:
+        """The axis of the output channels in the result."""
+        return self.met.result_axis
 
     @property
     def outputs(self) -> int:
@@ -84,18 +98,10 @@ def _site(old: Op, op: Op) -> Site | None:
     layer = layer_weight(op)
     if layer is None or layer.in_axis is None or not layer.value.is_weight:
         return None
-    first = 1 if op.base in ("addmm", "baddbmm") else 0
-    right = op.base in WITH_BIAS or op.value(first + 1) is layer.value
-    x = op.value(first if right else first + 1)
-    if x is None or x.is_weight:
+    met = layer.contraction
+    if met is None or op.needed(met.operand).is_weight:
         return None
-    rank = op.result.type.rank
-    if op.base in WITH_BIAS and op.base != "linear":
-        out_axis = x.type.rank - layer.value.type.rank + 1
-    else:
-        out_axis = rank - 1 if right else rank - 2
-    bias = 2 if op.base in WITH_BIAS else 0 if first else None
-    return Site(old, op, layer.value, first if right else first + 1, bias, out_axis)
+    return Site(old, op, layer.value, layer, met)
 
 
 # Where a constant goes
@@ -127,7 +133,7 @@ def find_home(graph: Graph, site: Site) -> Home | str:
     follower = _only_reader(graph, site.op.result)
     if (
         follower is not None
-        and follower.base == "batch_norm"
+        and has_trait(follower, Trait.BATCH_NORM)
         and follower.operands[0] is site.op.result
     ):
         mean = follower.value(3)
@@ -139,7 +145,7 @@ def find_home(graph: Graph, site: Site) -> Home | str:
             return Home("running mean", mean)
     if (
         follower is not None
-        and follower.target == "aten.add.Tensor"
+        and has_trait(follower, Trait.ADD)
         and follower.attrs.get("alpha", 1) == 1
     ):
         added = next((value for value in follower.inputs if value is not site.op.result), None)

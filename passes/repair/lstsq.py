@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Value
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weights
-from pruneopt.passes.graph_rewrites.verify import PRODUCTS
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.repair.forms import Form, form_of
 from pruneopt.passes.repair.layers import Home, Site, add_constant
 from pruneopt.passes.repair.material import Material
@@ -114,7 +115,7 @@ def fit_layers(material: Material, fit: Fit) -> list[LayerFit]:
 def _check_norms(material: Material) -> None:
     """Outputs before a norm are a target only as long as the norm is the original's, but for its
     mean."""
-    norms = [op for op in material.cut.ops if op.base == "batch_norm"]
+    norms = [op for op in material.cut.ops if has_trait(op, Trait.BATCH_NORM)]
     values = [
         value
         for op in norms
@@ -162,7 +163,9 @@ def _changed(material: Material) -> set[Value]:
     boxed = {note.op for note in material.coupling.notes}
     changed: set[Value] = set()
     for op in material.original.ops:
-        contracts = op in boxed or op.role in PRODUCTS or bool(layer_weights(op))
+        contracts = (
+            op in boxed or has_trait(op, Trait.CONTRACTS_OPERANDS) or bool(layer_weights(op))
+        )
         lost = contracts and any(
             material.removed(value) for value in op.inputs if not value.is_weight
         )

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.channels.naming import is_within
-from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, layer_weight
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import definition_of
 from pruneopt.passes.analysis.residual.stage_numbers import Place, find_places
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import deliver
@@ -102,7 +104,8 @@ def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
         return "ignored by request"
     layer = layer_weight(place.op)
     # The rows of other layers do not lie one after the other.
-    if layer is None or layer.out_axis != 0 or place.op.base not in (*CONVOLUTIONS, "linear"):
+    has_rows = definition_of(place.op).traits & {Trait.CONVOLUTION, Trait.LINEAR}
+    if layer is None or layer.out_axis != 0 or not has_rows:
         return f"{place.op.base} has no rows in memory"
     shape = place.weight.type.shape()
     length = int(np.prod(shape[1:]))

@@ -18,7 +18,8 @@ from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.plan import save_plan
-from pruneopt.passes.graph_rewrites.verify import DRAWS
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.selection.masks import MASKS, save_masks
 
 __all__ = ["drawing_ops", "foreign_ops", "onnx_notes", "write_artefacts"]
@@ -33,7 +34,7 @@ def foreign_ops(graph: Graph) -> list[str]:
 def drawing_ops(graph: Graph) -> list[str]:
     """The ops of a graph that draw random numbers in evaluation mode too: another runtime draws
     others."""
-    return sorted({op.base for op in graph.ops if op.base in DRAWS})
+    return sorted({op.base for op in graph.ops if has_trait(op, Trait.RANDOM)})
 
 
 def onnx_notes(graph: Graph) -> list[str]:

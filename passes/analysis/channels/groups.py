@@ -8,7 +8,7 @@ no network is named anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,9 +16,8 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import Location
+from pruneopt.passes.analysis.channels.layer_weight import LayerWeight
 from pruneopt.passes.analysis.channels.units import Slot
-from pruneopt.passes.analysis.ops.layers import LAYERS as LAYERS
-from pruneopt.passes.analysis.ops.layers import layer_weight
 
 __all__ = [
     "Coupling",
@@ -105,6 +104,8 @@ class Coupling:
     """Rank of every unit inside its group."""
     notes: tuple[SemanticNote, ...]
     unknown: tuple[UnknownOp, ...]
+    layers: Mapping[Op, tuple[LayerWeight, ...]] = field(default_factory=dict)
+    """The weights that every layer contracts its input with, in graph order."""
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -185,24 +186,21 @@ class Coupling:
         return self._layers_with(self._numbers[group.name], produced=False)
 
     def _layers_with(self, number: int, produced: bool) -> list[Op]:
-        """The layers that hold a group along the output axis of their weight, or along any
-        other."""
-        found = []
-        for op in self.graph.ops:
-            layer = layer_weight(op)
-            if (
-                layer is None
-                or not layer.value.is_weight
-                or (not produced and layer.in_axis is None)
-            ):
-                continue
-            slots = self.slots_of(layer.value)
-            if any(
-                (layer.makes(slot.axes) == produced) and number in self._groups_of[slot]
-                for slot in slots
-            ):
-                found.append(op)
-        return found
+        """Return the layers with one weight (no recurrences) that hold a group along its output
+        axis, or along any other."""
+        return [
+            op
+            for op, layers in self.layers.items()
+            if len(layers) == 1 and self._holds(layers[0], number, produced)
+        ]
+
+    def _holds(self, layer: LayerWeight, number: int, produced: bool) -> bool:
+        if not layer.value.is_weight or (not produced and layer.in_axis is None):
+            return False
+        return any(
+            (layer.makes(slot.axes) == produced) and number in self._groups_of[slot]
+            for slot in self.slots_of(layer.value)
+        )
 
 
 def groups_in(slot: Slot, unit_group: np.ndarray) -> list[int]:

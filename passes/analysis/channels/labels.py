@@ -3,7 +3,7 @@
 Every layer that produces channels (convolution, linear, embedding) gives its output axis fresh
 labels. Labels then flow: an op that only moves data is executed as it is on them, an op that
 combines tensors unites them, and an op without a rule freezes what it touches. The rules stand in
-`label_rules`; this file holds the state they work on.
+`pruneopt.passes.analysis.ops`; this file holds the state they work on.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Labels:
 
     graph: Graph
     whole_heads: bool = False
-    """Whether attention loses whole heads, not channels within each; see `label_heads`."""
+    """Whether attention loses whole heads, not channels within each; see
+    `pruneopt.passes.analysis.ops.heads`."""
     whole_groups: bool = False
     """Whether grouped convolutions and group norms lose whole groups, not channels within each."""
     planes: dict[Value, tuple[Plane, ...]] = field(default_factory=dict)
@@ -118,8 +119,8 @@ class Labels:
         kept: list[Plane] = []
         compact = [compress(plane) for plane in planes]
         if len(compact) > 1:
-            compact.sort(key=self._is_soft)
-            compact = self.parted(compact)
+            compact.sort(key=self._is_unproduced)
+            compact = self.tie_shared_axis(compact)
         for plane in compact:
             axes = varying(plane)
             rivals = [own for own in kept if set(varying(own)) & set(axes)]
@@ -130,7 +131,7 @@ class Labels:
             elif not rivals:
                 kept.append(plane)
             elif not all(own.shape == plane.shape and torch.equal(own, plane) for own in rivals):
-                soft = self._is_soft(plane)
+                soft = self._is_unproduced(plane)
                 for own in (plane, *([] if soft else rivals)):
                     self.freeze(
                         own, f"channels of two kinds run along one axis of {value.producer}"
@@ -142,7 +143,7 @@ class Labels:
                 )
         self.planes[value] = tuple(kept)
 
-    def parted(self, planes: Iterable[Plane]) -> list[Plane]:
+    def tie_shared_axis(self, planes: Iterable[Plane]) -> list[Plane]:
         """Planes that share an axis (heads) and have another each for themselves (a product of keys
         and values over tokens) lose the shared one: the same channels of every head go. Where whole
         heads go, nothing is done.
@@ -157,7 +158,7 @@ class Labels:
             found.append(plane)
         return found
 
-    def _is_soft(self, plane: Plane) -> bool:
+    def _is_unproduced(self, plane: Plane) -> bool:
         """Whether no layer produces any of the labels."""
         labels = plane.numpy()
         labels = labels[labels > 0]
@@ -234,13 +235,13 @@ class Labels:
 
     def operand(self, op: Op, index: int) -> Value:
         """Operand ``index``. Where an op that was declared to be like another lacks it, its rule
-        ends in `give_up`."""
+        ends in `freeze_unknown`."""
         value = op.value(index)
         if value is None:
             raise Unlabelled("operands are missing")
         return value
 
-    def give_up(self, op: Op, why: str) -> None:
+    def freeze_unknown(self, op: Op, why: str) -> None:
         """No rule for this op: freeze all it reads; its results carry no labels."""
         self.unknown.append(Unknown(op, why))
         for value in op.results:

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling, Group, groups_in
-from pruneopt.passes.analysis.ops.layers import layer_weights
 
 __all__ = ["freeze_named", "groups_named", "is_within"]
 
@@ -68,7 +67,7 @@ def _found(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
     """The groups that modules and parameters of a name make, or that match a pattern; `UserError`
     for no match."""
     out_axis = {
-        layer.value: layer.out_axis for op in coupling.graph.ops for layer in layer_weights(op)
+        layer.value: layer.out_axis for layers in coupling.layers.values() for layer in layers
     }
     hit = {
         i

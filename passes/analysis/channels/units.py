@@ -19,7 +19,6 @@ from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Value
 from pruneopt.passes.analysis.channels.labels import Blocks, Labels
 from pruneopt.passes.analysis.channels.planes import Plane, varying
-from pruneopt.passes.analysis.ops.data_movement import view_blocks
 
 __all__ = ["Cell", "Slot", "Units", "find_units"]
 
@@ -139,6 +138,18 @@ def _key(plane: Plane) -> _Key:
 
 
 # Blocks
+
+
+def view_blocks(labels: Labels) -> list[Blocks]:
+    """Return the blocks implied by values whose channels are spread over several axes."""
+    found: list[Blocks] = []
+    for op in labels.graph.ops:
+        for value in op.results:
+            for plane in labels.of(value):
+                axes = varying(plane)
+                if len(axes) > 1:
+                    found.append(Blocks(plane.reshape([plane.shape[axis] for axis in axes]), op))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,11 +23,11 @@ from pruneopt.ir.schema import DTYPES, overload
 from pruneopt.ir.types import Location
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.sizes import AxisShare, axis_shares, size_form
-from pruneopt.passes.analysis.cost.conventions import Count, convention_named, elements
+from pruneopt.passes.analysis.cost.conventions import convention_named
 from pruneopt.passes.analysis.cost.units import UNITS, Measure, unit_named
-
-if TYPE_CHECKING:
-    from pruneopt.passes.analysis.cost.latency_table import LatencyTable
+from pruneopt.passes.analysis.ops.count import Count, elements
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["CostModel", "OpCost", "Times"]
 
@@ -54,6 +54,19 @@ class Times(Protocol):
         ...
 
 
+class LayerTable(Protocol):
+    """Gives the sum of the times of a network's layers (`latency_table.LatencyTable`)."""
+
+    def predictor(self, cost: CostModel) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the nanoseconds of width vectors, `[P, G]` -> `[P]`; `UserError` for another
+        network."""
+        ...
+
+    def data(self) -> dict[str, Any]:
+        """Return the table as JSON holds it."""
+        ...
+
+
 class CostModel:
     """The cost of a graph as a function of the widths of its free groups. Built once; the graph is
     not changed.
@@ -67,7 +80,7 @@ class CostModel:
         graph: Graph,
         coupling: Coupling,
         convention: str = "macs",
-        latency: LatencyTable | None = None,
+        latency: LayerTable | None = None,
     ) -> None:
         """Raises `UserError` for an unknown convention, or a latency table of another network."""
         self.graph, self.coupling, self.latency = graph, coupling, latency
@@ -389,7 +402,7 @@ def _live_storages(graph: Graph) -> tuple[list[Value], np.ndarray]:
 
 def _aliased(op: Op, number: int) -> Value | None:
     """The operand whose memory result ``number`` shares by the op's schema, if any."""
-    if op.base == "dropout":
+    if has_trait(op, Trait.DROPOUT):  # does nothing in evaluation mode
         return op.value(0)
     schema = overload(op.target)._schema
     returned = schema.returns[min(number, len(schema.returns) - 1)].alias_info

@@ -29,7 +29,6 @@ from pruneopt.passes.analysis.cost.latency_table import (
     TimedLayer,
     timed_layers,
 )
-from pruneopt.passes.analysis.ops.layers import TRANSPOSED
 from pruneopt.progress import Progress, silent
 
 __all__ = [
@@ -164,17 +163,14 @@ def layer_shapes(
     layer: TimedLayer, inputs: int, outputs: int, batch: int
 ) -> tuple[tuple[int, ...], ...]:
     """The shapes of input and weight at a batch size, and of the bias if there is one."""
-    (x, axis), weight = layer.input, layer.op.value(1)
-    assert weight is not None
-    shape, kernel = list(x.type.shape(batch)), list(weight.type.shape())
+    (x, axis), weight = layer.input, layer.layer
+    shape, kernel = list(x.type.shape(batch)), list(weight.value.type.shape())
     shape[axis] = inputs
     groups = _groups(layer, inputs)
-    if layer.op.base == "linear":
-        kernel = [outputs, inputs]
-    elif layer.op.base in TRANSPOSED or layer.op.attrs.get("transposed") is True:
-        kernel[:2] = [inputs, outputs // groups]
-    else:
-        kernel[:2] = [outputs, inputs // groups]
+    # Axis 1 of a weight holds what belongs to one group: of a transposed convolution, outputs.
+    kernel[weight.out_axis] = outputs if weight.out_axis == 0 else outputs // groups
+    if weight.in_axis is not None:
+        kernel[weight.in_axis] = inputs if weight.in_axis == 0 else inputs // groups
     bias = layer.op.value(2)
     return (tuple(shape), tuple(kernel), *([] if bias is None else [(outputs,)]))
 

@@ -20,17 +20,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.files import write_json
 from pruneopt.ir.graph import Graph, Op, Value
-from pruneopt.passes.analysis.ops.layers import CONVOLUTIONS, TRANSPOSED
-
-if TYPE_CHECKING:
-    from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.channels.layer_weight import LayerWeight
+from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import definition_of
 
 __all__ = [
     "FORMAT",
@@ -44,6 +44,7 @@ __all__ = [
 
 FORMAT = "pruneopt-latency"
 VERSION = 1
+TIMED = {Trait.CONVOLUTION, Trait.LINEAR}
 AGAIN = "measure it with `pruneopt profile`"
 
 
@@ -56,6 +57,7 @@ class TimedLayer:
 
     name: str
     op: Op
+    layer: LayerWeight
     input: tuple[Value, int]
     output: tuple[Value, int]
     depthwise: bool
@@ -69,21 +71,21 @@ def timed_layers(graph: Graph) -> list[TimedLayer]:
     found: list[TimedLayer] = []
     count: dict[str, int] = {}
     for op in graph.ops:
-        x, weight = op.value(0), op.value(1)
-        if x is None or weight is None:
+        known = definition_of(op)
+        if not known.traits & TIMED:
             continue
-        if op.base in CONVOLUTIONS or op.base in TRANSPOSED:
-            axis = x.type.rank - weight.type.rank + 1
-            groups = op.attrs["groups"]
-            depthwise = isinstance(groups, int) and groups > 1 and groups == x.type.shape()[axis]
-        elif op.base == "linear":
-            axis, depthwise = x.type.rank - 1, False
-        else:
-            continue
-        base = op.loc.module or op.result.name
-        count[base] = count.get(base, 0) + 1
-        name = base if count[base] == 1 else f"{base}#{count[base]}"
-        found.append(TimedLayer(name, op, (x, axis), (op.result, axis), depthwise))
+        for layer in known.layers(op):
+            met = layer.contraction
+            if met is None:
+                continue
+            x = op.needed(met.operand)
+            groups = op.attrs.get("groups", 1)
+            deep = isinstance(groups, int) and 1 < groups == x.type.shape()[met.axis]
+            base = op.loc.module or op.result.name
+            count[base] = count.get(base, 0) + 1
+            name = base if count[base] == 1 else f"{base}#{count[base]}"
+            ends = (x, met.axis), (op.result, met.result_axis)
+            found.append(TimedLayer(name, op, layer, *ends, deep))
     return found
 
 

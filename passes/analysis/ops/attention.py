@@ -1,20 +1,23 @@
-"""How labels pass through fused attention: channels within heads that stay, or whole heads."""
+"""Fused attention: channels within heads that stay, or whole heads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.labels import Labels
 from pruneopt.passes.analysis.channels.planes import Plane, align, varying
+from pruneopt.passes.analysis.ops.count import Count, elements
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Trait
 from pruneopt.passes.analysis.ops.heads import Planes
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 from pruneopt.passes.analysis.ops.products import pinned
-from pruneopt.passes.analysis.ops.rules import merge_pointwise, rule
+from pruneopt.passes.analysis.ops.resize import SlicedOp
 
-__all__: list[str] = []
+__all__ = ["DEFINITIONS"]
 
 
-@rule("scaled_dot_product_attention")
 def attention(labels: Labels, op: Op) -> None:
     """Scores contract queries with keys; values keep their channels within heads that stay."""
     q, k, v = (labels.operand(op, index) for index in range(3))
@@ -93,3 +96,45 @@ def _over_queries(labels: Labels, op: Op, value: Value, query: Value) -> list[Pl
         plane.repeat_interleave(repeat, axis) if repeat > 1 and axis in varying(plane) else plane
         for plane in labels.of(value)
     ]
+
+
+def macs(op: Op) -> list[Count]:
+    """Count the scores (every query value meets every key) and their product with the values."""
+    query, key = op.value(0), op.value(1)
+    if query is None or key is None:
+        return []
+    keys = (key, key.type.rank - 2)
+    return [Count((*elements(query), keys)), Count((*elements(op.results[0]), keys))]
+
+
+def resize(site: SlicedOp) -> None:
+    """Write out the scale of the scores, which is the original's: one over the root of the original
+    head size."""
+    query, old = site.op.value(0), site.old.value(0)
+    if query is not None and old is not None and site.op.attrs["scale"] is None:
+        width = old.type.shape()[-1]
+        if query.type.shape()[-1] != width:
+            site.set("scale", 1.0 / math.sqrt(width))
+
+
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    "scaled_dot_product_attention": OpDefinition(
+        rule=attention,
+        macs=macs,
+        resize=resize,
+        traits=frozenset({Trait.CONTRACTS_OPERANDS}),
+        needs=("scale",),
+    ),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_attention_math",
+            "_scaled_dot_product_attention_math_for_mps",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        OpDefinition(macs=macs),
+    ),
+}

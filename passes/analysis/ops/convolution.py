@@ -1,32 +1,31 @@
-"""How labels pass through layers with a weight of their own: convolutions and embeddings."""
+"""Convolutions in one to three dimensions, grouped or not, and their transposes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.types import BatchSize
 from pruneopt.passes.analysis.channels.labels import Blocks, Labels, number
+from pruneopt.passes.analysis.channels.layer_weight import Contraction, LayerWeight
 from pruneopt.passes.analysis.channels.planes import Plane, varying
-from pruneopt.passes.analysis.ops.rules import rule
+from pruneopt.passes.analysis.ops.count import Count, elements
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Trait
+from pruneopt.passes.analysis.ops.resize import SlicedOp
 
-__all__ = ["channel_labels", "meet_weight"]
+__all__ = ["DEFINITIONS", "channel_labels", "meet_weight"]
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution")
 def conv(labels: Labels, op: Op) -> None:
     """Input channels meet axis 1 of the weight, output channels are its axis 0; groups make blocks
     of both."""
-    if op.attrs.get("transposed") is True:
-        conv_transpose(labels, op)
-        return
     x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
     if groups is None:
-        labels.give_up(op, "its groups follow the batch")
+        labels.freeze_unknown(op, "`groups` depends on the batch size")
         return
-    axis = x.type.rank - weight.type.rank + 1
+    axis = _channel_axis(x, weight)
     channels, rest = channel_labels(labels, op, x, axis)
     outs, ins = labels.shape(weight)[:2]
     out = labels.axis_labels(weight, 0)
@@ -44,15 +43,19 @@ def conv(labels: Labels, op: Op) -> None:
     produce(labels, op, out if outs > 1 else None, axis, rest)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_either_way(labels: Labels, op: Op) -> None:
+    """Pass labels through ``aten.convolution``, whose attribute says whether it is transposed."""
+    (conv_transpose if _is_transposed(op) else conv)(labels, op)
+
+
 def conv_transpose(labels: Labels, op: Op) -> None:
     """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one
     group)."""
     x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
     if groups is None:
-        labels.give_up(op, "its groups follow the batch")
+        labels.freeze_unknown(op, "`groups` depends on the batch size")
         return
-    axis = x.type.rank - weight.type.rank + 1
+    axis = _channel_axis(x, weight)
     channels, rest = channel_labels(labels, op, x, axis)
     ins, each = labels.shape(weight)[:2]
     out: Tensor | None = None
@@ -200,17 +203,112 @@ def produce(labels: Labels, op: Op, out: Tensor | None, axis: int, rest: Sequenc
         labels.adopt(bias, out, f"bias of {op}")
 
 
-@rule("embedding")
-def embedding(labels: Labels, op: Op) -> None:
-    weight = op.value(0)
-    if weight is None or labels.of(op.value(1)):
-        labels.give_up(op, "its indices carry channels")
+# The weight, the cost, the groups that are left
+
+
+def _is_transposed(op: Op) -> bool:
+    return op.attrs.get("transposed") is True
+
+
+def weight_of(op: Op, out_axis: int = 0) -> tuple[LayerWeight, ...]:
+    """Return the weight ``[outputs, inputs of a group, *kernel]``; transposed, its first two axes
+    are exchanged and ``out_axis`` is 1."""
+    x, weight = op.value(0), op.value(1)
+    if weight is None:
+        return ()
+    bias = 2 if len(op.operands) > 2 else None
+    met = None if x is None else _channel_axis(x, weight)
+    contraction = None if met is None else Contraction(0, met, met, bias)
+    return (LayerWeight(weight, out_axis, 1 - out_axis, contraction),)
+
+
+def _channel_axis(x: Value, weight: Value) -> int:
+    """Return the axis of an activation that holds channels: 1, or 0 where there is no batch."""
+    return x.type.rank - weight.type.rank + 1
+
+
+def transposed_weight_of(op: Op) -> tuple[LayerWeight, ...]:
+    """Return the weight ``[inputs, outputs of a group, *kernel]``."""
+    return weight_of(op, 1)
+
+
+def weight_either_way(op: Op) -> tuple[LayerWeight, ...]:
+    """Return the weight of ``aten.convolution``."""
+    return weight_of(op, int(_is_transposed(op)))
+
+
+def macs(op: Op) -> list[Count]:
+    """Count, for every output value, its group's input channels and the kernel."""
+    weight = op.value(1)
+    return [] if weight is None else [Count(elements(op.results[0]) + elements(weight, 1))]
+
+
+def transposed_macs(op: Op) -> list[Count]:
+    """Count, for every input value, its group's output channels and the kernel."""
+    x, weight = op.value(0), op.value(1)
+    return [] if x is None or weight is None else [Count(elements(x) + elements(weight, 1))]
+
+
+def macs_either_way(op: Op) -> list[Count]:
+    """Count ``aten.convolution``."""
+    return (transposed_macs if _is_transposed(op) else macs)(op)
+
+
+def resize(site: SlicedOp) -> None:
+    """Set the groups that are left: as many as the weight's inputs go into those of the op."""
+    x = site.op.value(0)
+    if x is not None:
+        _resize_groups(site, x, x)
+
+
+def resize_transposed(site: SlicedOp) -> None:
+    """Set the groups that are left, by the outputs: the weight holds those of one group."""
+    x = site.op.value(0)
+    if x is not None:
+        _resize_groups(site, x, site.op.results[0])
+
+
+def resize_either_way(site: SlicedOp) -> None:
+    """Set the groups of ``aten.convolution``."""
+    (resize_transposed if _is_transposed(site.op) else resize)(site)
+
+
+def _resize_groups(site: SlicedOp, x: Value, grouped: Value) -> None:
+    """Divide the channels of a value among groups of as many as the weight's axis 1 has."""
+    weight = site.op.value(1)
+    if weight is None or isinstance(site.op.attrs["groups"], BatchSize):  # a group for each row
         return
-    out = labels.axis_labels(weight, 1)
-    rows = [plane for plane in labels.of(weight) if 0 in varying(plane)]
-    for plane in rows:
-        labels.freeze(plane, f"rows are picked by number, {op}")
-    if out is not None:
-        shape = [1] * op.result.type.rank
-        shape[-1] = out.numel()
-        labels.set(op.result, [out.reshape(shape)])
+    channels = grouped.type.shape()[_channel_axis(x, weight)]
+    site.set("groups", channels // weight.type.shape()[1])
+
+
+LAYER = frozenset({Trait.CONVOLUTION, Trait.COUNTED_AS_LAYER})
+COUNTED = frozenset({Trait.COUNTED_AS_LAYER})
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d"),
+        OpDefinition(
+            rule=conv, layers=weight_of, macs=macs, resize=resize, traits=LAYER, needs=("groups",)
+        ),
+    ),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        OpDefinition(
+            rule=conv_transpose,
+            layers=transposed_weight_of,
+            macs=transposed_macs,
+            resize=resize_transposed,
+            traits=LAYER,
+            needs=("groups",),
+        ),
+    ),
+    "convolution": OpDefinition(
+        rule=conv_either_way,
+        layers=weight_either_way,
+        macs=macs_either_way,
+        resize=resize_either_way,
+        traits=LAYER,
+    ),
+    "_convolution": OpDefinition(macs=macs_either_way, traits=COUNTED),
+    "deform_conv2d": OpDefinition(macs=macs, traits=COUNTED),
+}

@@ -9,7 +9,7 @@ rule at work.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,33 +18,21 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import ROLES, Op, Value
 from pruneopt.ir.schema import call, overload, signature, torch_value
-from pruneopt.passes.analysis import couple  # noqa: F401  registers every rule
 from pruneopt.passes.analysis.channels.labels import BATCH, Labels, Note
 from pruneopt.passes.analysis.channels.planes import Plane, align, compress, expand, varying
-from pruneopt.passes.analysis.ops.rules import RULES, Rule, merge_pointwise
+from pruneopt.passes.analysis.ops.definition import Rule
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
+from pruneopt.passes.analysis.ops.resize import SIZES, SizeOf
+from pruneopt.passes.analysis.ops.table import OPS, UNKNOWN
 
-__all__ = ["SIZES", "SizeOf", "elementwise", "like", "moves", "per_channel", "register_op"]
-
-SizeOf = tuple[str, int]
-"""Where a size is read: the name of a tensor argument, or ``result``, and an axis."""
-SIZES: dict[str, dict[str, SizeOf]] = {}
-"""The arguments of registered ops that hold a number of channels, by the op's base."""
-LIKE: dict[str, tuple[str, ...]] = {
-    **{f"{kind}{rank}d": ("groups",) for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)},
-    **dict.fromkeys(("linear", "embedding", "matmul", "bmm", "mm", "addmm", "baddbmm"), ()),
-    "scaled_dot_product_attention": ("scale",),
-    **dict.fromkeys(("layer_norm", "rms_norm"), ("normalized_shape",)),
-    "group_norm": ("num_groups",),
-    **dict.fromkeys(("softmax", "log_softmax"), ("dim",)),
-}
-"""Ops that an op may be declared to be like, with the arguments that must not be missing."""
+__all__ = ["elementwise", "like", "moves", "per_channel", "register_op"]
 
 
 @dataclass(frozen=True, slots=True)
 class like:
-    """The op takes the tensors of an op of PyTorch (``linear``, ``conv2d``, ``layer_norm``, ...;
-    see `LIKE`) in its order, and channels pass through it as through that: a layer has a cost, its
-    weight scores, it is sliced alike.
+    """The op takes the tensors of an op of PyTorch (``linear``, ``conv2d``, ``layer_norm``, ...) in
+    its order, and has that op's whole definition: channels pass through it alike, a layer has a
+    cost, its weight scores, it is sliced and repaired alike.
     """
 
     name: str
@@ -57,7 +45,7 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
     Args:
         name: as the library defines it, ``mylib::swish``; all its overloads are meant.
         rule: `elementwise`, `per_channel`, `moves`, `like`, or a function of labels and op as in
-            `label_rules`.
+            `pruneopt.passes.analysis.ops`.
         sizes: arguments that are a number of channels, and where that number is read after pruning:
             ``{"channels": ("x", 1)}`` is axis 1 of the argument ``x``; ``result`` is what the op
             returns.
@@ -68,8 +56,9 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
     """
     targets = _targets(name)
     base = Op(targets[0], (), {}, ()).base
+    known = OPS.get(base, UNKNOWN)
     pointwise: Any = "." not in base and torch.Tag.pointwise in overload(targets[0]).tags
-    if base not in SIZES and (base in RULES or pointwise):
+    if base not in SIZES and (known.rule is not None or pointwise):
         raise UserError(f"{name} has a rule already: only ops of other libraries can be registered")
     for target in targets:
         _check_sizes(name, target, sizes or {})
@@ -78,10 +67,9 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
     SIZES[base] = dict(sizes or {})
     if isinstance(rule, like):
         ROLES[base] = rule.name
-        RULES[base] = RULES[rule.name]
     else:
         ROLES.pop(base, None)
-        RULES[base] = rule
+        OPS[base] = replace(known, rule=rule)
 
 
 def _targets(name: str) -> list[str]:
@@ -116,11 +104,14 @@ def _check_sizes(name: str, target: str, sizes: Mapping[str, SizeOf]) -> None:
 
 
 def _check_like(name: str, target: str, other: str) -> None:
-    if other not in LIKE:
-        raise UserError(f"an op cannot be like {other!r}, only like {', '.join(LIKE)}")
+    model_ops = [known for known, item in OPS.items() if item.needs is not None]
+    if other not in model_ops:
+        raise UserError(f"an op cannot be like {other!r}, only like {', '.join(model_ops)}")
     model: Any = getattr(torch.ops.aten, other)
     theirs = signature(f"aten.{other}.{model.overloads()[0]}")
-    lacking = [a for a in LIKE[other] if a not in {own.name for own in signature(target).attrs}]
+    lacking = [
+        a for a in OPS[other].needs or () if a not in {own.name for own in signature(target).attrs}
+    ]
     if lacking:
         raise UserError(f"{name} is not like {other}: it has no argument {lacking[0]!r}")
     if len(_tensors(target)) > len(theirs.operands):
@@ -148,7 +139,7 @@ def _elementwise(labels: Labels, op: Op) -> None:
     except RuntimeError:
         fits = False
     if not fits:
-        labels.give_up(
+        labels.freeze_unknown(
             op, "it is registered as element by element, but its result has another shape"
         )
         return
@@ -174,7 +165,7 @@ def per_channel(axis: int, weights: Sequence[str] = (), *, statistic: bool = Fal
         if missing:
             raise UserError(f"{op.target} has no tensor {missing[0]!r}: it has {', '.join(names)}")
         if x is None or not -x.type.rank <= axis < x.type.rank:
-            labels.give_up(op, f"its first tensor has no axis {axis}")
+            labels.freeze_unknown(op, f"its first tensor has no axis {axis}")
             return
         found = _per_channel(
             labels, op, x, axis % x.type.rank, [op.value(names.index(name)) for name in weights]
@@ -193,14 +184,14 @@ def _per_channel(
     held = [value for value in weights if value is not None]
     others = [value for value in op.inputs if value is not x and value not in held]
     if any(labels.shape(value)[-1:] != (size,) for value in held):
-        labels.give_up(
+        labels.freeze_unknown(
             op, f"a weight has other than the {size} channels along axis {axis} at its end"
         )
         return None
     if any(r.type.rank <= axis or labels.shape(r)[axis] != size for r in op.results) or any(
         map(labels.of, others)
     ):
-        labels.give_up(op, f"its tensors do not share the channels along axis {axis}")
+        labels.freeze_unknown(op, f"its tensors do not share the channels along axis {axis}")
         return None
     channels: Tensor | None = None
     for plane in labels.of(x):
@@ -235,7 +226,7 @@ def moves(how: Callable[..., Any] | None = None) -> Rule:
     def rule(labels: Labels, op: Op) -> None:
         x = op.value(0)
         if x is None or len(list(op.inputs)) > 1:
-            labels.give_up(op, "it is registered as moving data, but reads several tensors")
+            labels.freeze_unknown(op, "it is registered as moving data, but reads several tensors")
             return
         labels.label_axes(x)
         shape = labels.shape(x)

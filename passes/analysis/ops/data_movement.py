@@ -1,4 +1,4 @@
-"""Labels through ops that only move data: each plane is moved by the op itself.
+"""Ops that only move data: each plane of labels is moved by the op itself.
 
 A plane is small (size 1 wherever labels do not vary); only reshape and the ops without a shortcut
 spread it out.
@@ -6,14 +6,15 @@ spread it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.ir.schema import call, torch_value
-from pruneopt.passes.analysis.channels.labels import BATCH, Blocks, Labels, number, numbers
+from pruneopt.ir.types import BatchSize
+from pruneopt.passes.analysis.channels.labels import BATCH, Labels, number, numbers
 from pruneopt.passes.analysis.channels.planes import (
     Plane,
     align,
@@ -22,15 +23,14 @@ from pruneopt.passes.analysis.channels.planes import (
     reshape,
     varying,
 )
-from pruneopt.passes.analysis.ops.rules import copies, merge_pointwise, rule
+from pruneopt.passes.analysis.ops.creation import copies
+from pruneopt.passes.analysis.ops.definition import OpDefinition
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
+from pruneopt.passes.analysis.ops.resize import SlicedOp, as_attr, resize_result
 
-__all__ = ["SPLITS", "source", "view_blocks"]
+__all__ = ["DEFINITIONS", "moved", "source"]
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy")
-SPLITS = (
-    *("chunk", "split", "split_with_sizes", "unbind", "tensor_split"),
-    *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
-)
 COMPACT = (
     "permute",
     "transpose",
@@ -86,106 +86,16 @@ def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Pla
     return compress(result)
 
 
-@rule(
-    *RESHAPES,
-    *COMPACT,
-    "squeeze",
-    "squeeze_copy",
-    "unsqueeze_copy",
-    "flip",
-    "diagonal",
-    "pixel_unshuffle",
-)
-@rule(*SPLITS, "repeat_interleave")
 def move(labels: Labels, op: Op) -> None:
     """The op itself, run on the labels."""
     value = source(labels, op)
     if len(list(op.inputs)) > 1:
-        labels.give_up(op, "it counts by a tensor")
+        labels.freeze_unknown(op, "it counts by a tensor")
         return
     shape = labels.shape(value)
-    planes = cut_at(labels, op, value) if op.role in SPLITS else labels.of(value)
-    for index, result in enumerate(op.results):
-        labels.set(result, moved(labels, op, planes, shape, index))
+    labels.set(op.result, moved(labels, op, labels.of(value), shape))
 
 
-def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
-    """The planes of a value that is cut along an axis; along the batch the places of channels are
-    not known."""
-    axis = number(op, "dim") % value.type.rank
-    planes = []
-    for plane in labels.of(value):
-        if axis in varying(plane) and not isinstance(value.type.dims[axis], int):
-            labels.freeze(plane, f"channels are mixed with the batch by {op}")
-        else:
-            planes.append(plane)
-    return planes
-
-
-@rule("slice", "slice_copy", "narrow", "select", "select_copy")
-def cut(labels: Labels, op: Op) -> None:
-    """A slice takes the same places of every row of channels that are spread over several axes."""
-    value = source(labels, op)
-    if len(list(op.inputs)) > 1:
-        labels.give_up(op, "its place is computed")
-        return
-    axis = number(op, "dim") % value.type.rank
-    shape = labels.shape(value)
-    planes = [same_places(labels, op, plane, axis) for plane in cut_at(labels, op, value)]
-    labels.set(op.result, moved(labels, op, planes, shape))
-
-
-def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
-    """See to it that the channels a slice takes stand at the same places of every row."""
-    axes = varying(plane)
-    if axis not in axes[1:]:
-        return plane
-    sizes = [plane.shape[a] for a in axes]
-    if axis != axes[-1]:
-        labels.blocks.append(Blocks(plane.reshape(sizes), op, pinned=axes.index(axis) + 1))
-        return plane
-    if op.role.startswith("select") or op.attrs.get("step", 1) != 1:
-        shape = plane.shape
-        return labels.tie(plane, axes[:-1]).expand(shape)
-    before = (number(op, "start") if op.attrs["start"] is not None else 0) % sizes[-1]
-    if before:  # as many channels of every row stay before the slice
-        labels.blocks.append(Blocks(plane.reshape(sizes)[..., :before], op))
-    return plane
-
-
-@rule("slice_scatter")
-def overwrite(labels: Labels, op: Op) -> None:
-    """A slice of a tensor is replaced: what is written has the labels of what it replaces."""
-    value, written = source(labels, op), labels.operand(op, 1)
-    if op.attrs["step"] != 1:
-        labels.give_up(op, "it does not write a plain slice")
-        return
-    axis = number(op, "dim") % value.type.rank
-    planes = cut_at(labels, op, value)
-    begin, end, _ = slice(op.attrs["start"], op.attrs["end"]).indices(labels.shape(value)[axis])
-    out: list[Plane] = []
-    inside: list[Plane] = []
-    for plane in planes:
-        if axis in varying(plane) and len(varying(plane)) > 1:
-            labels.freeze(plane, f"written into along channels by {op}")
-            continue
-        out.append(plane)
-        inside.append(plane.narrow(axis, begin, end - begin) if axis in varying(plane) else plane)
-    labels.label_axes(written)
-    # What is written may not bring channels that the tensor lacks: the result has the tensor's
-    # size.
-    merge_pointwise(labels, op, [(inside, value), (list(labels.of(written)), written)])
-    stuck = {a for plane in labels.of(written) for a in varying(plane)} - {
-        a for plane in out for a in varying(plane)
-    }
-    if stuck:
-        labels.freeze_value(
-            written, f"written into a tensor whose channels cannot be removed, {op}"
-        )
-    labels.set(op.result, out)
-
-
-@rule("expand", "expand_copy", "expand_as", "view_as", "reshape_as")
 def resize(labels: Labels, op: Op) -> None:
     """A size that is written out, or another tensor's. Along an axis of copies any number will
     do."""
@@ -206,7 +116,6 @@ def resize(labels: Labels, op: Op) -> None:
     labels.set(op.result, planes)
 
 
-@rule("repeat", "tile")
 def repeat(labels: Labels, op: Op) -> None:
     """Channels are written several times; along an axis of one place any number of copies will
     do."""
@@ -217,7 +126,6 @@ def repeat(labels: Labels, op: Op) -> None:
     labels.set(op.result, [*moved(labels, op, labels.of(value), shape), *made])
 
 
-@rule("unfold")
 def windows(labels: Labels, op: Op) -> None:
     """Sliding windows over an axis without channels."""
     value = source(labels, op)
@@ -231,7 +139,6 @@ def windows(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-@rule("roll")
 def roll(labels: Labels, op: Op) -> None:
     """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels
     do not move."""
@@ -246,7 +153,6 @@ def roll(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-@rule("im2col")
 def im2col(labels: Labels, op: Op) -> None:
     """Every channel becomes a run of as many channels as a patch has places."""
     value = source(labels, op)
@@ -262,7 +168,6 @@ def im2col(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-@rule("pixel_shuffle", "col2im")
 def pixel_shuffle(labels: Labels, op: Op) -> None:
     """Each output channel is made from a block of input channels, which live and die together."""
     value = source(labels, op)
@@ -280,7 +185,6 @@ def pixel_shuffle(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(labels: Labels, op: Op) -> None:
     """The same channels of every block must stay for a shuffle to remain a shuffle."""
     value = source(labels, op)
@@ -295,7 +199,6 @@ def channel_shuffle(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-@rule("glu")
 def glu(labels: Labels, op: Op) -> None:
     """The two halves are multiplied element by element."""
     value = source(labels, op)
@@ -310,13 +213,82 @@ def glu(labels: Labels, op: Op) -> None:
     labels.set(op.result, out)
 
 
-def view_blocks(labels: Labels) -> list[Blocks]:
-    """Blocks implied by values whose channels are spread over several axes."""
-    found: list[Blocks] = []
-    for op in labels.graph.ops:
-        for value in op.results:
-            for plane in labels.of(value):
-                axes = varying(plane)
-                if len(axes) > 1:
-                    found.append(Blocks(plane.reshape([plane.shape[axis] for axis in axes]), op))
-    return found
+# Sizes
+
+
+def resize_repeat(site: SlicedOp) -> None:
+    """Make as many copies of a single place as are kept; repeat channels as often as before."""
+    name = "repeats" if site.op.role == "repeat" else "dims"
+    given, source = site.op.attrs.get(name), site.old.value(0)
+    old, dims = site.old.result.type.plain().dims, site.op.result.type.dims
+    if not isinstance(given, tuple) or source is None:
+        return
+    before = (1,) * (len(dims) - source.type.rank) + source.type.plain().dims
+    first = len(dims) - len(given)
+    new = list(given)
+    for axis in range(first, len(dims)):
+        if before[axis] == 1 and old[axis] != dims[axis]:
+            new[axis - first] = as_attr(dims[axis])
+    site.set(name, tuple(new))
+
+
+def resize_unflatten(site: SlicedOp) -> None:
+    """Write out the sizes of the axes that one is unflattened into."""
+    sizes = site.op.attrs["sizes"]
+    if isinstance(sizes, tuple):
+        dims = site.op.result.type.dims
+        first = number(site.op, "dim") % (len(dims) - len(sizes) + 1)
+        site.set(
+            "sizes",
+            tuple(-1 if s == -1 else as_attr(dims[first + i]) for i, s in enumerate(sizes)),
+        )
+
+
+def resize_squeeze(site: SlicedOp) -> None:
+    """Write out the squeezed axes where one channel is left: an axis that was longer than one
+    stays."""
+    x, old = site.op.value(0), site.old.value(0)
+    if x is None or old is None:
+        return
+    before, after = old.type.plain().dims, x.type.plain().dims
+    asked = site.op.attrs.get("dim")
+    axes = range(x.type.rank) if asked is None else asked if isinstance(asked, tuple) else (asked,)
+    real = [axis % x.type.rank for axis in axes if isinstance(axis, int)]
+    if any(before[axis] != 1 and after[axis] == 1 for axis in real):
+        gone = tuple(
+            axis for axis in real if before[axis] == 1 or isinstance(before[axis], BatchSize)
+        )
+        site.retarget("aten.squeeze.dims", {"dim": gone})
+
+
+_MOVE = OpDefinition(rule=move)
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    **dict.fromkeys((*RESHAPES, *COMPACT), _MOVE),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "view_copy"),
+        OpDefinition(rule=move, resize=resize_result("size")),
+    ),
+    "reshape": OpDefinition(rule=move, resize=resize_result("shape")),
+    "unflatten": OpDefinition(rule=move, resize=resize_unflatten),
+    "squeeze": OpDefinition(rule=move, resize=resize_squeeze),
+    **dict.fromkeys(
+        (
+            *("diagonal", "flip", "pixel_unshuffle", "repeat_interleave"),
+            *("squeeze_copy", "unsqueeze_copy"),
+        ),
+        _MOVE,
+    ),
+    **dict.fromkeys(
+        ("expand", "expand_copy"), OpDefinition(rule=resize, resize=resize_result("size"))
+    ),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), OpDefinition(rule=resize)),
+    **dict.fromkeys(("repeat", "tile"), OpDefinition(rule=repeat, resize=resize_repeat)),
+    "unfold": OpDefinition(rule=windows),
+    "roll": OpDefinition(rule=roll),
+    "im2col": OpDefinition(rule=im2col),
+    **dict.fromkeys(("pixel_shuffle", "col2im"), OpDefinition(rule=pixel_shuffle)),
+    **dict.fromkeys(
+        ("channel_shuffle", "native_channel_shuffle"), OpDefinition(rule=channel_shuffle)
+    ),
+    "glu": OpDefinition(rule=glu),
+}

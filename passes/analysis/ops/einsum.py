@@ -1,12 +1,13 @@
-"""How einsum writes its operands: a name for every axis, also for those under an ellipsis."""
+"""Read the equation of einsum: a name for every axis, also for those under an ellipsis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pruneopt.ir.graph import Op
+from pruneopt.passes.analysis.ops.count import AxisOf, Count
 
-__all__ = ["terms_of"]
+__all__ = ["einsum_macs", "terms_of"]
 
 
 def terms_of(op: Op, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
@@ -32,3 +33,41 @@ def _implied(terms: Sequence[Sequence[str]]) -> list[str]:
     hidden = {index for index in every if index.startswith("...")}
     single = sorted(index for index in every if every.count(index) == 1 and index not in hidden)
     return [*sorted(hidden, key=lambda index: -int(index[3:])), *single]
+
+
+def einsum_macs(op: Op) -> list[Count]:
+    """Count pairwise, in the order of the op's path or from left to right: the product of all
+    indices of the pair.
+
+    An index that only one of the two has, and that nothing reads later, is summed out before.
+    """
+    entries = op.operands[0]
+    if not isinstance(entries, tuple):
+        return []
+    tensors = [tensor for tensor in entries if tensor is not None]
+    terms, output = terms_of(op, [tensor.type.rank for tensor in tensors])
+    axis: dict[str, AxisOf] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        for position, index in enumerate(term):
+            if index not in axis or tensor.type.shape()[position] != 1:
+                axis[index] = (tensor, position)
+    kept = set(output)
+    counts = []
+    left = [set(term) for term in terms]
+    for first, second in _pairs(op, len(left)):
+        a, b = left[first], left[second]
+        rest = [term for i, term in enumerate(left) if i not in (first, second)]
+        later = kept.union(*rest)
+        counts.append(Count(tuple(axis[index] for index in sorted((a & b) | ((a | b) & later)))))
+        # A path names the pair's places before both are taken out; without one, the result goes on
+        # from the left.
+        left = [*rest, (a | b) & later] if op.attrs.get("path") else [(a | b) & later, *rest]
+    return counts
+
+
+def _pairs(op: Op, count: int) -> list[tuple[int, int]]:
+    path = op.attrs.get("path")
+    if not isinstance(path, tuple):
+        return [(0, 1)] * (count - 1)
+    numbers = [number for number in path if isinstance(number, int)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))

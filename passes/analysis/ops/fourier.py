@@ -1,27 +1,17 @@
-"""How labels pass through Fourier transforms and complex numbers."""
+"""Fourier transforms and complex numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.channels.labels import Labels, numbers
 from pruneopt.passes.analysis.channels.planes import varying
-from pruneopt.passes.analysis.ops.rules import rule
+from pruneopt.passes.analysis.ops.definition import OpDefinition
 
-__all__: list[str] = []
-
-FOURIER = (
-    "fft_fft",
-    "fft_ifft",
-    "fft_rfft",
-    "fft_irfft",
-    "fft_fft2",
-    "fft_ifft2",
-    "fft_rfft2",
-    "fft_irfft2",
-)
+__all__ = ["DEFINITIONS"]
 
 
-@rule(*FOURIER)
 def fourier(labels: Labels, op: Op) -> None:
     """Transforms over other axes than channels leave these alone."""
     x = labels.operand(op, 0)
@@ -32,7 +22,6 @@ def fourier(labels: Labels, op: Op) -> None:
     labels.set(op.result, [plane for plane in labels.of(x) if not axes & set(varying(plane))])
 
 
-@rule("view_as_real", "view_as_complex")
 def pairs(labels: Labels, op: Op) -> None:
     """Complex numbers as pairs along a last axis, and back; weights keep all that they hold."""
     x = op.value(0)
@@ -44,3 +33,15 @@ def pairs(labels: Labels, op: Op) -> None:
     for plane in inside:
         labels.freeze(plane, f"real and imaginary parts, {op}")
     labels.set(op.result, [plane.squeeze(-1) for plane in planes if plane.shape[-1] == 1])
+
+
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    **dict.fromkeys(
+        (
+            *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"),
+            *("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"),
+        ),
+        OpDefinition(rule=fourier),
+    ),
+    **dict.fromkeys(("view_as_real", "view_as_complex"), OpDefinition(rule=pairs)),
+}

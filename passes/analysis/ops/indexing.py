@@ -1,5 +1,4 @@
-"""How labels pass through ops that pick, write or order elements by number: index, gather, scatter,
-sort, tril.
+"""Ops that pick, write or order elements by number: embedding, index, gather, scatter, sort, tril.
 
 Along the axis whose places are numbered every place stays: channels there are frozen. Along the
 other axes the tensors share their labels, as element by element.
@@ -7,15 +6,17 @@ other axes the tensors share their labels, as element by element.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.labels import Labels, number
+from pruneopt.passes.analysis.channels.layer_weight import LayerWeight
 from pruneopt.passes.analysis.channels.planes import Plane, align, varying
 from pruneopt.passes.analysis.ops.data_movement import source
-from pruneopt.passes.analysis.ops.rules import merge_pointwise, rule
+from pruneopt.passes.analysis.ops.definition import OpDefinition
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 
-__all__: list[str] = []
+__all__ = ["DEFINITIONS"]
 
 
 def numbered(labels: Labels, op: Op, value: Value | None, axes: Iterable[int]) -> list[Plane]:
@@ -44,17 +45,38 @@ def _share(labels: Labels, op: Op, values: Iterable[Value | None], axis: int) ->
 # Reading
 
 
-@rule("index", "index_select")
+def embedding(labels: Labels, op: Op) -> None:
+    """Give what is picked the labels along the rows; the rows themselves stay."""
+    weight = op.value(0)
+    if weight is None or labels.of(op.value(1)):
+        labels.freeze_unknown(op, "its indices carry channels")
+        return
+    out = labels.axis_labels(weight, 1)
+    rows = [plane for plane in labels.of(weight) if 0 in varying(plane)]
+    for plane in rows:
+        labels.freeze(plane, f"rows are picked by number, {op}")
+    if out is not None:
+        shape = [1] * op.result.type.rank
+        shape[-1] = out.numel()
+        labels.set(op.result, [out.reshape(shape)])
+
+
+def embedding_weight(op: Op) -> tuple[LayerWeight, ...]:
+    """Return the weight ``[rows, outputs]``, which meets no input channels."""
+    weight = op.value(0)
+    return () if weight is None else (LayerWeight(weight, 1, None),)
+
+
 def index(labels: Labels, op: Op) -> None:
     """Indexing along an axis without channels keeps the others; along channels it is frozen."""
     value = source(labels, op)
     if any(labels.of(v) for v in op.inputs if v is not value):
-        labels.give_up(op, "its indices carry channels")
+        labels.freeze_unknown(op, "its indices carry channels")
         return
     axes = _indexed(op, value)
     width = op.result.type.rank - (value.type.rank - len(axes))
     if axes != list(range(axes[0], axes[0] + len(axes))):
-        labels.give_up(op, "it indexes separate axes")
+        labels.freeze_unknown(op, "it indexes separate axes")
         return
     labels.set(op.result, _picked(numbered(labels, op, value, axes), axes, width))
 
@@ -81,13 +103,12 @@ def _picked(planes: Iterable[Plane], axes: list[int], width: int) -> list[Plane]
     ]
 
 
-@rule("gather", "take_along_dim")
 def gather(labels: Labels, op: Op) -> None:
     """Every index picks along one axis; along the others it stands at the place of what it
     picks."""
     value, picks, dim = source(labels, op), labels.operand(op, 1), op.attrs.get("dim")
     if not isinstance(dim, int) or not value.type.rank:
-        labels.give_up(op, "it picks along no axis")
+        labels.freeze_unknown(op, "it picks along no axis")
         return
     axis = dim % value.type.rank
     alone = [plane for plane in labels.of(picks) if varying(plane) == (axis,)]
@@ -110,21 +131,12 @@ def gather(labels: Labels, op: Op) -> None:
 # Writing
 
 
-@rule(
-    "scatter",
-    "scatter_add",
-    "scatter_reduce",
-    "index_add",
-    "index_copy",
-    "index_fill",
-    "index_reduce",
-)
 def scatter(labels: Labels, op: Op) -> None:
     """What is written stands, along the other axes, at the place of what it replaces or is added
     to."""
     value, picks, written = source(labels, op), labels.operand(op, 1), op.value(2)
     if not value.type.rank:
-        labels.give_up(op, "it writes along no axis")
+        labels.freeze_unknown(op, "it writes along no axis")
         return
     axis = number(op, "dim") % value.type.rank
     values = [value, *([picks] if op.role.startswith("scatter") else ()), written]
@@ -138,7 +150,6 @@ def scatter(labels: Labels, op: Op) -> None:
     )
 
 
-@rule("select_scatter")
 def write_place(labels: Labels, op: Op) -> None:
     """One place along an axis is replaced."""
     value, written = source(labels, op), labels.operand(op, 1)
@@ -151,17 +162,16 @@ def write_place(labels: Labels, op: Op) -> None:
     )
 
 
-@rule("index_put")
 def write_places(labels: Labels, op: Op) -> None:
     """What is written broadcasts to what the same indices would pick."""
     value, written = source(labels, op), op.operands[2]
     entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
     if not isinstance(written, Value) or any(labels.of(entry) for entry in entries):
-        labels.give_up(op, "its indices carry channels")
+        labels.freeze_unknown(op, "its indices carry channels")
         return
     axes = _indexed(op, value)
     if axes != list(range(axes[0], axes[0] + len(axes))):
-        labels.give_up(op, "it indexes separate axes")
+        labels.freeze_unknown(op, "it indexes separate axes")
         return
     labels.label_axes(written)
     masks = [entry for entry in entries if entry is not None and entry.type.dtype == "bool"]
@@ -201,19 +211,6 @@ def _replaced(
 # Order and place
 
 
-@rule(
-    "sort",
-    "argsort",
-    "topk",
-    "kthvalue",
-    "median",
-    "nanmedian",
-    "mode",
-    "cummax",
-    "cummin",
-    "argmax",
-    "argmin",
-)
 def ordered(labels: Labels, op: Op) -> None:
     """Places are ordered along one axis (or all), whose channels stay; along the others channels do
     not matter."""
@@ -226,7 +223,6 @@ def ordered(labels: Labels, op: Op) -> None:
         labels.set(result, [plane if same else plane.squeeze(axes[0]) for plane in planes])
 
 
-@rule("tril", "triu")
 def triangle(labels: Labels, op: Op) -> None:
     """Rows and columns are counted: both stay."""
     value = source(labels, op)
@@ -234,10 +230,34 @@ def triangle(labels: Labels, op: Op) -> None:
     labels.set(op.result, numbered(labels, op, value, (rank - 2, rank - 1)))
 
 
-@rule("grid_sampler")
 def sample(labels: Labels, op: Op) -> None:
     """Values between places, at computed coordinates: channels pass."""
     value, grid = source(labels, op), op.value(1)
     labels.freeze_value(grid, f"coordinates of {op}")
     rank = op.result.type.rank
     labels.set(op.result, numbered(labels, op, value, range(2, rank)))
+
+
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    "embedding": OpDefinition(rule=embedding, layers=embedding_weight, needs=()),
+    **dict.fromkeys(("index", "index_select"), OpDefinition(rule=index)),
+    **dict.fromkeys(("gather", "take_along_dim"), OpDefinition(rule=gather)),
+    **dict.fromkeys(
+        (
+            *("scatter", "scatter_add", "scatter_reduce"),
+            *("index_add", "index_copy", "index_fill", "index_reduce"),
+        ),
+        OpDefinition(rule=scatter),
+    ),
+    "select_scatter": OpDefinition(rule=write_place),
+    "index_put": OpDefinition(rule=write_places),
+    **dict.fromkeys(
+        (
+            *("sort", "argsort", "topk", "kthvalue", "median", "nanmedian", "mode"),
+            *("cummax", "cummin", "argmax", "argmin"),
+        ),
+        OpDefinition(rule=ordered),
+    ),
+    **dict.fromkeys(("tril", "triu"), OpDefinition(rule=triangle)),
+    "grid_sampler": OpDefinition(rule=sample),
+}

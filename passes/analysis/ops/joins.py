@@ -1,27 +1,31 @@
-"""How labels pass where tensors are put beside each other: concatenation, stacks, padding."""
+"""Tensors put beside each other: concatenation, stacks, padding."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.labels import Labels, number, numbers
 from pruneopt.passes.analysis.channels.planes import Plane, expand, varying
 from pruneopt.passes.analysis.ops.data_movement import source
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Trait
 from pruneopt.passes.analysis.ops.heads import tie_inner
-from pruneopt.passes.analysis.ops.rules import merge_pointwise, rule
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
+from pruneopt.passes.analysis.ops.resize import SlicedOp
 
-__all__: list[str] = []
+__all__ = ["DEFINITIONS"]
 
 
-@rule("cat", "concat", "concatenate")
 def cat(labels: Labels, op: Op) -> None:
     """Planes along the joined axis are joined; planes along other axes are united."""
     values = list(op.inputs)
     rank = op.result.type.rank
     axis = number(op, "dim") % rank
     if any(value.type.rank != rank for value in values):
-        labels.give_up(op, "its tensors differ in rank")
+        labels.freeze_unknown(op, "its tensors differ in rank")
         return
     for value in values:
         labels.label_axes(value)
@@ -76,7 +80,6 @@ def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], 
     return torch.cat(pieces, axis)
 
 
-@rule("stack")
 def stack(labels: Labels, op: Op) -> None:
     """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
     values = list(op.inputs)
@@ -88,7 +91,6 @@ def stack(labels: Labels, op: Op) -> None:
     labels.set(op.result, [plane.unsqueeze(axis) for plane in merged])
 
 
-@rule("constant_pad_nd", "pad")
 def pad(labels: Labels, op: Op) -> None:
     """Padding along channels makes channels of its own, which may go like any other."""
     value = source(labels, op)
@@ -114,3 +116,29 @@ def pad(labels: Labels, op: Op) -> None:
             plane = vector.reshape([vector.numel() if a == axis else 1 for a in range(rank)])
         out.append(plane)
     labels.set(op.result, out)
+
+
+def resize_pad(site: SlicedOp) -> None:
+    """Pad by as many channels as are kept; where a pad is negative, cut off as many as are kept of
+    those."""
+    pads = numbers(site.op, "pad")
+    rank = site.op.results[0].type.rank
+    new = []
+    for place, count in enumerate(pads):
+        share = site.share(
+            site.old.result if count > 0 else site.old.value(0), rank - 1 - place // 2
+        )
+        flags = np.ones(abs(count), dtype=bool) if share is None or not count else site.flags(share)
+        edge = flags[: abs(count)] if place % 2 == 0 else flags[len(flags) - abs(count) :]
+        new.append(int(np.sign(count)) * int(edge.sum()))
+    site.set("pad", tuple(new))
+
+
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    **dict.fromkeys(
+        ("cat", "concat", "concatenate"),
+        OpDefinition(rule=cat, traits=frozenset({Trait.CONCATENATION})),
+    ),
+    "stack": OpDefinition(rule=stack),
+    **dict.fromkeys(("pad", "constant_pad_nd"), OpDefinition(rule=pad, resize=resize_pad)),
+}

@@ -1,4 +1,4 @@
-"""How labels pass through products of every kind: linear layers, matrix products, einsum.
+"""Products of every kind: linear layers, matrix products, einsum.
 
 A product is written in *letters*, as einsum writes it: every axis of an operand has a letter, and
 letters that the result lacks are contracted. One rule then serves them all.
@@ -6,17 +6,20 @@ letters that the result lacks are contracted. One rule then serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.labels import Blocks, Labels, Note, numbers
+from pruneopt.passes.analysis.channels.layer_weight import Contraction, LayerWeight
 from pruneopt.passes.analysis.channels.planes import Plane, align, varying
-from pruneopt.passes.analysis.ops.einsum import terms_of
+from pruneopt.passes.analysis.ops.count import Count, elements
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Trait
+from pruneopt.passes.analysis.ops.einsum import einsum_macs, terms_of
 from pruneopt.passes.analysis.ops.heads import tie_contracted
-from pruneopt.passes.analysis.ops.rules import merge_pointwise, rule
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 
-__all__ = ["Side", "contract", "pinned"]
+__all__ = ["DEFINITIONS", "Side", "contract", "pinned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,8 @@ def _pass(
     """Planes along axes of the result; where another operand spans such an axis without labels, it
     must stay whole."""
     merged: list[tuple[Plane, int]] = []
-    parted = labels.parted(plane for plane, _ in passing)
-    passing = [(plane, place) for plane, (_, place) in zip(parted, passing, strict=True)]
+    tied = labels.tie_shared_axis(plane for plane, _ in passing)
+    passing = [(plane, place) for plane, (_, place) in zip(tied, passing, strict=True)]
     for plane, place in passing:
         partners = [own for own, _ in merged if set(varying(own)) & set(varying(plane))]
         for own in partners:
@@ -188,7 +191,6 @@ def finish(labels: Labels, op: Op, planes: list[Plane], bias: Value | None) -> N
     labels.set(op.result, planes)
 
 
-@rule("linear")
 def linear(labels: Labels, op: Op) -> None:
     x, weight = labels.operand(op, 0), labels.operand(op, 1)
     rank = x.type.rank
@@ -200,12 +202,10 @@ def linear(labels: Labels, op: Op) -> None:
     finish(labels, op, planes, op.value(2))
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(labels: Labels, op: Op) -> None:
     labels.set(op.result, product(labels, op, labels.operand(op, 0), labels.operand(op, 1)))
 
 
-@rule("addmm", "baddbmm")
 def addmm(labels: Labels, op: Op) -> None:
     finish(
         labels, op, product(labels, op, labels.operand(op, 1), labels.operand(op, 2)), op.value(0)
@@ -227,12 +227,11 @@ def product(labels: Labels, op: Op, a: Value, b: Value) -> list[Plane]:
     return contract(labels, op, [Side(a, left), Side(b, right)], out)
 
 
-@rule("einsum")
 def einsum(labels: Labels, op: Op) -> None:
     values = list(op.inputs)
     terms, out = terms_of(op, [value.type.rank for value in values])
     if any(len(set(term)) < len(term) for term in (*terms, out)):
-        labels.give_up(op, f"the equation {op.attrs['equation']}")
+        labels.freeze_unknown(op, f"the equation {op.attrs['equation']}")
         return
     place = {
         letter: index
@@ -245,7 +244,6 @@ def einsum(labels: Labels, op: Op) -> None:
     labels.set(op.result, contract(labels, op, sides, tuple(place[letter] for letter in out)))
 
 
-@rule("tensordot")
 def tensordot(labels: Labels, op: Op) -> None:
     a, b = labels.operand(op, 0), labels.operand(op, 1)
     left = range(a.type.rank)
@@ -262,7 +260,6 @@ def tensordot(labels: Labels, op: Op) -> None:
     )
 
 
-@rule("cdist", "_cdist_forward")
 def distances(labels: Labels, op: Op) -> None:
     """As a product of one tensor with the other transposed; each distance is a statistic over
     channels."""
@@ -280,7 +277,6 @@ def distances(labels: Labels, op: Op) -> None:
     labels.set(op.result, contract(labels, op, sides, (*batch, row, column)))
 
 
-@rule("bilinear")
 def bilinear(labels: Labels, op: Op) -> None:
     """Every output is a product of both inputs with a matrix of its own: the weight is (outputs,
     first, second)."""
@@ -289,3 +285,132 @@ def bilinear(labels: Labels, op: Op) -> None:
     i, j, o = (len(rows) + n for n in range(3))
     sides = [Side(first, (*rows, i)), Side(second, (*rows, j)), Side(weight, (o, i, j))]
     finish(labels, op, contract(labels, op, sides, (*rows, o)), op.value(3))
+
+
+# Weights
+
+
+def linear_weight(op: Op) -> tuple[LayerWeight, ...]:
+    """Return the weight ``[outputs, inputs]``."""
+    x, weight = op.value(0), op.value(1)
+    if x is None or weight is None:
+        return ()
+    bias = 2 if len(op.operands) > 2 else None
+    contraction = Contraction(0, x.type.rank - 1, op.results[0].type.rank - 1, bias)
+    return (LayerWeight(weight, 0, weight.type.rank - 1, contraction),)
+
+
+def matrix_weight(first: int) -> Callable[[Op], tuple[LayerWeight, ...]]:
+    """Return how the weight of a product of operand ``first`` and the next is found: the matrix on
+    the right, or else on the left, that is a weight. With a first operand before them, that is the
+    bias."""
+
+    def weight(op: Op) -> tuple[LayerWeight, ...]:
+        left, right = op.value(first), op.value(first + 1)
+        if left is None or right is None:
+            return ()
+        a, b, last = left.type.rank, right.type.rank, op.results[0].type.rank - 1
+        bias = 0 if first else None
+        if right.is_weight and b > 1:
+            return (LayerWeight(right, b - 1, b - 2, Contraction(first, a - 1, last, bias)),)
+        if left.is_weight and a > 1:
+            read, made = (b - 2, last - 1) if b > 1 else (0, last)
+            return (LayerWeight(left, a - 2, a - 1, Contraction(first + 1, read, made, bias)),)
+        return ()
+
+    return weight
+
+
+def tensordot_weight(op: Op) -> tuple[LayerWeight, ...]:
+    """Return a matrix of which one axis is summed over."""
+    for index, name, other in ((1, "dims_other", "dims_self"), (0, "dims_self", "dims_other")):
+        weight, summed, read = op.value(index), numbers(op, name), numbers(op, other)
+        source = op.value(1 - index)
+        if weight is None or source is None or not weight.is_weight or len(summed) != 1:
+            continue
+        if weight.type.rank == 2:
+            into = summed[0] % 2
+            made = op.results[0].type.rank - 1 if index else 0
+            contraction = Contraction(1 - index, read[0] % source.type.rank, made)
+            return (LayerWeight(weight, 1 - into, into, contraction),)
+    return ()
+
+
+def bilinear_weight(op: Op) -> tuple[LayerWeight, ...]:
+    """Return the weight ``[outputs, first inputs, second inputs]``, by the first inputs."""
+    weight = op.value(2)
+    return () if weight is None else (LayerWeight(weight, 0, 1),)
+
+
+# Costs
+
+
+def product_macs(left: int) -> Callable[[Op], list[Count]]:
+    """Return how a product is counted that sums over the last axis of operand ``left``."""
+
+    def macs(op: Op) -> list[Count]:
+        value = op.value(left)
+        if value is None:
+            return []
+        return [Count((*elements(op.result), (value, value.type.rank - 1)))]
+
+    return macs
+
+
+def tensordot_macs(op: Op) -> list[Count]:
+    """Count, for every value of the result, the named axes of the first operand."""
+    left = op.value(0)
+    summed = numbers(op, "dims_self")
+    return (
+        []
+        if left is None
+        else [Count((*elements(op.result), *((left, a % left.type.rank) for a in summed)))]
+    )
+
+
+def bilinear_macs(op: Op) -> list[Count]:
+    """Count, for every row, the whole weight `[outputs, first inputs, second inputs]`."""
+    weight = op.value(2)
+    return [] if weight is None else [Count((*elements(op.result)[:-1], *elements(weight)))]
+
+
+# The family
+
+
+def _traits(*more: Trait) -> frozenset[Trait]:
+    return frozenset({Trait.CONTRACTS_OPERANDS, *more})
+
+
+def _matrices(first: int, needs: tuple[str, ...] | None = ()) -> OpDefinition:
+    return OpDefinition(
+        rule=addmm if first else matmul,
+        layers=matrix_weight(first),
+        macs=product_macs(first),
+        traits=_traits(Trait.MATRIX_PRODUCT),
+        needs=needs,
+    )
+
+
+_OF_VECTORS = OpDefinition(rule=matmul, macs=product_macs(0), traits=_traits(Trait.MATRIX_PRODUCT))
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    "linear": OpDefinition(
+        rule=linear,
+        layers=linear_weight,
+        macs=product_macs(0),
+        traits=frozenset({Trait.LINEAR, Trait.COUNTED_AS_LAYER}),
+        needs=(),
+    ),
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matrices(0)),
+    **dict.fromkeys(("addmm", "baddbmm"), _matrices(1)),
+    **dict.fromkeys(("mv", "dot"), _OF_VECTORS),
+    "addmv": OpDefinition(macs=product_macs(1), traits=frozenset({Trait.MATRIX_PRODUCT})),
+    "vdot": OpDefinition(rule=matmul, traits=_traits()),
+    "einsum": OpDefinition(rule=einsum, macs=einsum_macs, traits=_traits()),
+    "tensordot": OpDefinition(
+        rule=tensordot, layers=tensordot_weight, macs=tensordot_macs, traits=_traits()
+    ),
+    "bilinear": OpDefinition(
+        rule=bilinear, layers=bilinear_weight, macs=bilinear_macs, traits=_traits()
+    ),
+    **dict.fromkeys(("cdist", "_cdist_forward"), OpDefinition(rule=distances)),
+}

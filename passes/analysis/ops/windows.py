@@ -1,15 +1,18 @@
-"""How labels pass through windows over places (pooling, interpolation) and through reductions."""
+"""Windows over places: pooling, interpolation, padding by reflection, unpooling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from pruneopt.ir.graph import Op
-from pruneopt.passes.analysis.channels.labels import Blocks, Labels, Note, number, numbers
-from pruneopt.passes.analysis.channels.planes import align, varying
-from pruneopt.passes.analysis.ops.rules import RULES, Rule, merge_pointwise, pointwise, rule
+from pruneopt.passes.analysis.channels.labels import Labels, numbers
+from pruneopt.passes.analysis.channels.planes import varying
+from pruneopt.passes.analysis.ops.count import Count, elements
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Rule
+from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 
-__all__: list[str] = []
+__all__ = ["DEFINITIONS"]
 
 
 def window(labels: Labels, op: Op, axes: Sequence[int]) -> None:
@@ -34,35 +37,6 @@ def spatial_rule(rank: int) -> Rule:
     return apply
 
 
-for _rank in (1, 2, 3):
-    for _name in (
-        "avg_pool",
-        "max_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "_adaptive_avg_pool",
-        "lp_pool",
-    ):
-        RULES[f"{_name}{_rank}d"] = spatial_rule(_rank)
-    RULES[f"max_pool{_rank}d_with_indices"] = spatial_rule(_rank)
-    for _kind in ("upsample_nearest", "upsample_nearest_exact", "_upsample_nearest_exact"):
-        RULES[f"{_kind}{_rank}d"] = spatial_rule(_rank)
-for _name in (
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-):
-    RULES[_name] = spatial_rule(2)
-for _name in ("upsample_linear1d", "replication_pad1d", "reflection_pad1d"):
-    RULES[_name] = spatial_rule(1)
-for _name in ("replication_pad2d", "reflection_pad2d"):
-    RULES[_name] = spatial_rule(2)
-for _name in ("upsample_trilinear3d", "replication_pad3d", "reflection_pad3d"):
-    RULES[_name] = spatial_rule(3)
-
-
-@rule("max_unpool2d", "max_unpool3d")
 def unpool(labels: Labels, op: Op) -> None:
     """Indices are places inside one channel; they have the channels of the values."""
     rank = op.result.type.rank
@@ -77,71 +51,41 @@ def unpool(labels: Labels, op: Op) -> None:
     )
 
 
-@rule(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "var",
-    "std",
-    "norm",
-    "linalg_vector_norm",
-    "logsumexp",
-    "prod",
-    "max",
-    "min",
+def window_counts(rank: int) -> Callable[[Op], list[Count]]:
+    """Return how the values that the windows of a pooling over ``rank`` axes read are counted; one
+    number as the kernel's size stands for all its sides."""
+
+    def counts(op: Op) -> list[Count]:
+        sides = numbers(op, "kernel_size")
+        size = math.prod(sides) if len(sides) == rank else sides[0] ** rank
+        return [Count(elements(op.results[0]), size)]
+
+    return counts
+
+
+def _pooled(rank: int) -> dict[str, OpDefinition]:
+    pooling = OpDefinition(rule=spatial_rule(rank), window=window_counts(rank))
+    names = ("avg_pool{}d", "max_pool{}d", "max_pool{}d_with_indices")
+    return {name.format(rank): pooling for name in names}
+
+
+def _spatial(rank: int, *names: str) -> dict[str, OpDefinition]:
+    return dict.fromkeys(
+        (name.format(rank) for name in names), OpDefinition(rule=spatial_rule(rank))
+    )
+
+
+EVERY_RANK = (
+    *("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d", "lp_pool{}d"),
+    *("upsample_nearest{}d", "upsample_nearest_exact{}d", "_upsample_nearest_exact{}d"),
+    *("reflection_pad{}d", "replication_pad{}d"),
 )
-def reduction(labels: Labels, op: Op) -> None:
-    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are
-    tied over them.
-
-    Where the result keeps the axis it is a statistic to put beside what it was taken of (the norm
-    of a head's query): not tied but noted, and the rows stay.
-    """
-    x = op.value(0)
-    if x is None or (op.role in ("max", "min") and op.value(1) is not None):
-        pointwise(labels, op)
-        return
-    if len(op.results) == 2 and op.results[1].users:
-        axis = number(op, "dim") % x.type.rank
-        for plane in labels.of(x):
-            if axis in varying(plane):
-                labels.freeze(plane, f"channels are numbered by {op}")
-    axes = [dim % x.type.rank for dim in numbers(op, "dim")] or list(range(x.type.rank))
-    keep = op.attrs.get("keepdim") is True
-    out = []
-    for plane in labels.of(x):
-        inside = [axis for axis in varying(plane) if axis in axes]
-        if op.role in ("std", "var"):
-            labels.needs_two(plane, axes, labels.shape(x))
-        if inside and len(inside) == len(varying(plane)):
-            labels.notes.append(Note(op, plane))
-            continue
-        if keep and inside and inside[-1] == varying(plane)[-1] and not labels.whole_heads:
-            labels.notes.append(Note(op, plane))
-            rows = plane.reshape([plane.shape[axis] for axis in varying(plane)])
-            labels.blocks.append(Blocks(rows, op, pinned=rows.dim() - len(inside)))
-            continue
-        plane = labels.tie(plane, inside)
-        sizes = [size for axis, size in enumerate(plane.shape) if keep or axis not in axes]
-        out.append(plane.reshape(sizes))
-    for value in op.results:
-        labels.set(value, out)
-
-
-@rule("cosine_similarity", "pairwise_distance")
-def compared(labels: Labels, op: Op) -> None:
-    """Vectors of two tensors, compared along one axis (the last one for distances): a statistic
-    over it."""
-    values = list(dict.fromkeys(op.inputs))
-    rank = max(value.type.rank for value in values)
-    axis = number(op, "dim") % rank if "dim" in op.attrs else rank - 1
-    sides = [([align(plane, rank) for plane in labels.of(value)], value) for value in values]
-    out = []
-    for plane in merge_pointwise(labels, op, sides):
-        if axis in varying(plane):
-            labels.notes.append(Note(op, plane))
-        if varying(plane) != (axis,):
-            plane = labels.tie(plane, [axis])
-            out.append(plane if op.attrs.get("keepdim") is True else plane.squeeze(axis))
-    labels.set(op.result, out)
+DEFINITIONS: Mapping[str, OpDefinition] = {
+    **{name: item for rank in (1, 2, 3) for name, item in _pooled(rank).items()},
+    **{name: item for rank in (1, 2, 3) for name, item in _spatial(rank, *EVERY_RANK).items()},
+    **_spatial(1, "upsample_linear1d"),
+    **_spatial(2, "upsample_bilinear2d", "upsample_bicubic2d"),
+    **_spatial(2, "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+    **_spatial(3, "upsample_trilinear3d"),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), OpDefinition(rule=unpool)),
+}

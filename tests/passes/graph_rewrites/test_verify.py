@@ -20,8 +20,9 @@ from pruneopt.passes.analysis.channels import units
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.labels import Labels
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.ops import rules as label_rules
-from pruneopt.passes.analysis.ops.rules import RULES
+from pruneopt.passes.analysis.ops import pointwise
+from pruneopt.passes.analysis.ops.definition import OpDefinition
+from pruneopt.passes.analysis.ops.table import OPS
 from pruneopt.passes.graph_rewrites import verify
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import MaskedOriginal, verify_pruned
@@ -256,7 +257,7 @@ def test_an_op_taken_for_the_identity_is_found(
     graph = capture(Functional(reorder, 12, features).eval(), IMAGE)
     if not any(op.base == base for op in graph.ops):
         base = "native_channel_shuffle"
-    monkeypatch.setitem(RULES, base, identity)
+    monkeypatch.setitem(OPS, base, OpDefinition(rule=identity))
     coupling = couple(graph)
     plan = make_plan(coupling, 3)
     with pytest.raises(VerificationError, match=base):
@@ -277,7 +278,7 @@ def test_the_wrong_order_of_a_flatten_is_found(
         )
 
     graph = capture(Functional(lambda x: x.permute(0, 2, 3, 1), 12, 768).eval(), IMAGE)
-    monkeypatch.setitem(RULES, "flatten", flatten)
+    monkeypatch.setitem(OPS, "flatten", OpDefinition(rule=flatten))
     coupling = couple(graph)
     plan = make_plan(coupling, 3)
     with pytest.raises(VerificationError, match="flatten"):
@@ -289,7 +290,7 @@ def test_a_union_left_out_is_found(make_plan: Plans, monkeypatch: pytest.MonkeyP
         return list(sides[0][0])
 
     graph = capture(Functional(lambda x: x, 12, 768).eval(), IMAGE)
-    monkeypatch.setattr(label_rules, "merge_pointwise", pick_first)
+    monkeypatch.setattr(pointwise, "merge_pointwise", pick_first)
     coupling = couple(graph)
     assert {"a", "b"} <= {group.name for group in coupling.free}
     plan = {"a": np.arange(5), "b": np.arange(3)}

@@ -17,8 +17,8 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import ROLES
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.ops.custom_ops import SIZES
-from pruneopt.passes.analysis.ops.rules import RULES
+from pruneopt.passes.analysis.ops import table
+from pruneopt.passes.analysis.ops.resize import SIZES
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
 
@@ -73,9 +73,9 @@ OPS = {
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    for table in (RULES, SIZES, ROLES):
-        for name in [name for name in table if name.startswith("prunetest.")]:
-            del table[name]
+    for known in (table.OPS, SIZES, ROLES):
+        for name in [name for name in known if name.startswith("prunetest.")]:
+            del known[name]
 
 
 class Net(nn.Module):

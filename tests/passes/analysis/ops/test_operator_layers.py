@@ -513,7 +513,7 @@ CASES = {
                 out=c(6, 5, 1),
             ),
             {"a": 8, "route": 4},
-            {"b": "its groups follow the batch"},
+            {"b": "`groups` depends on the batch size"},
             noted=1,
         )
         for kind in (F.conv2d, F.conv_transpose2d)
