@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruneopt.custom_ops import like, register_op
+from pruneopt.extend import like, register_op
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import ROLES, Graph
@@ -25,7 +25,7 @@ from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.ops.resize import SIZES
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
-from pruneopt.passes.pipeline.base import State
+from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.transform.stages import Cost, Couple, Slice
@@ -138,7 +138,7 @@ def test_the_same_layers_have_times(twins: tuple[Graph, Graph]) -> None:
         table = table_of(cost, lambda layer, inputs, outputs: 1e-6 * inputs * outputs)
         times = CostModel(graph, couple(graph), latency=table)
         tables.append(times.measure("latency", np.stack([times.minimum, times.full])))
-    np.testing.assert_array_equal(*tables)
+    np.testing.assert_array_equal(tables[0], tables[1])
 
 
 def test_the_same_slices_are_proved(twins: tuple[Graph, Graph]) -> None:
