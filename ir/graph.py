@@ -27,7 +27,6 @@ __all__ = [
     "Value",
     "ValueKind",
     "map_structure",
-    "same_graph",
     "values_in",
 ]
 
@@ -178,7 +177,13 @@ class Graph:
     groups.
 
     ``weights`` holds the tensors that the parameter names refer to; it is no part of the graph's
-    identity or text. ``notes`` are what capture had to tell the user.
+    equality or text. ``notes`` are what capture had to tell the user.
+
+    Two graphs are equal if they say the same: name, inputs, weights' names, ops in order, operands,
+    attributes, types, locations, outputs, aliases and channel groups; the order of attributes and
+    aliases says nothing. Numbers are compared by their spelling: 1, 1.0 and true differ, and nan
+    equals itself. Ops and values are equal to themselves only. A graph has no hash, as it changes:
+    what is kept for a graph is kept by its ``id``.
     """
 
     def __init__(self, name: str) -> None:
@@ -196,6 +201,24 @@ class Graph:
         self._ops: dict[Op, None] = {}
         self._outputs: Structure = None
         self._names: set[str] = set()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph):
+            return NotImplemented
+        return self is other or self._key() == other._key()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _key(self) -> object:
+        return (
+            self.name,
+            self.channels,
+            [_value_key(value) for value in self.inputs],
+            [_value_key(value) for value in self.params.values()],
+            self.aliases,
+            [_op_key(op) for op in self._ops],
+            _structure_key(self._outputs),
+        )
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -424,40 +447,22 @@ def map_structure(function: Callable[[Value], Structure], structure: Structure) 
     return structure
 
 
-def same_graph(a: Graph, b: Graph) -> bool:
-    """Whether two graphs say the same: names, types, ops, attributes, locations, outputs, aliases
-    and channel groups.
+def _structure_key(structure: Structure) -> object:
+    """Return what an output structure says, comparable: containers by their kind, too."""
+    if isinstance(structure, Value):
+        return Value, str(structure)
+    if isinstance(structure, tuple | list):
+        return type(structure), [_structure_key(item) for item in structure]
+    if isinstance(structure, dict):
+        return dict, [(key, _structure_key(item)) for key, item in structure.items()]
+    return type(structure), repr(structure)
 
-    Numbers are compared by their spelling: 1, 1.0 and true differ, and nan equals itself.
-    """
 
-    def value_key(value: Value) -> tuple[object, ...]:
-        return (value.name, value.type, value.kind)
+def _value_key(value: Value) -> object:
+    return value.name, value.type, value.kind
 
-    def operand_key(operand: Operand) -> object:
-        if isinstance(operand, Value):
-            return str(operand)
-        if isinstance(operand, tuple):
-            return tuple(None if value is None else str(value) for value in operand)
-        return (type(operand), repr(operand))
 
-    def op_key(op: Op) -> tuple[object, ...]:
-        operands = tuple(map(operand_key, op.operands))
-        attrs = sorted((name, repr(value)) for name, value in op.attrs.items())
-        return (op.target, operands, attrs, [value_key(v) for v in op.results], op.loc)
-
-    def key(graph: Graph) -> tuple[object, ...]:
-        inputs = [value_key(v) for v in graph.inputs]
-        params = [value_key(v) for v in graph.params.values()]
-        outputs = (repr(map_structure(str, graph.outputs)), [str(v) for v in graph.output_values])
-        return (
-            graph.name,
-            graph.channels,
-            inputs,
-            params,
-            graph.aliases,
-            [op_key(op) for op in graph.ops],
-            outputs,
-        )
-
-    return key(a) == key(b)
+def _op_key(op: Op) -> object:
+    attrs = sorted((name, repr(value)) for name, value in op.attrs.items())
+    operands = [_structure_key(operand) for operand in op.operands]
+    return op.target, operands, attrs, [_value_key(value) for value in op.results], op.loc

@@ -4,8 +4,8 @@ rooms."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Generic, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -22,11 +22,27 @@ from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedSta
 __all__ = ["Kept", "recorder"]
 
 Weights = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 def recorder(device: torch.device) -> Capture | None:
     """What records launches on a device: CUDA graphs on a GPU, nothing elsewhere."""
     return CudaGraphs(device) if device.type == "cuda" else None
+
+
+class _PerGraph(Generic[T]):
+    """What was made of each graph, kept while that graph lives. By identity: graphs can change, so
+    they have no hash."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[ref[Graph], T]] = {}
+
+    def of(self, graph: Graph, make: Callable[[Graph], T]) -> T:
+        """Return what ``make`` gives for the graph, made once."""
+        key, made = id(graph), self._made
+        if key not in made:
+            made[key] = ref(graph, lambda _: made.pop(key, None)), make(graph)
+        return made[key][1]
 
 
 class Kept:
@@ -54,8 +70,8 @@ class Kept:
         memory: int,
         capture: Capture | None = None,
     ) -> None:
-        self._lowered: WeakKeyDictionary[Graph, LoweredStatistics] = WeakKeyDictionary()
-        self._evaluated: WeakKeyDictionary[Graph, LoweredEvaluation] = WeakKeyDictionary()
+        self._lowered: _PerGraph[LoweredStatistics] = _PerGraph()
+        self._evaluated: _PerGraph[LoweredEvaluation] = _PerGraph()
         room = self._statistics_of(graph)
         self._images = max(1, memory // (together * image_bytes(room.graph, backend)))
         self._statistics = PreparedStatistics([room] * together, backend, capture)
@@ -72,14 +88,10 @@ class Kept:
         return ", ".join(f"{name} by {how}" for name, how in told.items() if how)
 
     def _statistics_of(self, graph: Graph) -> LoweredStatistics:
-        if graph not in self._lowered:
-            self._lowered[graph] = lower_statistics(graph)
-        return self._lowered[graph]
+        return self._lowered.of(graph, lower_statistics)
 
     def _evaluation_of(self, folded: Graph) -> LoweredEvaluation:
-        if folded not in self._evaluated:
-            self._evaluated[folded] = lower_evaluation(folded)
-        return self._evaluated[folded]
+        return self._evaluated.of(folded, lower_evaluation)
 
     def statistics(
         self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Sequence[Tensor]

@@ -13,7 +13,7 @@ from pruneopt.errors import InternalError
 from pruneopt.files import atomic_path, write_text
 from pruneopt.ir.codegen.module import generate_source
 from pruneopt.ir.export.export import export_onnx, export_pt2
-from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
@@ -86,6 +86,6 @@ def write_artefacts(
         export_onnx(module, examples, folder / "model.onnx", dynamic_batch=after.dynamic_batch)
     for name, graph in (("ir.before.txt", before), ("ir.after.txt", after)):
         text = print_graph(graph)
-        if not same_graph(parse_graph(text), graph):
+        if parse_graph(text) != graph:
             raise InternalError(f"{name} does not read back to the graph it was written from")
         write_text(folder / name, text)

@@ -16,7 +16,7 @@ from pruneopt.ir.capture.recording.capture import recorded_graph
 from pruneopt.ir.capture.recording.known_functions import ATEN_CALL_OF
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.per_sample import is_samplewise
-from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.graph import Graph
 
 
 @torch.jit.script
@@ -93,7 +93,7 @@ def test_one_run_tells_what_three_do(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(recorder, "is_samplewise", lambda *args: False)
     other, runs = recorded(module, monkeypatch, x)
     assert runs == 3
-    assert same_graph(graph, other)
+    assert graph == other
 
 
 @pytest.mark.parametrize("name", THRICE)
@@ -109,7 +109,7 @@ def test_what_may_follow_the_batch_is_run_three_times(
         return
     assert runs == 3
     monkeypatch.setattr(recorder, "is_samplewise", lambda *args: False)
-    assert same_graph(graph, recorded(module, monkeypatch, x)[0])
+    assert graph == recorded(module, monkeypatch, x)[0]
 
 
 def test_a_weight_with_an_entry_for_each_sample_is_left_to_export(

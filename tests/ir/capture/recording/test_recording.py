@@ -17,7 +17,7 @@ from pruneopt.ir.capture.recording import interception
 from pruneopt.ir.capture.recording.capture import recorded_graph
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph, same_graph
+from pruneopt.ir.graph import Graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.models import zoo
 
@@ -153,7 +153,7 @@ def test_a_recorded_graph_is_the_exported_one(name: str) -> None:
     if torch.__version__.startswith("2.11."):  # there torch.export drops some of them
         drop_contiguous(graph)
         drop_contiguous(other)
-    assert same_graph(graph, other)
+    assert graph == other
     assert graph.notes == other.notes
     assert {key: tensor.data_ptr() for key, tensor in graph.weights.items()} == {
         key: tensor.data_ptr() for key, tensor in other.weights.items()
@@ -170,7 +170,7 @@ def test_the_short_way_writes_down_the_same_calls(
     monkeypatch.setattr(interception, "ATEN_CALL_OF", {})
     monkeypatch.setattr(interception, "PASS_THROUGH", frozenset())
     monkeypatch.setattr(interception, "module_call", lambda *args: None)
-    assert same_graph(graph, recorded(module, x))
+    assert graph == recorded(module, x)
 
 
 def masked(module: Any, x: Tensor) -> Tensor:
@@ -399,7 +399,7 @@ def test_weights_without_values_are_enough() -> None:
     with torch.device("meta"):
         module = Residual()
     graph = capture(module, X)
-    assert same_graph(graph, capture(Residual(), X))
+    assert graph == capture(Residual(), X)
     assert all(tensor.is_meta for tensor in graph.weights.values())
 
 
