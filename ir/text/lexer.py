@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from pruneopt.errors import UserError
+from pruneopt.errors import error_in_text
 
 __all__ = ["Source", "Token", "TokenKind", "tokenize"]
 
@@ -59,16 +59,7 @@ class Source:
 
     def fail(self, start: int, end: int, message: str) -> NoReturn:
         """Raise the `UserError` that shows the characters from ``start`` to ``end``."""
-        line = self.text.count("\n", 0, start) + 1
-        first = self.text.rfind("\n", 0, start) + 1
-        shown = self.text[first:].split("\n", 1)[0]
-        # A tab keeps its width when the line above has it too.
-        indent = "".join("\t" if char == "\t" else " " for char in shown[: start - first])
-        carets = "^" * max(1, min(end, first + len(shown)) - start)
-        raise UserError(
-            f"{self.name}:{line}:{start - first + 1}: error: {message}\n  {shown}\n  "
-            f"{indent}{carets}"
-        )
+        raise error_in_text(self.text, self.name, start, end, message)
 
 
 def tokenize(source: Source) -> list[Token]:

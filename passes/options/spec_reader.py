@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
-from pruneopt.errors import UserError
+from pruneopt.errors import error_in_text
 
 __all__ = ["Item", "Option", "Reader", "Source", "Span"]
 
@@ -50,19 +50,7 @@ class Source:
 
     def fail(self, span: Span, message: str, note: str = "") -> NoReturn:
         """Raise the error for a span of the text."""
-        start = self.text.rfind("\n", 0, span.start) + 1
-        end = self.text.find("\n", start)
-        line = self.text[start:] if end < 0 else self.text[start:end]
-        row, column = self.text.count("\n", 0, span.start) + 1, span.start - start
-        width = max(1, min(span.stop, start + len(line)) - span.start)
-        # A tab must move the caret as far as it moves the text.
-        lead = "".join("\t" if mark == "\t" else " " for mark in line[:column])
-        shown = [
-            f"{self.what}:{row}:{column + 1}: error: {message}",
-            f"  {line}",
-            f"  {lead}{'^' * width}",
-        ]
-        raise UserError("\n".join([*shown, f"  note: {note}"] if note else shown))
+        raise error_in_text(self.text, self.what, span.start, span.stop, message, note)
 
 
 class Reader:

@@ -7,7 +7,14 @@ broken invariant, please report it.
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "InternalError", "PruneoptError", "UserError", "VerificationError"]
+__all__ = [
+    "BudgetError",
+    "InternalError",
+    "PruneoptError",
+    "UserError",
+    "VerificationError",
+    "error_in_text",
+]
 
 
 class PruneoptError(Exception):
@@ -34,3 +41,21 @@ class VerificationError(PruneoptError):
 
 class InternalError(PruneoptError):
     """A broken invariant of pruneopt itself."""
+
+
+def error_in_text(
+    text: str, name: str, start: int, end: int, message: str, note: str = ""
+) -> UserError:
+    """Return the error about the characters from ``start`` to ``end`` of a text.
+
+    Its lines are ``name:line:column: error: message``, the line of text, carets below the
+    characters (at least one, none behind the line's end), and the note if there is one.
+    """
+    first = text.rfind("\n", 0, start) + 1
+    shown = text[first:].split("\n", 1)[0]
+    # A tab keeps its width when the line above has it too.
+    indent = "".join("\t" if char == "\t" else " " for char in shown[: start - first])
+    carets = "^" * max(1, min(end, first + len(shown)) - start)
+    place = f"{name}:{text.count(chr(10), 0, start) + 1}:{start - first + 1}"
+    lines = [f"{place}: error: {message}", f"  {shown}", f"  {indent}{carets}"]
+    return UserError("\n".join([*lines, f"  note: {note}"] if note else lines))
