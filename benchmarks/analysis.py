@@ -42,15 +42,9 @@ from coverage_networks import named
 from environment import environment
 from torch import nn
 
+from pruneopt import LoadedModel, build_module, capture, load_model
+from pruneopt.extend import CostModel, couple, score_units, select, slice_graph
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.models.source import LoadedModel, load_model
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.graph_rewrites.slice import slice_graph
-from pruneopt.passes.selection.select import select
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"

@@ -17,17 +17,9 @@ from pathlib import Path
 import torch
 from environment import environment
 
-from pruneopt.errors import PruneoptError
+from pruneopt import Graph, PruneoptError, Workload, capture, load_data, load_model
+from pruneopt.extend import CostModel, couple, parse_budget, score_units
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.graph import Graph
-from pruneopt.models.data import load_data
-from pruneopt.models.source import load_model
-from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.search.correlation import CorrelationReport, correlation_report
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.searchers.sampling import WidthSampler

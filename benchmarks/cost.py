@@ -18,11 +18,8 @@ from typing import Any
 import numpy as np
 from environment import environment
 
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.cost.units import UNITS
-from pruneopt.passes.analysis.couple import couple
+from pruneopt import capture, load_model
+from pruneopt.extend import CostModel, couple
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost.json"
 
@@ -49,10 +46,10 @@ def measure(spec: str, count: int) -> dict[str, Any]:
 
     def build() -> None:
         new = CostModel(graph, coupling)
-        for unit in UNITS:
+        for unit in new.units:
             new.measure(unit, new.full)
 
-    rates = {unit: count / best_of(3, partial(cost.measure, unit, widths)) for unit in UNITS}
+    rates = {unit: count / best_of(3, partial(cost.measure, unit, widths)) for unit in cost.units}
     one = best_of(100, lambda: cost.measure("flops", widths[0]))
     return {
         "network": spec,
@@ -79,10 +76,10 @@ def main() -> None:
     )
     print(
         "network                    groups  build ms  one us "
-        + "".join(f"{unit + '/s':>14}" for unit in UNITS)
+        + "".join(f"{unit + '/s':>14}" for unit in rows[0]["vectors_per_second"])
     )
     for row in rows:
-        rates = "".join(f"{row['vectors_per_second'][unit]:14,.0f}" for unit in UNITS)
+        rates = "".join(f"{rate:14,.0f}" for rate in row["vectors_per_second"].values())
         build, one = 1e3 * row["build_seconds"], 1e6 * row["one_vector_seconds"]
         print(f"{row['network']:26} {row['groups']:6} {build:9.1f} {one:7.1f} {rates}")
 

@@ -37,7 +37,7 @@ from coverage_peer import peer
 from coverage_process import run_alone
 from coverage_report import failures, remarks, save, summary, table
 
-from pruneopt.ir.export.export import export_onnx
+from pruneopt import export_onnx
 
 ROOT = Path(__file__).parents[1]
 PLACES = "|".join(re.escape(place) for place in (str(ROOT), *sys.path) if Path(place).is_absolute())

@@ -23,25 +23,34 @@ from coverage_process import Tell
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruneopt.errors import UserError, VerificationError
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.codegen.module import build_module
+from pruneopt import (
+    Graph,
+    LoadedModel,
+    Result,
+    UserError,
+    VerificationError,
+    build_module,
+    capture,
+    export_onnx,
+    load_model,
+    run_onnx,
+)
+from pruneopt.extend import (
+    CostModel,
+    Coupling,
+    Interpreter,
+    Verification,
+    couple,
+    keep_best,
+    parse_budget,
+    score_units,
+    select,
+    slice_graph,
+    verify_graph,
+    verify_pruned,
+)
 from pruneopt.ir.compare import same_outputs
-from pruneopt.ir.export.export import export_onnx, run_onnx
-from pruneopt.ir.graph import Graph
-from pruneopt.ir.interpreter import Interpreter
-from pruneopt.ir.verifier import verify_graph
-from pruneopt.models.source import LoadedModel, load_model
 from pruneopt.passes.analysis.channels.annotate import annotate
-from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.graph_rewrites.slice import slice_graph
-from pruneopt.passes.graph_rewrites.verify import Verification, verify_pruned
-from pruneopt.passes.result import Result
-from pruneopt.passes.selection.select import keep_best, select
 
 __all__ = ["STAGES", "enliven", "measure"]
 

@@ -21,7 +21,7 @@ from coverage_process import Tell
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruneopt.models.source import load_model
+from pruneopt import load_model
 
 __all__ = ["peer"]
 

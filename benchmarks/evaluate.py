@@ -53,13 +53,10 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pruneopt import build_module
+from pruneopt.extend import Averaging, Evaluation, Settings, slice_graph
 from pruneopt.files import write_json
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.merged import merge
-from pruneopt.passes.evaluation.settings import Settings
-from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 
 Plan = Mapping[str, np.ndarray]

@@ -13,24 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pruneopt.errors import UserError
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph
-from pruneopt.models.data import load_data
+from pruneopt import Graph, UserError, Workload, build_module, capture, load_data, load_model
+from pruneopt.extend import (
+    CostModel,
+    Coupling,
+    TensorSplit,
+    couple,
+    keep_best,
+    parse_budget,
+    score_units,
+    slice_graph,
+)
 from pruneopt.models.images import Preprocess
-from pruneopt.models.source import load_model
 from pruneopt.models.weights import read_weights
-from pruneopt.models.workload import TensorSplit, Workload, cut
-from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt.models.workload import cut
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
-from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.searchers.sampling import WidthSampler
-from pruneopt.passes.selection.select import keep_best
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BUDGETS = {"resnet20": "50%FLOPs", "resnet56": "50%FLOPs", "mobilenet_v2": "90%FLOPs"}

@@ -28,24 +28,22 @@ import torch
 from environment import environment
 from evaluate_setups import SHARED
 
-from pruneopt.errors import PruneoptError, UserError
+from pruneopt import Graph, PruneoptError, UserError, Workload, capture, load_data, load_model
+from pruneopt.extend import (
+    AdaptiveStatistics,
+    Proposal,
+    Space,
+    State,
+    Trial,
+    parse_pipeline,
+    score_units,
+)
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.graph import Graph
-from pruneopt.models.data import load_data
-from pruneopt.models.source import load_model
-from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws
 from pruneopt.passes.front.outcome import objectives
 from pruneopt.passes.front.pareto import hypervolume, non_dominated
 from pruneopt.passes.front.reach import Reach
-from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
-from pruneopt.passes.search.evaluators.judge import Trial
-from pruneopt.passes.search.searchers.space import Proposal, Space
-from pruneopt.passes.transform.stages import Cost, Couple
 
 RESULTS = Path(__file__).parent / "results" / "front.json"
 CIFAR = "cifar10:{}?normalise=imagenet&limit={}&subval={}&calibration=3000"
@@ -97,7 +95,7 @@ def state_of(workload: Workload | None) -> State:
     module = load_model("zoo:resnet20", weights=None if workload is None else weights).module
     graph: Graph = capture(module, torch.zeros(2, 3, 32, 32))
     state = State(original=graph, graph=graph.copy(), workload=workload)
-    for step in (Couple(), Cost()):
+    for step in parse_pipeline("couple,cost"):
         step.run(state)
     return state
 

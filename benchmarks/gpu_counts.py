@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pruneopt.ir.graph import Graph, Op, Value
+from pruneopt import Graph
+from pruneopt.extend import Op, Value
 from pruneopt.passes.analysis.ops.batch_norm import NORMS
 
 __all__ = ["Ceilings", "Work", "work_of"]

@@ -11,15 +11,10 @@ import torch
 from gpu_device import Device
 from torch import Tensor, nn
 
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.graph import Graph
-from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
+from pruneopt import Graph, capture, load_model
+from pruneopt.extend import Coupling, couple, score_units, slice_graph
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
 from pruneopt.passes.evaluation.statistics import statistic_norms
-from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.selection.select import best_units
 

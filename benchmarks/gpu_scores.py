@@ -22,13 +22,11 @@ from gpu_ways import half_precision
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
-from pruneopt.ir.graph import Graph
-from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.models.workload import TensorSplit, Workload, logits_of
+from pruneopt import Graph, Workload
+from pruneopt.extend import Averaging, Evaluation, Settings, TensorSplit
+from pruneopt.models.workload import logits_of
 from pruneopt.passes.evaluation.backends import Fused, PyTorch, Way
-from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.race import Race
-from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
 

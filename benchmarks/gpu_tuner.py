@@ -15,7 +15,7 @@ from gpu_guard import Clock, Row, guarded
 from gpu_networks import MAIN_KEEP, Sizes, network
 from torch import Tensor
 
-from pruneopt.ir.graph import Graph
+from pruneopt import Graph
 from pruneopt.kernels.operands import Affine, Partials, Prologue, tiles
 from pruneopt.kernels.segments import Segment, Segments, padded
 from pruneopt.kernels.tiles import Tile

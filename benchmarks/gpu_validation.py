@@ -12,9 +12,8 @@ from gpu_guard import Clock, Row, guarded
 from gpu_networks import MAIN_KEEP, Candidate, Sizes, network, on_device
 from torch import Tensor
 
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph
-from pruneopt.ir.interpreter import Interpreter
+from pruneopt import Graph, build_module
+from pruneopt.extend import Interpreter
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation

@@ -28,9 +28,8 @@ from gpu_device import Device
 from gpu_networks import Candidate, Network, lowered_on
 from torch import Tensor, nn
 
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph
-from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt import Graph, build_module
+from pruneopt.extend import Averaging
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics

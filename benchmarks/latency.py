@@ -25,12 +25,10 @@ from environment import environment
 from latency_table_timer import table_timer
 from scipy.stats import kendalltau
 
+from pruneopt import capture, load_model, parse_target
+from pruneopt.extend import CostModel, couple
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models.source import load_model
-from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_measure import table_of
-from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.latency.choose import random_widths
 from pruneopt.passes.latency.database import Database
 from pruneopt.passes.latency.learn import learn
@@ -39,7 +37,6 @@ from pruneopt.passes.latency.predictor import Predictor
 from pruneopt.passes.latency.probe import Probe
 from pruneopt.passes.latency.regions import find_regions
 from pruneopt.passes.latency.sample import Sample
-from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import measure
 
 RESULTS = Path(__file__).parent / "results"

@@ -29,7 +29,7 @@ from latency_search_accuracy import ARMS, BASE, searches
 from latency_search_report import tables
 from latency_search_speedups import NETWORKS, WAYS, speedups
 
-from pruneopt.errors import PruneoptError, UserError
+from pruneopt import PruneoptError, UserError
 from pruneopt.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

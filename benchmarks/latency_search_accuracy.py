@@ -14,20 +14,11 @@ from evaluate_setups import SHARED
 from latency_search_timing import TARGET, Stand, pair
 from torch import nn
 
-from pruneopt.errors import UserError
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models.data import load_data
-from pruneopt.models.source import load_model
-from pruneopt.models.workload import Workload
-from pruneopt.passes.options.spec import parse_part
+from pruneopt import UserError, Workload, capture, load_data, load_model
+from pruneopt.extend import SGD, AdaptiveStatistics, RoundTo, Searcher, parse_part, train
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.search.searchers.searcher import Searcher
-from pruneopt.passes.selection.rounding import RoundTo
-from pruneopt.passes.training.recipe import SGD
-from pruneopt.passes.training.trainer import train
 
 __all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
 

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from latency_search_timing import TARGET, Stand, pair
 
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models.source import load_model
+from pruneopt import capture, load_model
+from pruneopt.extend import parse_pipeline
 from pruneopt.passes.latency.sample import NodeTime
-from pruneopt.passes.selection.prune import L1
-from pruneopt.passes.selection.rounding import RoundTo
 
 __all__ = ["NETWORKS", "WAYS", "speedups"]
 
@@ -27,7 +25,7 @@ NETWORKS = {
     "vit_small": "timm:vit_small_patch16_224",
 }
 HALF_TIME = f"50%latency@{TARGET}"
-WAYS: dict[str, tuple[str, RoundTo]] = {
+WAYS: dict[str, tuple[str, int | str]] = {
     "FLOPs": ("50%FLOPs", 1),
     "FLOPs, multiples": ("50%FLOPs", "auto"),
     "time": (HALF_TIME, 1),
@@ -55,7 +53,8 @@ def speedups(
         anchor = (
             (stand.full, 1e3 * stand.timed([stand.full]).measurement(0).seconds) if timed else None
         )
-        found = stand.cut(L1(round_to=round_to), budget, anchor=anchor)
+        (choose,) = parse_pipeline(f"l1{{round-to={round_to}}}")
+        found = stand.cut(choose, budget, anchor=anchor)
         row: dict[str, Any] = {"network": name, "way": way, **found.row}
         if timed:
             row["measured_networks"] = known

@@ -11,25 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pruneopt.errors import BudgetError
-from pruneopt.ir.graph import Graph
-from pruneopt.models.workload import Workload
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
+from pruneopt import BudgetError, Graph, PassManager, Result, Workload, parse_target
+from pruneopt.extend import CostModel, Instrument, Pass, State, couple, parse_budget, parse_pipeline
 from pruneopt.passes.latency.database import Database
 from pruneopt.passes.latency.deliver import Delivery, in_rounds
 from pruneopt.passes.latency.learn import Learner, learn
 from pruneopt.passes.latency.probe import Probe
 from pruneopt.passes.latency.regions import find_regions
-from pruneopt.passes.manager import PassManager
-from pruneopt.passes.pipeline.base import Pass
-from pruneopt.passes.pipeline.instrument import Instrument
-from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.result import Result
-from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import Measurement, Rounds, take_rounds
-from pruneopt.passes.transform.stages import Cost, Couple, Slice
 
 __all__ = ["TARGET", "Cut", "Stand", "pair"]
 
@@ -140,7 +129,10 @@ class Stand:
 
             delivery = Delivery(Learner(self.options.db, 0.0), [wanted], measure=measure)
             instruments = [delivery, watch]  # the last one is told first
-        manager = PassManager([Couple(), Cost(), choose, Slice()], instruments=instruments)
+        manager = PassManager(
+            [*parse_pipeline("couple,cost"), choose, *parse_pipeline("slice")],
+            instruments=instruments,
+        )
         result = None
         try:
             result = in_rounds(

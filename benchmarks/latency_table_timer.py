@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pruneopt.extend import CostModel, Target
 from pruneopt.ir.schema import DTYPES, call
-from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_measure import Timer, layer_attrs, layer_shapes
 from pruneopt.passes.analysis.cost.latency_table import TimedLayer
 from pruneopt.passes.targets.ort_targets import OrtTarget
-from pruneopt.passes.targets.target import Target
 
 REPEATS, STRETCH = 10, 2e-3
 """Timed stretches, and the seconds of one at least."""

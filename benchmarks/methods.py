@@ -26,15 +26,9 @@ import torch
 from environment import environment
 from torch import nn
 
+from pruneopt import Graph, PassManager, Workload, build_module, capture, load_model
+from pruneopt.extend import SGD, train
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph
-from pruneopt.models.source import load_model
-from pruneopt.models.workload import Workload
-from pruneopt.passes.manager import PassManager
-from pruneopt.passes.training.recipe import SGD
-from pruneopt.passes.training.trainer import train
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 

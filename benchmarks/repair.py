@@ -19,20 +19,12 @@ from typing import Any
 import torch
 from environment import environment
 
-from pruneopt.errors import PruneoptError
+from pruneopt import Graph, PruneoptError, Workload, build_module, capture, load_data, load_model
+from pruneopt.extend import State, parse_pipeline
 from pruneopt.files import write_json
-from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.codegen.module import build_module
-from pruneopt.ir.graph import Graph
-from pruneopt.models.data import load_data
-from pruneopt.models.source import load_model
-from pruneopt.models.workload import Workload
-from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.search.adaptive_bn import recalibrate_on
-from pruneopt.passes.selection.prune import L1
-from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 RESULTS = Path(__file__).resolve().parent / "results" / "repair.json"
 SHAPE = (1, 3, 32, 32)
@@ -73,7 +65,7 @@ def arguments() -> argparse.Namespace:
 def cut(graph: Graph, workload: Workload, seed: int) -> State:
     """The state after the proof."""
     state = State(original=graph, graph=graph.copy(), workload=workload, seed=seed)
-    for step in (Couple(), Cost(), L1(budget=(BUDGET,)), Slice(), Verify()):
+    for step in parse_pipeline(f"couple,cost,l1{{budget={BUDGET}}},slice,verify"):
         step.run(state)
     return state
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pruneopt.ir.codegen.module import generate_source as generate_source
     from pruneopt.ir.export.export import export_onnx as export_onnx
     from pruneopt.ir.export.export import export_pt2 as export_pt2
+    from pruneopt.ir.export.export import run_onnx as run_onnx
     from pruneopt.ir.graph import Graph as Graph
     from pruneopt.ir.text.parser import parse_graph as parse_graph
     from pruneopt.ir.text.printer import print_graph as print_graph

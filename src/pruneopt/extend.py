@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pruneopt.ir.codegen.module import generate_source as generate_source
     from pruneopt.ir.export.export import export_onnx as export_onnx
     from pruneopt.ir.export.export import export_pt2 as export_pt2
+    from pruneopt.ir.export.export import run_onnx as run_onnx
     from pruneopt.ir.graph import Graph as Graph
     from pruneopt.ir.graph import Op as Op
     from pruneopt.ir.graph import Value as Value
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pruneopt.ir.text.parser import parse_graph as parse_graph
     from pruneopt.ir.text.printer import print_graph as print_graph
     from pruneopt.ir.verifier import verify_graph as verify_graph
+    from pruneopt.kernels.bn_statistics import Averaging as Averaging
     from pruneopt.models.data import load_data as load_data
     from pruneopt.models.source import LoadedModel as LoadedModel
     from pruneopt.models.source import load_model as load_model
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.ops.custom_ops import register_op as register_op
     from pruneopt.passes.analysis.residual.branches import find_branches as find_branches
     from pruneopt.passes.evaluation.evaluate import Evaluation as Evaluation
+    from pruneopt.passes.evaluation.evaluate import Score as Score
     from pruneopt.passes.evaluation.settings import Settings as Settings
     from pruneopt.passes.graph_rewrites.slice import slice_graph as slice_graph
     from pruneopt.passes.graph_rewrites.verify import Verification as Verification
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
     from pruneopt.passes.search.searchers.searcher import Searcher as Searcher
     from pruneopt.passes.search.searchers.space import Proposal as Proposal
     from pruneopt.passes.search.searchers.space import Space as Space
+    from pruneopt.passes.selection.alignment import RoundTo as RoundTo
     from pruneopt.passes.selection.prune import Choose as Choose
     from pruneopt.passes.selection.prune import add_budgets as add_budgets
     from pruneopt.passes.selection.select import keep_best as keep_best
@@ -100,6 +104,8 @@ if TYPE_CHECKING:
     from pruneopt.passes.targets.target import parse_target as parse_target
     from pruneopt.passes.training.hooks import Hook as Hook
     from pruneopt.passes.training.hooks import Run as Run
+    from pruneopt.passes.training.recipe import SGD as SGD
+    from pruneopt.passes.training.recipe import AdamW as AdamW
     from pruneopt.passes.training.recipe import Recipe as Recipe
     from pruneopt.passes.training.trainer import train as train
 else:

@@ -52,6 +52,7 @@ STABLE: dict[str, tuple[str, ...]] = {
 
 PROVISIONAL: dict[str, tuple[str, ...]] = {
     "pruneopt": (
+        "pruneopt.ir.export.export:run_onnx",
         "pruneopt.models.data:load_data",
         "pruneopt.models.source:LoadedModel",
         "pruneopt.models.source:load_model",
@@ -79,6 +80,7 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.pipeline.instrument:Instrument",
         "pruneopt.passes.options.spec:parse_part",
         "pruneopt.passes.pipeline.text:parse_pipeline",
+        "pruneopt.passes.selection.alignment:RoundTo",
         "pruneopt.passes.selection.prune:Choose",
         "pruneopt.passes.selection.prune:add_budgets",
         "pruneopt.passes.selection.select:keep_best",
@@ -100,7 +102,9 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.search.searchers.space:Proposal",
         "pruneopt.passes.search.searchers.space:Space",
         # Evaluators, and what scores plans of your own
+        "pruneopt.kernels.bn_statistics:Averaging",
         "pruneopt.passes.evaluation.evaluate:Evaluation",
+        "pruneopt.passes.evaluation.evaluate:Score",
         "pruneopt.passes.evaluation.settings:Settings",
         "pruneopt.passes.search.evaluators.evaluator:AdaptiveStatistics",
         "pruneopt.passes.search.evaluators.evaluator:Evaluator",
@@ -118,7 +122,9 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.regularised.regularised:Task",
         "pruneopt.passes.training.hooks:Hook",
         "pruneopt.passes.training.hooks:Run",
+        "pruneopt.passes.training.recipe:AdamW",
         "pruneopt.passes.training.recipe:Recipe",
+        "pruneopt.passes.training.recipe:SGD",
         "pruneopt.passes.training.trainer:train",
         # Targets
         "pruneopt.passes.targets.session:Session",
