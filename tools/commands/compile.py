@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from pruneopt.tools.commands.from_front import with_front
 from pruneopt.tools.commands.latency_budget import (
     delivery_of,
     front_times,
-    latency_data,
     on_steps,
     round_folder,
     target_budgets,
@@ -48,22 +47,21 @@ from pruneopt.tools.commands.loading import captured, check_device, loaded_model
 from pruneopt.tools.commands.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.commands.processes import run_folder
 from pruneopt.tools.report.coverage import coverage_of, coverage_warning
-from pruneopt.tools.report.notes import pass_notes
+from pruneopt.tools.report.notes import notes_of
 from pruneopt.tools.report.progress import progress_bar
-from pruneopt.tools.report.repairs import repair_notes, with_repairs
 from pruneopt.tools.report.report import (
-    budgets_data,
-    costs,
-    groups_data,
+    BudgetResult,
+    GroupResult,
+    LatencyResult,
+    Proof,
+    Report,
+    SparsityResult,
+    delivered_costs,
     original_costs,
     plain,
-    report_lines,
-    verdict,
-    verification_data,
     versions,
 )
-from pruneopt.tools.report.report_html import html_report
-from pruneopt.tools.report.sparsity import sparsity_data, sparsity_notes
+from pruneopt.tools.report.sections import html_report, report_lines, verdict
 from pruneopt.tools.report.watch import Watch, metric_name, stopped
 
 __all__ = ["run"]
@@ -108,12 +106,10 @@ def run(options: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         report, folder = _checked_and_compiled(options, processes)
     _show(report, options, folder)
-    return INTERRUPTED if report["interrupted"] else 0
+    return INTERRUPTED if report.interrupted else 0
 
 
-def _checked_and_compiled(
-    options: argparse.Namespace, processes: Processes
-) -> tuple[dict[str, Any], Path]:
+def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> tuple[Report, Path]:
     """The report and where the bundle is."""
     job = _prepared(options, processes)
     out = OutputDirectory(
@@ -161,7 +157,7 @@ def _follow(options: argparse.Namespace, processes: Processes) -> None:
         _run_passes(job, captured(job.loaded), watch, silent, folder)
 
 
-def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> dict[str, Any]:
+def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> Report:
     """Everything between the checks and the words on the terminal; returns the report."""
     options = job.options
     with job.timed("capture"):
@@ -241,7 +237,7 @@ def _run_passes(
 
 def _deliver(
     job: _Job, watch: Watch, result: Result, measured: Delivery | Observation | None, folder: Path
-) -> dict[str, Any]:
+) -> Report:
     """Write the bundle into a folder, load it back, and write the reports."""
     state, plan, coupling = watch.state, result.plan, result.coupling
     if state is None or state.uncut is None or plan is None or coupling is None:
@@ -273,19 +269,24 @@ def _deliver(
     if warning is not None:
         job.notes.append(warning)
     job.notes += onnx_notes(result.graph)
-    report = _report(job, watch, result, checks)
-    if measured is not None and measured.rounds:
-        report["latency"] = latency_data(measured, report["budgets"])
-    report["artefacts"] = fingerprints(folder)
+    report = _report(job, watch, result, measured, checks, fingerprints(folder))
+    data = report.data()
     write_json(folder / "run.json", _run_record(job, report))
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", data)
     write_text(folder / "report.html", html_report(report))
-    if json.loads((folder / "report.json").read_text(encoding="utf-8")) != report:
+    if json.loads((folder / "report.json").read_text(encoding="utf-8")) != data:
         raise InternalError("report.json does not read back to what was written")
     return report
 
 
-def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dict[str, Any]:
+def _report(
+    job: _Job,
+    watch: Watch,
+    result: Result,
+    measured: Delivery | Observation | None,
+    checks: list[Check],
+    artefacts: dict[str, dict[str, Any]],
+) -> Report:
     if (
         watch.state is None
         or result.coupling is None
@@ -293,63 +294,53 @@ def _report(job: _Job, watch: Watch, result: Result, checks: list[Check]) -> dic
         or result.verification is None
     ):
         raise InternalError("the passes left nothing to report")
-    cost = watch.state.need_cost()
+    cost, records = watch.state.need_cost(), result.records
     chooser = chosen_pass(job.steps)
-    report: dict[str, Any] = {
-        "model": job.loaded.spec,
-        "pass": pass_text(chooser),
-        "pipeline": ",".join(map(pass_text, job.steps)),
-        "interrupted": job.interrupted,
-        "budgets": budgets_data(result.budgets),
-        "flops_convention": cost.convention.name,
-        "original": original_costs(cost),
-        "pruned": with_repairs(costs(cost, result.plan), result.records),
-        "metric": None if job.workload is None else metric_name(job.workload),
-        "scores": [asdict(score) for score in watch.scores],
-        "verification": verification_data(result.verification, checks),
-        "groups": groups_data(result.coupling, result.plan),
-        "seconds": {stage: round(value, 3) for stage, value in job.seconds.items()},
-        "notes": _notes(job, result),
-    }
+    original, pruned = original_costs(cost), delivered_costs(cost, result.plan, records)
+    sparsity = None
     if result.masks is not None:
-        report["sparsity"] = sparsity_data(result.graph, result.masks, report["pruned"]["params"])
+        sparsity = SparsityResult.of(result.graph, result.masks, int(pruned["params"]))
     if watch.scores:
-        report["original"]["accuracy"] = watch.scores[0].score
-        report["pruned"]["accuracy"] = watch.scores[-1].score
-    reached = getattr(result.records.get("budget"), "reached", None)
-    if reached is not None:
-        report["reached"] = reached
-    report["records"] = {
-        name: plain(record)
-        for name, record in result.records.items()
-        if name not in SHOWN_ELSEWHERE
-    }
-    search = result.records.get(chooser.name)
-    if search is not None:
-        report["search"] = report["records"].pop(chooser.name)
-        for name in ("winner", "winning_finalist"):
-            report["search"][name] = plain(getattr(search, name, None))
-    return report
+        original["accuracy"], pruned["accuracy"] = watch.scores[0].score, watch.scores[-1].score
+    latency = None
+    if measured is not None and measured.rounds:
+        latency = LatencyResult(measured.rounds, measured.corrections)
+    return Report(
+        model=job.loaded.spec,
+        pass_=pass_text(chooser),
+        pipeline=",".join(map(pass_text, job.steps)),
+        interrupted=job.interrupted,
+        budgets=[BudgetResult.of(use, latency) for use in result.budgets],
+        flops_convention=cost.convention.name,
+        original=original,
+        pruned=pruned,
+        metric=None if job.workload is None else metric_name(job.workload),
+        scores=watch.scores,
+        verification=Proof(**vars(result.verification), artefacts=tuple(checks)),
+        groups=GroupResult.all(result.coupling, result.plan),
+        seconds={stage: round(value, 3) for stage, value in job.seconds.items()},
+        notes=list(dict.fromkeys([*job.notes, *notes_of(records)])),
+        sparsity=sparsity,
+        reached=getattr(records.get("budget"), "reached", None),
+        records={
+            name: record
+            for name, record in records.items()
+            if name not in (*SHOWN_ELSEWHERE, chooser.name)
+        },
+        search=records.get(chooser.name),
+        latency=latency,
+        artefacts=artefacts,
+    )
 
 
-def _notes(job: _Job, result: Result) -> list[str]:
-    """What the user is told, each once."""
-    found = [
-        *pass_notes(result.records),
-        *repair_notes(result.records),
-        *sparsity_notes(result.records),
-    ]
-    return list(dict.fromkeys([*job.notes, *found]))
-
-
-def _run_record(job: _Job, report: dict[str, Any]) -> dict[str, Any]:
+def _run_record(job: _Job, report: Report) -> dict[str, Any]:
     """How to do the same again: what ran, on what, with which versions."""
     options = job.options
     inputs = {"weights": options.weights, "model": job.loaded.origin}
     return {
         "command": ["pruneopt", *options.words],
         "model": job.loaded.spec,
-        "pipeline": report["pipeline"],
+        "pipeline": report.pipeline,
         "budgets": [budget.text for budget in job.budgets],
         "seed": options.seed,
         "device": options.device,
@@ -357,14 +348,14 @@ def _run_record(job: _Job, report: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "data": None if job.workload is None else plain(job.workload.describe()),
         "sha256": {name: fingerprint(path) for name, path in inputs.items() if path is not None},
-        "artefacts": report["artefacts"],
+        "artefacts": report.artefacts,
     }
 
 
-def _show(report: dict[str, Any], options: argparse.Namespace, out: Path) -> None:
+def _show(report: Report, options: argparse.Namespace, out: Path) -> None:
     """The report on the terminal: JSON alone, the verdict alone, or table and verdict."""
     if options.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(report.data(), indent=2, ensure_ascii=False))
         return
     if options.quiet:
         print(verdict(report))

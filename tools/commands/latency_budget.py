@@ -1,11 +1,10 @@
-"""What compile does for budgets on the time on targets: predictors before the search, rounds, and
-the report."""
+"""Budgets on the time on targets in a compile: predictors before the search, and rounds."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,10 @@ from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.tools.bundle.bundle import LATENCY_DB, LATENCY_ROUNDS
-from pruneopt.tools.report.text import amount, percent
 
 __all__ = [
     "delivery_of",
     "front_times",
-    "latency_data",
-    "latency_lines",
-    "latency_rows",
     "on_steps",
     "round_folder",
     "target_budgets",
@@ -138,50 +133,3 @@ def front_times(
         else:
             predicted[text] = pair
     return delivery or (Observation(predicted) if predicted else None)
-
-
-def latency_data(
-    delivery: Delivery | Observation, budgets: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The times for the report; what was measured also becomes what the budgets came to.
-
-    ``budgets`` is the report's list, which is changed.
-    """
-    last = {item.target: item for item in delivery.rounds[-1]}
-    for entry in budgets:
-        found = last.get(entry["unit"].partition("@")[2])
-        if found is not None:
-            entry["achieved"], entry["original"] = 1e9 * found.measured, 1e9 * found.measured_before
-            entry["met"] = entry["achieved"] <= entry["limit"] * (1 + 1e-12)
-    rounds = [[{**_plain(item)} for item in items] for items in delivery.rounds]
-    return {"targets": rounds[-1], "rounds": rounds, "corrections": delivery.corrections}
-
-
-def _plain(item: Any) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in item.__slots__} | {"met": item.met}
-
-
-def latency_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Before, after and what is left, predicted and measured, for each target."""
-    for item in (report.get("latency") or {}).get("targets", ()):
-        for what, before, after in (
-            ("measured", "measured_before", "measured"),
-            ("predicted", "predicted_before", "predicted"),
-        ):
-            times = (amount(1e9 * item[before], "latency"), amount(1e9 * item[after], "latency"))
-            yield f"{item['target']} {what}", *times, percent(item[after] / item[before])
-
-
-def latency_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """What is to be said of the times."""
-    found = report.get("latency") or {}
-    for item in found.get("targets", ()):
-        low, high = (amount(1e9 * item[end], "latency") for end in ("low", "high"))
-        noise = f"; {item['noisy']}" if item["noisy"] else ""
-        yield f"On {item['target']} the median lies between {low} and {high} (95 %){noise}."
-    rounds = len(found.get("rounds", ()))
-    if rounds > 1:
-        yield (
-            f"The first {rounds - 1} of {rounds} networks missed a budget on a target, and "
-            "corrected the predictions."
-        )

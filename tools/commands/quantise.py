@@ -29,7 +29,7 @@ from pruneopt.passes.targets.session import fixed_inputs
 from pruneopt.tools.bundle.bundle import fingerprint
 from pruneopt.tools.bundle.bundle_networks import Network, data_of, pruned_of
 from pruneopt.tools.report.report import plain, versions
-from pruneopt.tools.report.text import percent
+from pruneopt.tools.report.text import percent, score_text
 from pruneopt.tools.report.watch import metric_name
 
 __all__ = ["calibration_of", "run"]
@@ -155,8 +155,7 @@ def _lines(record: dict[str, Any], path: Path) -> list[str]:
     ]
     if "before" in record:
         shown = [
-            percent(x) if record["metric"] == "accuracy" else f"{x:.4g}"
-            for x in (record["before"], record["after"])
+            score_text(score, record["metric"]) for score in (record["before"], record["after"])
         ]
         lines.append(f"{record['metric']} on the test split: {shown[0]} before, {shown[1]} after")
     return lines

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pruneopt.passes.front.pareto import non_dominated
-from pruneopt.tools.report.front_text import cost_text, label, score_text
+from pruneopt.tools.report.front_text import label
+from pruneopt.tools.report.text import amount, score_text
 
 __all__ = ["front_svg", "ticks"]
 
@@ -92,8 +93,7 @@ def _spoken(front: Mapping[str, Any], metric: str) -> str:
     points = front["points"]
     shown = points if len(points) <= NUMBERED else [points[0], points[len(points) // 2], points[-1]]
     return "; ".join(
-        f"{cost_text(item['costs'][unit], unit)} {score_text(item['score'], metric)}"
-        for item in shown
+        f"{amount(item['costs'][unit], unit)} {score_text(item['score'], metric)}" for item in shown
     )
 
 
@@ -149,7 +149,7 @@ def _axes(x: _Axis, y: _Axis, unit: str, metric: str) -> Iterator[str]:
         )
         yield (
             f'<text x="{across:.1f}" y="{base + 20}" '
-            f'text-anchor="middle">{escape(cost_text(value, unit))}</text>'
+            f'text-anchor="middle">{escape(amount(value, unit))}</text>'
         )
     yield f'<path d="M{LEFT} {TOP} V{base} H{edge}" fill="none" stroke="#555"/>'
     middle = (LEFT + edge) / 2

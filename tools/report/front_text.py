@@ -2,73 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-from pruneopt.tools.report.report import LABELS
-from pruneopt.tools.report.report_html import STYLE
-from pruneopt.tools.report.text import amount, percent, table
+from pruneopt.passes.analysis.cost.units import unit_named
+from pruneopt.tools.report.tables import Table, page, table_html, table_of, table_text
+from pruneopt.tools.report.text import amount, percent, score_text
 
-__all__ = ["cost_text", "front_html", "front_lines", "label", "score_text"]
+__all__ = ["front_html", "front_lines", "label"]
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
 def label(unit: str) -> str:
-    """A cost unit in the reports' words; the latency on a target keeps the target's name."""
-    return LABELS.get(unit, unit)
+    """Return a cost unit in the reports' words; a unit on a target keeps the target's name."""
+    return unit_named(unit).label
 
 
-def cost_text(value: float, unit: str) -> str:
-    """``150.2 MFLOPs``; latencies are in milliseconds, whatever target they are of."""
-    return amount(value, "latency" if unit.startswith("latency") else unit)
+def table_of_points(front: Mapping[str, Any], metric: str) -> Table:
+    """Return the points of a front: what each costs, what is left of the original, its score, and
+    where it comes from."""
+    costs = [column for unit in front["against"] for column in _cost_columns(front, unit)]
+    return table_of(
+        front["points"],
+        ("point", lambda point: str(point["point"])),
+        *costs,
+        (metric, lambda point: score_text(point["score"], metric)),
+        ("found as", lambda point: str(point["origin"])),
+        ("candidate", lambda point: str(point["candidate"])),
+        words=(len(costs) + 2,),
+    )
 
 
-def score_text(value: float, metric: str) -> str:
-    """``91.2 %`` for an accuracy, else the number."""
-    return percent(value) if metric == "accuracy" else f"{value:.4g}"
-
-
-def rows_of(front: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:
-    """The table of a front, its head first."""
-    units: Sequence[str] = front["against"]
-    head = [
-        "point",
-        *(word for unit in units for word in (label(unit), "left")),
-        metric,
-        "found as",
-        "candidate",
+def _cost_columns(front: Mapping[str, Any], unit: str) -> list[Column]:
+    full = front["original"][unit]
+    return [
+        (label(unit), lambda point: amount(point["costs"][unit], unit)),
+        ("left", lambda point: percent(point["costs"][unit] / full)),
     ]
-    rows = [tuple(head)]
-    for item in front["points"]:
-        costs: list[str] = []
-        for unit in units:
-            value, full = item["costs"][unit], front["original"][unit]
-            costs += [cost_text(value, unit), percent(value / full)]
-        mine = (
-            str(item["point"]),
-            *costs,
-            score_text(item["score"], metric),
-            item["origin"],
-            str(item["candidate"]),
-        )
-        rows.append(mine)
-    return rows
 
 
 def summary(front: Mapping[str, Any]) -> str:
-    """One line: how much was judged, how, and the hypervolume."""
+    """Return one line: how much was judged, how, and the hypervolume."""
     stopped = "interrupted, the front so far: " if front["interrupted"] else ""
     return (
         f"{stopped}{len(front['points'])} points of {front['judged']} judged structures; "
-        "hypervolume "
-        f"{front['hypervolume']:.4f} (costs as shares of the original's up to 1, score above 0)"
+        f"hypervolume {front['hypervolume']:.4f} (costs as shares of the original's up to 1, score "
+        "above 0)"
     )
 
 
 def front_lines(front: Mapping[str, Any], metric: str) -> Iterator[str]:
-    """The front on the terminal."""
-    rows = rows_of(front, metric)
-    yield table(rows, text_columns=(len(rows[0]) - 2,))
+    """Yield the front as the terminal shows it."""
+    yield table_text(table_of_points(front, metric))
     yield ""
     yield from (f"note: {note}" for note in front["notes"])
     yield f"Scores are those of the search: on held-out training images, by {front['judged_by']}."
@@ -76,30 +63,14 @@ def front_lines(front: Mapping[str, Any], metric: str) -> Iterator[str]:
 
 
 def front_html(front: Mapping[str, Any], metric: str, picture: str) -> str:
-    """The page: the picture, and the table under it."""
-    title = escape(
-        f"{front['network']}: {metric} against {' and '.join(map(label, front['against']))}"
-    )
-    head, *rows = rows_of(front, metric)
-    cells = ["".join(f'<td class="number">{escape(cell)}</td>' for cell in row) for row in rows]
+    """Return the page: the picture, and the table under it."""
+    against = " and ".join(map(label, front["against"]))
+    found = f"{front['found_by']}; {front['judged_by']}; scores on held-out training images."
     body = [
-        f"<h1>{title}</h1>",
-        f'<p class="verdict{" stopped" if front["interrupted"] else ""}">{escape(summary(front))}</p>',
-        *(f"<p>{escape(note)}</p>" for note in front["notes"]),
         picture,
         "<h2>Points</h2>",
-        "<table><tr>"
-        + "".join(f'<th class="number">{escape(word)}</th>' for word in head)
-        + "</tr>",
-        *(f"<tr>{row}</tr>" for row in cells),
-        "</table>",
-        f'<p class="quiet">{escape(front["found_by"])}; {escape(front["judged_by"])}; scores on '
-        "held-out training "
-        "images.</p>",
+        *table_html(table_of_points(front, metric)),
+        f'<p class="quiet">{escape(found)}</p>',
     ]
-    meta = (
-        '<meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{title}</title>'
-    )
-    page = f'<!doctype html>\n<html lang="en"><head>{meta}<style>{STYLE}</style></head>\n<body>\n'
-    return page + "\n".join(body) + "\n</body></html>\n"
+    title = f"{front['network']}: {metric} against {against}"
+    return page(title, summary(front), front["notes"], body, stopped=front["interrupted"])

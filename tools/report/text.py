@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from pruneopt.passes.analysis.cost.units import unit_named
 
-__all__ = ["FLOP_NOTE", "amount", "change", "percent", "seconds", "table", "times"]
+__all__ = ["FLOP_NOTE", "amount", "change", "percent", "score_text", "seconds", "table", "times"]
 
 FLOP_NOTE = "A FLOP is one multiply-accumulate, batch 1."
 
@@ -42,6 +42,11 @@ def _scale(largest: float, name: str) -> tuple[int, str]:
 def percent(share: float, digits: int = 1) -> str:
     """``50.0 %``."""
     return f"{100 * share:.{digits}f} %"
+
+
+def score_text(value: float, metric: str | None, digits: int = 1) -> str:
+    """``91.2 %`` for an accuracy, else the number."""
+    return percent(value, digits) if metric == "accuracy" else f"{value:.4g}"
 
 
 def times(number: int) -> str:

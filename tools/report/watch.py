@@ -20,21 +20,14 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.regularised import Regularised
 from pruneopt.passes.selection.alignment import alignment_of
 from pruneopt.passes.selection.ladders import ladders
+from pruneopt.tools.report.report import Score
 
-__all__ = ["Score", "Watch", "metric_name", "stopped"]
+__all__ = ["Watch", "metric_name", "stopped"]
 
 
 def stopped(records: Mapping[str, object]) -> bool:
     """Whether a search was stopped by hand, by the records of a run."""
     return any(getattr(record, "interrupted", False) for record in records.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The score on the test split after a stage; ``original`` is before all of them."""
-
-    after: str
-    score: float
 
 
 def metric_name(workload: Workload) -> str:
