@@ -40,10 +40,11 @@ from pruneopt.extend import (
 )
 from pruneopt.files import write_json
 from pruneopt.passes.front.explore import Explore
-from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws
 from pruneopt.passes.front.outcome import objectives
-from pruneopt.passes.front.pareto import hypervolume, non_dominated
-from pruneopt.passes.front.reach import Reach
+from pruneopt.passes.search.searchers.explorer import Explorer, RandomDraws
+from pruneopt.passes.search.searchers.nsga2 import Genetic
+from pruneopt.passes.search.searchers.pareto import hypervolume, non_dominated
+from pruneopt.passes.search.searchers.reach import Reach
 
 RESULTS = Path(__file__).parent / "results" / "front.json"
 CIFAR = "cifar10:{}?normalise=imagenet&limit={}&subval={}&calibration=3000"
@@ -52,7 +53,7 @@ SIZES, IMAGES = ("candidates", "population"), ("seeds", "subval", "batches", "te
 """The options that results depend on: of both parts, and of that on images."""
 Score = Callable[[np.ndarray], float]
 WAYS: dict[str, tuple[type[Explorer], bool]] = {
-    "nsga2": (Evolving, True),
+    "nsga2": (Genetic, True),
     "random after seeds": (RandomDraws, True),
     "random": (RandomDraws, False),
 }
@@ -124,7 +125,7 @@ def volume(space: Space, widths: np.ndarray, scores: np.ndarray) -> float:
 
 def baselines(reach: Reach, score: Score, population: int) -> tuple[np.ndarray, np.ndarray]:
     """The original and what uniform and prune choose, as in the first generation."""
-    first = Evolving(reach, population, 0).ask()
+    first = Genetic(reach, population, 0).ask()
     rows = np.stack([item.widths for item in first if item.origin not in ("random", "child")])
     return rows, np.array([score(row) for row in rows])
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.units import TABLE, on_target, target_of
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
-from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
 from pruneopt.passes.front.outcome import FrontOutcome, Tried, objectives
-from pruneopt.passes.front.reach import Reach
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.base import Pass
@@ -34,6 +32,11 @@ from pruneopt.passes.search.evaluators.judge import Judge, Trial
 from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.loop import JOURNAL, paced
 from pruneopt.passes.search.ranking import Accuracy
+from pruneopt.passes.search.searchers.by_levels import ByLevels
+from pruneopt.passes.search.searchers.explorer import Explorer, Structure
+from pruneopt.passes.search.searchers.nsga2 import NSGA2
+from pruneopt.passes.search.searchers.reach import Reach
+from pruneopt.passes.search.searchers.searcher import FrontSearcher, Searcher, SearchMethod
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.alignment import Alignment, alignment_of
 from pruneopt.passes.selection.prune import BUDGET, MINIMUM, add_budgets, aims_of
@@ -43,7 +46,6 @@ from pruneopt.passes.targets.target import parse_target
 __all__ = ["Exploration", "Explore", "canonical_unit"]
 
 GRID = tuple(range(1, 101))
-EXPLORERS: dict[str, type[Explorer]] = {"nsga2": Evolving, "random": RandomDraws}
 LEAST_POPULATION = 8
 
 
@@ -184,7 +186,8 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Explore(Pass):
-    """Find the Pareto front of accuracy against one cost or several, by NSGA-II."""
+    """Find the Pareto front of accuracy against one cost or several, by NSGA-II or any other
+    searcher."""
 
     name: ClassVar[str] = "explore"
     summary: ClassVar[str] = (
@@ -201,8 +204,8 @@ class Explore(Pass):
         None, "the smallest share of the first cost that is explored (a fifth of the largest)"
     )
     most: float = option(1.0, "the largest share of the first cost that is explored")
-    searcher: Literal["nsga2", "random"] = option(
-        "nsga2", "nsga2, or random structures after the same first generation, to compare with"
+    searcher: SearchMethod = option(
+        NSGA2(), "what proposes structures after the first generation, the same for all"
     )
     evaluator: Evaluator = option(AdaptiveStatistics(), "what judges structures")
     criterion: Criterion = option(L1Norm(), "which channels of a group go: those it scores lowest")
@@ -222,6 +225,11 @@ class Explore(Pass):
             )
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
+        if len(self.against) > 1 and not isinstance(self.searcher, FrontSearcher):
+            raise UserError(
+                f"the searcher {self.searcher.name} trades accuracy against one cost, and against "
+                f"names {', '.join(self.against)}: nsga2 and random take several"
+            )
         if not self.evaluator.apart:
             raise UserError(
                 "a race gives up what scores below the best so far, as every small network does: "
@@ -265,7 +273,7 @@ class Explore(Pass):
         self.evaluator.check(Accuracy())
         space = self.space(state, seed)
         reach = Reach(space, units[0], self.least, self.most)
-        explorer = EXPLORERS[self.searcher](reach, self.population, seed)
+        explorer = self._explorer(reach, seed)
         size = int(cost.measure("bytes", cost.full))
         path = None if state.run_dir is None else state.run_dir / JOURNAL
         return Exploration(
@@ -276,6 +284,12 @@ class Explore(Pass):
             FrontOutcome(cost, units, "from the journal", explorer.describe()),
             state.progress,
         )
+
+    def _explorer(self, reach: Reach, seed: int) -> Explorer:
+        if isinstance(self.searcher, FrontSearcher):
+            return self.searcher.explore(reach, self.population, seed)
+        assert isinstance(self.searcher, Searcher)
+        return ByLevels(self.searcher, reach, self.population, seed)
 
     def space(self, state: State, seed: int) -> Space:
         """What is searched: every group that moves by itself has a width of its own."""

@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.front.pareto import hypervolume, non_dominated
+from pruneopt.passes.search.searchers.explorer import WORST
+from pruneopt.passes.search.searchers.pareto import hypervolume, non_dominated
 
 __all__ = ["FrontOutcome", "Point", "Tried", "objectives"]
-
-WORST = 1e30
-"""In the place of a score that is no number, from a network that gives none: worse than every
-other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class Tried:
     Attributes:
         index: its number, in the order of judging.
         generation: of the explorer, from 0.
-        origin: original, widest, uniform, l1, random or child.
+        origin: original, widest, uniform, l1, random, child, or the name of a searcher.
         widths: by group.
         score: the mean metric on the sub-validation images.
         signal: what structures are compared by, where that is not the score.

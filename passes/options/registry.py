@@ -59,7 +59,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "evolution": "pruneopt.passes.search.searchers.evolution:Evolution",
         "tpe": "pruneopt.passes.search.searchers.optuna_searchers:TPE",
         "cma-es": "pruneopt.passes.search.searchers.optuna_searchers:CMAES",
-        "nsga2": "pruneopt.passes.search.searchers.optuna_searchers:NSGA2",
+        "nsga2": "pruneopt.passes.search.searchers.nsga2:NSGA2",
     },
     "evaluator": {
         "abn": "pruneopt.passes.search.evaluators.evaluator:AdaptiveStatistics",

@@ -147,7 +147,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--population", metavar="N", type=_positive, help="structures in a generation (20)"
     )
     parser.add_argument(
-        "--searcher", choices=("nsga2", "random"), help="what proposes structures (nsga2)"
+        "--searcher", metavar="NAME[{key=value ...}]", help="what proposes structures (nsga2)"
     )
     parser.add_argument(
         "--evaluator", metavar="NAME[{key=value ...}]", help="what judges structures (abn)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pruneopt.passes.front.pareto import non_dominated
+from pruneopt.passes.search.searchers.pareto import non_dominated
 from pruneopt.tools.report.front_text import label
 from pruneopt.tools.report.text import amount, score_text
 

@@ -1,13 +1,10 @@
-"""Optuna's samplers as searchers: ``tpe``, ``cma-es`` and ``nsga2``, asked and told one structure
-at a time.
+"""Optuna's samplers as searchers: ``tpe`` and ``cma-es``, asked and told one structure at a time.
 
 A sampler suggests a ratio per gene, the share of channels that goes. The vector is moved onto the
 budget before it is judged, as `sampling.WidthSampler` moves random ones: along its ray, ``t *
 ratios`` for the smallest t that fits, then up on the grid as far as there is room. A structure that
 was judged before is answered from memory and the sampler asked again. So no evaluation is spent
 outside the budget, or twice.
-
-NSGA-II serves as a genetic algorithm with one objective here: the fitness that the ranking gives.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
-__all__ = ["CMAES", "NSGA2", "TPE", "OptunaSearcher", "onto_budget"]
+__all__ = ["CMAES", "TPE", "OptunaSearcher", "onto_budget"]
 
 ATTEMPTS = 200
 """Suggestions without anything new in them, after which a search is over."""
@@ -169,31 +166,6 @@ class CMAES(OptunaSearcher):
         from optuna.samplers import CmaEsSampler
 
         return CmaEsSampler(popsize=self.population, warn_independent_sampling=False, seed=seed)
-
-
-@dataclass(frozen=True)
-class NSGA2(OptunaSearcher):
-    """Deb et al. 2002, with one objective."""
-
-    name: ClassVar[str] = "nsga2"
-    summary: ClassVar[str] = "genetic algorithm with elitism (NSGA-II of Optuna, one objective)"
-
-    population: int = option(20, "structures in a generation")
-    crossover: float = option(0.9, "how likely a child has two parents")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.population < 2:
-            raise UserError(f"population={self.population} must be at least 2")
-        if not 0 <= self.crossover <= 1:
-            raise UserError(f"crossover={self.crossover:g} must be a probability, from 0 to 1")
-
-    def sampler(self, seed: int) -> BaseSampler:
-        from optuna.samplers import NSGAIISampler
-
-        return NSGAIISampler(
-            population_size=self.population, crossover_prob=self.crossover, seed=seed
-        )
 
 
 class _Asking(Asker):

@@ -16,8 +16,10 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.options.configured import option
+from pruneopt.passes.search.searchers.explorer import RandomDraws
+from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.sampling import ATTEMPTS, WidthSampler
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import Asker, FrontSearcher, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 __all__ = ["RandomSearch"]
@@ -27,7 +29,7 @@ REDRAWS = 1000
 
 
 @dataclass(frozen=True)
-class RandomSearch(Searcher):
+class RandomSearch(Searcher, FrontSearcher):
     """Independent random ratios; what was judged before has no influence."""
 
     name: ClassVar[str] = "random"
@@ -63,6 +65,14 @@ class RandomSearch(Searcher):
             seed=seed,
         )
         return _Drawing(sampler, space, self.candidates)
+
+    def explore(self, reach: Reach, population: int, seed: int) -> RandomDraws:
+        if self != type(self)():
+            raise UserError(
+                "random takes no options on a front: the range spreads its structures, and the "
+                "search itself says how many"
+            )
+        return RandomDraws(reach, population, seed)
 
 
 class _Random(Asker):

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pruneopt.passes.options.configured import Part
+from pruneopt.passes.search.searchers.explorer import Explorer
+from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
-__all__ = ["Asker", "Searcher"]
+__all__ = ["Asker", "FrontSearcher", "SearchMethod", "Searcher"]
 
 
 class Asker(ABC):
@@ -22,15 +24,15 @@ class Asker(ABC):
 
     @abstractmethod
     def ask(self) -> Proposal | None:
-        """The next structure to judge, inside every budget; None when the search is over."""
+        """Return the next structure to judge, inside every budget; None when the search is over."""
 
     @abstractmethod
     def tell(self, proposal: Proposal, fitness: float) -> None:
-        """How good the oldest proposal without an answer was; larger is better."""
+        """Take how good the oldest proposal without an answer was; larger is better."""
 
     @abstractmethod
     def describe(self) -> str:
-        """How structures are found, in a few words."""
+        """Say how structures are found, in a few words."""
 
     @property
     def ready(self) -> int:
@@ -44,10 +46,16 @@ class Asker(ABC):
 
 
 @dataclass(frozen=True)
-class Searcher(Part):
-    """A way to search."""
+class SearchMethod(Part):
+    """A way to search, for the best structure (`Searcher`) or for a front (`FrontSearcher`)."""
 
     kind: ClassVar[str] = "searcher"
+
+
+@dataclass(frozen=True)
+class Searcher(SearchMethod):
+    """A way to search by one number, the fitness. `pruneopt search` uses it too, level by level
+    (`by_levels`)."""
 
     @property
     def breeds_from(self) -> int:
@@ -61,4 +69,17 @@ class Searcher(Part):
 
         Raises:
             UserError: options that do not fit the space.
+        """
+
+
+@dataclass(frozen=True)
+class FrontSearcher(SearchMethod):
+    """A way to search by several objectives at once."""
+
+    @abstractmethod
+    def explore(self, reach: Reach, population: int, seed: int) -> Explorer:
+        """Begin a search for a front, in generations of ``population`` structures.
+
+        Raises:
+            UserError: options that do not fit.
         """

@@ -9,6 +9,7 @@ width that its constraints allow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,18 @@ class Space:
         check_reachable(self.budgets, cost, minimum=self.allowed.lowest)
         self._check_lowest()
         self._check_window(self.allowed.highest, "the original uses", "give a smaller budget")
+
+    def under(self, budgets: Sequence[Budget]) -> Space:
+        """Return the same space inside other budgets.
+
+        Raises:
+            BudgetError: a budget that no structure of the grid reaches.
+        """
+        found = copy(self)
+        found.budgets = tuple(budgets)
+        check_reachable(found.budgets, found.cost, minimum=found.allowed.lowest)
+        found._check_lowest()
+        return found
 
     @property
     def untied(self) -> bool:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +20,12 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.outcome import FrontOutcome
+from pruneopt.passes.options.registry import register_part
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.searchers.random_search import RandomSearch
+from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.space import Space
 
 Explored = Callable[..., tuple[State, FrontOutcome]]
 Make = Callable[..., State]
@@ -99,10 +103,20 @@ def test_it_changes_nothing(explored: Explored, chain: Make) -> None:
     assert str(after.graph.channels) == text
 
 
-@pytest.mark.parametrize("searcher", ["nsga2", "random"])
+SEARCHERS = [
+    "nsga2",
+    "random",
+    "tpe{candidates=6 startup=2}",
+    "evolution{population=4 iterations=2 parents=2}",
+]
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
 def test_continuing_from_every_line_and_between_gives_the_same(
     explored: Explored, chain: Make, tmp_path: Path, searcher: str
 ) -> None:
+    if searcher.startswith("tpe"):
+        pytest.importorskip("optuna")
     state = chain()
     sizes: dict[str, Any] = {"searcher": searcher, "candidates": 20, "population": 8}
     _, outcome = explored(tmp_path / "whole", state=state, **sizes)
@@ -142,9 +156,28 @@ def test_more_candidates_go_on_with_what_there_is(
     assert essence(more) == essence(explored()[1])
 
 
+def test_a_searcher_of_the_users_own_finds_a_front(explored: Explored) -> None:
+    """Registered, a searcher of one objective serves by its name, and its structures have that."""
+
+    @register_part
+    @dataclass(frozen=True)
+    class MyOwn(Searcher):
+        name: ClassVar[str] = "my-own"
+        summary: ClassVar[str] = "for tests"
+
+        def open(self, space: Space, seed: int) -> Asker:
+            return RandomSearch(candidates=3, max_ratio=0.95).open(space, seed)
+
+    _, outcome = explored(searcher="my-own", candidates=16, population=8, seed=2)
+    mine = [item for item in outcome.candidates if item.origin == "my-own"]
+    assert len(mine) == 6  # three of each of two levels, and then there are no more
+    assert outcome.sampling == "my-own at 2 levels from 20.0% to 100.0% of the flops"
+    assert outcome.notes == ["there are no more structures to judge: 14 are all that are new"]
+
+
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import conftest
 from pruneopt.models.data import load_data
 from pruneopt.passes.front.explore import Explore
@@ -164,7 +197,11 @@ for folder in sys.argv[3:]:
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
-    script.write_text(textwrap.dedent(KILLED.format(tests=str(Path(__file__).parent))))
+    script.write_text(
+        textwrap.dedent(
+            KILLED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[2])])
+        )
+    )
 
     def run(victim: int, *folders: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, str(script), str(tmp_path), str(victim), *folders]
@@ -317,7 +354,13 @@ def test_other_weights_are_another_one(explored: Explored, chain: Make, tmp_path
             "a race gives up what scores below the best so far",
         ),
         ({"budget": ("0.01%FLOPs",)}, BudgetError, "out of reach"),
-        ({"searcher": "chance"}, UserError, "searcher must be"),
+        ({"searcher": "chance"}, UserError, "there is no searcher 'chance'"),
+        ({"searcher": "random{max-ratio=0.5}"}, UserError, "random takes no options on a front"),
+        (
+            {"searcher": "tpe", "against": ("flops", "params")},
+            UserError,
+            "the searcher tpe trades accuracy against one cost, and against names flops, params",
+        ),
     ],
 )
 def test_mistakes(explored: Explored, options: Any, error: type[Exception], message: str) -> None:

@@ -68,6 +68,26 @@ def test_it_writes_the_front_and_shows_it(searched: tuple[Path, str]) -> None:
     assert read(folder / "run.json")["searched"]["seed"] == 0
 
 
+def test_any_searcher_may_propose_the_structures(
+    tmp_path: Path, command: Call, example: str
+) -> None:
+    evolution = "evolution{population=4 iterations=1 parents=2}"
+    done = command(*words(example, tmp_path / "front"), "--searcher", evolution)
+    assert (done.code, done.err) == (0, "")
+    lines = (tmp_path / "front" / "search.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    assert [json.loads(line)["origin"] for line in lines[8:]] == ["evolution"] * 8
+    assert "evolution at 2 levels" in read(tmp_path / "front" / "front.json")["found_by"]
+
+
+def test_a_searcher_that_does_not_exist_is_named(
+    tmp_path: Path, command: Call, example: str
+) -> None:
+    done = command(*words(example, tmp_path / "front"), "--searcher", "evolutoin")
+    assert done.code == 2
+    assert "there is no searcher 'evolutoin'" in done.err
+    assert "did you mean evolution" in done.err
+
+
 def test_an_original_that_guesses_is_named(searched: tuple[Path, str]) -> None:
     """The example has random weights."""
     folder, text = searched

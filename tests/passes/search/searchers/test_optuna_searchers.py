@@ -25,7 +25,6 @@ from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.searchers import optuna_searchers
 from pruneopt.passes.search.searchers.optuna_searchers import (
     CMAES,
-    NSGA2,
     TPE,
     OptunaSearcher,
     onto_budget,
@@ -38,7 +37,7 @@ from pruneopt.passes.transform.stages import Cost, Couple
 pytest.importorskip("optuna")
 pytest.importorskip("cmaes")
 
-ALL = [TPE, CMAES, NSGA2]
+ALL = [TPE, CMAES]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +208,7 @@ def test_an_exhausted_space_ends_the_search(network: State) -> None:
     names = [group.name for group in network.need_coupling().free]
     genes = [Gene((name,), 1, None if place < 2 else "stays") for place, name in enumerate(names)]
     space = space_of(network, "95%FLOPs", genes=genes, grid=(50, 100))
-    asker = NSGA2(candidates=50, population=4).open(space, 0)
+    asker = TPE(candidates=50).open(space, 0)
     found = []
     while (proposal := asker.ask()) is not None:
         found.append(tuple(proposal.widths.tolist()))
@@ -284,8 +283,6 @@ def test_a_killed_search_ends_as_one_that_was_not(
         (lambda: TPE(candidates=0), "candidates=0 must be at least 1"),
         (lambda: TPE(startup=0), "startup=0 must be at least 1"),
         (lambda: CMAES(population=1), "population=1 must be at least 2"),
-        (lambda: NSGA2(population=1), "population=1 must be at least 2"),
-        (lambda: NSGA2(crossover=1.5), "crossover=1.5 must be a probability"),
     ],
 )
 def test_refused_options(make: Callable[[], Searcher], message: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.front.reach import Reach
 from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.selection.prune import L1, Uniform
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.front.explorers import Evolving, Explorer, RandomDraws, Structure
 from pruneopt.passes.front.outcome import objectives
-from pruneopt.passes.front.pareto import hypervolume
-from pruneopt.passes.front.reach import Reach
 from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.search.searchers.explorer import Explorer, RandomDraws, Structure
+from pruneopt.passes.search.searchers.nsga2 import Genetic
+from pruneopt.passes.search.searchers.pareto import hypervolume
+from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.space import Space
 
 Make = Callable[..., State]
@@ -55,7 +56,7 @@ def volume(reach: Reach, points: np.ndarray) -> float:
     return hypervolume(points / [1.0, reach.original], np.array([0.0, 1.0]))
 
 
-@pytest.mark.parametrize("kind", [Evolving, RandomDraws])
+@pytest.mark.parametrize("kind", [Genetic, RandomDraws])
 def test_the_first_generation_holds_the_baselines_all_over_the_range(
     reach: Reach, kind: type[Explorer]
 ) -> None:
@@ -76,7 +77,7 @@ def test_the_first_generation_holds_the_baselines_all_over_the_range(
     assert max(randoms) > 0.6
 
 
-@pytest.mark.parametrize("kind", [Evolving, RandomDraws])
+@pytest.mark.parametrize("kind", [Genetic, RandomDraws])
 def test_nothing_is_proposed_twice_or_outside(reach: Reach, kind: type[Explorer]) -> None:
     found, _ = run(kind(reach, 16, 3), formula(reach, 3), 160)
     keys = {item.widths.tobytes() for item in found}
@@ -88,7 +89,7 @@ def test_nothing_is_proposed_twice_or_outside(reach: Reach, kind: type[Explorer]
             assert reach.inside(item.widths)
 
 
-@pytest.mark.parametrize("kind", [Evolving, RandomDraws])
+@pytest.mark.parametrize("kind", [Genetic, RandomDraws])
 def test_the_same_seed_and_answers_give_the_same_structures(
     reach: Reach, kind: type[Explorer]
 ) -> None:
@@ -99,7 +100,7 @@ def test_the_same_seed_and_answers_give_the_same_structures(
 
 
 def test_random_draws_do_not_look_at_answers_and_evolution_does(reach: Reach) -> None:
-    for kind, same in ((RandomDraws, True), (Evolving, False)):
+    for kind, same in ((RandomDraws, True), (Genetic, False)):
         one, other = (run(kind(reach, 12, 0), formula(reach, seed), 48)[0] for seed in (0, 1))
         assert ([i.widths.tolist() for i in one] == [i.widths.tolist() for i in other]) == same
 
@@ -109,7 +110,7 @@ def test_at_equal_numbers_evolution_finds_a_larger_front_than_chance(reach: Reac
     for seed in range(5):
         score = formula(reach, seed)
         for name, explorer in (
-            ("nsga2", Evolving(reach, 20, seed)),
+            ("nsga2", Genetic(reach, 20, seed)),
             ("after seeds", RandomDraws(reach, 20, seed)),
             ("random", RandomDraws(reach, 20, seed, seeded=False)),
         ):
@@ -121,7 +122,7 @@ def test_at_equal_numbers_evolution_finds_a_larger_front_than_chance(reach: Reac
 
 
 def test_the_front_stays_spread_over_the_range(reach: Reach) -> None:
-    explorer = Evolving(reach, 20, 0)
+    explorer = Genetic(reach, 20, 0)
     run(explorer, formula(reach, 0), 200)
     assert explorer.points is not None
     shares = np.sort(explorer.points[:, 1]) / reach.original
@@ -134,7 +135,7 @@ def test_a_small_space_is_exhausted_and_said_so(chain: Make) -> None:
     state = chain((2, 3))
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
     space = Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101))
-    for kind in (Evolving, RandomDraws):
+    for kind in (Genetic, RandomDraws):
         explorer = kind(Reach(space, "flops", None, 1.0), 8, 0)
         found, _ = run(explorer, lambda row: 0.5, 100)
         assert len(found) <= 6

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneopt.passes.front.explorers import survivors
-from pruneopt.passes.front.pareto import crowding_distances, front_ranks, hypervolume, non_dominated
+from pruneopt.passes.search.searchers.nsga2 import survivors
+from pruneopt.passes.search.searchers.pareto import (
+    crowding_distances,
+    front_ranks,
+    hypervolume,
+    non_dominated,
+)
 
 
 def tables(
