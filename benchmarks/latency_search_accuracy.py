@@ -17,8 +17,8 @@ from torch import nn
 from pruneopt import UserError, Workload, capture, load_data, load_model
 from pruneopt.extend import SGD, AdaptiveStatistics, RoundTo, Searcher, parse_part, train
 from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.search.outcome import Outcome
+from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 __all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
 

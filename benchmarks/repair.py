@@ -24,7 +24,7 @@ from pruneopt.extend import State, parse_pipeline
 from pruneopt.files import write_json
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
-from pruneopt.passes.search.adaptive_bn import recalibrate_on
+from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 RESULTS = Path(__file__).resolve().parent / "results" / "repair.json"
 SHAPE = (1, 3, 32, 32)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.kernels.language import triton
+from pruneopt.kernels.device.language import triton
 from pruneopt.kernels.launch import Launch, interpreted
 
 __all__ = ["SHARED_MEMORY", "Built", "build", "compiled"]

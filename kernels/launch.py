@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.kernels.language import triton
+from pruneopt.kernels.device.language import triton
 
 __all__ = ["OLDEST_ARCHITECTURE", "Launch", "architecture", "check_tensors"]
 

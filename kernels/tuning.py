@@ -182,7 +182,7 @@ def choose(problem: Problem, architecture: int, measure: Callable[[Tile], float]
 
 def device_key(device: torch.device) -> dict[str, str]:
     """What tuned tiles are for."""
-    from pruneopt.kernels.language import triton
+    from pruneopt.kernels.device.language import triton
 
     key = {"device": "interpreter", "capability": "", "triton": str(triton.__version__)}
     if device.type == "cuda":

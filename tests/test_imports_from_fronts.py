@@ -36,6 +36,7 @@ INSIDE: list[tuple[str, tuple[str, ...], str]] = [
             "passes.latency",
             "passes.timing",
             "passes.search",
+            "passes.transform.recalibrate",
             "passes.analysis.cost",
             "passes.targets.ort_targets",
             "ir.schema",
@@ -61,7 +62,11 @@ INSIDE: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("front", ("passes.front",), "explorers are compared on spaces and functions of its own"),
     ("correlation", ("passes.search",), "the paper's comparison of two ways to score"),
-    ("repair", ("passes.repair", "passes.search"), "repairs are compared layer by layer"),
+    (
+        "repair",
+        ("passes.repair", "passes.transform.recalibrate"),
+        "repairs are compared layer by layer",
+    ),
 ]
 
 

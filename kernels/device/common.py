@@ -7,7 +7,7 @@ float16 in float16. Maxima pass NaN on: a candidate that diverged must not look 
 not.
 """
 
-from pruneopt.kernels.language import tl, triton
+from pruneopt.kernels.device.language import tl, triton
 
 # Columns of the segment table, in the order of `segments.Segment`; a test compares the two.
 X = tl.constexpr(0)

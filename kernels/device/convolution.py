@@ -19,7 +19,7 @@ from pruneopt.kernels.device.common import (
     stored,
     write_tile,
 )
-from pruneopt.kernels.language import tl, triton
+from pruneopt.kernels.device.language import tl, triton
 
 SHAPES = ("height", "width", "out_height", "out_width")
 """Arguments that must not be specialised on: one compilation serves images of every size."""

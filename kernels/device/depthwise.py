@@ -19,7 +19,7 @@ from pruneopt.kernels.device.common import (
     write_tile,
 )
 from pruneopt.kernels.device.convolution import SHAPES
-from pruneopt.kernels.language import tl, triton
+from pruneopt.kernels.device.language import tl, triton
 
 
 @triton.jit(do_not_specialize=SHAPES)

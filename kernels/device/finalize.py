@@ -12,7 +12,7 @@ from pruneopt.kernels.device.common import (
     offset,
     stored,
 )
-from pruneopt.kernels.language import tl, triton
+from pruneopt.kernels.device.language import tl, triton
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from pruneopt.kernels.device.common import (
     read_input,
     stored,
 )
-from pruneopt.kernels.language import tl, triton
+from pruneopt.kernels.device.language import tl, triton
 
 
 @triton.jit(do_not_specialize=("pixels",))

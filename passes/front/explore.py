@@ -31,7 +31,7 @@ from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Eval
 from pruneopt.passes.search.evaluators.judge import Judge, Trial
 from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.loop import JOURNAL, paced
-from pruneopt.passes.search.ranking import Accuracy
+from pruneopt.passes.search.rankings.ranking import Accuracy
 from pruneopt.passes.search.searchers.by_levels import ByLevels
 from pruneopt.passes.search.searchers.explorer import Explorer, Structure
 from pruneopt.passes.search.searchers.nsga2 import NSGA2

@@ -69,10 +69,10 @@ _PARTS: dict[str, dict[str, str]] = {
         "pruning-net": "pruneopt.passes.search.pruning_net.evaluator:PruningNetWeights",
     },
     "ranking": {
-        "accuracy": "pruneopt.passes.search.ranking:Accuracy",
-        "reward": "pruneopt.passes.search.ranking:Reward",
-        "accuracy-under-latency": "pruneopt.passes.search.ranking:AccuracyUnderLatency",
-        "function": "pruneopt.passes.search.ranking_function:Function",
+        "accuracy": "pruneopt.passes.search.rankings.ranking:Accuracy",
+        "reward": "pruneopt.passes.search.rankings.ranking:Reward",
+        "accuracy-under-latency": "pruneopt.passes.search.rankings.ranking:AccuracyUnderLatency",
+        "function": "pruneopt.passes.search.rankings.function:Function",
     },
     "regulariser": {
         "growing": "pruneopt.passes.regularised.growing:Growing",

@@ -42,7 +42,7 @@ _BUILT_IN = {
     "slice": "pruneopt.passes.transform.stages:Slice",
     "verify": "pruneopt.passes.transform.stages:Verify",
     "repair": "pruneopt.passes.repair.repair:Repair",
-    "recalibrate": "pruneopt.passes.search.adaptive_bn:Recalibrate",
+    "recalibrate": "pruneopt.passes.transform.recalibrate:Recalibrate",
     "finetune": "pruneopt.passes.transform.finetune:Finetune",
     "scratch": "pruneopt.passes.transform.scratch:Scratch",
 }

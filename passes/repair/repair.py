@@ -23,7 +23,7 @@ from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.repair.bias import BiasShift, fold_means
 from pruneopt.passes.repair.lstsq import Fit, LayerFit, fit_layers
 from pruneopt.passes.repair.material import Batching, Left, Material
-from pruneopt.passes.search.adaptive_bn import recalibrate_on
+from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 __all__ = ["METHODS", "Repair", "RepairReport"]
 

@@ -29,8 +29,8 @@ from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome, comparable
-from pruneopt.passes.search.ranking import Accuracy, Measured, Ranking
+from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
+from pruneopt.passes.search.rankings.ranking import Accuracy, Measured, Ranking, comparable
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.sampling import RARE
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-__all__ = ["Candidate", "Finalist", "Outcome", "comparable"]
+from pruneopt.passes.search.rankings.ranking import comparable
 
-
-def comparable(fitness: float) -> float:
-    """A fitness for sorting: NaN, from a loss that diverged, is worse than every number."""
-    return -math.inf if math.isnan(fitness) else fitness
+__all__ = ["Candidate", "Finalist", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True)

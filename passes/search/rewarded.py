@@ -1,7 +1,7 @@
 """Rewarded Meta-Pruning (arXiv 2301.11063): MetaPruning whose structures are ranked by a reward.
 
 The reward, a product of an accuracy and a FLOPs coefficient, acts in the search and nowhere else:
-no loss and no gradient depends on it (`pruneopt.passes.search.ranking.Reward`).
+no loss and no gradient depends on it (`pruneopt.passes.search.rankings.ranking.Reward`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.metapruning import MetaPruning
-from pruneopt.passes.search.ranking import Ranking, Reward
+from pruneopt.passes.search.rankings.ranking import Ranking, Reward
 
 __all__ = ["Rewarded"]
 

@@ -85,8 +85,8 @@ if TYPE_CHECKING:
     from pruneopt.passes.search.evaluators.judge import Judge as Judge
     from pruneopt.passes.search.evaluators.judge import Judged as Judged
     from pruneopt.passes.search.evaluators.judge import Trial as Trial
-    from pruneopt.passes.search.ranking import Measured as Measured
-    from pruneopt.passes.search.ranking import Ranking as Ranking
+    from pruneopt.passes.search.rankings.ranking import Measured as Measured
+    from pruneopt.passes.search.rankings.ranking import Ranking as Ranking
     from pruneopt.passes.search.searchers.searcher import Asker as Asker
     from pruneopt.passes.search.searchers.searcher import Searcher as Searcher
     from pruneopt.passes.search.searchers.space import Proposal as Proposal

@@ -112,8 +112,8 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.search.evaluators.judge:Judged",
         "pruneopt.passes.search.evaluators.judge:Trial",
         # Rankings
-        "pruneopt.passes.search.ranking:Measured",
-        "pruneopt.passes.search.ranking:Ranking",
+        "pruneopt.passes.search.rankings.ranking:Measured",
+        "pruneopt.passes.search.rankings.ranking:Ranking",
         # Training: regularisers and recipes
         "pruneopt.passes.regularised.regularised:Decision",
         "pruneopt.passes.regularised.regularised:Regularised",

@@ -15,10 +15,15 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph, values_in
 from pruneopt.ir.interpreter import Interpreter
+from pruneopt.models.data import load_data
+from pruneopt.models.digits_resnet import DigitsResNet
+from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
+from pruneopt.passes.training.recipe import SGD
+from pruneopt.passes.training.trainer import train
 
 
 def random_plan(coupling: Coupling, seed: int | None) -> dict[str, np.ndarray]:
@@ -102,3 +107,16 @@ def prove() -> Callable[..., Coupling]:
 @pytest.fixture
 def make_plan() -> Callable[[Coupling, int | None], dict[str, np.ndarray]]:
     return random_plan
+
+
+@pytest.fixture(scope="session")
+def workload() -> Workload:
+    return load_data("digits?subval=300&calibration=400", input_shape=(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def trained(workload: Workload) -> Graph:
+    torch.manual_seed(0)
+    network = DigitsResNet((6, 8, 12))
+    train(network, workload, SGD(epochs=5, lr=0.1, batch_size=64))
+    return capture(network, torch.zeros(2, 1, 8, 8))

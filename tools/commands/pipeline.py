@@ -13,8 +13,8 @@ from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.registry import pass_class
 from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.repair.repair import METHODS
-from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.selection.prune import Choose
+from pruneopt.passes.transform.recalibrate import Recalibrate
 from pruneopt.passes.transform.scratch import Scratch
 from pruneopt.passes.transform.stages import Cost
 

@@ -21,11 +21,11 @@ from pruneopt.passes.evaluation.images import calibration_inputs, held
 from pruneopt.passes.evaluation.settings import Settings
 from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.graph_rewrites.slice import slice_graph
-from pruneopt.passes.search.adaptive_bn import recalibrate_on
 from pruneopt.passes.selection.masks import slice_masks
 from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
+from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 __all__ = ["CutNetworks", "Settings"]
 

@@ -27,7 +27,6 @@ from pruneopt.passes.evaluation.settings import (
 )
 from pruneopt.passes.options.configured import Part, option
 from pruneopt.passes.pipeline.base import Pass
-from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.judge import (
     AdaptiveJudge,
@@ -37,7 +36,8 @@ from pruneopt.passes.search.evaluators.judge import (
     Trial,
     TunedJudge,
 )
-from pruneopt.passes.search.ranking import Accuracy, Ranking
+from pruneopt.passes.search.rankings.ranking import Accuracy, Ranking
+from pruneopt.passes.transform.recalibrate import Recalibrate
 
 __all__ = [
     "AdaptiveStatistics",

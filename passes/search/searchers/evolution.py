@@ -22,7 +22,7 @@ import numpy as np
 
 from pruneopt.errors import UserError
 from pruneopt.passes.options.configured import option
-from pruneopt.passes.search.outcome import comparable
+from pruneopt.passes.search.rankings.ranking import comparable
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 

@@ -16,9 +16,9 @@ from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.selection.select import keep_best
+from pruneopt.passes.transform.recalibrate import Recalibrate
 
 Make = Callable[..., State]
 WIDTHS = (8, 12, 12)

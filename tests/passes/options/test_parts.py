@@ -35,7 +35,7 @@ from pruneopt.passes.regularised.regularised import Regulariser
 from pruneopt.passes.regularised.slimming import Slimming
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluators.evaluator import Evaluator, FreshStatistics, StaleStatistics
-from pruneopt.passes.search.ranking import Ranking
+from pruneopt.passes.search.rankings.ranking import Ranking
 from pruneopt.passes.search.searchers.evolution import Evolution
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import FrontSearcher, Searcher

@@ -23,7 +23,7 @@ from pruneopt.passes.pipeline.registry import (
 )
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
-from pruneopt.passes.search.ranking import Measured, Ranking
+from pruneopt.passes.search.rankings.ranking import Measured, Ranking
 
 
 def plugin(name: str, value: str) -> EntryPoint:

@@ -20,7 +20,7 @@ from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
-from pruneopt.passes.search.adaptive_bn import Recalibrate
+from pruneopt.passes.transform.recalibrate import Recalibrate
 
 CutState = Callable[..., State]
 

@@ -19,9 +19,9 @@ from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.repair.repair import METHODS, Repair, RepairReport
-from pruneopt.passes.search.adaptive_bn import recalibrate
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
+from pruneopt.passes.transform.recalibrate import recalibrate
 from pruneopt.tools.commands.arguments import REPAIRS
 
 CutState = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""A tiny network trained on digits in a second, and one with every kind of constraint."""
+"""A network with every kind of constraint, and searches over a tiny one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch import nn
 
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
-from pruneopt.models.data import load_data
-from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.pipeline.state import State
@@ -23,22 +21,7 @@ from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.searchers.random_search import RandomSearch
-from pruneopt.passes.training.recipe import SGD
-from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.stages import Cost, Couple
-
-
-@pytest.fixture(scope="session")
-def workload() -> Workload:
-    return load_data("digits?subval=300&calibration=400", input_shape=(1, 1, 8, 8))
-
-
-@pytest.fixture(scope="session")
-def trained(workload: Workload) -> Graph:
-    torch.manual_seed(0)
-    network = DigitsResNet((6, 8, 12))
-    train(network, workload, SGD(epochs=5, lr=0.1, batch_size=64))
-    return capture(network, torch.zeros(2, 1, 8, 8))
 
 
 class Mixed(nn.Module):

@@ -29,11 +29,11 @@ from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.selection.masks import masked, slice_masks
+from pruneopt.passes.transform.recalibrate import Recalibrate
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 Run = Callable[..., tuple[State, Outcome]]

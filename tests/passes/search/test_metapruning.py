@@ -24,7 +24,6 @@ from pruneopt.passes.manager import PassManager
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline
-from pruneopt.passes.search.adaptive_bn import Recalibrate
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
 from pruneopt.passes.search.metapruning import MetaPruning
@@ -36,6 +35,7 @@ from pruneopt.passes.search.searchers.space import Proposal
 from pruneopt.passes.selection.select import BudgetReport
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform.finetune import Finetune
+from pruneopt.passes.transform.recalibrate import Recalibrate
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 

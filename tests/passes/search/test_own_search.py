@@ -11,7 +11,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.graph_rewrites.slice import slice_graph
-from pruneopt.passes.search.adaptive_bn import recalibrate_on
+from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 PAGE = Path(__file__).parents[3] / "docs" / "abn.md"
 

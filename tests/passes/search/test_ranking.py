@@ -21,8 +21,14 @@ from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
-from pruneopt.passes.search.ranking import Accuracy, AccuracyUnderLatency, Measured, Reward, reward
-from pruneopt.passes.search.ranking_function import Function
+from pruneopt.passes.search.rankings.function import Function
+from pruneopt.passes.search.rankings.ranking import (
+    Accuracy,
+    AccuracyUnderLatency,
+    Measured,
+    Reward,
+    reward,
+)
 
 Chain = Callable[[Sequence[int]], State]
 Run = Callable[..., tuple[State, Outcome]]

@@ -8,7 +8,7 @@ import pytest
 from pruneopt.errors import UserError
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.repair.repair import Repair
-from pruneopt.passes.search.adaptive_bn import Recalibrate
+from pruneopt.passes.transform.recalibrate import Recalibrate
 from pruneopt.tools.commands.pipeline import passes_of
 
 

@@ -18,14 +18,14 @@ from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.evaluation.images import calibration_inputs
 from pruneopt.passes.evaluation.settings import MEAN
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.search.adaptive_bn import (
+from pruneopt.passes.selection.prune import Uniform
+from pruneopt.passes.transform.recalibrate import (
     PAPER,
     Recalibrate,
     RecalibrateReport,
     recalibrate,
     recalibrate_on,
 )
-from pruneopt.passes.selection.prune import Uniform
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
 
 

@@ -20,11 +20,24 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost.budget import Budget
     from pruneopt.passes.analysis.cost.cost import CostModel
 
-__all__ = ["Accuracy", "AccuracyUnderLatency", "Measured", "Ranking", "Reward", "reward"]
+__all__ = [
+    "Accuracy",
+    "AccuracyUnderLatency",
+    "Measured",
+    "Ranking",
+    "Reward",
+    "comparable",
+    "reward",
+]
 
 
 BEHIND = -1e6
 """Below every score: metrics are mostly shares, but some are losses with a minus."""
+
+
+def comparable(fitness: float) -> float:
+    """Return a fitness for sorting: NaN, from a loss that diverged, is worse than every number."""
+    return -math.inf if math.isnan(fitness) else fitness
 
 
 @dataclass(frozen=True)

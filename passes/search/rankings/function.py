@@ -16,7 +16,7 @@ from pruneopt.digest import file_digest
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.models.user_code import UserFile, failure
 from pruneopt.passes.options.configured import option
-from pruneopt.passes.search.ranking import Measured, Ranking
+from pruneopt.passes.search.rankings.ranking import Measured, Ranking
 
 if TYPE_CHECKING:
     from pruneopt.passes.analysis.cost.budget import Budget

@@ -1,0 +1,1 @@
+"""Rankings: how the scores of judged structures compare."""
