@@ -39,7 +39,7 @@ from pruneopt.models.user_data import workload_of
 from pruneopt.models.weights import load_weights, refuse_bad_values
 from pruneopt.models.workload import Loss, Metric, Workload, seeded
 
-__all__ = ["DataSource", "LoadedModel", "load_model"]
+__all__ = ["DataSource", "LoadedModel", "is_model_file", "load_model"]
 
 # Options of library factories that would fetch weights.
 DOWNLOADS = (
@@ -152,6 +152,12 @@ def load_model(
             load_weights(loaded.module, weights)
     refuse_bad_values(loaded.module, str(weights or head))
     return loaded
+
+
+def is_model_file(spec: str) -> bool:
+    """Return whether a spec names a Python file of the user: loading it runs code of theirs."""
+    head, _ = split_options(spec)
+    return head.endswith(".py") or ".py:" in head
 
 
 def _from_path(

@@ -378,7 +378,12 @@ def add_quantise_options(parser: argparse.ArgumentParser) -> None:
 
 def add_passes_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pruneopt passes`."""
-    parser.add_argument("names", metavar="NAME", nargs="*", help="only these passes")
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="only these passes and parts, or those that a FILE.py registers",
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 

@@ -43,7 +43,13 @@ from pruneopt.tools.commands.latency_budget import (
     round_folder,
     target_budgets,
 )
-from pruneopt.tools.commands.loading import captured, check_device, loaded_model, loaded_workload
+from pruneopt.tools.commands.loading import (
+    captured,
+    check_device,
+    early_model,
+    loaded_model,
+    loaded_workload,
+)
 from pruneopt.tools.commands.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.commands.processes import run_folder
 from pruneopt.tools.report.coverage import coverage_of, coverage_warning
@@ -128,6 +134,9 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     """Everything that can be refused is refused here, before the first second of work."""
     budgets = [parse_budget(text) for text in options.budgets]
     Constraints.parse(options.width, options.max_ratio, options.tie)
+    started = time.perf_counter()
+    loaded = early_model(options)
+    early = time.perf_counter() - started
     steps = passes_of(options)
     if processes.launched and options.device.startswith("cuda"):
         options.device = str(processes.device(options.device))
@@ -135,7 +144,7 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
     on_targets = target_budgets(options, steps, budgets, processes)
     steps, notes = on_steps(options, steps, on_targets)
     started = time.perf_counter()
-    loaded = loaded_model(options)
+    loaded = loaded or loaded_model(options)
     workload = loaded_workload(options, loaded, needs_data(steps))
     return _Job(
         options,
@@ -144,7 +153,7 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
         loaded,
         workload,
         on_targets,
-        {"load": time.perf_counter() - started},
+        {"load": early + time.perf_counter() - started},
         notes,
     )
 

@@ -11,10 +11,10 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.capture.check import check_capture
 from pruneopt.ir.graph import Graph
-from pruneopt.models.source import LoadedModel, load_model
+from pruneopt.models.source import LoadedModel, is_model_file, load_model
 from pruneopt.models.workload import Workload
 
-__all__ = ["captured", "check_device", "loaded_model", "loaded_workload"]
+__all__ = ["captured", "check_device", "early_model", "loaded_model", "loaded_workload"]
 
 
 def check_device(device: str) -> None:
@@ -30,6 +30,12 @@ def loaded_model(options: argparse.Namespace) -> LoadedModel:
     """The network that MODEL, --weights and --input name; `UserError` for anything wrong with
     them."""
     return load_model(options.model, weights=options.weights, input_shape=options.input)
+
+
+def early_model(options: argparse.Namespace) -> LoadedModel | None:
+    """Load the network before passes are read, where it is a file of the user, which may register
+    some; None for others, so that a mistake in the options is answered at once."""
+    return loaded_model(options) if is_model_file(options.model) else None
 
 
 def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:

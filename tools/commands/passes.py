@@ -7,10 +7,12 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pruneopt.errors import UserError
 from pruneopt.models.spec import did_you_mean
+from pruneopt.models.user_code import UserFile
 from pruneopt.passes.options.configured import Part
 from pruneopt.passes.options.option_types import Options, option_fields
 from pruneopt.passes.options.registry import part_class, part_kinds, part_names
@@ -22,13 +24,7 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> int:
     """Print passes and parts, as text or JSON."""
-    everything = [
-        *map(pass_class, pass_names()),
-        *(part for kind in part_kinds() for part in _named(kind)),
-    ]
-    kinds = (
-        [kind for name in options.names for kind in _named(name)] if options.names else everything
-    )
+    kinds = [kind for name in options.names for kind in _named(name)] or _everything()
     if options.json:
         print(json.dumps([_pass_data(kind) for kind in kinds], indent=2))
         return 0
@@ -43,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _named(name: str) -> list[type[Options]]:
-    """The pass of a name, every part of a name, or all parts of a kind."""
+    """Return the pass of a name, every part of a name, all parts of a kind, or what a file of the
+    user registers."""
+    if name.endswith(".py"):
+        return _of_file(name)
     if name in part_kinds():
         return [part_class(name, part) for part in part_names(name)]
     found: list[type[Options]] = [pass_class(name)] if name in pass_names() else []
@@ -55,6 +54,24 @@ def _named(name: str) -> list[type[Options]]:
             *(part for kind in part_kinds() for part in part_names(kind)),
         ]
         raise UserError(f"there is no pass {name!r}: {did_you_mean(name, known)}")
+    return found
+
+
+def _everything() -> list[type[Options]]:
+    parts = [part for kind in part_kinds() for part in _named(kind)]
+    return [*map(pass_class, pass_names()), *parts]
+
+
+def _of_file(name: str) -> list[type[Options]]:
+    """Run a model file, and return the passes and parts that are there only since."""
+    before = _everything()
+    UserFile(Path(name))
+    found = [kind for kind in _everything() if kind not in before]
+    if not found:
+        raise UserError(
+            f"{name} registers no pass and no part: put @register_pass or @register_part of "
+            "pruneopt.extend above a class"
+        )
     return found
 
 

@@ -38,7 +38,13 @@ from pruneopt.passes.transform.stages import Cost, Slice
 from pruneopt.progress import Progress
 from pruneopt.tools.bundle.bundle import LATENCY_DB, OutputDirectory, fingerprint
 from pruneopt.tools.commands.from_front import RUN
-from pruneopt.tools.commands.loading import captured, check_device, loaded_model, loaded_workload
+from pruneopt.tools.commands.loading import (
+    captured,
+    check_device,
+    early_model,
+    loaded_model,
+    loaded_workload,
+)
 from pruneopt.tools.report.front_plot import front_svg
 from pruneopt.tools.report.front_text import front_html, front_lines
 from pruneopt.tools.report.progress import progress_bar
@@ -95,10 +101,11 @@ def run(options: argparse.Namespace) -> int:
 def _prepared(options: argparse.Namespace) -> _Job:
     """Everything that can be refused is refused here, before the first second of work."""
     Constraints.parse(options.width, options.max_ratio, options.tie)
+    loaded = early_model(options)
     before, explore = _before(options), _explore(options)
     on_targets = _on_targets(options)
     check_device(options.device)
-    loaded = loaded_model(options)
+    loaded = loaded or loaded_model(options)
     workload = loaded_workload(options, loaded, "search")
     if workload is None:
         raise InternalError("a search without data")
