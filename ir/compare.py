@@ -1,4 +1,4 @@
-"""Whether two runs gave the same: tensors of any type, and nested outputs of tensors or arrays."""
+"""Comparing two runs: tensors of any type, and nested outputs of tensors or arrays."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ CHUNK = 1 << 16
 
 
 def tensor_leaves(outputs: object) -> list[Tensor]:
-    """The tensors of a nested output, in order."""
+    """Return the tensors of a nested output, in order."""
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Largest absolute difference (infinite for another number of elements) and largest finite
-    absolute element of ``one``. The same infinity, or NaN, on both sides is no difference; whole
-    numbers and truth values differ by 1.
+    """Return the largest absolute difference, and the largest finite element of ``one``.
+
+    Both are absolute values, the difference is infinite for another number of elements. The same
+    infinity, or NaN, on both sides is no difference; whole numbers and truth values differ by 1.
     """
     one, other = one.reshape(-1), other.reshape(-1)
     if one.shape != other.shape:
@@ -52,13 +53,13 @@ def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def _largest(pieces: Iterable[Tensor]) -> float:
-    """Largest absolute element; NaN where there is one."""
+    """Return the largest absolute element; NaN where there is one."""
     ends = [end for piece in pieces for end in torch.aminmax(piece)]
     return float(torch.stack(ends).abs().max())
 
 
 def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
-    """The largest absolute difference between two (nested) outputs of tensors or arrays.
+    """Return the largest absolute difference between two (nested) outputs of tensors or arrays.
 
     `VerificationError` if they differ in number or shape, or anywhere by more than ``atol + rtol *
     |b|``.
@@ -84,7 +85,7 @@ def same_outputs(a: Any, b: Any, atol: float, rtol: float) -> float:
 
 
 def array_of(item: Any) -> np.ndarray[Any, Any]:
-    """A tensor, on any device, or what NumPy takes, as an array; bfloat16 as float32."""
+    """Return a tensor, on any device, or what NumPy takes, as an array; bfloat16 as float32."""
     if isinstance(item, Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()

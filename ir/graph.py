@@ -35,8 +35,7 @@ ValueKind = Literal["input", "param", "buffer", "constant", "result"]
 
 @dataclass(eq=False, slots=True, repr=False)
 class Value:
-    """A tensor of the graph: an input, a named parameter, buffer or constant, or a result of an
-    op."""
+    """A tensor of the graph: an input, a named weight, or a result of an op."""
 
     name: str
     type: TensorType
@@ -51,7 +50,7 @@ class Value:
 
     @property
     def is_weight(self) -> bool:
-        """Whether the value is held in the weights dictionary (parameter, buffer or constant)."""
+        """True for what the weights dictionary holds: parameters, buffers and constants."""
         return self.kind in ("param", "buffer", "constant")
 
     def __str__(self) -> str:
@@ -82,8 +81,10 @@ ROLES: dict[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One reading of a value: operand number ``index`` of ``op`` (``position`` inside a list of
-    tensors)."""
+    """One reading of a value.
+
+    It is operand number ``index`` of ``op`` (``position`` inside a list of tensors).
+    """
 
     op: Op
     index: int
@@ -92,8 +93,9 @@ class Use:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Op:
-    """One operation. ``target`` names an ATen overload (``aten.conv2d.default``), whose schema
-    names the rest.
+    """One operation.
+
+    ``target`` names an ATen overload (``aten.conv2d.default``), whose schema names the rest.
 
     ``operands`` holds one entry for every tensor argument of the schema, in its order; ``attrs``
     every other argument. Both change only through the methods of `Graph`.
@@ -116,15 +118,16 @@ class Op:
 
     @property
     def base(self) -> str:
-        """The op's name without overload: ``conv2d``. An op of a user's library keeps its
-        namespace, ``mylib.conv2d``, as it need not mean what PyTorch's op of that name does.
+        """The op's name without overload: ``conv2d``.
+
+        An op of a user's library keeps its namespace, ``mylib.conv2d``, as it need not mean what
+        PyTorch's op of that name does.
         """
         return _base_of(self.target)
 
     @property
     def role(self) -> str:
-        """What the op does: its base, or that of the op of PyTorch it was declared to be like
-        (`ROLES`)."""
+        """The op of PyTorch that this one acts as: its own base, or that in `ROLES`."""
         return ROLES.get(self.base, self.base)
 
     @property
@@ -148,12 +151,12 @@ class Op:
                         yield Use(self, index, position), value
 
     def value(self, index: int) -> Value | None:
-        """Operand ``index`` if it is a single value, else None."""
+        """Return operand ``index`` if it is a single value, else None."""
         operand = self.operands[index] if index < len(self.operands) else None
         return operand if isinstance(operand, Value) else None
 
     def needed(self, index: int) -> Value:
-        """Operand ``index``, which has to be a single value."""
+        """Return operand ``index``, which has to be a single value."""
         value = self.value(index)
         if value is None:
             raise InternalError(f"{self} lacks operand {index}")
@@ -173,8 +176,7 @@ def _base_of(target: str) -> str:
 
 
 class Graph:
-    """A captured network: inputs, named weights, ops in execution order, outputs, and its channel
-    groups.
+    """A captured network: inputs, named weights, ops in execution order, outputs, channel groups.
 
     ``weights`` holds the tensors that the parameter names refer to; it is no part of the graph's
     equality or text. ``notes`` are what capture had to tell the user.
@@ -246,7 +248,7 @@ class Graph:
 
     @property
     def dynamic_batch(self) -> bool:
-        """Whether any input's size depends on the batch size ``N``."""
+        """True if any input's size depends on the batch size ``N``."""
         return any(
             not isinstance(dim, int) and hasattr(dim, "at")
             for v in self.inputs
@@ -254,7 +256,7 @@ class Graph:
         )
 
     def group(self, name: str) -> ChannelGroup:
-        """The declared channel group of that name."""
+        """Return the declared channel group of that name."""
         for group in self.channels:
             if group.name == name:
                 return group
@@ -263,7 +265,7 @@ class Graph:
     # Building
 
     def fresh_name(self, hint: str) -> str:
-        """``hint``, with a number behind it if the name is taken."""
+        """Return ``hint``, with a number behind it if the name is taken."""
         name, number = hint, 0
         while name in self._names:
             number += 1
@@ -333,8 +335,10 @@ class Graph:
     def replace_uses(
         self, old: Value, new: Value, where: Callable[[Op], bool] = lambda op: True
     ) -> None:
-        """Let every reader of ``old`` (and the outputs, unless ``where`` restricts the readers)
-        read ``new``."""
+        """Let every reader of ``old`` read ``new``.
+
+        The outputs read it, too; ``where`` restricts the ops.
+        """
 
         def swap(value: Value | None) -> Value | None:
             return new if value is old else value
@@ -362,8 +366,10 @@ class Graph:
         del self._ops[op]
 
     def erase_dead(self) -> int:
-        """Remove ops whose results nobody reads, and weights that no op reads; returns the number
-        of ops removed."""
+        """Remove ops whose results nobody reads, and weights that no op reads.
+
+        Returns the number of ops removed.
+        """
         count = 0
         outputs = set(self.output_values)
         for op in reversed(self.ops):
@@ -387,7 +393,7 @@ class Graph:
             value._uses.pop(op, None)
 
     def copy(self) -> Graph:
-        """A graph with the same text, its own values and ops, and the same weight tensors."""
+        """Return an equal graph with its own values and ops, and the same weight tensors."""
         new = Graph(self.name)
         new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
         new.aliases, new.exported_because = dict(self.aliases), self.exported_because
@@ -423,7 +429,7 @@ class Graph:
 
 
 def values_in(structure: Structure) -> Iterator[Value]:
-    """The values of an output structure, depth first."""
+    """Iterate over the values of an output structure, depth first."""
     if isinstance(structure, Value):
         yield structure
     elif isinstance(structure, tuple | list):
@@ -435,7 +441,7 @@ def values_in(structure: Structure) -> Iterator[Value]:
 
 
 def map_structure(function: Callable[[Value], Structure], structure: Structure) -> Structure:
-    """The structure with every value replaced by ``function(value)``."""
+    """Return the structure with every value replaced by ``function(value)``."""
     if isinstance(structure, Value):
         return function(structure)
     if isinstance(structure, tuple):

@@ -23,8 +23,10 @@ __all__ = ["Frame", "Interpreter", "batch_of", "last_uses"]
 
 
 def batch_of(graph: Graph, inputs: Sequence[Tensor]) -> int:
-    """The batch size ``N`` of concrete inputs; `UserError` when their shapes do not fit the
-    graph's."""
+    """Return the batch size ``N`` of concrete inputs.
+
+    Raises `UserError` when their shapes do not fit the graph's.
+    """
     if len(inputs) != len(graph.inputs):
         raise UserError(f"{graph.name} takes {len(graph.inputs)} inputs, {len(inputs)} were given")
     sizes = (
@@ -67,7 +69,10 @@ class Frame:
 
 
 def last_uses(graph: Graph) -> dict[Op, list[Value]]:
-    """For each op the values that nobody reads after it; weights and outputs are none of them."""
+    """Return for each op the values that nobody reads after it.
+
+    Weights and outputs are none of them.
+    """
     last: dict[Value, Op] = {}
     for op in graph.ops:
         for value in (*op.inputs, *op.results):
@@ -82,8 +87,10 @@ def last_uses(graph: Graph) -> dict[Op, list[Value]]:
 
 
 class Interpreter:
-    """Executes a graph. ``override`` may compute an op's results in the interpreter's place (or
-    return None)."""
+    """Executes a graph.
+
+    ``override`` may compute an op's results in the interpreter's place (or return None).
+    """
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class Interpreter:
         self._dead_after = last_uses(graph)
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False) -> Any:
-        """The outputs, in the structure the model returns them.
+        """Return the outputs, in the structure the model returns them.
 
         ``weights`` maps every parameter, buffer and constant of the graph to its tensor; in
         training mode the running statistics in it are updated in place.
@@ -119,7 +126,10 @@ class Interpreter:
     def frame(
         self, weights: Mapping[str, Tensor], *inputs: Tensor, training: bool = False
     ) -> Frame:
-        """A run that has not begun; `step` takes it forward by one op, in the graph's order."""
+        """Return a run that has not begun.
+
+        `step` takes it forward by one op, in the graph's order.
+        """
         batch = batch_of(self.graph, inputs)
         env: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for name, value in self.graph.params.items():
@@ -130,7 +140,7 @@ class Interpreter:
         return Frame(env, weights, batch, training, device)
 
     def outputs(self, frame: Frame) -> Any:
-        """The outputs of a run that is through, in the structure the model returns them."""
+        """Return the outputs of a run that is through, in the structure the model returns them."""
         return map_structure(lambda value: frame.env[value], self.graph.outputs)
 
     def step(self, frame: Frame, op: Op) -> Sequence[Any]:
@@ -171,8 +181,10 @@ class Interpreter:
 
 
 def _count_batch(op: Op, attrs: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """What nn.BatchNorm does in training beside normalising: count the batch; momentum None
-    averages cumulatively."""
+    """Count the batch, as nn.BatchNorm does in training beside normalising.
+
+    A momentum of None averages cumulatively.
+    """
     running_mean = op.value(3)
     if running_mean is None:
         return

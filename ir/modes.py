@@ -1,5 +1,7 @@
-"""Running somebody's module, or PyTorch's exporters, without a trace: modes come back, and nothing
-is printed."""
+"""Running somebody's module, or PyTorch's exporters, without a trace.
+
+Modes come back, and nothing is printed.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ __all__ = ["in_mode", "quiet"]
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """The module in evaluation or training mode; its modes, part by part, and the random state come
-    back after."""
+    """Put the module into evaluation or training mode for a while.
+
+    Its modes, part by part, and the random state come back after.
+    """
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=[]):
         try:
@@ -31,8 +35,10 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No prints, warnings or log lines from tracing and exporting; what matters comes back as an
-    error."""
+    """Suppress prints, warnings and log lines from tracing and exporting.
+
+    What matters comes back as an error.
+    """
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")

@@ -8,7 +8,10 @@ __all__ = ["common_module"]
 
 
 def common_module(modules: Iterable[str]) -> str:
-    """The innermost module around all of some modules; empty where that is the network itself."""
+    """Return the innermost module around all of some modules.
+
+    Empty where that is the network itself.
+    """
     shared: list[str] = []
     for column in zip(*(module.split(".") for module in modules), strict=False):
         if len(set(column)) > 1:

@@ -1,5 +1,4 @@
-"""What PyTorch's own op schemas say: operand and attribute names, defaults, and how to call an
-overload.
+"""PyTorch's own op schemas: operand and attribute names, defaults, and how to call an overload.
 
 Nothing here knows a particular op; printing, parsing, executing and generating code all read the
 same schema.
@@ -62,7 +61,7 @@ class Argument:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the argument takes a tensor, an optional tensor, or a list of them."""
+        """True if the argument takes a tensor, an optional tensor, or a list of them."""
         return "Tensor" in self.type
 
 
@@ -83,8 +82,10 @@ class Signature:
 
 @cache
 def overload(target: str) -> torch._ops.OpOverload[..., Any]:
-    """The torch overload a target names; `UserError` if this torch (or a missing extension) does
-    not have it."""
+    """Return the torch overload a target names.
+
+    Raises `UserError` if this torch (or a missing extension) does not have it.
+    """
     try:
         namespace, base, name = target.split(".")
         found: Any = getattr(getattr(getattr(torch.ops, namespace), base), name)
@@ -99,7 +100,7 @@ def overload(target: str) -> torch._ops.OpOverload[..., Any]:
 
 @cache
 def signature(target: str) -> Signature:
-    """The signature of a target."""
+    """Return the signature of a target."""
     schema: Any = overload(target)._schema
     return Signature(
         tuple(
@@ -116,7 +117,7 @@ def signature(target: str) -> Signature:
 
 
 def scalar_to_attr(value: Any) -> Attr:
-    """A Python, torch or schema value as an attribute."""
+    """Return a Python, torch or schema value as an attribute."""
     if value is None or isinstance(value, bool | int | float | str | Keyword):
         return value
     if isinstance(value, torch.dtype):
@@ -133,7 +134,7 @@ def scalar_to_attr(value: Any) -> Attr:
 
 
 def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) -> Any:
-    """What an attribute means to torch, at a batch size, in a mode, on a device."""
+    """Return what an attribute means to torch, at a batch size, in a mode, on a device."""
     if isinstance(attr, tuple):
         return [torch_value(item, batch, training, device) for item in attr]
     if isinstance(attr, Keyword):
@@ -146,8 +147,10 @@ def torch_value(attr: Attr, batch: int, training: bool, device: torch.device) ->
 
 
 def call(target: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
-    """Call an overload with torch values, each in its schema's place; arguments at their default
-    are left out."""
+    """Call an overload with torch values, each in its schema's place.
+
+    Arguments at their default are left out.
+    """
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     tensors = iter(operands)

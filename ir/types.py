@@ -37,7 +37,7 @@ class BatchSize:
     divisor: int = 1
 
     def at(self, batch: int) -> int:
-        """The size at a batch size."""
+        """Return the size at a batch size."""
         return (self.scale * batch + self.offset) // self.divisor
 
     def __str__(self) -> str:
@@ -49,8 +49,9 @@ class BatchSize:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of ``count`` consecutive units of ``group`` from ``start``, each owning ``repeat``
-    neighbouring channels.
+    """A run of ``count`` consecutive units of ``group`` from ``start``.
+
+    Each owns ``repeat`` neighbouring channels.
 
     A part without a group is a run of ``count`` channels that belong to no parameter (always
     there).
@@ -96,8 +97,10 @@ class SplitAxis:
 
 @dataclass(frozen=True, slots=True)
 class IndexedAxis:
-    """A channel axis whose order has no closed form (a shuffle): size, groups, and a digest of the
-    order."""
+    """A channel axis whose order has no closed form (a shuffle).
+
+    ``digest`` is one of the order.
+    """
 
     size: int
     groups: tuple[str, ...]
@@ -109,7 +112,7 @@ Dim = int | BatchSize | Axis | SplitAxis | IndexedAxis
 
 
 def dim_size(dim: Dim, batch: int = 1) -> int:
-    """The number of elements along a dimension, at a batch size."""
+    """Return the number of elements along a dimension, at a batch size."""
     if isinstance(dim, int):
         return dim
     return dim.at(batch) if isinstance(dim, BatchSize) else dim.size
@@ -123,7 +126,7 @@ class TensorType:
     dims: tuple[Dim, ...]
 
     def shape(self, batch: int = 1) -> tuple[int, ...]:
-        """The shape at a batch size."""
+        """Return the shape at a batch size."""
         return tuple([dim if type(dim) is int else dim_size(dim, batch) for dim in self.dims])
 
     @property
@@ -131,7 +134,7 @@ class TensorType:
         return len(self.dims)
 
     def plain(self) -> TensorType:
-        """The same type with the names of channel groups replaced by their sizes."""
+        """Return the same type with the names of channel groups replaced by their sizes."""
         return TensorType(
             self.dtype, tuple(d if isinstance(d, BatchSize) else dim_size(d) for d in self.dims)
         )
@@ -139,8 +142,7 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A bare word as an attribute value: a dtype, a memory format, or one of `MODE` and
-    `DEVICE`."""
+    """A bare word as an attribute value: a dtype, a memory format, `MODE` or `DEVICE`."""
 
     name: str
 
@@ -159,7 +161,7 @@ Attr = None | bool | int | float | str | BatchSize | Keyword | tuple["Attr", ...
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an op came from: the module's qualified name and class, and the user's source line."""
+    """The origin of an op: the module's qualified name and class, and the user's source line."""
 
     module: str = ""
     module_type: str = ""
@@ -173,8 +175,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
-    """A declared channel group: how many units it has, what its kept set must obey, and what is
-    kept.
+    """A declared channel group: its units, what its kept set must obey, and what is kept.
 
     ``blocks`` equal blocks must keep the same number of units each. ``keep`` lists half-open ranges
     of kept units, or is None while nothing was decided.
@@ -192,7 +193,7 @@ class ChannelGroup:
 
 
 def ranges_of(indices: list[int]) -> tuple[tuple[int, int], ...]:
-    """Sorted indices as half-open ranges: ``[0, 1, 2, 5] -> ((0, 3), (5, 6))``."""
+    """Return sorted indices as half-open ranges: ``[0, 1, 2, 5] -> ((0, 3), (5, 6))``."""
     ranges: list[tuple[int, int]] = []
     for index in indices:
         if ranges and ranges[-1][1] == index:

@@ -1,4 +1,6 @@
-"""Whether a graph holds together: definitions, uses, schemas, shapes, weights and channel groups.
+"""Checks that a graph holds together.
+
+Definitions, uses, schemas, shapes, weights and channel groups.
 
 The manager runs it between passes. A fault is ours, not the user's; the message names the op, the
 user's source line, and shows the lines of the graph around it.
@@ -54,15 +56,18 @@ class IRError(InternalError):
 
 
 def verify_graph(graph: Graph, *, types: bool = True) -> None:
-    """Raise `IRError` at the first thing in the graph that cannot be right. Without ``types`` the
-    types of results are taken as they are declared.
+    """Raise `IRError` at the first thing in the graph that cannot be right.
+
+    Without ``types`` the types of results are taken as they are declared.
     """
     Verifier(graph).run(types=types)
 
 
 class Verifier:
-    """One check of one graph; after `run`, ``skipped`` counts the ops whose types torch could not
-    recompute."""
+    """One check of one graph.
+
+    After `run`, ``skipped`` counts the ops whose types torch could not recompute.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -72,8 +77,10 @@ class Verifier:
         self._defined: set[Value] = set()
 
     def run(self, *, types: bool = True) -> None:
-        """Check everything, in the order in which one fault would explain the next. ``types`` cost
-        most."""
+        """Check everything, in the order in which one fault would explain the next.
+
+        ``types`` cost most.
+        """
         self._check_groups()
         self._check_names()
         for value in self.graph.values:
@@ -97,7 +104,7 @@ class Verifier:
         raise IRError(f"{op}: {message}\n{self._around(op)}")
 
     def _around(self, op: Op, context: int = 2) -> str:
-        """The lines of the graph around an op, with a marker at it."""
+        """Return the lines of the graph around an op, with a marker at it."""
         ops = self.graph.ops
         place = ops.index(op)
         near = ops[max(0, place - context) : place + context + 1]
@@ -190,7 +197,7 @@ class Verifier:
                 self._fail(f"it returns {value_text(value)}, which it does not define")
 
     def _check_uses(self) -> None:
-        """Every value knows exactly the ops that read it, and how often each does."""
+        """Check that every value knows exactly the ops that read it, and how often each does."""
         read: dict[Value, Counter[Op]] = {}
         for op in self.graph.ops:
             for value in op.inputs:
@@ -245,7 +252,10 @@ class Verifier:
     # Weights
 
     def _check_weights(self) -> None:
-        """The tensors beside the graph fit their declarations; a parsed graph has none."""
+        """Check that the tensors beside the graph fit their declarations.
+
+        A parsed graph has none.
+        """
         weights = self.graph.weights
         for name, value in self.graph.params.items() if weights else ():
             if name not in weights:
@@ -261,8 +271,7 @@ class Verifier:
     # Types
 
     def _check_results(self, batch: int) -> None:
-        """Run every op on tensors without data, made from the declared types, and compare what
-        comes out."""
+        """Run every op on tensors without data and compare the results with their types."""
         env: dict[Value, Any] = {}
         for value in self.graph.values:
             if value.type.dtype != "none":
@@ -279,7 +288,10 @@ class Verifier:
                 self._compare(op, value.type, result, batch)
 
     def _results(self, op: Op, env: Mapping[Value, Any], batch: int) -> list[Any] | None:
-        """The results of an op on meta tensors; None (and counted) if torch needs data for them."""
+        """Return the results of an op on meta tensors.
+
+        None (and counted) if torch needs data for them.
+        """
         operands = [_fetch(operand, env) for operand in op.operands]
         try:
             attrs = {
@@ -333,12 +345,12 @@ def _group_problem(group: ChannelGroup) -> str | None:
 
 
 def _overlap(group: ChannelGroup, first: int, end: int) -> Iterator[int]:
-    """How many kept channels lie from ``first`` to ``end``, range by range."""
+    """Count the kept channels that lie from ``first`` to ``end``, range by range."""
     return (max(0, min(stop, end) - max(start, first)) for start, stop in group.keep or ())
 
 
 def _words(attr: Attr) -> Iterator[str]:
-    """The bare words in an attribute."""
+    """Iterate over the bare words in an attribute."""
     if isinstance(attr, Keyword):
         yield attr.name
     elif isinstance(attr, tuple):

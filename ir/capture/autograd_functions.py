@@ -1,5 +1,7 @@
-"""Which autograd.Functions a network calls: the graph holds what their forward computes, not their
-backward."""
+"""The autograd.Functions that a network calls.
+
+The graph holds what their forward computes, not their backward.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,7 @@ __all__ = ["backward_notes", "watched_functions"]
 
 @contextmanager
 def watched_functions() -> Iterator[set[str]]:
-    """Yield the names of the functions of other code than torch's that this thread applies inside,
-    as they are met."""
+    """Yield the names of the user's functions that this thread applies, as they are met."""
     seen: set[str] = set()
     plain: Any = vars(Function)["apply"]
 

@@ -1,4 +1,4 @@
-"""Whether a captured graph does what the network does: both run on the example inputs.
+"""Comparing a captured graph with the network itself: both run on the example inputs.
 
 Every later proof compares with the captured graph. What ties that graph to the user's own Python is
 this run.
@@ -27,8 +27,9 @@ HALF = 5e-2
 
 
 def check_capture(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> str | None:
-    """Compare a network, in evaluation mode, with its graph on ``inputs``; a note where that says
-    nothing.
+    """Compare a network, in evaluation mode, with its graph on ``inputs``.
+
+    Returns a note where that says nothing.
 
     Raises:
         InternalError: they differ, by more than the network differs from itself.
@@ -64,8 +65,10 @@ def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _error(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
-    """The largest difference of any output in units of what rounding allows; infinite where it
-    allows none."""
+    """Return the largest difference of any output in units of what rounding allows.
+
+    It is infinite where rounding allows none.
+    """
     worst = 0.0
     for a, b in zip(one, two, strict=True):
         error, scale = difference(a, b)

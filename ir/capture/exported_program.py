@@ -183,7 +183,7 @@ class ProgramReader:
         return int(size) if not isinstance(size, torch.SymInt) else self._batch_size(size)
 
     def _batch_size(self, size: torch.SymInt) -> int | BatchSize:
-        """A symbolic size as an expression in the one batch symbol."""
+        """Return a symbolic size as an expression in the one batch symbol."""
         expr = size.node.expr
         if isinstance(expr, int | sympy.Integer):
             return int(expr)
@@ -287,8 +287,10 @@ class ProgramReader:
         self.grad_enabled = outer
 
     def _inline_autocast(self, node: torch.fx.Node) -> None:
-        """A region with autocast switched off is plain code; one with it on casts as the graph does
-        not say."""
+        """Read a region with autocast switched off as plain code; refuse one with it on.
+
+        Such a region casts, and the graph does not say so.
+        """
         device, dtype, enabled, _, submodule, *args = (self._lookup(arg) for arg in node.args)
         if enabled:
             where = self._location(node)
@@ -312,7 +314,7 @@ class ProgramReader:
         self.calls.pop()
 
     def _leave_no_grad(self, value: Value) -> Value:
-        """A value computed without gradients is detached where ordinary code reads it."""
+        """Detach a value that was computed without gradients where ordinary code reads it."""
         if not self.grad_enabled or value not in self.no_grad:
             return value
         name, loc = self.graph.fresh_name("detach"), _op_of(value).loc
@@ -414,8 +416,10 @@ class ProgramReader:
         return scalar_to_attr(value)
 
     def _follow_mode(self, attrs: dict[str, Attr], loc: Location) -> dict[str, Attr]:
-        """A flag that was false in evaluation mode follows the executor's mode, unless the user
-        froze the module."""
+        """Let a flag that was false in evaluation mode follow the executor's mode.
+
+        It stays false in a module that the user froze.
+        """
         flag = next((name for name in MODE_FLAGS if name in attrs), None)
         if flag is None or attrs[flag] is not False:
             return attrs
@@ -429,7 +433,7 @@ class ProgramReader:
     # In-place ops
 
     def _functional(self, name: str, node: torch.fx.Node) -> tuple[str, Value]:
-        """The functional twin of an in-place op, and the value it writes."""
+        """Return the functional twin of an in-place op, and the value that the op writes."""
         namespace, base, overload_name = name.split(".")
         twin = f"{namespace}.{base.removesuffix('_')}.{overload_name}"
         written = self._lookup(node.args[0]) if node.args else None
@@ -442,8 +446,10 @@ class ProgramReader:
         return twin, written
 
     def _note_alias(self, op: Op) -> None:
-        """Remember whose memory the results view; ops such as reshape do so only sometimes, and do
-        not declare it."""
+        """Remember whose memory the results view.
+
+        Ops such as reshape view it only sometimes, and do not declare it.
+        """
         returns: Any = overload(op.target)._schema.returns
         source = next(iter(op.inputs), None)
         if source is None or not (
@@ -454,7 +460,7 @@ class ProgramReader:
             self.root[value] = self.root.get(source, source)
 
     def _overwrite(self, written: Value, result: Value, node: torch.fx.Node) -> None:
-        """After an in-place op, later readers of the written tensor read the result."""
+        """Let later readers of the tensor that an in-place op wrote read the result."""
         root = self.root.get(written, written)
         family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
         others = family if root.is_weight or root.kind == "input" else family - {written}
@@ -467,7 +473,7 @@ class ProgramReader:
                 self.env[key] = result
 
     def _reads(self, node: torch.fx.Node, values: set[Value]) -> bool:
-        """Whether a node not yet read takes one of the values."""
+        """Tell whether a node not yet read takes one of the values."""
         return any(
             isinstance(v := self.env.get(arg), Value) and v in values
             for arg in node.all_input_nodes
@@ -491,7 +497,7 @@ class _Leaf:
 
 
 def _later(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
-    """The nodes behind ``node`` in its graph."""
+    """Iterate over the nodes behind ``node`` in its graph."""
     node = node.next
     while node.op != "root":
         yield node
@@ -505,7 +511,9 @@ def _op_of(value: Value) -> Op:
 
 
 def _with_states_of(operands: Sequence[Operand], types: list[TensorType]) -> list[TensorType]:
-    """The results of a recurrence, whose last states are as large as its first: torch 2.11 adds an
-    axis to them."""
+    """Give the last states of a recurrence the types of its first states.
+
+    Torch 2.11 adds an axis to them.
+    """
     states = operands[1] if isinstance(operands[1], tuple) else (operands[1],)
     return [types[0], *(state.type for state in states if isinstance(state, Value))]

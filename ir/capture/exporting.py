@@ -139,15 +139,17 @@ class _DropoutsLeaveTheirInput(TorchFunctionMode):
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a dropout of `torch.nn.functional` writes into its input: ``inplace`` is the fourth
-    argument."""
+    """Tell whether a dropout of `torch.nn.functional` writes into its input.
+
+    ``inplace`` is its fourth argument.
+    """
     return bool(kwargs.get("inplace", args[3] if len(args) > 3 else False))
 
 
 def _export(
     model: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool
 ) -> ExportedProgram:
-    """The exported program; `NotDynamicError` or `UserError` where torch.export refuses."""
+    """Return the exported program; raise `NotDynamicError` or `UserError` where there is none."""
     shapes: tuple[Any, ...] | None = None
     if dynamic:
         size = inputs[0].shape[0] if inputs[0].dim() else 0
@@ -173,7 +175,7 @@ def _export(
 
 
 def _reason(error: Exception) -> str:
-    """Why torch.export refuses, with the line of the network that does what no graph can hold."""
+    """Say why torch.export refuses, with the line of the network that no graph can hold."""
     if not isinstance(error, GuardOnDataDependentSymNode):
         known = (reason for word, reason in REFUSED.items() if word in str(error))
         return next(known, f" by torch.export: {first_line(error)}")
@@ -187,8 +189,10 @@ def _reason(error: Exception) -> str:
 
 
 def _check_dynamic(program: ExportedProgram, size: int) -> None:
-    """Refuse a program in which export silently fixed the batch size, or one that is right for some
-    sizes only."""
+    """Refuse a program that is right for some batch sizes only.
+
+    Export silently fixes the batch size of some networks.
+    """
     shapes = [
         node.meta["val"].shape
         for node in program.graph.nodes
@@ -214,8 +218,10 @@ def _check_dynamic(program: ExportedProgram, size: int) -> None:
 
 
 def _checked(graph: Graph) -> Graph:
-    """The graph, if its sizes hold at more than the example's batch size: export may record one
-    that does not."""
+    """Return the graph if its sizes hold at more than the example's batch size.
+
+    Export may record one that does not.
+    """
     try:
         verify_graph(graph)
     except IRError as error:
@@ -228,8 +234,10 @@ def _checked(graph: Graph) -> Graph:
 
 
 def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """Dynamic shapes in the form export wants: a variadic ``forward(*xs)`` takes them as one nested
-    tuple."""
+    """Return dynamic shapes in the form export wants.
+
+    A variadic ``forward(*xs)`` takes them as one nested tuple.
+    """
 
     parameters = list(inspect.signature(model.forward).parameters.values())
     variadic = parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
@@ -237,8 +245,7 @@ def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 
 def _run_plainly(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Run the model once: if it fails by itself, or returns what PyTorch cannot look into, that is
-    what to report."""
+    """Run the model once, to report that it fails by itself, or returns unknown structures."""
     try:
         with torch.no_grad():
             outputs = model(*inputs)

@@ -1,4 +1,4 @@
-"""What capture knows of the module behind a graph."""
+"""The module behind a graph, as far as capture has to know it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ __all__ = ["ModuleTable"]
 
 @dataclass
 class ModuleTable:
-    """The live modules behind a capture: their classes, tensors, and which of them the user
-    froze."""
+    """The live modules behind a capture: their classes, tensors, and which of them are frozen."""
 
     root: nn.Module
     frozen: frozenset[str]
@@ -25,7 +24,7 @@ class ModuleTable:
             return None
 
     def canonical_names(self) -> dict[str, str]:
-        """Every parameter and buffer name, with the first name of the same tensor."""
+        """Return every parameter and buffer name, with the first name of the same tensor."""
         names: dict[str, str] = {}
         first: dict[int, str] = {}
         tensors: list[tuple[str, torch.Tensor]] = [

@@ -1,4 +1,4 @@
-"""Where in somebody's code a call was made."""
+"""The place in somebody's code from which a call was made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def user_frame(trace: str) -> tuple[str, int]:
-    """The innermost frame outside PyTorch, its file shortened to be the same on every machine."""
+    """Return the innermost frame outside PyTorch, its file shortened as `short_path` does."""
     frames = [(file, int(line)) for file, line in _FRAME.findall(trace)]
     outside = [frame for frame in frames if not Path(frame[0]).is_relative_to(TORCH_HOME)]
     if not outside:
@@ -24,7 +24,10 @@ def user_frame(trace: str) -> tuple[str, int]:
 
 
 def short_path(path: Path) -> str:
-    """An installed file by its path in the package, a user's file from the working directory."""
+    """Shorten a path to be the same on every machine.
+
+    An installed file is named by its path in the package, a user's file from the working directory.
+    """
     if "site-packages" in path.parts:
         return path.as_posix().rpartition("site-packages/")[2]
     try:

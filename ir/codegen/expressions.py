@@ -27,8 +27,10 @@ __all__ = ["Scope", "attr_text", "expression", "quoted", "returns_several"]
 
 @dataclass
 class Scope:
-    """What an expression may refer to: the Python text of every value, the device, and lines that
-    go before it."""
+    """The names that an expression may use.
+
+    The Python text of every value, the device, and lines that go before it.
+    """
 
     text: Mapping[Value, str]
     device: str
@@ -46,7 +48,7 @@ class Scope:
 
 
 def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
-    """An attribute as Python text."""
+    """Return an attribute as Python text."""
     if isinstance(attr, BatchSize):
         return _batch_text(attr)
     if isinstance(attr, tuple):
@@ -85,14 +87,14 @@ def _batch_text(size: BatchSize) -> str:
 
 @cache
 def returns_several(target: str) -> bool:
-    """Whether an op gives a tuple or a list, even of one tensor."""
+    """Tell whether an op gives a tuple or a list, even of one tensor."""
     schema: Any = overload(target)
     returns = schema._schema.returns
     return len(returns) != 1 or str(returns[0].type).startswith("List[")
 
 
 def expression(op: Op, scope: Scope) -> str:
-    """The Python expression that computes an op's results."""
+    """Return the Python expression that computes an op's results."""
     special = SPECIAL.get(op.target) or SPECIAL.get(op.base)
     text = special(op, scope) if special is not None else None
     return text if text is not None else _by_schema(op, scope)
@@ -129,8 +131,10 @@ def _is_default(argument: Argument, value: Any) -> bool:
 
 
 def _arguments(given: Given, scope: Scope, *, lists: bool = False) -> list[str]:
-    """The call's arguments: required ones by position, those with a default by name, and those at
-    it left out."""
+    """Return the call's arguments.
+
+    Required ones stand by position, those with a default by name, and those at it are left out.
+    """
     texts: list[str] = []
     named = False
     for argument, value in given:
@@ -180,7 +184,7 @@ def _by_ops(op: Op, given: Given, scope: Scope) -> str:
 
 
 def _functional_name(op: Op, given: Given) -> str | None:
-    """``F.relu`` where torch.nn.functional has a function with the schema's arguments."""
+    """Return ``F.relu`` where torch.nn.functional has a function with the schema's arguments."""
     name = RENAMED.get(op.base, op.base)
     function = getattr(functional, name, None)
     if (
@@ -249,7 +253,7 @@ BINARY = {
 
 
 def _operand(op: Op, scope: Scope, index: int) -> str:
-    """The operand or scalar attribute in place ``index`` of the schema."""
+    """Return the operand or scalar attribute in place ``index`` of the schema."""
     argument, value = _all_given(op)[index]
     return _argument_text(argument, value, scope, lists=False)
 
@@ -324,8 +328,10 @@ def _embedding(op: Op, scope: Scope) -> str:
 
 
 def _batch_norm(op: Op, scope: Scope) -> str:
-    """Functional batch norm; in training it counts batches in ``num_batches_tracked`` as the module
-    does."""
+    """Write functional batch norm.
+
+    In training it counts batches in ``num_batches_tracked`` as the module does.
+    """
     source, weight, bias, mean, var = (_operand(op, scope, index) for index in range(5))
     training, momentum = op.attrs["training"], op.attrs["momentum"]
     rate = attr_text(momentum)
@@ -392,7 +398,7 @@ def _unflatten(op: Op, scope: Scope) -> str:
 
 
 def _convert(op: Op, scope: Scope) -> str | None:
-    """``x.to(torch.float16)``, for every overload of ``to`` that takes no second tensor."""
+    """Write ``x.to(torch.float16)``, for every overload of ``to`` that takes no second tensor."""
     if len(op.operands) != 1:
         return None
     words = []

@@ -32,8 +32,10 @@ class LayerCall:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """How an op's schema maps to a layer: where its input and its weights are, and what the layer's
-    arguments are."""
+    """The way an op's schema maps to a layer.
+
+    It says where the op's input and weights are, and what the layer's arguments are.
+    """
 
     source: int
     leaves: Mapping[str, int]
@@ -41,8 +43,10 @@ class _Pattern:
 
 
 def find_layers(graph: Graph) -> dict[Op, LayerCall]:
-    """Every op that is a call of a layer, with the layer's declaration (equal for all calls of one
-    layer)."""
+    """Return every op that is a call of a layer, with the layer's declaration.
+
+    It is equal for all calls of one layer.
+    """
     names = {**{name: name for name in graph.params}, **graph.aliases}
     under: dict[str, set[str]] = {}
     for name in names:
@@ -101,8 +105,7 @@ def _layer_call(
 
 
 def _prefixes(held: Mapping[str, Value], aliases: Mapping[str, list[str]]) -> Iterator[str]:
-    """The names under which the first weight is known, without its leaf: its own name first, then
-    its aliases."""
+    """Return the names of the module that holds the first weight: its own first, then aliases."""
     leaf, value = next(iter(held.items()))
     for name in (value.name, *aliases.get(value.name, ())):
         prefix, _, last = name.rpartition(".")
@@ -116,7 +119,7 @@ def _prefixes(held: Mapping[str, Value], aliases: Mapping[str, list[str]]) -> It
 def _call(
     name: str, positional: list[Attr], keywords: dict[str, tuple[Attr, Attr]], weight: Value
 ) -> str:
-    """``nn.Conv2d(16, 12, 3, padding=1)``: keywords at their default are left out."""
+    """Write ``nn.Conv2d(16, 12, 3, padding=1)``: keywords at their default are left out."""
     texts = [attr_text(item) for item in positional]
     texts += [
         f"{key}={attr_text(value)}"
@@ -133,7 +136,7 @@ def _sizes(value: Value) -> tuple[int, ...]:
 
 
 def _square(attr: Attr, rank: int) -> Attr:
-    """A setting of every spatial dimension as one number if all agree."""
+    """Return a setting of every spatial dimension, as one number if all agree."""
     items = attr if isinstance(attr, tuple) else (attr,)
     if len(items) == 1:
         items = items * rank
@@ -141,7 +144,7 @@ def _square(attr: Attr, rank: int) -> Attr:
 
 
 def _held(op: Op, *indices: int) -> tuple[Value, ...]:
-    """The weights at those operands that are there."""
+    """Return the weights at those operands that are there."""
     return tuple(value for index in indices if (value := op.value(index)) is not None)
 
 
@@ -206,7 +209,10 @@ def _linear(op: Op) -> str | None:
 
 
 def _batch_norm(op: Op) -> str | None:
-    """A batch norm layer; one that always uses its running statistics becomes a frozen one."""
+    """Declare a batch norm layer.
+
+    One that always uses its running statistics becomes a frozen one.
+    """
     source, training, weights = op.value(0), op.attrs["training"], _held(op, 1, 2)
     running = _held(op, 3, 4)
     if (

@@ -13,7 +13,7 @@ STRING = re.compile(r""""(?:\\.?|[^"\\])*"?|'(?:\\.?|[^'\\])*'?""")
 
 
 def wrap(line: str, indent: int, end: str = "") -> str:
-    """A statement, indented; if it is too long it continues inside its last outermost bracket.
+    """Return a statement, indented; a long one continues inside its last outermost bracket.
 
     What is inside goes on one line of its own if it fits there, else one item to a line.
     """
@@ -39,14 +39,14 @@ def wrap(line: str, indent: int, end: str = "") -> str:
 
 
 def _plain(text: str) -> str:
-    """The text with the characters of its strings blanked out."""
+    """Return the text with the characters of its strings blanked out."""
     if '"' not in text and "'" not in text:
         return text
     return STRING.sub(lambda found: "_" * len(found.group()), text)
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at ``start``."""
+    """Return the place of the bracket that closes the one at ``start``."""
     depth = 0
     for mark in BRACKET.finditer(_plain(text), start):
         depth += 1 if mark.group() in CLOSING else -1
@@ -56,7 +56,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _last_bracket(text: str) -> int | None:
-    """The place of the last bracket that opens at the outermost level with something in it."""
+    """Find the last bracket that opens at the outermost level with something in it."""
     depth, found = 0, None
     plain = _plain(text)
     for mark in BRACKET.finditer(plain):
@@ -71,7 +71,7 @@ def _last_bracket(text: str) -> int | None:
 
 
 def _items(text: str) -> list[str]:
-    """The text cut at its outermost commas."""
+    """Split the text at its outermost commas."""
     items, depth, start = [], 0, 0
     for mark in re.finditer(r"[()\[\]{},]", _plain(text)):
         index, char = mark.start(), mark.group()

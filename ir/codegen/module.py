@@ -34,8 +34,10 @@ RESERVED = frozenset({"self", "torch", "nn", "F", "n", *dir(builtins)})
 
 
 def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
-    """The source of a module that computes the graph: one class, named ``class_name`` or after the
-    graph."""
+    """Return the source of a module that computes the graph.
+
+    It is one class, named ``class_name`` or after the graph.
+    """
     name = class_name or _class_name(graph.name)
     if not is_plain_name(name) or name in RESERVED:
         raise UserError(
@@ -69,7 +71,9 @@ def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
 
 
 def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The module that the generated source defines, with a copy of the weights, in evaluation mode.
+    """Return the module that the generated source defines, in evaluation mode.
+
+    It holds a copy of the weights.
 
     ``weights`` maps every parameter, buffer and constant of the graph to its tensor. The random
     state stays as it was.
@@ -91,8 +95,10 @@ def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 class _Blank(TorchFunctionMode):
-    """Layers made under this mode have weights without data, which nothing fills: all of them are
-    loaded."""
+    """A mode in which layers are made with weights without data.
+
+    Nothing fills them: all of them are loaded.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -134,8 +140,10 @@ _MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.tensor))
 
 
 def _load(module: nn.Module, graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Give every parameter and buffer of a module a copy of its weight; one for all the names of a
-    tensor."""
+    """Give every parameter and buffer of a module a copy of its weight.
+
+    There is one for all the names of a tensor.
+    """
     missing = [name for name in graph.params if name not in weights]
     if missing:
         raise UserError(f"the weights lack {missing[0]}, which {graph.name} needs")
@@ -167,7 +175,7 @@ def _load(module: nn.Module, graph: Graph, weights: Mapping[str, Tensor]) -> nn.
 def _filled(
     blank: Tensor, weight: Tensor | None, device: torch.device, name: str, graph: str
 ) -> Tensor:
-    """A copy of a weight in the form of the tensor it replaces."""
+    """Return a copy of a weight in the form of the tensor it replaces."""
     if weight is None:
         raise InternalError(f"the source of {graph} declares {name}, which the graph does not have")
     if blank.shape != weight.shape:
@@ -226,8 +234,10 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
 
 
 def _fixed_batch(graph: Graph, inputs: list[str]) -> Iterator[str]:
-    """A check of the batch size where sizes in the code fix it: some kernels read past a tensor
-    that is too short."""
+    """Write a check of the batch size where sizes in the code fix it.
+
+    Some kernels read past a tensor that is too short.
+    """
     for name, value in zip(inputs[:1], graph.inputs, strict=False):
         if not graph.dynamic_batch and value.type.dims:
             size = value.type.shape()[0]
@@ -248,7 +258,7 @@ def _statement(op: Op, call: LayerCall | None, scope: Scope, tree: ModuleTree) -
 
 
 def _local_names(graph: Graph) -> dict[Value, str]:
-    """A Python name for every input and result; results that nobody reads are called ``_``."""
+    """Give every input and result a Python name; results that nobody reads are called ``_``."""
     taken = set(RESERVED)
     names: dict[Value, str] = {}
     outputs = set(graph.output_values)
@@ -268,7 +278,7 @@ def _local_names(graph: Graph) -> dict[Value, str]:
 
 
 def _structure_text(structure: Structure, text: Mapping[Value, str]) -> str:
-    """The returned structure as Python text."""
+    """Return the returned structure as Python text."""
     if isinstance(structure, Value):
         return text[structure]
     if isinstance(structure, tuple | list):
@@ -292,8 +302,10 @@ def _needs_batch_size(graph: Graph) -> bool:
 
 
 def _batch_source(graph: Graph, text: Mapping[Value, str]) -> str:
-    """The batch size, read off the first input size that depends on it (a plain ``N`` if there is
-    one)."""
+    """Return the expression of the batch size, read off the first input size that depends on it.
+
+    That is a plain ``N`` if there is one.
+    """
     found = [
         (v, i, dim)
         for v in graph.inputs
@@ -314,8 +326,10 @@ def _batch_source(graph: Graph, text: Mapping[Value, str]) -> str:
 
 
 def _blocks(graph: Graph) -> Callable[[Op], str]:
-    """A function that gives the module an op is grouped under: the innermost one that has further
-    modules inside."""
+    """Return a function that gives the module an op is grouped under.
+
+    It is the innermost one that has further modules inside.
+    """
     modules = {op.loc.module for op in graph.ops}
     containers = {module[: at.start()] for module in modules for at in re.finditer(r"\.", module)}
 

@@ -1,5 +1,4 @@
-"""The tree of modules that holds a graph's weights under their names, and the lines of ``__init__``
-that build it."""
+"""The tree of modules that holds a graph's weights, and the ``__init__`` that builds it."""
 
 from __future__ import annotations
 
@@ -18,14 +17,17 @@ __all__ = ["ModuleTree", "is_plain_name"]
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether Python reads ``self.<name>`` inside a class as that very name."""
+    """Tell whether Python reads ``self.<name>`` inside a class as that very name."""
     return name.isidentifier() and not iskeyword(name) and not name.startswith("__")
 
 
 @dataclass
 class _Node:
-    """A module: a declared layer, a container of numbered children, a second name of another
-    module, or a plain one."""
+    """A module of the tree.
+
+    A declared layer, a container of numbered children, a second name of another module, or a plain
+    one.
+    """
 
     layer: str | None = None
     link: str | None = None
@@ -34,7 +36,7 @@ class _Node:
 
     @property
     def is_closed(self) -> bool:
-        """Whether what lies below is the module's own, or another's, to declare."""
+        """Tell whether what lies below is the module's own, or another's, to declare."""
         return self.layer is not None or self.link is not None
 
     @cached_property
@@ -55,7 +57,7 @@ _LEAF = _Node(layer="")
 
 
 class ModuleTree:
-    """Where every weight of a graph lives in the generated class.
+    """The generated class as a tree of modules that hold every weight of a graph.
 
     ``layers`` maps the qualified names of declared layers to their declarations.
     """
@@ -76,8 +78,7 @@ class ModuleTree:
         self._places: dict[str, tuple[str, _Node]] = {"": ("self", self.root)}
 
     def path(self, name: str) -> str:
-        """The Python expression of a module or weight by its qualified name:
-        ``self.layer1[0].conv1``."""
+        """Return the Python expression of a module or weight: ``self.layer1[0].conv1``."""
         return self._place(name)[0]
 
     def _place(self, name: str) -> tuple[str, _Node]:
@@ -89,12 +90,11 @@ class ModuleTree:
 
     @property
     def base(self) -> str:
-        """The class the generated one derives from: a container if its own children are
-        numbered."""
+        """The generated class's base: a container if its own children are numbered."""
         return {"list": "nn.ModuleList", "dict": "nn.ModuleDict"}.get(self.root.kind, "nn.Module")
 
     def lines(self) -> list[str]:
-        """The lines of ``__init__``."""
+        """Return the lines of ``__init__``."""
         children = (
             _shell(self.root).removeprefix(f"{self.base}(") if self.root.kind != "plain" else ")"
         )
@@ -111,7 +111,7 @@ class ModuleTree:
     # Building
 
     def _fill(self, node: _Node, text: str, prefix: str) -> Iterator[str]:
-        """The lines that give a module its weights and children."""
+        """Return the lines that give a module its weights and children."""
         for name in node.leaves:
             if name in self.graph.params:
                 yield self._declare(text, name.removeprefix(prefix), self.graph.params[name])
@@ -176,8 +176,10 @@ def _member(text: str, kind: str, part: str) -> str:
 
 
 def _shell(node: _Node) -> str:
-    """The expression that makes a module, its numbered children included; plain modules are filled
-    afterwards."""
+    """Return the expression that makes a module, its numbered children included.
+
+    Plain modules are filled afterwards.
+    """
     if node.kind == "layer":
         return node.layer or ""
     if node.kind not in ("list", "dict"):
@@ -196,8 +198,9 @@ def _shell(node: _Node) -> str:
 
 
 def _links(graph: Graph, layers: Mapping[str, str]) -> dict[str, str]:
-    """Modules that are a second name of another one: all below them is an alias of the same leaf of
-    the other.
+    """Find the modules that are a second name of another one.
+
+    All below them is an alias of the same leaf of the other.
 
     Layers that share all their weights are two modules where they compute different things: an
     embedding and the linear layer without bias that is tied to it.

@@ -93,7 +93,7 @@ def export_onnx(
 def run_onnx(
     path: str | os.PathLike[str], inputs: Sequence[Tensor | np.ndarray[Any, Any]]
 ) -> list[np.ndarray[Any, Any]]:
-    """The outputs of an ONNX file on the CPU, in the file's order."""
+    """Return the outputs of an ONNX file on the CPU, in the file's order."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -127,7 +127,7 @@ def _tensors(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
 
 
 def _named(path: str | os.PathLike[str], suffix: str) -> Path:
-    """The path, which must end as its format asks: torch and others look at the ending."""
+    """Return the path, which must end as its format asks: torch and others look at the ending."""
     if Path(path).suffix != suffix:
         raise UserError(f"{os.fspath(path)} must end in {suffix}")
     return Path(path)
@@ -136,8 +136,10 @@ def _named(path: str | os.PathLike[str], suffix: str) -> Path:
 def _trace(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, *, guards: bool
 ) -> ExportedProgram:
-    """The module in evaluation mode as an exported program; ``guards`` tells whether it is kept
-    with its guards."""
+    """Return the module in evaluation mode as an exported program.
+
+    ``guards`` tells whether it is kept with its guards.
+    """
     shapes: tuple[dict[int, Any] | None, ...] | None = None
     if dynamic_batch:
         size = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
@@ -172,8 +174,9 @@ def _check_batch(
     batched: list[bool],
     guards: bool,
 ) -> None:
-    """`UserError` unless the program has no upper limit on the batch and runs at a batch of one and
-    at another one.
+    """Raise `UserError` if the program does not run at any batch size.
+
+    It must have no upper limit, and run at a batch of one and at another one.
 
     The lower limits that torch writes down do not tell: it writes 2 where 1 runs as well.
     """
@@ -199,8 +202,10 @@ def _check_batch(
 
 
 def _runs_unguarded(program: ExportedProgram, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether a program gives what its module gives where torch has only noted that some size, such
-    as the sum of two batches, is not one: an ONNX file holds no such notes.
+    """Tell whether a program gives what its module gives without the guards that torch notes.
+
+    Torch has noted that some size, such as the sum of two batches, is not one; an ONNX file holds
+    no such notes.
     """
     try:
         with quiet(), torch.no_grad(), in_mode(module):
@@ -238,7 +243,7 @@ def _onnx_program(program: ExportedProgram, opset: int | None, *, optimize: bool
 
 
 def _failing_op(error: BaseException | None) -> str | None:
-    """The op that an exporter's error speaks of; the innermost error that names one."""
+    """Return the op that an exporter's error speaks of; the innermost error that names one."""
     name = None
     while error is not None:
         match = re.search(

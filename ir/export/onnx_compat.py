@@ -1,5 +1,4 @@
-"""What torch's ONNX translation and onnxruntime need to be told in another form, so that a file is
-right on both."""
+"""Rewrites before ONNX export: forms that torch's translation and onnxruntime get right."""
 
 from __future__ import annotations
 
@@ -18,7 +17,9 @@ __all__ = ["keep_padding", "lay_out_attention", "name_batch"]
 
 
 def lay_out_attention(program: ExportedProgram) -> None:
-    """Every attention over four axes, and its result in one block: copies that are nothing in ONNX.
+    """Bring every attention to four axes, and its result into one block.
+
+    The copies are nothing in ONNX.
 
     torch's translation knows attention over four axes only. And it takes it apart only after it has
     made reshapes of the result to views, where the parts lay it out otherwise than the fused op:
@@ -50,8 +51,9 @@ def lay_out_attention(program: ExportedProgram) -> None:
 
 
 def _can_move(node: Node) -> bool:
-    """Whether an attention over other axes than four has operands, a mask among them, that are
-    easily brought to four: nothing is broadcast, and only the first size varies.
+    """Tell whether an attention over other axes than four is easily brought to four.
+
+    That goes for its mask, too: nothing is broadcast, and only the first size varies.
     """
     shape = node.meta["val"].shape
     operands = [
@@ -70,7 +72,7 @@ def _can_move(node: Node) -> bool:
 
 
 def _over_four_axes(graph: Graph, node: Node, rank: int) -> Node:
-    """An operand of attention with one axis more, or all in front of the heads in one."""
+    """Return an operand of attention with one axis more, or all in front of the heads in one."""
     if rank == 3:
         made = graph.call_function(torch.ops.aten.unsqueeze.default, (node, 1))
         made.meta = {**node.meta, "val": node.meta["val"].unsqueeze(1)}
@@ -104,7 +106,7 @@ def name_batch(model: ModelProto) -> None:
 
 
 def keep_padding(model: ModelProto) -> None:
-    """Zeros in front of a max pooling become the smallest number above zero.
+    """Replace zeros in front of a max pooling by the smallest number above zero.
 
     onnxruntime (1.31) takes padding with zeros into the pooling behind it, which then pads with
     minus infinity: wrong where all that is pooled with a zero is negative.

@@ -1,5 +1,4 @@
-"""A graph as plain data (`--json`): the content of the text form in dictionaries, lists, strings
-and numbers.
+"""A graph as plain data (`--json`), with the content of the text form.
 
 Values are written as in the text, ``%name`` and ``@name``. What JSON cannot tell apart is tagged: a
 size in the batch is ``{"batch": [scale, offset, divisor]}``, a bare word ``{"word": "mode"}``, a
@@ -33,11 +32,11 @@ from pruneopt.ir.types import (
 __all__ = ["graph_from_dict", "graph_to_dict"]
 
 Data = Any
-"""What json.loads returns."""
+"""Anything that json.loads returns."""
 
 
 def graph_to_dict(graph: Graph) -> dict[str, Data]:
-    """The graph as data that JSON can hold; as in the text, without notes and tensors."""
+    """Return the graph as data that JSON can hold; as in the text, without notes and tensors."""
     return {
         "name": graph.name,
         "inputs": [_value_data(value) for value in graph.inputs],
@@ -59,7 +58,10 @@ def graph_to_dict(graph: Graph) -> dict[str, Data]:
 
 
 def graph_from_dict(data: Mapping[str, Data]) -> Graph:
-    """The graph that `graph_to_dict` wrote; `UserError` if the data is something else."""
+    """Return the graph that `graph_to_dict` wrote.
+
+    Raises `UserError` if the data is something else.
+    """
     try:
         return _read_graph(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

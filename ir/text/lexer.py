@@ -63,7 +63,7 @@ class Source:
 
 
 def tokenize(source: Source) -> list[Token]:
-    """The tokens of a text, with one of kind ``end`` behind them."""
+    """Split a text into tokens, with one of kind ``end`` behind them."""
     tokens: list[Token] = []
     text, position = source.text, 0
     while position < len(text):

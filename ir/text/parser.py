@@ -79,7 +79,7 @@ T = TypeVar("T")
 
 
 def parse_graph(text: str, name: str = "<text>") -> Graph:
-    """The graph that a text describes; the inverse of `pruneopt.ir.text.printer.print_graph`.
+    """Return the graph that a text describes; the inverse of `ir.text.printer.print_graph`.
 
     ``name`` is what messages call the text, usually its file name. Raises `UserError` with the
     line, the column and the line of text for whatever is wrong; whether types fit the ops is the
@@ -114,7 +114,7 @@ class _Tokens:
         return token
 
     def at(self, text: str) -> bool:
-        """Whether the next token is this punctuation or word."""
+        """Tell whether the next token is this punctuation or word."""
         return self.next.kind in ("punct", "word") and self.next.text == text
 
     def accept(self, text: str) -> bool:
@@ -134,7 +134,7 @@ class _Tokens:
         return self.take()
 
     def named(self, sigils: str, what: str) -> Token:
-        """A name behind one of the sigils."""
+        """Take a name behind one of the sigils."""
         if self.next.kind != "name" or self.next.text[0] not in sigils:
             example = " or ".join(f"{sigil}name" for sigil in sigils)
             self.fail(self.next, f"expected {what} ({example}), found {self.next}")
@@ -151,7 +151,7 @@ class _Tokens:
         return int(self.take().text)
 
     def listed(self, item: Callable[[], T], close: str) -> list[T]:
-        """Items separated by commas, up to and with the closing bracket."""
+        """Take items separated by commas, up to and with the closing bracket."""
         items: list[T] = []
         while not self.accept(close):
             if items and not self.accept(","):
@@ -323,7 +323,7 @@ class _Parser(_Tokens):
         return Part(group, count, start, repeat)
 
     def _units(self, owner: ChannelGroup | None) -> tuple[int, int]:
-        """A range in brackets as start and count."""
+        """Take a range in brackets as start and count."""
         self.expect("[")
         first = self.next
         start, stop = self._range()
@@ -527,7 +527,7 @@ class _Parser(_Tokens):
 
 
 def _name(token: Token) -> str:
-    """The name behind a token's sigil."""
+    """Return the name behind a token's sigil."""
     name = token.text[1:]
     return str(json.loads(name)) if name.startswith('"') else name
 

@@ -1,5 +1,6 @@
-"""The text form of a graph: one line for every group, parameter and op, the same bytes for the same
-graph.
+"""The text form of a graph: one line for every group, parameter and op.
+
+The same graph gives the same bytes.
 
 The grammar stands in `pruneopt.ir.text.parser`, which reads the text back. Notes and weights are no
 part of it.
@@ -44,7 +45,7 @@ Widths = Mapping[str, int]
 
 
 def print_graph(graph: Graph, *, locations: bool = True) -> str:
-    """The graph as text that `pruneopt.ir.text.parser.parse_graph` reads back to an equal graph.
+    """Return the graph as text that `ir.text.parser.parse_graph` reads back to an equal graph.
 
     Without ``locations`` the ops lose where they came from, which keeps snapshots stable when a
     model's file is edited.
@@ -70,18 +71,20 @@ def print_graph(graph: Graph, *, locations: bool = True) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string literal: double quotes, ASCII, the escapes of JSON."""
+    """Return a string literal: double quotes, ASCII, the escapes of JSON."""
     return json.dumps(text)
 
 
 def name_text(sigil: str, name: str) -> str:
-    """A name behind its sigil, quoted if it has characters beyond letters, digits, dots and
-    underscores."""
+    """Return a name behind its sigil.
+
+    It is quoted if it has characters beyond letters, digits, dots and underscores.
+    """
     return sigil + (name if _PLAIN.fullmatch(name) else quoted(name))
 
 
 def value_text(value: Value) -> str:
-    """``@name`` for a parameter, buffer or constant, ``%name`` for any other value."""
+    """Return ``@name`` for a parameter, buffer or constant, ``%name`` for any other value."""
     return name_text("@" if value.is_weight else "%", value.name)
 
 
@@ -89,12 +92,15 @@ def value_text(value: Value) -> str:
 
 
 def type_text(type: TensorType, widths: Widths | None = None) -> str:
-    """``f32[N, $conv1, 32, 32]``; ``widths`` are the declared widths of the groups."""
+    """Return ``f32[N, $conv1, 32, 32]``; ``widths`` are the declared widths of the groups."""
     return f"{type.dtype}[{', '.join(dim_text(dim, widths) for dim in type.dims)}]"
 
 
 def dim_text(dim: Dim, widths: Widths | None = None) -> str:
-    """One dimension. A part that covers its whole group (by ``widths``) prints without a range."""
+    """Return one dimension as text.
+
+    A part that covers its whole group (by ``widths``) prints without a range.
+    """
     widths = widths or {}
     if isinstance(dim, int | BatchSize):
         return str(dim)
@@ -120,7 +126,7 @@ def _part_text(part: Part, widths: Widths) -> str:
 
 
 def group_text(group: ChannelGroup) -> str:
-    """``$conv2 = 128 frozen("model output") blocks 32 keep [0:8, 12:16]``, with what applies."""
+    """Return ``$conv2 = 128 frozen("why") blocks 32 keep [0:8, 12:16]``, with what applies."""
     text = f"{name_text('$', group.name)} = {group.width}"
     if group.frozen is not None:
         text += f" frozen({quoted(group.frozen)})"
@@ -135,7 +141,7 @@ def group_text(group: ChannelGroup) -> str:
 
 
 def op_text(op: Op, widths: Widths | None = None, *, locations: bool = True) -> str:
-    """One op on one line."""
+    """Return one op on one line."""
     results = ", ".join(value_text(value) for value in op.results)
     types = ", ".join(type_text(value.type, widths) for value in op.results)
     attrs = ", ".join(f"{name} = {attr_text(value)}" for name, value in _printed_attrs(op))
@@ -162,8 +168,9 @@ def _operand_text(operand: Operand) -> str:
 
 
 def _printed_attrs(op: Op) -> Iterable[tuple[str, Attr]]:
-    """The attributes that differ from the schema's default, in its order; all of them if torch does
-    not know the op.
+    """Return the attributes that differ from the schema's default, in its order.
+
+    All of them if torch does not know the op.
 
     Attributes that the schema lacks come last: a wrong graph prints too, so that the verifier can
     show it.
@@ -188,7 +195,7 @@ def _printed_attrs(op: Op) -> Iterable[tuple[str, Attr]]:
 
 
 def attr_text(attr: Attr) -> str:
-    """An attribute value; a number reads back to the identical value and type."""
+    """Return an attribute's text; a number reads back to the identical value and type."""
     if attr is None:
         return "none"
     if isinstance(attr, bool):
@@ -215,7 +222,7 @@ def _location_text(loc: Location) -> str:
 
 
 def _structure_text(structure: Structure) -> str:
-    """What the network returns: Python's brackets, ``none``, ``true`` and ``false``."""
+    """Return the outputs as text: Python's brackets, ``none``, ``true`` and ``false``."""
     if isinstance(structure, Value):
         return value_text(structure)
     if isinstance(structure, dict):

@@ -1,5 +1,6 @@
-"""Another function in the place of a network's own ``forward``: the part of it that is to be
-pruned.
+"""A function of the user's in the place of a network's own ``forward``.
+
+It is the part of the network that is to be pruned.
 
 A network that cannot be captured as a whole, or that takes or returns something else than tensors,
 is called through a function ``forward(model, *inputs)``. Within that function ``model(...)`` means
@@ -20,8 +21,10 @@ __all__ = ["calling", "replace_forward"]
 
 
 def replace_forward(model: nn.Module, forward: Callable[..., Any]) -> None:
-    """From now on ``model(*inputs)`` means ``forward(model, *inputs)``. Copies of the model call
-    themselves so."""
+    """Let ``model(*inputs)`` mean ``forward(model, *inputs)`` from now on.
+
+    Copies of the model call themselves so.
+    """
     # A partial, not a closure: a copied model must not hold the one it was copied from.
     chosen = partial(_guarded(forward), model)
     vars(chosen)["before"] = vars(model).get("forward")
@@ -30,7 +33,7 @@ def replace_forward(model: nn.Module, forward: Callable[..., Any]) -> None:
 
 @contextmanager
 def calling(model: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
-    """`replace_forward` for a while; None changes nothing."""
+    """Do `replace_forward` for a while; None changes nothing."""
     if forward is None:
         yield
         return

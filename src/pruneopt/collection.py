@@ -1,4 +1,4 @@
-"""Python's collector of garbage, put off for a while."""
+"""Python's garbage collector, put off for a while."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a run of a module was: its calls in order, with the places where every tensor among them
-came from."""
+"""One run of a module: its calls in order, and where every tensor among them came from."""
 
 from __future__ import annotations
 
@@ -12,22 +11,23 @@ import torch
 __all__ = ["META", "PLAIN_OUTPUTS", "Call", "GradMode", "Recording", "Ref"]
 
 META = torch.device("meta")
-"""Where a run has its tensors: they have shapes and no values."""
+"""The device of a run's tensors: they have shapes and no values."""
 PLAIN_OUTPUTS = (torch.Tensor, int, float, str, type(None))
-"""What a network may return, in any nest that PyTorch knows."""
+"""The types that a network may return, in any nest that PyTorch knows."""
 
 
 class Ref(NamedTuple):
-    """A tensor among the arguments of a call: result ``part`` of call ``source``, or a weight or
-    input by name."""
+    """A tensor among the arguments of a call.
+
+    It is result ``part`` of call ``source``, or a weight or input by name.
+    """
 
     source: int | str
     part: int = 0
 
 
 class Call(NamedTuple):
-    """An ATen call: its overload, its arguments with a `Ref` for each tensor, and dtype and shape
-    of its results.
+    """An ATen call with a `Ref` for each tensor, and dtype and shape of its results.
 
     ``several`` tells a list of results from one; None among the results is a result that the call
     did not give.
@@ -52,12 +52,12 @@ class GradMode(NamedTuple):
 
 @dataclass
 class Recording:
-    """What one run did: its calls in order, and what it returned (a `Ref` for each tensor)."""
+    """One run: its calls in order, and what it returned (a `Ref` for each tensor)."""
 
     steps: list[Call | GradMode] = field(default_factory=list)
     leaves: list[Any] = field(default_factory=list)
     spec: Any = None
     samplewise: bool = True
-    """Whether the module made only calls that treat every sample by itself, and looked at no size:
+    """True if the module made only calls that treat every sample by itself, and looked at no size:
     at any batch size it makes the same calls, and the first dimension of every result is the batch.
     """

@@ -1,5 +1,4 @@
-"""Capture without torch.export: a module's calls recorded at three batch sizes, and put together as
-one graph.
+"""Capture without torch.export: the calls of a module at three batch sizes, as one graph.
 
 The sizes and whole numbers of the three runs agree, or they grow with the batch, and then two runs
 determine the expression in ``N`` and the third confirms it. The batch sizes are 2 and 3, and one so
@@ -40,8 +39,7 @@ def recorded_graph(
     name: str,
     notes: tuple[str, ...],
 ) -> Graph:
-    """The graph of ``model(*inputs)`` in evaluation mode, with the first dimension of the inputs as
-    ``N``.
+    """Return the graph of ``model(*inputs)`` in evaluation mode, with a batch of size ``N``.
 
     Raises `CannotRecordError` where the recording could differ from what torch.export yields, which
     then has the word on what is wrong. The model is left as it was.
@@ -78,7 +76,7 @@ def recorded_graph(
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All parameters and all buffers, under every name they have."""
+    """Return all parameters and all buffers, under every name they have."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -93,7 +91,7 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _weightless(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Meta tensors in the shape of weights, one for each tensor."""
+    """Make meta tensors in the shape of weights, one for each tensor."""
     twins: dict[int, Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in twins:
@@ -110,7 +108,7 @@ def _sized(tensor: Tensor, batch: int) -> Tensor:
 
 
 def _input_names(model: nn.Module, count: int) -> list[str]:
-    """The names of the first parameters of ``forward``; those of ``*args`` are numbered."""
+    """Return the names of the first parameters of ``forward``; those of ``*args`` are numbered."""
     names: list[str] = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:

@@ -35,7 +35,7 @@ __all__ = ["CallSink", "intercept_calls"]
 
 
 class CallSink(Protocol):
-    """What takes the calls that are seen (`recorder.Recorder`)."""
+    """The receiver of the calls that are seen (`recorder.Recorder`)."""
 
     recording: Recording
     modules: list[tuple[str, str]]
@@ -77,8 +77,10 @@ class _Calls(SchemaCheckMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Sees functions of torch, and hides from the network that its tensors have no data: they say
-    that they are on the CPU, and new ones are made without data as well."""
+    """Sees functions of torch, and hides from the network that its tensors have no data.
+
+    Tensors say that they are on the CPU, and new ones are made without data as well.
+    """
 
     def __init__(self, recorder: CallSink) -> None:
         super().__init__()

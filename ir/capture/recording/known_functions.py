@@ -23,7 +23,7 @@ Found = tuple[Any, tuple[Any, ...]] | None
 """An ATen overload and its positional arguments; None where the long way must be taken."""
 
 SIZES: frozenset[Any] = frozenset((Tensor.size, Tensor.numel, Tensor.stride, Tensor.shape.__get__))  # type: ignore[attr-defined]
-"""What asks for the size of a tensor: no call at all."""
+"""Questions for the size of a tensor: no call at all, but one whose answer grows with the batch."""
 PASS_THROUGH: frozenset[Any] = frozenset(
     (
         *(getattr(Tensor, name) for name in ("dim", "ndimension", "element_size")),
@@ -40,7 +40,7 @@ PASS_THROUGH: frozenset[Any] = frozenset(
         ),
     )
 )
-"""What asks for anything else in the type of a tensor."""
+"""Questions for anything else in the type of a tensor, the same at every batch size."""
 
 
 def _numbers(items: Any, count: int) -> bool:
@@ -175,7 +175,7 @@ def _matmul(input: Tensor, other: Tensor) -> Found:
 
 
 def _sized(target: Any) -> Callable[..., Found]:
-    """`x.view(2, 3)` and `x.view((2, 3))`."""
+    """Translate `x.view(2, 3)` and `x.view((2, 3))`."""
 
     def translate(self: Tensor, *sizes: Any) -> Found:
         if len(sizes) == 1 and type(sizes[0]) is not int:
@@ -233,8 +233,10 @@ def _adaptive(target: Any, rank: int) -> Callable[..., Found]:
 
 
 def _spread(item: Any, rank: int) -> tuple[int, ...] | None:
-    """A setting for each spatial dimension, given as one number for all or one each; none of them
-    for None."""
+    """Return a setting for each spatial dimension, given as one number for all or one each.
+
+    There is none of them for None.
+    """
     if item is None or type(item) is int:
         return () if item is None else (item,) * rank
     return tuple(item) if _numbers(item, rank) else None
@@ -329,15 +331,16 @@ ATEN_CALL_OF: dict[Any, Callable[..., Found]] = {
 
 
 def result_shape(target: Any, args: tuple[Any, ...]) -> Shape | None:
-    """The shape of the one new, contiguous tensor, of the first operand's dtype, that a call gives;
-    None where running it must tell.
+    """Return the shape of the one new tensor that a call gives; None where running it must tell.
+
+    The tensor is contiguous and has the first operand's dtype.
     """
     rule = _SHAPES.get(target)
     return rule(*args) if rule is not None else None
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether all are contiguous and of one dtype."""
+    """Tell whether all tensors are contiguous and of one dtype."""
     dtype = tensors[0].dtype
     return all(tensor.is_contiguous() and tensor.dtype is dtype for tensor in tensors)
 
@@ -374,7 +377,7 @@ def _linear_shape(input: Tensor, weight: Tensor, bias: Any) -> Shape | None:
 
 
 def _broadcast(input: Tensor, other: Tensor) -> Shape | None:
-    """Of two tensors, each may be spread out where it has size 1."""
+    """Return the shape of two tensors, each of which may be spread out where it has size 1."""
     a, b = input.shape, other.shape
     if len(a) != len(b) or not _plain(input, other):
         return None

@@ -22,8 +22,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def module_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found:
-    """The overload and the arguments of the one ATen call that ``module(*args)`` makes; None where
-    it has to be run."""
+    """Return the one ATen call that ``module(*args)`` makes; None where it has to be run."""
     kind = type(module)
     if kind not in _LAYERS or kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return None

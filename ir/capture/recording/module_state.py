@@ -1,5 +1,4 @@
-"""The state of a module while it is recorded: its tensors are replaced, and everything is put back
-afterwards."""
+"""The state of a module while it is recorded: replaced, and put back afterwards."""
 
 from __future__ import annotations
 
@@ -22,8 +21,10 @@ class CannotRecordError(Exception):
 
 @contextmanager
 def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The module with ``weights`` for its parameters and buffers; all its attributes are put back
-    afterwards, and what the run has changed in them is a `CannotRecordError`.
+    """Let the module have ``weights`` for its parameters and buffers.
+
+    All its attributes are put back afterwards, and what the run has changed in them is a
+    `CannotRecordError`.
     """
     modules = list(model.named_modules())
     before = [_Attributes(module) for _, module in modules]
@@ -47,8 +48,7 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
 
 
 class _Attributes:
-    """The attributes of a module as they were, the user's lists and dictionaries in them
-    included."""
+    """The attributes of a module as they were, with the user's lists and dictionaries in them."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -82,7 +82,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _same(now: Any, saved: Any) -> bool:
-    """Whether a container holds the same objects as before."""
+    """Tell whether a container holds the same objects as before."""
     if len(now) != len(saved):
         return False
     if isinstance(now, dict):

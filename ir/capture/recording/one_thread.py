@@ -16,8 +16,7 @@ __all__ = ["replaced_here"]
 
 
 class _OfOneThread:
-    """A descriptor that stands for ``replacement`` in the thread that made it, elsewhere for
-    ``before``."""
+    """A descriptor: ``replacement`` in the thread that made it, ``before`` in every other."""
 
     def __init__(self, before: Any, replacement: Any) -> None:
         self.before, self.replacement = before, replacement

@@ -21,21 +21,23 @@ Batched = Callable[[Tensor], bool]
 
 
 def is_samplewise(target: Any, args: tuple[Any, ...], batched: Batched) -> bool:
-    """Whether a call, with all its positional arguments, gives a batched tensor at any batch
-    size."""
+    """Tell whether a call gives a batched tensor at any batch size.
+
+    ``args`` are all its arguments, by position.
+    """
     rule = _RULES.get(target)
     return rule is not None and rule(batched, *args)
 
 
 def _first(batched: Batched, input: Tensor, *settings: Any) -> bool:
-    """The first operand alone has samples, and all there is beside it are weights and settings."""
+    """Check that the first operand alone has samples; the others are weights and settings."""
     return batched(input) and not any(
         isinstance(item, Tensor) and batched(item) for item in settings
     )
 
 
 def _of_rank(rank: int) -> Callable[..., bool]:
-    """Without a batch, layers over space take tensors of one dimension less."""
+    """Refuse tensors of one dimension less, which layers over space take without a batch."""
     return lambda batched, input, *settings: (
         input.dim() == rank and _first(batched, input, *settings)
     )
@@ -50,7 +52,7 @@ def _layer_norm(batched: Batched, input: Tensor, shape: Sequence[int], *settings
 
 
 def _binary(batched: Batched, input: Tensor, other: Tensor) -> bool:
-    """Two batched tensors, or one with a weight that is the same for every sample."""
+    """Accept two batched tensors, or one with a weight that is the same for every sample."""
     if batched(input) and batched(other):
         return input.dim() == other.dim()
     tensor, weight = (input, other) if batched(input) else (other, input)
@@ -65,7 +67,7 @@ def _cat(batched: Batched, tensors: Sequence[Tensor], dim: int) -> bool:
 
 
 def _view(batched: Batched, input: Tensor, sizes: Sequence[int]) -> bool:
-    """The samples are what is left when all other sizes are given."""
+    """Accept a view in which the samples are what is left when all other sizes are given."""
     rest = 1
     for size in sizes[1:]:
         rest *= size

@@ -1,5 +1,4 @@
-"""Recordings of a module as one graph: what is the same in all of them, and what grows with the
-batch.
+"""Recordings of a module as one graph: what all of them share, and what grows with the batch.
 
 Three of them, or one of a run that treats every sample by itself (`Recording.samplewise`).
 """
@@ -32,8 +31,7 @@ Results = tuple[tuple[torch.dtype, tuple[int, ...]] | None, ...]
 
 
 class RecordedReader(RecordedValues):
-    """Reads three runs of a module, at the batch sizes ``batches``, into a graph; or one that is
-    samplewise."""
+    """Reads three runs of a module, at the batch sizes ``batches``, or one samplewise run."""
 
     def __init__(
         self,
@@ -50,8 +48,10 @@ class RecordedReader(RecordedValues):
     def read_runs(
         self, weights: Weights, inputs: Mapping[str, Tensor], notes: tuple[str, ...]
     ) -> Graph:
-        """The graph; ``weights`` are the tensors under all their names, ``inputs`` those of the
-        example by theirs.
+        """Return the graph.
+
+        ``weights`` are the tensors under all their names, ``inputs`` those of the example by
+        theirs.
 
         Raises `CannotRecordError` where the runs disagree.
         """
@@ -115,7 +115,7 @@ class RecordedReader(RecordedValues):
         self._add_call(number, first, args, kwargs, [call.results for call in calls])
 
     def _merged(self, items: Sequence[Any]) -> Any:
-        """An argument from what it was in each run."""
+        """Return an argument from what it was in each run."""
         first = items[0]
         if len(items) == 1:
             return first
@@ -132,7 +132,7 @@ class RecordedReader(RecordedValues):
         return first
 
     def _size_of(self, sizes: Sequence[int]) -> int | BatchSize:
-        """A whole number as it was in each run, as an expression in the batch size."""
+        """Return a whole number, as it was in each run, as an expression in the batch size."""
         if sizes[0] == sizes[1] == sizes[2]:
             return sizes[0]
         scale = (sizes[1] - sizes[0]) // (self.batches[1] - self.batches[0])
@@ -144,7 +144,7 @@ class RecordedReader(RecordedValues):
         return found
 
     def _type_of(self, results: tuple[Any, ...]) -> TensorType | None:
-        """The type of a result from what it was in each run."""
+        """Return the type of a result from what it was in each run."""
         if results not in self.types:
             self.types[results] = self._derived(results)
         return self.types[results]
@@ -201,7 +201,7 @@ class RecordedReader(RecordedValues):
     def _given(
         self, facts: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any], loc: Location
     ) -> tuple[list[Operand], dict[str, Attr]]:
-        """The operands and attributes of a call."""
+        """Return the operands and attributes of a call."""
         operands: list[Operand] = []
         attrs: dict[str, Attr] = {}
         for index, (name, kind, default) in enumerate(facts.arguments):

@@ -53,10 +53,11 @@ SHAPE_CACHED = frozenset(
 def record(
     model: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[Sequence[Tensor]]
 ) -> list[Recording]:
-    """The calls that ``model(*inputs)`` makes, for each of several inputs, or for the first alone
-    where that is `Recording.samplewise`. ``weights`` are meta tensors for all parameters and
-    buffers, by qualified name; inputs are meta tensors, with one entry for each sample along their
-    first dimension.
+    """Record the calls that ``model(*inputs)`` makes, for each of several inputs.
+
+    Only for the first where that run is `Recording.samplewise`. ``weights`` are meta tensors for
+    all parameters and buffers, by qualified name; inputs are meta tensors, with one entry for each
+    sample along their first dimension.
     """
     paths = _paths(model)
     with in_place_of_tensors(model, weights):
@@ -89,8 +90,9 @@ def _run(
 
 
 class Recorder:
-    """Where every tensor came from, and what was called: at most ``limit`` calls, as a loop over
-    the rows of a large batch would never end.
+    """The calls of one run, and where every tensor came from.
+
+    At most ``limit`` calls: a loop over the rows of a large batch would never end.
     """
 
     def __init__(
@@ -122,8 +124,10 @@ class Recorder:
         self._alive.append(tensor)
 
     def alias_last_result(self, tensor: Tensor, name: str) -> None:
-        """Functions that make tensors (``zeros``) return another object than the ATen call of that
-        name gave them."""
+        """Take a tensor for the result of the last call, if that was of the op ``name``.
+
+        Functions that make tensors (``zeros``) return another object than the ATen call gave them.
+        """
         steps = self.recording.steps
         if id(tensor) not in self._refs and steps:
             last = steps[-1]
@@ -141,7 +145,7 @@ class Recorder:
         return ref
 
     def _written(self, item: Any) -> Any:
-        """An argument with every tensor replaced by where it came from."""
+        """Return an argument with every tensor replaced by where it came from."""
         if isinstance(item, Tensor):
             return self._ref(item)
         if isinstance(item, tuple | list):
@@ -149,15 +153,17 @@ class Recorder:
         return item
 
     def _is_batched(self, tensor: Tensor) -> bool:
-        """Whether a tensor has the samples along its first dimension, as all but weights have in a
-        samplewise run."""
+        """Tell whether a tensor has the samples along its first dimension.
+
+        In a samplewise run all but weights have.
+        """
         ref = self._refs.get(id(tensor))
         return ref is not None and ref.source not in self._weights
 
     def record_known_call(
         self, target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...]
     ) -> Any:
-        """A call that was told from its function's arguments."""
+        """Record a call that a module or function of torch is known to make; return its result."""
         recording = self.recording
         recording.samplewise = recording.samplewise and is_samplewise(
             target, args, self._is_batched
@@ -170,7 +176,10 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """A call that was met on its way to PyTorch: what led to it is not known."""
+        """Record a call met in PyTorch's dispatcher; return its result.
+
+        Nobody knows what led to it, so the run is not samplewise.
+        """
         self.recording.samplewise = False
         return self._call(target, args, kwargs)
 
@@ -181,8 +190,10 @@ class Recorder:
         kwargs: Mapping[str, Any],
         shape: Shape | None = None,
     ) -> Any:
-        """Record a call and make it; ``shape`` is that of its result, where it is known (see
-        `result_shape`)."""
+        """Record a call and make it.
+
+        ``shape`` is that of its result, where it is known (see `result_shape`).
+        """
         if torch._C._is_any_autocast_enabled():
             raise CannotRecordError("autocast is on")
         if self.limit is not None and len(self.recording.steps) >= self.limit:
@@ -228,7 +239,7 @@ class Recorder:
         kwargs: Mapping[str, Any],
         shape: Shape | None,
     ) -> Any:
-        """What a call gives; nothing is run where that is known."""
+        """Return what a call gives; run nothing where that is known."""
         if _writes_in_place(target):
             return args[0]
         with torch._C._DisablePythonDispatcher(), torch._C._AutoDispatchBelowAutograd():
@@ -277,7 +288,7 @@ class Recorder:
 
 @cache
 def _writes_in_place(target: torch._ops.OpOverload[..., Any]) -> bool:
-    """Whether a call writes into its first operand, returns it, and leaves its shape as it is."""
+    """Tell whether a call writes into its first operand, returns it, and keeps its shape."""
     schema = target._schema
     writes = [argument for argument in schema.arguments if argument.alias_info is not None]
     return (
@@ -295,8 +306,12 @@ def _writes_in_place(target: torch._ops.OpOverload[..., Any]) -> bool:
 def _key(
     target: torch._ops.OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Equal for calls with results alike, as long as nothing reads values; None where arguments
-    have no key."""
+    """Return a key that is equal for calls with results alike; None where arguments have none.
+
+    A result is its shape, strides and dtype here, as nothing reads values.
+
+    As long as nothing reads values: a result is its shape, strides and dtype.
+    """
 
     def described(item: Any) -> Any:
         if isinstance(item, Tensor):
@@ -313,7 +328,7 @@ def _key(
 
 
 def _paths(model: nn.Module) -> dict[int, str]:
-    """The first qualified name of every module, by identity."""
+    """Return the first qualified name of every module, by identity."""
     paths: dict[int, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -326,8 +341,10 @@ _passed_over: dict[CodeType, bool] = {}
 
 
 def _user_line() -> tuple[str, int]:
-    """File and line of the innermost `forward` outside PyTorch that led to the call, as
-    torch.export tells it."""
+    """Return file and line of the innermost `forward` outside PyTorch that led to the call.
+
+    As torch.export tells it.
+    """
     frame = sys._getframe(2)
     while frame is not None:
         code = frame.f_code

@@ -15,7 +15,7 @@ import torch
 __all__ = ["PRIVATE_NAMES", "TESTED_VERSIONS", "why_untested"]
 
 TESTED_VERSIONS = ("2.11", "2.12", "2.13", "2.14", "2.15")
-"""Those that the package may be installed with; one more needs the tests of ``tests/ir``."""
+"""The versions that the package may be installed with. One more needs the tests of ``tests/ir``."""
 
 PRIVATE_NAMES = {
     "torch._C:DispatchKey.PreDispatch": "sees ATen calls before autograd and decompositions",
@@ -37,8 +37,8 @@ PRIVATE_NAMES = {
     "torch.autograd:Function.apply": "replaced while a network is captured",
     "torch.jit:ScriptFunction.__call__": "replaced while a network is recorded",
 }
-"""What the recorder relies on -> what for. The last three are public, but not meant to be replaced.
-"""
+"""A name that the recorder relies on -> what for. The last three are public, but nobody promises
+that they can be replaced."""
 
 
 @cache

@@ -29,7 +29,7 @@ __all__ = ["Facts", "RecordedValues", "facts_of"]
 
 
 class Facts(NamedTuple):
-    """What is to be known of an ATen overload."""
+    """The facts of an ATen overload that reading its calls takes."""
 
     name: str
     hint: str
@@ -37,7 +37,7 @@ class Facts(NamedTuple):
     """Name, kind (tensor, flag, device or attribute) and default of every argument."""
     in_place: bool
     views: bool
-    """Whether its results may share the memory of its first operand."""
+    """True if its results may share the memory of its first operand."""
 
 
 class RecordedValues(ProgramReader):
@@ -111,8 +111,7 @@ class RecordedValues(ProgramReader):
         return any(self.last.get(ref, -1) > step for ref in self.keys.get(value, ()))
 
     def _write(self, written: Value, op: Op, step: int) -> None:
-        """After an in-place op, later readers of the written tensor, and of what shares its memory,
-        read the result."""
+        """Let later readers of a tensor written in place, or of its memory, read the result."""
         root = self.root.get(written, written)
         others = [
             value
@@ -136,12 +135,12 @@ class RecordedValues(ProgramReader):
             self._rename(value, twin)
 
     def _rename(self, old: Value, new: Value) -> None:
-        """All that is known as ``old`` becomes ``new``."""
+        """Let ``new`` be known as all that ``old`` was known as."""
         for ref in self.keys.pop(old, []):
             self._bind(ref, new)
 
     def _put_back(self, cut: Op, part: Value, loc: Location) -> Value:
-        """The tensor that an op has taken a slice of, with another slice in its place."""
+        """Return the tensor that ``cut`` took a slice of, with another slice in its place."""
         source = cut.operands[0]
         assert isinstance(source, Value)
         attrs = dict(cut.attrs)
@@ -161,7 +160,7 @@ class RecordedValues(ProgramReader):
         return self._add(scatter, [source, part], attrs, [source.type], loc).result
 
     def _view_again(self, value: Value, twins: dict[Value, Value]) -> None:
-        """A view of memory that was written: the same view of its new value."""
+        """Take a view of memory that was written anew: the same view of its new value."""
         op = value.producer
         source = op.value(0) if op is not None else None
         if op is None or source is None or value not in self.sure or len(list(op.inputs)) > 1:
@@ -177,7 +176,7 @@ class RecordedValues(ProgramReader):
 
 
 def _last_reads(run: Recording) -> dict[Ref, int]:
-    """The last step that reads each tensor; what is returned is read after the last one."""
+    """Return the last step that reads each tensor; what is returned is read after the last one."""
     last: dict[Ref, int] = {}
 
     def read(items: Any, number: int) -> None:
@@ -196,7 +195,7 @@ def _last_reads(run: Recording) -> dict[Ref, int]:
 
 
 def _path(root: Value, value: Value) -> list[Op]:
-    """The slices that lead from a tensor to a part of it."""
+    """Return the slices that lead from a tensor to a part of it."""
     path: list[Op] = []
     while value is not root:
         op = value.producer
