@@ -245,7 +245,8 @@ def _torch_name(op: Op) -> str | None:
 # By hand
 
 BINARY = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "remainder": "%", "floor_divide": "//",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@",
+    "remainder": "%", "floor_divide": "//",
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^",
     "__and__": "&", "__or__": "|", "__xor__": "^",
@@ -311,7 +312,8 @@ def _index(op: Op, scope: Scope) -> str | None:
     # A number inside a tensor would be read as a plain index.
     if any(item is not None and item.type.rank == 0 for item in indices):
         return None
-    return f"{scope.text[source]}[{', '.join(':' if item is None else scope.text[item] for item in indices)}]"
+    texts = [":" if item is None else scope.text[item] for item in indices]
+    return f"{scope.text[source]}[{', '.join(texts)}]"
 
 
 def _dropout(op: Op, scope: Scope) -> str:
@@ -360,12 +362,15 @@ def _instance_norm(op: Op, scope: Scope) -> str:
 
 
 UPSAMPLE = {
-    "upsample_nearest1d": "nearest", "upsample_nearest2d": "nearest", "upsample_nearest3d": "nearest",
-    "_upsample_nearest_exact1d": "nearest-exact", "_upsample_nearest_exact2d": "nearest-exact",
-    "_upsample_nearest_exact3d": "nearest-exact", "upsample_linear1d": "linear", "upsample_bilinear2d": "bilinear",
-    "upsample_trilinear3d": "trilinear", "upsample_bicubic2d": "bicubic",
-    "_upsample_bilinear2d_aa": "bilinear", "_upsample_bicubic2d_aa": "bicubic",
-}  # fmt: skip
+    **{f"upsample_nearest{rank}d": "nearest" for rank in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{rank}d": "nearest-exact" for rank in (1, 2, 3)},
+    "upsample_linear1d": "linear",
+    "upsample_bilinear2d": "bilinear",
+    "_upsample_bilinear2d_aa": "bilinear",
+    "upsample_bicubic2d": "bicubic",
+    "_upsample_bicubic2d_aa": "bicubic",
+    "upsample_trilinear3d": "trilinear",
+}
 
 
 def _interpolate(op: Op, scope: Scope) -> str | None:

@@ -194,7 +194,8 @@ def _class_name(name: str) -> str:
 
 def _frozen_class(rank: str) -> str:
     return f'''class {FROZEN}{rank}d(nn.BatchNorm{rank}d):
-    """Batch norm that stays in evaluation mode: it uses its running statistics and never updates them."""
+    """Batch norm that stays in evaluation mode: it uses its running statistics and never \
+updates them."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -3,34 +3,42 @@
 The grammar (``{x}`` any number of times, ``[x]`` once or not at all, ``x,*`` separated by commas,
 quotes are literal)::
 
-    graph      = "graph" "@"name "(" [input,*] ")" "{" {channels} {weight} {alias} {op} "return" structure "}"
+    graph      = "graph" "@"name "(" [input,*] ")" "{"
+                     {channels} {weight} {alias} {op} "return" structure "}"
     input      = "%"name ":" type
-    channels   = "channels" "$"name "=" INT ["frozen" "(" STRING ")"] ["blocks" INT] ["keep" "[" [range,*] "]"]
+    channels   = "channels" "$"name "=" INT
+                     ["frozen" "(" STRING ")"] ["blocks" INT] ["keep" "[" [range,*] "]"]
     weight     = ("param" | "buffer" | "constant") "@"name ":" type
     alias      = "alias" "@"name "=" "@"name
-    op         = ["%"name,* "="] target "(" [operand,*] ")" ["{" attribute,* "}"] [":" type,*] [location]
-    target     = WORD                                       ; namespace.op[.overload], overload "default" if absent
+    op         = ["%"name,* "="] target "(" [operand,*] ")"
+                     ["{" attribute,* "}"] [":" type,*] [location]
+    target     = WORD              ; namespace.op[.overload], overload "default" if absent
     operand    = value | "[" [(value | "none"),*] "]" | "none" | BOOL | NUMBER
     attribute  = WORD "=" attr
     attr       = "none" | BOOL | NUMBER | STRING | WORD | batch | "[" [attr,*] "]"
-    location   = "loc" "(" [STRING [WORD | STRING]] [STRING ":" INT] ")"       ; module, its class, file and line
-    structure  = value | "none" | BOOL | NUMBER | STRING | "[" [structure,*] "]" | "{" [(STRING ":"
-    structure),*] "}"
-               | "(" [structure "," [structure,*]] ")"
-    value      = "%"name | "@"name                          ; % inputs and results, @ parameters, buffers and constants
+    location   = "loc" "(" [STRING [WORD | STRING]]        ; module, its class
+                     [STRING ":" INT] ")"                  ; file and line
+    structure  = value | "none" | BOOL | NUMBER | STRING | "[" [structure,*] "]"
+               | "{" [(STRING ":" structure),*] "}" | "(" [structure "," [structure,*]] ")"
+    value      = "%"name | "@"name ; % inputs and results, @ parameters, buffers and constants
 
     type       = dtype "[" [dim,*] "]"
     dim        = INT | batch | axis | split | indexed
-    batch      = product | "(" product ")" "/" INT          ; N, N*64, (N*2-1)/2
+    batch      = product | "(" product ")" "/" INT         ; N, N*64, (N*2-1)/2
     product    = "N" ["*" INT] [("+" | "-") INT]
-    axis       = part {"++" part} | "(" [part] ")"          ; the brackets tell a part of no group from a plain size
-    part       = ("$"name ["[" range "]"] | "_" "[" range "]" | INT) ["*" INT]  ; no range: all units of the group
-    split      = "$"name "/" INT ["=" INT]                  ; size, where it is not the group's width over the divisor
+    axis       = part {"++" part}
+               | "(" [part] ")"    ; the brackets tell a part of no group from a plain size
+    part       = ("$"name ["[" range "]"] | "_" "[" range "]" | INT) ["*" INT]
+                                   ; no range: all units of the group
+    split      = "$"name "/" INT ["=" INT]
+                                   ; size, where it is not the group's width over the divisor
     indexed    = INT "~" "(" ["$"name,*] ")" "#"name
     range      = INT ":" INT
 
     name       = letters, digits, dots, underscores | STRING
-    STRING     = a JSON string;  BOOL = "true" | "false";  NUMBER = INT | FLOAT | "inf" | "-inf" | "nan"
+    STRING     = a JSON string
+    BOOL       = "true" | "false"
+    NUMBER     = INT | FLOAT | "inf" | "-inf" | "nan"
 
 Comments run from ``//`` to the end of the line. Operands that are left out at the end are ``none``;
 attributes that are left out have the default of torch's schema.

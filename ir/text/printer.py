@@ -226,7 +226,8 @@ def _structure_text(structure: Structure) -> str:
     if isinstance(structure, Value):
         return value_text(structure)
     if isinstance(structure, dict):
-        return f"{{{', '.join(f'{quoted(key)}: {_structure_text(item)}' for key, item in structure.items())}}}"
+        items = [f"{quoted(key)}: {_structure_text(item)}" for key, item in structure.items()]
+        return f"{{{', '.join(items)}}}"
     if isinstance(structure, list):
         return f"[{', '.join(map(_structure_text, structure))}]"
     if isinstance(structure, tuple):

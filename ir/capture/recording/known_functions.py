@@ -22,7 +22,9 @@ Shape = Sequence[int]
 Found = tuple[Any, tuple[Any, ...]] | None
 """An ATen overload and its positional arguments; None where the long way must be taken."""
 
-SIZES: frozenset[Any] = frozenset((Tensor.size, Tensor.numel, Tensor.stride, Tensor.shape.__get__))  # type: ignore[attr-defined]
+SIZES: frozenset[Any] = frozenset(
+    (Tensor.size, Tensor.numel, Tensor.stride, Tensor.shape.__get__)  # type: ignore[attr-defined]
+)
 """Questions for the size of a tensor: no call at all, but one whose answer grows with the batch."""
 PASS_THROUGH: frozenset[Any] = frozenset(
     (
