@@ -3,6 +3,7 @@ function."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -87,17 +88,10 @@ class Couple(Pass):
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """The cost of the uncut network at batch 1, in the units of `CostModel.measure`.
-
-    ``latency``: nanoseconds at the batch of the table; None without one.
-    """
+    """The cost of the uncut network at batch 1, by the units of `CostModel.measure`."""
 
     convention: str
-    flops: float
-    params: float
-    bytes: float
-    memory: float
-    latency: float | None = None
+    costs: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ class Cost(Pass):
             whole = whole_cost(state.original, self.convention)
             cost.before = {unit: whole.original(unit) for unit in whole.units}
         full = {unit: float(cost.measure(unit, cost.full)) for unit in cost.units}
-        state.records[self.name] = CostReport(self.convention, **full)
+        state.records[self.name] = CostReport(self.convention, full)
         return False
 
 
