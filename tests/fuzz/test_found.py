@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from nets import Net
 from randomnets.check import compare, leaves, run
 from randomnets.plans import make_plan
 from torch import Tensor, nn
@@ -19,19 +20,6 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
-
-
-class Net(nn.Module):
-    """Modules by name, and a forward function of them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._forward(self, *inputs)
 
 
 def survive(model: nn.Module, *inputs: Tensor, training: bool = True) -> Coupling:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import tiny_vit
 from torch import Tensor, nn
 from torchvision import models
 
@@ -56,18 +57,6 @@ class Dropping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x) * 2)
-
-
-def tiny_vit() -> nn.Module:
-    return models.VisionTransformer(
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-        num_classes=5,
-    )
 
 
 def images(batch: int = 4, size: int = 8) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled
 
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.parser import parse_graph
@@ -27,10 +28,8 @@ from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
-from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.transform.given_plan import take_plan
-from pruneopt.passes.transform.stages import Cost, Couple
 from pruneopt.testing import IrSnapshot
 
 FOLDER = Path(__file__).parent / "snapshots"
@@ -47,14 +46,6 @@ def read(name: str) -> Graph:
     }
     verify_graph(graph)
     return graph
-
-
-def coupled(graph: Graph) -> State:
-    """Return the state of a run after couple and cost."""
-    state = State(original=graph, graph=graph.copy())
-    for step in (Couple(), Cost()):
-        step.run(state)
-    return state
 
 
 def plan_of(graph: Graph) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from nets import Noisy
 from torch import Tensor, nn
 
 from pruneopt.errors import InternalError
@@ -24,11 +25,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = nn.functional.dropout(self.bn(self.conv(x)).relu().mean((2, 3)), 0.5, self.training)
         return {"scores": self.fc(x), "best": self.fc(x).argmax(1)}
-
-
-class Noisy(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand_like(x)
 
 
 class Moody(nn.Module):

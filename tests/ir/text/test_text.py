@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.any_graph import graphs
 from hypothesis import given
+from nets import tiny_vit
 from torch import nn
 from torchvision import models
 
@@ -57,18 +58,6 @@ def check_both_forms(graph: Graph) -> None:
     verifier = Verifier(graph)
     verifier.run()
     assert not verifier.skipped
-
-
-def tiny_vit() -> nn.Module:
-    return models.VisionTransformer(
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-        num_classes=5,
-    )
 
 
 SMALL: list[Callable[[], nn.Module]] = [

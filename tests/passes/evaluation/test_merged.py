@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from nets import Noisy
 from torch import Tensor, nn
 
 from pruneopt.ir.capture.capture import capture
@@ -93,10 +94,6 @@ def test_statistics_are_those_of_each_alone(
 
 
 def test_random_numbers_are_not_shared() -> None:
-    class Noisy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.rand_like(x)
-
     graph = capture(Noisy().eval(), torch.zeros(1, 3, 8, 8))
     merged = merge([graph, graph], [{}, {}])
     one, other = Interpreter(merged.graph).run(merged.weights, X)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled
 from torch import Tensor, nn
 
 from pruneopt.ir.capture.capture import capture
@@ -15,7 +16,7 @@ from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.transform.stages import Cost, Couple, Slice
+from pruneopt.passes.transform.stages import Slice
 
 CutState = Callable[..., State]
 
@@ -50,14 +51,11 @@ def cut_state() -> CutState:
         graph = capture(module.eval(), (images[:2],))
         labels = torch.zeros(len(images), dtype=torch.int64) if targets is None else targets
         split = TensorSplit(images, labels, torch.arange(len(images)))
-        state = State(
-            original=graph,
-            graph=graph.copy(),
-            workload=Workload("toy", None, split, split, split, split),
+        state = coupled(
+            graph,
+            Workload("toy", None, split, split, split, split),
             budgets=[parse_budget(text) for text in budgets],
         )
-        Couple().run(state)
-        Cost().run(state)
         state.plan = plan_without(state.need_coupling(), removed)
         Slice().run(state)
         return state

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.states import coupled
 from torch import nn
 
 from pruneopt.ir.capture.capture import capture
@@ -21,7 +22,6 @@ from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.searchers.random_search import RandomSearch
-from pruneopt.passes.transform.stages import Cost, Couple
 
 
 class Mixed(nn.Module):
@@ -49,14 +49,6 @@ def mixed() -> State:
     torch.manual_seed(1)
     graph = capture(Mixed(), torch.zeros(2, 1, 8, 8))
     return coupled(graph, None)
-
-
-def coupled(graph: Graph, workload: Workload | None, **fields: Any) -> State:
-    """A state after couple and cost."""
-    state = State(original=graph, graph=graph.copy(), workload=workload, **fields)
-    for step in (Couple(), Cost()):
-        step.run(state)
-    return state
 
 
 def made_of(**options: Any) -> AdaptiveBN:

@@ -8,18 +8,16 @@ network itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
+from helpers.states import coupling_of
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
@@ -58,16 +56,6 @@ RESNET_75 = """0.60264 0.75 0.03805596 0.11375178 0.12906994 0.29345854 0.294739
 
 def one_line(text: str) -> str:
     return " ".join(text.split()) + " \n"  # the released search ends its lines with a blank
-
-
-@cache
-def coupling_of(name: str) -> Coupling:
-    module = (
-        zoo.create(name)
-        if name in zoo.names()
-        else torchvision.models.get_model(name, weights=None)
-    )
-    return couple(capture(module.eval(), torch.randn(1, 3, 224, 224)))
 
 
 def plan_of(name: str, text: str, folder: Path) -> tuple[Coupling, dict[str, np.ndarray]]:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled
 from torch import nn
 
 from pruneopt.errors import BudgetError, UserError
@@ -302,9 +303,7 @@ def test_trained_weights_are_judged_without_a_pruning_net(
 def test_another_final_training_takes_over_the_search(
     trained: Graph, workload: Workload, tmp_path: Path
 ) -> None:
-    state = State(original=trained, graph=trained.copy(), workload=workload, run_dir=tmp_path)
-    for step in (Couple(), Cost()):
-        step.run(state)
+    state = coupled(trained, workload, run_dir=tmp_path)
     chosen = MetaPruning(
         ("50%FLOPs",), Evolution(population=3, iterations=1), Arbitrary(), window=0.2
     )

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
+from helpers.states import coupling_of
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.plan import save_plan
 from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
@@ -33,12 +32,8 @@ from pruneopt.passes.selection.ratios import check_ratios, pruned_count
 
 @cache
 def state_of(name: str, classes: int = 1000) -> State:
-    if name in zoo.names():
-        module, shape = zoo.create(name, num_classes=classes), zoo.entry(name).input_shape
-    else:
-        module, shape = torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)
-    graph = capture(module.eval(), (torch.randn(shape),))
-    coupling = couple(graph)
+    coupling = coupling_of(name, classes)
+    graph = coupling.graph
     return State(
         graph, graph.copy(), coupling=coupling, cost=CostModel(coupling.graph, coupling, "greg")
     )

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled
 from torch import nn
 
 from pruneopt.errors import UserError
@@ -22,7 +23,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.transform import scratch
 from pruneopt.passes.transform.scratch import SCRATCH, Scratch, decayed_by_role, fresh_weights
-from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
+from pruneopt.passes.transform.stages import Slice, Verify
 
 SHORT = SGD(epochs=1, lr=0.1, batch_size=64)
 
@@ -40,9 +41,7 @@ def cut(workload: Workload | None, network: nn.Module | None = None) -> State:
         for parameter in network.parameters():
             parameter.fill_(7.0)
     graph = capture(network, torch.randn(2, 1, 8, 8))
-    state = State(original=graph, graph=graph.copy(), workload=workload)
-    for step in (Couple(), Cost()):
-        step.run(state)
+    state = coupled(graph, workload)
     state.plan = {group.name: np.arange(0, group.width, 2) for group in state.need_coupling().free}
     for after in (Slice(), Verify()):
         after.run(state)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import Double
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
@@ -22,12 +23,6 @@ PATCHED: tuple[tuple[type, str], ...] = (
     (torch.autograd.Function, "apply"),
     (torch.jit.ScriptFunction, "__call__"),
 )
-
-
-class Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
 
 
 @torch.jit.script

@@ -6,14 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-import torchvision
+from helpers.states import coupling_of
 
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models import zoo
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import (
     Gene,
     eagleeye_order,
@@ -22,25 +18,19 @@ from pruneopt.passes.analysis.residual.gene_order import (
 )
 
 
-def coupled(name: str) -> Coupling:
-    make = getattr(torchvision.models, name, None)
-    model = make(weights=None) if make is not None else zoo.create(name)
-    return couple(capture(model.eval(), (torch.randn(2, 3, 224, 224),)))
-
-
 @pytest.fixture(scope="module")
 def resnet50() -> Coupling:
-    return coupled("resnet50")
+    return coupling_of("resnet50")
 
 
 @pytest.fixture(scope="module")
 def resnet18() -> Coupling:
-    return coupled("resnet18")
+    return coupling_of("resnet18")
 
 
 @pytest.fixture(scope="module")
 def mobilenet_v2() -> Coupling:
-    return coupled("mobilenet_v2")
+    return coupling_of("mobilenet_v2")
 
 
 def batch_norms(coupling: Coupling, name: str) -> set[str]:
@@ -84,7 +74,7 @@ def test_resnet50_output_is_frozen(resnet50: Coupling) -> None:
 
 
 def test_mobilenet_v1_has_eagleeyes_14_groups() -> None:
-    coupling = coupled("mobilenet_v1")
+    coupling = coupling_of("mobilenet_v1")
     widths = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
     assert [group.width for group in eagleeye_order(coupling)] == widths
     assert len(free_genes(coupling)) == 13
@@ -98,7 +88,7 @@ def test_mobilenet_v1_released_strategy_costs_what_is_published() -> None:
         ".30550963 .39298936 "
     )
     ratios += ".32038612 .15806762 .13184949 .39613"
-    coupling = coupled("mobilenet_v1")
+    coupling = coupling_of("mobilenet_v1")
     cost = CostModel(coupling.graph, coupling)
     order = eagleeye_order(coupling)
     widths = [
@@ -140,7 +130,7 @@ def test_every_group_has_one_gene(resnet50: Coupling) -> None:
 
 
 def test_mobilenet_v2_1_4_has_8_stages_and_17_insides() -> None:
-    genes = metapruning_genes(coupled("mobilenet_v2_1_4"))
+    genes = metapruning_genes(coupling_of("mobilenet_v2_1_4"))
     free = [gene for gene in genes if gene.frozen is None]
     assert [gene.width for gene in free[:8]] == [44, 22, 33, 44, 88, 132, 224, 448]
     assert len(free) == 25
@@ -154,13 +144,13 @@ def test_resnet18_branches_hold_one_group_each(resnet18: Coupling) -> None:
 
 
 def test_resnext_branches_are_tied_through_grouped_layers() -> None:
-    branches = residual_branches(coupled("resnext50_32x4d"))
+    branches = residual_branches(coupling_of("resnext50_32x4d"))
     assert len(branches) == 16
     assert {len(chain) for chain in branches} == {2}
 
 
 def test_a_plain_chain_ties_nothing() -> None:
-    coupling = coupled("vgg11_bn")
+    coupling = coupling_of("vgg11_bn")
     assert residual_branches(coupling) == []
     assert all(len(gene.groups) == 1 for gene in metapruning_genes(coupling))
     assert [gene.frozen is None for gene in metapruning_genes(coupling)][-1] is False

@@ -9,29 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from nets import Net
+from nets import conv as c
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 IMAGE = (2, 3, 8, 8)
 TOKENS = (2, 6, 12)
-
-
-class Net(nn.Module):
-    """Modules and parameters by name, and a forward function of them."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._forward(self, *inputs)
-
-
-def c(ins: int, outs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(ins, outs, kernel, padding=kernel // 2, **options)
 
 
 # Convolutional structures

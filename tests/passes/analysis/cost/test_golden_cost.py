@@ -11,32 +11,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 import numpy as np
 import pytest
-import torch
-import torchvision
+from helpers.states import coupling_of
 
-from pruneopt.ir.capture.capture import capture
-from pruneopt.models import zoo
-from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.search.searchers.space import Space
 
 FULL = 30
 """The index of the largest scale, 1.00."""
-
-
-@cache
-def coupling_of(name: str, classes: int = 1000) -> Coupling:
-    if name in zoo.names():
-        module, shape = zoo.create(name, num_classes=classes), zoo.entry(name).input_shape
-    else:
-        module, shape = torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)
-    return couple(capture(module.eval(), torch.randn(shape)))
 
 
 def cost_of(name: str, convention: str, classes: int = 1000) -> CostModel:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import Net
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError, VerificationError
@@ -76,17 +77,6 @@ def forget() -> Iterator[None]:
     for known in (table.OPS, SIZES, ROLES):
         for name in [name for name in known if name.startswith("prunetest.")]:
             del known[name]
-
-
-class Net(nn.Module):
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-        self._forward = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self._forward(self, x)
 
 
 def swishing() -> nn.Module:

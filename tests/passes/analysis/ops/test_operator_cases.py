@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from nets import conv
+from nets import later as net
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,28 +29,6 @@ class Case:
     free: dict[str, int]
     frozen: dict[str, str] = field(default_factory=dict)
     shapes: tuple[tuple[int, ...], ...] = (IMAGE,)
-
-
-class Net(nn.Module):
-    """Modules and parameters by name, and a forward function of them."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, torch.Tensor) else part)
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self._forward(self, *inputs)
-
-
-def conv(ins: int, outs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(ins, outs, kernel, padding=kernel // 2, **options)
-
-
-def net(forward: Callable[..., Any], **parts: Callable[[], Any]) -> Callable[[], nn.Module]:
-    """A factory of the network, so that its weights are made only when it is tested."""
-    return lambda: Net(forward, **{name: make() for name, make in parts.items()})
 
 
 def head(ins: int) -> Callable[[], nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,19 +23,6 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.transform.stages import Couple
 
 IMAGE = (2, 3, 6, 6)
-
-
-class Net(nn.Module):
-    """Parts by name, and a function of them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: Any) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._forward(self, x)
 
 
 def c(ins: int, outs: int, groups: int = 1, kernel: int = 3) -> nn.Conv2d:

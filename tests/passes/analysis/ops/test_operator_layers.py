@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from nets import Net
+from nets import later as net
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,26 +28,6 @@ class Case:
     shapes: tuple[tuple[int, ...], ...] = (IMAGE,)
     noted: int = 0
     """How many ops run over channels, so that their result changes by construction."""
-
-
-class Net(nn.Module):
-    """Modules and parameters by name, and a forward function of them."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            if isinstance(part, nn.Buffer):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, nn.Parameter(part) if isinstance(part, torch.Tensor) else part)
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self._forward(self, *inputs)
-
-
-def net(forward: Callable[..., Any], **parts: Callable[[], Any]) -> Callable[[], nn.Module]:
-    return lambda: Net(forward, **{name: make() for name, make in parts.items()})
 
 
 def c(ins: int, outs: int, kernel: int = 3, **options: Any) -> Callable[[], nn.Module]:

@@ -8,23 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from nets import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TOKENS = (2, 6, 12)
-
-
-class Net(nn.Module):
-    """A layer before, parts by name, a head behind, and a function of them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: Any) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._forward(self, x)
 
 
 def heads(y: Tensor) -> tuple[Tensor, ...]:

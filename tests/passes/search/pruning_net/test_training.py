@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled
 from torch import nn
 
 from pruneopt.errors import UserError
@@ -18,7 +19,6 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.options.spec import parse_part, pass_text
-from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.evaluators.judge import Trial
 from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights
@@ -33,7 +33,6 @@ from pruneopt.passes.search.pruning_net.training import (
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.training.hooks import Run
 from pruneopt.passes.training.recipe import SGD
-from pruneopt.passes.transform.stages import Cost, Couple
 
 TWO_EPOCHS = dataclasses.replace(META, epochs=2, batch_size=64)
 SHORT = SGD(epochs=1, lr=0.05, batch_size=256, label_smoothing=0.1)
@@ -41,9 +40,7 @@ SHORT = SGD(epochs=1, lr=0.05, batch_size=256, label_smoothing=0.1)
 
 def trial_of(graph: Graph, workload: Workload, **fields: object) -> Trial:
     """A trial with MetaPruning's genes after couple and cost."""
-    state = State(original=graph, graph=graph.copy(), workload=workload, **fields)  # type: ignore[arg-type]
-    for step in (Couple(), Cost()):
-        step.run(state)
+    state = coupled(graph, workload, **fields)
     coupling = state.need_coupling()
     space = Space(coupling, state.need_cost(), [], {}, genes=metapruning_genes(coupling))
     return Trial(state, space, state.seed)

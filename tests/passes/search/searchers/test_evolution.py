@@ -19,20 +19,19 @@ import pytest
 import torch
 import torchvision
 from helpers.naive_evolution import GENES, Fitness, Key, Naive, peaks, slow_macs
+from helpers.states import space_of
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene, metapruning_genes
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.searchers.evolution import Evolution, Evolving
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import Asker
-from pruneopt.passes.search.searchers.space import Proposal, Space
+from pruneopt.passes.search.searchers.space import Proposal
 
 Chain = Callable[[Sequence[int]], State]
 
@@ -44,16 +43,6 @@ Chain = Callable[[Sequence[int]], State]
 def network(chain: Chain) -> State:
     """Twenty groups of 40 channels: every scale has a width of its own."""
     return chain([40] * GENES)
-
-
-def space_of(state: State, *budgets: str, **options: Any) -> Space:
-    coupling, scores = (
-        state.need_coupling(),
-        score_units(state.need_coupling(), state.graph.weights, "l1"),
-    )
-    return Space(
-        coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options
-    )
 
 
 def genes_of(proposal: Proposal) -> Key:

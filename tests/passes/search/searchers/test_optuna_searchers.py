@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.states import coupled, space_of
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.models import zoo
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.result import Result
@@ -32,7 +31,6 @@ from pruneopt.passes.search.searchers.optuna_searchers import (
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import Asker, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
-from pruneopt.passes.transform.stages import Cost, Couple
 
 pytest.importorskip("optuna")
 pytest.importorskip("cmaes")
@@ -45,16 +43,7 @@ def network() -> State:
     """ResNet-20 after couple and cost: twelve channel groups."""
     torch.manual_seed(0)
     graph = capture(zoo.create("resnet20").eval(), torch.zeros(1, 3, 32, 32))
-    state = State(original=graph, graph=graph)
-    for step in (Couple(), Cost()):
-        step.run(state)
-    return state
-
-
-def space_of(state: State, *budgets: str, **options: object) -> Space:
-    coupling, cost = state.need_coupling(), state.need_cost()
-    scores = score_units(coupling, state.graph.weights, "l1")
-    return Space(coupling, cost, [parse_budget(text) for text in budgets], scores, **options)  # type: ignore[arg-type]
+    return coupled(graph)
 
 
 def target_of(space: Space, seed: int) -> Callable[[Proposal], float]:

@@ -4,21 +4,19 @@ are tied."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
+from helpers.states import space_of
 
 from pruneopt.errors import BudgetError, UserError
-from pruneopt.passes.analysis.cost.budget import parse_budget
-from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.analysis.residual.gene_order import Gene
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers import random_search
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 from pruneopt.passes.search.searchers.searcher import Asker
-from pruneopt.passes.search.searchers.space import Proposal, Space
+from pruneopt.passes.search.searchers.space import Proposal
 
 Chain = Callable[[Sequence[int]], State]
 
@@ -26,16 +24,6 @@ Chain = Callable[[Sequence[int]], State]
 @pytest.fixture(scope="module")
 def network(chain: Chain) -> State:
     return chain([40] * 8)
-
-
-def space_of(state: State, *budgets: str, **options: Any) -> Space:
-    coupling, scores = (
-        state.need_coupling(),
-        score_units(state.need_coupling(), state.graph.weights, "l1"),
-    )
-    return Space(
-        coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options
-    )
 
 
 def tied(state: State) -> list[Gene]:
