@@ -60,7 +60,11 @@ INSIDE: list[tuple[str, tuple[str, ...], str]] = [
         ),
         "the ways of evaluating a structure are compared with each other",
     ),
-    ("front", ("passes.front",), "explorers are compared on spaces and functions of its own"),
+    (
+        "front",
+        ("passes.front", "passes.search.searchers"),
+        "explorers are compared on spaces and functions of its own",
+    ),
     ("correlation", ("passes.search",), "the paper's comparison of two ways to score"),
     (
         "repair",
