@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from environment import environment
+from score_correlation import CorrelationReport, correlation_report
 
 from pruneopt import Graph, PruneoptError, Workload, capture, load_data, load_model
 from pruneopt.extend import CostModel, couple, parse_budget, score_units
 from pruneopt.files import write_json
-from pruneopt.passes.search.correlation import CorrelationReport, correlation_report
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 

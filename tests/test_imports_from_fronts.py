@@ -65,7 +65,7 @@ INSIDE: list[tuple[str, tuple[str, ...], str]] = [
         ("passes.front", "passes.search.searchers"),
         "explorers are compared on spaces and functions of its own",
     ),
-    ("correlation", ("passes.search",), "the paper's comparison of two ways to score"),
+    ("*correlation", ("passes.search",), "the paper's comparison of two ways to score"),
     (
         "repair",
         ("passes.repair", "passes.transform.recalibrate"),

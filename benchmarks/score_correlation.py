@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from pruneopt.errors import UserError
+from pruneopt import UserError
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.sampling import WidthSampler
-from pruneopt.progress import Progress, silent
 
 __all__ = ["Correlation", "CorrelationReport", "Sample", "correlate", "correlation_report"]
 
@@ -77,7 +76,7 @@ class CorrelationReport:
         )
 
     def text(self) -> str:
-        """The report as a table."""
+        """Return the report as a table."""
         lines = [
             f"{len(self.samples)} plans, {self.epochs} epochs, fine-tuned accuracy on {self.split}"
         ]
@@ -99,7 +98,7 @@ class CorrelationReport:
 
 
 def correlate(scores: Sequence[float], outcomes: Sequence[float]) -> Correlation:
-    """The three coefficients of two equally long lists.
+    """Return the three coefficients of two equally long lists.
 
     Raises:
         UserError: fewer than two pairs.
@@ -126,7 +125,7 @@ def correlation_report(
     candidates: int,
     epochs: int,
     split: str = "test",
-    progress: Progress = silent,
+    progress: Callable[[str, int, int], object] = lambda *_: None,
 ) -> CorrelationReport:
     """Score, fine-tune and correlate the first ``candidates`` plans of a sampler.
 

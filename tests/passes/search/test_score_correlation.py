@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +20,25 @@ from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.search.correlation import correlate, correlation_report
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 distinct = st.lists(st.integers(0, 1000), min_size=3, max_size=12, unique=True)
 
 
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield import_module("score_correlation")
+
+
 @given(x=distinct, seed=st.integers(0, 1000))
-def test_coefficients_are_the_papers_formulas(x: list[int], seed: int) -> None:
+def test_coefficients_are_the_papers_formulas(benchmark: Any, x: list[int], seed: int) -> None:
     y = np.random.default_rng(seed).permutation(len(x)).tolist()
     n = len(x)
-    found = correlate(x, y)
+    found = benchmark.correlate(x, y)
     gaps = np.argsort(np.argsort(x)) - np.argsort(np.argsort(y))
     assert found.spearman == pytest.approx(1 - 6 * float((gaps**2).sum()) / (n * (n * n - 1)))
     signs = [np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i in range(n) for j in range(i + 1, n)]
@@ -36,15 +46,15 @@ def test_coefficients_are_the_papers_formulas(x: list[int], seed: int) -> None:
     assert found.pearson == pytest.approx(float(np.corrcoef(x, y)[0, 1]))
 
 
-def test_what_does_not_vary_has_no_correlation() -> None:
-    found = correlate([0.1, 0.1, 0.1], [1, 2, 3])
+def test_what_does_not_vary_has_no_correlation(benchmark: Any) -> None:
+    found = benchmark.correlate([0.1, 0.1, 0.1], [1, 2, 3])
     assert all(math.isnan(value) for value in (found.pearson, found.spearman, found.kendall))
 
 
 @pytest.mark.parametrize(("x", "y"), [([1], [2]), ([1, 2], [1, 2, 3]), ([], [])])
-def test_too_few_pairs(x: list[float], y: list[float]) -> None:
+def test_too_few_pairs(benchmark: Any, x: list[float], y: list[float]) -> None:
     with pytest.raises(UserError, match="two equally long lists"):
-        correlate(x, y)
+        benchmark.correlate(x, y)
 
 
 @pytest.fixture
@@ -57,9 +67,9 @@ def parts(trained: Graph, workload: Workload) -> Any:
     return sampler, CutNetworks(trained, coupling, workload, Settings(batches=4, batch_size=32))
 
 
-def test_report_on_digits(parts: Any) -> None:
+def test_report_on_digits(benchmark: Any, parts: Any) -> None:
     told: list[str] = []
-    report = correlation_report(
+    report = benchmark.correlation_report(
         *parts, candidates=4, epochs=1, progress=lambda text, *_: told.append(text)
     )
     assert len(report.samples) == len(told) == 4
@@ -71,11 +81,11 @@ def test_report_on_digits(parts: Any) -> None:
     text = report.text()
     assert "4 plans, 1 epochs, fine-tuned accuracy on test" in text
     assert f"{report.adaptive.spearman:.3f}" in text
-    again = correlation_report(*parts, candidates=4, epochs=1)
+    again = benchmark.correlation_report(*parts, candidates=4, epochs=1)
     assert again.adaptive == report.adaptive
 
 
 @pytest.mark.parametrize("wrong", [{"candidates": 1, "epochs": 1}, {"candidates": 3, "epochs": 0}])
-def test_impossible_sizes(parts: Any, wrong: dict[str, Any]) -> None:
+def test_impossible_sizes(benchmark: Any, parts: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at least 2 candidates and 1 epoch"):
-        correlation_report(*parts, **wrong)
+        benchmark.correlation_report(*parts, **wrong)
