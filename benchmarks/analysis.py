@@ -7,8 +7,8 @@ both. Finished rows are kept in the JSON file, and a second run only does what i
 
     python benchmarks/analysis.py  # every network of torchvision, smallest first
     python benchmarks/analysis.py torchvision:resnet50 --again
-    python benchmarks/analysis.py --markdown            # only print the tables of what was measured
-    python benchmarks/analysis.py --cost --memory  # width vectors per second; memory of weights without values
+    python benchmarks/analysis.py --markdown  # only print the tables of what was measured
+    python benchmarks/analysis.py --cost --memory  # width vectors per second; memory of no weights
 
 Seconds are processor time of the process (one thread): other work on the machine disturbs it less
 than wall time, which is kept beside it. What both tools do: nothing is given but the module and an

@@ -1,7 +1,7 @@
 """NSGA-II against random search at equal numbers of judged structures: the hypervolume of the
 fronts.
 
-    python benchmarks/front.py  # ResNet-20 on CIFAR-10, and functions; benchmarks/results/front.json
+    python benchmarks/front.py  # ResNet-20 on CIFAR-10, and functions: results/front.json
     python benchmarks/front.py --only functions  # functions of known widths alone: seconds
 
 The hypervolume is that of accuracy (above 0) and of FLOPs as a share of the original's (up to 1).

@@ -5,7 +5,7 @@ ten minutes.
     python benchmarks/gpu.py --data DIR  # also scores of a trained network (ranks, search)
     python benchmarks/gpu.py --only ceilings resnet50 layers  # these parts; others in the file stay
     python benchmarks/gpu.py --only tuner  # benchmarks/results/gpu_tiles.json, for this very GPU
-    python benchmarks/gpu.py --rehearse --out FILE  # every part on the processor, with toys, interpreted
+    python benchmarks/gpu.py --rehearse --out FILE  # every part on the CPU, with toys, interpreted
 
 Works from a bare checkout too, with a Python that has PyTorch, Triton, torchvision and pytest. DIR
 holds `weights/` and `cifar10/` as `evaluate.py` takes them. A part that fails leaves the others'

@@ -1,23 +1,23 @@
 """Data sets by name: `load_data("cifar10:DIR?limit=5000&normalise=imagenet", input_shape=(1, 3, 32,
 32))`.
 
-| spec | what it reads |
-| --- | --- |
-| `digits` | scikit-learn's 1,797 scanned digits of 8x8, no file needed; a fifth is the test set |
-| `cifar10:DIR`, `cifar100:DIR` | the python batches as published (`cifar-10-batches-py`) |
-| `cifar10:DIR` | lossless WebP sheets of 1,000 images: `train_00.webp`.. and `train_labels.npy`, the same for `test` |
-| `folder:DIR` | `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `test`); or `CLASS/*.jpg` (a fifth is the test set) |
-| `npz:FILE` | arrays `x, y` (a fifth is the test set) or `x_train, y_train, x_test, y_test` |
+- `digits`: scikit-learn's 1,797 scanned digits of 8x8, no file needed; a fifth is the test set
+- `cifar10:DIR`, `cifar100:DIR`: the python batches as published (`cifar-10-batches-py`)
+- `cifar10:DIR`: lossless WebP sheets of 1,000 images: `train_00.webp`.. and `train_labels.npy`, the
+  same for `test`
+- `folder:DIR`: `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `test`); or `CLASS/*.jpg` (a fifth is
+  the test set)
+- `npz:FILE`: arrays `x, y` (a fifth is the test set) or `x_train, y_train, x_test, y_test`
 
-Options, after `?`, joined by `&`:
+Options, after `?`, joined by `&`, with their defaults:
 
-| option | meaning | default |
-| --- | --- | --- |
-| `limit=N` | at most N training and N test samples, classes evenly | all |
-| `normalise=` | `imagenet`, `cifar`, `half` (to -1..1), `none` (0..1; float arrays as they are) | the data set's own |
-| `augment=` | `none`, `shift`, `shift-flip`, `crop-flip`: what training does to images | the data set's own |
-| `subval=N`, `calibration=N` | sizes of the two parts cut from the training set | see `workload.cut` |
-| `classes=N` | for `npz`: how many classes there are | largest label + 1 |
+- `limit=N`: at most N training and N test samples, classes evenly (all)
+- `normalise=`: `imagenet`, `cifar`, `half` (to -1..1), `none` (0..1; float arrays as they are) (the
+  data set's own)
+- `augment=`: `none`, `shift`, `shift-flip`, `crop-flip`: done to training images (the data set's
+  own)
+- `subval=N`, `calibration=N`: sizes of the two parts cut from the training set (see `workload.cut`)
+- `classes=N`: for `npz`, how many classes there are (largest label + 1)
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def _preparation(
         or inputs.shape[1:] != input_shape[1:]
         or not inputs.is_floating_point()
     ):
-        held = "images" if images else f"samples of shape {list(inputs.shape[1:])}"  # type: ignore[union-attr]
+        shape = None if isinstance(inputs, list) else list(inputs.shape[1:])
+        held = "images" if images else f"samples of shape {shape}"
         raise UserError(
             f"{name} holds {held} but the network takes inputs of shape {list(input_shape)}"
         )

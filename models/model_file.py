@@ -2,21 +2,21 @@
 
 The file defines, in the simplest case,
 
-    model = Net()                            # or a function make_model() that returns the network
-    input_shape = (1, 3, 224, 224)           # or example_inputs = (tensor, ...), or a function returning such a tuple
+    model = Net()                    # or a function make_model() that returns the network
+    input_shape = (1, 3, 224, 224)   # or example_inputs: a tuple of tensors, or what returns one
 
 and, if it likes, what to score and train with:
 
-    data = "folder:photos"                   # see pruneopt.models.data; relative to the file's folder
-    def data(): return train_set, test_set   # or data sets of your own; see pruneopt.models.user_data
-    def loss(outputs, targets): ...          # a scalar; cross-entropy if absent
-    def metric(outputs, targets): ...        # one score per sample, larger is better; top-1 if absent
-    def evaluate(model): ...                 # a number, larger is better: your own test, used for the final figure
+    data = "folder:photos"           # see pruneopt.models.data; relative to the file's folder
+    def data(): return train, test   # or data sets of your own; see pruneopt.models.user_data
+    def loss(outputs, targets): ...  # a scalar; cross-entropy if absent
+    def metric(outputs, targets): ...  # one score per sample, larger is better; top-1 if absent
+    def evaluate(model): ...         # a number, larger is better: your own test, at the end
 
 and, where the whole network cannot be captured, or takes or returns something else than tensors,
 the part to prune:
 
-    def forward(model, images): ...          # called in the place of the network's own, with the example inputs
+    def forward(model, images): ...  # called in place of the network's own, with example inputs
 
 What code outside of this part reads (the features that boxes are cut out of) has to be among the
 outputs of `forward`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["starting_file"]
 
 _TEXT = '''\
-"""A network for pruneopt. Everything below the network itself is optional; replace what is not yours.
+"""A network for pruneopt. What stands below the network is optional; replace what is not yours.
 
     pruneopt inspect model.py
     pruneopt compile model.py --budget 50%FLOPs
@@ -36,8 +36,8 @@ class Net(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-# The network. Called once; name another function as model.py:other_function. A trained network is loaded here, or with
-# the command line's weights option.
+# The network. Called once; name another function as model.py:other_function. A trained network is
+# loaded here, or with the command line's weights option.
 def make_model() -> nn.Module:
     model = Net()
     # model.load_state_dict(torch.load("weights.pt", weights_only=True))
@@ -47,21 +47,24 @@ def make_model() -> nn.Module:
 # The shape of one input, batch first. For several inputs: example_inputs = (tensor, tensor).
 input_shape = (1, 1, 8, 8)
 
-# The part to prune, where the whole network cannot be captured or does not take and return tensors (a detector up to
-# its raw outputs). Called with the example inputs; what code outside of this part reads must be among its outputs:
+# The part to prune, where the whole network cannot be captured or does not take and return tensors
+# (a detector up to its raw outputs). Called with the example inputs; what code outside of this part
+# reads must be among its outputs:
 # def forward(model: nn.Module, images: torch.Tensor) -> object:
 #     return model.head(model.backbone(images))
 
-# What to score and train with. "digits" comes with scikit-learn; others are "cifar10:DIR", "folder:DIR" (one folder of
-# images per class, or train/ and val/ holding such folders) and "npz:FILE". Paths start at this file's folder.
+# What to score and train with. "digits" comes with scikit-learn; others are "cifar10:DIR",
+# "folder:DIR" (one folder of images per class, or train/ and val/ holding such folders) and
+# "npz:FILE". Paths start at this file's folder.
 data = "digits"
 
-# Your own data sets instead, each a torch Dataset of (input, target) or a pair of tensors (inputs, targets):
+# Your own data sets instead, each a torch Dataset of (input, target) or a pair of tensors (inputs,
+# targets):
 # def data():
 #     return train_set, test_set
 
-# Your own measures instead of cross-entropy and top-1. The loss is a scalar to minimise; the metric gives one number
-# per sample, and searches keep what has the larger mean:
+# Your own measures instead of cross-entropy and top-1. The loss is a scalar to minimise; the metric
+# gives one number per sample, and searches keep what has the larger mean:
 # def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 #     return F.cross_entropy(outputs, targets)
 #

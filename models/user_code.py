@@ -55,9 +55,8 @@ class UserFile:
             ) from error
         # The name is the file's own: classes in it keep a home in sys.modules, for pickling and
         # dataclasses.
-        module = ModuleType(
-            f"pruneopt_user_{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
-        )
+        digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
+        module = ModuleType(f"pruneopt_user_{self.path.stem}_{digest}")
         module.__file__ = str(self.path)
         linecache.checkcache(str(self.path))
         sys.modules[module.__name__] = module

@@ -108,7 +108,8 @@ def _whole(name: str, key: str, part: object) -> Split:
     length = dataset_length(part)
     if not length:
         raise UserError(f"'{key}' of {name} is empty: give it at least one sample")
-    return DatasetSplit(part, torch.arange(length))  # type: ignore[arg-type]  # any object with len and []
+    # Any object with a length and [] will do.
+    return DatasetSplit(part, torch.arange(length))  # type: ignore[arg-type]
 
 
 def _is_pair(part: object) -> TypeGuard[tuple[Tensor, Tensor]]:

@@ -4,7 +4,8 @@ network.
 Splits
     `train`        what a network is trained on;
     `calibration`  a class-balanced part of `train`, for batch-norm statistics and least squares;
-    `subval`       class-balanced images cut *out of* the training set and not in `train`: searches score on them;
+    `subval`       class-balanced images cut *out of* the training set and not in `train`: searches
+                   score on them;
     `test`         never touched by a search.
 
 `calibration` stays part of `train` (BN statistics are taken on data the network may be trained on,

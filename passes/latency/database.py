@@ -32,19 +32,21 @@ APPLICATION = 0x70726E6C
 """Marks the file as ours (``prnl``)."""
 SCHEMA = """
 CREATE TABLE network (
-    id INTEGER PRIMARY KEY, target TEXT NOT NULL, machine TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL,
-    widths TEXT NOT NULL, seconds REAL NOT NULL
+    id INTEGER PRIMARY KEY, target TEXT NOT NULL, machine TEXT NOT NULL, digest TEXT NOT NULL,
+    name TEXT NOT NULL, widths TEXT NOT NULL, seconds REAL NOT NULL
 );
 CREATE INDEX network_by_target ON network (target, digest);
 CREATE TABLE op (
-    network INTEGER NOT NULL REFERENCES network (id), place INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
-    region INTEGER NOT NULL, shapes TEXT NOT NULL, seconds REAL NOT NULL, moved INTEGER NOT NULL,
+    network INTEGER NOT NULL REFERENCES network (id), place INTEGER NOT NULL, name TEXT NOT NULL,
+    kind TEXT NOT NULL, region INTEGER NOT NULL, shapes TEXT NOT NULL, seconds REAL NOT NULL,
+    moved INTEGER NOT NULL,
     PRIMARY KEY (network, place)
 ) WITHOUT ROWID;
 CREATE TABLE key (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE region (
-    network INTEGER NOT NULL REFERENCES network (id), number INTEGER NOT NULL, key INTEGER NOT NULL REFERENCES key (id),
-    lengths TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (network, number)
+    network INTEGER NOT NULL REFERENCES network (id), number INTEGER NOT NULL,
+    key INTEGER NOT NULL REFERENCES key (id), lengths TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (network, number)
 ) WITHOUT ROWID;
 CREATE INDEX region_by_key ON region (key);
 """
