@@ -73,6 +73,7 @@ def last_uses(graph: Graph) -> dict[Op, list[Value]]:
 
     Weights and outputs are none of them.
     """
+    # Results count as read by their own op: one that nobody reads is dropped at once.
     last: dict[Value, Op] = {}
     for op in graph.ops:
         for value in (*op.inputs, *op.results):

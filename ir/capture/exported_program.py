@@ -425,6 +425,7 @@ class ProgramReader:
             return attrs
         module = self.modules.module(loc.module) if self.modules else None
         frozen = self.modules is not None and loc.module in self.modules.frozen
+        # In evaluation mode nn.BatchNorm passes 0 for a momentum of None.
         cumulative = (
             "momentum" in attrs and module is not None and getattr(module, "momentum", 0.0) is None
         )
@@ -461,9 +462,12 @@ class ProgramReader:
 
     def _overwrite(self, written: Value, result: Value, node: torch.fx.Node) -> None:
         """Let later readers of the tensor that an in-place op wrote read the result."""
+        # All values that view the same memory. The written one itself is replaced wherever it is
+        # read, unless it is a weight or an input, whose next run would see the write.
         root = self.root.get(written, written)
         family = {v for v in (*self.root, root) if self.root.get(v, v) is root} - {result}
         others = family if root.is_weight or root.kind == "input" else family - {written}
+        # A subgraph is read where it is called: what follows the calls around it counts as well.
         if others and any(
             self._reads(later, others) for outer in (node, *self.calls) for later in _later(outer)
         ):
@@ -482,6 +486,7 @@ class ProgramReader:
     # Where it came from
 
     def _location(self, node: torch.fx.Node) -> Location:
+        # From the network down to the module that made the call; "@" numbers calls of one module.
         stack = node.meta.get("nn_module_stack") or {}
         path, kind = "", ""
         if stack:

@@ -82,6 +82,7 @@ def _layer_call(
     source = op.value(pattern.source)
     weights = {leaf: op.value(index) for leaf, index in pattern.leaves.items()}
     held = {leaf: value for leaf, value in weights.items() if value is not None}
+    # A layer has one ``dtype``, which all its weights take.
     if source is None or not held or len({v.type.dtype for v in held.values()}) != 1:
         return None
     if any(
@@ -92,6 +93,7 @@ def _layer_call(
     declaration = pattern.declare(op)
     if declaration is None:
         return None
+    # A layer with anything else below its name would lose that, or load something it lacks.
     expected = set(held) | ({COUNTER} if "running_mean" in held else set())
     fitting = [
         prefix
@@ -222,6 +224,8 @@ def _batch_norm(op: Op) -> str | None:
         or source.type.rank not in (2, 3, 4, 5)
     ):
         return None
+    # No layer normalises by the batch in evaluation although it has running statistics, and none
+    # can use statistics that it does not have.
     if (training is True) == bool(running) or (training == MODE and not running):
         return None
     rank = {2: 1, 3: 1, 4: 2, 5: 3}[source.type.rank]

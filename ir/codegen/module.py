@@ -86,6 +86,7 @@ def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     with _Blank(), torch.random.fork_rng(devices=[]):
         exec(compile(source, file, "exec"), namespace)
+        # Layers would fill their weights with random numbers, only to have them replaced.
         namespace["nn"] = _blank_layers
         module = namespace[name]()
         namespace["nn"] = nn
@@ -268,6 +269,7 @@ def _local_names(graph: Graph) -> dict[Value, str]:
         hint = re.sub(r"\W", "_", value.name).strip("_") or "t"
         hint = hint if is_plain_name(hint) else f"t_{hint}"
         name, number = hint, 1
+        # An input keeps its name even if that is a builtin of Python: callers pass it by keyword.
         while name in taken and not (
             value.kind == "input" and hint in dir(builtins) and hint not in names.values()
         ):

@@ -212,7 +212,7 @@ def _links(graph: Graph, layers: Mapping[str, str]) -> dict[str, str]:
         for depth in range(1, len(parts)):
             second, leaf = ".".join(parts[:depth]), ".".join(parts[depth:])
             if any(f"{second}.".startswith(f"{known}.") for known in links):
-                break
+                break  # from the outside in: what lies within a linked module comes with it
             first = name.removesuffix(f".{leaf}")
             if (
                 first != name

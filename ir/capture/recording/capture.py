@@ -53,6 +53,7 @@ def recorded_graph(
         for item in tensors.values()
     ):
         raise CannotRecordError("a weight is no plain tensor")
+    # A run says that its tensors are on the CPU, and elsewhere a network may go another way.
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*tensors.values(), *inputs)):
         raise CannotRecordError("the network or an input is on another device than the CPU")
     size = inputs[0].shape[0] if inputs[0].dim() else 0

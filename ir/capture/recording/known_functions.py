@@ -45,6 +45,10 @@ PASS_THROUGH: frozenset[Any] = frozenset(
 """Questions for anything else in the type of a tensor, the same at every batch size."""
 
 
+# Exact types here and below: a truth value, a NumPy number or a tensor in the place of a number is
+# read by PyTorch in its own way, and such a call takes the long way.
+
+
 def _numbers(items: Any, count: int) -> bool:
     return (
         type(items) in (tuple, list)

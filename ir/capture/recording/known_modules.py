@@ -28,6 +28,7 @@ def module_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return None
     translate, forward = _LAYERS[kind]
     own = vars(module)
+    # A hook may change the result, and a forward put on the object (``forward=``) is another one.
     if any(own[name] for name in HOOKS) or torch_module._has_any_global_hook():
         return None
     if "forward" in own or own["training"] or kind.forward is not forward:

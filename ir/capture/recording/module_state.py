@@ -29,6 +29,7 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
     modules = list(model.named_modules())
     before = [_Attributes(module) for _, module in modules]
     try:
+        # Into the dictionaries themselves, past a `__setattr__` of the user's.
         for path, module in modules:
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
@@ -37,7 +38,7 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
                         store[name] = weights[f"{path}.{name}" if path else name]
         yield
     finally:
-        # All of them, before the first complaint.
+        # All of them are put back before the first complaint.
         changed = [
             path
             for (path, _), attributes in zip(modules, before, strict=True)
@@ -56,6 +57,8 @@ class _Attributes:
         self.stores = [(store, dict(store)) for store in stores]
         self.own = dict(vars(module))
         self.held: list[tuple[Any, Any]] = []
+        # Without the dozen of dictionaries that every module has (hooks, children): a run hardly
+        # changes them, and copying them would take longer than everything else here.
         self._hold([item for name, item in self.own.items() if name not in _OF_EVERY_MODULE], DEPTH)
 
     def _hold(self, items: Iterable[Any], depth: int) -> None:

@@ -60,6 +60,7 @@ class RecordedReader(RecordedValues):
             self.names.create_name(name, None)
             type_ = TensorType(_dtype(tensor.dtype), (BatchSize(), *tensor.shape[1:]))
             self._bind(Ref(f"input {number}"), self.graph.add_input(name, type_))
+        # The runs are put side by side, step by step: what one of them does alone has no place.
         if len({len(run.steps) for run in self.runs}) > 1:
             raise CannotRecordError("the calls depend on the batch size")
         for number, steps in enumerate(zip(*(run.steps for run in self.runs), strict=True)):
@@ -127,6 +128,7 @@ class RecordedReader(RecordedValues):
             if any(len(item) != len(first) for item in items):
                 raise CannotRecordError("an argument depends on the batch size")
             return tuple(map(self._merged, zip(*items, strict=True)))
+        # Tensors are compared here as well, by where they came from; nan is the same as nan.
         if any(item != first and not (item != item and first != first) for item in items):
             raise CannotRecordError("an argument or the data flow depends on the batch size")
         return first
@@ -135,6 +137,8 @@ class RecordedReader(RecordedValues):
         """Return a whole number, as it was in each run, as an expression in the batch size."""
         if sizes[0] == sizes[1] == sizes[2]:
             return sizes[0]
+        # Two runs determine scale and offset, and the third confirms them. Without a divisor: where
+        # sizes are rounded, export has to say in which direction.
         scale = (sizes[1] - sizes[0]) // (self.batches[1] - self.batches[0])
         found = BatchSize(scale, sizes[0] - scale * self.batches[0])
         if scale < 1 or any(
@@ -154,6 +158,7 @@ class RecordedReader(RecordedValues):
         if not present:
             return None
         (dtype, shape), *others = present
+        # A single run is a samplewise one, in which every result has the batch in front.
         if len(results) == 1:
             return TensorType(_dtype(dtype), (BatchSize(), *shape[1:]))
         if len(present) < len(results) or any(
@@ -174,11 +179,13 @@ class RecordedReader(RecordedValues):
         results: list[Results],
     ) -> None:
         target = call.target
+        # Its data lives in the call, not in the module: only export keeps such a constant.
         if target is torch.ops.aten.lift_fresh.default:
             raise CannotRecordError("a tensor is made of numbers")
         if target is torch.ops.aten.alias.default:
             self._bind(Ref(number), self._value(args[0]))
             return
+        # Assertions on sizes give nothing to compute; whoever uses their result is refused later.
         if _is_ignored(target):
             return
         facts = facts_of(target)

@@ -117,7 +117,9 @@ class Recorder:
         for name, tensor in named:
             self._note(tensor, Ref(name))
         self._known: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        """The results of calls that were run, for calls alike (`SHAPE_CACHED`)."""
         self._fixed = {tensor.untyped_storage()._cdata for _, tensor in named}
+        """The memory of weights and inputs, which no call may write into."""
 
     def _note(self, tensor: Tensor, ref: Ref) -> None:
         self._refs[id(tensor)] = ref
@@ -194,6 +196,7 @@ class Recorder:
 
         ``shape`` is that of its result, where it is known (see `result_shape`).
         """
+        # Autocast converts operands below the place where calls are seen: none would be recorded.
         if torch._C._is_any_autocast_enabled():
             raise CannotRecordError("autocast is on")
         if self.limit is not None and len(self.recording.steps) >= self.limit:
@@ -204,6 +207,7 @@ class Recorder:
             )
         if target._schema.is_mutable:
             self._check_written(target, args, kwargs)
+        # Before the call is made: one in place lets its first operand stand for the result.
         written = tuple(map(self._written, args))
         named = {name: self._written(item) for name, item in kwargs.items()}
         result = self._result(target, args, kwargs, shape)
@@ -222,9 +226,8 @@ class Recorder:
                 several,
                 module,
                 kind,
-                *(
-                    _user_line() if self.limit is None else ("", 0)
-                ),  # the first run says where calls stand
+                # Looking for the line takes time, and the first run has told it.
+                *(_user_line() if self.limit is None else ("", 0)),
             )
         )
         for index, item in enumerate(results):
@@ -241,7 +244,8 @@ class Recorder:
     ) -> Any:
         """Return what a call gives; run nothing where that is known."""
         if _writes_in_place(target):
-            return args[0]
+            return args[0]  # there is no data to write
+        # Neither seen again nor with a graph for gradients: both cost more than the call itself.
         with torch._C._DisablePythonDispatcher(), torch._C._AutoDispatchBelowAutograd():
             if shape is not None:
                 first = args[0] if isinstance(args[0], Tensor) else args[0][0]
@@ -249,6 +253,7 @@ class Recorder:
             name = target._overloadpacket.__name__
             if name in SHAPE_OF_FIRST:
                 first = args[0]
+                # A layer norm's result is contiguous; the others keep the strides of their input.
                 if first.is_contiguous() or name == "layer_norm":
                     return torch.empty(first.shape, dtype=first.dtype, device=META)
                 return torch.empty_like(first)
@@ -291,6 +296,7 @@ def _writes_in_place(target: torch._ops.OpOverload[..., Any]) -> bool:
     """Tell whether a call writes into its first operand, returns it, and keeps its shape."""
     schema = target._schema
     writes = [argument for argument in schema.arguments if argument.alias_info is not None]
+    # The name alone is no sign: `resize_`, `set_` and `transpose_` change the tensor's shape.
     return (
         schema.name.endswith("_")
         and torch.Tag.inplace_view not in target.tags
@@ -338,6 +344,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
 
 
 _passed_over: dict[CodeType, bool] = {}
+"""A function's code -> True if its lines are not the user's: asked at every frame of a call."""
 
 
 def _user_line() -> tuple[str, int]:
@@ -351,10 +358,11 @@ def _user_line() -> tuple[str, int]:
         inside = _passed_over.get(code)
         if inside is None:
             name = code.co_filename
+            # A line in a helper of the user's is passed over, too: torch.export names the forward.
             inside = _passed_over[code] = code.co_name != "forward" or name.startswith(INSIDE)
         if not inside:
             return code.co_filename, frame.f_lineno
         if code is _run.__code__:
-            break
+            break  # what called capture is nothing to the network
         frame = frame.f_back  # type: ignore[assignment]
     return "", 0

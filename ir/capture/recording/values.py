@@ -47,6 +47,7 @@ class RecordedValues(ProgramReader):
         program: Any = SimpleNamespace(call_spec=SimpleNamespace(out_spec=run.spec))
         super().__init__(program, modules, name)
         self.graph = Graph(name)
+        # The namespace of torch.fx: with another numbering, texts would differ from exported ones.
         self.names = fx.graph._Namespace()
         """Gives every call the name that torch.export would give it."""
         self.values: dict[Ref, Value] = {}
@@ -118,15 +119,21 @@ class RecordedValues(ProgramReader):
             for value in self.families.get(root, ())
             if value is not written and value is not op.result
         ]
+        # The usual case: nobody looks at this memory through another tensor any more.
         if not any(self._is_read_after(value, step) for value in others):
             self._rename(written, op.result)
             return
+        # From the written part outwards, until the tensor that owns the memory is new.
         chain = _path(root, written)
         new = op.result
         for cut in reversed(chain):
             new = self._put_back(cut, new, op.loc)
+        # A part is cut out of the new whole below, as every view is; otherwise two values would
+        # stand for the same memory, and a second write would miss one.
         if new is not op.result:
             self._rename(op.result, written)
+        # Only views that are read later are taken again; a root that is not read costs nothing, as
+        # ops without readers are erased.
         twins = {root: new}
         for value in others if written is root else [*others, written]:
             if value is not root and self._is_read_after(value, step):
@@ -145,6 +152,7 @@ class RecordedValues(ProgramReader):
         assert isinstance(source, Value)
         attrs = dict(cut.attrs)
         if cut.base == "select":
+            # A selected place is a slice of length one, without its axis: one op writes both.
             dim, index = attrs["dim"], attrs["index"]
             size = source.type.dims[dim % source.type.rank] if isinstance(dim, int) else None
             if not isinstance(dim, int) or not isinstance(index, int) or not isinstance(size, int):
@@ -163,6 +171,8 @@ class RecordedValues(ProgramReader):
         """Take a view of memory that was written anew: the same view of its new value."""
         op = value.producer
         source = op.value(0) if op is not None else None
+        # A `reshape` may have copied, and a dropout does in training: a view in its place would
+        # share memory that was never shared.
         if op is None or source is None or value not in self.sure or len(list(op.inputs)) > 1:
             raise CannotRecordError("memory is written that other tensors may share")
         if source not in twins:
@@ -197,6 +207,7 @@ def _last_reads(run: Recording) -> dict[Ref, int]:
 def _path(root: Value, value: Value) -> list[Op]:
     """Return the slices that lead from a tensor to a part of it."""
     path: list[Op] = []
+    # Other views (a transpose, a reshape) would need their inverse to put the part back.
     while value is not root:
         op = value.producer
         source = op.value(0) if op is not None else None
