@@ -243,9 +243,8 @@ def shown(title: str, found: dict[str, list[float]]) -> dict[str, Any]:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    Explore(
-        candidates=options.candidates, population=options.population
-    )  # refuses impossible numbers
+    # Refuses impossible numbers.
+    Explore(candidates=options.candidates, population=options.population)
     data: dict[str, Any] = (
         json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     )

@@ -52,9 +52,8 @@ def table_part(
         "dtype": str(device.half),
         "keep": {},
     }
-    for keep in sorted(
-        KEEPS, key=lambda keep: keep != MAIN_KEEP
-    ):  # what the goals are about comes first
+    # What the goals are about comes first.
+    for keep in sorted(KEEPS, key=lambda keep: keep != MAIN_KEEP):
         found: Row = row["keep"].setdefault(str(keep), {})
         if clock.left < 15:
             found["skipped"] = f"{max(clock.left, 0):.0f} s were left"

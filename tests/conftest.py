@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 
-hypothesis.settings.register_profile(
-    "pruneopt", deadline=None
-)  # the first example pays for importing torch
+# The first example pays for importing torch.
+hypothesis.settings.register_profile("pruneopt", deadline=None)
 hypothesis.settings.load_profile("pruneopt")

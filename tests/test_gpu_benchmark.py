@@ -95,9 +95,8 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     assert found["parts"]["repeat"]["networks"]["mobilenet_v2"]["bit equal"] is True
     assert found["parts"]["tests"]["tests"]["passed"] > 0
     for name in ("statistics", "throughout"):
-        assert (
-            found["parts"]["ranks"][name]["largest difference, points"] <= 10.0
-        )  # one of ten images
+        # One of ten images.
+        assert found["parts"]["ranks"][name]["largest difference, points"] <= 10.0
     logits = list(entries(found["parts"]["validation"], "off"))
     assert len(logits) == 3
     assert max(logits) < 1e-2

@@ -91,7 +91,7 @@ def code_of(page: str) -> str:
 
 
 def deep(code: str) -> set[str]:
-    """What of pruneopt is not imported from a front, as ``module:name``."""
+    """Return imports of pruneopt that are not from a front, as ``module:name``."""
     return {
         f"{module}:{name}"
         for module, name in imports(code)

@@ -1,4 +1,4 @@
-"""What random networks have found wrong, each as the smallest module that shows it."""
+"""Faults that random networks have found, each as the smallest module that shows it."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def test_a_spectral_norm_over_removed_channels_is_noted(
     """The proof counted its product with u as one that consumes channels, and saw no change of the
     kept ones."""
     model = Net(lambda s, x: s.b(s.a(x)), a=wrap(nn.Linear(4, 8)), b=nn.Linear(8, 3))
-    coupling = survive(
-        model, torch.randn(2, 4), training=False
-    )  # in training a step of the power iteration is made
+    # In training a step of the power iteration is made.
+    coupling = survive(model, torch.randn(2, 4), training=False)
     assert any(note.groups for note in coupling.notes)
 
 

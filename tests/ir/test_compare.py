@@ -1,4 +1,4 @@
-"""What counts as the same result."""
+"""Two results count as the same, or the difference is named."""
 
 from __future__ import annotations
 

@@ -351,9 +351,8 @@ def test_edits_keep_uses_right(edits: list[Edit]) -> None:
     for edit in edits:
         graph = apply(graph, edit)
     if not graph.params.get("bias") or not graph.params["bias"].users:
-        graph.params.pop(
-            "bias", None
-        )  # replacing what reads it leaves it unread until dead code is erased
+        # Replacing what reads it leaves it unread until dead code is erased.
+        graph.params.pop("bias", None)
     verify_graph(graph)
 
 

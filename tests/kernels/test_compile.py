@@ -1,4 +1,4 @@
-"""What the compiler makes of the shipped configurations, for GPUs that need not be there.
+"""Shipped configurations as the compiler builds them, for GPUs that need not be there.
 
 Nothing fails when a kernel spills registers, loses its 16-byte copies or wants more shared memory
 than there is: it is slow, or stops at its first launch. So the numbers are checked here, in a
@@ -53,13 +53,13 @@ def run(*arguments: str, cache: Path) -> str:
 
 
 def compiled(which: str, architectures: tuple[int, ...], cache: Path) -> list[dict[str, Any]]:
-    """What the compiler made of each configuration."""
+    """Return the report of the compiler on each configuration."""
     lines = run(which, ",".join(map(str, architectures)), cache=cache).splitlines()
     return [json.loads(line) for line in lines]
 
 
 def faults(made: dict[str, Any], golden: dict[str, Any]) -> list[str]:
-    """What is wrong with one build."""
+    """Return the faults of one build."""
     name, architecture = made["name"], made["architecture"]
     found = []
     if made["spills"]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pruneopt.kernels.launch import Launch
+
 pytest.importorskip("triton")
 
 from pruneopt.errors import UserError
@@ -36,19 +38,20 @@ def segments(**changes: int) -> Segments:
     return Segments([Segment(**{"n_in": 20, "n_out": 20, "images": 2} | changes)], "meta")
 
 
-def launch(**changes: object) -> None:
-    """A convolution that is right but for the changes."""
+def launch(**changes: object) -> Launch:
+    """Return a convolution that is right but for the changes."""
     arguments = {
         "x": meta(2, 4, 4, 32),
         "weight": meta(9, 32, 32),
         "y": meta(2, 4, 4, 32),
         "segments": segments(),
     }
-    conv_launch(**arguments | {"window": SAME, "tile": TILE} | changes)  # type: ignore[arg-type]
+    return conv_launch(**arguments | {"window": SAME, "tile": TILE} | changes)  # type: ignore[arg-type]
 
 
 def test_what_is_right_is_accepted() -> None:
-    launch()
+    """Its 32 pixels and 20 channels are one tile of 32 by 32."""
+    assert launch().grid == (1, 1, 1)
 
 
 table = Affine(meta(32), meta(32))
@@ -224,7 +227,7 @@ def test_without_a_gpu() -> None:
 
 
 def test_without_triton() -> None:
-    """Where Triton is missing, only what needs it fails, and says so; nothing else loads it."""
+    """Without Triton only what needs it fails, and says so; nothing else loads it."""
     code = """
 import sys
 import torch

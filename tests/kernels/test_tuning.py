@@ -64,9 +64,8 @@ def test_what_shares_a_tile() -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for precision in ("ieee", "tf32")
     }
-    assert len(names) == 2 * (
-        2 + 2 * 3
-    )  # precision says nothing of half precision and of depthwise convolutions
+    # Precision says nothing of half precision and of depthwise convolutions.
+    assert len(names) == 2 * (2 + 2 * 3)
 
 
 def test_the_fastest_tile_is_taken() -> None:

@@ -126,9 +126,8 @@ def test_cifar_python_batches(
     names = {kind.meta["key"]: [str(i) for i in range(classes)]}
     (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names))
     with pytest.raises(UserError, match="holds no complete cifar-10"):
-        load_data(
-            f"{name}:{tmp_path}", input_shape=CIFAR
-        )  # the checksums are not the published ones
+        # The checksums are not the published ones.
+        load_data(f"{name}:{tmp_path}", input_shape=CIFAR)
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     workload = load_data(f"{name}:{folder}", input_shape=CIFAR)
     assert (workload.num_classes, len(workload.test)) == (classes, 400)

@@ -19,7 +19,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """What is convolved. `candidates` are (n_in, n_out, images of each batch)."""
+    """A convolution of candidates. `candidates` are (n_in, n_out, images of each batch)."""
 
     name: str
     window: Window

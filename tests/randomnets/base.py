@@ -1,4 +1,5 @@
-"""What the families of operators share: chance, shapes, steps, and the table of operators."""
+"""Things that the families of operators share: chance, shapes, steps, and the table of
+operators."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3
 
 
 class Dice(Protocol):
-    """Where chance comes from: hypothesis, which can shrink what it drew, or a seed, which anyone
+    """A source of chance: hypothesis, which can shrink what it drew, or a seed, which anyone
     can repeat."""
 
     def whole(self, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""What must hold for every network: captured, coupled, cut at random, proved, and equal however it
+"""Every network must be captured, coupled, cut at random, proved, and equal however it
 is run."""
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def check_text(coupling: Coupling, plan: dict[str, np.ndarray]) -> None:
 
 
 def check_twice(graph: Graph, coupling: Coupling, seed: int, inputs: Sequence[Tensor]) -> None:
-    """What was pruned and generated can be captured and pruned again."""
+    """Capture and prune again what was pruned and generated."""
     with stage("capture again"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruned = slice_graph(graph, coupling, make_plan(coupling, "random", seed))

@@ -39,7 +39,7 @@ VOCABULARY = 11
 
 @dataclass
 class Plan:
-    """What a network consists of, so that steps can be left out when a failure is made smaller."""
+    """The steps of a network, so that steps can be left out when a failure is made smaller."""
 
     inputs: tuple[str, ...]
     shapes: tuple[Shape, ...]

@@ -42,9 +42,8 @@ def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
     noted = {name for note in coupling.notes for name in note.groups}
     if noted & set(removed) or any(step.made.product for step in model.plan.steps):
         return None
-    gone = np.zeros(
-        len(coupling.unit_group) + 1, dtype=bool
-    )  # the last is the unit -1 of no channel
+    # The last is the unit -1 of no channel.
+    gone = np.zeros(len(coupling.unit_group) + 1, dtype=bool)
     for group in coupling.groups:
         keep = np.asarray(plan.get(group.name, np.arange(group.width)))
         gone[np.delete(group.units, keep)] = True
@@ -64,8 +63,8 @@ def zeroed(model: Network, coupling: Coupling, plan: Plan) -> Network | None:
 
 
 def _undivided(module: nn.Module) -> None:
-    """Where a whole direction of a weight norm became zero, its length is zero instead: 0 / 0 would
-    spread."""
+    """Give a direction of a weight norm that became zero as a whole the length zero instead: 0 / 0
+    would spread."""
     for name, direction in module.named_parameters(recurse=False):
         if name.endswith(DIRECTIONS):
             length = module.get_parameter(
@@ -78,9 +77,9 @@ def _undivided(module: nn.Module) -> None:
 
 
 def _may_be_zero(name: str, tensor: Tensor, axes: tuple[int, ...]) -> bool:
-    """Whether the removed elements of a parameter may be zero: those that are read must, those that
-    make channels may (nobody reads these), but vectors (a scale before a norm) and directions of a
-    weight norm (0 / 0) are left alone.
+    """Return whether the removed elements of a parameter may be zero: those that are read must,
+    those that make channels may (nobody reads these), but vectors (a scale before a norm) and
+    directions of a weight norm (0 / 0) are left alone.
     """
     return tensor.dim() > 1 and (axes[-1] == 1 or not name.endswith(DIRECTIONS))
 

@@ -95,7 +95,7 @@ def per_place(dice: Dice, shape: Shape) -> Made:
 
 @unary(*KINDS)
 def statistic(dice: Dice, shape: Shape) -> Made:
-    """What one statistic over channels does to all of them."""
+    """Apply one statistic over channels to all of them."""
     axis, name = (
         shape.axis,
         dice.pick(["gate", "mean", "max", "sum", "std", "logsumexp", "cumsum", "first"]),

@@ -1,5 +1,5 @@
-"""What networks seldom do: Fourier mixing, chosen tokens, sampling by a grid, coordinates, detached
-branches, ..."""
+"""Things that networks seldom do: Fourier mixing, chosen tokens, sampling by a grid, coordinates,
+detached branches, ..."""
 
 from __future__ import annotations
 

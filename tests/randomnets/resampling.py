@@ -114,7 +114,7 @@ def _depth_to_space(x: Tensor) -> Tensor:
 
 @unary(*SPATIAL)
 def places(dice: Dice, shape: Shape) -> Made:
-    """What moves places and leaves channels."""
+    """Move places and leave channels."""
     axis = dice.whole(2, shape.rank - 1)
     size = shape.size[axis - 2]
     name = dice.pick(["flip", "roll", "swap", "softmax", "cumsum", "shift", "sort"])

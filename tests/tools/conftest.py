@@ -34,7 +34,7 @@ input_shape = (1, 1, 8, 8)
 
 
 class Done(NamedTuple):
-    """What a command did."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What capture makes of the usual building blocks, as text. Run with --snapshot-update, and review
+"""Usual building blocks as captured, in text. Run with --snapshot-update, and review
 the diff."""
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What onnxruntime makes of exported files: no batch norm is left to compute, and nothing that
+"""Exported files as onnxruntime loads them: no batch norm is left to compute, and nothing that
 could be folded."""
 
 from collections import Counter
@@ -72,7 +72,7 @@ def lively(module: nn.Module) -> nn.Module:
 
 
 def written(module: nn.Module, x: Tensor, path: Path) -> tuple[nn.Module, Path]:
-    """What compile delivers of a network: its generated module, and that as ONNX."""
+    """Return a network as compile delivers it: its generated module, and that as ONNX."""
     graph = capture(module, (x,))
     made = build_module(graph, graph.weights)
     export_onnx(made, x, path)

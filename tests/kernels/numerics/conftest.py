@@ -1,5 +1,5 @@
-"""Where the kernels run: on a GPU, or on the CPU in Triton's interpreter when this process was
-started for that.
+"""The device on which the kernels run: on a GPU, or on the CPU in Triton's interpreter when this
+process was started for that.
 
 `tests/kernels/test_interpreter.py` starts such a process. On a machine with a GPU: `pytest -m gpu
 tests/kernels`.

@@ -58,7 +58,7 @@ def batches(*counts: int) -> list[Tensor]:
 def statistics(
     graph: Graph, given: list[Tensor], averaging: Averaging = MEAN, into: Statistics | None = None
 ) -> dict[str, Tensor]:
-    """Those of a single network, by the kernels' reference."""
+    """Return the statistics of a single network, by the kernels' reference."""
     so_far = None if into is None else [into]
     (found,) = fused(graph, averaging).statistics([graph], [graph.weights], given, so_far)
     return found

@@ -61,7 +61,8 @@ def norms(net: Net) -> list[Any]:
 
 
 def trained(net: Net, data: list[Tensor], momentum: float | None, reset: bool) -> dict[str, Tensor]:
-    """What PyTorch's own modules hold after the batches, batch norms alone in training mode."""
+    """Return the statistics of PyTorch's own modules after the batches, batch norms alone in
+    training mode."""
     net.eval()
     for norm in norms(net):
         norm.train()

@@ -324,7 +324,7 @@ def test_the_masked_original_keeps_its_size(make_plan: Plans) -> None:
 
 
 def test_producers_are_not_zeroed(make_plan: Plans) -> None:
-    """What a removed channel makes (sigmoid of zero is not zero) must not reach its consumers;
+    """The values of a removed channel (sigmoid of zero is not zero) must not reach its consumers;
     producers stay."""
     graph, coupling, plan, pruned = prepared(Net(), IMAGE, make_plan)
     first = next(MaskedOriginal(graph, coupling, plan, pruned).steps(graph.weights, IMAGE))

@@ -1,4 +1,4 @@
-"""What a search keeps: statistics and scores of candidates as each gives them by itself, lowered
+"""A search keeps statistics and scores of candidates as each gives them by itself, lowered
 once."""
 
 from __future__ import annotations

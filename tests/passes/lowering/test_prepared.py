@@ -1,5 +1,5 @@
-"""What is made once serves every candidate: laid out for the widest, its launches recorded once and
-started for others.
+"""A program made once serves every candidate: laid out for the widest, its launches recorded once
+and started for others.
 
 Results are compared with those of a run of each candidate by itself, in float64 on the plain
 PyTorch of the kernels, which reads its segments from the tables on the device, as kernels do.
@@ -318,9 +318,8 @@ def test_starting_recorded_launches_allocates_nothing_and_waits_for_nothing() ->
     ]
     assert copies.count(table) == 1  # one copy for all tables
     assert isinstance(program.layout.input, Activation)
-    assert (
-        program.layout.input.buffer.data_ptr() not in placing.places
-    )  # the batches lie there already
+    # The batches lie there already.
+    assert program.layout.input.buffer.data_ptr() not in placing.places
 
 
 def test_what_cannot_be_recorded_runs_by_itself() -> None:
@@ -410,7 +409,6 @@ def test_memory_of_an_image() -> None:
     each = image_bytes(lower_statistics(graph).graph, EXACT)
     # Partial statistics are for tiles of 128 rows: one image has a whole one, here mostly empty.
     assert 0.7 * 16 * each < prepared.launches.bytes == program.layout.memory.bytes <= 16 * each
-    largest = (
-        2 * 5 * 5 * 48 + 9 * 9 * 16
-    )  # what the depthwise convolution reads and writes, and the input
+    # What the depthwise convolution reads and writes, and the input.
+    largest = 2 * 5 * 5 * 48 + 9 * 9 * 16
     assert each >= 8 * largest

@@ -101,9 +101,8 @@ def test_a_sum_is_written_once_for_several_readers() -> None:
         for op in lowered.graph.ops
         if op.base == "pruneopt.conv_statistics" and op.results[3].users
     ]
-    assert (
-        len(writers) == 14
-    )  # of 16 blocks; the first reads what was pooled, and the last sum is read by nobody
+    # Of 16 blocks; the first reads what was pooled, and the last sum is read by nobody.
+    assert len(writers) == 14
     assert "pruneopt.add_act" in roles(lowered)  # for the max pooling behind the stem
 
 

@@ -84,7 +84,7 @@ def expected() -> Entries:
 
 
 def replay(model: nn.Module, entries: Entries) -> nn.Module:
-    """What pns does with a result list (3.1.4), on modules."""
+    """Do as pns does with a result list (3.1.4), on modules."""
     info = {entry["name"]: entry for entry in entries}
     for name, module in model.named_modules():
         if name not in info:

@@ -68,7 +68,7 @@ TaskOf = Callable[[State], Task]
 
 @pytest.fixture
 def task_of(smallest: Callable[[Mapping[str, int]], Any]) -> TaskOf:
-    """What a pass asks of its regulariser: two filters of a and three of b go."""
+    """Return the task of a regulariser: two filters of a and three of b go."""
 
     def make(state: State) -> Task:
         def decide(weights: Mapping[str, Tensor]) -> Decision:

@@ -136,8 +136,8 @@ def test_rounds_remove_more_and_bring_nothing_back(graph: Graph, digits: Workloa
 
 
 def test_a_later_round_trains_the_cut_network(graph: Graph, digits: Workload) -> None:
-    """What is held at zero computes what is cut: one step of training gives the kept weights the
-    same values."""
+    """Channels held at zero compute as if they were cut: one step of training gives the kept
+    weights the same values."""
     coupling = couple(graph)
     plan = {g.name: np.arange(g.width)[:: 2 if g.step == 1 else 1] for g in coupling.free}
     masks = unit_masks(coupling, plan)
@@ -243,9 +243,8 @@ def test_networks_with_some_batch_norms(digits: Workload) -> None:
         "conv2": "kept",
         "conv3": "kept",
     }
-    assert (
-        len(result.plan["conv1"]) == 12 - 7
-    )  # int(12 * 0.5) = 6: seven are not greater than the one at place 6
+    # Half of 12 is 6: seven are not greater than the one at place 6.
+    assert len(result.plan["conv1"]) == 12 - 7
 
 
 def test_every_regulariser_works(graph: Graph, digits: Workload) -> None:

@@ -281,6 +281,5 @@ def test_a_gpu_repairs_alike(cut_state: CutState, method: Any) -> None:
         Repair(method=method).run(state)
         assert {tensor.device.type for tensor in state.graph.weights.values()} == {"cpu"}
         found.append(build_module(state.graph, state.graph.weights)(images()))
-    torch.testing.assert_close(
-        found[1], found[0], rtol=1e-2, atol=1e-2
-    )  # convolutions on a GPU round more
+    # Convolutions on a GPU round more.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)

@@ -278,8 +278,9 @@ def test_other_weights_or_data_are_another_search(
 
 def test_the_budget_may_be_given_to_the_pass_or_to_the_run(search: Run, tmp_path: Path) -> None:
     options: dict[str, Any] = {"candidates": 1, "finetune_epochs": 0}
-    search(tmp_path, **options)
-    search(tmp_path, budgets=(), budget=("50%FLOPs",), **options)
+    _, one = search(tmp_path, **options)
+    _, other = search(tmp_path, budgets=(), budget=("50%FLOPs",), **options)
+    assert essence(one) == essence(other)
 
 
 KILLED = """

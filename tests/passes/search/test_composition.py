@@ -50,7 +50,7 @@ def run(text: str, graph: Graph, workload: Workload, **options: Any) -> Result:
 
 
 def checked(result: Result, workload: Workload, name: str = "abn") -> Outcome:
-    """What a search gave, after the things that hold whatever it was made of."""
+    """Return what a search gave, after checking the things that hold whatever it was made of."""
     outcome = result.records[name]
     assert isinstance(outcome, Outcome)
     assert outcome.winner.fitness == max(item.fitness for item in outcome.candidates)

@@ -1,4 +1,4 @@
-"""What sessions compute and how they are set up, against the module itself in double precision."""
+"""Sessions compute and are set up as they should, against the module itself in double precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

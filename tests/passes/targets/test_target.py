@@ -23,7 +23,7 @@ no_driver = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machin
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What a machine was found to offer is asked for anew."""
+    """Forget what a machine was found to offer."""
     provider_trouble.cache_clear()
     yield
     provider_trouble.cache_clear()

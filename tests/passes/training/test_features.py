@@ -1,4 +1,4 @@
-"""What a recipe can ask for beside plain SGD, each against a loop or a formula written out here."""
+"""Options of a recipe beside plain SGD, each against a loop or a formula written out here."""
 
 import copy
 from collections.abc import Callable

@@ -84,7 +84,7 @@ def normed() -> dict[str, Any]:
 
 
 def main(folder: Path, what: str) -> None:
-    """What each process of the tests does."""
+    """Train in one of the processes of a test."""
     loop.CHECK_EVERY = 3
     rank = Processes.here().rank
     if what == "both":

@@ -44,7 +44,7 @@ class Hooked(nn.Module):
 
 
 def replaced() -> list[Any]:
-    """What stands where a capture replaces something."""
+    """Return the attributes that a capture replaces, as they are now."""
     return [
         *(vars(owner)[name] for owner, name in PATCHED),
         torch.compiler._is_compiling_flag,
@@ -58,7 +58,7 @@ PLAIN = replaced()
 
 
 def run_a_network() -> list[Any]:
-    """What a thread sees that has nothing to do with captures."""
+    """Run a network in a thread that has nothing to do with captures."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     weight, bias = network.parameters()
     with torch.no_grad():

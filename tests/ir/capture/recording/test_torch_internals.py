@@ -1,4 +1,5 @@
-"""What the recorder needs of torch is listed in one place; where it is missing, capture exports."""
+"""The internals of torch that the recorder needs are listed in one place; where it is missing,
+capture exports."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def random_widths(cost: CostModel, rng: np.random.Generator, count: int) -> np.n
 
 
 def counted_macs(graph: Graph) -> int:
-    """What PyTorch's counter says about a run at batch 1 (it counts two FLOPs for a MAC)."""
+    """Return the count of PyTorch for a run at batch 1 (it counts two FLOPs for a MAC)."""
     weights = {name: tensor.to("meta") for name, tensor in graph.weights.items()}
     inputs = [torch.empty(value.type.shape(1), device="meta") for value in graph.inputs]
     with FlopCounterMode(display=False) as counter:
@@ -475,8 +475,8 @@ def bytes_of(value: Value) -> int:
 
 
 def observed_peak(graph: Graph) -> int:
-    """What a run really holds at the end of every op: the distinct storages of all tensors still to
-    be read."""
+    """Return the bytes that a run holds at the end of every op: the distinct storages of all
+    tensors still to be read."""
     last: dict[Value, int] = {}
     for number, op in enumerate(graph.ops):
         last |= dict.fromkeys((*op.inputs, *op.results), number)

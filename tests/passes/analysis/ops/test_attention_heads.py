@@ -60,9 +60,8 @@ class Attention(nn.Module):
         v = self.v(x).view(b, n, self.groups, -1).transpose(1, 2)
         if "norm" in self.options:
             q, k = self.q_norm(q), self.k_norm(k)
-        if (
-            "prefix" in self.options
-        ):  # none of the tokens before the first is rotated: timm's way without a class token
+        # None of the tokens before the first is rotated: timm's way without a class token.
+        if "prefix" in self.options:
             q = torch.cat([q[:, :, :0], 2 * q[:, :, 0:]], 2)
         if "rotary" in self.options:
             q, k = rotated(q, self.cos, self.sin), rotated(k, self.cos, self.sin)

@@ -57,7 +57,7 @@ def learned_state(s: Any, x: torch.Tensor) -> Any:
 
 
 def last_states(s: Any, x: torch.Tensor) -> Any:
-    """What a classifier reads: the last states of both directions."""
+    """Return what a classifier reads: the last states of both directions."""
     _, (h, c) = s.m(s.a(x))
     return s.out(torch.cat([h[-2], h[-1]], 1)) + s.other(c.transpose(0, 1).flatten(1))
 
@@ -227,6 +227,7 @@ def test_every_layer_and_direction_keeps_as_many() -> None:
     plan = {"m": np.array([0, 1, 5, 6, 8, 11, 12, 13])}
     pruned = slice_graph(graph, coupling, plan)
     assert pruned.params["m.weight_ih_l1_reverse"].type.shape() == (8, 4)
+    # Units 8 and 11 are channels 0 and 3 of the second layer: of every gate.
     rows = [
         0,
         3,
@@ -236,7 +237,7 @@ def test_every_layer_and_direction_keeps_as_many() -> None:
         11,
         12,
         15,
-    ]  # units 8 and 11 are channels 0 and 3 of the second layer: of every gate
+    ]
     torch.testing.assert_close(
         pruned.weights["m.weight_hh_l1"],
         graph.weights["m.weight_hh_l1"][rows][:, [0, 3]],

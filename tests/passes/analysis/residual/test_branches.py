@@ -290,9 +290,8 @@ def test_a_wrong_graph_is_refused() -> None:
         prove_dropped(graph, [first], graph)
     with pytest.raises(VerificationError):
         prove_dropped(graph, [], drop_branches(graph, [first]))
-    wrong = Branch(
-        first.name, first.add, 1 - first.place, first.ops
-    )  # the skip goes, the branch stays
+    # The skip goes, the branch stays.
+    wrong = Branch(first.name, first.add, 1 - first.place, first.ops)
     with pytest.raises(VerificationError, match="differs by"):
         prove_dropped(graph, [first], drop_branches(graph, [wrong]))
 

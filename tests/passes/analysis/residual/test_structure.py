@@ -96,7 +96,7 @@ def test_what_is_only_for_a_branch_reaches_no_output_but_through_it(flow: Flow) 
 
 
 def leads_only_to(graph: Graph, op: Op, branch: Value, outputs: set[Value]) -> bool:
-    """Whether all ways from an op to an output pass through a value, and there is one."""
+    """Return whether all ways from an op to an output pass through a value, and there is one."""
     start = set(op.results)
     others = reached(graph, start, branch)
     return not others & outputs and branch in reached(graph, start, None)

@@ -52,7 +52,7 @@ def genes_of(proposal: Proposal) -> Key:
 
 
 def run(asker: Asker, fitness: Fitness, count: int | None = None) -> list[Key]:
-    """What was asked, in order, until the search ends or ``count`` were answered."""
+    """Return what was asked, in order, until the search ends or ``count`` were answered."""
     asked: list[Key] = []
     while len(asked) != count and (proposal := asker.ask()) is not None:
         asked.append(genes_of(proposal))
@@ -536,9 +536,8 @@ def test_an_exhausted_space_ends_the_search(chain: Chain) -> None:
             seen.append(tuple(proposal.widths.tolist()))
             asker.tell(proposal, float(sum(seen[-1])))
             if reject:
-                asker.options = Evolution(
-                    population=5, iterations=50, parents=3
-                )  # rejecting 100,000 takes a while
+                # Rejecting 100,000 takes a while.
+                asker.options = Evolution(population=5, iterations=50, parents=3)
         assert len(seen) == len(inside)
         assert set(seen) == inside
         assert asker.ask() is None

@@ -1,4 +1,4 @@
-"""What is proposed: the baselines first, then children, nothing twice, nothing outside, and better
+"""Explorers propose the baselines first, then children, nothing twice, nothing outside, and better
 than chance."""
 
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""What a search may propose: exact widths, constraints of groups, budgets and windows, and vectors
-moved into them."""
+"""The proposals that a search may make: exact widths, constraints of groups, budgets and windows,
+and vectors moved into them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def space_of(state: State, *budgets: str, **options: Any) -> Space:
 
 
 def shares(space: Space, widths: np.ndarray) -> list[float]:
-    """What a structure `[G]` uses of every budget, the largest allowed use being 1."""
+    """Return the share of every budget that a structure `[G]` uses, the largest allowed use being
+    1."""
     return [float(space.cost.measure(b.unit, widths)) / b.limit(space.cost) for b in space.budgets]
 
 
