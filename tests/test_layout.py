@@ -4,6 +4,7 @@ import os
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 import pruneopt
@@ -47,3 +48,56 @@ def test_link_points_at_its_folder(folder: str) -> None:
 
 def test_the_version_is_written_once() -> None:
     assert CONFIG["project"]["version"] == pruneopt.__version__
+
+
+# Layers (import-linter checks the imports)
+
+
+def documented_layers() -> dict[str, list[list[str]]]:
+    """Return the layers that docs/architecture.md lists: package -> its lines, each the names of a
+    layer."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.split("## Folder rules")[1].split("```")[1]
+    found: dict[str, list[list[str]]] = {}
+    for line in filter(None, block.splitlines()):
+        package, layer = line[:20].strip(), line[20:]
+        if line.startswith("pruneopt"):
+            package, _, layer = line.partition(" ")
+            found[package] = []
+        if layer.strip():
+            found[list(found)[-1]].append(names(layer))
+    return found
+
+
+def names(layer: str) -> list[str]:
+    return sorted(name.strip() for name in layer.split("|"))
+
+
+def test_the_page_lists_the_layers_that_are_checked() -> None:
+    checked = {
+        contract["containers"][0]: [names(layer) for layer in contract["layers"]]
+        for contract in CONFIG["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    }
+    assert documented_layers() == checked
+
+
+def test_no_circle_between_folders() -> None:
+    """A folder's own files count as one: those that its subfolders use lie in none above them."""
+    graph = grimp.build_graph("pruneopt", cache_dir=None)
+    folders = {module for module in graph.modules if graph.find_children(module)}
+    uses: dict[str, set[str]] = {folder: set() for folder in folders}
+    for module in graph.modules:
+        for other in graph.find_modules_directly_imported_by(module):
+            uses[folder_of(module, folders)].add(folder_of(other, folders))
+    # The front names everything and is imported for its errors; graphs lie beside what prints them.
+    for folder in ("pruneopt", *(f for f in folders if f.startswith("pruneopt.ir"))):
+        uses.pop(folder)
+    while leaves := [f for f, used in uses.items() if not (used - {f}) & uses.keys()]:
+        for leaf in leaves:
+            del uses[leaf]
+    assert not uses, "these folders use each other in a circle, or what is in one"
+
+
+def folder_of(module: str, folders: set[str]) -> str:
+    return module if module in folders else module.rpartition(".")[0]

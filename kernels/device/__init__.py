@@ -1,0 +1,1 @@
+"""The code that runs on the GPU, in Triton."""

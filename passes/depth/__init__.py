@@ -1,0 +1,1 @@
+"""Whole residual branches: ranked, dropped, and the proof of what is left."""

@@ -1,0 +1,1 @@
+"""Scores of many plans of one network: fresh batch-norm statistics, images, races, backends."""

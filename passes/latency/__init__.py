@@ -1,0 +1,1 @@
+"""Times of pruned networks on a target: measured op by op, learned by region, and delivered."""

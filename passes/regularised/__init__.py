@@ -1,0 +1,1 @@
+"""Training under a penalty that drives channels or weights to zero: Network Slimming, GReg."""

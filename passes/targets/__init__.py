@@ -1,0 +1,1 @@
+"""Runtimes on devices: a target loads a network as a session, which is timed."""

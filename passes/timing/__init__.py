@@ -1,0 +1,1 @@
+"""Clocks, sessions timed in turns, and intervals for the times."""
