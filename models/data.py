@@ -82,7 +82,7 @@ class _Options:
 def load_data(
     spec: str, *, input_shape: tuple[int, ...], seed: int = 0, relative_to: Path | None = None
 ) -> Workload:
-    """The data set `spec` names, cut into splits and made to fit a network.
+    """Return the data set `spec` names, cut into splits and made to fit a network.
 
     Args:
         spec: see the module's text.
@@ -169,7 +169,7 @@ def _workload(
 def _preparation(
     name: str, source: _Source, input_shape: tuple[int, ...], options: _Options
 ) -> Preprocess | None:
-    """How stored samples become inputs; None if they are fed as they are."""
+    """Return the function that makes inputs of stored samples; None if they are fed as they are."""
     inputs = source.train.inputs
     images = isinstance(inputs, list) or inputs.ndim == 4
     if images and len(input_shape) == 4:
@@ -241,7 +241,7 @@ def _batches(dataset: Any) -> _Samples:
 
 
 def _sheets(folder: Path, part: str) -> _Samples:
-    """Sheets of 25 rows of 40 images of 32x32, row by row, and `PART_labels.npy` (uint8)."""
+    """Return sheets of 25 rows of 40 images of 32x32, row by row, and `PART_labels.npy` (uint8)."""
     files = sorted(folder.glob(f"{part}_*.webp"))
     try:
         images = np.concatenate([_sheet(file) for file in files])

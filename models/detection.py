@@ -25,7 +25,7 @@ MASK_SIZE, BOX_SIZE = 14, 7
 
 
 def raw_outputs(module: nn.Module) -> tuple[Tensor, ...] | None:
-    """Make a detector return its raw outputs, in place; returns example inputs, or None for another
+    """Make a detector return its raw outputs, in place; return example inputs, or None for another
     network.
 
     RetinaNet, FCOS and SSD take images [N, 3, H, W] and return what their head returns. The R-CNNs
@@ -50,7 +50,8 @@ def raw_outputs(module: nn.Module) -> tuple[Tensor, ...] | None:
 
 
 def _image_size(module: nn.Module) -> tuple[int, int]:
-    """What the detector scales images to, (height, width); `MIN_SIZE` where it takes any."""
+    """Return the size that the detector scales images to, (height, width); `MIN_SIZE` where it
+    takes any."""
     fixed = getattr(getattr(module, "transform", None), "fixed_size", None)
     return (fixed[1], fixed[0]) if fixed else (MIN_SIZE, MIN_SIZE)
 
@@ -65,7 +66,8 @@ def _dense(module: Any, images: Tensor) -> Any:
 
 
 def _second_heads(module: Any) -> list[tuple[str, Any, Any]]:
-    """Name, head and predictor of what an R-CNN runs on cut-out features beside its boxes."""
+    """Return name, head and predictor of each part that an R-CNN runs on cut-out features beside
+    its boxes."""
     heads = module.roi_heads
     names = ("mask", "keypoint")
     kinds = [

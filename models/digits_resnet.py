@@ -57,7 +57,7 @@ class DigitsResNet(nn.Module):
 
 
 def digits_resnet(*, num_classes: int = 10, width: float = 1.0) -> DigitsResNet:
-    """The demo's network: about 175,000 parameters at width 1.0."""
+    """Create the demo's network: about 175,000 parameters at width 1.0."""
     widths = (int(16 * width), int(32 * width), int(64 * width))
     if widths[0] < 1:
         raise UserError(

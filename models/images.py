@@ -61,16 +61,16 @@ class Preprocess:
             )
 
     def __call__(self, stored: Tensor, augment: bool, generator: torch.Generator) -> Tensor:
-        """Stored images `[n, C0, H0, W0]`, uint8 (or floats already in 0..1), to inputs `[n, C, H,
-        W]`."""
+        """Turn stored images `[n, C0, H0, W0]`, uint8 (or floats already in 0..1), into inputs `[n,
+        C, H, W]`."""
         images = _resized(_with_channels(stored, self.shape[0]), self.shape[1:])
         if augment:
             images = self.augmented(images, generator)
         return self.normalised(images)
 
     def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Each image shifted, mirrored or cropped on its own; random numbers come from `generator`
-        (on the CPU)."""
+        """Shift, mirror or crop each image on its own; random numbers come from `generator` (on the
+        CPU)."""
         if self.augment == "none":
             return images
         if self.augment == "crop-flip":
@@ -83,7 +83,7 @@ class Preprocess:
         return _mirrored(images, generator) if self.augment == "shift-flip" else images
 
     def normalised(self, images: Tensor) -> Tensor:
-        """`(x - mean) / std` of pixels in 0..1; uint8 pixels are divided by 255 first."""
+        """Return `(x - mean) / std` of pixels in 0..1; uint8 pixels are divided by 255 first."""
         mean, std = (
             torch.tensor(v, device=images.device)[:, None, None]
             for v in NORMALISATIONS[self.normalise]
@@ -176,7 +176,7 @@ class ImageFileSplit(Split):
         return self._decoded[device]
 
     def _augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Decoded in threads, cropped here: the order of random numbers must not depend on the
+        """Decode in threads, and crop here: the order of random numbers must not depend on the
         threads."""
         if self._preprocess.augment == "crop-flip":
             images = self._decode(rows, self._whole)
@@ -190,7 +190,7 @@ class ImageFileSplit(Split):
             return list(pool.map(lambda row: form(self._files[row]), rows.tolist()))
 
     def _whole(self, file: Path) -> Tensor:
-        """The image as uint8 `[C, H0, W0]`."""
+        """Return the image as uint8 `[C, H0, W0]`."""
         try:
             with Image.open(file) as image:
                 pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))

@@ -65,8 +65,8 @@ class MobileNetV1(nn.Module):
 
 
 def mobilenet_v1(*, num_classes: int = 1000, width: float = 1.0) -> MobileNetV1:
-    """MobileNetV1: 568.74 M conv + linear MACs at width 1.0. Widths are `int(base * width)`, as in
-    MetaPruning."""
+    """Create MobileNetV1: 568.74 M conv + linear MACs at width 1.0; widths `int(base * width)` as
+    in MetaPruning."""
     widths = tuple(int(base * width) for base in BASE_WIDTHS)
     if min(widths) < 1:
         raise UserError(

@@ -75,7 +75,7 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2_1_4(*, num_classes: int = 1000, width: float = 1.0) -> MobileNetV2:
-    """MobileNetV2 1.4x: 568.24 M convolution MACs. `width` scales the 1.4x widths further
+    """Create MobileNetV2 1.4x: 568.24 M convolution MACs. `width` scales the 1.4x widths further
     (`int(base * width)`)."""
     stem = int(STEM * width)
     stages = tuple((int(out * width), repeat, stride) for out, repeat, stride in STAGES)

@@ -48,7 +48,7 @@ DataSource = str | Callable[[], object] | Workload
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file defines; None for what it leaves out. `factory` is what `module` came
+    """The definitions of a model file; None for what it leaves out. `factory` is what `module` came
     from."""
 
     path: Path
@@ -111,7 +111,7 @@ def _default_name(file: UserFile) -> str:
 
 
 def _own_names(file: UserFile) -> list[str]:
-    """The networks of a file, and the functions and classes it defines itself."""
+    """Return the networks of a file, and the functions and classes it defines itself."""
     own = file.module.__name__
     named = vars(file.module).items()
     return [

@@ -67,7 +67,7 @@ def _stage(inp: int, out: int, blocks: int) -> nn.Sequential:
 
 
 def repvgg_a0(*, num_classes: int = 1000, width: float = 1.0) -> RepVGG:
-    """RepVGG-A0, training form: 9.11 M parameters with 1000 classes."""
+    """Create RepVGG-A0, training form: 9.11 M parameters with 1000 classes."""
     widths = tuple(int(base * width) for base in WIDTHS)
     if min(widths) < 1:
         raise UserError(

@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
     def shortcut(self, x: torch.Tensor) -> torch.Tensor:
-        """Option A: every second pixel, and zero channels on both sides."""
+        """Return shortcut A: every second pixel, and zero channels on both sides."""
         if self.stride == 1 and self.extra == 0:
             return x
         before = self.extra // 2
@@ -84,15 +84,15 @@ def _resnet(depth: int, num_classes: int, width: float) -> ResNetCifar:
 
 
 def resnet20(*, num_classes: int = 10, width: float = 1.0) -> ResNetCifar:
-    """CIFAR ResNet-20: 269,722 parameters."""
+    """Create CIFAR ResNet-20: 269,722 parameters."""
     return _resnet(20, num_classes, width)
 
 
 def resnet32(*, num_classes: int = 10, width: float = 1.0) -> ResNetCifar:
-    """CIFAR ResNet-32: 464,154 parameters."""
+    """Create CIFAR ResNet-32: 464,154 parameters."""
     return _resnet(32, num_classes, width)
 
 
 def resnet56(*, num_classes: int = 10, width: float = 1.0) -> ResNetCifar:
-    """CIFAR ResNet-56: 853,018 parameters, 125.49 M MACs."""
+    """Create CIFAR ResNet-56: 853,018 parameters, 125.49 M MACs."""
     return _resnet(56, num_classes, width)

@@ -81,8 +81,8 @@ class LoadedModel:
     summary: str = ""
 
     def workload(self, data: str | None = None, *, seed: int = 0) -> Workload:
-        """The workload to score and train this network with, with the file's own loss, metric and
-        evaluate.
+        """Return the workload to score and train this network with, with the file's own loss,
+        metric and evaluate.
 
         Args:
             data: a data spec that takes the place of the file's; relative paths in it start at the
@@ -126,7 +126,7 @@ class LoadedModel:
 def load_model(
     spec: str, *, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
 ) -> LoadedModel:
-    """The network a spec names, checked and ready to be captured.
+    """Return the network a spec names, checked and ready to be captured.
 
     Args:
         spec: see the module's text.
@@ -226,8 +226,8 @@ def _from_torchvision(
 
 
 def _torchvision_example(name: str, module: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs of the size the published weights were made for, 16 frames for video, two frames for
-    optical flow."""
+    """Return inputs of the size the published weights were made for, 16 frames for video, two
+    frames for optical flow."""
     from torchvision import models
 
     recipe = models.get_model_weights(name).DEFAULT.transforms()

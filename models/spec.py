@@ -14,7 +14,7 @@ Scalar = bool | int | float | str
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
-    """`"cifar10:dir?limit=5&x=y"` -> `("cifar10:dir", {"limit": "5", "x": "y"})`.
+    """Split `"cifar10:dir?limit=5&x=y"` into `("cifar10:dir", {"limit": "5", "x": "y"})`.
 
     Raises:
         UserError: an option without `=`, without a name, or given twice.
@@ -35,7 +35,7 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def option_values(options: dict[str, str]) -> dict[str, Scalar]:
-    """The option texts as Python values: `true`/`false`, integers, decimals, else the text
+    """Return the option texts as Python values: `true`/`false`, integers, decimals, else the text
     itself."""
     return {key: _value(text) for key, text in options.items()}
 
@@ -52,7 +52,7 @@ def _value(text: str) -> Scalar:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"did you mean a or b?"` from the names closest to `word`, or the list of names when none is
+    """Return `"did you mean a or b?"` from the names closest to `word`, or all names when none is
     close."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
@@ -65,7 +65,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def checked_shape(what: str, shape: object) -> tuple[int, ...]:
-    """`shape` as a tuple of sizes above 0, or UserError about `what`."""
+    """Return `shape` as a tuple of sizes above 0; UserError about `what` for anything else."""
     if (
         not isinstance(shape, tuple | list)
         or not shape

@@ -78,6 +78,6 @@ data = "digits"
 
 
 def starting_file() -> str:
-    """The text of a model file that works as it is: a small convolutional network on scikit-learn's
-    digits."""
+    """Return the text of a model file that works as it is: a small convolutional network on
+    scikit-learn's digits."""
     return _TEXT

@@ -64,8 +64,8 @@ class UserFile:
         return module
 
     def run(self, doing: str, function: Callable[..., Any], *args: object) -> Any:
-        """`function(*args)` as this file's code; what it raises becomes a UserError with file and
-        line."""
+        """Call `function(*args)` as this file's code; what it raises becomes a UserError with file
+        and line."""
         try:
             with self._active():
                 return function(*args)
@@ -75,8 +75,8 @@ class UserFile:
             raise failure(error, self.folder, self.path, doing) from error
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, to be called from anywhere, with this file's imports in force; errors pass
-        unchanged."""
+        """Return `function`, to be called from anywhere, with this file's imports in force; errors
+        pass unchanged."""
 
         @functools.wraps(function)
         def call(*args: object, **options: object) -> Any:
@@ -86,7 +86,7 @@ class UserFile:
         return call
 
     def line_of(self, name: str) -> int | None:
-        """The line where a top-level name is first assigned or defined, for messages."""
+        """Return the line where a top-level name is first assigned or defined, for messages."""
         starts = (
             f"{name} =",
             f"{name}:",
@@ -101,7 +101,7 @@ class UserFile:
         return None
 
     def at(self, name: str) -> str:
-        """`"model.py line 12"` for a top-level name."""
+        """Return `"model.py line 12"` for a top-level name."""
         line = self.line_of(name)
         return f"{self.path.name} line {line}" if line else self.path.name
 
@@ -134,8 +134,8 @@ class UserFile:
             self._depth -= 1
 
     def _local_names(self) -> list[str]:
-        """The loaded modules whose top-level name is also that of a file or folder beside the
-        user's file."""
+        """Return the loaded modules whose top-level name is also that of a file or folder beside
+        the user's file."""
         beside = {
             entry.stem if entry.suffix == ".py" else entry.name for entry in self.folder.iterdir()
         }
@@ -143,13 +143,13 @@ class UserFile:
         return [name for name in sys.modules if name.partition(".")[0] in beside]
 
     def _owns(self, module: ModuleType, name: str) -> bool:
-        """Whether a loaded module's top-level package or file lies directly in the user's
+        """Return whether a loaded module's top-level package or file lies directly in the user's
         folder."""
         return _place(sys.modules.get(name.partition(".")[0], module)) == self.folder
 
     def _hides(self, name: str) -> bool:
-        """Whether a module loaded from elsewhere would stand in for the user's own file or folder
-        of that name.
+        """Return whether a module loaded from elsewhere would stand in for the user's own file or
+        folder of that name.
 
         Installed packages stay: a second copy of torch in one process would be worse than the name
         clash.
@@ -159,7 +159,7 @@ class UserFile:
 
 
 def _place(module: ModuleType) -> Path | None:
-    """The folder in which a top-level module's file or package lies."""
+    """Return the folder in which a top-level module's file or package lies."""
     file = getattr(module, "__file__", None)
     if isinstance(file, str):
         path = Path(file).resolve()
@@ -178,7 +178,7 @@ _INSTALLED = {
 
 
 def failure(error: BaseException, folder: Path, path: Path, doing: str) -> UserError:
-    """What user code raised, as one sentence with the last place in the user's own files."""
+    """Return an error of user code as one sentence with the last place in the user's own files."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
         return UserError(
             f"{Path(error.filename).name} line {error.lineno} is not valid Python: {error.msg}"

@@ -125,8 +125,8 @@ def _select(split: Split, indices: Indices) -> Split:
 
 
 def _labels(part: object) -> Indices | None:
-    """Class numbers where they can be had without decoding a sample: tensors, or torchvision's
-    `targets`."""
+    """Return class numbers where they can be had without decoding a sample: tensors, or
+    torchvision's `targets`."""
     if isinstance(part, DataLoader):
         part = part.dataset
     if isinstance(part, Subset):
@@ -141,8 +141,8 @@ def _labels(part: object) -> Indices | None:
 
 
 def _class_count(part: object) -> int | None:
-    """The length of torchvision's `classes`; labels alone only bound the number of classes from
-    below."""
+    """Return the length of torchvision's `classes`; labels alone only bound the number of classes
+    from below."""
     if isinstance(part, DataLoader | Subset):
         return _class_count(part.dataset)
     classes = getattr(part, "classes", None)

@@ -55,7 +55,7 @@ class VGGCifar(nn.Module):
 
 
 def vgg19_cifar(*, num_classes: int = 10, width: float = 1.0) -> VGGCifar:
-    """VGG-19 with batch norm for CIFAR: 20.04 M parameters with 10 classes."""
+    """Create VGG-19 with batch norm for CIFAR: 20.04 M parameters with 10 classes."""
     stages = tuple((int(out * width), repeat) for out, repeat in STAGES)
     if stages[0][0] < 1:
         raise UserError(f"width={width} leaves vgg19_cifar without channels: use at least {1 / 64}")

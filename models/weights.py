@@ -22,7 +22,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, `.pt`, `.pth` or `.th` file, by name, without wrapper
+    """Return the tensors of a `.safetensors`, `.pt`, `.pth` or `.th` file, by name, without wrapper
     prefixes.
 
     Raises:
@@ -128,8 +128,8 @@ def _difference(missing: list[str], unknown: list[str]) -> str:
 
 
 def refuse_bad_values(network: nn.Module | ExportedProgram, where: str) -> None:
-    """UserError naming the first parameter or buffer with NaN in it, or infinite weights or running
-    statistics.
+    """Raise a UserError that names the first parameter or buffer with NaN in it, or infinite
+    weights or running statistics.
 
     Infinite constants are let through: attention masks hold -inf by design.
     """

@@ -1,5 +1,4 @@
-"""What passes know about data: a `Workload` of four splits, a loss, a metric, and how to score a
-network.
+"""The view that passes have of data: a `Workload` of four splits, a loss, a metric, and a score.
 
 Splits
     `train`        what a network is trained on;
@@ -86,12 +85,12 @@ class Split(ABC):
     def fetch(
         self, positions: Tensor, *, augment: bool, generator: torch.Generator, device: Device
     ) -> tuple[Tensor, Tensor]:
-        """The samples at `positions` (int64 `[n]`, of this split) as `(inputs, targets)` on
+        """Return the samples at `positions` (int64 `[n]`, of this split) as `(inputs, targets)` on
         `device`."""
 
     @abstractmethod
     def select(self, positions: Tensor) -> Split:
-        """The split of only these samples, in this order, sharing storage."""
+        """Return the split of only these samples, in this order, sharing storage."""
 
     def batches(
         self,
@@ -102,7 +101,8 @@ class Split(ABC):
         device: Device = "cpu",
         drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `(inputs, targets)`; the same arguments give the same batches, bit for bit.
+        """Yield batches of `(inputs, targets)`; the same arguments give the same batches, bit for
+        bit.
 
         Args:
             batch_size: samples in a batch; the last one may be smaller unless `drop_last`.
@@ -126,7 +126,7 @@ class Split(ABC):
             yield self.fetch(positions, augment=augment, generator=generator, device=device)
 
     def head(self, count: int) -> Split:
-        """The first `count` samples (all of them if there are fewer)."""
+        """Return the first `count` samples (all of them if there are fewer)."""
         return self.select(torch.arange(min(count, len(self))))
 
 
@@ -232,7 +232,7 @@ def balanced_order(labels: Indices | None, count: int, seed: int) -> Indices:
 
 
 def _rank_in_class(classes: Indices) -> Indices:
-    """How many earlier samples have the same class, for each sample. Classes are numbered from 0
+    """Count the earlier samples of the same class, for each sample. Classes are numbered from 0
     without gaps."""
     totals = np.bincount(classes)
     ranks = np.empty_like(classes)
@@ -283,8 +283,8 @@ def cut(
 
 
 def logits_of(outputs: object) -> Tensor:
-    """The main tensor of what a network returned: itself, the first of a tuple, or `logits`/`out`
-    of a dictionary."""
+    """Return the main tensor of what a network returned: itself, the first of a tuple, or
+    `logits`/`out` of a dictionary."""
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, dict):
@@ -301,14 +301,14 @@ def logits_of(outputs: object) -> Tensor:
 
 
 def cross_entropy(outputs: object, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of `logits_of(outputs)` `[N, C, ...]` and class numbers `[N, ...]`; a
-    scalar."""
+    """Return mean cross-entropy of `logits_of(outputs)` `[N, C, ...]` and class numbers `[N, ...]`;
+    a scalar."""
     return F.cross_entropy(logits_of(outputs), targets, label_smoothing=label_smoothing)
 
 
 def top1(outputs: object, targets: Tensor) -> Tensor:
-    """1.0 where the largest logit is the target, per sample `[N]` (its mean over positions for
-    dense outputs)."""
+    """Return 1.0 where the largest logit is the target, per sample `[N]` (its mean over positions
+    for dense outputs)."""
     hits = (logits_of(outputs).argmax(1) == targets).float()
     return hits.flatten(1).mean(1) if hits.ndim > 1 else hits
 
@@ -333,8 +333,8 @@ def placed(module: nn.Module, device: Device) -> Iterator[None]:
 
 
 def set_mode(module: nn.Module, *, training: bool) -> None:
-    """`module.train(training)`; the modules of an exported program refuse it, their mode is in the
-    graph."""
+    """Call `module.train(training)`; the modules of an exported program refuse it, their mode is in
+    the graph."""
     try:
         module.train(training)
     except NotImplementedError:
@@ -368,7 +368,7 @@ class Workload:
     seed: int = 0
 
     def split(self, name: str) -> Split:
-        """The split called `name`; UserError for an unknown one."""
+        """Return the split called `name`; UserError for an unknown one."""
         if name not in ("train", "calibration", "subval", "test"):
             raise UserError(f"there is no split '{name}': use train, calibration, subval or test")
         return cast(Split, getattr(self, name))
@@ -383,8 +383,8 @@ class Workload:
         limit: int | None = None,
         augment_seed: int | None = None,
     ) -> float:
-        """The mean metric of a network in evaluation mode; device and modes of the network are
-        restored.
+        """Return the mean metric of a network in evaluation mode; device and modes of the network
+        are restored.
 
         The user's `evaluate` decides on the complete test split; with `limit` (the first samples
         only) the per-sample metric is used there too. ``augment_seed`` reads the samples as in
@@ -418,7 +418,7 @@ class Workload:
         return float(total) / len(samples)
 
     def forward(self, module: Callable[[Tensor], object], inputs: Tensor) -> object:
-        """`module(inputs)`, refusing in one sentence a network that does not fit this data.
+        """Call `module(inputs)`, and refuse in one sentence a network that does not fit this data.
 
         Raises:
             UserError: the input shape is not accepted, or the number of classes differs.
@@ -445,7 +445,7 @@ class Workload:
         return outputs
 
     def scores(self, outputs: object, targets: Tensor) -> Tensor:
-        """The metric of every sample `[N]`; `UserError` where it is something else."""
+        """Return the metric of every sample `[N]`; `UserError` where it is something else."""
         scores = self.metric(outputs, targets)
         if not isinstance(scores, Tensor) or scores.shape != targets.shape[:1]:
             shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -464,8 +464,8 @@ class Workload:
         return metric, loss
 
     def describe(self) -> dict[str, object]:
-        """What a run record needs to name this data exactly: sizes, and SHA-256 of the cut index
-        lists."""
+        """Return what a run record needs to name this data exactly: sizes, and SHA-256 of the cut
+        index lists."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -493,7 +493,7 @@ def _number(value: object) -> float:
 
 
 def dataset_length(dataset: object) -> int:
-    """`len(dataset)`, or UserError for something that is not a map-style data set."""
+    """Return `len(dataset)`; UserError for something that is not a map-style data set."""
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise UserError(
             f"{type(dataset).__name__} is not a map-style data set: give one with __len__ and "

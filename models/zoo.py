@@ -52,12 +52,12 @@ _ENTRIES = {
 
 
 def names() -> tuple[str, ...]:
-    """Every name `entry` and `create` accept, sorted."""
+    """Return every name `entry` and `create` accept, sorted."""
     return tuple(sorted(_ENTRIES))
 
 
 def entry(name: str) -> ZooEntry:
-    """The entry called `name`; UserError with the closest names when there is none."""
+    """Return the entry called `name`; UserError with the closest names when there is none."""
     if name not in _ENTRIES:
         raise UserError(f"the zoo has no network '{name}': {did_you_mean(name, _ENTRIES)}")
     return _ENTRIES[name]

@@ -1,0 +1,1 @@
+"""The command line: its commands, the bundles that they write, and the reports."""

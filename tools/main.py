@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
-    """The words with a budget below zero tied to its flag: argparse takes ``-5MFLOPs`` for an
-    option."""
+    """Return the words with a budget below zero tied to its flag: argparse takes ``-5MFLOPs`` for
+    an option."""
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] == "--budget":
@@ -162,8 +162,8 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """No warnings and no log lines of libraries: torch logs tracebacks of what it then raises as an
-    error."""
+    """Silence warnings and log lines of libraries: torch logs tracebacks of what it then raises as
+    an error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -175,8 +175,8 @@ def _silenced() -> Iterator[None]:
 
 
 def _sentence(error: PruneoptError) -> str:
-    """The message on one line: a pointer into a pipeline (source line and carets) becomes its
-    column."""
+    """Return the message on one line: a pointer into a pipeline (source line and carets) becomes
+    its column."""
     first, *rest = str(error).splitlines() or [type(error).__name__]
     notes = [
         line.strip().removeprefix("note: ") for line in rest if line.strip().startswith("note: ")
@@ -195,7 +195,8 @@ def _report(message: str, debug: bool) -> None:
 
 
 def _rank() -> int | None:
-    """Which of the processes that torchrun started this is; None without torchrun."""
+    """Return the number of this process among those that torchrun started; None without
+    torchrun."""
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 

@@ -40,7 +40,7 @@ class Calibration:
 
 
 def calibrated(sums: np.ndarray, whole: np.ndarray) -> Calibration:
-    """The line with the least relative error through networks that were not disturbed.
+    """Return the line with the least relative error through networks that were not disturbed.
 
     Args:
         sums: of the regions of each network, in seconds, `[N]`.
@@ -61,8 +61,8 @@ def _error(line: Calibration, sums: np.ndarray, whole: np.ndarray) -> np.ndarray
 
 
 def _line(sums: np.ndarray, whole: np.ndarray, weight: np.ndarray) -> Calibration:
-    """The line with the least squares of relative errors; the median ratio where there is no slope
-    to be seen."""
+    """Return the line with the least squares of relative errors; the median ratio where there is no
+    slope to be seen."""
     if sums.max() > SPREAD * sums.min():
         root = np.sqrt(weight)
         design = np.stack([sums, np.ones(len(sums))], axis=1) * (root / whole)[:, None]

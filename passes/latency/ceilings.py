@@ -1,7 +1,5 @@
-"""What a machine achieves at best: multiply-accumulates per second in a product of matrices, and
-bytes per second in a copy that stays in each cache, and in memory. Measured, not taken from data
-sheets.
-"""
+"""Ceilings of a machine: multiply-accumulates per second in a product of matrices, and bytes per
+second in a copy that stays in each cache, and in memory. Measured, not taken from data sheets."""
 
 from __future__ import annotations
 
@@ -37,18 +35,18 @@ class Ceilings:
     copies: tuple[tuple[int, float], ...]
 
     def bandwidth(self, moved: float) -> float:
-        """Bytes per second for an op that touches so many bytes: of the smallest measured copy that
-        is as large."""
+        """Return bytes per second for an op that touches so many bytes: of the smallest measured
+        copy that is as large."""
         return next((rate for size, rate in self.copies if moved <= size), self.copies[-1][1])
 
     def seconds(self, macs: float, moved: float) -> float:
-        """The least time for so much work: that of whichever ceiling binds."""
+        """Return the least time for so much work: that of whichever ceiling binds."""
         return max(macs / self.macs, moved / self.bandwidth(moved))
 
 
 def measure_ceilings(target: Target) -> Ceilings:
-    """The ceilings of a target's device in its precision (of int8: those of single precision), with
-    its threads."""
+    """Return the ceilings of a target's device in its precision (of int8: those of single
+    precision), with its threads."""
     device = (
         torch.device("cuda", target.device) if hasattr(target, "device") else torch.device("cpu")
     )
@@ -68,7 +66,7 @@ def measure_ceilings(target: Target) -> Ceilings:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The fastest of some stretches, per call: a ceiling is what is possible."""
+    """Return the fastest of some stretches, per call: a ceiling is what is possible."""
 
     def stretch(calls: int) -> float:
         started = time.perf_counter()

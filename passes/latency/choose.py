@@ -1,4 +1,5 @@
-"""Which sub-networks to measure: random ones first, then rather those whose time is uncertain."""
+"""The choice of sub-networks to measure: random ones first, then rather those whose time is
+uncertain."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ POOL = 120
 
 
 def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
-    """Widths `[G]` such as searches ask for: an overall scale, groups around it, in multiples of 1,
-    4, 8 or 16.
+    """Return widths `[G]` such as searches ask for: an overall scale, groups around it, in
+    multiples of 1, 4, 8 or 16.
 
     Groups of fewer than four such multiples take any width.
     """
@@ -43,8 +44,8 @@ def random_widths(cost: CostModel, rng: np.random.Generator) -> np.ndarray:
 def uncertain(
     predictor: Predictor, pool: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The candidates `[P, G]` to measure next, `[count, G]`: drawn, each as probably as its time is
-    uncertain.
+    """Return the candidates `[P, G]` to measure next, `[count, G]`: drawn, each as probably as its
+    time is uncertain.
 
     Taking the least certain ones outright takes them all from the same corner, such as the
     narrowest networks.
@@ -69,7 +70,7 @@ def measure_actively(
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = silent,
 ) -> Measured:
-    """Measure sub-networks until the time is over; everything that is known then.
+    """Measure sub-networks until the time is over, and return everything that is known then.
 
     Args:
         cost: of the network.
@@ -112,7 +113,7 @@ def measure_actively(
 
 
 def _near(pool: np.ndarray, predictor: Predictor, limit: float | None) -> np.ndarray:
-    """The half of the pool that is nearest to a limit; all without one."""
+    """Return the half of the pool that is nearest to a limit; all without one."""
     if limit is None:
         return pool
     distance = np.abs(np.log(predictor.seconds(pool) / limit))

@@ -53,7 +53,8 @@ CREATE INDEX region_by_key ON region (key);
 
 
 def network_digest(regions: Sequence[Region]) -> str:
-    """What tells networks apart: the keys of their regions and how these depend on the widths."""
+    """Digest what tells networks apart: the keys of their regions and how these depend on the
+    widths."""
     digest = hashlib.sha256()
     for region in regions:
         digest.update(region.key.encode() + np.round(region.forms, 9).tobytes() + b"\0")
@@ -64,8 +65,8 @@ class Database:
     """A file of measurements; use it as a context manager. It is made when it is not there."""
 
     def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
-        """Raises `UserError` for a file that is not there, is no such database, or is of another
-        format."""
+        """Open a database; `UserError` for a file that is not there, is no database of times, or is
+        of another format."""
         self.path = Path(path)
         if must_exist and not self.path.exists():
             raise UserError(
@@ -165,7 +166,8 @@ class Database:
     # Reading
 
     def check(self, target: str, machine: str) -> None:
-        """`UserError` where the file holds times of a target from another machine or version."""
+        """Raise `UserError` where the file holds times of a target from another machine or
+        version."""
         for (other,) in self._connection.execute(
             "SELECT DISTINCT machine FROM network WHERE target = ?", (target,)
         ):
@@ -178,7 +180,7 @@ class Database:
                 )
 
     def measured(self, target: str, regions: Sequence[Region]) -> Measured:
-        """What is known of a network on a target, in the order in which it was measured."""
+        """Return what is known of a network on a target, in the order in which it was measured."""
         rows = self._connection.execute(
             "SELECT id, widths, seconds FROM network WHERE target = ? AND digest = ? ORDER BY id",
             (target, network_digest(regions)),
@@ -203,8 +205,8 @@ class Database:
     def others(
         self, target: str, regions: Sequence[Region]
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Times of regions with the same keys in other networks on a target: key -> lengths `[N,
-        V]`, seconds `[N]`."""
+        """Return times of regions with the same keys in other networks on a target: key -> lengths
+        `[N, V]`, seconds `[N]`."""
         digest = network_digest(regions)
         found = {}
         for key in {region.key for region in regions}:
@@ -222,8 +224,8 @@ class Database:
         return found
 
     def summary(self) -> list[tuple[str, str, str, int, int, float, float]]:
-        """Target, machine in words, network, networks measured, ops measured, and the fastest and
-        slowest seconds."""
+        """Return target, machine in words, network, networks measured, ops measured, and the
+        fastest and slowest seconds."""
         rows = self._connection.execute(
             "SELECT target, machine, name, count(*), min(seconds), max(seconds), digest FROM "
             "network "

@@ -81,18 +81,18 @@ class Delivered:
 
     @property
     def met(self) -> bool:
-        """Whether the measured network is inside the budget."""
+        """True where the measured network is inside the budget."""
         return self.limit is None or self.measured <= self.limit
 
 
 def targets_of(budgets: Sequence[Budget]) -> list[str]:
-    """The texts of the targets that budgets speak of, each once."""
+    """Return the texts of the targets that budgets speak of, each once."""
     found = (target_of(budget.unit) for budget in budgets)
     return list(dict.fromkeys(target for target in found if target is not None))
 
 
 def check_targets(texts: Sequence[str]) -> None:
-    """`UserError` for a target that is not here, or whose times cannot be predicted."""
+    """Raise `UserError` for a target that is not here, or whose times cannot be predicted."""
     for text in texts:
         target = parse_target(text)
         target.need()
@@ -147,13 +147,13 @@ class Delivery(WithTimes):
     ) -> None:
         super().__init__(learner, budgets)
         self.rounds: list[list[Delivered]] = []
-        """What was measured, by round."""
+        """The times that were measured, by round."""
         self._measure = measure or side_by_side
         self._path = None if folder is None else folder / ROUNDS_FILE
         self._originals, self._done = self._read()
 
     def _read(self) -> tuple[dict[str, float], list[list[Delivered]]]:
-        """What an earlier process has measured: the seconds of the original by target, and its
+        """Read what an earlier process has measured: the seconds of the original by target, and its
         rounds."""
         if self._path is None or not self._path.exists():
             return {}, []
@@ -172,7 +172,7 @@ class Delivery(WithTimes):
 
     @property
     def corrections(self) -> dict[str, float]:
-        """What predictions are multiplied with, by the targets' texts."""
+        """The factors that predictions are multiplied with, by the targets' texts."""
         return self.learner.corrections
 
     def after_pass(self, index: int, step: Pass, state: State) -> None:
@@ -183,7 +183,7 @@ class Delivery(WithTimes):
             self._judge(state)
 
     def _measure_originals(self, state: State) -> None:
-        """The original's times, which budgets that are shares are shares of."""
+        """Measure the original's times, of which relative budgets are shares."""
         for budget in self.budgets:
             text = target_of(budget.unit)
             if text is not None and budget.relative:
@@ -214,7 +214,7 @@ class Delivery(WithTimes):
         raise TooSlow
 
     def missed(self) -> BudgetError:
-        """The error that names the best that was reached."""
+        """Return the error that names the best that was reached."""
         best = min(
             self.rounds,
             key=lambda items: max(item.measured / (item.limit or math.inf) for item in items),
@@ -269,7 +269,7 @@ class Observation(Instrument):
 def _delivered(
     text: str, state: State, limit: float | None, predicted: tuple[float, float], measure: Measure
 ) -> Delivered:
-    """The original and the cut network of a state, measured side by side."""
+    """Measure the original and the cut network of a state side by side."""
     state.progress(f"measuring the cut network on {text}")
     networks = [(state.original, state.original.weights), (state.graph, state.graph.weights)]
     before, after = measure(text, networks)
@@ -280,7 +280,7 @@ def _delivered(
 
 
 def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:
-    """What a run gives that is begun again until the cut network is inside its budgets on targets.
+    """Run until the cut network is inside its budgets on targets, and return what the run gives.
 
     Raises:
         BudgetError: the last round missed them, or corrected predictions say that nothing is fast
@@ -300,7 +300,7 @@ def in_rounds(run: Callable[[], T], delivery: Delivery | None) -> T:
 def side_by_side(
     text: str, networks: Sequence[tuple[Graph, Mapping[str, Tensor]]]
 ) -> list[Measurement]:
-    """Networks in turns on a target, as they would be deployed there."""
+    """Measure networks in turns on a target, as they would be deployed there."""
     target = parse_target(text)
     sessions = [target.load(graph, weights) for graph, weights in networks]
     try:

@@ -24,7 +24,8 @@ from pruneopt.progress import Progress, silent
 __all__ = ["MINUTES", "Learner", "learn"]
 
 MINUTES = 3.0
-"""How long to measure where nobody says, and the database holds nothing of the network."""
+"""The time to measure for, in minutes, where nobody says and the database holds nothing of the
+network."""
 
 
 def learn(
@@ -39,7 +40,7 @@ def learn(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Predictor:
-    """The predictor of a network on a target.
+    """Return the predictor of a network on a target.
 
     Args:
         cost: of the network, whose graph has its weights.
@@ -100,7 +101,8 @@ class Learner:
     _corrections: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, text: str, cost: CostModel) -> Predictor:
-        """The predictor of a network on the target that a text names, with what was corrected."""
+        """Return the predictor of a network on the target that a text names, with what was
+        corrected."""
         regions = find_regions(cost, parse_target(text).batch)
         key = (text, "".join(region.key for region in regions))
         if key not in self._known:
@@ -115,7 +117,7 @@ class Learner:
 
     @property
     def corrections(self) -> dict[str, float]:
-        """What predictions are multiplied with, by the targets' texts."""
+        """The factors that predictions are multiplied with, by the targets' texts."""
         return dict(self._corrections)
 
     def _learned(self, text: str, cost: CostModel) -> Predictor:

@@ -16,20 +16,20 @@ FORMAT = 1
 
 
 def machine_of(target: Target) -> str:
-    """Processor, runtime with its version and device, and our own format, as JSON with sorted
-    keys."""
+    """Return processor, runtime with its version and device, and our own format, as JSON with
+    sorted keys."""
     found = {"processor": processor(), "runtime": target.runtime(), "format": FORMAT}
     return json.dumps(found, sort_keys=True)
 
 
 def describe(machine: str) -> str:
-    """What `machine_of` gave, in words."""
+    """Return what `machine_of` gave, in words."""
     found = json.loads(machine)
     return f"{found['runtime']} on {found['processor']} (format {found['format']})"
 
 
 def processor() -> str:
-    """The processor's model."""
+    """Return the processor's model."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():

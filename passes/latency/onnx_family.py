@@ -39,7 +39,7 @@ Writer = Callable[[Graph, Path], None]
 
 
 def leading_plan(cost: CostModel, widths: np.ndarray) -> dict[str, np.ndarray]:
-    """The plan of widths `[G]` that keeps the first units of every block."""
+    """Return the plan of widths `[G]` that keeps the first units of every block."""
     plan = {}
     for name, width in zip(cost.groups, widths.tolist(), strict=True):
         group = cost.coupling.group(name)
@@ -83,8 +83,8 @@ class OnnxFamily:
         )
 
     def _places(self, models: list[Any], rows: np.ndarray) -> dict[_Place, np.ndarray]:
-        """Every number that is not the same in all models, and the forms that are as long as it is
-        in each."""
+        """Return every number that is not the same in all models, and the forms that are as long as
+        it is in each."""
         numbers = [dict(_numbers(model)) for model in models]
         shared = set(numbers[0]).intersection(*numbers)
         # A constant of one element may have an axis of one or none, depending on what the exporter
@@ -104,10 +104,10 @@ class OnnxFamily:
     def _paddings(
         self, left: list[_Place], models: list[Any], rows: list[np.ndarray]
     ) -> dict[_Place, np.ndarray]:
-        """Two numbers of one constant that follow no axis may be the width of a group together:
-        zeros are padded on both sides of the channels (shortcuts without weights), and the units of
-        one group lie on both. Times depend on the sum alone; the first number gets it all.
-        """
+        """Find paddings: two numbers of one constant that follow no axis may be the width of a
+        group together. Zeros are padded on both sides of the channels (shortcuts without weights),
+        and the units of one group lie on both. Times depend on the sum alone; the first number gets
+        it all."""
         found: dict[_Place, np.ndarray] = {}
         for name in dict.fromkeys(place[1] for place in left):
             places = [place for place in left if place[1] == name]
@@ -128,7 +128,7 @@ class OnnxFamily:
         return found
 
     def at(self, widths: np.ndarray) -> bytes:
-        """The file at widths `[G]`."""
+        """Return the file at widths `[G]`."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         row = np.append(np.asarray(widths, dtype=np.float64), 1.0)
@@ -157,13 +157,13 @@ class OnnxFamily:
 
 
 _Place = tuple[str, str, str, int]
-"""Where a number stands: ``dim``, ``item`` or ``attribute``; the tensor or node; the attribute; the
+"""The place of a number: ``dim``, ``item`` or ``attribute``; the tensor or node; the attribute; the
 index."""
 
 
 def _random_widths(cost: CostModel, rng: np.random.Generator, *, lower: bool) -> np.ndarray:
-    """Widths `[G]`, all in the lower or all in the upper half: every length differs between two
-    that follow."""
+    """Return widths `[G]`, all in the lower or all in the upper half: every length differs between
+    two that follow."""
     full, least = cost.full // cost.step, cost.minimum // cost.step
     middle = (full + least) // 2
     low, high = (least, middle) if lower else (np.minimum(middle + 1, full), full)
@@ -181,7 +181,7 @@ def _exported(cost: CostModel, widths: np.ndarray, write: Writer) -> Any:
 
 
 def named_by_place(path: Path) -> Any:
-    """The model of a file, with nodes, values and constants named by where they stand.
+    """Return the model of a file, with nodes, values and constants named by where they stand.
 
     An exporter numbers them, and makes equal constants one: at some widths, and not at others.
     """
@@ -191,8 +191,8 @@ def named_by_place(path: Path) -> Any:
 
 
 def _told_apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of which no two are equal: an exporter would make them one, at some widths and not at
-    others."""
+    """Return weights of which no two are equal: an exporter would make them one, at some widths and
+    not at others."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, tensor in weights.items():
@@ -234,7 +234,7 @@ def _name_by_place(model: Any) -> None:
 
 
 def _length_forms(cost: CostModel) -> np.ndarray:
-    """Every different length that varies, `[N, G + 1]`."""
+    """Return every different length that varies, `[N, G + 1]`."""
     forms = {}
     for value in cost.graph.values:
         for axis in range(value.type.rank):
@@ -245,7 +245,7 @@ def _length_forms(cost: CostModel) -> np.ndarray:
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    """The constants of a model, by name."""
+    """Yield the constants of a model, by name."""
     for tensor in model.graph.initializer:
         yield tensor.name, tensor
     for node in model.graph.node:
@@ -256,7 +256,7 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(model: Any) -> Iterator[tuple[_Place, int]]:
-    """Every whole number of a model that can be a size."""
+    """Yield every whole number of a model that can be a size."""
     for name, tensor in _tensors(model):
         for axis, size in enumerate(tensor.dims):
             yield ("dim", name, "", axis), size

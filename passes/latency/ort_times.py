@@ -30,12 +30,12 @@ LEAST, MOST = 6, 200
 """Runs under the profiler, and as many without it."""
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum")
 PASSED = ("Transpose", "Cast", "DequantizeLinear", "Reshape", "Identity", "Unsqueeze", "Squeeze")
-"""What may stand between a weight and its layer."""
+"""The ops that may stand between a weight and its layer."""
 ENDING = "_kernel_time"
 
 
 def layer_nodes(model: Any) -> list[str]:
-    """The names of the nodes that meet their input with a weight matrix, in order."""
+    """Return the names of the nodes that meet their input with a weight matrix, in order."""
     ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
@@ -47,7 +47,7 @@ def layer_nodes(model: Any) -> list[str]:
 
 
 def node_regions(model: Any, layers: int) -> dict[str, int]:
-    """The region of every node, by its name and by the names of its results (see `regions`).
+    """Return the region of every node, by its name and by the names of its results (see `regions`).
 
     Where the file has another number of layers than the graph, its own are dealt out evenly in
     order: the sum of all regions is right even then.
@@ -108,7 +108,7 @@ def _timed(session: Any, feed: Mapping[str, np.ndarray]) -> float:
 
 
 def _nodes(events: Iterable[Mapping[str, Any]], regions: Mapping[str, int]) -> Iterator[NodeTime]:
-    """The nodes in the order in which they run."""
+    """Yield the nodes in the order in which they run."""
     times: dict[str, list[float]] = {}
     first: dict[str, Mapping[str, Any]] = {}
     for event in events:
@@ -137,5 +137,5 @@ def _shapes(args: Mapping[str, Any]) -> Iterator[Mapping[str, list[int]]]:
 
 
 def _origins(name: str) -> tuple[str, ...]:
-    """What a node may be called after."""
+    """Return the names that a node may be called after."""
     return name, name.removesuffix("_nchwc"), name.partition("/")[0]

@@ -1,5 +1,5 @@
-"""How long any sub-network of a network takes on a target: the sum of its regions, calibrated
-against whole networks.
+"""Predicted times of any sub-network on a target: the sum of its regions, calibrated against whole
+networks.
 
 Predictions are *not* made to grow with the widths, as those of the additive table are: on real
 runtimes a width of 63 takes longer than one of 64, and both ways of hiding that are wrong. Running
@@ -27,8 +27,8 @@ __all__ = ["FEWEST", "Measured", "Predictor"]
 FEWEST = 4
 """Networks below which there is nothing to learn from."""
 ROUNDS = 4
-"""How often the time of a whole network is dealt out to its regions again, where the target tells
-no more."""
+"""The number of times that a whole network's time is dealt out to its regions again, where the
+target tells no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Measured:
     samples: tuple[Sample, ...]
 
     def seconds(self) -> np.ndarray:
-        """Of the whole networks, `[N]`."""
+        """Return the seconds of the whole networks, `[N]`."""
         return np.array([sample.seconds for sample in self.samples])
 
 
@@ -73,7 +73,7 @@ class Predictor:
             )
         self.target, self.regions, self.measured = target, list(regions), measured
         self.correction = 1.0
-        """What predictions are multiplied with: set where a delivered network was measured and took
+        """The factor of all predictions: set where a delivered network was measured and took
         longer."""
         self._others, self._seed = others or {}, seed
         self._members: dict[str, list[int]] = {}
@@ -87,20 +87,20 @@ class Predictor:
         self.calibration = calibrated(times.sum(axis=1), measured.seconds())
 
     def seconds(self, widths: np.ndarray) -> np.ndarray:
-        """`[P, G]` -> `[P]`"""
+        """Return the seconds of sub-networks, `[P, G]` -> `[P]`."""
         total: np.ndarray = self.correction * self.calibration(self._sums(widths)[0])
         return total
 
     def uncertainty(self, widths: np.ndarray) -> np.ndarray:
-        """A standard deviation of `seconds` by what the models of the regions do not know, `[P, G]`
-        -> `[P]`."""
+        """Return the standard deviation of `seconds` from what the models of the regions do not
+        know, `[P, G]` -> `[P]`."""
         spread: np.ndarray = (
             self.correction * self.calibration.scale * np.sqrt(self._sums(widths)[1])
         )
         return spread
 
     def by_region(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of every region, and their variances, each `[P, R]`."""
+        """Return seconds of every region, and their variances, each `[P, R]`."""
         rows = np.atleast_2d(np.asarray(widths, dtype=np.float64))
         seconds, variances = (
             np.zeros((len(rows), len(self.regions))),
@@ -164,7 +164,7 @@ class _Memory:
         self._known: dict[bytes, tuple[float, float]] = {}
 
     def __call__(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`[P, V]` -> seconds and uncertainty, each `[P]`"""
+        """Return seconds and uncertainty, `[P, V]` -> two of `[P]`."""
         rows = np.ascontiguousarray(lengths)
         keys = [row.tobytes() for row in rows]
         new = {key: number for number, key in enumerate(keys) if key not in self._known}

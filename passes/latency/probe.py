@@ -27,14 +27,14 @@ from pruneopt.passes.timing.timing import measure
 __all__ = ["SECONDS", "Probe", "op_times"]
 
 SECONDS = 0.4
-"""How long a network runs op by op, and again as a whole."""
+"""The seconds that a network runs op by op, and again as a whole."""
 
 
 def op_times(
     target: Target, graph: Graph, weights: Mapping[str, Tensor], seconds: float = SECONDS
 ) -> Sample:
-    """The times of a network's ops in their surroundings, fused as the target fuses them, and of
-    the whole.
+    """Return the times of a network's ops in their surroundings, fused as the target fuses them,
+    and of the whole.
 
     Per op where the target's runtime tells: `ort-cpu` and eager `torch-cpu`. A device that works on
     its own does not say on the host what an op takes; there, as under a compiler, the whole is
@@ -92,7 +92,7 @@ class Probe:
             self._regions = node_regions(self._family.model, _layers(cost.graph))
 
     def __call__(self, widths: np.ndarray) -> Sample:
-        """What the sub-network of widths `[G]` takes."""
+        """Measure the sub-network of widths `[G]`."""
         if self._family is not None and isinstance(self.target, OrtCPU):
             inputs = _arrays(self.target, self.cost.graph)
             return run_profiled(
@@ -102,7 +102,7 @@ class Probe:
         return op_times(self.target, graph, graph.weights, self.seconds)
 
     def session(self, widths: np.ndarray) -> Session:
-        """The sub-network of widths `[G]`, ready to run as it would be deployed."""
+        """Return the sub-network of widths `[G]`, ready to run as it would be deployed."""
         if self._family is not None and isinstance(self.target, OrtCPU):
             with tempfile.TemporaryDirectory(prefix="pruneopt-") as folder:
                 path = Path(folder) / "model.onnx"

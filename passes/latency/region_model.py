@@ -53,7 +53,7 @@ class RegionModel:
         self._trees = [tree.tree_ for tree in forest.estimators_]
 
     def predict(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds and their uncertainty (a standard deviation), `[P, V]` -> two of `[P]`."""
+        """Return seconds and their uncertainty (a standard deviation), `[P, V]` -> two of `[P]`."""
         features = self._features(lengths).astype(np.float32)
         rest = np.stack([tree.predict(features).reshape(-1) for tree in self._trees])
         seconds = self._physical(lengths) * np.exp(rest.mean(axis=0))
@@ -66,7 +66,7 @@ class RegionModel:
         return found
 
     def _terms(self, lengths: np.ndarray) -> np.ndarray:
-        """`[P, V]` -> `[P, T]`"""
+        """Return the terms of the model, `[P, V]` -> `[P, T]`."""
         columns = [np.ones(len(lengths))]
         for block in (1, *BLOCKS):
             rounded = np.ceil(lengths / block) * block
@@ -79,7 +79,7 @@ class RegionModel:
         return np.stack(columns, axis=1)
 
     def _features(self, lengths: np.ndarray) -> np.ndarray:
-        """`[P, V]` -> `[P, F]`"""
+        """Return the features of a region, `[P, V]` -> `[P, F]`."""
         columns = [
             self.region.flops(lengths),
             self.region.moved(lengths),

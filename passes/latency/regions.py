@@ -50,7 +50,7 @@ class Polynomial:
     terms: tuple[tuple[float, tuple[int, ...]], ...]
 
     def __call__(self, lengths: np.ndarray) -> np.ndarray:
-        """`[P, V]` -> `[P]`"""
+        """Return the counts, `[P, V]` -> `[P]`."""
         total = np.zeros(len(lengths))
         for factor, powers in self.terms:
             total += factor * np.prod(lengths ** np.array(powers, dtype=np.float64), axis=1)
@@ -82,14 +82,14 @@ class Region:
     weights: Polynomial
 
     def lengths(self, widths: np.ndarray) -> np.ndarray:
-        """The lengths at width vectors, `[P, G]` -> `[P, V]`, whole numbers."""
+        """Return the lengths at width vectors, `[P, G]` -> `[P, V]`, whole numbers."""
         rows = np.asarray(widths, dtype=np.float64)
         found: np.ndarray = np.rint(rows @ self.forms[:, :-1].T + self.forms[:, -1])
         return found
 
 
 def is_layer(op: Op) -> bool:
-    """Whether an op begins a region: it meets its input with a weight matrix."""
+    """Return whether an op begins a region: it meets its input with a weight matrix."""
     layers = layer_weights(op)
     return bool(layers) and all(
         layer.value.is_weight and layer.value.type.rank > 1 and layer.in_axis is not None
@@ -98,8 +98,8 @@ def is_layer(op: Op) -> bool:
 
 
 def region_numbers(graph: Graph) -> dict[Op, int]:
-    """The number of the region of every op, from 0; what comes before the first layer belongs to
-    number 0."""
+    """Return the number of the region of every op, from 0; what comes before the first layer
+    belongs to number 0."""
     numbers: dict[Op, int] = {}
     last = 0
     for op in graph.ops:
@@ -113,7 +113,7 @@ def region_numbers(graph: Graph) -> dict[Op, int]:
 
 
 def find_regions(cost: CostModel, batch: int = 1) -> list[Region]:
-    """The regions of a network in order; the first one has no layer and may have no op."""
+    """Return the regions of a network in order; the first one has no layer and may have no op."""
     graph = cost.graph
     numbers, columns = region_numbers(graph), len(cost.groups) + 1
     ops: list[list[Op]] = [[] for _ in range(1 + max(numbers.values(), default=0))]
@@ -153,7 +153,8 @@ def _region(
 
 
 def _words(op: Op, axes: _Axes) -> str:
-    """One op of a key: what it does, its attributes, and the shapes of operands and results."""
+    """Return one op of a key: what it does, its attributes, and the shapes of operands and
+    results."""
     varies = any(axes.varies(value) for value in (*op.inputs, *op.results))
     attrs = []
     for name, value in sorted(op.attrs.items()):
@@ -186,7 +187,7 @@ class _Axes:
         self._known: dict[tuple[Value, int], tuple[float, int | None]] = {}
 
     def of(self, value: Value, axis: int) -> tuple[float, int | None]:
-        """The length as a factor and the number of a variable (None: the factor alone)."""
+        """Return the length as a factor and the number of a variable (None: the factor alone)."""
         key = (value, axis)
         if key not in self._known:
             self._known[key] = self._found(value, axis)
@@ -209,7 +210,7 @@ class _Axes:
         return 1.0, len(self.forms) - 1
 
     def forms_array(self) -> np.ndarray:
-        """All variables, `[V, G + 1]`."""
+        """Return all variables, `[V, G + 1]`."""
         return np.stack(self.forms) if self.forms else np.zeros((0, self._columns))
 
     def varies(self, value: Value) -> bool:

@@ -44,7 +44,7 @@ class OpLine:
 
 
 def macs_of(node: NodeTime) -> float:
-    """Multiply-accumulates by the shapes of an op; 0 for ops that are no products."""
+    """Return multiply-accumulates by the shapes of an op; 0 for ops that are no products."""
     if len(node.shapes) < 3:
         return 0.0
     first, second, out = node.shapes[0], node.shapes[1], node.shapes[-1]
@@ -58,7 +58,7 @@ def macs_of(node: NodeTime) -> float:
 
 
 def op_lines(graph: Graph, sample: Sample, ceilings: Ceilings) -> list[OpLine]:
-    """The ops of a measured network, in the order in which they ran."""
+    """Return the ops of a measured network, in the order in which they ran."""
     layers: dict[int, str] = {}
     for op, number in region_numbers(graph).items():
         layers.setdefault(number, (op.loc.module or op.results[0].name) if number else "input")
@@ -90,9 +90,8 @@ def op_lines(graph: Graph, sample: Sample, ceilings: Ceilings) -> list[OpLine]:
 
 
 def roofline_svg(lines: Sequence[OpLine], ceilings: Ceilings, title: str) -> str:
-    """The picture: multiply-accumulates per byte against those per second, both logarithmic; a spot
-    for each op that has some, as large as its share of the time.
-    """
+    """Draw multiply-accumulates per byte against those per second, both logarithmic; a spot for
+    each op that has some, as large as its share of the time."""
     spots = [line for line in lines if line.macs and line.seconds]
     across = [line.macs / line.moved for line in spots] or [1.0]
     up = [line.macs / line.seconds for line in spots] or [ceilings.macs]
@@ -132,7 +131,7 @@ class _Scale:
         return self.start + share * (self.stop - self.start)
 
     def decades(self) -> Iterator[float]:
-        """The powers of ten inside."""
+        """Yield the powers of ten inside."""
         return (10.0**power for power in range(math.ceil(self.low), math.floor(self.high) + 1))
 
 
@@ -157,7 +156,7 @@ def _axes(x: _Scale, y: _Scale) -> Iterator[str]:
 
 
 def _roofs(x: _Scale, y: _Scale, ceilings: Ceilings) -> Iterator[str]:
-    """The lines that no op gets above: of the products, and of the copies by size."""
+    """Draw the lines that no op gets above: of the products, and of the copies by size."""
     right, top = 10**x.high, ceilings.macs
     for size, rate in ceilings.copies:
         low, knee = max(10**x.low, 10**y.low / rate), min(top / rate, right)

@@ -1,4 +1,4 @@
-"""What one measured network gives."""
+"""The times of one measured network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["NodeTime", "Sample", "undisturbed"]
 
 
 def undisturbed(times: np.ndarray) -> np.ndarray:
-    """The medians over the faster half of the runs, `[runs, ops]` -> `[ops]`.
+    """Return the medians over the faster half of the runs, `[runs, ops]` -> `[ops]`.
 
     A run in which other work took the processor is slower as a whole; on a quiet machine the half
     changes little. It is for the shares of ops. The whole network has its plain median, which is
@@ -51,7 +51,7 @@ class Sample:
     nodes: tuple[NodeTime, ...]
 
     def by_region(self, count: int) -> np.ndarray:
-        """Seconds of the regions, `[count]`."""
+        """Return seconds of the regions, `[count]`."""
         found = np.zeros(count)
         for node in self.nodes:
             found[node.region] += node.seconds

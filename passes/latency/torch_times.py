@@ -92,7 +92,7 @@ class _Steps:
         ]
 
     def times(self) -> list[float]:
-        """Run all ops once; the seconds of each."""
+        """Run all ops once, and return the seconds of each."""
         env, clock, found = self.env, time.perf_counter, []
         for target, operands, attrs, results, dead in self._plan:
             read = [_fetch(operand, env) for operand in operands]
@@ -107,7 +107,7 @@ class _Steps:
         return found
 
     def nodes(self, seconds: np.ndarray) -> Iterator[NodeTime]:
-        """The ops with their times `[ops]`."""
+        """Yield the ops with their times `[ops]`."""
         regions = region_numbers(self.graph)
         for op, time_ in zip(self.graph.ops, seconds, strict=True):
             values = [*op.inputs, *op.results]

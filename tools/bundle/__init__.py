@@ -1,0 +1,1 @@
+"""Bundles: the folders that `pruneopt compile` writes, and what loading them back must give."""

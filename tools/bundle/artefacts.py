@@ -1,5 +1,4 @@
-"""What a bundle holds of the network itself: plan, source, weights, exported programs, and the
-graph as text."""
+"""The network in a bundle: plan, source, weights, exported programs, and the graph as text."""
 
 from __future__ import annotations
 
@@ -26,19 +25,19 @@ __all__ = ["drawing_ops", "foreign_ops", "onnx_notes", "write_artefacts"]
 
 
 def foreign_ops(graph: Graph) -> list[str]:
-    """The ops of users' libraries in a graph: ONNX has no word for them, so their networks are
-    delivered without it."""
+    """Return the ops of users' libraries in a graph: ONNX has no word for them, so their networks
+    are delivered without it."""
     return sorted({op.base for op in graph.ops if "." in op.base})
 
 
 def drawing_ops(graph: Graph) -> list[str]:
-    """The ops of a graph that draw random numbers in evaluation mode too: another runtime draws
-    others."""
+    """Return the ops of a graph that draw random numbers in evaluation mode too: another runtime
+    draws others."""
     return sorted({op.base for op in graph.ops if has_trait(op, Trait.RANDOM)})
 
 
 def onnx_notes(graph: Graph) -> list[str]:
-    """What sets the ONNX file of a network apart from its other artefacts."""
+    """Return notes on what sets the ONNX file of a network apart from its other artefacts."""
     if foreign := foreign_ops(graph):
         return [f"there is no model.onnx: ONNX has no word for {', '.join(foreign)}"]
     if drawing := drawing_ops(graph):

@@ -42,15 +42,16 @@ begin."""
 QUANTISED = tuple(
     f"model.{dtype}.{suffix}" for dtype in ("int8", "fp16") for suffix in ("onnx", "json")
 )
-"""What `pruneopt quantise` adds."""
+"""The files that `pruneopt quantise` adds."""
 OWN = {*ARTEFACTS, *RECORDS, *QUANTISED, JOURNAL, LATENCY_DB, "model.onnx.data", "__pycache__"}
-"""What may lie in a directory that --force replaces, beside the states of training runs."""
+"""The names that may lie in a directory that --force replaces, beside the states of training
+runs."""
 PARTIAL = ".partial-"
-"""How the folder of a file begins that was being written when its process was killed."""
+"""The beginning of the name of a folder that was being written when its process was killed."""
 
 
 class OutputDirectory:
-    """Where a bundle goes. Making one checks that it can go there, and changes nothing else.
+    """The place of a bundle. Making one checks that it can go there, and changes nothing else.
 
     ``own``: names that may lie there already, and are replaced.
 
@@ -120,7 +121,7 @@ class OutputDirectory:
 
     @property
     def can_resume(self) -> bool:
-        """Whether something lies here that ``--resume`` goes on from."""
+        """True where something lies here that ``--resume`` goes on from."""
         return self.path.is_dir() and any(_resumes(entry.name) for entry in self.path.iterdir())
 
     def discard_if_empty(self) -> None:
@@ -134,8 +135,8 @@ class OutputDirectory:
 
     @contextmanager
     def replacing(self, *, unfinished: bool = False) -> Iterator[Path]:
-        """A directory to write the bundle into; it takes the place of ``--out`` when the block ends
-        without error.
+        """Give a directory to write the bundle into; it takes the place of ``--out`` when the block
+        ends without error.
 
         Args:
             unfinished: keep the states of training runs, for --resume.
@@ -176,7 +177,7 @@ class OutputDirectory:
 
 
 def _resumes(name: str) -> bool:
-    """Whether a file of this name is something that --resume goes on from."""
+    """Return whether a file of this name is something that --resume goes on from."""
     return name == JOURNAL or name.endswith(SUFFIX)
 
 
@@ -191,7 +192,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def fingerprint(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

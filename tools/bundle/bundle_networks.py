@@ -32,7 +32,7 @@ class Network:
 
 
 def pruned_of(folder: Path) -> Network:
-    """The pruned network of a bundle; `UserError` where the folder is none."""
+    """Return the pruned network of a bundle; `UserError` where the folder is none."""
     graph = parse_graph(_text(folder, "ir.after.txt"), str(folder / "ir.after.txt"))
     try:
         state = safetensors.torch.load_file(folder / "weights.safetensors")
@@ -47,7 +47,8 @@ def pruned_of(folder: Path) -> Network:
 
 
 def original_of(folder: Path) -> Network:
-    """The original of a bundle with random weights: a bundle holds its graph, and not its weights.
+    """Return the original of a bundle with random weights: a bundle holds its graph, and not its
+    weights.
 
     Raises:
         UserError: no bundle, or one whose original had whole blocks more than its graph.
@@ -63,13 +64,12 @@ def original_of(folder: Path) -> Network:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """The report of a bundle; `UserError` where the folder holds none."""
+    """Read the report of a bundle; `UserError` where the folder holds none."""
     return data_of(folder, "report.json")
 
 
 def data_of(folder: Path, name: str) -> dict[str, Any]:
-    """One of the records of a bundle, such as ``run.json``; `UserError` where the folder holds
-    none."""
+    """Read a record of a bundle, such as ``run.json``; `UserError` where the folder holds none."""
     try:
         found = json.loads(_text(folder, name))
     except json.JSONDecodeError as error:
@@ -80,8 +80,8 @@ def data_of(folder: Path, name: str) -> dict[str, Any]:
 
 
 def random_weights(graph: Graph) -> dict[str, Tensor]:
-    """Weights for a network whose own are not there: signals keep about their size on the way
-    through."""
+    """Return weights for a network whose own are not there: signals keep about their size on the
+    way through."""
     generator = torch.Generator().manual_seed(0)
     variances = {norm.variance for norm in map(running_norm, graph.ops) if norm is not None}
     return {

@@ -40,8 +40,8 @@ the same kernels, an ONNX runtime its own, after folding batch norm into convolu
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was loaded back, at which batch sizes, and how far its outputs are off (0: the same
-    bits)."""
+    """An artefact that was loaded back, at which batch sizes, and how far its outputs are off (0:
+    the same bits)."""
 
     artefact: str
     batches: tuple[int, ...]
@@ -95,8 +95,8 @@ def check_artefacts(
 def check_inputs(
     graph: Graph, examples: Sequence[Tensor], batch: int, seed: int
 ) -> tuple[Tensor, ...]:
-    """Inputs of one call at a batch size: random numbers, and the rows of the example for integers
-    (they are codes)."""
+    """Return inputs of one call at a batch size: random numbers, and the rows of the example for
+    integers (they are codes)."""
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for value, example in zip(graph.inputs, examples, strict=True):
@@ -138,20 +138,21 @@ def _check(
 
 
 def _run(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
-    """The outputs; a network that draws numbers draws the same each time."""
+    """Run a network and return the outputs; one that draws numbers draws the same each time."""
     with torch.no_grad(), seeded(0):
         return network(*inputs)
 
 
 def _scale(outputs: Any) -> float:
-    """The largest finite absolute output."""
+    """Return the largest finite absolute output."""
     leaves = [leaf for leaf in tensor_leaves(outputs) if leaf.numel()]
     finite = [torch.nan_to_num(leaf.abs().double(), posinf=0.0).max() for leaf in leaves]
     return max((float(item) for item in finite), default=1.0)
 
 
 def _generated(folder: Path, class_name: str) -> nn.Module:
-    """The module of the written source, in a namespace of its own, with the written weights."""
+    """Return the module of the written source, in a namespace of its own, with the written
+    weights."""
     namespace = runpy.run_path(str(folder / "model.py"))
     module = namespace[class_name]()
     module.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
@@ -178,7 +179,7 @@ def _check_plan(
 
 @contextmanager
 def _naming(artefact: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes an error that names the artefact."""
+    """Turn whatever goes wrong inside into an error that names the artefact."""
     try:
         yield
     except VerificationError as error:

@@ -1,0 +1,1 @@
+"""One file for each command, which `pruneopt.tools.main` imports when it is called."""

@@ -35,7 +35,7 @@ BUDGET = f"{FORMS}; repeat it for several".replace("%", "%%")
 
 
 def add_compile_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt compile`."""
+    """Add the options of `pruneopt compile`."""
     parser.epilog = """examples:
   pruneopt compile zoo:digits_resnet --data digits --pass abn --budget 50%FLOPs --out small
   pruneopt compile model.py --pass 'l1{criterion=l2 round-to=8}' --budget 50%FLOPs --budget 1Mparams
@@ -117,7 +117,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt search`."""
+    """Add the options of `pruneopt search`."""
     parser.epilog = """examples:
   pruneopt search zoo:digits_resnet --data digits --out front
   pruneopt search model.py --against params --against flops --range 10:60 --out front
@@ -199,7 +199,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inspect_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt inspect`."""
+    """Add the options of `pruneopt inspect`."""
     _model(parser)
     _budget(parser)
     parser.add_argument(
@@ -232,7 +232,7 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt profile`."""
+    """Add the options of `pruneopt profile`."""
     parser.epilog = """examples:
   where the time goes, op by op:
     pruneopt profile model.py --target ort-cpu --picture roofline.svg
@@ -281,12 +281,12 @@ def add_profile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_targets_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt targets`."""
+    """Add the options of `pruneopt targets`."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def add_latency_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt latency`."""
+    """Add the options of `pruneopt latency`."""
     parser.epilog = """examples:
   pruneopt latency measure model.py --target ort-cpu --minutes 5 --db times.db
   pruneopt compile model.py --budget 4ms@ort-cpu --latency-db times.db
@@ -323,7 +323,7 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt bench`."""
+    """Add the options of `pruneopt bench`."""
     parser.epilog = """example:
   pruneopt bench small --target ort-cpu --target 'torch-cpu{threads=2 batch=8}'
 """
@@ -353,7 +353,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quantise_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt quantise`."""
+    """Add the options of `pruneopt quantise`."""
     parser.epilog = """example:
   pruneopt quantise small --data digits
   pruneopt quantise small --dtype fp16
@@ -377,7 +377,7 @@ def add_quantise_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_passes_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt passes`."""
+    """Add the options of `pruneopt passes`."""
     parser.add_argument(
         "names",
         metavar="NAME",
@@ -388,7 +388,7 @@ def add_passes_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_new_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `pruneopt new`."""
+    """Add the options of `pruneopt new`."""
     parser.add_argument("path", metavar="FILE.py", type=Path, help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
@@ -425,7 +425,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
 
 
 def _latency(parser: argparse.ArgumentParser) -> None:
-    """Where the times on targets come from."""
+    """Add the options that say where the times on targets come from."""
     parser.add_argument(
         "--latency-db",
         metavar="FILE",
@@ -441,8 +441,8 @@ def _latency(parser: argparse.ArgumentParser) -> None:
 
 
 def _constraints(parser: argparse.ArgumentParser) -> None:
-    """What groups, by names or patterns that `pruneopt inspect --groups` shows, must obey beside
-    the budgets."""
+    """Add the options for what groups must obey beside the budgets, by names or patterns that
+    `pruneopt inspect --groups` shows."""
     parser.add_argument(
         "--width",
         metavar="NAME=K",

@@ -27,7 +27,7 @@ __all__ = ["Comparison", "bench_data", "bench_lines", "compared", "run"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one target measured: both networks, and how many times as fast the pruned one is."""
+    """Both networks as measured on one target, and how many times as fast the pruned one is."""
 
     target: Target
     original: Measurement
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def compared(
     target: Target, original: Network, pruned: Network, seconds: float = 5.0
 ) -> Comparison:
-    """Both networks on a target, in turns.
+    """Measure both networks on a target, in turns.
 
     Args:
         seconds: about how long, beside loading and warming up.
@@ -81,7 +81,7 @@ def compared(
 def bench_data(
     found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """The comparisons as JSON: times in seconds, with the ends of their 95 % intervals."""
+    """Return the comparisons as JSON: times in seconds, with the ends of their 95 % intervals."""
     return {
         "model": report.get("model"),
         "flops_ratio": _flops_ratio(report),
@@ -103,7 +103,7 @@ def bench_data(
 def bench_lines(
     found: Sequence[Comparison], report: dict[str, Any], notes: Sequence[str]
 ) -> list[str]:
-    """The comparisons as a table, and what has to be said about them."""
+    """Return the comparisons as a table, and what has to be said about them."""
     ratio = _flops_ratio(report)
     fewer = "" if ratio is None else f"{ratio:.2f}x"
     head = ("target", "original ms", "pruned ms", "speed-up", "fewer FLOPs")
@@ -119,7 +119,7 @@ def bench_lines(
 
 
 def _original(options: argparse.Namespace) -> tuple[Network, list[str]]:
-    """The original network, and what is to be said about it."""
+    """Return the original network, and what is to be said about it."""
     if options.original is None:
         note = (
             "the original runs with random weights: the bundle holds its graph only (times do "
@@ -133,7 +133,7 @@ def _original(options: argparse.Namespace) -> tuple[Network, list[str]]:
 
 
 def _offered(text: str) -> Target:
-    """The target of a text, or what takes its place here; `UserError` where nothing does."""
+    """Return the target of a text, or what takes its place here; `UserError` where nothing does."""
     target, note = or_processor(parse_target(text))
     if note is not None:
         print(f"pruneopt: {note}", file=sys.stderr)
@@ -142,7 +142,7 @@ def _offered(text: str) -> Target:
 
 
 def _flops_ratio(report: dict[str, Any]) -> float | None:
-    """How many times as many FLOPs the original needs."""
+    """Return how many times as many FLOPs the original needs."""
     full, kept = (report.get(which, {}).get("flops") for which in ("original", "pruned"))
     return full / kept if full and kept else None
 

@@ -100,7 +100,7 @@ class _Job:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compile; returns 0, or 130 when a search was interrupted and its best result was
+    """Compile, and return 0, or 130 when a search was interrupted and its best result was
     delivered."""
     with_front(options)
     processes = Processes.here()
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> tuple[Report, Path]:
-    """The report and where the bundle is."""
+    """Return the report and where the bundle is."""
     job = _prepared(options, processes)
     out = OutputDirectory(
         options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force
@@ -131,7 +131,8 @@ def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> 
 
 
 def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
-    """Everything that can be refused is refused here, before the first second of work."""
+    """Check the options, and load the network: all that can be refused is refused here, before any
+    work."""
     budgets = [parse_budget(text) for text in options.budgets]
     Constraints.parse(options.width, options.max_ratio, options.tie)
     started = time.perf_counter()
@@ -159,7 +160,7 @@ def _prepared(options: argparse.Namespace, processes: Processes) -> _Job:
 
 
 def _follow(options: argparse.Namespace, processes: Processes) -> None:
-    """What the other processes under torchrun do: the same passes, and nothing that is seen."""
+    """Do what the other processes under torchrun do: the same passes, and nothing that is seen."""
     job = _prepared(options, processes)
     watch = Watch(job.loaded, None, tuple(job.steps), options.device)
     with run_folder(processes, None) as folder:
@@ -167,7 +168,7 @@ def _follow(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _compile(job: _Job, out: OutputDirectory, processes: Processes) -> Report:
-    """Everything between the checks and the words on the terminal; returns the report."""
+    """Do everything between the checks and the words on the terminal, and return the report."""
     options = job.options
     with job.timed("capture"):
         graph = captured(job.loaded, check=True)
@@ -343,7 +344,7 @@ def _report(
 
 
 def _run_record(job: _Job, report: Report) -> dict[str, Any]:
-    """How to do the same again: what ran, on what, with which versions."""
+    """Return how to do the same again: what ran, on what, with which versions."""
     options = job.options
     inputs = {"weights": options.weights, "model": job.loaded.origin}
     return {
@@ -362,7 +363,7 @@ def _run_record(job: _Job, report: Report) -> dict[str, Any]:
 
 
 def _show(report: Report, options: argparse.Namespace, out: Path) -> None:
-    """The report on the terminal: JSON alone, the verdict alone, or table and verdict."""
+    """Print the report: JSON alone, the verdict alone, or table and verdict."""
     if options.json:
         print(json.dumps(report.data(), indent=2, ensure_ascii=False))
         return

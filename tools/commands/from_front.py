@@ -19,8 +19,8 @@ RUN = "run.json"
 
 
 def with_front(options: argparse.Namespace) -> None:
-    """Where ``--from-front`` is given: put what was searched in the place of the folder that MODEL
-    names.
+    """Put what was searched in the place of the folder that MODEL names, where ``--from-front`` is
+    given.
 
     Model, weights, input shape, data and seed are those of the search unless they are given again.
 
@@ -63,5 +63,5 @@ def _fill(options: argparse.Namespace, given: dict[str, Any]) -> None:
 
 
 def _given(options: argparse.Namespace, flag: str) -> bool:
-    """Whether a flag is among the words of the command, even if with its default value."""
+    """Return whether a flag is among the words of the command, even if with its default value."""
     return any(word.partition("=")[0] == flag for word in options.words)

@@ -49,7 +49,7 @@ __all__ = ["run"]
 
 @dataclass(frozen=True)
 class _Found:
-    """What there is to say about a network. ``plan`` is the user's, or empty."""
+    """The findings about a network. ``plan`` is the user's, or empty."""
 
     name: str
     graph: Graph
@@ -132,7 +132,8 @@ def _lines(found: _Found, *, groups_only: bool) -> Iterator[str]:
 
 
 def _by_construction(coupling: Coupling) -> Iterator[str]:
-    """Ops that run a statistic over channels, the same op over the same channels in one line."""
+    """Yield the ops that run a statistic over channels, the same op over the same channels in one
+    line."""
     count = Counter(
         (note.op.target.removesuffix(".default"), note.groups) for note in coupling.notes
     )

@@ -35,7 +35,7 @@ def target_budgets(
     budgets: Sequence[Budget],
     processes: Processes,
 ) -> list[Budget]:
-    """The budgets of a run and of its passes that name a target.
+    """Return the budgets of a run and of its passes that name a target.
 
     Raises:
         UserError: several processes, or options that nothing reads.
@@ -62,8 +62,8 @@ def target_budgets(
 def on_steps(
     options: argparse.Namespace, steps: list[Pass], budgets: Sequence[Budget]
 ) -> tuple[list[Pass], list[str]]:
-    """The passes, choosing widths that suit a processor where a budget names one and nobody says
-    otherwise; and notes.
+    """Return the passes with widths that suit the processor, where a budget names one and no width
+    is asked for; and notes.
 
     Times on processors are staircases: a channel more than a block of a vector costs as much as a
     whole block. A search by single channels does not climb them, and leaves a part of the budget
@@ -82,8 +82,8 @@ def on_steps(
 
 
 def _aligned(step: Pass) -> Pass:
-    """A pass that chooses widths in multiples; one whose widths somebody decided, or that has none,
-    as it is."""
+    """Return a pass that chooses widths in multiples; one whose widths somebody decided, or that
+    has none, as it is."""
     single = getattr(step, "granularity", None) == "weight"
     if single or not isinstance(step, Choose) or getattr(step, "round_to", None) != 1:
         return step
@@ -94,7 +94,7 @@ def _aligned(step: Pass) -> Pass:
 def delivery_of(
     options: argparse.Namespace, budgets: Sequence[Budget], folder: Path
 ) -> Delivery | None:
-    """What predicts and measures in a run; None where no budget names a target.
+    """Return what predicts and measures in a run; None where no budget names a target.
 
     Without --latency-db, measurements lie in the output directory. A run that is resumed measures
     no more where the database has enough: it must decide as it did before.
@@ -107,7 +107,7 @@ def delivery_of(
 
 
 def round_folder(folder: Path, delivery: Delivery | None) -> Path:
-    """Where the passes of this round leave their files: each round searches anew."""
+    """Return the folder of the passes in this round: each round searches anew."""
     if delivery is None or not delivery.rounds:
         return folder
     found = folder / f"{LATENCY_ROUNDS}-{len(delivery.rounds) + 1}"
@@ -118,8 +118,8 @@ def round_folder(folder: Path, delivery: Delivery | None) -> Path:
 def front_times(
     steps: Sequence[Pass], delivery: Delivery | None, notes: list[str]
 ) -> Delivery | Observation | None:
-    """What measures the delivered network: ``delivery`` where there is one, else the targets whose
-    times a front has.
+    """Return what measures the delivered network: ``delivery`` where there is one, else the targets
+    whose times a front has.
 
     A target that is not here is left out, and noted.
     """

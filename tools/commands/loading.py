@@ -18,7 +18,7 @@ __all__ = ["captured", "check_device", "early_model", "loaded_model", "loaded_wo
 
 
 def check_device(device: str) -> None:
-    """`UserError` for a --device that cannot be used."""
+    """Raise `UserError` for a --device that cannot be used."""
     try:
         torch.empty(1, device=device).item()  # the meta device has no numbers
     except Exception as error:
@@ -27,7 +27,7 @@ def check_device(device: str) -> None:
 
 
 def loaded_model(options: argparse.Namespace) -> LoadedModel:
-    """The network that MODEL, --weights and --input name; `UserError` for anything wrong with
+    """Load the network that MODEL, --weights and --input name; `UserError` for anything wrong with
     them."""
     return load_model(options.model, weights=options.weights, input_shape=options.input)
 
@@ -39,8 +39,8 @@ def early_model(options: argparse.Namespace) -> LoadedModel | None:
 
 
 def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
-    """The network's graph, under the name of its source; with ``check`` compared with the network
-    itself."""
+    """Return the network's graph, under the name of its source; with ``check`` compared with the
+    network itself."""
     graph = capture(loaded.module, loaded.example_inputs, name=loaded.name)
     if check and isinstance(loaded.module, nn.Module):
         note = check_capture(loaded.module, graph, loaded.example_inputs)
@@ -51,8 +51,8 @@ def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
 def loaded_workload(
     options: argparse.Namespace, loaded: LoadedModel, needed_by: str | None
 ) -> Workload | None:
-    """The data to score and train with; None where nobody names any, and nothing (``needed_by``)
-    needs them."""
+    """Return the data to score and train with; None where nobody names any, and nothing
+    (``needed_by``) needs them."""
     if options.data is None and loaded.data is None:
         if needed_by is not None:
             raise UserError(

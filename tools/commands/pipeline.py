@@ -24,7 +24,7 @@ NEEDED = ("couple", "cost", "slice", "verify")
 
 
 def passes_of(options: argparse.Namespace) -> list[Pass]:
-    """The passes to run.
+    """Return the passes to run.
 
     Raises:
         UserError: no such pass or option, a pipeline without a stage that a result needs, or
@@ -49,7 +49,7 @@ def passes_of(options: argparse.Namespace) -> list[Pass]:
 
 
 def chosen_pass(steps: list[Pass]) -> Choose:
-    """The pass that decides which channels stay; `UserError` where there is none."""
+    """Return the pass that decides which channels stay; `UserError` where there is none."""
     found = next((step for step in steps if isinstance(step, Choose)), None)
     if found is None:
         raise UserError(
@@ -59,12 +59,12 @@ def chosen_pass(steps: list[Pass]) -> Choose:
 
 
 def needs_data(steps: list[Pass]) -> str | None:
-    """What of the first pass that cannot run without data needs them; None where all can."""
+    """Return what of the first pass that cannot run without data needs them; None where all can."""
     return next((step.needs_data for step in steps if step.needs_data is not None), None)
 
 
 def _standard(text: str, repairs: list[str]) -> list[Pass]:
-    """The pipeline around one pass.
+    """Return the pipeline around one pass.
 
     Layers fitted by least squares belong to the statistics under which they were fitted: the fresh
     ones that a search gives its winner would undo the fit, and are left out.
@@ -93,8 +93,8 @@ def _standard(text: str, repairs: list[str]) -> list[Pass]:
 
 
 def _repaired(steps: list[Pass], methods: list[str]) -> list[Pass]:
-    """The steps with one repair for each method right after the proof, in the order in which they
-    can follow."""
+    """Return the steps with one repair for each method right after the proof, in the order in which
+    they can follow."""
     place = [step.name for step in steps].index("verify") + 1
     repairs = [_pass("repair", method=method) for method in METHODS if method in methods]
     return [*steps[:place], *repairs, *steps[place:]]
@@ -105,8 +105,8 @@ def _pass(name: str, **values: Any) -> Pass:
 
 
 def _with_options(steps: list[Pass], options: argparse.Namespace) -> list[Pass]:
-    """The passes with what --round-to, --min-channels and --flops-convention say; `UserError` for a
-    pass without."""
+    """Return the passes with what --round-to, --min-channels and --flops-convention say;
+    `UserError` for a pass without."""
     found = []
     for step in steps:
         if isinstance(step, Choose):

@@ -20,8 +20,7 @@ __all__ = ["run_folder"]
 
 @contextmanager
 def run_folder(processes: Processes, folder: Path | None) -> Iterator[Path]:
-    """Where the passes of this process leave their files: process 0's ``folder``, or a temporary
-    one.
+    """Give the folder of the passes of this process: process 0's ``folder``, or a temporary one.
 
     A search that is resumed finds its journal in all of them; states of training runs are read by
     process 0 alone.

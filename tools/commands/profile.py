@@ -21,8 +21,8 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """The profile on a target, or the table; says what it covers and how long the original takes by
-    it."""
+    """Print the profile on a target, or write the table and say what it covers and how long the
+    original takes by it."""
     if options.target is not None:
         return profile_target.run(options)
     if options.picture is not None or options.json:

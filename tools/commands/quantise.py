@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def calibration_of(network: Network, workload: Workload, count: int) -> list[tuple[Tensor]]:
-    """Inputs of the calibration split in calls of the network's batch; what does not fill a fixed
-    batch is left out."""
+    """Return inputs of the calibration split in calls of the network's batch; what does not fill a
+    fixed batch is left out."""
     size = BATCH if network.graph.dynamic_batch else _batch(network)
     samples = workload.calibration.head(min(count, len(workload.calibration)))
     calls = [
@@ -97,8 +97,8 @@ def calibration_of(network: Network, workload: Workload, count: int) -> list[tup
 
 
 def _half_errors(network: Network, path: Path) -> dict[str, Any]:
-    """How far the outputs of a file in half precision are from the network's, on random inputs, and
-    may be."""
+    """Measure how far the outputs of a file in half precision are from the network's, on random
+    inputs, and may be."""
     inputs = fixed_inputs(
         network.graph, CHECKED if network.graph.dynamic_batch else _batch(network)
     )
@@ -108,8 +108,8 @@ def _half_errors(network: Network, path: Path) -> dict[str, Any]:
 
 
 def _int8_errors(network: Network, path: Path, workload: Workload) -> dict[str, Any]:
-    """How far the outputs of a file are from the network's, on data: random numbers leave the
-    calibrated ranges."""
+    """Measure how far the outputs of a file are from the network's, on data: random numbers leave
+    the calibrated ranges."""
     size = BATCH if network.graph.dynamic_batch else _batch(network)
     inputs, _ = next(workload.test.batches(size))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def _int8_errors(network: Network, path: Path, workload: Workload) -> dict[str, 
 
 
 def _accuracy(workload: Workload, before: Path, after: Path) -> dict[str, Any]:
-    """The scores of two files on the test split."""
+    """Return the scores of two files on the test split."""
     scores = [workload.score(OnnxNetwork(path), "test") for path in (before, after)]
     return {
         "metric": metric_name(workload),
@@ -129,7 +129,7 @@ def _accuracy(workload: Workload, before: Path, after: Path) -> dict[str, Any]:
 
 
 def _workload(options: argparse.Namespace) -> Workload | None:
-    """The data: --data, or what the model file names; half precision does without."""
+    """Return the data: --data, or what the model file names; half precision does without."""
     record = data_of(options.bundle, "run.json")
     loaded = load_model(options.original or str(record.get("model")))
     if options.data is None and loaded.data is None:
@@ -142,7 +142,7 @@ def _workload(options: argparse.Namespace) -> Workload | None:
 
 
 def _batch(network: Network) -> int:
-    """The batch that a network was captured at, 1 where it may vary."""
+    """Return the batch that a network was captured at, 1 where it may vary."""
     dims = network.graph.inputs[0].type.dims if network.graph.inputs else ()
     return 1 if network.graph.dynamic_batch or not dims else dim_size(dims[0])
 

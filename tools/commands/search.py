@@ -82,7 +82,7 @@ class _Last(Instrument):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Search; returns 0, or 130 when it was interrupted and the front so far was written."""
+    """Search, and return 0, or 130 when it was interrupted and the front so far was written."""
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         job = _prepared(options)
         own = (FRONT, PICTURE, PAGE, RUN, JOURNAL, LATENCY_DB)
@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepared(options: argparse.Namespace) -> _Job:
-    """Everything that can be refused is refused here, before the first second of work."""
+    """Check the options, and load the network: all that can be refused is refused here, before any
+    work."""
     Constraints.parse(options.width, options.max_ratio, options.tie)
     loaded = early_model(options)
     before, explore = _before(options), _explore(options)
@@ -113,8 +114,8 @@ def _prepared(options: argparse.Namespace) -> _Job:
 
 
 def _on_targets(options: argparse.Namespace) -> list[Budget]:
-    """Budgets and costs that are times on targets; `UserError` for a target that is not here, or
-    unread options."""
+    """Return budgets and costs that are times on targets; `UserError` for a target that is not
+    here, or unread options."""
     found = [
         budget
         for budget in map(parse_budget, options.budgets)
@@ -134,7 +135,7 @@ def _on_targets(options: argparse.Namespace) -> list[Budget]:
 
 
 def _before(options: argparse.Namespace) -> list[Pass]:
-    """The passes before the search."""
+    """Return the passes before the search."""
     found = parse_pipeline(options.before)
     wrong = next((step.name for step in found if isinstance(step, Choose | Slice | Explore)), None)
     if wrong is not None or not any(isinstance(step, Cost) for step in found):
@@ -152,7 +153,7 @@ def _before(options: argparse.Namespace) -> list[Pass]:
 
 
 def _explore(options: argparse.Namespace) -> Explore:
-    """The pass that the options describe."""
+    """Return the pass that the options describe."""
     given = {
         "against": tuple(options.against) or None,
         "round_to": options.round_to,
@@ -171,7 +172,7 @@ def _explore(options: argparse.Namespace) -> Explore:
 
 
 def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
-    """Search and write; returns the front's data."""
+    """Search and write, and return the front's data."""
     graph = captured(job.loaded, check=True)
     with progress_bar(not (job.options.json or job.options.quiet)) as progress:
         last = _run_passes(job, graph, progress, out.path)
@@ -186,7 +187,7 @@ def _searched(job: _Job, out: OutputDirectory) -> dict[str, Any]:
 
 
 def _guessing(outcome: FrontOutcome, workload: Workload) -> list[str]:
-    """What to say where the original does hardly better than chance: most often it has no trained
+    """Return a note where the original does hardly better than chance: most often it has no trained
     weights."""
     classes = workload.num_classes if workload.metric is top1 else None
     scores = [item.score for item in outcome.candidates if item.origin == "original"]
@@ -200,7 +201,7 @@ def _guessing(outcome: FrontOutcome, workload: Workload) -> list[str]:
 
 
 def _run_passes(job: _Job, graph: Graph, progress: Progress, folder: Path) -> State:
-    """Run the passes; returns the state at their end."""
+    """Run the passes, and return the state at their end."""
     options, last = job.options, _Last()
     # A search that goes on measures no more where it knows enough: it must propose what it did
     # before.
@@ -236,7 +237,7 @@ def _write(job: _Job, outcome: FrontOutcome, front: dict[str, Any], folder: Path
 
 
 def _run_record(job: _Job) -> dict[str, Any]:
-    """How to do the same again, and what ``compile --from-front`` needs to know."""
+    """Return how to do the same again, and what ``compile --from-front`` needs to know."""
     options = job.options
     inputs = {"weights": options.weights, "model": job.loaded.origin}
     return {
@@ -261,7 +262,7 @@ def _run_record(job: _Job) -> dict[str, Any]:
 
 
 def _show(front: dict[str, Any], job: _Job, folder: Path) -> None:
-    """The front on the terminal: JSON alone, the last line alone, or the table."""
+    """Print the front: JSON alone, the last line alone, or the table."""
     if job.options.json:
         print(json.dumps(front, indent=2, ensure_ascii=False))
         return

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _listed() -> Iterator[Target]:
-    """Every target with its defaults, and again in each of its modes."""
+    """Yield every target with its defaults, and again in each of its modes."""
     for kind in target_classes():
         mode = get_type_hints(kind).get("mode")
         choices = get_args(mode) if get_origin(mode) is Literal else ()

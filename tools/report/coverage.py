@@ -1,4 +1,4 @@
-"""How far a network can be pruned at all: what inspect ends with, and what compile warns about."""
+"""The reach of pruning in a network: what inspect ends with, and what compile warns about."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def coverage_of(coupling: Coupling, cost: CostModel) -> Coverage:
 
 
 def unknown_ops(coupling: Coupling) -> list[tuple[str, int, str, str]]:
-    """Ops without a rule: name, how often, where first, why that matters; the most frequent
+    """Return ops without a rule: name, how often, where first, why that matters; the most frequent
     first."""
     count = Counter(item.op.target.removesuffix(".default") for item in coupling.unknown)
     first = {item.op.target.removesuffix(".default"): item for item in reversed(coupling.unknown)}
@@ -89,7 +89,7 @@ def unknown_ops(coupling: Coupling) -> list[tuple[str, int, str, str]]:
 
 
 def coverage_lines(found: Coverage) -> Iterator[str]:
-    """Frozen channels by reason, the smallest reachable costs, and the coverage line."""
+    """Yield the frozen channels by reason, the smallest reachable costs, and the coverage line."""
     if found.frozen:
         yield "frozen:"
         for reason, groups, channels in found.frozen:
@@ -120,7 +120,7 @@ def coverage_warning(found: Coverage) -> str | None:
 
 
 def coverage_data(found: Coverage) -> dict[str, Any]:
-    """The same as data."""
+    """Return the same as data."""
     return {
         "channels": found.channels,
         "removable_channels": found.removable,

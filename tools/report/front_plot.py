@@ -25,7 +25,7 @@ Entry = Mapping[str, Any]
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers that divide a range: at most ``most`` of 1, 2 or 5 times a power of ten
+    """Return round numbers that divide a range: at most ``most`` of 1, 2 or 5 times a power of ten
     apart."""
     if not high > low:
         return [low]
@@ -58,7 +58,7 @@ class _Axis:
 
 
 def front_svg(front: Mapping[str, Any], measured: Sequence[Entry], metric: str) -> str:
-    """The picture of a front.
+    """Draw a front.
 
     Args:
         front: what `front_data` gives.
@@ -88,7 +88,7 @@ def front_svg(front: Mapping[str, Any], measured: Sequence[Entry], metric: str) 
 
 
 def _spoken(front: Mapping[str, Any], metric: str) -> str:
-    """The front in words, for who cannot see it."""
+    """Describe the front in words, for readers who cannot see it."""
     unit = front["against"][0]
     points = front["points"]
     shown = points if len(points) <= NUMBERED else [points[0], points[len(points) // 2], points[-1]]
@@ -166,7 +166,8 @@ def _axes(x: _Axis, y: _Axis, unit: str, metric: str) -> Iterator[str]:
 def _stairs(
     points: Sequence[Entry], unit: str, place: Callable[[Entry], tuple[float, float]]
 ) -> Iterator[str]:
-    """The best score for at most a cost: a step at every point that no other beats in this cost."""
+    """Draw the best score for at most a cost: a step at every point that no other beats in this
+    cost."""
     if not points:
         return
     table = np.array([[item["costs"][unit], -item["score"]] for item in points], dtype=np.float64)
@@ -207,7 +208,7 @@ def _ring(across: float, up: float) -> str:
 
 
 def _legend(baselines: Sequence[str]) -> Iterator[str]:
-    """What the marks stand for, in the lower right corner, where a front leaves room."""
+    """Draw what the marks stand for, in the lower right corner, where a front leaves room."""
     words = {
         "original": "the original",
         "uniform": "one ratio for all (uniform)",
@@ -226,7 +227,7 @@ def _legend(baselines: Sequence[str]) -> Iterator[str]:
 
 
 def _mark(name: str, across: float, up: float) -> str:
-    """How a kind of structure is drawn."""
+    """Draw the mark of a kind of structure."""
     if name == "original":
         return _ring(across, up)
     if name == "uniform":

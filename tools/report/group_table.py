@@ -17,7 +17,7 @@ from pruneopt.tools.report.text import percent, table
 __all__ = ["GroupTable"]
 
 SHOWN = 3
-"""How many modules of a group the table names."""
+"""The number of modules of a group that the table names."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GroupTable:
     plan: Plan | None = None
 
     def kept(self, group: Group) -> int:
-        """How many units the plan keeps of a group."""
+        """Count the units that the plan keeps of a group."""
         return (
             len(self.plan[group.name])
             if self.plan is not None and group.name in self.plan
@@ -50,8 +50,8 @@ class GroupTable:
         }
 
     def modules(self, group: Group) -> list[str]:
-        """The modules (or parameters that are in none) that hold the group's channels: first those
-        that make them."""
+        """Return the modules (or parameters that are in none) that hold the group's channels: first
+        those that make them."""
         made = [op.loc.module for op in self.coupling.producers(group)]
         names = (member.weight.name for member in self.coupling.members(group))
         return [
@@ -61,7 +61,7 @@ class GroupTable:
         ]
 
     def data(self) -> Iterator[dict[str, Any]]:
-        """The groups as plain values."""
+        """Yield the groups as plain values."""
         for group in self.coupling.groups:
             yield {
                 "name": group.name,
@@ -75,7 +75,7 @@ class GroupTable:
             }
 
     def text(self) -> str:
-        """The table."""
+        """Return the table."""
         kept = () if self.plan is None else ("kept",)
         rows: list[tuple[str, ...]] = [("group", "width", *kept, "step", "FLOPs", "in", "frozen")]
         for item in self.data():

@@ -1,5 +1,5 @@
-"""What ``pruneopt inspect --lowered`` says: how a candidate is judged in fused operations, and what
-no kernel does."""
+"""The text of ``pruneopt inspect --lowered``: how a candidate is judged in fused operations, and
+what no kernel does."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Lowered:
 
     @classmethod
     def of(cls, graph: Graph) -> Lowered:
-        """Both passes of a network; `UserError` where no batch norm over images learns."""
+        """Return both passes of a network; `UserError` where no batch norm over images learns."""
         return cls(lower_statistics(graph), lower_evaluation(fold_batch_norms(graph).graph))
 
 
 def lowered_lines(lowered: Lowered) -> Iterator[str]:
-    """Each graph as text, a count, and the ops without a kernel: the same op with the same reason
-    in one line."""
+    """Yield each graph as text, a count, and the ops without a kernel: the same op with the same
+    reason in one line."""
     statistics, evaluation = lowered.statistics, lowered.evaluation
     yield print_graph(statistics.graph).rstrip("\n")
     yield ""
@@ -59,7 +59,7 @@ def lowered_lines(lowered: Lowered) -> Iterator[str]:
 
 
 def lowered_data(lowered: Lowered) -> dict[str, Any]:
-    """The same as data."""
+    """Return the same as data."""
     statistics, evaluation = lowered.statistics, lowered.evaluation
     return {
         "graph": graph_to_dict(statistics.graph),

@@ -1,4 +1,4 @@
-"""What the records of passes have to tell the user."""
+"""Notes for the user from the records of passes."""
 
 from __future__ import annotations
 

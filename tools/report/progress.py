@@ -18,8 +18,8 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(show: bool) -> Iterator[Progress]:
-    """What passes report their progress to, for a block of work; nothing is shown unless stderr is
-    a terminal."""
+    """Give what passes report their progress to, for a block of work; nothing is shown unless
+    stderr is a terminal."""
     if not (show and sys.stderr.isatty()):
         yield silent
         return

@@ -1,5 +1,4 @@
-"""What a compile did: the typed report, which ``report.json``, the terminal and the page are made
-from."""
+"""The typed report of a compile, which ``report.json``, the terminal and the page are made from."""
 
 from __future__ import annotations
 
@@ -130,7 +129,8 @@ class GroupResult:
 
 @dataclass(frozen=True, slots=True)
 class SparsityResult:
-    """What masks came to: over all weights of convolutions and linear layers, and by layer."""
+    """The sparsity of a delivered network: over all weights of convolutions and linear layers, and
+    by layer."""
 
     weights: int
     zeros: int
@@ -147,7 +147,7 @@ class SparsityResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a compile did. A field that is None by default is left out of ``report.json``.
+    """The report of a compile. A field that is None by default is left out of ``report.json``.
 
     Attributes:
         pass_: the text of the pass that chose the channels.

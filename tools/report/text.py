@@ -13,56 +13,58 @@ FLOP_NOTE = "A FLOP is one multiply-accumulate, batch 1."
 
 
 def _digits(value: float) -> str:
-    """About four digits, whole numbers without a point."""
+    """Write about four digits, whole numbers without a point."""
     if value == int(value) and abs(value) < 1e4:
         return str(int(value))
     return f"{value:.{1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
 
 
 def amount(value: float, unit: str) -> str:
-    """``150.2 MFLOPs``; ``unit`` is the name of a cost unit, such as flops or latency."""
+    """Write an amount as ``150.2 MFLOPs``; ``unit`` is the name of a cost unit, such as flops or
+    latency."""
     factor, word = _scale(value, unit)
     return f"{_digits(value / factor)} {word}"
 
 
 def change(value: float, full: float, unit: str) -> str:
-    """``150.2 MFLOPs (50.0 % of 300.4)``; the prefix of the larger number serves both."""
+    """Write a change as ``150.2 MFLOPs (50.0 % of 300.4)``; the prefix of the larger number serves
+    both."""
     factor, word = _scale(full, unit)
     share = percent(value / full if full else 1.0)
     return f"{_digits(value / factor)} {word} ({share} of {_digits(full / factor)})"
 
 
 def _scale(largest: float, name: str) -> tuple[int, str]:
-    """What to divide amounts by, and the unit's symbol behind its prefix."""
+    """Return what to divide amounts by, and the unit's symbol behind its prefix."""
     unit = unit_named(name)
     prefix = unit.prefix_for(largest)
     return unit.prefixes[prefix], prefix + unit.symbol
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """``50.0 %``."""
+    """Write a share as ``50.0 %``."""
     return f"{100 * share:.{digits}f} %"
 
 
 def score_text(value: float, metric: str | None, digits: int = 1) -> str:
-    """``91.2 %`` for an accuracy, else the number."""
+    """Write a score as ``91.2 %`` for an accuracy, else as the number."""
     return percent(value, digits) if metric == "accuracy" else f"{value:.4g}"
 
 
 def times(number: int) -> str:
-    """``once`` or ``3 times``."""
+    """Write ``once`` or ``3 times``."""
     return "once" if number == 1 else f"{number} times"
 
 
 def seconds(value: float) -> str:
-    """``0.42 s``, ``12.3 s`` or ``3 min 5 s``."""
+    """Write ``0.42 s``, ``12.3 s`` or ``3 min 5 s``."""
     if value >= 60:
         return f"{int(value // 60)} min {int(value % 60)} s"
     return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
 
 
 def table(rows: Sequence[Sequence[str]], *, text_columns: Collection[int] = (0,)) -> str:
-    """Rows as aligned columns under a head, the first row; all but the text columns are aligned to
+    """Align rows as columns under a head, the first row; all but the text columns are aligned to
     the right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
 
@@ -78,5 +80,5 @@ def table(rows: Sequence[Sequence[str]], *, text_columns: Collection[int] = (0,)
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: a module's name may hold wide characters."""
+    """Count the columns on a terminal: a module's name may hold wide characters."""
     return sum(2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in text)

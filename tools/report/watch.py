@@ -1,5 +1,4 @@
-"""What compile wants to know while the passes run: that the budgets can be reached, and the score
-at every stage."""
+"""Instruments of a compile: the budgets can be reached, and the score at every stage."""
 
 from __future__ import annotations
 
@@ -26,12 +25,13 @@ __all__ = ["Watch", "metric_name", "stopped"]
 
 
 def stopped(records: Mapping[str, object]) -> bool:
-    """Whether a search was stopped by hand, by the records of a run."""
+    """Return whether a search was stopped by hand, by the records of a run."""
     return any(getattr(record, "interrupted", False) for record in records.values())
 
 
 def metric_name(workload: Workload) -> str:
-    """``accuracy`` for the share of right classes, ``score`` for a measure of the user's own."""
+    """Return ``accuracy`` for the share of right classes, ``score`` for a measure of the user's
+    own."""
     return "accuracy" if workload.metric is top1 and workload.evaluate is None else "score"
 
 
