@@ -226,7 +226,8 @@ def main() -> int:
         if cell not in results or results[cell].commit != commit:
             results[cell] = run_cell(cell, commit, arguments.keep)
             save(results)
-        print(cell, results[cell].words, *results[cell].failures, results[cell].error, sep="\n  ")
+        result = results[cell]
+        print(f"{cell}: {result.words}", *result.failures, result.error, sep="\n  ", flush=True)
     save(results)
     return int(any(results[cell].failures for cell in arguments.cells or results))
 
