@@ -55,8 +55,10 @@ def capture(
     other code reads of the network has to be among its outputs.
 
     The model is left as it was: mode, hooks, gradients, device, and the random state. Meanwhile no
-    other thread may use it; other models run as ever, and other captures wait. Raises `UserError`
-    when the model cannot be traced or its inputs do not fit.
+    other thread may use it; other models run as ever, and other captures wait. Only torch.export,
+    where it is needed, tells networks of all threads that they are being exported.
+
+    Raises `UserError` when the model cannot be traced or its inputs do not fit.
     """
     if isinstance(model, str | Path):
         model = load_program(Path(model))

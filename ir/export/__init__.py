@@ -1,0 +1,1 @@
+"""From a module to ``torch.export`` and ONNX files, and running these."""

@@ -1,0 +1,1 @@
+"""The text form of a graph and its JSON form: printing, and parsing with errors at their place."""

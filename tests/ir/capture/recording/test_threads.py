@@ -158,6 +158,18 @@ def test_nothing_stays_of_a_capture_that_ends_early(error: type[BaseException]) 
     assert capture(Hooked(lambda: None), X).exported_because is None
 
 
+def test_nothing_stays_of_an_export_that_is_interrupted() -> None:
+    calls = iter([ValueError("not recorded"), KeyboardInterrupt("enough")])
+
+    def stop() -> None:
+        raise next(calls)
+
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        capture(Hooked(stop), X)
+    assert replaced() == PLAIN
+    assert capture(Hooked(lambda: None), X).exported_because is None
+
+
 def test_a_network_that_captures_another_one_is_refused_and_nothing_stays() -> None:
     inner = nn.Linear(3, 2)
     with pytest.raises(UserError, match="in the forward of one that is being captured"):
