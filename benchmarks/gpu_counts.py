@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pruneopt import Graph
 from pruneopt.extend import Op, Value
-from pruneopt.passes.analysis.ops.batch_norm import NORMS
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["Ceilings", "Work", "work_of"]
 
@@ -65,7 +66,7 @@ def _elements(op: Op, images: int) -> int:
         results = [value for value in op.results if value is not op.results[3] or value.users]
     total = sum(_size(value, images) for value in (*op.inputs, *results))
     # In training mode a batch norm reads its input for the statistics, and again.
-    return total + (_size(op.needed(0), images) if op.role in NORMS else 0)
+    return total + (_size(op.needed(0), images) if has_trait(op, Trait.BATCH_NORM) else 0)
 
 
 def _operations(op: Op, images: int) -> int:

@@ -85,7 +85,7 @@ def _write(module: _Alone, x: torch.Tensor, path: Path) -> None:
     names = ["x", *(tensor.name for tensor in weights)]
     attrs = module.attrs
     result = module(x)
-    if "linear" in module.target:
+    if module.weights[0].dim() == 2:  # a linear layer
         rank = "Transpose" if x.dim() > 2 else None
         nodes = [helper.make_node("Transpose", ["w0"], ["t"], perm=[1, 0])] if rank else []
         if rank:

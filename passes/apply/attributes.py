@@ -26,6 +26,8 @@ from torch import nn
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.apply.layers import layer_sizes
 from pruneopt.passes.apply.literal_sizes import literal_lists, literal_sizes
 from pruneopt.passes.apply.scope import Run, Scope, Sizes
@@ -181,7 +183,7 @@ def _words(name: str) -> list[str]:
 def _split(ops: Iterable[Op]) -> list[Value]:
     """Return what came out of views that made several axes of one, such as heads and what each
     has."""
-    views = [op for op in ops if op.base in ("view", "reshape", "unflatten", "_unsafe_view")]
+    views = [op for op in ops if has_trait(op, Trait.VIEW)]
     return [
         op.result
         for op in views

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.apply.scope import Scope
 
 __all__ = ["layer_sizes"]
@@ -36,14 +37,11 @@ def _convolution(module: nn.Module, scope: Scope) -> dict[str, Any]:
     shape = _shape(module)
     if shape is None:
         return {}
-    ran = scope.attr("groups", "conv1d", "conv2d", "conv3d", "convolution", *TRANSPOSED)
+    ran = scope.attr("groups", Trait.CONVOLUTION)
     groups = ran if isinstance(ran, int) else int(module.groups)  # type: ignore[arg-type]
     flipped = isinstance(module, nn.modules.conv._ConvTransposeNd)
     sizes = (shape[0], shape[1] * groups) if flipped else (shape[1] * groups, shape[0])
     return {"groups": groups, "in_channels": sizes[0], "out_channels": sizes[1]}
-
-
-TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 def _batch_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
@@ -53,14 +51,12 @@ def _batch_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
 
 def _group_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
     shape = _shape(module)
-    groups = scope.attr("num_groups", "group_norm", "native_group_norm")
+    groups = scope.attr("num_groups", Trait.NORM)
     return {"num_channels": scope.channels() if shape is None else shape[0], "num_groups": groups}
 
 
 def _layer_norm(module: nn.Module, scope: Scope) -> dict[str, Any]:
-    ran = scope.attr(
-        "normalized_shape", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"
-    )
+    ran = scope.attr("normalized_shape", Trait.NORM)
     return {"normalized_shape": _shape(module) or ran}
 
 
@@ -106,7 +102,7 @@ def _recurrent(module: nn.Module, scope: Scope) -> dict[str, Any]:
 
 
 def _unflatten(module: nn.Module, scope: Scope) -> dict[str, Any]:
-    sizes = scope.attr("sizes", "unflatten")
+    sizes = scope.attr("sizes", Trait.VIEW)
     return {} if not isinstance(sizes, tuple) else {"unflattened_size": sizes}
 
 

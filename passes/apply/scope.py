@@ -10,6 +10,8 @@ from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import BatchSize
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.sizes import axis_shares
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["Run", "Scope", "Sizes"]
 
@@ -66,11 +68,11 @@ class Scope:
         ]
         return {op for path in paths for op, _ in self.run.by_path[path]}
 
-    def attr(self, name: str, *bases: str) -> Any:
-        """Return the new value of an attribute of the first op of one of these kinds; None where
+    def attr(self, name: str, trait: Trait) -> Any:
+        """Return the new value of an attribute of the first op of this kind that has it; None where
         none ran."""
         return next(
-            (new.attrs[name] for _, new in self.own if new.base in bases and name in new.attrs),
+            (new.attrs[name] for _, new in self.own if name in new.attrs and has_trait(new, trait)),
             None,
         )
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import TensorType
 from pruneopt.passes.analysis.ops.batch_norm import RunningNorm, running_norm
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import computes
 
 __all__ = ["FoldedGraph", "fold_batch_norms"]
-
-FOLDED = ("conv1d", "conv2d", "conv3d", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +87,23 @@ def fold_batch_norms(graph: Graph) -> FoldedGraph:
 def _layer_before(norm: RunningNorm) -> Op | None:
     """Return the layer that a batch norm can be folded into."""
     layer = norm.source.producer
-    if (
-        layer is None
-        or layer.role not in FOLDED
-        or norm.source.users != (norm.op,)
-        or len(norm.op.results) != 1
-    ):
+    if layer is None or norm.source.users != (norm.op,) or len(norm.op.results) != 1:
+        return None
+    if not _is_foldable(layer):
         return None
     read = [layer.value(1), layer.value(2), norm.scale, norm.shift, norm.mean, norm.variance]
-    if not all(value is None or value.is_weight for value in read):
-        return None
+    return layer if all(value is None or value.is_weight for value in read) else None
+
+
+def _is_foldable(layer: Op) -> bool:
+    """Return whether an op is a layer with a row of weights for every channel of axis 1."""
+    if not (computes(layer, Trait.CONVOLUTION) or computes(layer, Trait.LINEAR)):
+        return False
+    weight = layer_weight(layer)
+    if weight is None or weight.contraction is None:
+        return False
     # Behind a linear layer over several positions, a batch norm's channels are the positions.
-    return None if layer.role == "linear" and norm.source.type.rank != 2 else layer
+    return (weight.out_axis, weight.in_axis, weight.contraction.result_axis) == (0, 1, 1)
 
 
 def _fold(graph: Graph, layer: Op, norm: RunningNorm) -> _Pair:

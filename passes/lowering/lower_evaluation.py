@@ -10,8 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pruneopt.ir.graph import Graph, Op, Operand, Value, map_structure
-from pruneopt.ir.types import MODE
-from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, mapped, unfit
+from pruneopt.passes.lowering.patterns import (
+    GEOMETRY,
+    Unfused,
+    activation_name,
+    is_conv2d,
+    is_idle_dropout,
+    is_mean_of_pixels,
+    is_residual_sum,
+    mapped,
+    unfit,
+)
 
 __all__ = ["LoweredEvaluation", "lower_evaluation"]
 
@@ -82,7 +91,7 @@ class _Lowering:
 
     def conv(self, op: Op) -> bool:
         """A convolution, left open for what may join it."""
-        if op.role != "conv2d":
+        if not is_conv2d(op):
             return False
         bias = op.value(2)
         why = unfit(op) or (None if bias is None or bias.is_weight else "its bias is computed")
@@ -103,13 +112,7 @@ class _Lowering:
         """A residual sum joins the convolution on one of its sides, the later one where both
         are."""
         left, right = op.value(0), op.value(1)
-        if (
-            op.role != "add"
-            or op.attrs.get("alpha") != 1
-            or left is None
-            or right is None
-            or left.type != right.type
-        ):
+        if not is_residual_sum(op) or left is None or right is None:
             return False
         for one, other in ((right, left), (left, right)):
             found = self.joins(one)
@@ -138,7 +141,7 @@ class _Lowering:
     def pool(self, op: Op) -> bool:
         """The mean over all pixels."""
         source = op.value(0)
-        if source is None or op.role != "adaptive_avg_pool2d" or op.attrs["output_size"] != (1, 1):
+        if source is None or not is_mean_of_pixels(op):
             return False
         operands = (self.value(source), *[None] * 5)
         results = [(self.new.fresh_name(op.result.name), op.result.type)]
@@ -151,7 +154,7 @@ class _Lowering:
     def dropout(self, op: Op) -> bool:
         """Dropout, which drops nothing in evaluation mode."""
         source = op.value(0)
-        if op.role != "dropout" or op.attrs.get("train") != MODE or source is None:
+        if source is None or not is_idle_dropout(op):
             return False
         self.done[op.result] = self.value(source)
         return True

@@ -14,9 +14,19 @@ from dataclasses import dataclass, field, replace
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
-from pruneopt.ir.types import MODE, Attr, TensorType
+from pruneopt.ir.types import Attr, TensorType
 from pruneopt.passes.analysis.ops.batch_norm import RunningNorm, running_norm
-from pruneopt.passes.lowering.patterns import GEOMETRY, Unfused, activation_name, mapped, unfit
+from pruneopt.passes.lowering.patterns import (
+    GEOMETRY,
+    Unfused,
+    activation_name,
+    is_conv2d,
+    is_idle_dropout,
+    is_mean_of_pixels,
+    is_residual_sum,
+    mapped,
+    unfit,
+)
 
 __all__ = ["LoweredStatistics", "Unfused", "lower_statistics"]
 
@@ -207,7 +217,7 @@ class _Lowering:
     def conv(self, op: Op) -> bool:
         """A convolution in front of a batch norm, on an input that is finished while it is
         loaded."""
-        if op.role != "conv2d":
+        if not is_conv2d(op):
             return False
         why = self._unfit(op)
         if why is not None:
@@ -262,7 +272,7 @@ class _Lowering:
         again."""
         if source.finished or self.left[old] < 2 or not _same_pixels(op):
             return False
-        return source.residual is not None or any(user.role != "conv2d" for user in old.users)
+        return source.residual is not None or not all(is_conv2d(user) for user in old.users)
 
     def activation(self, op: Op) -> bool:
         """An activation behind a batch norm or a sum is left to the readers."""
@@ -277,9 +287,7 @@ class _Lowering:
     def sum(self, op: Op) -> bool:
         """A residual sum is left to the readers, where one side is a batch norm's result."""
         left, right = op.value(0), op.value(1)
-        if op.role != "add" or op.attrs.get("alpha") != 1 or left is None or right is None:
-            return False
-        if op.result.type.rank != 4 or left.type != right.type:
+        if not is_residual_sum(op) or left is None or right is None or op.result.type.rank != 4:
             return False
         for one, other in ((left, right), (right, left)):
             first, second = self.lazy.get(one), self.lazy.get(other)
@@ -304,12 +312,7 @@ class _Lowering:
         """The mean over all pixels."""
         source = op.value(0)
         lazy = self.lazy.get(source) if source is not None else None
-        if (
-            lazy is None
-            or lazy.finished
-            or op.role != "adaptive_avg_pool2d"
-            or op.attrs["output_size"] != (1, 1)
-        ):
+        if lazy is None or lazy.finished or not is_mean_of_pixels(op):
             return False
         out = op.result
         made = self.add(
@@ -325,12 +328,7 @@ class _Lowering:
     def dropout(self, op: Op) -> bool:
         """Dropout, which drops nothing in this pass."""
         source = op.value(0)
-        if (
-            op.role != "dropout"
-            or op.attrs.get("train") != MODE
-            or source is None
-            or source not in self.lazy
-        ):
+        if source is None or source not in self.lazy or not is_idle_dropout(op):
             return False
         self.lazy[op.result] = self.lazy[source]
         return True

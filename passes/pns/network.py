@@ -18,12 +18,12 @@ import numpy as np
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.ops.batch_norm import BatchNorm, batch_norms
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import LayerWeight, layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.analysis.residual.structure import is_depthwise
 
 __all__ = ["Layer", "Network", "merge_sets"]
-
-CONCATENATIONS = ("cat", "concat")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -127,7 +127,11 @@ class Network:
         found = []
         for op in self.coupling.graph.ops:
             values = [value for value in op.inputs if not value.is_weight]
-            joins = len(values) > 1 and op.base not in CONCATENATIONS and layer_weight(op) is None
+            joins = (
+                len(values) > 1
+                and not has_trait(op, Trait.CONCATENATION)
+                and layer_weight(op) is None
+            )
             if joins and op not in self._norm_of and op.results:
                 wanted = self._value_groups(op.results[0])
                 found.append(
@@ -158,10 +162,9 @@ class Network:
     def _norm_of(self) -> dict[Op, str]:
         """The name of the batch norm that an op applies; a module may be applied several times."""
         by_scale = {norm.scale: name for name, norm in self.norms.items()}
-        bases = {norm.op.base for norm in self.norms.values()}
         found = {}
         for op in self.coupling.graph.ops:
-            scale = op.value(1) if op.base in bases else None
+            scale = op.value(1) if has_trait(op, Trait.BATCH_NORM) else None
             if scale in by_scale:
                 found[op] = by_scale[scale]
         return found
@@ -188,7 +191,7 @@ class Network:
         """Return the concatenation that a value comes from, through ops that take no other
         activation."""
         op = value.producer
-        while op is not None and op.base not in CONCATENATIONS:
+        while op is not None and not has_trait(op, Trait.CONCATENATION):
             inputs = [v for v in op.inputs if not v.is_weight]
             if len(inputs) != 1 or op in self._norm_of or layer_weight(op) is not None:
                 return None
@@ -213,10 +216,10 @@ class Network:
     def _layer(self, op: Op) -> Layer | None:
         """Return the layer that an op applies, if it is one that pns knows."""
         weight, source = layer_weight(op), op.value(0)
-        if op.base not in ("conv2d", "linear", "convolution") or weight is None or source is None:
+        is_conv = has_trait(op, Trait.CONVOLUTION)
+        if weight is None or source is None or not (is_conv or has_trait(op, Trait.LINEAR)):
             return None
-        is_conv = op.base != "linear"
-        if weight.value.type.rank != (4 if is_conv else 2) or op.attrs.get("transposed") is True:
+        if weight.value.type.rank != (4 if is_conv else 2) or weight.out_axis != 0:
             return None
         name = weight.value.name.rpartition(".")[0] if weight.value.is_weight else op.loc.module
         channels = source.type.rank - (3 if is_conv else 1)

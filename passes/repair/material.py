@@ -18,7 +18,9 @@ from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_parts
 from pruneopt.passes.analysis.cost.conventions import Convention
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.units import UNITS
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.layers import Home, Site, find_home, make_bias, sites_of
@@ -168,8 +170,8 @@ class Material:
             self.left.append(item)
 
     def leave_others(self) -> None:
-        """Note the layers that lost inputs and whose weight is no parameter, or part of an
-        einsum."""
+        """Note the layers that lost inputs and whose weight is no parameter, or is part of a
+        product without an axis of inputs and one of outputs."""
         known = {site.old for site in self.sites}
         for op in self.original.ops:
             if (
@@ -177,7 +179,10 @@ class Material:
                 and _has_weight(op)
                 and any(self.removed(v) for v in op.inputs if not v.is_weight)
             ):
-                self.leave(op.loc.module or str(op), "its weight is computed, or part of an einsum")
+                self.leave(
+                    op.loc.module or str(op),
+                    "its weight is computed, or in a product of another form",
+                )
 
     def home_of(self, site: Site) -> Home | str:
         """Where a constant goes, with a bias made where there is none; a string where there can be
@@ -207,7 +212,7 @@ def _has_weight(op: Op) -> bool:
     layer = layer_weight(op)
     if layer is not None:
         return layer.in_axis is not None
-    return op.base == "einsum" and any(value.is_weight for value in op.inputs)
+    return has_trait(op, Trait.CONTRACTS_OPERANDS) and any(value.is_weight for value in op.inputs)
 
 
 def _costs_of(graph: Graph, convention: Convention) -> dict[str, int]:

@@ -27,8 +27,9 @@ from pruneopt.ir.types import dim_size
 from pruneopt.passes.analysis.channels.groups import Group
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, Given
-from pruneopt.passes.analysis.ops.batch_norm import NORMS
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.by_ratio import LayerRule, picked
@@ -47,22 +48,6 @@ FLAT_HELP = (
     "groups without maps of rows and columns, whose rank says nothing: refuse them, or "
     "take the L1 norm"
 )
-ACTIVATIONS = (
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "clamp",
-        "leaky_relu",
-        "prelu",
-        "_prelu_kernel",
-        "elu",
-        "celu",
-        "selu",
-        "gelu",
-    ),
-    *("silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus"),
-)
 
 
 # Where a layer's feature map is
@@ -72,15 +57,16 @@ def feature_map(op: Op) -> Value:
     """Return the value in which a layer's channels are looked at: behind its norm, and behind its
     activation if one follows, directly or after a sum.
     """
-    value = _behind(op.result, NORMS) or op.result
-    total = _behind(value, ("add",))
-    return _behind(value, ACTIVATIONS) or (total and _behind(total, ACTIVATIONS)) or value
+    value = _behind(op.result, Trait.BATCH_NORM) or op.result
+    total = _behind(value, Trait.ADD)
+    active = _behind(value, Trait.ACTIVATION) or (total and _behind(total, Trait.ACTIVATION))
+    return active or value
 
 
-def _behind(value: Value, bases: Collection[str]) -> Value | None:
-    """Return what the only reader of a value makes of it, if it is one of these ops."""
+def _behind(value: Value, trait: Trait) -> Value | None:
+    """Return what the only reader of a value makes of it, if it is an op of this kind."""
     reader = value.users[0] if len(value.users) == 1 else None
-    return reader.results[0] if reader is not None and reader.base in bases else None
+    return reader.results[0] if reader is not None and has_trait(reader, trait) else None
 
 
 def _maps(graph: Graph) -> dict[Value, list[Op]]:

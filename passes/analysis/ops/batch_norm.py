@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.types import MODE
+from pruneopt.passes.analysis.ops.definition import Trait
+from pruneopt.passes.analysis.ops.table import has_trait
 
-__all__ = ["NORMS", "BatchNorm", "RunningNorm", "batch_norms", "running_norm"]
-
-NORMS = ("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm")
-"""The ops that are batch norms; their second and third operands are scale and shift."""
+__all__ = ["BatchNorm", "RunningNorm", "batch_norms", "running_norm"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -33,7 +32,9 @@ def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
     """
     found: dict[Value, BatchNorm] = {}
     for op in graph.ops:
-        scale, shift = (op.value(1), op.value(2)) if op.role in NORMS else (None, None)
+        scale, shift = (
+            (op.value(1), op.value(2)) if has_trait(op, Trait.BATCH_NORM) else (None, None)
+        )
         if scale is not None and scale.is_weight:
             name = scale.name.rpartition(".")[0] or scale.name
             found.setdefault(
@@ -67,7 +68,8 @@ class RunningNorm:
 def running_norm(op: Op) -> RunningNorm | None:
     """The batch norm that an op is, if it has running statistics and uses them in evaluation
     mode."""
-    if op.role not in NORMS or op.value(3) is None or op.attrs.get("training") not in (MODE, False):
+    fixed = op.attrs.get("training") in (MODE, False)
+    if not has_trait(op, Trait.BATCH_NORM) or op.value(3) is None or not fixed:
         return None
     eps = op.attrs["eps"]
     return RunningNorm(

@@ -24,7 +24,7 @@ from pruneopt.passes.analysis.channels.planes import (
     varying,
 )
 from pruneopt.passes.analysis.ops.creation import copies
-from pruneopt.passes.analysis.ops.definition import OpDefinition
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Trait
 from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 from pruneopt.passes.analysis.ops.resize import SlicedOp, as_attr, resize_result
 
@@ -261,15 +261,17 @@ def resize_squeeze(site: SlicedOp) -> None:
         site.retarget("aten.squeeze.dims", {"dim": gone})
 
 
+VIEW = frozenset({Trait.VIEW})
 _MOVE = OpDefinition(rule=move)
 DEFINITIONS: Mapping[str, OpDefinition] = {
-    **dict.fromkeys((*RESHAPES, *COMPACT), _MOVE),
+    **dict.fromkeys(COMPACT, _MOVE),
+    **dict.fromkeys(("flatten", "_reshape_copy"), OpDefinition(rule=move, traits=VIEW)),
     **dict.fromkeys(
         ("view", "_unsafe_view", "view_copy"),
-        OpDefinition(rule=move, resize=resize_result("size")),
+        OpDefinition(rule=move, resize=resize_result("size"), traits=VIEW),
     ),
-    "reshape": OpDefinition(rule=move, resize=resize_result("shape")),
-    "unflatten": OpDefinition(rule=move, resize=resize_unflatten),
+    "reshape": OpDefinition(rule=move, resize=resize_result("shape"), traits=VIEW),
+    "unflatten": OpDefinition(rule=move, resize=resize_unflatten, traits=VIEW),
     "squeeze": OpDefinition(rule=move, resize=resize_squeeze),
     **dict.fromkeys(
         (

@@ -46,8 +46,12 @@ class Trait(Enum):
     """A sum of two tensors; ``alpha``, where it is given, scales the second."""
     CONCATENATION = auto()
     """Puts tensors beside each other along an axis that they have."""
+    VIEW = auto()
+    """The elements of operand 0, in their order, in another shape."""
     SPLIT = auto()
     """Cuts a tensor along one axis into several results."""
+    ADAPTIVE_MEAN = auto()
+    """The mean over bins of places; ``output_size`` says how many bins."""
     DROPOUT = auto()
     """Drops single elements in training, and nothing in evaluation mode."""
     RANDOM = auto()

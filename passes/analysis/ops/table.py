@@ -34,6 +34,7 @@ __all__ = [
     "OPS",
     "UNKNOWN",
     "apply_rule",
+    "computes",
     "definition_of",
     "has_trait",
 ]
@@ -77,6 +78,13 @@ def definition_of(op: Op) -> OpDefinition:
 def has_trait(op: Op, trait: Trait) -> bool:
     """Return whether an op has a property."""
     return trait in definition_of(op).traits
+
+
+def computes(op: Op, trait: Trait) -> bool:
+    """Return whether an op has a property and computes what PyTorch's op does. A user's op that is
+    like one has its weights and channels, but may compute something else: nothing may be put in its
+    place."""
+    return op.role == op.base and has_trait(op, trait)
 
 
 def is_tagged_pointwise(op: Op) -> bool:

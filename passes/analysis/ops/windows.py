@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.channels.labels import Labels, numbers
 from pruneopt.passes.analysis.channels.planes import varying
 from pruneopt.passes.analysis.ops.count import Count, elements
-from pruneopt.passes.analysis.ops.definition import OpDefinition, Rule
+from pruneopt.passes.analysis.ops.definition import OpDefinition, Rule, Trait
 from pruneopt.passes.analysis.ops.pointwise import merge_pointwise
 
 __all__ = ["DEFINITIONS"]
@@ -69,20 +69,25 @@ def _pooled(rank: int) -> dict[str, OpDefinition]:
     return {name.format(rank): pooling for name in names}
 
 
-def _spatial(rank: int, *names: str) -> dict[str, OpDefinition]:
-    return dict.fromkeys(
-        (name.format(rank) for name in names), OpDefinition(rule=spatial_rule(rank))
-    )
+def _spatial(rank: int, *names: str, traits: Iterable[Trait] = ()) -> dict[str, OpDefinition]:
+    known = OpDefinition(rule=spatial_rule(rank), traits=frozenset(traits))
+    return dict.fromkeys((name.format(rank) for name in names), known)
+
+
+def _adaptive_means(rank: int) -> dict[str, OpDefinition]:
+    names = ("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d")
+    return _spatial(rank, *names, traits=(Trait.ADAPTIVE_MEAN,))
 
 
 EVERY_RANK = (
-    *("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d", "lp_pool{}d"),
+    *("adaptive_max_pool{}d", "lp_pool{}d"),
     *("upsample_nearest{}d", "upsample_nearest_exact{}d", "_upsample_nearest_exact{}d"),
     *("reflection_pad{}d", "replication_pad{}d"),
 )
 DEFINITIONS: Mapping[str, OpDefinition] = {
     **{name: item for rank in (1, 2, 3) for name, item in _pooled(rank).items()},
     **{name: item for rank in (1, 2, 3) for name, item in _spatial(rank, *EVERY_RANK).items()},
+    **{name: item for rank in (1, 2, 3) for name, item in _adaptive_means(rank).items()},
     **_spatial(1, "upsample_linear1d"),
     **_spatial(2, "upsample_bilinear2d", "upsample_bicubic2d"),
     **_spatial(2, "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),

@@ -22,20 +22,13 @@ from dataclasses import dataclass, replace
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.ir.module_paths import common_module
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weights
+from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.analysis.residual.structure import Flow, activations, is_sum
 
 __all__ = ["Branch", "find_branches", "weights_of"]
 
-NORMS = (
-    "layer_norm",
-    "native_layer_norm",
-    "rms_norm",
-    "_fused_rms_norm",
-    "batch_norm",
-    "group_norm",
-    "instance_norm",
-)
 POST_NORM = (
     "the sum is normalised before the next block reads it (post-norm): without the branch "
     "it is no identity"
@@ -143,10 +136,10 @@ def _stream(skip: Value) -> set[Value]:
 def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
     """Whether only a norm reads the sum, in a stack whose stream runs through norms."""
     readers = branch.add.result.users
-    if not readers or any(op.role not in NORMS for op in readers):
+    if not readers or not all(has_trait(op, Trait.NORM) for op in readers):
         return False
     above = branch.skip.producer
-    return (above is not None and above.role in NORMS) or any(
+    return (above is not None and has_trait(above, Trait.NORM)) or any(
         op.results[0] in skips for op in readers
     )
 

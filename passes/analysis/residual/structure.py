@@ -15,11 +15,12 @@ import numpy as np
 
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling, groups_in
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["Flow", "Structure", "activations", "is_depthwise", "is_sum"]
 
-SUMS = ("add", "add_")
 Node = TypeVar("Node", bound=Hashable)
 
 
@@ -175,7 +176,7 @@ class _Dominators(Generic[Node]):
 
 def is_sum(op: Op) -> bool:
     """Return whether an op adds its operands."""
-    return op.role in SUMS
+    return has_trait(op, Trait.ADD)
 
 
 def activations(op: Op) -> list[Value]:

@@ -18,7 +18,9 @@ from pruneopt.ir.types import MODE
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.analysis.channels.units import Slot
+from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
+from pruneopt.passes.analysis.ops.table import has_trait
 
 __all__ = ["NormBank", "Places", "is_norm", "norm_banks"]
 
@@ -90,7 +92,8 @@ class NormBank(nn.Module):
 
 def is_norm(op: Op) -> bool:
     """Whether an op is a batch norm that learns statistics in training."""
-    return "batch_norm" in op.base and op.attrs.get("training") == MODE and op.value(3) is not None
+    learns = op.attrs.get("training") == MODE and op.value(3) is not None
+    return learns and has_trait(op, Trait.BATCH_NORM)
 
 
 def norm_banks(

@@ -267,7 +267,7 @@ def test_layers_that_cannot_be_repaired_are_named(cut_state: CutState) -> None:
     assert not Repair(method="bias").run(state)
     left = {item.layer: item.why for item in report(state).left}
     assert "takes the mean of each batch" in left.pop("mix")
-    assert list(left.values()) == ["its weight is computed, or part of an einsum"]
+    assert list(left.values()) == ["its weight is computed, or in a product of another form"]
     assert not state.trained_after_slice
 
 
