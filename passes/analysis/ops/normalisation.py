@@ -154,7 +154,7 @@ DEFINITIONS: Mapping[str, OpDefinition] = {
     "_weight_norm": OpDefinition(rule=weight_norm),
     **dict.fromkeys(("softmax", "log_softmax"), OpDefinition(rule=along_axis, needs=("dim",))),
     **dict.fromkeys(
-        ("_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "normalize"),
+        ("_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp"),
         OpDefinition(rule=along_axis),
     ),
 }

@@ -75,13 +75,13 @@ def _spatial(rank: int, *names: str, traits: Iterable[Trait] = ()) -> dict[str, 
 
 
 def _adaptive_means(rank: int) -> dict[str, OpDefinition]:
-    names = ("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d")
+    names = ("adaptive_avg_pool{}d", *(("_adaptive_avg_pool{}d",) if rank > 1 else ()))
     return _spatial(rank, *names, traits=(Trait.ADAPTIVE_MEAN,))
 
 
 EVERY_RANK = (
-    *("adaptive_max_pool{}d", "lp_pool{}d"),
-    *("upsample_nearest{}d", "upsample_nearest_exact{}d", "_upsample_nearest_exact{}d"),
+    "adaptive_max_pool{}d",
+    *("upsample_nearest{}d", "_upsample_nearest_exact{}d"),
     *("reflection_pad{}d", "replication_pad{}d"),
 )
 DEFINITIONS: Mapping[str, OpDefinition] = {

@@ -47,6 +47,15 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "tokens": (nn.Linear(4, 3, bias=False), (2, 5, 6, 4)),
     "matmul": (Product(torch.matmul, (4, 3)), (2, 5, 4)),
     "mm": (Product(torch.mm, (4, 3)), (5, 4)),
+    "tensordot": (Product(lambda x, w: torch.tensordot(x, w, ([2], [0])), (4, 3)), (2, 5, 4)),
+    "tensordot, outputs first": (
+        Product(lambda x, w: torch.tensordot(x, w, ([2], [1])), (3, 4)),
+        (2, 5, 4),
+    ),
+    "tensordot, square": (
+        Product(lambda x, w: torch.tensordot(x, w, ([1], [1])), (4, 4)),
+        (5, 4),
+    ),
     "addmm": (
         Product(lambda x, w: torch.addmm(torch.zeros(3, dtype=x.dtype), x, w), (4, 3)),
         (5, 4),
@@ -84,6 +93,11 @@ def test_rows_times_matrix_are_the_outputs(name: str) -> None:
         (nn.Conv2d(3, 4, 3), (3, 8, 8), "without a batch"),
         (Product(lambda x, w: torch.matmul(w, x), (3, 4)), (2, 4, 5), "not one matrix behind"),
         (Product(torch.bmm, (2, 4, 3)), (2, 5, 4), "not one matrix behind"),
+        (
+            Product(lambda x, w: torch.tensordot(x, w, ([1], [0])), (4, 4)),
+            (2, 4, 4),
+            "not one matrix behind",
+        ),
         (
             Product(lambda x, w: torch.addmm(torch.zeros(3), x, w, alpha=2), (4, 3)),
             (5, 4),

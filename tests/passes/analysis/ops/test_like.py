@@ -4,6 +4,7 @@ network made of such ops and its twin of PyTorch's own go through every analysis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pruneopt.extend import like, register_op
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import ROLES, Graph
+from pruneopt.ir.interpreter import Interpreter
 from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.cost.conventions import conventions
 from pruneopt.passes.analysis.cost.cost import CostModel
@@ -23,9 +25,12 @@ from pruneopt.passes.analysis.cost.latency_measure import layer_shapes, table_of
 from pruneopt.passes.analysis.cost.latency_table import timed_layers
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.ops.resize import SIZES
+from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
 from pruneopt.passes.pipeline.state import State
+from pruneopt.passes.repair.forms import form_of
+from pruneopt.passes.repair.layers import sites_of
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
 from pruneopt.passes.transform.stages import Cost, Couple, Slice
@@ -53,7 +58,17 @@ def _define(function: Callable[..., Tensor]) -> Any:
     return op
 
 
+def _bare(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    return F.conv2d(x, weight, groups=groups)
+
+
+def _clipped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Has the channels of a linear layer, and is none."""
+    return x @ weight.t().clip(-0.2, 0.2) + bias
+
+
 DENSE, FILTER = _define(_dense), _define(_filter)
+BARE, CLIPPED = _define(_bare), _define(_clipped)
 
 
 class Net(nn.Module):
@@ -182,3 +197,46 @@ def test_least_squares_repairs_it_alike(twins: tuple[Graph, Graph]) -> None:
         assert (repaired[-1] - before).abs().max() > 1e-3
     assert len(fits[0]) == len(fits[1]) == 3
     torch.testing.assert_close(*repaired, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_that_an_op_does_not_state_are_not_guessed() -> None:
+    """Least squares leaves a convolution that does not say how it moves its kernel."""
+    register_op("liketest::bare", like("conv2d"))
+    graph = capture(Call(lambda x, w: BARE(x, w, 1), 4, 3, 3, 3).eval(), images(2))
+    (site,) = sites_of(graph, graph)
+    assert form_of(site) == "it has no argument 'stride'"
+
+
+def _biased(product: Callable[..., Tensor], bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return product(x, weight, bias)
+
+
+class Call(nn.Module):
+    """One op with one weight."""
+
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.call, self.weight = call, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x, self.weight)
+
+
+def test_nothing_takes_the_place_of_an_op_that_is_only_like_another() -> None:
+    """A batch norm is not folded into it: it need not be linear in its weight."""
+    register_op("liketest::clipped", like("linear"))
+    norm = nn.BatchNorm1d(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([3.0, 0.1, 2.0, -1.0]))
+    bias = nn.Parameter(torch.zeros(4))
+    folded = []
+    for product in (CLIPPED, F.linear):
+        net = nn.Sequential(Call(partial(_biased, product, bias), 4, 8), norm)
+        graph = capture(net.eval(), torch.randn(2, 8))
+        small = fold_batch_norms(graph)
+        folded.append(len(small.graph.ops) < len(graph.ops))
+        x = torch.randn(5, 8)
+        found = Interpreter(small.graph).run(small.weights(graph.weights), x)
+        torch.testing.assert_close(found, net(x), rtol=1e-4, atol=1e-5)
+    assert folded == [False, True]
