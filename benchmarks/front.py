@@ -32,9 +32,9 @@ from pruneopt import Graph, PruneoptError, UserError, Workload, capture, load_da
 from pruneopt.extend import (
     AdaptiveStatistics,
     Proposal,
+    ScoringContext,
     Space,
     State,
-    Trial,
     parse_pipeline,
     score_units,
 )
@@ -207,13 +207,15 @@ def on_images(options: argparse.Namespace) -> dict[str, Any]:
 
 def judged_by(state: State, space: Space, options: argparse.Namespace) -> Score:
     """The score of widths by adaptive batch norm; what was judged once is known."""
-    judge = AdaptiveStatistics(calibration_batches=options.batches).open(Trial(state, space, 0))
+    judge = AdaptiveStatistics(calibration_batches=options.batches).open(
+        ScoringContext(state, space, 0)
+    )
     known: dict[bytes, float] = {}
 
     def score(row: np.ndarray) -> float:
         key = row.tobytes()
         if key not in known:
-            known[key] = judge.judge(Proposal(row)).score
+            known[key] = judge.score(Proposal(row)).score
         return known[key]
 
     return score

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pruneopt import Graph, Workload
 from pruneopt.extend import Averaging, Evaluation, Settings, TensorSplit
 from pruneopt.models.workload import logits_of
-from pruneopt.passes.evaluation.backends import Fused, PyTorch, Way
+from pruneopt.passes.evaluation.backends import EvaluationBackend, Fused, PyTorch
 from pruneopt.passes.evaluation.race import Race
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels
@@ -111,7 +111,7 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
     kernels = Fused(
         case.setup.graph, averaging, TritonKernels(device.place, device.half), 1, device.place
     )
-    kinds: dict[str, Way] = {"eager": PyTorch(averaging), "fused": kernels}
+    kinds: dict[str, EvaluationBackend] = {"eager": PyTorch(averaging), "fused": kernels}
     ways = {
         "eager": ("eager", "eager"),
         "statistics": ("fused", "eager"),
@@ -146,7 +146,7 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
 
 
 def _folded(
-    graph: Graph, weights: dict[str, Tensor], way: Way
+    graph: Graph, weights: dict[str, Tensor], way: EvaluationBackend
 ) -> Callable[[Tensor], Sequence[Any]]:
     """The network in evaluation mode, as the only one of its kind."""
     folded = fold_batch_norms(graph)

@@ -25,7 +25,7 @@ from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.lowered_network import Kept, recorder
 from pruneopt.passes.lowering.run_statistics import BatchStatistics
 
-__all__ = ["Fused", "PyTorch", "Way", "choose", "weight_bytes"]
+__all__ = ["EvaluationBackend", "Fused", "PyTorch", "choose", "weight_bytes"]
 
 HOST_MEMORY = 1 << 30
 """Bytes for the activations of one pass where the device does not tell what is free."""
@@ -33,7 +33,7 @@ Weights = Mapping[str, Tensor]
 Into = Sequence[Statistics] | None
 
 
-class Way(Protocol):
+class EvaluationBackend(Protocol):
     """How candidates are run; as a string, what the user should know of it."""
 
     def statistics(
@@ -66,17 +66,17 @@ class PyTorch:
         averaging, whole: how statistics are taken (`Settings`).
         precision: what convolutions and products are computed in; None leaves it as the weights
             have it.
-        why: why there are no kernels where one might expect them; empty where nothing is to be
-            said.
+        fallback_reason: why there are no kernels where one might expect them; empty where nothing
+            is to be said.
     """
 
     averaging: Averaging
     whole: bool = False
     precision: torch.dtype | None = None
-    why: str = ""
+    fallback_reason: str = ""
 
     def __str__(self) -> str:
-        found = [f"no fused kernels: {self.why}"] if self.why else []
+        found = [f"no fused kernels: {self.fallback_reason}"] if self.fallback_reason else []
         return ", ".join(
             found if self.precision is None else [*found, f"in {_name(self.precision)}"]
         )
@@ -168,7 +168,7 @@ class Fused:
         return self._kept.networks(folded, weights)
 
 
-def choose(graph: Graph, settings: Settings) -> Way:
+def choose(graph: Graph, settings: Settings) -> EvaluationBackend:
     """How candidates of a network are run with these settings.
 
     Raises:
@@ -189,7 +189,7 @@ def choose(graph: Graph, settings: Settings) -> Way:
             raise UserError(
                 f"kernels=reference is not for this: {reason}; use kernels=off"
             ) from reason
-        return replace(plain, why=str(reason))
+        return replace(plain, fallback_reason=str(reason))
 
 
 def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:
@@ -212,7 +212,7 @@ def weight_bytes(graph: Graph) -> int:
 def _most(graph: Graph, settings: Settings) -> int:
     """How many candidates come at once, at most."""
     size = weight_bytes(graph)
-    return max(settings.together(0, size), settings.together(settings.keep, size))
+    return max(settings.batch_size_at(0, size), settings.batch_size_at(settings.keep, size))
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Evaluation:
         """The scores of plans, in their order; with a race, each depends on those before it."""
         rest, done = iter(plans), 0
         size = weight_bytes(self.graph)
-        while group := list(islice(rest, self.settings.together(done, size))):
+        while group := list(islice(rest, self.settings.batch_size_at(done, size))):
             for score in self.together(group):
                 if score.trace is not None:
                     self.recall(score.trace)

@@ -79,7 +79,7 @@ class Settings:
     precision: Precision = "fp32"
     keep: int = 1
 
-    def together(self, index: int, size: int) -> int:
+    def batch_size_at(self, index: int, size: int) -> int:
         """How many candidates to judge side by side, from number ``index`` on, of a network of
         ``size`` bytes.
 

@@ -28,9 +28,9 @@ from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
-from pruneopt.passes.search.evaluators.judge import Judge, Trial
+from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.loop import JOURNAL, paced
+from pruneopt.passes.search.loop import JOURNAL, batch_within
 from pruneopt.passes.search.rankings.ranking import Accuracy
 from pruneopt.passes.search.searchers.by_levels import ByLevels
 from pruneopt.passes.search.searchers.explorer import Explorer, Structure
@@ -55,18 +55,18 @@ class Exploration:
 
     Attributes:
         explorer: what proposes structures.
-        judge: opened with the first structure that the journal does not answer.
-        together: how many structures to judge side by side from a number on; scores do not depend
-            on it.
+        open_scorer: called with the first structure that the journal does not answer.
+        batch_size_at: how many structures to judge side by side from a number on; scores do not
+            depend on it.
     """
 
     explorer: Explorer
-    judge: Callable[[], Judge]
-    together: Callable[[int], int]
+    open_scorer: Callable[[], Scorer]
+    batch_size_at: Callable[[int], int]
     journal: Journal
     outcome: FrontOutcome
     tell: Callable[[str, int, int], None]
-    _judge: Judge | None = None
+    _scorer: Scorer | None = None
 
     def run(self, candidates: int) -> FrontOutcome:
         """Judge so many structures; on Ctrl-C what there is so far.
@@ -120,9 +120,9 @@ class Exploration:
         minute at most."""
         done, pace = self.outcome.candidates, math.inf
         while structures:
-            self._judge = self._judge or self._opened(candidates)
-            count = paced(self.together(len(done)), pace)
-            found = self._judged(generation, structures[:count], self._judge)
+            self._scorer = self._scorer or self._opened(candidates)
+            count = batch_within(self.batch_size_at(len(done)), pace)
+            found = self._judged(generation, structures[:count], self._scorer)
             structures, pace = structures[count:], found[-1].seconds
             for item in found:
                 self.journal.append(asdict(item))
@@ -130,15 +130,15 @@ class Exploration:
             for item in found:
                 self._progress(item, candidates)
 
-    def _opened(self, candidates: int) -> Judge:
-        judge = self.judge()
-        self.outcome.averaging = judge.describe()
+    def _opened(self, candidates: int) -> Scorer:
+        scorer = self.open_scorer()
+        self.outcome.averaging = scorer.describe()
         self.tell(
             f"structures are judged by {self.outcome.averaging}",
             len(self.outcome.candidates),
             candidates,
         )
-        return judge
+        return scorer
 
     def _checked(self, item: Tried, structure: Structure) -> Tried:
         """A line of the journal, which must be the structure that is asked for now."""
@@ -151,10 +151,10 @@ class Exploration:
         return item
 
     def _judged(
-        self, generation: int, structures: Sequence[Structure], judge: Judge
+        self, generation: int, structures: Sequence[Structure], scorer: Scorer
     ) -> list[Tried]:
         started = time.perf_counter()
-        found = judge.judge_together([Proposal(structure.widths) for structure in structures])
+        found = scorer.score_all([Proposal(structure.widths) for structure in structures])
         seconds = (time.perf_counter() - started) / len(found)
         first = len(self.outcome.candidates)
         return [
@@ -230,7 +230,7 @@ class Explore(Pass):
                 f"the searcher {self.searcher.name} trades accuracy against one cost, and against "
                 f"names {', '.join(self.against)}: nsga2 and random take several"
             )
-        if not self.evaluator.apart:
+        if not self.evaluator.batch_independent:
             raise UserError(
                 "a race gives up what scores below the best so far, as every small network does: "
                 "leave race out here"
@@ -247,10 +247,10 @@ class Explore(Pass):
             return "run couple first"
         return "run cost first" if state.cost is None else without_data(state)
 
-    def after(self, seed: int) -> list[Pass]:
+    def finishing_passes(self, seed: int) -> list[Pass]:
         """The passes that give a delivered network what the judged ones had, where the run's seed
         is this."""
-        return self.evaluator.after(seed if self.seed is None else self.seed)
+        return self.evaluator.finishing_passes(seed if self.seed is None else self.seed)
 
     def run(self, state: State) -> bool:
         add_budgets(state, self.budget)
@@ -278,8 +278,8 @@ class Explore(Pass):
         path = None if state.run_dir is None else state.run_dir / JOURNAL
         return Exploration(
             explorer,
-            lambda: self.evaluator.open(Trial(state, space, seed)),
-            lambda index: self.evaluator.together(index, 1, size),
+            lambda: self.evaluator.open(ScoringContext(state, space, seed)),
+            lambda index: self.evaluator.batch_size_at(index, 1, size),
             Journal(path, self._identity(state, units, space, seed)),
             FrontOutcome(cost, units, "from the journal", explorer.describe()),
             state.progress,

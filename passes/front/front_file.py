@@ -66,7 +66,7 @@ def front_data(
         ],
         **_identity(state),
         "before": before,
-        "after": pipeline_text(explore.after(seed)),
+        "after": pipeline_text(explore.finishing_passes(seed)),
         "order": {
             name: np.argsort(-score, kind="stable").tolist() for name, score in scores.items()
         },

@@ -53,7 +53,7 @@ class FrontPoint(Choose):
         """The passes that led to the channel groups that were searched."""
         return _passes(self.file, "before")
 
-    def after(self) -> list[Pass]:
+    def finishing_passes(self) -> list[Pass]:
         """What gives the delivered network what the judged ones had."""
         return _passes(self.file, "after")
 

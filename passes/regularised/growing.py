@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError
-from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.growth import Growth, Rates
 from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
@@ -112,7 +112,7 @@ class Growing(Regulariser):
         """The penalty over all free channel groups, by the filters that make them; the pass says
         what goes."""
         layers = prunable_groups(
-            task.coupling, find_places(task.coupling.graph), "filter", "coupled"
+            task.coupling, staged_layers(task.coupling.graph), "filter", "coupled"
         )
         return self.hook_over(layers, task)
 

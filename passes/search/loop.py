@@ -27,13 +27,13 @@ from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
-from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
+from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.journal import Journal
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.search.rankings.ranking import Accuracy, Measured, Ranking, comparable
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.sampling import RARE
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.alignment import Alignment, alignment_of
 from pruneopt.passes.selection.prune import BUDGET, MINIMUM, Choose, add_budgets, aims_of
@@ -41,18 +41,18 @@ from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.selection.select import is_filled, keep_best
 from pruneopt.passes.selection.set_plan import settle
 
-__all__ = ["JOURNAL", "Search", "Searched", "paced"]
+__all__ = ["JOURNAL", "Search", "Searched", "batch_within"]
 
 JOURNAL = "search.jsonl"
 TOP = 2
-PATIENCE = 60.0
+MAX_LOST_SECONDS = 60.0
 """Seconds of work that a killed search may lose, where it can choose."""
 
 
-def paced(most: int, pace: float) -> int:
-    """How many of ``most`` to judge at once, where each takes ``pace`` seconds: `PATIENCE` seconds
-    of work, or one."""
-    return max(1, min(most, int(PATIENCE / max(pace, 1e-9))))
+def batch_within(limit: int, seconds_each: float) -> int:
+    """Return how many of ``limit`` structures to judge at once, where each takes so many seconds:
+    `MAX_LOST_SECONDS` of work, or one."""
+    return max(1, min(limit, int(MAX_LOST_SECONDS / max(seconds_each, 1e-9))))
 
 
 @dataclass
@@ -61,20 +61,21 @@ class Search:
 
     Attributes:
         space, asker, ranking: what is searched, by whom, and how candidates are compared.
-        judge: opened with the first candidate that the journal does not answer.
+        open_scorer: called with the first candidate that the journal does not answer.
         networks: cuts and scores finalists; opened when there are any.
-        together: how many candidates to judge side by side, at most, from the one of a number on.
-        apart: whether scores do not depend on that; then no more than a minute's work is done at
-            once.
+        batch_size_at: how many candidates to judge side by side, at most, from the one of a number
+            on.
+        batch_independent: whether scores do not depend on that; then no more than a minute's work
+            is done at once.
     """
 
     space: Space
-    asker: Asker
-    judge: Callable[[], Judge]
+    asker: AskTell
+    open_scorer: Callable[[], Scorer]
     ranking: Ranking
     networks: Callable[[], CutNetworks]
-    together: Callable[[int], int]
-    apart: bool
+    batch_size_at: Callable[[int], int]
+    batch_independent: bool
     journal: Journal
     outcome: Outcome
     tell: Callable[[str, int, int], None]
@@ -126,28 +127,28 @@ class Search:
 
     def _judge_all(self, recalled: list[Candidate]) -> None:
         done = self.outcome.candidates
-        judge: Judge | None = None
+        scorer: Scorer | None = None
         pace = math.inf
         while group := self._asked(len(done), pace):
             known = recalled[len(done) : len(done) + len(group)]
             candidates = [self._checked(*pair) for pair in zip(known, group, strict=False)]
             if new := group[len(known) :]:
-                judge = judge or self._opened()
-                candidates += self._judged(len(done) + len(known), new, judge)
+                scorer = scorer or self._opened()
+                candidates += self._judged(len(done) + len(known), new, scorer)
                 pace = candidates[-1].seconds
             for number, (proposal, candidate) in enumerate(zip(group, candidates, strict=True)):
                 self.asker.tell(proposal, candidate.fitness)
                 done.append(candidate)
-                if judge is not None and candidate.trace is not None:
-                    judge.recall(candidate.trace)
+                if scorer is not None and candidate.trace is not None:
+                    scorer.recall(candidate.trace)
                 if number >= len(known):
                     self._progress(candidate)
 
     def _asked(self, index: int, pace: float) -> list[Proposal]:
         """The structures that are judged next, side by side; ``pace``: seconds that one takes."""
-        most = self.together(index)
-        if self.apart:
-            most = paced(most, pace)
+        most = self.batch_size_at(index)
+        if self.batch_independent:
+            most = batch_within(most, pace)
         group: list[Proposal] = []
         while len(group) < most and (not group or self.asker.ready):
             proposal = self.asker.ask()
@@ -156,10 +157,10 @@ class Search:
             group.append(proposal)
         return group
 
-    def _opened(self) -> Judge:
-        """The judge, who knows what was judged before."""
-        judge = self.judge()
-        self.outcome.averaging = judge.describe()
+    def _opened(self) -> Scorer:
+        """The scorer, which knows what was judged before."""
+        scorer = self.open_scorer()
+        self.outcome.averaging = scorer.describe()
         self.tell(
             f"candidates are judged by {self.outcome.averaging}",
             len(self.outcome.candidates),
@@ -167,8 +168,8 @@ class Search:
         )
         for candidate in self.outcome.candidates:
             if candidate.trace is not None:
-                judge.recall(candidate.trace)
-        return judge
+                scorer.recall(candidate.trace)
+        return scorer
 
     def _checked(self, candidate: Candidate, proposal: Proposal) -> Candidate:
         """A candidate of the journal, which must be the one that is asked for now."""
@@ -180,10 +181,10 @@ class Search:
             )
         return candidate
 
-    def _judged(self, first: int, proposals: Sequence[Proposal], judge: Judge) -> list[Candidate]:
+    def _judged(self, first: int, proposals: Sequence[Proposal], scorer: Scorer) -> list[Candidate]:
         """Candidates from number ``first`` on, in the journal."""
         started = time.perf_counter()
-        found = judge.judge_together(proposals)
+        found = scorer.score_all(proposals)
         seconds = (time.perf_counter() - started) / len(proposals)
         candidates = [
             self._candidate(first + number, proposal, judged, seconds)
@@ -194,7 +195,7 @@ class Search:
         return candidates
 
     def _candidate(
-        self, index: int, proposal: Proposal, judged: Judged, seconds: float
+        self, index: int, proposal: Proposal, judged: StructureScore, seconds: float
     ) -> Candidate:
         fitness = self._fitness(
             proposal.widths, judged.score if judged.signal is None else judged.signal
@@ -312,9 +313,9 @@ class Searched(Choose):
     def requires(self, state: State) -> str | None:
         return super().requires(state) or without_data(state)
 
-    def after(self) -> list[Pass]:
+    def finishing_passes(self) -> list[Pass]:
         """A plan that was judged with fresh statistics is delivered with these."""
-        return self.parts()[1].after(self.seed)
+        return self.parts()[1].finishing_passes(self.seed)
 
     def parts(self) -> tuple[Searcher, Evaluator]:
         """The searcher and the evaluator, with what the pass's own options make of them."""
@@ -380,11 +381,11 @@ class Searched(Choose):
         return Search(
             space,
             asker,
-            lambda: evaluator.open(Trial(state, space, seed, keep)),
+            lambda: evaluator.open(ScoringContext(state, space, seed, keep)),
             self.ranking,
             lambda: CutNetworks(state.graph, space.coupling, workload, settings, state.masks),
-            lambda index: evaluator.together(index, keep, size),
-            evaluator.apart,
+            lambda index: evaluator.batch_size_at(index, keep, size),
+            evaluator.batch_independent,
             Journal(path, self._identity(state, seed)),
             Outcome("from the journal", asker.describe(), self.ranking.name),
             state.progress,

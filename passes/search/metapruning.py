@@ -96,7 +96,7 @@ class MetaPruning(Searched):
             tied=state.limits.tied,
         )
 
-    def after(self) -> list[Pass]:
+    def finishing_passes(self) -> list[Pass]:
         """Training from scratch; or fresh statistics and fine-tuning for inherited weights."""
         if self.weights == "scratch":
             recipe = (
@@ -106,7 +106,7 @@ class MetaPruning(Searched):
                 return []
             return [Scratch(recipe, "role" if "decay" in self.compat else "recipe")]
         epochs = INHERITED_EPOCHS if self.epochs is None else self.epochs
-        fresh = self.evaluator.after(self.seed)
+        fresh = self.evaluator.finishing_passes(self.seed)
         return [*fresh, Finetune(epochs=epochs)] if epochs else fresh
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:

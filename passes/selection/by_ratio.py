@@ -21,7 +21,7 @@ from pruneopt.passes.analysis.channels.plan import load_plan
 from pruneopt.passes.analysis.cost.budget import check_reachable, format_value, within
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
-from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.prunable import (
     Granularity,
@@ -101,7 +101,7 @@ class LayerRule:
             UserError: there is none.
         """
         coupling = state.need_coupling()
-        places = find_places(coupling.graph)
+        places = staged_layers(coupling.graph)
         if self.granularity == "weight":
             ignore = keeping_all(state, self.ignore)
             found = tuple(layer for layer in prunable_weights(places) if not _named(layer, ignore))
@@ -121,7 +121,7 @@ class LayerRule:
     def skipped(self, state: State, layers: Sequence[Prunable]) -> list[bool]:
         """Return which of the layers keep everything by request; `UserError` for a request that
         fits no layer."""
-        return skipped(layers, find_places(state.need_coupling().graph), self.skip, self.compat)
+        return skipped(layers, staged_layers(state.need_coupling().graph), self.skip, self.compat)
 
     def counts(self, state: State, layers: Sequence[Prunable]) -> list[int]:
         """Return how many groups go from each of the layers.
@@ -135,7 +135,7 @@ class LayerRule:
                 "there is nothing to aim at: give ratios such as ratios=0.5, or a budget such as "
                 "50%FLOPs"
             )
-        coupling, places = state.need_coupling(), find_places(state.need_coupling().graph)
+        coupling, places = state.need_coupling(), staged_layers(state.need_coupling().graph)
         still = self.skipped(state, layers)
         given: list[int] | None = None
         if self.ratios is not None:

@@ -21,7 +21,7 @@ from pruneopt.errors import UserError, VerificationError
 from pruneopt.files import atomic_path
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.set_plan import set_plan
@@ -158,7 +158,7 @@ class Sparsity:
 def sparsity(graph: Graph, masks: Mapping[str, Tensor]) -> Sparsity:
     """Return what masks come to in a graph (cut or not, as the masks are)."""
     layers = []
-    for place in find_places(graph).layers:
+    for place in staged_layers(graph).layers:
         name = place.weight.name
         zeros = int((~masks[name]).sum()) if name in masks else 0
         layers.append(LayerSparsity(place.module, int(np.prod(place.weight.type.shape())), zeros))

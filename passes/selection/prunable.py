@@ -21,8 +21,8 @@ from torch import Tensor
 from pruneopt.ir.graph import Op
 from pruneopt.passes.analysis.channels.groups import Coupling, groups_in
 from pruneopt.passes.analysis.ops.layers import layer_weight
-from pruneopt.passes.analysis.residual.stage_numbers import Place, Places
-from pruneopt.passes.analysis.residual.structure import Structure
+from pruneopt.passes.analysis.residual.stage_numbers import StagedLayer, StagedLayers
+from pruneopt.passes.analysis.residual.structure import ResidualStructure
 
 __all__ = ["Granularity", "Prunable", "Reach", "Share", "prunable_groups", "prunable_weights"]
 
@@ -60,7 +60,7 @@ class Prunable:
     count: int
     blocks: tuple[np.ndarray, ...]
     shares: tuple[Share, ...]
-    places: tuple[Place, ...]
+    places: tuple[StagedLayer, ...]
 
     def magnitudes(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the mean absolute weight of every group, float64 `[count]`, on the device of the
@@ -89,7 +89,7 @@ def _sums(tensor: Tensor, units: np.ndarray) -> Tensor:
     return (magnitude.sum(axes) if axes else magnitude).reshape(-1)
 
 
-def prunable_weights(places: Places) -> tuple[Prunable, ...]:
+def prunable_weights(places: StagedLayers) -> tuple[Prunable, ...]:
     """Return every convolution and linear layer with its single weights."""
     found = []
     for place in places.layers:
@@ -100,11 +100,14 @@ def prunable_weights(places: Places) -> tuple[Prunable, ...]:
 
 
 def prunable_groups(
-    coupling: Coupling, places: Places, granularity: Literal["filter", "channel"], reach: Reach
+    coupling: Coupling,
+    places: StagedLayers,
+    granularity: Literal["filter", "channel"],
+    reach: Reach,
 ) -> tuple[Prunable, ...]:
     """Return the channel groups that can be pruned by filters or channels, in the order of their
     layers."""
-    structure = Structure(coupling)
+    structure = ResidualStructure(coupling)
     found = []
     for group in coupling.free:
         ops = _layers_of(structure, group.name, granularity, reach, places)
@@ -128,11 +131,11 @@ def _covered(shares: list[Share], count: int) -> bool:
 
 
 def _layers_of(
-    structure: Structure,
+    structure: ResidualStructure,
     group: str,
     granularity: Literal["filter", "channel"],
     reach: Reach,
-    places: Places,
+    places: StagedLayers,
 ) -> list[Op]:
     """Return the layers whose weights belong to the channels of a group; none where it is not to be
     pruned."""

@@ -64,7 +64,7 @@ class Choose(Pass):
             return "run couple first"
         return "run cost first" if state.cost is None else None
 
-    def after(self) -> list[Pass]:
+    def finishing_passes(self) -> list[Pass]:
         """Return the passes that follow the proof in the standard pipeline: what is delivered is
         what was decided on."""
         return []

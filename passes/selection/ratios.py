@@ -25,7 +25,7 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.channels.naming import is_within
 from pruneopt.passes.analysis.channels.plan import load_plan
-from pruneopt.passes.analysis.residual.stage_numbers import Place, Places
+from pruneopt.passes.analysis.residual.stage_numbers import StagedLayer, StagedLayers
 from pruneopt.passes.selection.prunable import Prunable
 
 __all__ = [
@@ -74,7 +74,7 @@ def check_ratios(text: str) -> None:
 
 
 def ratios_of(
-    text: str, layers: Sequence[Prunable], places: Places, coupling: Coupling
+    text: str, layers: Sequence[Prunable], places: StagedLayers, coupling: Coupling
 ) -> list[Fraction]:
     """Return the ratio of every layer, from a text in one of the `FORMS`; of several layers in one,
     the smallest.
@@ -91,7 +91,7 @@ def ratios_of(
 
 
 def skipped(
-    layers: Sequence[Prunable], places: Places, skip: Sequence[str], rule: SkipRule = "exact"
+    layers: Sequence[Prunable], places: StagedLayers, skip: Sequence[str], rule: SkipRule = "exact"
 ) -> list[bool]:
     """Return which layers keep everything.
 
@@ -115,7 +115,7 @@ def skipped(
 class _Alike:
     ratio: Fraction
 
-    def ratios(self, text: str, layers: Sequence[Prunable], places: Places) -> list[Fraction]:
+    def ratios(self, text: str, layers: Sequence[Prunable], places: StagedLayers) -> list[Fraction]:
         return [self.ratio] * len(layers)
 
 
@@ -123,7 +123,7 @@ class _Alike:
 class _ByStage:
     values: tuple[Fraction, ...]
 
-    def ratios(self, text: str, layers: Sequence[Prunable], places: Places) -> list[Fraction]:
+    def ratios(self, text: str, layers: Sequence[Prunable], places: StagedLayers) -> list[Fraction]:
         if places.stages == 0:
             raise UserError(
                 f"ratios={text} is a list by stage, but the network has no residual blocks: number "
@@ -149,7 +149,7 @@ class _ByStage:
 class _ByNumber:
     ranges: tuple[tuple[int, int, Fraction], ...]
 
-    def ratios(self, text: str, layers: Sequence[Prunable], places: Places) -> list[Fraction]:
+    def ratios(self, text: str, layers: Sequence[Prunable], places: StagedLayers) -> list[Fraction]:
         count = len(places.layers)
         last = max(stop for _, stop, _ in self.ranges)
         if last >= count:
@@ -179,7 +179,7 @@ class _ByNumber:
 class _ByName:
     values: tuple[tuple[str, Fraction], ...]
 
-    def ratios(self, text: str, layers: Sequence[Prunable], places: Places) -> list[Fraction]:
+    def ratios(self, text: str, layers: Sequence[Prunable], places: StagedLayers) -> list[Fraction]:
         known = [[layer.name, *([layer.group] if layer.group else [])] for layer in layers]
         for name, _ in self.values:
             if not any(_fits(name, names) for names in known):
@@ -302,8 +302,8 @@ def _from_plan(path: str, layers: Sequence[Prunable], coupling: Coupling) -> lis
 # What is skipped
 
 
-def _skipped(skip: Sequence[str], places: Places, rule: SkipRule) -> set[Place]:
-    found: set[Place] = set()
+def _skipped(skip: Sequence[str], places: StagedLayers, rule: SkipRule) -> set[StagedLayer]:
+    found: set[StagedLayer] = set()
     for text in skip:
         hit = {place for place in places.layers if _has_id(place, text, places, rule)}
         hit = hit or {place for place in places.layers if _fits(text, [place.module])}
@@ -317,13 +317,13 @@ def _skipped(skip: Sequence[str], places: Places, rule: SkipRule) -> set[Place]:
     return found
 
 
-def _modules(place: Place) -> list[str]:
+def _modules(place: StagedLayer) -> list[str]:
     """Return the module of a layer and those that hold it."""
     parts = place.module.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-def _has_id(place: Place, text: str, places: Places, rule: SkipRule) -> bool:
+def _has_id(place: StagedLayer, text: str, places: StagedLayers, rule: SkipRule) -> bool:
     if places.stages == 0:
         return str(place.index) == text
     return place.id.startswith(text) if rule == "prefix" else f"{place.id}.".startswith(f"{text}.")

@@ -19,7 +19,7 @@ from pruneopt.passes.analysis.channels.naming import is_within
 from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.analysis.ops.table import definition_of
-from pruneopt.passes.analysis.residual.stage_numbers import Place, find_places
+from pruneopt.passes.analysis.residual.stage_numbers import StagedLayer, staged_layers
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.weight_counts import check_weight_budgets, keeping_all
@@ -78,7 +78,7 @@ def prune_two_of_four(state: State) -> bool:
     masks: dict[str, Tensor] = {}
     masked: list[str] = []
     left: list[str] = []
-    for place in find_places(state.need_coupling().graph).layers:
+    for place in staged_layers(state.need_coupling().graph).layers:
         why = _obstacle(place, ignore)
         if why is None:
             masks[place.weight.name] = two_of_four(state.graph.weights[place.weight.name])
@@ -97,7 +97,7 @@ def prune_two_of_four(state: State) -> bool:
     )
 
 
-def _obstacle(place: Place, ignore: tuple[str, ...]) -> str | None:
+def _obstacle(place: StagedLayer, ignore: tuple[str, ...]) -> str | None:
     """Return why a layer cannot be masked; None where it can."""
     name = place.weight.name
     if any(is_within(name, item) for item in ignore):

@@ -82,12 +82,12 @@ if TYPE_CHECKING:
     from pruneopt.passes.result import Result as Result
     from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics as AdaptiveStatistics
     from pruneopt.passes.search.evaluators.evaluator import Evaluator as Evaluator
-    from pruneopt.passes.search.evaluators.judge import Judge as Judge
-    from pruneopt.passes.search.evaluators.judge import Judged as Judged
-    from pruneopt.passes.search.evaluators.judge import Trial as Trial
+    from pruneopt.passes.search.evaluators.scorer import Scorer as Scorer
+    from pruneopt.passes.search.evaluators.scorer import ScoringContext as ScoringContext
+    from pruneopt.passes.search.evaluators.scorer import StructureScore as StructureScore
     from pruneopt.passes.search.rankings.ranking import Measured as Measured
     from pruneopt.passes.search.rankings.ranking import Ranking as Ranking
-    from pruneopt.passes.search.searchers.searcher import Asker as Asker
+    from pruneopt.passes.search.searchers.searcher import AskTell as AskTell
     from pruneopt.passes.search.searchers.searcher import Searcher as Searcher
     from pruneopt.passes.search.searchers.space import Proposal as Proposal
     from pruneopt.passes.search.searchers.space import Space as Space

@@ -97,7 +97,7 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.analysis.importance.importance:score_units",
         "pruneopt.passes.analysis.importance.importance:summed",
         # Searchers
-        "pruneopt.passes.search.searchers.searcher:Asker",
+        "pruneopt.passes.search.searchers.searcher:AskTell",
         "pruneopt.passes.search.searchers.searcher:Searcher",
         "pruneopt.passes.search.searchers.space:Proposal",
         "pruneopt.passes.search.searchers.space:Space",
@@ -108,9 +108,9 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.evaluation.settings:Settings",
         "pruneopt.passes.search.evaluators.evaluator:AdaptiveStatistics",
         "pruneopt.passes.search.evaluators.evaluator:Evaluator",
-        "pruneopt.passes.search.evaluators.judge:Judge",
-        "pruneopt.passes.search.evaluators.judge:Judged",
-        "pruneopt.passes.search.evaluators.judge:Trial",
+        "pruneopt.passes.search.evaluators.scorer:Scorer",
+        "pruneopt.passes.search.evaluators.scorer:StructureScore",
+        "pruneopt.passes.search.evaluators.scorer:ScoringContext",
         # Rankings
         "pruneopt.passes.search.rankings.ranking:Measured",
         "pruneopt.passes.search.rankings.ranking:Ranking",

@@ -75,7 +75,7 @@ def _standard(text: str, repairs: list[str]) -> list[Pass]:
             f"--pass takes one pass that chooses channels, not '{text}': give several with "
             "--pipeline"
         )
-    if repairs and any(isinstance(step, Scratch) for step in given[0].after()):
+    if repairs and any(isinstance(step, Scratch) for step in given[0].finishing_passes()):
         raise UserError(
             f"{given[0].name} trains its result from new weights, which leaves nothing to repair: "
             "leave --repair out, "
@@ -83,7 +83,7 @@ def _standard(text: str, repairs: list[str]) -> list[Pass]:
         )
     after = [
         step
-        for step in given[0].after()
+        for step in given[0].finishing_passes()
         if not ("lstsq" in repairs and isinstance(step, Recalibrate))
     ]
     before = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pruneopt.passes.analysis.channels.groups import Coupling, Group
-from pruneopt.passes.analysis.residual.structure import Structure
+from pruneopt.passes.analysis.residual.structure import ResidualStructure
 
 __all__ = ["Gene", "eagleeye_order", "metapruning_genes", "residual_branches"]
 
@@ -25,8 +25,8 @@ class Gene:
 
 
 def residual_branches(coupling: Coupling) -> list[list[str]]:
-    """Return the groups inside every residual branch; see `Structure.chains`."""
-    return Structure(coupling).chains()
+    """Return the groups inside every residual branch; see `ResidualStructure.chains`."""
+    return ResidualStructure(coupling).chains()
 
 
 def metapruning_genes(coupling: Coupling) -> list[Gene]:
@@ -37,7 +37,7 @@ def metapruning_genes(coupling: Coupling) -> list[Gene]:
     the last layer reads is frozen and comes last; the output has no gene. ResNet-50: 1 + 3 + 16
     free genes.
     """
-    structure = Structure(coupling)
+    structure = ResidualStructure(coupling)
     output_layers = structure.output_layers()
     tied = {name: tuple(chain) for chain in structure.chains() for name in chain}
     outer: list[Gene] = []
@@ -61,7 +61,7 @@ def eagleeye_order(coupling: Coupling) -> list[Group]:
     For ResNet-50: the stem, then per stage conv1 and conv2 of every block, then the stage's
     residual stream.
     """
-    structure = Structure(coupling)
+    structure = ResidualStructure(coupling)
     order = structure.flow.order
     return sorted(
         coupling.free,

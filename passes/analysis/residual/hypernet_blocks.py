@@ -14,7 +14,7 @@ from typing import Literal
 
 from pruneopt.ir.graph import Op, Value
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.analysis.residual.structure import Structure, is_depthwise
+from pruneopt.passes.analysis.residual.structure import ResidualStructure, is_depthwise
 
 __all__ = ["LayerPlace", "Role", "layer_places"]
 
@@ -53,7 +53,7 @@ class LayerPlace:
 def layer_places(coupling: Coupling) -> list[LayerPlace]:
     """Return the place of every layer whose weight is a parameter, in graph order; embeddings are
     no layers here."""
-    finder = _Finder(Structure(coupling))
+    finder = _Finder(ResidualStructure(coupling))
     for op in finder.structure.output_layers():
         finder.claim(op, "output", None)
     finder.inverted_residuals()
@@ -80,7 +80,7 @@ class _Finder:
     """The places that are known so far. The first claim of a layer holds, so blocks are looked for
     from the most special kind to the least."""
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: ResidualStructure) -> None:
         self.structure = structure
         self.flow = structure.flow
         self.layers = structure.flow.layers

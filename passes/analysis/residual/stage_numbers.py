@@ -23,13 +23,13 @@ from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.analysis.residual.structure import Flow, activations
 
-__all__ = ["Place", "Places", "find_places"]
+__all__ = ["StagedLayer", "StagedLayers", "staged_layers"]
 
 SHORTCUT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagedLayer:
     """A convolution or linear layer: its op, weight and number in graph order, from 0.
 
     ``stage``, ``block`` and ``conv`` are None in networks without residual blocks; ``block`` and
@@ -57,14 +57,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class StagedLayers:
     """The layers of a network in graph order; ``stages`` counts the residual stages (0: there are
     none)."""
 
-    layers: tuple[Place, ...]
+    layers: tuple[StagedLayer, ...]
     stages: int
 
-    def of(self, op: Op) -> Place | None:
+    def of(self, op: Op) -> StagedLayer | None:
         """The place of an op, or of the first op that reads the same weight; None for what is no
         such layer."""
         layer = layer_weight(op)
@@ -81,15 +81,17 @@ class _Block:
     main: frozenset[Op]
 
 
-def find_places(graph: Graph) -> Places:
+def staged_layers(graph: Graph) -> StagedLayers:
     """Return the layers of a graph: every convolution or linear layer with a parameter as weight,
     each weight once."""
     flow = Flow(graph)
     layers = _first_readers(flow.layers)
     blocks = _blocks(flow, layers.keys())
     if not blocks:
-        found = (Place(op, weight, index) for index, (op, weight) in enumerate(layers.items()))
-        return Places(tuple(found), 0)
+        found = (
+            StagedLayer(op, weight, index) for index, (op, weight) in enumerate(layers.items())
+        )
+        return StagedLayers(tuple(found), 0)
     stages, numbers = _stages(blocks)
     ends = [flow.order[block.total] for block in blocks]
     convs = {op: conv for block in blocks for op, conv in _numbered(block, layers)}
@@ -98,13 +100,13 @@ def find_places(graph: Graph) -> Places:
     for index, (op, weight) in enumerate(layers.items()):
         if op in inside:
             stage, block = numbers[inside[op]]
-            places.append(Place(op, weight, index, stage, block, convs[op]))
+            places.append(StagedLayer(op, weight, index, stage, block, convs[op]))
             continue
         following = bisect_right(ends, flow.order[op])
         after_last, before_first = following == len(blocks), following == 0
         outside = 0 if before_first else stages + 1 if after_last else numbers[following][0]
-        places.append(Place(op, weight, index, outside))
-    return Places(tuple(places), stages)
+        places.append(StagedLayer(op, weight, index, outside))
+    return StagedLayers(tuple(places), stages)
 
 
 def _first_readers(layers: Mapping[Op, Value]) -> dict[Op, Value]:

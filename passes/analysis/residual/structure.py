@@ -1,8 +1,8 @@
 """The residual structure of a network: the one analysis that the views of this room read.
 
 From the graph alone, `Flow`: its layers, its sums, the value at which the two ways into a sum part,
-and what lies on each of them. From the channel groups, `Structure`: which layers make and which
-read every group, and the chains of groups inside residual branches. No network is named here.
+and what lies on each of them. From the channel groups, `ResidualStructure`: which layers make and
+which read every group, and the chains of groups inside residual branches. No network is named here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.analysis.ops.table import has_trait
 
-__all__ = ["Flow", "Structure", "activations", "is_depthwise", "is_sum"]
+__all__ = ["Flow", "ResidualStructure", "activations", "is_depthwise", "is_sum"]
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -184,7 +184,7 @@ def activations(op: Op) -> list[Value]:
     return [value for value in op.inputs if not value.is_weight]
 
 
-class Structure:
+class ResidualStructure:
     """Which layers make the channels of every group and which read them.
 
     Attributes:

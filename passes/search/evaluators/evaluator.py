@@ -28,13 +28,13 @@ from pruneopt.passes.evaluation.settings import (
 from pruneopt.passes.options.configured import Part, option
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
-from pruneopt.passes.search.evaluators.judge import (
-    AdaptiveJudge,
-    Judge,
-    ReferenceJudge,
-    StaleJudge,
-    Trial,
-    TunedJudge,
+from pruneopt.passes.search.evaluators.scorer import (
+    AdaptiveScorer,
+    ReferenceScorer,
+    Scorer,
+    ScoringContext,
+    StaleScorer,
+    TunedScorer,
 )
 from pruneopt.passes.search.rankings.ranking import Accuracy, Ranking
 from pruneopt.passes.transform.recalibrate import Recalibrate
@@ -55,7 +55,7 @@ class Evaluator(Part):
     kind: ClassVar[str] = "evaluator"
 
     @abstractmethod
-    def open(self, trial: Trial) -> Judge:
+    def open(self, context: ScoringContext) -> Scorer:
         """Get ready to judge; this may train something first.
 
         Raises:
@@ -69,7 +69,7 @@ class Evaluator(Part):
         """How cut networks are scored, for those that look at them again."""
         return Settings(seed=seed, device=device)
 
-    def together(self, index: int, keep: int, size: int) -> int:
+    def batch_size_at(self, index: int, keep: int, size: int) -> int:
         """How many structures to judge side by side, from number ``index`` on.
 
         ``keep``: how many of the best matter to the search; ``size``: the bytes of the network.
@@ -77,11 +77,11 @@ class Evaluator(Part):
         return 1
 
     @property
-    def apart(self) -> bool:
+    def batch_independent(self) -> bool:
         """Whether scores do not depend on who is judged side by side."""
         return True
 
-    def after(self, seed: int | None) -> list[Pass]:
+    def finishing_passes(self, seed: int | None) -> list[Pass]:
         """The passes that give the delivered network what the judged ones had (fresh statistics).
 
         ``seed``: the search's own, where it has one.
@@ -108,20 +108,24 @@ class CutWeights(Evaluator):
             batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device
         )
 
-    def networks(self, trial: Trial) -> CutNetworks:
+    def networks(self, context: ScoringContext) -> CutNetworks:
         """What makes and scores the cut networks as modules."""
-        state = trial.state
-        settings = self.settings(trial.seed, state.device)
+        state = context.state
+        settings = self.settings(context.seed, state.device)
         return CutNetworks(
-            state.graph, trial.space.coupling, state.need_workload(self.name), settings, state.masks
+            state.graph,
+            context.space.coupling,
+            state.need_workload(self.name),
+            settings,
+            state.masks,
         )
 
-    def evaluation(self, trial: Trial) -> Evaluation:
+    def evaluation(self, context: ScoringContext) -> Evaluation:
         """What scores them without making modules."""
-        state = trial.state
-        settings = replace(self.settings(trial.seed, state.device), keep=trial.keep)
+        state = context.state
+        settings = replace(self.settings(context.seed, state.device), keep=context.keep)
         return Evaluation(
-            state.graph, trial.space.coupling, state.need_workload(self.name), settings
+            state.graph, context.space.coupling, state.need_workload(self.name), settings
         )
 
 
@@ -132,8 +136,8 @@ class StaleStatistics(CutWeights):
     name: ClassVar[str] = "stale"
     summary: ClassVar[str] = "the cut network as it is, with the statistics of the original"
 
-    def open(self, trial: Trial) -> Judge:
-        return StaleJudge(trial, self.evaluation(trial))
+    def open(self, context: ScoringContext) -> Scorer:
+        return StaleScorer(context, self.evaluation(context))
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class FreshStatistics(CutWeights):
             seed=seed,
         )
 
-    def after(self, seed: int | None) -> list[Pass]:
+    def finishing_passes(self, seed: int | None) -> list[Pass]:
         return [self.fresh(seed)]
 
 
@@ -232,11 +236,11 @@ class AdaptiveStatistics(FreshStatistics):
             precision=self.precision,
         )
 
-    def together(self, index: int, keep: int, size: int) -> int:
-        return replace(self.settings(0, "cpu"), keep=keep).together(index, size)
+    def batch_size_at(self, index: int, keep: int, size: int) -> int:
+        return replace(self.settings(0, "cpu"), keep=keep).batch_size_at(index, size)
 
     @property
-    def apart(self) -> bool:
+    def batch_independent(self) -> bool:
         return self.race is None
 
     def check(self, ranking: Ranking) -> None:
@@ -246,8 +250,8 @@ class AdaptiveStatistics(FreshStatistics):
                 "metric"
             )
 
-    def open(self, trial: Trial) -> Judge:
-        return AdaptiveJudge(trial, self.evaluation(trial), self.stale)
+    def open(self, context: ScoringContext) -> Scorer:
+        return AdaptiveScorer(context, self.evaluation(context), self.stale)
 
     def fresh(self, seed: int | None) -> Recalibrate:
         return replace(super().fresh(seed), statistics=self.statistics)
@@ -261,8 +265,8 @@ class ReferenceStatistics(FreshStatistics):
     name: ClassVar[str] = "reference"
     summary: ClassVar[str] = "as abn, without short cuts: the module itself, batch norms not folded"
 
-    def open(self, trial: Trial) -> Judge:
-        return ReferenceJudge(trial, self.networks(trial), self.stale)
+    def open(self, context: ScoringContext) -> Scorer:
+        return ReferenceScorer(context, self.networks(context), self.stale)
 
 
 @dataclass(frozen=True)
@@ -282,5 +286,5 @@ class ShortTraining(ReferenceStatistics):
                 f"epochs={self.epochs} must be at least 1: without any, use the evaluator abn"
             )
 
-    def open(self, trial: Trial) -> Judge:
-        return TunedJudge(trial, self.networks(trial), self.stale, self.epochs)
+    def open(self, context: ScoringContext) -> Scorer:
+        return TunedScorer(context, self.networks(context), self.stale, self.epochs)

@@ -14,7 +14,7 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import ReferenceStatistics
-from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
+from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
 from pruneopt.passes.search.pruning_net.network import PruningNet
 from pruneopt.passes.search.pruning_net.training import (
@@ -88,42 +88,44 @@ class PruningNetWeights(ReferenceStatistics):
         )
         return Settings(sizes, self.bn, self.affine, self.recipe)
 
-    def open(self, trial: Trial) -> Judge:
-        net, report = train_pruning_net(trial.state, trial.space, self.network(), trial.seed)
-        judge = _Generated(trial, net, self.networks(trial), self.stale)
-        trial.state.records[NAME] = report
-        _compare(judge, trial, report)
-        return judge
+    def open(self, context: ScoringContext) -> Scorer:
+        net, report = train_pruning_net(context.state, context.space, self.network(), context.seed)
+        scorer = _Generated(context, net, self.networks(context), self.stale)
+        context.state.records[NAME] = report
+        _compare(scorer, context, report)
+        return scorer
 
 
-class _Generated(Judge):
+class _Generated(Scorer):
     """Candidates with generated weights."""
 
-    def __init__(self, trial: Trial, net: PruningNet, networks: CutNetworks, stale: bool) -> None:
-        self.trial, self.net, self.networks, self.stale = trial, net, networks, stale
+    def __init__(
+        self, context: ScoringContext, net: PruningNet, networks: CutNetworks, stale: bool
+    ) -> None:
+        self.context, self.net, self.networks, self.stale = context, net, networks, stale
 
-    def judge(self, proposal: Proposal) -> Judged:
+    def score(self, proposal: Proposal) -> StructureScore:
         self.net.choose(proposal.widths, proposal.scales)
         module = self.net.candidate()
         before = self.networks.score(module) if self.stale else None
         self.networks.recalibrate_module(module)
-        return Judged(self.networks.score(module), before)
+        return StructureScore(self.networks.score(module), before)
 
     def describe(self) -> str:
         settings = self.networks.settings
         return f"weights of PruningNet, {settings.averaging}, n={settings.batches}"
 
 
-def _compare(judge: _Generated, trial: Trial, report: PruningNetReport) -> None:
+def _compare(scorer: _Generated, context: ScoringContext, report: PruningNetReport) -> None:
     """Add the score at full width to a report, and what it says about the training.
 
     MetaPruning's author stops when PruningNet reaches half of the accuracy of the network.
     """
-    space, state = trial.space, trial.state
+    space, state = context.space, context.state
     full = np.full(len(space.genes), len(space.grid) - 1)
-    report.full_width = judge.judge(space.proposal(full)).score
+    report.full_width = scorer.score(space.proposal(full)).score
     with torch.no_grad():
-        report.original = judge.networks.score(build_module(state.graph, state.graph.weights))
+        report.original = scorer.networks.score(build_module(state.graph, state.graph.weights))
     report.notes.append(STORED)
     if report.full_width < report.original / 2:
         report.notes.append(

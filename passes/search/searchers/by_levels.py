@@ -15,7 +15,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.search.searchers.explorer import ATTEMPTS, WORST, Explorer, Structure
 from pruneopt.passes.search.searchers.reach import Reach
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal
 
 __all__ = ["ByLevels"]
@@ -40,13 +40,13 @@ class ByLevels(Explorer):
         ratio = reach.high / reach.low
         levels = [reach.low * ratio ** ((place + 0.5) / count) for place in range(count)]
         seeds = np.random.SeedSequence([seed, 6]).generate_state(count)
-        self.searches: list[Asker] = [
+        self.searches: list[AskTell] = [
             searcher.open(reach.space.under((*reach.budgets, reach.level(level))), int(own))
             for level, own in zip(levels, seeds, strict=True)
         ]
         self.share = max(1, population // count)
         self._scores: dict[bytes, float] = {}
-        self._pending: deque[tuple[Asker, Proposal]] = deque()
+        self._pending: deque[tuple[AskTell, Proposal]] = deque()
         self._last: list[Structure] = []
 
     def ask(self) -> list[Structure]:
@@ -73,7 +73,7 @@ class ByLevels(Explorer):
             self._answer()  # nothing new in this round: every score is known
         return found
 
-    def _asks(self, search: Asker, found: list[Structure]) -> bool:
+    def _asks(self, search: AskTell, found: list[Structure]) -> bool:
         """Add a level's share of new structures; return whether its search goes on."""
         for _ in range(self.share):
             proposal = search.ask()

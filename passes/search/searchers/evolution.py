@@ -23,7 +23,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.rankings.ranking import comparable
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 __all__ = ["Evolution", "Evolving"]
@@ -106,7 +106,7 @@ class Evolution(Searcher):
         return Evolving(self, space, seed)
 
 
-class Evolving(Asker):
+class Evolving(AskTell):
     """An evolution under way.
 
     Attributes:

@@ -21,7 +21,7 @@ import numpy as np
 from pruneopt.errors import UserError
 from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.options.configured import option
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.select import largest_share
 
@@ -107,7 +107,7 @@ class OptunaSearcher(Searcher):
         if self.candidates < 1:
             raise UserError(f"candidates={self.candidates} must be at least 1")
 
-    def open(self, space: Space, seed: int) -> Asker:
+    def open(self, space: Space, seed: int) -> AskTell:
         for package in self.packages:
             try:
                 import_module(package)
@@ -168,7 +168,7 @@ class CMAES(OptunaSearcher):
         return CmaEsSampler(popsize=self.population, warn_independent_sampling=False, seed=seed)
 
 
-class _Asking(Asker):
+class _Asking(AskTell):
     """A study in memory, kept in step by asking and telling alone."""
 
     def __init__(self, options: OptunaSearcher, space: Space, seed: int) -> None:

@@ -19,7 +19,7 @@ from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.searchers.explorer import RandomDraws
 from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.sampling import ATTEMPTS, WidthSampler
-from pruneopt.passes.search.searchers.searcher import Asker, FrontSearcher, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, FrontSearcher, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 __all__ = ["RandomSearch"]
@@ -46,7 +46,7 @@ class RandomSearch(Searcher, FrontSearcher):
         if self.candidates < 1:
             raise UserError(f"candidates={self.candidates} must be at least 1")
 
-    def open(self, space: Space, seed: int) -> Asker:
+    def open(self, space: Space, seed: int) -> AskTell:
         if not space.untied:
             return _OnGrid(self, space, seed)
         sampler = WidthSampler(
@@ -75,7 +75,7 @@ class RandomSearch(Searcher, FrontSearcher):
         return RandomDraws(reach, population, seed)
 
 
-class _Random(Asker):
+class _Random(AskTell):
     """Counts candidates; nothing is learnt."""
 
     def __init__(self, candidates: int) -> None:

@@ -16,10 +16,10 @@ from pruneopt.passes.search.searchers.explorer import Explorer
 from pruneopt.passes.search.searchers.reach import Reach
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
-__all__ = ["Asker", "FrontSearcher", "SearchMethod", "Searcher"]
+__all__ = ["AskTell", "FrontSearcher", "SearchMethod", "Searcher"]
 
 
-class Asker(ABC):
+class AskTell(ABC):
     """A search under way. Proposals are answered in the order in which they were asked for."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Searcher(SearchMethod):
         return 1
 
     @abstractmethod
-    def open(self, space: Space, seed: int) -> Asker:
+    def open(self, space: Space, seed: int) -> AskTell:
         """Begin a search.
 
         Raises:

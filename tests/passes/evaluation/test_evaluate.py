@@ -185,10 +185,12 @@ def test_half_precision_moves_few_images(
 
 def test_how_many_are_judged_side_by_side() -> None:
     racing = replace(SETTINGS, race=60, keep=3)
-    assert [racing.together(index, 1) for index in (0, 1, 2, 3, 50)] == [3, 2, 1, 8, 8]
-    assert SETTINGS.together(0, 1) == 16
-    assert SETTINGS.together(0, 2**28) == 4
-    assert SETTINGS.together(0, 2**40) == replace(SETTINGS, whole=True).together(0, 1) == 1
+    assert [racing.batch_size_at(index, 1) for index in (0, 1, 2, 3, 50)] == [3, 2, 1, 8, 8]
+    assert SETTINGS.batch_size_at(0, 1) == 16
+    assert SETTINGS.batch_size_at(0, 2**28) == 4
+    assert (
+        SETTINGS.batch_size_at(0, 2**40) == replace(SETTINGS, whole=True).batch_size_at(0, 1) == 1
+    )
 
 
 def test_agreement_needs_classes(graph: Graph, coupling: Coupling, workload: Workload) -> None:

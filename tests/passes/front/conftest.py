@@ -18,7 +18,7 @@ from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
-from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
+from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.searchers.space import Proposal
 
 Explored = Callable[..., tuple[State, FrontOutcome]]
@@ -32,25 +32,25 @@ class Formula(Evaluator):
     summary: ClassVar[str] = "for tests"
     kind_of: int = option(0, "which formula")
 
-    def open(self, trial: Trial) -> Judge:
-        return ByFormula(trial, self.kind_of)
+    def open(self, context: ScoringContext) -> Scorer:
+        return ByFormula(context, self.kind_of)
 
 
-class ByFormula(Judge):
+class ByFormula(Scorer):
     """Counts what it judged."""
 
     judged: ClassVar[int] = 0
 
-    def __init__(self, trial: Trial, seed: int) -> None:
+    def __init__(self, context: ScoringContext, seed: int) -> None:
         random = np.random.default_rng([seed, 17])
-        self.full = trial.space.cost.full
+        self.full = context.space.cost.full
         self.weight = random.lognormal(-2, 1.2, len(self.full))
         self.power = random.uniform(1, 4, len(self.full))
 
-    def judge(self, proposal: Proposal) -> Judged:
+    def score(self, proposal: Proposal) -> StructureScore:
         type(self).judged += 1
         loss = float((self.weight * (1 - proposal.widths / self.full) ** self.power).sum())
-        return Judged(0.9 * float(np.exp(-1.5 * loss)))
+        return StructureScore(0.9 * float(np.exp(-1.5 * loss)))
 
     def describe(self) -> str:
         return "a formula"

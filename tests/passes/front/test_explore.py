@@ -24,7 +24,7 @@ from pruneopt.passes.options.registry import register_part
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.searchers.random_search import RandomSearch
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Space
 
 Explored = Callable[..., tuple[State, FrontOutcome]]
@@ -165,7 +165,7 @@ def test_a_searcher_of_the_users_own_finds_a_front(explored: Explored) -> None:
         name: ClassVar[str] = "my-own"
         summary: ClassVar[str] = "for tests"
 
-        def open(self, space: Space, seed: int) -> Asker:
+        def open(self, space: Space, seed: int) -> AskTell:
             return RandomSearch(candidates=3, max_ratio=0.95).open(space, seed)
 
     _, outcome = explored(searcher="my-own", candidates=16, population=8, seed=2)
@@ -300,9 +300,9 @@ def test_a_score_that_is_no_number_is_not_on_the_front(
     opened = formula.open
 
     def odd(self: Any, trial: Any) -> Any:
-        judge = opened(self, trial)
-        judge.weight[0] = np.nan
-        return judge
+        scorer = opened(self, trial)
+        scorer.weight[0] = np.nan
+        return scorer
 
     monkeypatch.setattr(formula, "open", odd)
     _, outcome = explored()

@@ -69,7 +69,7 @@ def test_the_file_or_its_folder_may_be_named(found: tuple[Path, State, FrontOutc
     folder = found[0]
     assert load_front(folder).data == load_front(folder / FRONT).data
     assert [step.name for step in FrontPoint(str(folder)).before()] == ["couple", "cost"]
-    assert FrontPoint(str(folder)).after() == []
+    assert FrontPoint(str(folder)).finishing_passes() == []
 
 
 def test_what_is_delivered_gets_the_statistics_of_what_was_judged(
@@ -78,7 +78,9 @@ def test_what_is_delivered_gets_the_statistics_of_what_was_judged(
     _, state, outcome = found
     explore = Explore(evaluator=AdaptiveStatistics(calibration_batches=7, batch_size=33))
     (tmp_path / FRONT).write_text(json.dumps(front_data(outcome, state, explore, "couple,cost")))
-    assert FrontPoint(str(tmp_path)).after() == [Recalibrate(batches=7, batch_size=33, seed=0)]
+    assert FrontPoint(str(tmp_path)).finishing_passes() == [
+        Recalibrate(batches=7, batch_size=33, seed=0)
+    ]
 
 
 def test_groups_that_the_search_left_alone_keep_all(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.regularised.growth import Growth, Rates
 from pruneopt.passes.selection.prunable import Prunable, prunable_groups
 
@@ -26,7 +26,7 @@ Smallest = Callable[[Mapping[str, int]], Any]
 @pytest.fixture(scope="module")
 def layers(graph: Graph) -> tuple[Prunable, ...]:
     coupling = couple(graph)
-    return prunable_groups(coupling, find_places(coupling.graph), "filter", "internal")
+    return prunable_groups(coupling, staged_layers(coupling.graph), "filter", "internal")
 
 
 # The machine, written from the text, with loops and Python numbers
@@ -295,7 +295,7 @@ def test_two_groups_in_one_weight() -> None:
     """Columns of the reading layer: each group scores and penalises its own alone."""
     graph = capture(Joined().eval(), (torch.randn(1, 1, 4, 4),))
     coupling = couple(graph)
-    layers = prunable_groups(coupling, find_places(coupling.graph), "channel", "coupled")
+    layers = prunable_groups(coupling, staged_layers(coupling.graph), "channel", "coupled")
     assert [(layer.name, layer.count) for layer in layers] == [("a", 3), ("b", 2)]
     weight = nn.Parameter(graph.weights["c.weight"].clone())
     columns = weight.detach().double().abs().mean((0, 2, 3))
@@ -329,7 +329,7 @@ class Attending(nn.Module):
 
 def test_what_no_weight_reads_is_not_pruned_by_input_channels() -> None:
     coupling = couple(capture(Attending().eval(), (torch.randn(1, 4, 8),)))
-    places = find_places(coupling.graph)
+    places = staged_layers(coupling.graph)
     made = prunable_groups(coupling, places, "filter", "coupled")
     assert [layer.group for layer in made] == ["attention", "attention.out_proj", "head"]
     layers = prunable_groups(coupling, places, "channel", "coupled")

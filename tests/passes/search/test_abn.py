@@ -97,8 +97,8 @@ def test_a_whole_pipeline_delivers_the_winners_score(
         "finetune_epochs": 0,
     }
     chosen = abn(budget=("50%FLOPs",), stale=True, seed=seed, **options)
-    assert chosen.after() == [Recalibrate(batches=4, batch_size=32, seed=seed)]
-    steps = [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.after()]
+    assert chosen.finishing_passes() == [Recalibrate(batches=4, batch_size=32, seed=seed)]
+    steps = [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.finishing_passes()]
     result = PassManager(steps).run(trained, workload=workload)
     outcome = result.records["abn"]
     assert isinstance(outcome, Outcome)
@@ -293,7 +293,7 @@ from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.search import loop
 
-loop.PATIENCE = 0.0  # one by one
+loop.MAX_LOST_SECONDS = 0.0  # one by one
 torch.manual_seed(0)
 graph = capture(DigitsResNet((4, 4, 4)), torch.zeros(2, 1, 8, 8))
 data = load_data("digits?limit=400", input_shape=(1, 1, 8, 8))
@@ -353,7 +353,7 @@ def test_ctrl_c_keeps_the_best_so_far(
 ) -> None:
     whole, complete = search(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("pruneopt.passes.search.loop.PATIENCE", 0.0)  # one by one
+        patch.setattr("pruneopt.passes.search.loop.MAX_LOST_SECONDS", 0.0)  # one by one
         stop_at(Evaluation, "signals", 4, patch)
         state, outcome = search(tmp_path / "run")
     assert outcome.interrupted

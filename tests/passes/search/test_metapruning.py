@@ -26,7 +26,7 @@ from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
-from pruneopt.passes.search.evaluators.judge import Judge, Judged, Trial
+from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights
@@ -52,16 +52,18 @@ class Arbitrary(Evaluator):
     summary: ClassVar[str] = "a checksum"
     constant: bool = False
 
-    def open(self, trial: Trial) -> Judge:
+    def open(self, context: ScoringContext) -> Scorer:
         return _Checksum(self.constant)
 
 
-class _Checksum(Judge):
+class _Checksum(Scorer):
     def __init__(self, constant: bool) -> None:
         self.constant = constant
 
-    def judge(self, proposal: Proposal) -> Judged:
-        return Judged(0.5 if self.constant else zlib.crc32(proposal.widths.tobytes()) / 2**33)
+    def score(self, proposal: Proposal) -> StructureScore:
+        return StructureScore(
+            0.5 if self.constant else zlib.crc32(proposal.widths.tobytes()) / 2**33
+        )
 
     def describe(self) -> str:
         return "a checksum"
@@ -179,19 +181,21 @@ def test_a_network_of_last_layers_has_nothing_to_search(workload: Workload) -> N
 
 
 def test_the_winner_is_trained_from_scratch() -> None:
-    assert MetaPruning().after() == [Scratch(SCRATCH, "recipe")]
+    assert MetaPruning().finishing_passes() == [Scratch(SCRATCH, "recipe")]
     recipe = SGD(epochs=7)
-    assert MetaPruning(recipe=recipe, compat=("decay",)).after() == [Scratch(recipe, "role")]
-    assert MetaPruning(recipe=recipe, epochs=3).after() == [Scratch(SGD(epochs=3))]
-    assert MetaPruning(epochs=0).after() == []
+    assert MetaPruning(recipe=recipe, compat=("decay",)).finishing_passes() == [
+        Scratch(recipe, "role")
+    ]
+    assert MetaPruning(recipe=recipe, epochs=3).finishing_passes() == [Scratch(SGD(epochs=3))]
+    assert MetaPruning(epochs=0).finishing_passes() == []
 
 
 def test_or_its_weights_are_inherited_and_fine_tuned() -> None:
-    assert MetaPruning(weights="inherit").after() == [Recalibrate(), Finetune(epochs=10)]
+    assert MetaPruning(weights="inherit").finishing_passes() == [Recalibrate(), Finetune(epochs=10)]
     judge = AdaptiveStatistics(calibration_batches=4, batch_size=16)
-    made = MetaPruning(weights="inherit", evaluator=judge, epochs=2).after()
+    made = MetaPruning(weights="inherit", evaluator=judge, epochs=2).finishing_passes()
     assert made == [Recalibrate(batches=4, batch_size=16), Finetune(epochs=2)]
-    assert MetaPruning(weights="inherit", epochs=0).after() == [Recalibrate()]
+    assert MetaPruning(weights="inherit", epochs=0).finishing_passes() == [Recalibrate()]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_pipelines_read_back() -> None:
 
 
 def pipeline(chosen: MetaPruning) -> list[object]:
-    return [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.after()]
+    return [Couple(), Cost(), chosen, Slice(), Verify(), *chosen.finishing_passes()]
 
 
 FAST = PruningNetWeights(

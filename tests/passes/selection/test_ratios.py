@@ -20,7 +20,7 @@ from pruneopt.passes.analysis.channels.plan import save_plan
 from pruneopt.passes.analysis.cost.budget import parse_budget, within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.analysis.residual.stage_numbers import find_places
+from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State
@@ -323,7 +323,7 @@ def test_places_in_torchvisions_names() -> None:
     """Stage, block and convolution read from the graph are those in the names of torchvision's
     ResNets."""
     for name in ("resnet34", "resnet50"):
-        for place in find_places(state_of(name).need_coupling().graph).layers:
+        for place in staged_layers(state_of(name).need_coupling().graph).layers:
             parts = place.module.split(".")
             if place.module == "conv1":
                 assert place.id == "0"
@@ -357,7 +357,7 @@ class Odd(nn.Module):
 
 
 def test_places_in_an_odd_network() -> None:
-    places = find_places(capture(Odd().eval(), (torch.randn(1, 1, 4, 4),)))
+    places = staged_layers(capture(Odd().eval(), (torch.randn(1, 1, 4, 4),)))
     assert places.stages == 2
     ids = {place.module: place.id for place in places.layers}
     assert ids == {

@@ -11,7 +11,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph, Op, Value
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
-from pruneopt.passes.analysis.residual.structure import Flow, Structure, activations
+from pruneopt.passes.analysis.residual.structure import Flow, ResidualStructure, activations
 
 
 class Nested(nn.Module):
@@ -104,7 +104,7 @@ def leads_only_to(graph: Graph, op: Op, branch: Value, outputs: set[Value]) -> b
 
 def test_groups_side_by_side_are_one_chain_with_what_follows() -> None:
     coupling = couple(graph_of(TwoIntoOne()))
-    (chain,) = Structure(coupling).chains()
+    (chain,) = ResidualStructure(coupling).chains()
     assert sorted(chain[:-1]) == ["a", "b"]
     assert chain[-1] == "mid"
     tied = {gene.groups for gene in metapruning_genes(coupling) if len(gene.groups) > 1}

@@ -20,7 +20,7 @@ from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.options.spec import parse_part, pass_text
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
-from pruneopt.passes.search.evaluators.judge import Trial
+from pruneopt.passes.search.evaluators.scorer import ScoringContext
 from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
 from pruneopt.passes.search.pruning_net.network import PruningNet
@@ -38,21 +38,21 @@ TWO_EPOCHS = dataclasses.replace(META, epochs=2, batch_size=64)
 SHORT = SGD(epochs=1, lr=0.05, batch_size=256, label_smoothing=0.1)
 
 
-def trial_of(graph: Graph, workload: Workload, **fields: object) -> Trial:
-    """A trial with MetaPruning's genes after couple and cost."""
+def trial_of(graph: Graph, workload: Workload, **fields: object) -> ScoringContext:
+    """A context with MetaPruning's genes after couple and cost."""
     state = coupled(graph, workload, **fields)
     coupling = state.need_coupling()
     space = Space(coupling, state.need_cost(), [], {}, genes=metapruning_genes(coupling))
-    return Trial(state, space, state.seed)
+    return ScoringContext(state, space, state.seed)
 
 
 def settings(**changes: object) -> Settings:
     return dataclasses.replace(Settings(Sizes(), "bank", False, SHORT), **changes)  # type: ignore[arg-type]
 
 
-def drawn(trial: Trial, seed: int, iterations: range) -> tuple[np.ndarray, np.ndarray]:
+def drawn(context: ScoringContext, seed: int, iterations: range) -> tuple[np.ndarray, np.ndarray]:
     """Widths and scales that the hook chooses, `[iterations, G]` each."""
-    space = trial.space
+    space = context.space
     searched = [name for gene in space.genes for name in gene.groups]
     net = PruningNet(space.coupling, space.cost.groups, searched, (space.grid / 100).tolist())
     hook, found = DrawWidths(net, space), []
@@ -82,20 +82,20 @@ def drawn(trial: Trial, seed: int, iterations: range) -> tuple[np.ndarray, np.nd
 def test_every_iteration_draws_another_vector_by_seed_and_number(
     trained: Graph, workload: Workload
 ) -> None:
-    trial = trial_of(trained, workload)
-    widths, scales = drawn(trial, 3, range(20))
+    context = trial_of(trained, workload)
+    widths, scales = drawn(context, 3, range(20))
     assert len({row.tobytes() for row in scales}) == 20
-    again, _ = drawn(trial, 3, range(10, 20))
+    again, _ = drawn(context, 3, range(10, 20))
     assert np.array_equal(again, widths[10:]), "a resumed run draws what the first would have"
-    other, _ = drawn(trial, 4, range(20))
+    other, _ = drawn(context, 4, range(20))
     assert not np.array_equal(other, widths)
 
 
 def test_free_genes_are_uniform_and_frozen_ones_full(trained: Graph, workload: Workload) -> None:
-    trial = trial_of(trained, workload)
+    context = trial_of(trained, workload)
     count = 3100
-    widths, scales = drawn(trial, 0, range(count))
-    cost = trial.space.cost
+    widths, scales = drawn(context, 0, range(count))
+    cost = context.space.cost
     for column, name in enumerate(cost.groups):
         if name == "layer3":  # read by the classifier
             assert (widths[:, column] == cost.full[column]).all()
@@ -111,8 +111,10 @@ def test_free_genes_are_uniform_and_frozen_ones_full(trained: Graph, workload: W
 def test_training_is_repeatable_and_learns(trained: Graph, workload: Workload) -> None:
     nets, reports = [], []
     for _ in range(2):
-        trial = trial_of(trained, workload)
-        net, report = train_pruning_net(trial.state, trial.space, settings(recipe=TWO_EPOCHS), 0)
+        context = trial_of(trained, workload)
+        net, report = train_pruning_net(
+            context.state, context.space, settings(recipe=TWO_EPOCHS), 0
+        )
         nets.append(net.state_dict())
         reports.append(report)
     assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
@@ -124,26 +126,26 @@ def test_a_finished_training_is_taken_over(
     trained: Graph, workload: Workload, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    trial = trial_of(
+    context = trial_of(
         trained,
         workload,
         run_dir=tmp_path,
         progress=lambda text, done=0, total=None: told.append(text),
     )
-    first, _ = train_pruning_net(trial.state, trial.space, settings(), 0)
+    first, _ = train_pruning_net(context.state, context.space, settings(), 0)
     assert (tmp_path / "pruning-net.ckpt").exists()
     assert any("gradients and the optimiser's state" in text for text in told), (
         "memory is said before training"
     )
     before = len(told)
-    second, report = train_pruning_net(trial.state, trial.space, settings(), 0)
+    second, report = train_pruning_net(context.state, context.space, settings(), 0)
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
     assert report.training.steps == len(workload.train) // 256
     assert len(told) - before < before
     with pytest.raises(UserError, match="another training run"):
-        train_pruning_net(trial.state, trial.space, settings(norms="recalibrate"), 0)
+        train_pruning_net(context.state, context.space, settings(norms="recalibrate"), 0)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
@@ -155,10 +157,12 @@ def test_decay_shrinks_hypernetworks_and_classifier_alone(
     recipe = SGD(
         epochs=1, lr=0.1, momentum=0.0, weight_decay=weight_decay, batch_size=len(workload.train)
     )
-    trial = trial_of(trained, still)
-    net, _ = train_pruning_net(trial.state, trial.space, settings(recipe=recipe, affine=True), 0)
-    searched = [name for gene in trial.space.genes for name in gene.groups]
-    fresh = PruningNet(trial.space.coupling, net.groups, searched, net.grid.tolist(), affine=True)
+    context = trial_of(trained, still)
+    net, _ = train_pruning_net(
+        context.state, context.space, settings(recipe=recipe, affine=True), 0
+    )
+    searched = [name for gene in context.space.genes for name in gene.groups]
+    fresh = PruningNet(context.space.coupling, net.groups, searched, net.grid.tolist(), affine=True)
     for (name, after), before in zip(net.named_parameters(), fresh.parameters(), strict=True):
         factor = 1.0 if name.startswith("norms.") else 1 - 0.1 * weight_decay
         torch.testing.assert_close(after, factor * before)
@@ -168,9 +172,9 @@ def test_decay_shrinks_hypernetworks_and_classifier_alone(
     "extra", [{"ema": 0.9}, {"accumulate": 2}, {"schedule": "step", "milestones": (0.25, 0.5)}]
 )
 def test_other_recipes_work(trained: Graph, workload: Workload, extra: dict[str, object]) -> None:
-    trial = trial_of(trained, workload)
+    context = trial_of(trained, workload)
     recipe = dataclasses.replace(SHORT, **extra)  # type: ignore[arg-type]
-    _, report = train_pruning_net(trial.state, trial.space, settings(recipe=recipe), 0)
+    _, report = train_pruning_net(context.state, context.space, settings(recipe=recipe), 0)
     assert report.training.steps > 0
 
 
@@ -179,7 +183,7 @@ def test_other_recipes_work(trained: Graph, workload: Workload, extra: dict[str,
 
 def judged(
     trained: Graph, workload: Workload, **options: object
-) -> tuple[Trial, PruningNetWeights]:
+) -> tuple[ScoringContext, PruningNetWeights]:
     fast = {
         "recipe": SHORT,
         "calibration_batches": 4,
@@ -193,12 +197,12 @@ def judged(
 def test_a_candidate_is_scored_with_fresh_statistics(trained: Graph, workload: Workload) -> None:
     """Mean of the per-batch statistics, by a loop over nn.BatchNorm2d with momentum None on the
     same batches."""
-    trial, evaluator = judged(trained, workload, stale=True)
-    judge = evaluator.open(trial)
-    proposal = trial.space.proposal(np.full(len(trial.space.genes), 12))
-    found = judge.judge(proposal)
-    assert judge.judge(proposal) == found, "the same structure always gets the same score"
-    net = judge.net  # type: ignore[attr-defined]
+    context, evaluator = judged(trained, workload, stale=True)
+    scorer = evaluator.open(context)
+    proposal = context.space.proposal(np.full(len(context.space.genes), 12))
+    found = scorer.score(proposal)
+    assert scorer.score(proposal) == found, "the same structure always gets the same score"
+    net = scorer.net  # type: ignore[attr-defined]
     net.choose(proposal.widths, proposal.scales)
     module = net.candidate()
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -212,21 +216,23 @@ def test_a_candidate_is_scored_with_fresh_statistics(trained: Graph, workload: W
             module(inputs)
     assert workload.score(module, limit=150) == pytest.approx(found.score, abs=1e-9)
     assert found.stale is not None
-    assert "PruningNet" in judge.describe()
-    assert "mean(reset=true), n=4" in judge.describe()
+    assert "PruningNet" in scorer.describe()
+    assert "mean(reset=true), n=4" in scorer.describe()
 
 
 def test_the_reference_takes_a_moving_average(trained: Graph, workload: Workload) -> None:
-    trial, evaluator = judged(trained, workload, momentum=0.1)
-    judge = evaluator.open(trial)
-    assert "ema(momentum=0.1, reset=true), n=4" in judge.describe()
-    assert 0 <= judge.judge(trial.space.proposal(np.full(len(trial.space.genes), 30))).score <= 1
+    context, evaluator = judged(trained, workload, momentum=0.1)
+    scorer = evaluator.open(context)
+    assert "ema(momentum=0.1, reset=true), n=4" in scorer.describe()
+    assert (
+        0 <= scorer.score(context.space.proposal(np.full(len(context.space.genes), 30))).score <= 1
+    )
 
 
 def test_the_record_says_what_training_took_and_means(trained: Graph, workload: Workload) -> None:
-    trial, evaluator = judged(trained, workload)
-    evaluator.open(trial)
-    report = trial.state.records["pruning-net"]
+    context, evaluator = judged(trained, workload)
+    evaluator.open(context)
+    report = context.state.records["pruning-net"]
     assert isinstance(report, PruningNetReport)
     assert report.bytes == 12 * report.parameters
     own = workload.score(build_module(trained, trained.weights), limit=150)
@@ -242,14 +248,14 @@ def test_the_record_says_what_training_took_and_means(trained: Graph, workload: 
 def test_a_searcher_without_a_grid_can_use_it(trained: Graph, workload: Workload) -> None:
     """abn{evaluator=pruning-net}: every group is searched, and scales are shares of the full
     width."""
-    trial, evaluator = judged(trained, workload)
-    cost = trial.space.cost
-    space = Space(trial.space.coupling, cost, [], {})
-    judge = evaluator.open(Trial(trial.state, space, 0))
+    context, evaluator = judged(trained, workload)
+    cost = context.space.cost
+    space = Space(context.space.coupling, cost, [], {})
+    scorer = evaluator.open(ScoringContext(context.state, space, 0))
     proposal = dataclasses.replace(
         space.proposal(np.zeros(len(space.genes), dtype=int)), scales=None
     )
-    assert 0 <= judge.judge(proposal).score <= 1
+    assert 0 <= scorer.score(proposal).score <= 1
 
 
 def test_options_read_back() -> None:
@@ -279,12 +285,12 @@ def test_it_learns_digits_at_every_width(trained: Graph, workload: Workload) -> 
     """A few epochs: with recomputed statistics candidates are far above chance, with stored ones
     they are not."""
     recipe = dataclasses.replace(META, epochs=20, batch_size=64)
-    trial = trial_of(trained, workload)
-    judge = PruningNetWeights(recipe=recipe, calibration_batches=6, batch_size=64, stale=True).open(
-        trial
-    )
+    context = trial_of(trained, workload)
+    scorer = PruningNetWeights(
+        recipe=recipe, calibration_batches=6, batch_size=64, stale=True
+    ).open(context)
     random = np.random.default_rng(0)
-    found = [judge.judge(trial.space.proposal(trial.space.uniform(random))) for _ in range(10)]
+    found = [scorer.score(context.space.proposal(context.space.uniform(random))) for _ in range(10)]
     assert np.mean([item.score for item in found]) > 0.4
-    assert trial.state.records["pruning-net"].full_width > 0.5  # type: ignore[attr-defined]
+    assert context.state.records["pruning-net"].full_width > 0.5  # type: ignore[attr-defined]
     assert np.mean([item.score - item.stale for item in found]) > 0.1

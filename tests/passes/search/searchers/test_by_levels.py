@@ -17,7 +17,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers.by_levels import ByLevels
 from pruneopt.passes.search.searchers.evolution import Evolution
 from pruneopt.passes.search.searchers.reach import Reach
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 Make = Callable[..., State]
@@ -40,11 +40,11 @@ class Noting(Searcher):
     rounds: int = option(6, "structures of each level")
     outside: bool = option(False, "ignore the budgets")
 
-    def open(self, space: Space, seed: int) -> Asker:
+    def open(self, space: Space, seed: int) -> AskTell:
         return Notes(self, space, seed)
 
 
-class Notes(Asker):
+class Notes(AskTell):
     opened: ClassVar[list[Notes]] = []
 
     def __init__(self, options: Noting, space: Space, seed: int) -> None:

@@ -30,7 +30,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.searchers.evolution import Evolution, Evolving
 from pruneopt.passes.search.searchers.random_search import RandomSearch
-from pruneopt.passes.search.searchers.searcher import Asker
+from pruneopt.passes.search.searchers.searcher import AskTell
 from pruneopt.passes.search.searchers.space import Proposal
 
 Chain = Callable[[Sequence[int]], State]
@@ -51,7 +51,7 @@ def genes_of(proposal: Proposal) -> Key:
     return tuple(round((100 * scale - 10) / 3) for scale in proposal.scales.tolist())
 
 
-def run(asker: Asker, fitness: Fitness, count: int | None = None) -> list[Key]:
+def run(asker: AskTell, fitness: Fitness, count: int | None = None) -> list[Key]:
     """Return what was asked, in order, until the search ends or ``count`` were answered."""
     asked: list[Key] = []
     while len(asked) != count and (proposal := asker.ask()) is not None:
@@ -515,7 +515,7 @@ def test_a_generation_side_by_side_is_the_generation_one_by_one(
     options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0, "evaluator": evaluator}
     found = []
     for patience in (0.0, 1e9):
-        monkeypatch.setattr("pruneopt.passes.search.loop.PATIENCE", patience)
+        monkeypatch.setattr("pruneopt.passes.search.loop.MAX_LOST_SECONDS", patience)
         _, outcome = search(**options)
         found.append([(item.widths, item.score, item.fitness) for item in outcome.candidates])
     assert found[0] == found[1]

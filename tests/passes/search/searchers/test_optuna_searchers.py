@@ -29,7 +29,7 @@ from pruneopt.passes.search.searchers.optuna_searchers import (
     onto_budget,
 )
 from pruneopt.passes.search.searchers.random_search import RandomSearch
-from pruneopt.passes.search.searchers.searcher import Asker, Searcher
+from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Proposal, Space
 
 pytest.importorskip("optuna")
@@ -58,7 +58,7 @@ def target_of(space: Space, seed: int) -> Callable[[Proposal], float]:
 
 
 def steps(
-    asker: Asker, fitness: Callable[[Proposal], float], count: int
+    asker: AskTell, fitness: Callable[[Proposal], float], count: int
 ) -> list[tuple[list[int], float]]:
     found = []
     for _ in range(count):

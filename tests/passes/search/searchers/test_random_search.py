@@ -15,7 +15,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers import random_search
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.sampling import WidthSampler
-from pruneopt.passes.search.searchers.searcher import Asker
+from pruneopt.passes.search.searchers.searcher import AskTell
 from pruneopt.passes.search.searchers.space import Proposal
 
 Chain = Callable[[Sequence[int]], State]
@@ -37,7 +37,7 @@ def tied(state: State) -> list[Gene]:
     ]
 
 
-def run(asker: Asker) -> list[Proposal]:
+def run(asker: AskTell) -> list[Proposal]:
     found = []
     while (proposal := asker.ask()) is not None:
         found.append(proposal)

@@ -1,6 +1,6 @@
-"""Judges: they turn proposed structures into plans and say how these do.
+"""Scorers: they turn proposed structures into plans and say how these do.
 
-`StaleJudge` and `AdaptiveJudge` ask an `Evaluation`, `ReferenceJudge` and `TunedJudge` make
+`StaleScorer` and `AdaptiveScorer` ask an `Evaluation`, `ReferenceScorer` and `TunedScorer` make
 modules.
 """
 
@@ -21,18 +21,18 @@ from pruneopt.passes.search.searchers.space import Proposal, Space
 from pruneopt.passes.selection.select import keep_best
 
 __all__ = [
-    "AdaptiveJudge",
-    "Judge",
-    "Judged",
-    "ReferenceJudge",
-    "StaleJudge",
-    "Trial",
-    "TunedJudge",
+    "AdaptiveScorer",
+    "ReferenceScorer",
+    "Scorer",
+    "ScoringContext",
+    "StaleScorer",
+    "StructureScore",
+    "TunedScorer",
 ]
 
 
 @dataclass(frozen=True)
-class Trial:
+class ScoringContext:
     """What an evaluator may look at: the state of the run, the space of the search, and the seed.
 
     ``keep``: how many of the best structures matter to the search.
@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class StructureScore:
     """How a structure did.
 
     Attributes:
@@ -53,7 +53,7 @@ class Judged:
         stale: the score before batch-norm statistics were recomputed, where that was asked for.
         signal: what structures are compared by, where that is not the score.
         images, batches: how much was looked at, where not everything was.
-        trace: what a continued search gives back to `Judge.recall`.
+        trace: what a continued search gives back to `Scorer.recall`.
     """
 
     score: float
@@ -64,17 +64,17 @@ class Judged:
     trace: str | None = None
 
 
-class Judge(ABC):
+class Scorer(ABC):
     """Scores structures; the same structures in the same order always get the same scores."""
 
     @abstractmethod
-    def judge(self, proposal: Proposal) -> Judged:
+    def score(self, proposal: Proposal) -> StructureScore:
         """The mean metric of a structure on the sub-validation images."""
 
-    def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
+    def score_all(self, proposals: Sequence[Proposal]) -> list[StructureScore]:
         """The same for structures that may be judged side by side; `recall` is told about them
         afterwards."""
-        return [self.judge(proposal) for proposal in proposals]
+        return [self.score(proposal) for proposal in proposals]
 
     @abstractmethod
     def describe(self) -> str:
@@ -84,57 +84,57 @@ class Judge(ABC):
         """Learn of a structure that was judged, now or before the search was continued."""
 
 
-class _Proposed(Judge):
+class _PlanScorer(Scorer):
     """Turns proposals into plans."""
 
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
+    def __init__(self, context: ScoringContext) -> None:
+        self.context = context
 
-    def judge(self, proposal: Proposal) -> Judged:
-        return self.judged(self.plan(proposal))
+    def score(self, proposal: Proposal) -> StructureScore:
+        return self.score_plan(self.plan(proposal))
 
     def plan(self, proposal: Proposal) -> dict[str, np.ndarray]:
         """The units that a structure keeps."""
-        space = self.trial.space
+        space = self.context.space
         return keep_best(proposal.widths, space.scores, space.coupling, space.cost)
 
     @abstractmethod
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+    def score_plan(self, plan: Mapping[str, np.ndarray]) -> StructureScore:
         """How a plan does."""
 
 
-class StaleJudge(_Proposed):
+class StaleScorer(_PlanScorer):
     """Scores the network as it was cut."""
 
-    def __init__(self, trial: Trial, evaluation: Evaluation) -> None:
-        super().__init__(trial)
+    def __init__(self, context: ScoringContext, evaluation: Evaluation) -> None:
+        super().__init__(context)
         self.evaluation = evaluation
 
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
-        return Judged(self.evaluation.stale(plan).metric)
+    def score_plan(self, plan: Mapping[str, np.ndarray]) -> StructureScore:
+        return StructureScore(self.evaluation.stale(plan).metric)
 
     def describe(self) -> str:
         return "stale statistics"
 
 
-class AdaptiveJudge(StaleJudge):
+class AdaptiveScorer(StaleScorer):
     """Scores it with fresh batch-norm statistics; ``stale`` asks for the score before as well."""
 
-    def __init__(self, trial: Trial, evaluation: Evaluation, stale: bool) -> None:
-        super().__init__(trial, evaluation)
+    def __init__(self, context: ScoringContext, evaluation: Evaluation, stale: bool) -> None:
+        super().__init__(context, evaluation)
         self.stale = stale
 
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+    def score_plan(self, plan: Mapping[str, np.ndarray]) -> StructureScore:
         (score,) = self.evaluation.evaluate([plan])
         return self._told(plan, score)
 
-    def judge_together(self, proposals: Sequence[Proposal]) -> list[Judged]:
+    def score_all(self, proposals: Sequence[Proposal]) -> list[StructureScore]:
         plans = [self.plan(proposal) for proposal in proposals]
         return [
             self._told(*pair) for pair in zip(plans, self.evaluation.together(plans), strict=True)
         ]
 
-    def _told(self, plan: Mapping[str, np.ndarray], score: Score) -> Judged:
+    def _told(self, plan: Mapping[str, np.ndarray], score: Score) -> StructureScore:
         before = self.evaluation.stale(plan).metric if self.stale else None
         return _told(score, before, self.evaluation.settings)
 
@@ -145,11 +145,11 @@ class AdaptiveJudge(StaleJudge):
         self.evaluation.recall(trace)
 
 
-def _told(score: Score, stale: float | None, settings: Settings) -> Judged:
+def _told(score: Score, stale: float | None, settings: Settings) -> StructureScore:
     """A score as a search keeps it."""
     other = settings.signal != "metric"
     partly = settings.race is not None
-    return Judged(
+    return StructureScore(
         score.metric if other else score.value,
         stale,
         score.value if other else None,
@@ -159,19 +159,19 @@ def _told(score: Score, stale: float | None, settings: Settings) -> Judged:
     )
 
 
-class ReferenceJudge(_Proposed):
+class ReferenceScorer(_PlanScorer):
     """The same, by the module that would be delivered."""
 
-    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool) -> None:
-        super().__init__(trial)
+    def __init__(self, context: ScoringContext, networks: CutNetworks, stale: bool) -> None:
+        super().__init__(context)
         self.networks, self.stale = networks, stale
 
-    def judged(self, plan: Mapping[str, np.ndarray]) -> Judged:
+    def score_plan(self, plan: Mapping[str, np.ndarray]) -> StructureScore:
         module = self.networks.network(plan)
         before = self.networks.score(module) if self.stale else None
         self.networks.recalibrate(module, plan)
         self.prepare(module, plan)
-        return Judged(self.networks.score(module), before)
+        return StructureScore(self.networks.score(module), before)
 
     def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
         """What happens to a network before it is scored."""
@@ -181,11 +181,13 @@ class ReferenceJudge(_Proposed):
         return f"{settings.averaging}, n={settings.batches}, module by module"
 
 
-class TunedJudge(ReferenceJudge):
+class TunedScorer(ReferenceScorer):
     """Scores it after a short fine-tuning, too."""
 
-    def __init__(self, trial: Trial, networks: CutNetworks, stale: bool, epochs: int) -> None:
-        super().__init__(trial, networks, stale)
+    def __init__(
+        self, context: ScoringContext, networks: CutNetworks, stale: bool, epochs: int
+    ) -> None:
+        super().__init__(context, networks, stale)
         self.epochs = epochs
 
     def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
