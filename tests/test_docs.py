@@ -19,7 +19,8 @@ PYTHON_FILE = re.compile(r"`([\w./-]+\.py)(?::\w+)?`")
 FROM_TOP = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)}|tools)/[\w./-]*\w)")
 # Files of users, and what a benchmark writes on a machine that this one is not.
 ELSEWHERE = {
-    *("model.py", "MODEL.py", "file.py", "pruneopt_minimum_weight.py", "test_minimum_weight.py"),
+    *("model.py", "MODEL.py", "file.py", "keep_share.py", "test_keep_share.py"),
+    *("pruneopt_minimum_weight.py", "test_minimum_weight.py"),
     *("benchmarks/results/gpu.json", "benchmarks/results/gpu_tiles.json"),
 }
 
