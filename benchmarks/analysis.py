@@ -40,6 +40,7 @@ import torch
 import torch_pruning as tp
 from coverage_networks import named
 from environment import environment
+from markdown_table import markdown_table
 from torch import nn
 
 from pruneopt import LoadedModel, build_module, capture, load_model
@@ -217,40 +218,33 @@ def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
     return row["ours"]["cpu"].get("couple"), row["peer"]["cpu"].get("analysis")
 
 
-def cells(pair: tuple[float | None, float | None]) -> str:
+def cells(pair: tuple[float | None, float | None]) -> list[str]:
     ours, peer = pair
     ratio = f"{peer / ours:.1f}" if ours and peer is not None else ""
-    return (
-        f"{'' if ours is None else f'{ours:.3f}'} | {'' if peer is None else f'{peer:.3f}'} | "
-        f"{ratio}"
-    )
+    return [*("" if value is None else f"{value:.3f}" for value in pair), ratio]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Processor seconds of analysis and of the whole way, and their sums where both tools
     finished."""
     rows = list(rows)
-    lines = [
-        "| network | analysis | peer | ratio | whole way | peer | ratio | of it capture | peer's "
-        "outcome |"
-    ]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    columns = ["network", "analysis", "peer", "ratio", "whole way", "peer", "ratio"]
+    columns += ["of it capture", "peer's outcome"]
+    lines = []
     for row in rows:
         captured = row["ours"]["cpu"].get("capture")
         outcome = row["peer"].get("error", "") + (
             f" (ours: {row['ours']['error']})" if "error" in row["ours"] else ""
         )
-        lines.append(
-            f"| {row['network'].partition(':')[2]} | {cells(analysis(row))} | {cells(whole(row))} "
-            f"| {'' if captured is None else f'{captured:.3f}'} | {outcome[:90]} |"
-        )
-    lines.append(f"| sum where both finished | {sums(rows, analysis)} | {sums(rows, whole)} | | |")
+        took = "" if captured is None else f"{captured:.3f}"
+        name = row["network"].partition(":")[2]
+        lines.append([name, *cells(analysis(row)), *cells(whole(row)), took, outcome[:90]])
+    lines.append(["sum where both finished", *sums(rows, analysis), *sums(rows, whole)])
     others = [[row for row in rows if row is not slowest(rows, part)] for part in (analysis, whole)]
     lines.append(
-        f"| without the peer's slowest | {sums(others[0], analysis)} | {sums(others[1], whole)} | "
-        "| |"
+        ["without the peer's slowest", *sums(others[0], analysis), *sums(others[1], whole)]
     )
-    return "\n".join(lines)
+    return markdown_table(columns, lines, left=(0, 8))
 
 
 Part = Callable[[dict[str, Any]], tuple[float | None, float | None]]
@@ -261,13 +255,11 @@ def both(rows: Iterable[dict[str, Any]], part: Part) -> list[tuple[float, float]
     return [(ours, peer) for ours, peer in map(part, rows) if ours is not None and peer is not None]
 
 
-def sums(rows: Iterable[dict[str, Any]], part: Part) -> str:
+def sums(rows: Iterable[dict[str, Any]], part: Part) -> list[str]:
     pairs = both(rows, part)
-    return (
-        cells((sum(ours for ours, _ in pairs), sum(peer for _, peer in pairs)))
-        if pairs
-        else " | | "
-    )
+    if not pairs:
+        return [""] * 3
+    return cells((sum(ours for ours, _ in pairs), sum(peer for _, peer in pairs)))
 
 
 def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:

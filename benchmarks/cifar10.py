@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
+from markdown_table import markdown_table
 
 from pruneopt.files import write_json
 
@@ -90,11 +91,9 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a Markdown table; accuracy in percent."""
     stages = ("original", "slice", "recalibrate", "finetune")
-    lines = [
-        "| network, pass | FLOPs (M) | parameters (k) | original | cut | after adaptive BN | "
-        "fine-tuned |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    columns = ["network, pass", "FLOPs (M)", "parameters (k)", "original", "cut"]
+    columns += ["after adaptive BN", "fine-tuned"]
+    lines = []
     for name, item in rows.items():
         before, after = item["original"], item["pruned"]
         scores = [
@@ -103,8 +102,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         ]
         flops = f"{before['flops'] / 1e6:.2f} -> {after['flops'] / 1e6:.2f}"
         params = f"{before['params'] / 1e3:.1f} -> {after['params'] / 1e3:.1f}"
-        lines.append(f"| {' | '.join([name, flops, params, *scores])} |")
-    return "\n".join(lines)
+        lines.append([name, flops, params, *scores])
+    return markdown_table(columns, lines)
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from coverage_networks import LISTS, family, named
 from environment import environment
+from markdown_table import markdown_table
 
 from pruneopt.files import write_json
 
@@ -52,8 +53,7 @@ def summary(rows: Rows) -> str:
     columns += ["peer right", "peer runs, unchecked", "peer wrong or failed"]
     listed = named([name for name in LISTS if name != "quick"])
     families = dict.fromkeys(sorted(map(family, {*listed, *rows})))
-    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
-    lines += [
+    lines = [
         _counts(name, [spec for spec in listed if family(spec) == name], rows) for name in families
     ]
     lines.append(
@@ -61,10 +61,10 @@ def summary(rows: Rows) -> str:
             "torchvision, all", [spec for spec in listed if spec.startswith("torchvision:")], rows
         )
     )
-    return "\n".join(lines)
+    return markdown_table(columns, lines)
 
 
-def _counts(name: str, listed: list[str], rows: Rows) -> str:
+def _counts(name: str, listed: list[str], rows: Rows) -> list[str | int]:
     mine = [rows[spec] for spec in listed if spec in rows]
     reached = [row for row in mine if "proof_error" in row and row["target"] <= 0.5]
     captured = [row for row in mine if row.get("stage") not in ("start", "load", "capture")]
@@ -75,7 +75,7 @@ def _counts(name: str, listed: list[str], rows: Rows) -> str:
         sum("proof_error" in row for row in mine),
     ]
     counts += [_of(mine, key) for key in ("module_error", "onnx_error", "applied")]
-    return _line([name, *counts, len(reached), *_peer_counts(mine)])
+    return [name, *counts, len(reached), *_peer_counts(mine)]
 
 
 def _of(rows: list[Mapping[str, Any]], key: str) -> str:
@@ -158,18 +158,10 @@ def table(rows: Rows) -> str:
         "ONNX error",
     ]
     columns += ["seconds", "parameters at 30 %", "peer's", "peer"]
-    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 2), "---"])]
+    lines: list[list[Any]] = []
     for spec, row in rows.items():
         if "proof_error" not in row:
-            lines.append(
-                _line(
-                    [
-                        spec,
-                        f"failed at {row.get('stage', row['until'])}",
-                        *[""] * (len(columns) - 2),
-                    ]
-                )
-            )
+            lines.append([spec, f"failed at {row.get('stage', row['until'])}"])
             continue
         cells = [
             spec,
@@ -187,8 +179,8 @@ def table(rows: Rows) -> str:
             f"{row['at_ratio_params']:.1%}",
             *_peer_cells(row.get("peer")),
         ]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(columns, lines, left=(0, len(columns) - 1))
 
 
 def _peer_cells(item: Mapping[str, Any] | None) -> list[str]:
@@ -202,7 +194,3 @@ def _peer_cells(item: Mapping[str, Any] | None) -> list[str]:
 
 def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
-
-
-def _line(cells: list[Any]) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -49,6 +49,7 @@ import numpy as np
 import torch
 from environment import environment
 from evaluate_setups import Setup, setup
+from markdown_table import markdown_table
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -315,11 +316,9 @@ def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
-    head = (
-        "| network, candidates | way | s each | per minute | times (a) | times (b) | images | "
-        "tau | regret, points |"
-    )
-    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    columns = ["network, candidates", "way", "s each", "per minute", "times (a)", "times (b)"]
+    columns += ["images", "tau", "regret, points"]
+    lines = []
     for name, row in rows.items():
         mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS}
         for way, text in WAYS.items():
@@ -337,18 +336,19 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{images:.0f}",
             ]
             cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| network | candidates | s one by one | s side by side | times | ops in common |",
-    ]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+            lines.append(cells)
+    beside = []
     for name, row in rows.items():
         for kind, item in row["side by side"].items():
             cells = [name, kind, f"{item['alone']:.2f}", f"{item['together']:.2f}"]
             cells += [f"{item['alone'] / item['together']:.2f}", f"{item['shared']:.0%}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            beside.append(cells)
+    pairs = ["network", "candidates", "s one by one", "s side by side", "times", "ops in common"]
+    tables = [
+        markdown_table(columns, lines, left=(0, 1)),
+        markdown_table(pairs, beside, left=(0, 1)),
+    ]
+    return "\n\n".join(tables)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_guard import errors_in
+from markdown_table import markdown_table
 
 __all__ = ["GOALS", "report", "verdict"]
 
@@ -179,13 +180,7 @@ def report(results: Row) -> str:
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [
-        f"## {title}",
-        "",
-        "| " + " | ".join(head) + " |",
-        "| --- " + "| ---: " * (len(head) - 1) + "|",
-    ]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""] if rows else []
+    return [f"## {title}", "", markdown_table(head, rows), ""] if rows else []
 
 
 def _number(value: Any, scale: float = 1.0, digits: int = 3) -> str:

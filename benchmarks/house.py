@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("ir", "kernels", "models", "passes", "tools", "src")
 ROUNDABOUT = ("What", "Whether", "Where", "Those")
@@ -146,10 +148,8 @@ def p90(values: list[int]) -> int:
 
 def print_table(columns: dict[str, dict[str, str]]) -> None:
     names = next(iter(columns.values()))
-    print(f"| | {' | '.join(columns)} |")
-    print("| --- " * (len(columns) + 1) + "|")
-    for name in names:
-        print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
+    lines = [[name, *(column[name] for column in columns.values())] for name in names]
+    print(markdown_table(["", *columns], lines, left=range(len(columns) + 1)))
 
 
 def check() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from environment import environment
 from latency_table_timer import table_timer
+from markdown_table import markdown_table
 from scipy.stats import kendalltau
 
 from pruneopt import capture, load_model, parse_target
@@ -205,11 +206,8 @@ PREDICTORS = {
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of every
     predictor."""
-    head = "| network, target, ms | measured, s | "
-    lines = [
-        head + " | ".join(PREDICTORS.values()) + " |",
-        "| --- | --- |" + " --- |" * len(PREDICTORS),
-    ]
+    columns = ["network, target, ms", "measured, s", *PREDICTORS.values()]
+    lines = []
     for row in rows:
         cells = [
             f"{row['network'].partition(':')[2]}, {row['target']}, {row['fastest_ms']:.1f} to "
@@ -221,8 +219,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
                 f"{item['mape']:.1f} %, {item['within_5']:.0f}, {item['within_10']:.0f}, "
                 f"{item['tau']:.2f}"
             )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(columns, lines, left=range(len(columns)))
 
 
 def main() -> None:

@@ -7,11 +7,31 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markdown_table import markdown_table
+
 __all__ = ["tables"]
 
 LEAST = 0.1
 """The share of the time missing to the full speed-up from which on a class of ops is named."""
 Row = dict[str, Any]
+ARMS = (
+    "search",
+    "FLOPs kept",
+    "measured ms",
+    "predicted ms",
+    "times as fast as by FLOPs (95 %)",
+    "test accuracy",
+    "fine-tuned",
+)
+SPEEDUPS = (
+    "network",
+    "cut to",
+    "FLOPs kept",
+    "ms before",
+    "ms after",
+    "speed-up (95 %)",
+    "speed-up by FLOPs lost",
+)
 
 
 def tables(accuracy: Sequence[Row], speedups: Sequence[Row]) -> str:
@@ -27,27 +47,23 @@ def _accuracy(rows: Sequence[Row]) -> Iterable[str]:
         here = [row for row in rows if row["network"] == network and "times" in row]
         if here:
             seeds = ", ".join(str(row["seed"]) for row in here)
-            yield "\n".join([f"{network}, seeds {seeds}:\n", *_arms(here), "", *_noise(here)])
+            arms = markdown_table(ARMS, _arms(here))
+            yield "\n".join([f"{network}, seeds {seeds}:\n", arms, "", *_noise(here)])
 
 
-def _arms(rows: Sequence[Row]) -> Iterable[str]:
-    yield (
-        "| search | FLOPs kept | measured ms | predicted ms | times as fast as by FLOPs (95 %) | "
-        "test accuracy "
-        "| fine-tuned |"
-    )
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+def _arms(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
     whole = [row["times"]["original"] for row in rows]
     ratios = ", ".join(_interval(time["against_base"]) for time in whole)
-    yield f"| the original | 100 % | {_mean(time['ms'] for time in whole):.3f} | | {ratios} | | |"
+    yield ["the original", "100 %", f"{_mean(time['ms'] for time in whole):.3f}", "", ratios]
     for arm in dict.fromkeys(arm for row in rows for arm in row["arms"]):
         found = [(row["arms"][arm], row["times"][arm]) for row in rows if arm in row["times"]]
         missed = sum("missed" in row["arms"].get(arm, {}) for row in rows)
         name = arm + (f" ({missed} of {len(rows)} missed their budget)" if missed else "")
         if not found:
-            yield f"| {name} | | | | | | |"
+            yield [name]
             continue
-        parts = [
+        yield [
+            name,
             f"{100 * _mean(item['flops_share'] for item, _ in found):.1f} %",
             f"{_mean(time['ms'] for _, time in found):.3f}",
             _predicted([item["rounds"] for item, _ in found]),
@@ -55,7 +71,6 @@ def _arms(rows: Sequence[Row]) -> Iterable[str]:
             _percent([item["test"] for item, _ in found]),
             _percent([item["finetuned"] for item, _ in found if "finetuned" in item]),
         ]
-        yield f"| {name} | {' | '.join(parts)} |"
 
 
 def _predicted(rounds: Sequence[Sequence[Row]]) -> str:
@@ -80,28 +95,19 @@ def _mean(values: Iterable[float]) -> float:
 def _speedups(rows: Sequence[Row]) -> Iterable[str]:
     if not rows:
         return
-    yield "\n".join(
-        [
-            "| network | cut to | FLOPs kept | ms before | ms after | speed-up (95 %) | speed-up "
-            "by FLOPs lost |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-            *(_speedup(row) for row in rows),
-        ]
-    )
+    yield markdown_table(SPEEDUPS, map(_speedup, rows), left=(0, 1))
     yield "\n".join([*(f"- {text}" for text in map(explained, rows) if text), *_noise(rows)])
 
 
-def _speedup(row: Row) -> str:
+def _speedup(row: Row) -> Sequence[str]:
     if "speedup" not in row:
         best = min((item["measured_ms"] / item["limit_ms"] for item in row["rounds"]), default=None)
         reached = "" if best is None else f", the best took {best:.2f} times the budget"
-        return f"| {row['network']} | {row['way']} | missed{reached} | | | | |"
+        return [row["network"], row["way"], f"missed{reached}"]
     share = row["flops_share"]
-    return (
-        f"| {row['network']} | {row['way']} | {100 * share:.1f} % | {row['before_ms']:.2f} | "
-        f"{row['after_ms']:.2f} | "
-        f"{_interval(row['speedup'])} | {row['speedup']['ratio'] * share:.2f} |"
-    )
+    cells = [row["network"], row["way"], f"{100 * share:.1f} %"]
+    cells += [f"{row['before_ms']:.2f}", f"{row['after_ms']:.2f}", _interval(row["speedup"])]
+    return [*cells, f"{row['speedup']['ratio'] * share:.2f}"]
 
 
 def explained(row: Row) -> str | None:

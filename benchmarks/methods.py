@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from markdown_table import markdown_table
 from torch import nn
 
 from pruneopt import Graph, PassManager, Workload, build_module, capture, load_model
@@ -31,6 +32,7 @@ from pruneopt.extend import SGD, train
 from pruneopt.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
+COLUMNS = ("method", "FLOPs kept", "recalibrated", "fine-tuned", "seeds", "seconds to decide")
 
 
 @dataclass(frozen=True)
@@ -207,11 +209,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     for network, budget in dict.fromkeys((row["network"], row["budget"]) for row in rows):
         here = [row for row in rows if (row["network"], row["budget"]) == (network, budget)]
         base = statistics.mean(row["original"] for row in here)
-        text += [
-            f"\n{network}, {budget} (original {100 * base:.2f})\n",
-            "| method | FLOPs kept | recalibrated | fine-tuned | seeds | seconds to decide |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
         entries = []
         for method in dict.fromkeys(row["method"] for row in here):
             runs = [row for row in here if row["method"] == method]
@@ -221,10 +218,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             ]
             seconds = statistics.mean(row["deciding"] for row in runs)
             mean = statistics.mean(row["finetuned"] for row in runs)
-            entries.append(
-                (-mean, f"| {' | '.join([method, *spread, str(len(runs)), f'{seconds:.1f}'])} |")
-            )
-        text += [line for _, line in sorted(entries)]
+            entries.append((-mean, [method, *spread, str(len(runs)), f"{seconds:.1f}"]))
+        text.append(f"\n{network}, {budget} (original {100 * base:.2f})\n")
+        text.append(markdown_table(COLUMNS, [cells for _, cells in sorted(entries)]))
     return "\n".join(text)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from markdown_table import markdown_table
 
 from pruneopt import Graph, PruneoptError, Workload, build_module, capture, load_data, load_model
 from pruneopt.extend import State, parse_pipeline
@@ -107,15 +108,13 @@ def measured(graph: Graph, workload: Workload, seed: int, images: list[int]) -> 
 
 def table(runs: dict[int, dict[str, Any]]) -> str:
     """Mean, smallest and largest accuracy over the seeds, as a Markdown table, in percent."""
-    lines = ["| network | mean | least | most |", "| --- | ---: | ---: | ---: |"]
+    lines = []
     for name in next(iter(runs.values())):
         scores = [100 * run[name] for run in runs.values() if isinstance(run[name], float)]
         if scores:
-            lines.append(
-                f"| {name} | {statistics.mean(scores):.2f} | {min(scores):.2f} | {max(scores):.2f} "
-                "|"
-            )
-    return "\n".join(lines)
+            figures = statistics.mean(scores), min(scores), max(scores)
+            lines.append([name, *(f"{figure:.2f}" for figure in figures)])
+    return markdown_table(["network", "mean", "least", "most"], lines)
 
 
 def main() -> None:
