@@ -1,5 +1,4 @@
-"""Running a pipeline: checks between passes, instruments around them, and failures that name the
-pass."""
+"""Running a pipeline: checks between passes, instruments, and failures that name the pass."""
 
 from __future__ import annotations
 

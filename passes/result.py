@@ -28,8 +28,7 @@ M = TypeVar("M", bound="nn.Module")
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run of passes: the graph as it is now, how it came about, and the network on
-    request."""
+    """The result of a run of passes: the graph, how it came about, and the network on request."""
 
     graph: Graph
     plan: dict[str, np.ndarray] | None
@@ -44,8 +43,7 @@ class Result:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The network as a plain `nn.Module` in evaluation mode: trainable, and pruneopt is not
-        needed to run it."""
+        """The network as a plain `nn.Module`, in evaluation mode, that runs without pruneopt."""
         from pruneopt.ir.codegen.module import build_module
 
         return build_module(self.graph, self.graph.weights)
@@ -59,8 +57,7 @@ class Result:
         inputs: Sequence[Tensor] | None = None,
         forward: Callable[..., Any] | None = None,
     ) -> M:
-        """Slim your own module in place, and return it: what was captured, or another instance of
-        the same network.
+        """Slim your own module in place, the captured one or another like it, and return it.
 
         It stays the same object, with its class, module names, hooks, modes and parameters: every
         parameter remains the object that it is, with ``requires_grad``, its gradient cut along, and

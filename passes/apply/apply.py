@@ -1,5 +1,4 @@
-"""Slim a user's own module in place: the same objects, names and hooks, with fewer channels; all of
-it or nothing."""
+"""Slim a user's own module in place, or leave it as it was: fewer channels in the same objects."""
 
 from __future__ import annotations
 

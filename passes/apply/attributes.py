@@ -1,5 +1,4 @@
-"""Attributes in which modules hold their own sizes, such as ``out_channels``, after the weights
-were cut.
+"""Attributes in which modules hold their own sizes, such as ``out_channels``, after the cut.
 
 Layers of `torch.nn`, and classes derived from them, are known: their sizes follow from their
 weights and from the ops that ran in them. Of any other module an attribute is changed only if all
@@ -164,8 +163,7 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
 
 
 def _sequences(module: nn.Module, names: Iterable[str]) -> list[tuple[str, Sequence[int]]]:
-    """Return the attributes that are several whole numbers, and whose names do not say that they
-    count something else."""
+    """Return the attributes that are several whole numbers, unless named after something else."""
     own = [
         (name, vars(module)[name]) for name in names if not NO_CHANNELS.intersection(_words(name))
     ]
@@ -181,8 +179,7 @@ def _words(name: str) -> list[str]:
 
 
 def _split(ops: Iterable[Op]) -> list[Value]:
-    """Return what came out of views that made several axes of one, such as heads and what each
-    has."""
+    """Return the results of views that split an axis, such as heads and what each has."""
     views = [op for op in ops if has_trait(op, Trait.VIEW)]
     return [
         op.result
@@ -192,8 +189,7 @@ def _split(ops: Iterable[Op]) -> list[Value]:
 
 
 def _seen(name: str, ops: Collection[Op]) -> list[Value]:
-    """Return the values that an attribute of this name may be about, of those that some ops read
-    and make."""
+    """Return the values that ops read or make and an attribute of this name may be about."""
     values = dict.fromkeys(value for op in ops for value in (*op.inputs, *op.results))
     if _begins(name, "in"):
         return [value for value in values if not value.is_weight and value.producer not in ops]
@@ -233,8 +229,7 @@ def _group_counts(scope: Scope) -> Sizes:
 
 
 def _renamed(value: Any, known: Sequence[Sizes]) -> Any:
-    """Return a size, or a sequence of sizes, as it is now; None for what is no size, or not one
-    alone.
+    """Return a size, or a sequence of sizes, as it is now; None where it is not one size alone.
 
     Of several tables the first that knows a size decides.
     """

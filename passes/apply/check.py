@@ -33,8 +33,7 @@ ROUNDING = 1e-12
 
 
 def check_same(cut_module: CutModule, inputs: Sequence[Tensor] | None) -> None:
-    """Run both on the same input, in evaluation mode: in float64, or as the module is where it
-    cannot.
+    """Run both on the same input, in evaluation mode; in float64, or as the module is if it must.
 
     They run with the weights as they are, and with varied ones, so that no difference hides behind
     weights that are zero or alike, nor behind signals that variation makes large.
@@ -147,8 +146,7 @@ def _outputs(
 
 
 class Rehearsal:
-    """A forward pass in training mode of a module with weights that evaluation leaves out, such as
-    auxiliary heads.
+    """A forward pass in training mode, of a module with weights for training (auxiliary heads).
 
     They were not cut, so they may no longer fit what they read: what ran before the cut must run
     after it.

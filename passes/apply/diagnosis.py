@@ -49,8 +49,7 @@ class CutModule:
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where the module's code does something else, and what; the ops that ran there, if any
-    is known."""
+    """A place where the module's code does something else, and the ops there, where known."""
 
     what: str
     ops: tuple[Op, ...]
@@ -68,8 +67,7 @@ def error_message(cut_module: CutModule, difference: Difference) -> str:
 
 
 def _groups_at(cut_module: CutModule, ops: Sequence[Op]) -> list[str]:
-    """Return the groups that lose channels in what some ops of the graph before the cut read and
-    make."""
+    """Return the groups that lose channels in what ops read and make before the cut."""
     numbers: set[int] = set()
     for value in (value for op in ops for value in (*op.inputs, *op.results)):
         for slot in cut_module.coupling.slots_of(value):
@@ -83,8 +81,7 @@ def _groups_at(cut_module: CutModule, ops: Sequence[Op]) -> list[str]:
 
 
 def difference_from(cut_module: CutModule, error: Exception) -> Difference:
-    """Return the innermost line of the user's code that an error came through, with the module that
-    it belongs to."""
+    """Return the innermost line of the user's code that an error came through, with its module."""
     paths = {id(module): path for path, module in cut_module.model.named_modules()}
     module, line = "", None
     trace: TracebackType | None = error.__traceback__
@@ -117,8 +114,7 @@ def _is_at(op: Op, file: str, line: int) -> bool:
 
 
 def first_difference(cut_module: CutModule, inputs: Sequence[Tensor]) -> Difference:
-    """Return the first op at which the module, captured as it is now, is another network than the
-    cut graph."""
+    """Return the first op at which the module, captured anew, differs from the cut graph."""
     device = next((item.tensor.device for item in cut_module.owned), None)
     try:
         given = [item.to(device) for item in inputs]

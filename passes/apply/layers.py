@@ -1,5 +1,4 @@
-"""The sizes that layers of `torch.nn` say they have: from their weights, and from the ops that ran
-in them."""
+"""Sizes that layers of `torch.nn` have by their weights, and by the ops that ran in them."""
 
 from __future__ import annotations
 

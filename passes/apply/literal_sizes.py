@@ -1,5 +1,4 @@
-"""Sizes that a module's own code spells out in its ops: how a tensor is split, what shape it takes
-on."""
+"""Sizes that a module's own code spells out: how a tensor is split, what shape it takes on."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ SHAPES = ("split_size", "split_sizes", "size", "shape")
 
 
 def literal_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]]:
-    """Return every sequence of whole numbers in the module's own ops -> what stands in its place
-    after the cut.
+    """Return every sequence of whole numbers in the module's ops -> those after the cut.
 
     Of all kinds, strides and paddings too: a sequence that means several things has several values.
     """
@@ -30,8 +28,7 @@ def literal_lists(scope: Scope) -> Mapping[tuple[int, ...], set[tuple[int, ...]]
 
 
 def literal_sizes(scope: Scope) -> Sizes:
-    """Return every single size of a split or a shape in the module's own ops -> those that stand in
-    its place."""
+    """Return every single size of a split or a shape in the module's ops -> those after the cut."""
     found: dict[int, set[int]] = {}
     for old, new in scope.own:
         for name in SHAPES:

@@ -34,8 +34,7 @@ class Run:
             self.twins.update(zip(old.results, new.results, strict=True))
 
     def sizes(self, values: Iterable[Value], *, last: bool = True) -> Sizes:
-        """Return the lengths of the channel axes of values of the graph before the cut; with or
-        without their last axes."""
+        """Return lengths of channel axes of values before the cut; ``last``: of last axes too."""
         found: dict[int, set[int]] = {}
         for value in values:
             for share in axis_shares(self.coupling, value):
@@ -69,8 +68,7 @@ class Scope:
         return {op for path in paths for op, _ in self.run.by_path[path]}
 
     def attr(self, name: str, trait: Trait) -> Any:
-        """Return the new value of an attribute of the first op of this kind that has it; None where
-        none ran."""
+        """Return the new value of an attribute of the first op of this kind with it, else None."""
         return next(
             (new.attrs[name] for _, new in self.own if name in new.attrs and has_trait(new, trait)),
             None,

@@ -1,5 +1,4 @@
-"""The tensors of a user's module and of its optimizers, cut to a plan. Every one stays the object
-that it is."""
+"""Tensors of a user's module and its optimisers, cut to a plan; each stays the same object."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ __all__ = ["Owned", "cut_optimizer", "cut_tensors", "new_biases", "owned_tensors
 
 @dataclass(frozen=True, eq=False)
 class Owned:
-    """A tensor of the user's module that the graph holds too: its name, and where channels lie in
-    it."""
+    """A tensor of the user's module that the graph has too, and where channels lie in it."""
 
     name: str
     tensor: Tensor
@@ -121,8 +119,7 @@ def new_biases(
     optimizers: Iterable[Optimizer],
     undo: Undo,
 ) -> list[Owned]:
-    """Give layers without a bias one, which a repair of the pruned network needed; it trains as
-    their weight does.
+    """Give layers without a bias one, where a repair needed it; it trains as their weight does.
 
     Raises:
         UserError: a name that is no bias of a layer which could have one.
@@ -162,8 +159,7 @@ def new_biases(
 def cut_optimizer(
     optimizer: Optimizer, owned: Iterable[Owned], kept: np.ndarray, undo: Undo
 ) -> None:
-    """Cut what an optimizer remembers of each parameter (moments, momentum); call it before the
-    parameters are cut.
+    """Cut an optimiser's state (moments, momentum), before the parameters are cut.
 
     Raises:
         UserError: it remembers something that has not a parameter's shape, so that nothing says how

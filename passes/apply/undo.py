@@ -29,8 +29,7 @@ class Undo:
         setattr(owner, name, value)
 
     def set_data(self, tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-        """Give a tensor other elements, of any shape, and another gradient; it stays the same
-        object."""
+        """Give a tensor other elements, of any shape, and another gradient, in the same object."""
         before = tensor.detach(), tensor.grad
         self.add(lambda: _put(tensor, *before))
         _put(tensor, data, grad)

@@ -31,8 +31,7 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class DropProof:
-    """The proof: the largest error of an output, the largest output, and how many values were
-    compared."""
+    """The proof: the largest error of an output, the largest output, and the number of values."""
 
     max_abs_error: float
     scale: float
@@ -40,8 +39,7 @@ class DropProof:
 
 
 def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
-    """Return the graph without some branches; ``graph``, of which they are, is not changed. Weights
-    are shared, not copied."""
+    """Return the graph without some of its branches, and sharing its weights."""
     new = graph.copy()
     twin = dict(zip(graph.ops, new.ops, strict=True))
     for branch in branches:
@@ -70,8 +68,7 @@ def drop_branches(graph: Graph, branches: Sequence[Branch]) -> Graph:
 def without(
     branches: Sequence[Branch], double: bool
 ) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """Return the override of an interpreter that multiplies branches by zero where they are
-    added."""
+    """Return the override of an interpreter that adds zero times a branch."""
     places = {branch.add: branch.place for branch in branches}
 
     def override(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
@@ -89,8 +86,7 @@ def without(
 def prove_dropped(
     graph: Graph, branches: Sequence[Branch], dropped: Graph, *, seed: int = 0
 ) -> DropProof:
-    """Prove that ``dropped`` is ``graph`` with the outputs of ``branches`` multiplied by zero,
-    value by value.
+    """Prove, value by value, that ``dropped`` is ``graph`` with ``branches`` multiplied by zero.
 
     Raises:
         VerificationError: it is not; the message names the first op at which they part.

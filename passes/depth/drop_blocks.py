@@ -1,5 +1,4 @@
-"""The pass drop-blocks: whole residual branches go, the least important first, or those that are
-named."""
+"""The pass drop-blocks: the least important residual branches go, or those that are named."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ RECORD = "drop-blocks"
 
 @dataclass(frozen=True, slots=True)
 class DroppedBlock:
-    """A block that was dropped, the value that was its sum, and its score by the criterion (None:
-    it was named)."""
+    """A dropped block, the value that was its sum, and its score (None: it was named)."""
 
     name: str
     sum: str
@@ -232,8 +230,7 @@ def _first(ranked: Sequence[Branch], count: int, network: str) -> list[Branch]:
 def _until_inside(
     state: State, ranked: Sequence[Branch], budgets: Sequence[Budget]
 ) -> list[Branch]:
-    """Return as few of the branches as bring the network inside the budgets; shares are of the
-    run's original.
+    """Return as few of the branches as bring the network inside the budgets, by the run's original.
 
     Raises:
         BudgetError: not even all do.

@@ -44,8 +44,7 @@ def last_weight_norm(graph: Graph, branch: Branch) -> float:
 
 @torch.no_grad()
 def change_of_output(state: State, branches: Sequence[Branch], batches: int) -> dict[str, float]:
-    """Return how much the outputs change on calibration data without each of the branches, relative
-    to their size; by name.
+    """Return the relative change of the outputs on calibration data without each branch, by name.
 
     Raises:
         UserError: no data, or a network of several inputs.

@@ -1,5 +1,6 @@
-"""Batch norms with fixed statistics, folded into the layers before them: the same function, fewer
-passes over memory.
+"""Batch norms with fixed statistics, folded into the layers before them.
+
+The same function, with fewer passes over memory.
 
 Only for scoring in evaluation mode. What is delivered keeps its batch norms.
 """
@@ -24,8 +25,7 @@ __all__ = ["FoldedGraph", "fold_batch_norms"]
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A layer and the batch norm behind it, by the names of their weights; ``None`` where there is
-    none."""
+    """A layer and the batch norm behind it, by the names of their weights (None: it has none)."""
 
     weight: str
     bias: str | None
@@ -40,8 +40,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class FoldedGraph:
-    """A graph without those batch norms that follow a layer (and without weights), and how its
-    weights are made."""
+    """A graph without the batch norms that follow a layer, and how its weights are made."""
 
     graph: Graph
     pairs: tuple[_Pair, ...]
@@ -66,8 +65,7 @@ class FoldedGraph:
 
 
 def fold_batch_norms(graph: Graph) -> FoldedGraph:
-    """Fold every batch norm whose only source is a convolution or linear layer that nothing else
-    reads.
+    """Fold every batch norm into the convolution or linear layer that only it reads.
 
     ``graph`` is not changed; the new one is for evaluation mode.
     """

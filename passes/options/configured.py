@@ -1,5 +1,4 @@
-"""The classes that passes and their parts derive from: options that check and read what they are
-given.
+"""The classes that passes and parts derive from: options that check and read what they are given.
 
 An option may be a *part*: again a frozen dataclass of options, of a kind (criterion, searcher, ...)
 that other parts can replace.
@@ -31,8 +30,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def option(default: T, help: str) -> T:
-    """Return a field of a pass: an option with a default and one line of help for `pruneopt
-    passes`."""
+    """Return a field of a pass: an option with a default and a line of help."""
     value: Any = field(default=default, metadata={"help": help})
     return value  # type: ignore[no-any-return]  # like dataclasses.field, typed as the value it stands for
 
@@ -78,8 +76,10 @@ class Configured(Options):
 
 @dataclass(frozen=True)
 class Part(Configured, PartOptions):
-    """A replaceable part of a pass. Each kind is an abstract class that sets ``kind``; its parts
-    set ``name``."""
+    """A replaceable part of a pass.
+
+    Each kind is an abstract class that sets ``kind``; its parts set ``name``.
+    """
 
 
 @cache

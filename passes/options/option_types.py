@@ -1,5 +1,4 @@
-"""The options of a class, their types, whether a value fits one, and how a type is called in
-messages."""
+"""The options of a class: their types, which values fit, and how messages call a type."""
 
 from __future__ import annotations
 
@@ -78,8 +77,9 @@ def wanted(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value given in Python fits an option's type; of types that no text can be
-    read for, every value does.
+    """Return whether a value given in Python fits an option's type.
+
+    Of types that no text can be read for, every value does.
 
     Whole numbers fit where numbers are asked for, NumPy's too; a truth value is no number, nor is
     what is not finite.

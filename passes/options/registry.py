@@ -102,8 +102,7 @@ def _parts(kind: str) -> dict[str, str]:
 def merge(
     built_in: dict[str, str], plugins: tuple[EntryPoint, ...], what: str = "pass"
 ) -> dict[str, str]:
-    """Return a table with what is installed added; `UserError` that names both origins where a name
-    is taken twice."""
+    """Return a table with what is installed added; `UserError` for a name taken twice."""
     table = dict(built_in)
     origin = dict.fromkeys(built_in, "pruneopt")
     for plugin in plugins:

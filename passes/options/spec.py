@@ -139,8 +139,7 @@ def build(source: Source, item: Item, kind: type[P]) -> P:
 
 
 def _give(source: Source, option: Option, name: str, hint: Any, given: dict[str, Any]) -> None:
-    """Add the value of an option to those of one pass or part; lists grow, other options are given
-    once."""
+    """Add the value of an option to those of a pass or part; lists grow, others are given once."""
     value = _value(source, option, hint)
     if isinstance(value, tuple) and name in given:
         value = (*given[name], *value)
@@ -156,8 +155,7 @@ def _fail_twice(source: Source, option: Option) -> NoReturn:
 def _give_to_parts(
     source: Source, item: Item, options: list[Option], kind: type[Options], given: dict[str, Any]
 ) -> None:
-    """Options of a part written on the pass itself, ``abn{candidates=50}``: they go to the one part
-    that has them."""
+    """Give options written on the pass, ``abn{candidates=50}``, to the one part that has them."""
     values = {field.name: given.get(field.name, field.default) for field in option_fields(kind)}
     parts = {name: value for name, value in values.items() if isinstance(value, PartOptions)}
     changes: dict[str, dict[str, Any]] = {}
@@ -202,8 +200,7 @@ def _written_inside(source: Source, item: Item, name: str) -> set[str]:
 
 
 def _options_note(kind: type[Options], wrong: str = "") -> str:
-    """Return what can be given: ``options are budget (list of str), round-to (int)``, after the
-    closest name, if one is."""
+    """Return a note of what can be given: ``options are budget (list of str)``."""
     hints = get_type_hints(kind)
     fields = option_fields(kind)
     if not fields:
@@ -255,8 +252,7 @@ def _part(source: Source, option: Option, kind: type[PartOptions]) -> PartOption
 
 
 def _part_item(source: Source, option: Option, kind: str) -> tuple[Source, Item]:
-    """Return the name and options that a part is written with, and the text they are in: quotes
-    hold a text of their own."""
+    """Return a part as written and the text it is in: quotes hold a text of their own."""
     start, stop = option.value_span.start, option.value_span.stop
     if source.text[start] == '"':
         source = Source(_single(source, option, source.text[start:stop], str), kind)
@@ -302,8 +298,7 @@ def _single(source: Source, option: Option, text: str, hint: Any) -> Any:
 
 
 def _converted(text: str, hint: Any) -> Any:
-    """Return a text as a value of a plain type, or of the first of several that it can be;
-    `ValueError` for none."""
+    """Return a text as a value of the first plain type that fits; `ValueError` for none."""
     if get_origin(hint) is Union:
         for part in get_args(hint):
             with suppress(ValueError):
@@ -398,8 +393,7 @@ def _is_bare(text: str, inside_list: bool) -> bool:
 
 
 def check_options(kind: type[Options]) -> Sequence[str]:
-    """Return the fields of a pass or part class that no pipeline string could set, or that lack
-    help; empty when all is well."""
+    """Return the options that no pipeline string could set, or that lack help."""
     hints = get_type_hints(kind)
     wrong = []
     for field in option_fields(kind):

@@ -1,5 +1,4 @@
-"""The syntax of pipelines: a text split into names, keys and values, each with its place for
-errors.
+"""The syntax of pipelines: names, keys and values of a text, each with its place for errors.
 
 What names and values mean is `pruneopt.passes.options.spec`'s to say; so is the syntax itself, in
 words.
@@ -143,8 +142,7 @@ class Reader:
         return Option(key, span, self.text[start : self.at], Span(start, self.at))
 
     def _skip_value(self) -> None:
-        """Move to the end of a value: a space or a closing brace outside its own braces and
-        quotes."""
+        """Move to the end of a value: a space or brace outside its own braces and quotes."""
         depth, opened = 0, self.at
         if self.text.startswith("[", self.at):
             self._skip_bracket()

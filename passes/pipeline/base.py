@@ -18,8 +18,7 @@ __all__ = ["Pass"]
 
 @dataclass(frozen=True)
 class Pass(Configured):
-    """One step of a pipeline. Subclasses are frozen dataclasses; their fields are their options
-    (`option`).
+    """One step of a pipeline: a frozen dataclass whose fields are its options (`option`).
 
     The law: a valid graph in, a valid graph out, anything between. `run` returns whether the text
     of the graph or any of its weights changed; the pass manager checks the answer.
@@ -27,19 +26,16 @@ class Pass(Configured):
 
     @property
     def label(self) -> str:
-        """The name by which reports and records call this pass: its name, unless it does several
-        things that must be told apart."""
+        """The name in reports and records; a pass that does several things tells them apart."""
         return self.name
 
     @property
     def needs_data(self) -> str | None:
-        """The part of this pass that cannot work without data (``abn``, ``prune with
-        criterion=taylor``); None if nothing."""
+        """The part that needs data (``abn``, ``prune with criterion=taylor``); None without."""
         return None
 
     def requires(self, state: State) -> str | None:
-        """Return what must happen before this pass can run, in the user's words ("run couple
-        first"); None if nothing."""
+        """Return what must happen before this pass ("run couple first"); None if nothing."""
         return None
 
     @abstractmethod

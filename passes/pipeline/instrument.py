@@ -19,8 +19,7 @@ __all__ = ["DumpDir", "Instrument", "PrintAfter", "Timing"]
 
 
 class Instrument:
-    """Called around every pass; ``index`` counts the passes from 1. Both do nothing unless
-    overridden."""
+    """An observer of every pass; ``index`` counts from 1, and both methods do nothing here."""
 
     def before_pass(self, index: int, step: Pass, state: State) -> None:
         """Called when the pass is about to run."""
@@ -30,8 +29,7 @@ class Instrument:
 
 
 class Timing(Instrument):
-    """Writes the seconds of each pass to `State.timings`, by label; a repeated one gets a number
-    (``finetune.2``)."""
+    """Writes seconds by pass to `State.timings`; a repeated one gets a number (``finetune.2``)."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

@@ -50,8 +50,7 @@ _BUILT_IN = {
 
 @cache
 def _table() -> dict[str, str]:
-    """Return name -> ``module:Class`` of every pass, built in or installed; `UserError` where two
-    packages claim a name."""
+    """Return the table of all passes, built in or installed: name -> ``module:Class``."""
     return merge(_BUILT_IN, tuple(entry_points(group=GROUP)))
 
 

@@ -1,5 +1,7 @@
-"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice`` to passes, and
-back. How options are written: `pruneopt.passes.options.spec`."""
+"""Pipelines as text: ``couple,prune{criterion=l2 budget=50%FLOPs round-to=8},slice``, and back.
+
+How options are written: `pruneopt.passes.options.spec`.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ def parse_pipeline(text: str) -> list[Pass]:
 
 
 def pipeline_text(passes: Iterable[Pass]) -> str:
-    """Return the string that `parse_pipeline` reads back to equal passes; options at their defaults
-    are left out."""
+    """Return the string that `parse_pipeline` reads back, without options at their defaults."""
     return ",".join(map(pass_text, passes))
 
 

@@ -1,5 +1,4 @@
-"""A network as pns sees it: Conv2d, Linear and BatchNorm2d layers by name, and the nearest batch
-norms around each.
+"""A network as pns sees it: layers by name, and the nearest batch norms around each.
 
 pns prunes batch norms, and tells every other layer by name which batch norm its inputs and its
 outputs follow. Here the names are found in the graph, and a batch norm is near a layer only if the
@@ -28,8 +27,7 @@ __all__ = ["Layer", "Network", "merge_sets"]
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Layer:
-    """A Conv2d or Linear: its op, and the units (int64, -1: none) of its outputs `[out]` and of its
-    inputs `[in]`."""
+    """A Conv2d or Linear: its op, and the units (int64, -1: none) of its outputs and inputs."""
 
     name: str
     op: Op
@@ -96,8 +94,7 @@ class Network:
         return (self._behind(source, wanted) if source is not None else "") or self._any(wanted)
 
     def after(self, layer: Layer) -> str:
-        """Return the batch norm that normalises what a layer makes, or what that is joined with;
-        empty without one."""
+        """Return the batch norm of what a layer makes, or what that is joined with; else empty."""
         wanted = self.groups_of(layer.made)
         queue, seen = deque([layer.op.result]), [layer.op.result]
         while queue:
@@ -122,8 +119,7 @@ class Network:
         ) or self._any(wanted)
 
     def ties(self) -> list[list[str]]:
-        """Return the batch norms that sums and products join, merged where they overlap, in graph
-        order."""
+        """Return sets of batch norms that sums and products join, in graph order."""
         found = []
         for op in self.coupling.graph.ops:
             values = [value for value in op.inputs if not value.is_weight]
@@ -144,8 +140,7 @@ class Network:
         ]
 
     def concatenated(self, layer: Layer) -> list[str]:
-        """Return the batch norms, in order, whose channels side by side are exactly what a layer
-        reads; empty if none."""
+        """Return the batch norms that, side by side, a layer reads; empty if none."""
         source = layer.op.value(0)
         joint = self._concatenation(source) if source is not None else None
         if joint is None:
@@ -170,8 +165,10 @@ class Network:
         return found
 
     def _behind(self, value: Value, wanted: frozenset[int]) -> str:
-        """Return the first batch norm on the way back from a value, first operands first, that
-        shares the wanted groups."""
+        """Return the first batch norm on the way back from a value that shares the wanted groups.
+
+        First operands come first.
+        """
         stack, seen = [value], {value}
         while stack:
             op = stack.pop().producer
@@ -188,8 +185,7 @@ class Network:
         return ""
 
     def _concatenation(self, value: Value) -> Op | None:
-        """Return the concatenation that a value comes from, through ops that take no other
-        activation."""
+        """Return the concatenation that a value comes from, through ops of one activation."""
         op = value.producer
         while op is not None and not has_trait(op, Trait.CONCATENATION):
             inputs = [v for v in op.inputs if not v.is_weight]
@@ -199,8 +195,7 @@ class Network:
         return op
 
     def _pieces(self, op: Op) -> Iterator[Value]:
-        """Yield what a concatenation joins, in order; concatenations of concatenations
-        flattened."""
+        """Yield what a concatenation joins, in order, nested ones flattened."""
         for value in op.inputs:
             inner = self._concatenation(value)
             yield from [value] if inner is None else self._pieces(inner)
@@ -209,8 +204,7 @@ class Network:
         return bool(self.groups_of(self.norm_units(norm)) & wanted)
 
     def _any(self, wanted: frozenset[int]) -> str:
-        """Return the first batch norm of some groups: of channels that meet one only by a way that
-        pns does not follow."""
+        """Return the first batch norm of some groups, by ways that pns does not follow."""
         return next((name for name in self.norms if self._shares(name, wanted)), "")
 
     def _layer(self, op: Op) -> Layer | None:

@@ -1,5 +1,4 @@
-"""A pns schema file as a `Schema`: its JSON, its names with or without the prefix, and its fit to
-the network."""
+"""A pns schema file as a `Schema`: names with or without the prefix, and its fit to the network."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def schema_of(data: Any, coupling: Coupling, where: str) -> Schema:
-    """Return the schema that JSON data hold; ``where`` they are from, for messages. See
-    `read_schema`."""
+    """Return the schema that JSON data hold, which are from ``where``; see `read_schema`."""
     network = Network(coupling)
     reader = _Reader(where, network, data)
     schema = reader.schema()
@@ -121,8 +119,7 @@ class _Reader:
         )
 
     def _fixed(self, item: dict[str, Any]) -> list[tuple[str, float]]:
-        """pns reads these names without the prefix, by mistake; both ways of writing them are
-        understood."""
+        """Return a name that pns reads without the prefix, by mistake; both ways are understood."""
         ratio = item.get("ratio")
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
             raise self._wrong(f"a fixed_bn_ratio is {ratio!r}, not a number above 0 and below 1")

@@ -1,5 +1,4 @@
-"""Pruning results of pns: a list that says, layer by layer, which channels are kept; from plans,
-and back to plans.
+"""Pruning results of pns, from plans and back: a list of the channels that every layer keeps.
 
 Entries: BatchNorm2d ``{name, keep_idxes}``, Conv2d ``{name, in_channels_keep_idxes,
 out_channels_keep_idxes}``, Linear ``{name, in_features_keep_idxes}`` (expanded over a flatten). The
@@ -34,8 +33,7 @@ NORM, OUT, IN, FEATURES = (
 
 
 def write_result(coupling: Coupling, plan: Plan) -> list[dict[str, Any]]:
-    """Return the result list of a plan: batch norms, then convolutions, then every Linear that
-    follows a batch norm.
+    """Return the result list of a plan: batch norms, convolutions, Linear behind batch norms.
 
     Raises:
         UserError: a plan that breaks a constraint, or that removes what pns has no entry for.
@@ -91,8 +89,7 @@ def _check_expressible(network: Network, kept: np.ndarray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """The places that one layer keeps of what it makes and of what it reads, in the order of the
-    pruned network."""
+    """The places that a layer keeps of what it makes and reads, in pruned order."""
 
     name: str
     made: np.ndarray | None
@@ -157,8 +154,7 @@ class PruningResult:
         return plan
 
     def in_graph_order(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights that pns left of the network, their channels sorted as in the
-        original; wrapper's prefix gone."""
+        """Return the weights that pns left, sorted as in the original, without a prefix."""
         import torch
 
         found = {}
@@ -232,8 +228,7 @@ class PruningResult:
     # Agreement
 
     def _sides(self) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Yield what every layer makes and reads: in words, the units, and the places that its
-        entry keeps (or None)."""
+        """Yield what layers make and read: in words, the units, and the places kept (or None)."""
         for name in self.network.norms:
             entry = self._entries.get(name)
             yield name, self.network.norm_units(name), entry.made if entry else None
@@ -246,8 +241,7 @@ class PruningResult:
     def _note(
         self, who: str, units: np.ndarray, places: np.ndarray, kept: np.ndarray, said: np.ndarray
     ) -> None:
-        """Note which units a layer keeps; `UserError` where it contradicts an earlier one, or
-        itself."""
+        """Note which units a layer keeps; `UserError` for a contradiction."""
         flags = np.zeros(len(units), dtype=bool)
         flags[places] = True
         inside = units >= 0
@@ -270,8 +264,7 @@ class PruningResult:
 
 
 def _prefix(names: Sequence[str], known: Collection[str]) -> str:
-    """Return what a wrapper put before all of ``names``, such as ``model.``, where it leads to the
-    known names; else empty."""
+    """Return what a wrapper put before all of ``names``, such as ``model.``; empty if nothing."""
     if not names or names[0] in known:
         return ""
     parts = names[0].split(".")

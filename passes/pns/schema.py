@@ -45,8 +45,10 @@ class Cat:
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema with full names. ``modules``: name -> (prev_bn, next_bn), each empty where nothing
-    is pruned."""
+    """A schema with full names.
+
+    ``modules``: name -> (prev_bn, next_bn), each empty where nothing is pruned.
+    """
 
     modules: Mapping[str, tuple[str, str]]
     shortcuts: tuple[Tie, ...] = ()
@@ -57,8 +59,7 @@ class Schema:
     rounding: Rounding = "none"
 
     def methods(self, coupling: Coupling) -> dict[str, Merge]:
-        """Return how every tied channel group is merged: as its shortcut says, else as its
-        depthwise pair does, as in pns."""
+        """Return how tied groups are merged: by shortcut, else by depthwise pair, as in pns."""
         network = Network(coupling)
         found: dict[str, Merge] = {}
         for tie in (*self.shortcuts, *self.depthwise):
@@ -75,8 +76,7 @@ class Schema:
 
 
 def write_schema(coupling: Coupling) -> dict[str, Any]:
-    """Return the schema of a network, as pns reads it; every tie is merged by ``or``, nothing is
-    rounded or fixed.
+    """Return the schema of a network as pns reads it, with ties merged by ``or``.
 
     Raises:
         UserError: the network has what no schema can say, such as a batch norm over concatenated
@@ -113,8 +113,7 @@ def write_schema(coupling: Coupling) -> dict[str, Any]:
 
 
 def _completed(network: Network, ties: list[list[str]], pairs: list[list[str]]) -> list[list[str]]:
-    """Return the ties, with those added that channel groups have for other reasons, each sorted by
-    name as pns does."""
+    """Return the ties, with those of channel groups added, each sorted by name as pns does."""
     joint = merge_sets([*ties, *pairs])
     for names in network.norms_of_group.values():
         if len(names) > 1 and not any(set(names) <= set(other) for other in joint):

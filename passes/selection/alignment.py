@@ -67,8 +67,7 @@ class Alignment:
         return max([m for m in self.multiples if channels >= CHOICES * m], default=found)
 
     def reached(self, channels: int) -> int:
-        """Return the largest liked multiple, or power of two below the smallest, that a channel
-        count is a multiple of."""
+        """Return the largest liked multiple, or smaller power of two, that divides a count."""
         below = [1 << power for power in range(self.multiples[0].bit_length() - 1)]
         return max(m for m in (1, *below, *self.multiples) if channels % m == 0)
 

@@ -150,8 +150,7 @@ class _Problem:
         return used
 
     def alternatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return other rungs of single moves: the moves `[S]` and the rungs `[S]`, near the present
-        ones if there are many."""
+        """Return other rungs, near ones if many: moves `[S]` and rungs `[S]`."""
         far = int(self.sizes.max())
         while True:
             offset = np.arange(-far, far + 1)
@@ -162,8 +161,7 @@ class _Problem:
             far //= 2
 
     def descended(self) -> np.ndarray:
-        """Go from the widest point down, always by the rung that costs the least score for what it
-        saves, until inside."""
+        """Go down from the widest point, by the least score for what is saved, until inside."""
         return self.repaired(self.sizes - 1)
 
     def repaired(self, point: np.ndarray, but: int = -1) -> np.ndarray:
@@ -182,8 +180,7 @@ class _Problem:
         return point
 
     def filled(self, point: np.ndarray) -> np.ndarray:
-        """Return a point inside all budgets with the rungs added that fit, the best score for what
-        they cost first."""
+        """Return a point with rungs added while all budgets hold, the best for its cost first."""
         point, open_ = point.copy(), np.ones(len(point), dtype=bool)
         now = self.used(point[None])[0]
         while len(moves := np.flatnonzero(open_ & (point < self.sizes - 1))):
@@ -203,8 +200,10 @@ class _Problem:
 
 
 def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """Return the best point of several turns: costs linear around the last one, rungs by their
-    price, what fits filled up."""
+    """Return the best point of several turns, each with costs linear around the last.
+
+    Rungs are chosen by their price, and what fits is filled up.
+    """
     best = point
     for _ in range(TURNS):
         found = _priced(problem, best)
@@ -215,8 +214,10 @@ def _linearised(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """Return the best point inside the budgets of those that are optimal at some price, with costs
-    linear around ``point``."""
+    """Return the best point inside the budgets that is optimal at some price.
+
+    Costs are linear around ``point``.
+    """
     moves, rungs = np.indices(problem.values.shape).reshape(2, -1)
     real = rungs < problem.sizes[moves]
     trials = np.repeat(point[None], len(moves), axis=0)
@@ -250,8 +251,7 @@ def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """Return a point after the best exchanges of two rungs (or changes of one), until none
-    gains."""
+    """Return a point after exchanges of two rungs (or changes of one), while they gain."""
     for _ in range(EXCHANGES):
         found = _best_exchange(problem, point)
         if found is None:
@@ -261,8 +261,7 @@ def _exchanged(problem: _Problem, point: np.ndarray) -> np.ndarray:
 
 
 def _shaken(problem: _Problem, point: np.ndarray) -> np.ndarray:
-    """Return a point after forced changes of single rungs, each repaired, filled up and exchanged,
-    that gained something."""
+    """Return a point after forced changes of single rungs, each repaired and kept if it gained."""
     moves, rungs = problem.alternatives(point)
     if len(moves) > SHAKEN:
         return point

@@ -61,8 +61,7 @@ class Picked:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """The layers that are pruned, and by how much; the fields are options of the passes that decide
-    by layer.
+    """The rule of what is pruned, and by how much, as options of the passes that decide by layer.
 
     Attributes:
         ratios: see `pruneopt.passes.selection.ratios`; None: one ratio that meets the budgets.
@@ -94,8 +93,7 @@ class LayerRule:
             )
 
     def layers(self, state: State) -> tuple[Prunable, ...]:
-        """Return the layers that can be pruned in this way, whether or not the ratios take anything
-        from them.
+        """Return the layers that can be pruned in this way, whatever the ratios take from them.
 
         Raises:
             UserError: there is none.
@@ -119,8 +117,7 @@ class LayerRule:
         return found
 
     def skipped(self, state: State, layers: Sequence[Prunable]) -> list[bool]:
-        """Return which of the layers keep everything by request; `UserError` for a request that
-        fits no layer."""
+        """Return which layers keep everything by request; `UserError` if it fits none."""
         return skipped(layers, staged_layers(state.need_coupling().graph), self.skip, self.compat)
 
     def counts(self, state: State, layers: Sequence[Prunable]) -> list[int]:
@@ -270,8 +267,7 @@ def layer_scores(
 def picked(
     state: State, layers: Sequence[Prunable], counts: Sequence[int], scores: Sequence[Tensor]
 ) -> Picked:
-    """Return the groups with the lowest scores go the first of equals: ``counts`` of each layer, as
-    many in each block."""
+    """Return the groups with the lowest scores, ``counts`` of each layer, as many in each block."""
     plan = {group.name: np.arange(group.width) for group in state.need_coupling().free}
     masks: dict[str, Tensor] = {}
     for layer, count, score in zip(layers, counts, scores, strict=True):

@@ -70,8 +70,7 @@ def _behind(value: Value, trait: Trait) -> Value | None:
 
 
 def _maps(graph: Graph) -> dict[Value, list[Op]]:
-    """Return feature maps with rows and columns, and the layers that they stand for; in graph order
-    of the layers."""
+    """Return feature maps with rows and columns, and their layers, in graph order."""
     found: dict[Value, list[Op]] = {}
     for op in graph.ops:
         layer = layer_weight(op)
@@ -107,8 +106,7 @@ class HRank(Criterion):
         return self.score_groups(given, given.coupling.free)
 
     def score_groups(self, given: Given, groups: Collection[Group]) -> np.ndarray:
-        """Return a score for every unit, float64 `[units]`, of which those of ``groups`` will be
-        used.
+        """Return a score for every unit, float64 `[units]`; only those of ``groups`` are used.
 
         Raises:
             UserError: one of the groups has no maps with rows and columns, and ``flat`` refuses it;
@@ -130,8 +128,7 @@ class HRank(Criterion):
         return ranks
 
     def _ranks(self, given: Given) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean over the maps of a unit of their average ranks, `[units]`, and which
-        units have any map."""
+        """Return the mean rank of a unit over its maps, `[units]`, and which units have any map."""
         count = len(given.coupling.unit_group)
         total, number = np.zeros(count), np.zeros(count)
         for value, ranks in self._average(given).items():
@@ -147,8 +144,7 @@ class HRank(Criterion):
         return total / np.maximum(number, 1), number > 0
 
     def _average(self, given: Given) -> dict[Value, np.ndarray]:
-        """Return the average rank of every channel of every map, float64 `[C]`, in the order of the
-        layers."""
+        """Return the average rank of every channel of every map, float64 `[C]`, by layers."""
         graph = given.coupling.graph
         maps = _maps(graph)
         sums: dict[Value, Tensor] = {}
@@ -231,8 +227,7 @@ class HRankPass(Choose):
         return self.name
 
     def _parts(self) -> tuple[HRank, LayerRule]:
-        """Return the criterion, and how much of every layer goes; `UserError` for impossible
-        options."""
+        """Return the criterion, and how much of every layer goes."""
         rule = LayerRule(
             self.ratios, self.skip, scope="coupled", round_to=self.round_to, minimum=self.minimum
         )

@@ -1,4 +1,4 @@
-"""The allowed widths of every channel group: its ladder.
+"""The allowed widths of every group, ascending; without bounds and ties up to the full width.
 
 A rung is a multiple of the group's step (blocks keep equal counts) and of the rounding, from the
 minimum to the full width. A user may bound the widths of a group, and tie groups: tied groups have
@@ -66,32 +66,31 @@ class Ladders:
 
     @cached_property
     def moves(self) -> tuple[np.ndarray, ...]:
-        """The columns that move together, one array for every single group or tied set, in the
-        order of the first."""
+        """The columns that move together: one array for every single group or tied set."""
         first = {columns[0]: columns for columns in self.tied}
         inside = {column for columns in self.tied for column in columns}
         starts = [i for i in range(len(self.rungs)) if i in first or i not in inside]
         return tuple(np.array(first.get(i, (i,)), dtype=np.int64) for i in starts)
 
     def moved(self, widths: np.ndarray, to: np.ndarray) -> np.ndarray:
-        """Return ``widths`` `[G]` with every move of `moves` made alone: its columns as in ``to``
-        `[G]`; int64 `[M, G]`."""
+        """Return ``widths`` `[G]` with every move to ``to`` `[G]` made alone: int64 `[M, G]`."""
         trials = np.repeat(widths[None], len(self.moves), axis=0)
         for row, columns in zip(trials, self.moves, strict=True):
             row[columns] = to[columns]
         return trials
 
     def even(self, widths: np.ndarray) -> np.ndarray:
-        """Return widths `[P, G]` in which tied groups have their mean, rounded down: none of them
-        decides for the others."""
+        """Return widths `[P, G]` in which tied groups have their mean, rounded down.
+
+        So none of them decides for the others.
+        """
         widths = widths.copy()
         for columns in map(list, self.tied):
             widths[:, columns] = widths[:, columns].sum(axis=1, keepdims=True) // len(columns)
         return widths
 
     def floor(self, widths: np.ndarray) -> np.ndarray:
-        """Return the largest allowed widths that are not above ``widths`` `[P, G]` (the lowest,
-        where all are above)."""
+        """Return the largest allowed widths not above ``widths`` `[P, G]`, else the lowest."""
         places = [
             np.searchsorted(rung, widths[:, i], side="right") - 1
             for i, rung in enumerate(self.rungs)
@@ -115,8 +114,7 @@ class Ladders:
         )
 
     def cut(self, least: np.ndarray, most: np.ndarray) -> Ladders:
-        """Return the rungs from ``least`` to ``most`` `[G]`; where none lies between, the next
-        above ``least``."""
+        """Return the rungs from ``least`` to ``most`` `[G]`; if none, the next above ``least``."""
         least, most = least.copy(), most.copy()
         for columns in map(list, self.tied):
             least[columns], most[columns] = least[columns].max(), most[columns].min()
@@ -187,8 +185,7 @@ def ladders(
 
 
 def tied_columns(coupling: Coupling, cost: CostModel, tied: Ties) -> tuple[tuple[int, ...], ...]:
-    """Return the columns of groups that are tied, each set ascending; sets that share a group are
-    one.
+    """Return the columns of tied groups, each set ascending; sets that share a group are one.
 
     Raises:
         UserError: a name that is no free group.
@@ -251,8 +248,7 @@ def _bounded(name: str, rungs: np.ndarray, low: int, high: int) -> np.ndarray:
 def common_rungs(
     cost: CostModel, rungs: Sequence[np.ndarray], tied: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """Return the rungs of all groups, with those of tied ones cut down to what all of them have;
-    `UserError` for none."""
+    """Return the rungs of all groups, of tied ones the common ones; `UserError` for none."""
     found = list(rungs)
     for columns in tied:
         common = found[columns[0]]
@@ -276,8 +272,7 @@ def _shown(rungs: np.ndarray) -> str:
 
 
 def channels_per_unit(coupling: Coupling) -> dict[str, int]:
-    """Return how many output channels of its layers a unit of every group owns; the common divisor
-    where they differ."""
+    """Return the output channels per unit of every group, the common divisor of its layers."""
     common = np.zeros(len(coupling.groups), dtype=np.int64)
     for slot in produced_slots(coupling):
         units = slot.units[slot.units >= 0]

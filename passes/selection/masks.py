@@ -67,8 +67,7 @@ def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[s
 
 
 def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Tensor]) -> bool:
-    """Write what was decided into the state: the plan, and the masks, beside those of before, with
-    what they leave.
+    """Write a plan and masks, beside earlier ones, into the state, with the sparsity they leave.
 
     Returns that the graph changed.
     """
@@ -92,14 +91,12 @@ def deliver(state: State, plan: Mapping[str, np.ndarray], masks: Mapping[str, Te
 def slice_masks(
     coupling: Coupling, kept: np.ndarray, masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the masks of what stays when channels are cut as well; ``kept`` is a boolean per
-    unit."""
+    """Return the masks of what stays when channels are cut too; ``kept`` is a boolean per unit."""
     return slice_weights(coupling, kept, masks)
 
 
 def check_masks(state: State) -> None:
-    """Prove that the cut network's masked weights are exactly zero, and all others what they were
-    before masking.
+    """Prove that masked weights of the cut network are zero, and the others as before masking.
 
     Where the network was trained between masking and cutting there is nothing to compare the others
     with; then only the zeros are proved.
@@ -142,8 +139,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """The masks of a network: over all weights of convolutions and linear layers, masked or not,
-    and by layer."""
+    """The sparsity of all weights of convolutions and linear layers, and by layer."""
 
     weights: int
     zeros: int

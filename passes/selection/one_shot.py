@@ -1,5 +1,4 @@
-"""Prune at once, without training: the same layers, ratios and granularities as GReg's, for
-comparison with it."""
+"""Prune at once, without training, by the layers, ratios and granularities of GReg."""
 
 from __future__ import annotations
 
@@ -85,8 +84,7 @@ def prune_weights(
 
 
 def _lowest(scores: Sequence[Tensor], total: int) -> list[int]:
-    """Return how many of the ``total`` lowest of all scores are in each list; the best of each list
-    is never among them."""
+    """Return how many of the ``total`` lowest scores are in each list, never the best of a list."""
     protected = []
     for score in scores:
         copy = score.cpu().clone()

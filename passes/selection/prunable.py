@@ -1,5 +1,4 @@
-"""Layers as GReg speaks of them: a set of weight groups of which some are pruned, with the weights
-that are theirs.
+"""Layers as GReg speaks of them: sets of weight groups of which some are pruned.
 
 The groups are filters (rows of the layers that make a channel), channels (columns of the layers
 that read it) or single weights. With the scope ``internal``, as in the paper, only channels inside
@@ -63,8 +62,7 @@ class Prunable:
     places: tuple[StagedLayer, ...]
 
     def magnitudes(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean absolute weight of every group, float64 `[count]`, on the device of the
-        weights."""
+        """Return the mean absolute weight of groups, float64 `[count]`, on the weights' device."""
         first = self.shares[0]
         if first.units is None:
             return weights[first.weight].detach().double().abs().reshape(-1)
@@ -82,8 +80,7 @@ class Prunable:
 
 
 def _sums(tensor: Tensor, units: np.ndarray) -> Tensor:
-    """Return the absolute values summed over the axes along which the units do not vary, float64,
-    flat."""
+    """Return the absolute values summed over axes along which units do not vary, float64, flat."""
     axes = [axis for axis, size in enumerate(units.shape) if size == 1]
     magnitude = tensor.abs().double()
     return (magnitude.sum(axes) if axes else magnitude).reshape(-1)
@@ -105,8 +102,7 @@ def prunable_groups(
     granularity: Literal["filter", "channel"],
     reach: Reach,
 ) -> tuple[Prunable, ...]:
-    """Return the channel groups that can be pruned by filters or channels, in the order of their
-    layers."""
+    """Return the channel groups to prune by filters or channels, in the order of their layers."""
     structure = ResidualStructure(coupling)
     found = []
     for group in coupling.free:
@@ -137,8 +133,7 @@ def _layers_of(
     reach: Reach,
     places: StagedLayers,
 ) -> list[Op]:
-    """Return the layers whose weights belong to the channels of a group; none where it is not to be
-    pruned."""
+    """Return the layers whose weights belong to a group's channels; none where it is not pruned."""
     coupling = structure.coupling
     whole = coupling.group(group)
     ops = coupling.producers(whole) if granularity == "filter" else coupling.consumers(whole)
@@ -157,8 +152,7 @@ def _layers_of(
 def _shares(
     coupling: Coupling, group: str, op: Op, granularity: Literal["filter", "channel"]
 ) -> list[Share]:
-    """Return the weights of a layer along the axis on which it makes, or reads, the channels of a
-    group."""
+    """Return a layer's weights along the axis on which it makes, or reads, a group's channels."""
     layer = layer_weight(op)
     if layer is None or layer.value.kind != "param" or layer.in_axis is None:
         return []

@@ -1,5 +1,4 @@
-"""The passes that choose channels by score: prune with every option, and the recipes uniform, l1
-and random.
+"""The passes that choose channels by score: prune, and the recipes uniform, l1 and random.
 
 They decide a plan and write it into the graph's header; slice cuts.
 """
@@ -54,8 +53,7 @@ MINIMUM = "the fewest channels a group keeps; below 1: the smallest share of its
 
 @dataclass(frozen=True)
 class Choose(Pass):
-    """A pass that decides a plan: needs the channel groups and their costs, and comes before
-    slice."""
+    """A pass that decides a plan, from groups and costs, before slice."""
 
     def requires(self, state: State) -> str | None:
         if state.uncut is not None:
@@ -65,8 +63,7 @@ class Choose(Pass):
         return "run cost first" if state.cost is None else None
 
     def finishing_passes(self) -> list[Pass]:
-        """Return the passes that follow the proof in the standard pipeline: what is delivered is
-        what was decided on."""
+        """Return the passes that follow the proof, so that what is delivered was decided on."""
         return []
 
     @property
@@ -87,8 +84,7 @@ def add_budgets(state: State, texts: Sequence[str]) -> None:
 
 
 def aims_of(state: State) -> dict[str, object]:
-    """Return what a decision aims at and is free to do, beside the options of its pass, as plain
-    values.
+    """Return the aims and freedoms of a decision, beside the options of its pass, as plain values.
 
     What a pass leaves on the disk is for these only: a run that is resumed may have been given
     others.
@@ -115,8 +111,7 @@ def check_leader(leader: bool, criterion: Criterion, option: str) -> None:
 
 
 def data_for(name: str, criterion: Criterion) -> str | None:
-    """Return what `Pass.needs_data` says for a pass that needs data only where its criterion
-    does."""
+    """Return what `Pass.needs_data` says where only the criterion needs data."""
     return f"{name} with criterion={criterion.name}" if criterion.data else None
 
 
@@ -130,8 +125,7 @@ def decide(
     ignore: Collection[str] = (),
     ratio: float | None = None,
 ) -> bool:
-    """Select a plan for the state's budgets, write it into the graph's header and report; whether
-    the header changed.
+    """Select a plan for the state's budgets, write it into the header, and return if that changed.
 
     Raises:
         BudgetError: a budget that cannot be reached.
@@ -155,8 +149,7 @@ def decide(
 
 
 def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:
-    """Return the free groups that the named parameters, modules or groups belong to; `UserError`
-    for a name without match."""
+    """Return the free groups of named parameters, modules or groups; `UserError` for no match."""
     if not names:
         return set()
     left = {group.name for group in freeze_named(coupling, names).free}
@@ -267,8 +260,7 @@ class Uniform(Choose):
 
 @dataclass(frozen=True)
 class Baseline(Choose):
-    """A pass that prunes at once: whole channel groups for a budget, or layer by layer as GReg
-    does."""
+    """A pass that prunes at once: whole groups for a budget, or layer by layer as GReg does."""
 
     budget: tuple[str, ...] = option((), BUDGET)
     round_to: RoundTo = option(1, ROUND)
@@ -315,8 +307,7 @@ class Baseline(Choose):
         return self.whole_units(state)
 
     def _rule(self) -> LayerRule:
-        """Return the rule: whole units are filters of whole groups; else the residual stream stays
-        as it is."""
+        """Return the rule: units are filters of whole groups, else the residual stream stays."""
         kind: Any = "filter" if self.granularity == "unit" else self.granularity
         scope: Reach = "coupled" if self.granularity == "unit" else "internal"
         return LayerRule(

@@ -1,5 +1,4 @@
-"""How much of every layer is pruned: the ways of writing ratios, and the rule from a ratio to a
-count.
+"""Ratios: how much of every layer is pruned, the ways to write it, and the counts that follow.
 
 `min(ceil(ratio * n), n - 1)` groups of a layer go (GReg, arXiv 2012.09243, as its released code
 counts). Ratios are kept as the fractions that were written, so that no product falls on the wrong
@@ -59,8 +58,10 @@ _ID = re.compile(r"\d+(\.(\d+|-1))*")
 
 
 def pruned_count(ratio: Fraction, count: int, step: int = 1) -> int:
-    """Return how many of ``count`` groups go: `min(ceil(ratio * n), n - 1)` in each of ``step``
-    blocks of n groups."""
+    """Return how many of ``count`` groups go.
+
+    That is `min(ceil(ratio * n), n - 1)` in each of ``step`` blocks of n groups.
+    """
     each = count // step
     if each == 0:
         return 0
@@ -76,8 +77,7 @@ def check_ratios(text: str) -> None:
 def ratios_of(
     text: str, layers: Sequence[Prunable], places: StagedLayers, coupling: Coupling
 ) -> list[Fraction]:
-    """Return the ratio of every layer, from a text in one of the `FORMS`; of several layers in one,
-    the smallest.
+    """Return the ratio of every layer, from a text in a form of `FORMS`; the smallest of several.
 
     Raises:
         UserError: a text in none of the forms, or one that does not fit the network or what can be

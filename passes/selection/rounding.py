@@ -21,8 +21,7 @@ RECORD = "round-to"
 
 @dataclass(frozen=True)
 class Rounding:
-    """The target of ``round-to=auto``, why it likes its multiples, and what the groups that were
-    cut got of them."""
+    """The target of ``round-to=auto``, why it likes its multiples, and which the cut groups got."""
 
     target: str
     reason: str
@@ -37,8 +36,7 @@ class Rounding:
 
 
 def rounding(state: State, round_to: RoundTo) -> int | Alignment:
-    """Return what ``round-to`` means for the network and the device of a run; ``auto`` is recorded
-    as `Rounding`."""
+    """Return what ``round-to`` means for a run's network and device; ``auto`` is recorded."""
     found = alignment_of(round_to, state.graph, state.device)
     state.records.pop(RECORD, None)
     if isinstance(found, Alignment):
@@ -47,8 +45,7 @@ def rounding(state: State, round_to: RoundTo) -> int | Alignment:
 
 
 def record_rounding(state: State) -> None:
-    """Fill the record of `rounding`, if there is one, with what the plan of the state made of
-    it."""
+    """Fill the record of `rounding`, if there is one, with what the plan made of it."""
     record = state.records.get(RECORD)
     if not isinstance(record, Rounding) or state.plan is None:
         return

@@ -72,8 +72,7 @@ def select(
     ratio: float | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return a plan for all free groups: the units with the best scores, inside every budget and
-    close below the tightest.
+    """Return a plan for all free groups: the best units, close below the tightest budget.
 
     Args:
         scores: a score per unit of every free group; for the global scope comparable between groups
@@ -132,8 +131,7 @@ def _rounded_afterwards(
     steps: Ladders,
     budgets: Sequence[Budget],
 ) -> np.ndarray:
-    """Return the widths `[G]` of a plan without rounding, each taken down to its rung, and filled
-    up."""
+    """Return the widths `[G]` of a plan without rounding, taken down to rungs and filled up."""
     try:
         check_reachable(budgets, cost, minimum=every.lowest)
     except BudgetError:
@@ -179,8 +177,7 @@ class BudgetReport:
 def budget_report(
     budgets: Sequence[Budget], cost: CostModel, plan: Plan, *, filled: bool = True
 ) -> BudgetReport:
-    """Return the report of a plan inside at least one budget; ``filled``: no allowed step of any
-    group fits any more."""
+    """Return the report of a plan; ``filled``: no allowed step of any group fits any more."""
     uses = budget_uses(list(budgets), cost, plan)
     if (cost.widths(plan) == cost.full).all():
         return BudgetReport(uses, "full")
@@ -192,8 +189,7 @@ def budget_report(
 def is_filled(
     widths: np.ndarray, steps: Ladders, budgets: Sequence[Budget], cost: CostModel
 ) -> bool:
-    """Return whether no group of widths `[G]` can climb to its next allowed width inside all
-    budgets."""
+    """Return whether no group can climb from widths `[G]` to its next width inside all budgets."""
     wider = steps.moved(widths, steps.above(widths))
     wider = wider[(wider > widths).any(axis=1)]
     return not bool(within(budgets, cost, wider).any())
@@ -203,8 +199,7 @@ def is_filled(
 
 
 def step_scores(scores: Scores, coupling: Coupling, cost: CostModel) -> list[np.ndarray]:
-    """Return per group what its steps are worth, ascending: entry j sums the j-th worst unit of
-    every block."""
+    """Return by group the worth of its steps: entry j sums the j-th worst of each block."""
     gains = []
     for name in cost.groups:
         blocks = np.stack([np.sort(scores[name][block]) for block in coupling.group(name).blocks])
@@ -230,8 +225,7 @@ def _family(
 
 
 def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion: no
-    group collapses."""
+    """Return ratios `[P, G]` that grow from 0 through ``start`` (share 0.5) to 1, in proportion."""
     result: np.ndarray = np.where(
         shares < 0.5, 2 * shares * start, start + (2 * shares - 1) * (1 - start)
     )
@@ -239,15 +233,13 @@ def _scaled(start: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _whole(widths: np.ndarray) -> np.ndarray:
-    """Return widths rounded down; a product such as 0.29 * 100 must not fall below the whole number
-    it stands for."""
+    """Return widths rounded down; a product such as 0.29 * 100 counts as its whole number."""
     result: np.ndarray = np.floor(widths + 1e-9).astype(np.int64)
     return result
 
 
 def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> Family:
-    """Cut steps of all groups in ascending order of score; a share is the share of their units that
-    stay.
+    """Cut steps of all groups, lowest score first; a share is that of the units that stay.
 
     Groups that keep all are not ranked.
     """
@@ -270,15 +262,19 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
 
 
 def largest_within(family: Family, budgets: Sequence[Budget], cost: CostModel) -> np.ndarray:
-    """Return the widths `[G]` of the largest share of a family that are inside all budgets; share 0
-    must be inside."""
+    """Return the widths `[G]` of the largest share of a family that are inside all budgets.
+
+    Share 0 must be inside.
+    """
     widths: np.ndarray = family(np.array([largest_share(family, budgets, cost)]))[0]
     return widths
 
 
 def largest_share(family: Family, budgets: Sequence[Budget], cost: CostModel) -> float:
-    """Return the largest share of a family whose widths are inside all budgets; share 0 must be
-    inside."""
+    """Return the largest share of a family whose widths are inside all budgets.
+
+    Share 0 must be inside.
+    """
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         shares = np.linspace(low, high, PROBES + 1)
@@ -302,8 +298,7 @@ def fill_up(
     *,
     evenly: bool = False,
 ) -> np.ndarray:
-    """Return widths `[G]` with the rungs added that still fit, the best score per unit first, until
-    none does.
+    """Return widths `[G]` with rungs added while they fit, the best score per unit first.
 
     ``evenly`` lets no group climb twice before every other that can has climbed once, which keeps
     ratios equal.
@@ -350,8 +345,10 @@ def _worth(
 def keep_best(
     widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel
 ) -> dict[str, np.ndarray]:
-    """Return the plan that keeps, in every block of every group, the units with the best scores
-    (the first of equal ones)."""
+    """Return the plan that keeps the units with the best scores in every block of every group.
+
+    Of equal ones the first stay.
+    """
     plan = {}
     for name, width in zip(cost.groups, widths, strict=True):
         plan[name] = best_units(coupling.group(name), scores[name], int(width))
@@ -359,8 +356,10 @@ def keep_best(
 
 
 def best_units(group: Group, score: np.ndarray, width: int) -> np.ndarray:
-    """Return the ``width`` units of a group with the best scores `[group.width]`, as many of every
-    block; sorted ranks."""
+    """Return the ``width`` units of a group with the best scores `[group.width]`, sorted ranks.
+
+    As many of every block, the first of equal ones.
+    """
     each = width // group.step
     kept = [block[np.argsort(-score[block], kind="stable")[:each]] for block in group.blocks]
     return np.sort(np.concatenate(kept)).astype(np.int64)

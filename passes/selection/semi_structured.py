@@ -39,8 +39,7 @@ class TwoOfFour:
 
 
 def two_of_four(weight: Tensor) -> Tensor:
-    """Return the mask of a weight `[out, ...]`: of every four neighbours along a row, the two of
-    largest magnitude stay.
+    """Return the mask of a weight `[out, ...]`: the two largest of four neighbours in a row stay.
 
     A row is the weight of one output, flattened: `in * kh * kw` of a convolution. Of equal weights
     the first stay.
@@ -60,15 +59,15 @@ def two_of_four(weight: Tensor) -> Tensor:
 
 
 def is_two_of_four(weight: Tensor) -> bool:
-    """Return whether at most two of every four neighbours along the rows of a weight are not
-    zero."""
+    """Return whether at most two of every four neighbours along the rows are not zero."""
     rows = weight.detach().reshape(weight.shape[0], -1)
     return rows.shape[1] % 4 == 0 and bool(((rows != 0).reshape(-1, 4).sum(1) <= 2).all())
 
 
 def prune_two_of_four(state: State) -> bool:
-    """Mask every convolution and linear layer whose rows are made of fours; return that the graph
-    changed.
+    """Mask every convolution and linear layer whose rows are made of fours.
+
+    Returns that the graph changed.
 
     Raises:
         BudgetError: a budget on parameters that this does not meet.

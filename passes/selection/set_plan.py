@@ -12,8 +12,7 @@ __all__ = ["set_plan", "settle"]
 
 
 def set_plan(state: State, plan: Plan) -> bool:
-    """Make a plan that of the state, and write it into the graph's header; whether the header
-    changed.
+    """Make a plan that of the state and the graph's header, and return if the header changed.
 
     Raises:
         UserError: the plan is outside of the limits on widths that the user set.
@@ -27,8 +26,7 @@ def set_plan(state: State, plan: Plan) -> bool:
 
 
 def settle(state: State, plan: Plan, *, filled: bool = True) -> bool:
-    """Do `set_plan`, and the record of what the plan uses of the budgets (``filled``: see
-    `budget_report`)."""
+    """Do `set_plan`, and record what the plan uses of the budgets (`budget_report`)."""
     changed = set_plan(state, plan)
     if state.budgets:
         state.records["budget"] = budget_report(

@@ -19,8 +19,7 @@ __all__ = ["check_weight_budgets", "keeping_all", "uniform_counts", "weights_to_
 
 
 def keeping_all(state: State, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the modules and parameters of which no single weight goes: those that the run ignores,
-    and ``names``.
+    """Return the modules and parameters of which no weight goes: ignored ones, and ``names``.
 
     Raises:
         UserError: the name of a channel group that is no module: it says nothing about single
@@ -71,8 +70,7 @@ def check_weight_budgets(state: State, removed: int) -> None:
 
 
 def uniform_counts(state: State, layers: Sequence[Prunable], still: Sequence[bool]) -> list[int]:
-    """Return how many weights go from each layer at the smallest common ratio that meets the
-    budgets.
+    """Return how many weights go from each layer at the smallest ratio that meets the budgets.
 
     What one step of the ratio takes too much is given back one by one, to the largest layers first.
 

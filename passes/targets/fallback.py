@@ -9,8 +9,7 @@ __all__ = ["or_processor"]
 
 
 def or_processor(target: Target) -> tuple[Target, str | None]:
-    """Return what a target of onnxruntime on a GPU falls back on where that cannot be used, and one
-    line that says so.
+    """Return what runs in the place of an onnxruntime target on a GPU, and a line that says so.
 
     TensorRT falls back on CUDA, both on the processor. Other targets come back as they are.
     """

@@ -46,8 +46,7 @@ def half_error(
 def check_half(
     graph: Graph, weights: Mapping[str, Tensor], found: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """Return `half_error`; raise `VerificationError` where the outputs are further off than they
-    may be."""
+    """Return `half_error`; raise `VerificationError` where the outputs are too far off."""
     error, allowed = half_error(graph, weights, found, inputs)
     if not error <= allowed:
         raise VerificationError(

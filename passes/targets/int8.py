@@ -1,5 +1,6 @@
-"""8-bit integers by onnxruntime's static quantisation: weights per output channel, activations by
-calibration.
+"""8-bit integers by onnxruntime's static quantisation.
+
+Weights have a scale per output channel; the ranges of activations come from calibration.
 
 Activations are unsigned and weights signed with 7 bits, so that products cannot overflow the 16-bit
 sums of processors without VNNI (onnxruntime, *Quantize ONNX models*); TensorRT wants both signed

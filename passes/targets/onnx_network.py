@@ -15,8 +15,7 @@ __all__ = ["OnnxNetwork"]
 
 
 class OnnxNetwork(nn.Module):
-    """Runs a file in onnxruntime on the processor; tensors of any precision go in, single precision
-    comes out.
+    """A file in onnxruntime on the processor; takes tensors of any precision, gives single.
 
     One output is a tensor, several are a tuple in the file's order.
     """

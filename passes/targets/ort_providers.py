@@ -91,8 +91,7 @@ def _session_error(onnxruntime: Any, provider: str, device: int) -> str | None:
 
 
 def preload_libraries(onnxruntime: Any) -> None:
-    """Load the CUDA libraries that came with PyTorch, where onnxruntime can do that, before it
-    looks for its own."""
+    """Load the CUDA libraries that came with PyTorch, before onnxruntime looks for its own."""
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None and _driver():
         with redirect_stdout(StringIO()):  # it prints what it cannot load
@@ -115,8 +114,7 @@ def _tiny_model() -> bytes:
 
 
 def _missing_library(package: Path, provider: str) -> str | None:
-    """Return the shared library that a provider asks for and the machine lacks, if that is what is
-    wrong."""
+    """Return the shared library that a provider lacks on this machine, if that is what is wrong."""
     stem = {CUDA: "cuda", TENSORRT: "tensorrt"}.get(provider)
     try:
         ctypes.CDLL(str(package / "capi" / f"libonnxruntime_providers_{stem}.so"))

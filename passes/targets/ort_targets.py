@@ -122,8 +122,7 @@ class OrtTarget(Target):
         return [CPU]
 
     def session_options(self) -> Any:
-        """Return the `onnxruntime.SessionOptions` of this target, with all of onnxruntime's
-        optimisations."""
+        """Return the `onnxruntime.SessionOptions` of this target, with every optimisation."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

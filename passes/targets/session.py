@@ -34,8 +34,7 @@ class Session(ABC):
 
     @abstractmethod
     def outputs(self) -> list[np.ndarray]:
-        """Return what the network gives for the fixed input; numbers with a fraction in single
-        precision."""
+        """Return the network's outputs for the fixed input; fractions in single precision."""
 
     def step(self) -> None:
         """Do what `clock` times: `run`, or only its start where the device keeps time itself."""
@@ -50,8 +49,7 @@ class Session(ABC):
 
 
 def fixed_inputs(graph: Graph, batch: int) -> list[Tensor]:
-    """Return inputs of a graph at a batch size: always the same random numbers, and zeros for codes
-    and flags.
+    """Return inputs of a graph at a batch size: fixed random numbers; zeros for codes and flags.
 
     Raises:
         UserError: the graph was captured at another, fixed batch.
@@ -73,6 +71,5 @@ def fixed_inputs(graph: Graph, batch: int) -> list[Tensor]:
 
 
 def in_precision(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return tensors with those of floating point in a precision; codes and flags stay as they
-    are."""
+    """Return tensors with those of floating point in a precision, and others as they are."""
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}

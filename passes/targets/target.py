@@ -1,5 +1,4 @@
-"""The base class of targets: a runtime on a device, with everything that its times depend on in its
-name.
+"""The base class of targets: a runtime on a device, whose text names all that times depend on.
 
 ``ort-cpu{threads=2 batch=1}`` is text for such a target and reads back; the text is the key under
 which measurements, budgets and tables speak of it. Options at their defaults are left out, so that
@@ -47,13 +46,11 @@ class Target(Part):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Return why this machine does not offer it, in a sentence without a full stop; None where
-        it does."""
+        """Return why this machine does not offer it, without a full stop; None where it does."""
 
     @abstractmethod
     def runtime(self) -> str:
-        """Return the runtime, its version and its device: what a measurement is worth nothing
-        without."""
+        """Return the runtime, its version and its device, which measurements are kept with."""
 
     @abstractmethod
     def load(
@@ -83,8 +80,7 @@ class Target(Part):
 
 
 def parse_target(text: str) -> Target:
-    """Return the target that a text such as ``ort-cpu{threads=2}`` names; ``str`` of it is that
-    text again.
+    """Return the target that a text such as ``ort-cpu{threads=2}`` names, and ``str`` of it is.
 
     Raises:
         UserError: ``target:1:COLUMN: error: ...`` for a name or an option that does not exist.

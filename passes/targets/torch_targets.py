@@ -1,5 +1,4 @@
-"""PyTorch as a target: the generated module, on a processor or a GPU, eager, compiled or as a CUDA
-graph.
+"""PyTorch as a target: the generated module, on a processor or a GPU, eager or compiled.
 
 Batch norms are folded into the layers before them, as before any deployment, and the module runs in
 inference mode.
@@ -197,8 +196,7 @@ def deployed_module(
     format: str,
     device: torch.device,
 ) -> tuple[nn.Module, list[Tensor]]:
-    """Return the module with folded batch norms, and the fixed inputs, in a precision and memory
-    format on a device."""
+    """Return module and inputs in a precision and format on a device, batch norms folded."""
     folded = fold_batch_norms(graph)
     kept = {name: tensor.detach() for name, tensor in weights.items()}
     with torch.no_grad():

@@ -1,5 +1,4 @@
-"""Times of GPU work from a cold cache: by events in its stream, or on the wall where another
-runtime has the stream.
+"""Times of GPU work from a cold cache: by events, or on the wall in another runtime's stream.
 
 Between runs a buffer twice as large as the second-level cache is written, so that no run finds the
 weights or inputs of the one before it there. The clocks of the GPU are left as they are.
@@ -33,8 +32,7 @@ class CudaClock(WallClock):
         self._buffer = torch.empty(2 * cache, dtype=torch.int8, device=where)
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Return the seconds between the moments at which the device reached the start and the end
-        of what ``run`` started."""
+        """Return the seconds in which the device did what ``run`` started."""
         start, stop = self._api.Event(enable_timing=True), self._api.Event(enable_timing=True)
         stream = self._api.current_stream(self.device)
         self._cool()

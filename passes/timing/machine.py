@@ -80,8 +80,10 @@ def judge(walls: np.ndarray, processor: np.ndarray) -> Noise:
 
 
 def _taken(walls: np.ndarray, processor: np.ndarray) -> float:
-    """Return the share of the processor that others took, but for the worst hundredth of the times:
-    a median bears these."""
+    """Return the share of the processor that others took, but for the worst hundredth of the times.
+
+    A median bears these.
+    """
     kept = np.argsort(walls - processor)[: walls.size - math.ceil(walls.size / 100)]
     total = float(walls[kept].sum())
     return max(0.0, 1 - float(processor[kept].sum()) / total) if total > 0 else 0.0

@@ -53,8 +53,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """How many times as fast the second of two sessions is: the median over pairs of runs, and its
-    95 % interval.
+    """The speed-up of the second of two sessions: median over pairs of runs, and 95 % interval.
 
     The two runs of a pair follow each other, so that what the machine does to both cancels;
     ``noisy`` tells of it.
@@ -106,8 +105,7 @@ def measure(
     rounds: int | None = None,
     reference: Callable[[], None] = busy,
 ) -> list[Measurement]:
-    """Return how long each of several sessions takes; see `take_rounds` for the arguments and
-    errors."""
+    """Return how long each of several sessions takes; arguments and errors as `take_rounds`."""
     found = take_rounds(sessions, clock=clock, seconds=seconds, rounds=rounds, reference=reference)
     return [found.measurement(index) for index in range(len(sessions))]
 
@@ -121,8 +119,7 @@ def compare(
     rounds: int | None = None,
     reference: Callable[[], None] = busy,
 ) -> Speedup:
-    """Return how many times as fast one session is as another; see `take_rounds` for the arguments
-    and errors."""
+    """Return how many times as fast one session is as another; see `take_rounds`."""
     found = take_rounds(
         [slow, fast], clock=clock, seconds=seconds, rounds=rounds, reference=reference
     )

@@ -1,5 +1,4 @@
-"""Fine-tuning: train the network as it is now, by default with the original network as a
-teacher."""
+"""Fine-tuning: train the network as it is now, by default with the original as a teacher."""
 
 from __future__ import annotations
 
@@ -80,8 +79,7 @@ class Finetune(Momentum, Pass):
         return log.steps > 0
 
     def _no_teacher(self, state: State) -> str | None:
-        """Return why the original network is no teacher here; None where it is, or where none was
-        asked for."""
+        """Return why the original is no teacher here; None where it is, or none was asked for."""
         if not self.distil:
             return None
         if state.uncut is None and state.masks is None:
@@ -93,8 +91,7 @@ class Finetune(Momentum, Pass):
 
 
 def _ignorance(state: State, workload: Workload) -> str | None:
-    """Return what says that the original network was not trained for this task; None where it knows
-    better than chance."""
+    """Return what says that the original was not trained for this task; None if it beats chance."""
     samples = workload.calibration.head(PROBE)
     original = build_module(state.original, state.original.weights)
     score = replace(workload, calibration=samples).score(

@@ -1,5 +1,4 @@
-"""The pass ``plan``: channels that a file decides, a plan of pruneopt or a pruning result of pns,
-with its weights."""
+"""The pass ``plan``: channels by a file, a plan of pruneopt or a result of pns with its weights."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ def with_kept_weights(
     small: Mapping[str, Tensor],
     where: str,
 ) -> dict[str, Tensor]:
-    """Return the weights of the original network with those of a cut one in place of what the plan
-    keeps.
+    """Return the original's weights, with those of a cut network where the plan keeps them.
 
     Raises:
         UserError: ``small`` (from ``where``) lacks a tensor, or has one that has not the shape that
@@ -106,8 +104,7 @@ def _put(full: Tensor, small: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """Which file decided, of which form (``pruneopt plan`` or ``pns result``), and whether it came
-    with weights."""
+    """The file that decided, its form (``pruneopt plan``, ``pns result``), and its weights."""
 
     file: str
     form: str

@@ -44,8 +44,7 @@ def recalibrate(
     whole: bool = False,
     forward: Callable[[nn.Module, Tensor], object] = lambda module, inputs: module(inputs),
 ) -> int:
-    """Recompute the running statistics of every batch norm, in place; returns the number of
-    batches.
+    """Recompute every batch norm's running statistics in place, and return the number of batches.
 
     Every batch is normalised by its own statistics. Momenta and the mode of every submodule come
     back as they were. Frozen batch norms (which refuse training mode) and those without running
@@ -80,8 +79,7 @@ def recalibrate(
 
 @contextmanager
 def _statistics_mode(module: nn.Module, whole: bool) -> Iterator[list[_BatchNorm]]:
-    """Batch norms in training mode, the rest in evaluation mode unless ``whole``; yields those that
-    learn."""
+    """Put batch norms in training mode, the rest only if ``whole``, and yield those that learn."""
     modes = [(part, part.training) for part in module.modules()]
     norms = [
         part
@@ -103,8 +101,7 @@ def _statistics_mode(module: nn.Module, whole: bool) -> Iterator[list[_BatchNorm
 
 
 def _refuse_functional(module: nn.Module) -> None:
-    """Running statistics that no batch-norm layer owns are updated by a momentum written into the
-    code."""
+    """Update running statistics that no layer owns, by the momentum that the code has."""
     owners = {name for name, part in module.named_modules() if hasattr(part, "track_running_stats")}
     for name, _ in module.named_buffers():
         prefix, _, leaf = name.rpartition(".")

@@ -1,5 +1,4 @@
-"""Train the cut network from scratch: new weights as PyTorch gives them to fresh layers, and a full
-training run.
+"""Train the cut network from scratch: new weights as fresh layers have, and a full training.
 
 MetaPruning trains the structure it found from scratch and inherits nothing. The proof of the cut
 comes before, on the weights that the structure was cut from. New weights and training are one pass:
@@ -83,8 +82,7 @@ def decayed_by_role(coupling: Coupling) -> set[str]:
 
 @dataclass(frozen=True)
 class Scratch(Pass):
-    """Give every layer of the cut network new weights, as PyTorch initialises them, and train
-    it."""
+    """Give the layers of the cut network new weights, as PyTorch does, and train it."""
 
     name: ClassVar[str] = "scratch"
     summary: ClassVar[str] = (

@@ -1,5 +1,4 @@
-"""The fixed stages of a pipeline: couple, cost, slice, verify. Each is a thin pass around a
-function."""
+"""The fixed stages of a pipeline: couple, cost, slice, verify, as thin passes around functions."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ PROOF_INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class CoupleReport:
-    """The record of coupling: how many groups there are and are free, and what it has to say about
-    the network."""
+    """The record of coupling: how many groups there are and are free, and notes on the network."""
 
     groups: int
     free: int
@@ -185,8 +183,7 @@ class Verify(Pass):
 
 
 def _real_inputs(state: State) -> list[Tensor] | None:
-    """Return a few calibration inputs, where there is data and the graph takes one input of any
-    batch size."""
+    """Return a few calibration inputs, where there are data and one input of any batch size."""
     if state.workload is None or len(state.graph.inputs) != 1 or not state.graph.dynamic_batch:
         return None
     inputs, _ = next(state.workload.calibration.batches(PROOF_INPUTS))

@@ -17,8 +17,7 @@ __all__ = ["atomic_folder", "atomic_path", "write_json", "write_text"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file near ``path`` to write to; on success it is flushed to the disk and
-    takes the place of ``path``.
+    """Yield a temporary file near ``path`` that takes its place on success, flushed to the disk.
 
     The temporary name ends like ``path``. On failure it is removed and ``path`` stays as it was. An
     `OSError` (a full disk, a missing or read-only folder) becomes a `UserError` that names the
@@ -30,8 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder for a file that comes with companions; on success each takes its
-    place, ``path`` the last.
+    """Yield a temporary folder whose files take their places on success, ``path`` the last.
 
     The files are written under their final names. Otherwise as `atomic_path`.
     """

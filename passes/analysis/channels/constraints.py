@@ -1,5 +1,4 @@
-"""Demands of a user on the widths of groups beside the budgets: a width, a largest share to lose,
-an equal width."""
+"""Demands of a user on the widths of groups: a width, a largest share to lose, an equal width."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ class Limits:
     asked: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, coupling: Coupling, plan: Plan) -> None:
-        """Raise `UserError` for a plan outside of the limits: whatever decided it does not heed
-        them."""
+        """Raise `UserError` for a plan outside of the limits: its pass does not heed them."""
         kept = {
             group.name: len(plan[group.name]) if group.name in plan else group.width
             for group in coupling.groups
@@ -65,8 +63,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Demands by the user's names; `parse` reads any of the ways in which it may be
-    written.
+    """Demands by the user's names; `parse` reads every way to write them.
 
     Attributes:
         width: name -> how many units are kept of every group that the name stands for.
@@ -81,8 +78,7 @@ class Constraints:
 
     @classmethod
     def parse(cls, width: Widths = (), max_ratio: MaxRatios = (), tie: Ties = ()) -> Constraints:
-        """Read what a user wrote. `UserError` for a text that is none of the forms, or an
-        impossible number."""
+        """Read what a user wrote; `UserError` for an unknown form or an impossible number."""
         widths = width.items() if isinstance(width, Mapping) else map(_named_width, _listed(width))
         if isinstance(max_ratio, int | float):
             ratios: Iterable[tuple[str | None, float]] = [(None, float(max_ratio))]

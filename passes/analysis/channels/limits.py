@@ -40,8 +40,7 @@ def limits_of(coupling: Coupling, constraints: Constraints) -> Limits:
 
 
 def _ratios(coupling: Coupling, constraints: Constraints) -> list[tuple[Group, float, str]]:
-    """Return the free groups that may not lose everything, with the share and the option that says
-    so."""
+    """Return the free groups that may not lose everything, each with its share and the option."""
     found: dict[str, tuple[Group, float, str]] = {}
     for name, ratio in sorted(constraints.max_ratio, key=lambda item: item[0] is not None):
         groups = coupling.groups if name is None else groups_named(coupling, name, "--max-ratio")
@@ -73,8 +72,7 @@ def _check_allowed(group: Group, width: int, text: str) -> None:
 
 
 def _tied(coupling: Coupling, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the groups that a tie is about; `UserError` unless they can be equally
-    wide."""
+    """Return the names of tied groups; `UserError` unless they can be equally wide."""
     text = f"--tie {','.join(names)}"
     groups: dict[str, Group] = {}
     for name in names:

@@ -1,5 +1,6 @@
-"""Plans as files: which units of every group stay. With the original network, a plan is enough to
-rebuild the cut one.
+"""Plans as files: which units of every group stay.
+
+With the original network, a plan is enough to rebuild the cut one.
 
 The file is JSON: ``{"format": "pruneopt-plan", "version": 1, "network": ..., "groups": {name:
 {"width": 64, "keep": [[0, 8], [12, 16]]}}, "meta": {...}}``. Ranges are half-open; ``width`` is the
@@ -36,8 +37,9 @@ def save_plan(
     *,
     dropped: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a plan, whole or not at all; ``meta`` is anything JSON that belongs with it (budgets,
-    seed, scores).
+    """Write a plan, whole or not at all.
+
+    ``meta`` is anything JSON that belongs with it (budgets, seed, scores).
 
     ``dropped``: whole blocks that the network has no more, by name, with the value that was the sum
     of each: the plan fits no network that still has them.
@@ -59,8 +61,9 @@ def save_plan(
 
 
 def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.ndarray]:
-    """Return the plan in a file, checked against the groups of a network; groups it does not name
-    keep all.
+    """Return the plan in a file, checked against the groups of a network.
+
+    Groups that it does not name keep all.
 
     Raises:
         UserError: no such file, not a plan, or a plan of another network.

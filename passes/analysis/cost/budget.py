@@ -1,5 +1,4 @@
-"""Budgets: what the result may cost, as the user writes it (`300MFLOPs`, `50%params`, `6MB`,
-`4ms@ort-cpu`)."""
+"""Budgets: what the result may cost, as text (`300MFLOPs`, `50%params`, `6MB`, `4ms@ort-cpu`)."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ _OTHER_TIMES = re.compile(r"sec|seconds?|milliseconds?|min|minutes?|h|hours?|fps
 
 
 def _key(text: str) -> str:
-    """Return the text of a unit without what makes no difference: blanks, and large or small
-    letters."""
+    """Return the text of a unit in small letters, without blanks."""
     return re.sub(r"\s", "", text).lower()
 
 
@@ -59,8 +57,10 @@ _ROUNDING = 1 + 1e-12
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper limit. ``unit`` is a unit of `CostModel.measure`; ``value`` an amount of it, or a
-    share of the original.
+    """An upper limit on one cost.
+
+    ``unit`` is a unit of `CostModel.measure`; ``value`` an amount of it, or a share of the
+    original.
 
     ``text`` is what the user wrote.
     """
@@ -80,8 +80,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """The use that a plan makes of one budget: the budget's text and unit, its limit, the plan's
-    value and the original's."""
+    """A budget's text, unit and limit, with the values of a plan and of the original."""
 
     text: str
     unit: str
@@ -106,8 +105,10 @@ def budget_uses(
     plan: Mapping[str, np.ndarray],
     masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[BudgetUse, ...]:
-    """Return what a plan uses of every budget, in their order. Parameters that masks hold at zero
-    do not count."""
+    """Return what a plan uses of every budget, in their order.
+
+    Parameters that masks hold at zero do not count.
+    """
     widths = cost.widths(plan)
     zeros = {"params": sum(int((~mask).sum()) for mask in (masks or {}).values())}
     return tuple(
@@ -123,8 +124,10 @@ def budget_uses(
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget; letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000,
-    ``Ki`` ... of 1024.
+    """Read a budget.
+
+    Letters may be large or small. ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki`` ... of
+    1024.
 
     A time may name the target that it is for, as in ``4ms@ort-cpu{threads=2}``; without one it is
     that of a table.
@@ -197,14 +200,12 @@ def _refused(text: str, why: str) -> UserError:
 
 
 def format_value(unit: str, value: float) -> str:
-    """Return an amount with four digits: ``300.1 MFLOPs``, ``12 MB memory``, ``4.2 ms``;
-    `parse_budget` reads it back."""
+    """Return an amount in four digits, as `parse_budget` reads it: ``300.1 MFLOPs``, ``4.2 ms``."""
     return _format(unit, value, round)
 
 
 def _format(name: str, value: float, rounding: Callable[[float], int]) -> str:
-    """Return an amount as text; ``rounding`` makes the value, counted in units of the last digit
-    shown, a whole number."""
+    """Return an amount as text; ``rounding`` is for the last digit shown."""
     unit, at = unit_named(name), target_of(name)
     prefix = unit.prefix_for(value)
     ending = f"{prefix}{unit.amounts[0]}{f'@{at}' if at else ''}"
@@ -225,8 +226,9 @@ def within(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike) -> np.
 
 
 def tightest(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike | None = None) -> Budget:
-    """Return the budget that a width vector [G] (default: the original) exceeds most, or is closest
-    to; the first of equals.
+    """Return the budget that widths [G] (default: the original) exceed most, or are closest to.
+
+    The first of equals.
 
     Raises `UserError` if there is no budget.
     """
@@ -241,8 +243,9 @@ def tightest(budgets: Sequence[Budget], cost: CostModel, widths: ArrayLike | Non
 def check_reachable(
     budgets: Sequence[Budget], cost: CostModel, minimum: ArrayLike | None = None
 ) -> None:
-    """Raise `BudgetError` for a budget below the cost of the smallest widths [G] (default: one unit
-    in every block).
+    """Raise `BudgetError` for a budget below the cost of the smallest widths [G].
+
+    Without ``minimum`` these are one unit in every block.
 
     The message names the smallest value within reach, rounded up, so that it can be given as the
     budget, and the one thing that stands in the way, where there is one. A budget above the
@@ -279,8 +282,7 @@ def _own(budget: Budget, value: float, cost: CostModel) -> str:
 
 
 def _obstacle(unit: str, cost: CostModel, smallest: float, lowest: np.ndarray) -> str:
-    """Return the frozen group without which the smallest cost would drop most, if that is a tenth
-    of it or more."""
+    """Return the frozen group that stands most in the way, with a tenth of the cost or more."""
     frozen = [group for group in cost.coupling.groups if group.frozen is not None]
     # Times are known of no widths that a frozen group does not have.
     if not frozen or not unit_named(unit).always:
