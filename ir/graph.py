@@ -146,9 +146,8 @@ class Op:
             if isinstance(operand, Value):
                 yield Use(self, index), operand
             elif isinstance(operand, tuple):
-                for position, value in enumerate(operand):
-                    if value is not None:
-                        yield Use(self, index, position), value
+                held = ((at, value) for at, value in enumerate(operand) if value is not None)
+                yield from ((Use(self, index, at), value) for at, value in held)
 
     def value(self, index: int) -> Value | None:
         """Return operand ``index`` if it is a single value, else None."""

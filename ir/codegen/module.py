@@ -154,23 +154,27 @@ def _load(module: nn.Module, graph: Graph, weights: Mapping[str, Tensor]) -> nn.
     made: dict[int, Tensor] = {}
     held: list[Tensor] = []
     placed: set[str] = set()
-    for path, owner in module.named_modules():
-        stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-        for store in stores:
-            for leaf, blank in store.items():
-                name = f"{path}.{leaf}" if path else leaf
-                if blank is None:
-                    continue
-                if id(blank) not in made:
-                    held.append(blank)  # no other tensor may get its number
-                    made[id(blank)] = _filled(blank, state.get(name), device, name, graph.name)
-                    placed.add(graph.aliases.get(name, name))
-                store[leaf] = made[id(blank)]
+    for name, store, blank in _blanks(module):
+        if id(blank) not in made:
+            held.append(blank)  # no other tensor may get its number
+            made[id(blank)] = _filled(blank, state.get(name), device, name, graph.name)
+            placed.add(graph.aliases.get(name, name))
+        store[name.rpartition(".")[2]] = made[id(blank)]
     if not placed.issuperset(graph.params):
         raise InternalError(
             f"the source of {graph.name} has no place for {min(set(graph.params) - placed)}"
         )
     return module
+
+
+def _blanks(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+    """Iterate over the tensors of a module: the name, and the dictionary that holds the tensor."""
+    for path, owner in module.named_modules():
+        prefix = f"{path}." if path else ""
+        stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for store in stores:
+            held = [(name, tensor) for name, tensor in store.items() if tensor is not None]
+            yield from ((prefix + name, store, tensor) for name, tensor in held)
 
 
 def _filled(

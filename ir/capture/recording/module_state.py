@@ -31,11 +31,8 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
     try:
         # Into the dictionaries themselves, past a `__setattr__` of the user's.
         for path, module in modules:
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for store in stores:
-                for name, tensor in store.items():
-                    if tensor is not None:
-                        store[name] = weights[f"{path}.{name}" if path else name]
+            _fill(module._parameters, path, weights)
+            _fill(module._buffers, path, weights)
         yield
     finally:
         # All of them are put back before the first complaint.
@@ -46,6 +43,12 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
         ]
     if changed:
         raise CannotRecordError(f"{changed[0] or 'the module'} changes its own attributes")
+
+
+def _fill(store: dict[str, Any], path: str, weights: Mapping[str, Tensor]) -> None:
+    prefix = f"{path}." if path else ""
+    held = [name for name, tensor in store.items() if tensor is not None]
+    store.update((name, weights[prefix + name]) for name in held)
 
 
 class _Attributes:

@@ -216,20 +216,11 @@ class Recorder:
         if not all(item is None or isinstance(item, Tensor) for item in results):
             raise CannotRecordError(f"{target} gives no tensor")
         number = len(self.recording.steps)
-        module, kind = self.modules[-1] if self.modules else ("", "")
-        self.recording.steps.append(
-            Call(
-                target,
-                written,
-                named,
-                tuple(None if item is None else (item.dtype, item.shape) for item in results),
-                several,
-                module,
-                kind,
-                # Looking for the line takes time, and the first run has told it.
-                *(_user_line() if self.limit is None else ("", 0)),
-            )
-        )
+        types = tuple(None if item is None else (item.dtype, item.shape) for item in results)
+        module = self.modules[-1] if self.modules else ("", "")
+        # Looking for the line takes time, and the first run has told it.
+        place = _user_line() if self.limit is None else ("", 0)
+        self.recording.steps.append(Call(target, written, named, types, several, *module, *place))
         for index, item in enumerate(results):
             if item is not None:
                 self._note(item, Ref(number, index))
@@ -274,14 +265,15 @@ class Recorder:
     ) -> None:
         """Refuse to write into an input or a weight, under whatever view."""
         for position, argument in enumerate(target._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[position] if position < len(args) else kwargs.get(argument.name)
-                for tensor in given if isinstance(given, tuple | list) else [given]:
-                    if (
-                        isinstance(tensor, Tensor)
-                        and tensor.untyped_storage()._cdata in self._fixed
-                    ):
-                        raise CannotRecordError(f"{target} writes into an input or a weight")
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            tensors = given if isinstance(given, tuple | list) else [given]
+            if any(isinstance(item, Tensor) and self._is_fixed(item) for item in tensors):
+                raise CannotRecordError(f"{target} writes into an input or a weight")
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._fixed
 
     def finish(self, outputs: Any) -> None:
         """Record what the run returned."""
