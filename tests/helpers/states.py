@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from nets import published
+from torch import Tensor
 
 from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
@@ -42,3 +44,10 @@ def space_of(state: State, *budgets: str, **options: Any) -> Space:
     return Space(
         coupling, state.need_cost(), [parse_budget(text) for text in budgets], scores, **options
     )
+
+
+def outputs(graph: Graph, x: Tensor) -> Tensor:
+    """Return what the module of a graph gives."""
+    with torch.no_grad():
+        found: Tensor = build_module(graph, graph.weights)(x)
+    return found

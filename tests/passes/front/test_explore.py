@@ -1,7 +1,6 @@
 """The pass explore: the right front, continued to the same one from anywhere, and one sentence for
 every mistake."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from helpers.commands import entries_of
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.analysis.cost.budget import within
@@ -212,15 +212,8 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     again = run(99, "killed", "whole")
     assert again.returncode == 0, again.stderr
 
-    def results(folder: str) -> list[Any]:
-        entries = [
-            json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()
-        ]
-        return [
-            {key: value for key, value in entry.items() if key != "seconds"} for entry in entries
-        ]
-
-    assert results("killed") == results("whole")
+    killed, whole = (entries_of(tmp_path / folder / JOURNAL) for folder in ("killed", "whole"))
+    assert killed == whole
 
 
 def test_interrupted_it_keeps_what_there_is(explored: Explored, tmp_path: Path) -> None:

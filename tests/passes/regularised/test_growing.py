@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.workloads import noise
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
-from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pipeline.state import State
@@ -45,10 +46,7 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(24, 1, 6, 6, generator=generator)
-    split = TensorSplit(images, torch.randint(0, 3, (24,), generator=generator), torch.arange(24))
-    return Workload("toy", 3, split, split, split, split)
+    return noise(24, 3, channels=1, size=6)
 
 
 def state_of(graph: Graph, workload: Workload, folder: Path | None = None) -> State:

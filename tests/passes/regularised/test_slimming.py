@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.workloads import workload_of
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
@@ -20,7 +21,7 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
 from pruneopt.models.data import load_data
-from pruneopt.models.workload import TensorSplit, Workload, seeded
+from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.analysis.channels.sizes import gather_kept
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.graph_rewrites.slice import slice_graph
@@ -407,8 +408,7 @@ def test_a_stopped_run_goes_on(graph: Graph, digits: Workload, tmp_path: Path) -
 def test_a_split_without_images_of_its_own() -> None:
     """Nothing of a workload but its training split and loss is needed."""
     x = torch.randn(64, 1, 8, 8)
-    split = TensorSplit(x, torch.arange(64) % 10, torch.arange(64))
-    workload = Workload("noise", 10, split, split, split, split)
+    workload = workload_of(x, torch.arange(64) % 10, 10)
     with seeded(0):
         graph = capture(zoo.create("digits_resnet").eval(), (torch.randn(2, 1, 8, 8),))
     _, record = run(graph, "slimming{ratio=0.3 recipe=sgd{epochs=1 batch-size=32}}", workload)

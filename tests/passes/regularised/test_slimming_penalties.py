@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.workloads import images as drawn
+from helpers.workloads import workload_of
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.models.workload import TensorSplit, Workload, seeded
+from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pipeline.state import State
@@ -51,9 +53,8 @@ def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 def images(dtype: torch.dtype = torch.float32) -> Workload:
-    x = torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
-    split = TensorSplit(x, (x.mean((1, 2, 3)) > 0).long(), torch.arange(48))
-    return Workload("images", 2, split, split, split, split)
+    x = drawn(48, 2, 6, seed=1).to(dtype)
+    return workload_of(x, (x.mean((1, 2, 3)) > 0).long(), 2)
 
 
 class Watch(Hook):

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
-import torch
 from helpers.states import coupled
+from helpers.workloads import workload_of
 from torch import Tensor, nn
 
 from pruneopt.ir.capture.capture import capture
-from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.ops.layers import layer_weight
@@ -49,11 +48,9 @@ def cut_state() -> CutState:
         budgets: Sequence[str] = (),
     ) -> State:
         graph = capture(module.eval(), (images[:2],))
-        labels = torch.zeros(len(images), dtype=torch.int64) if targets is None else targets
-        split = TensorSplit(images, labels, torch.arange(len(images)))
         state = coupled(
             graph,
-            Workload("toy", None, split, split, split, split),
+            workload_of(images, targets),
             budgets=[parse_budget(text) for text in budgets],
         )
         state.plan = plan_without(state.need_coupling(), removed)

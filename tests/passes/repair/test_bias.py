@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.states import outputs
+from helpers.workloads import images
 from torch import Tensor, nn
 
 from pruneopt.ir.codegen.module import build_module, generate_source
 from pruneopt.ir.export.export import run_onnx
-from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
@@ -25,19 +26,9 @@ from pruneopt.tools.bundle.artefacts import write_artefacts
 CutState = Callable[..., State]
 
 
-def images(count: int = 24, channels: int = 3, size: int = 8, seed: int = 0) -> Tensor:
-    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
-
-
 def report(state: State) -> RepairReport:
     found = state.records["repair-bias"]
     assert isinstance(found, RepairReport)
-    return found
-
-
-def outputs(graph: Graph, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = build_module(graph, graph.weights)(x)
     return found
 
 
@@ -65,8 +56,8 @@ class Constant(nn.Module):
 
 
 def test_constant_channels_are_restored_exactly(cut_state: CutState) -> None:
-    state = cut_state(Constant(), images(), {"stem": [1, 4]})
-    x = images(seed=5)
+    state = cut_state(Constant(), images(24), {"stem": [1, 4]})
+    x = images(24, seed=5)
     wanted = state.original, outputs(state.original, x)
     assert all(
         not torch.allclose(a, b, atol=1e-2)
@@ -88,9 +79,9 @@ def test_constant_channels_are_restored_exactly(cut_state: CutState) -> None:
 def test_the_mean_over_positions_is_exact_where_zero_padding_makes_them_differ(
     cut_state: CutState,
 ) -> None:
-    state = cut_state(Constant(padding=1), images(), {"stem": [1, 4]})
+    state = cut_state(Constant(padding=1), images(24), {"stem": [1, 4]})
     Repair(method="bias", batch_size=7).run(state)
-    mine, theirs = outputs(state.graph, images())[0], outputs(state.original, images())[0]
+    mine, theirs = outputs(state.graph, images(24))[0], outputs(state.original, images(24))[0]
     torch.testing.assert_close(mine.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
     gap = (mine - theirs).abs().amax((0, 1))
     assert gap[0, 0] > 1e-3  # the corner sees fewer removed values than the mean position
@@ -115,7 +106,7 @@ class Chain(nn.Module):
 
 def test_the_shift_is_the_removed_parts_mean_output(cut_state: CutState) -> None:
     """By hand: the original's own input of the grouped layer, all kept channels at zero."""
-    module, x = Chain(), images()
+    module, x = Chain(), images(24)
     state = cut_state(module, x, {"stem": [0, 6]})
     before = state.graph.weights["grouped.bias"]
     Repair(method="bias", batch_size=10).run(state)
@@ -180,10 +171,10 @@ class Twice(nn.Module):
 
 
 def test_a_shared_layer_gets_one_bias_with_the_mean_of_its_calls(cut_state: CutState) -> None:
-    state = cut_state(Twice(), images(), {"stem": [1, 2]})
+    state = cut_state(Twice(), images(24), {"stem": [1, 2]})
     assert state.graph.params["mix.weight"].type.shape()[:2] == (4, 4)
     Repair(method="bias").run(state)
-    module, x = build_module(state.graph, state.graph.weights), images()
+    module, x = build_module(state.graph, state.graph.weights), images(24)
     assert module.mix is module.again
     assert isinstance(module.mix.bias, nn.Parameter)
     original = build_module(state.original, state.original.weights)
@@ -202,7 +193,7 @@ def test_a_shared_layer_gets_one_bias_with_the_mean_of_its_calls(cut_state: CutS
 def test_a_new_bias_is_a_bias_of_the_generated_layer_and_of_every_artefact(
     cut_state: CutState, tmp_path: Path
 ) -> None:
-    state = cut_state(Constant(), images(), {"stem": [1, 4]})
+    state = cut_state(Constant(), images(24), {"stem": [1, 4]})
     Repair(method="bias").run(state)
     source = generate_source(state.graph)
     assert "nn.Conv2d(4, 3, 1)" in source
@@ -232,13 +223,13 @@ def test_a_new_bias_is_a_bias_of_the_generated_layer_and_of_every_artefact(
 
 
 def test_what_new_biases_cost_is_in_the_report(cut_state: CutState) -> None:
-    state = cut_state(Constant(), images(), {"stem": [1, 4]})
+    state = cut_state(Constant(), images(24), {"stem": [1, 4]})
     Repair(method="bias").run(state)
     assert report(state).added == {"flops": 0, "params": 5, "bytes": 20, "memory": 0}
 
 
 def test_a_budget_on_parameters_allows_no_new_bias(cut_state: CutState) -> None:
-    state = cut_state(Constant(), images(), {"stem": [1, 4]}, budgets=["90%params"])
+    state = cut_state(Constant(), images(24), {"stem": [1, 4]}, budgets=["90%params"])
     Repair(method="bias").run(state)
     assert "bare.bias" not in state.graph.params
     why = "it has no bias, and a new one would count against the budget"
@@ -263,7 +254,7 @@ class Batched(nn.Module):
 
 
 def test_layers_that_cannot_be_repaired_are_named(cut_state: CutState) -> None:
-    state = cut_state(Batched(), images(), {"stem": [1, 2]})
+    state = cut_state(Batched(), images(24), {"stem": [1, 2]})
     assert not Repair(method="bias").run(state)
     left = {item.layer: item.why for item in report(state).left}
     assert "takes the mean of each batch" in left.pop("mix")

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.states import outputs
+from helpers.workloads import images
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.verifier import verify_graph
@@ -25,19 +26,9 @@ from pruneopt.passes.transform.recalibrate import Recalibrate
 CutState = Callable[..., State]
 
 
-def images(count: int = 24, channels: int = 3, size: int = 8, seed: int = 0) -> Tensor:
-    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
-
-
 def report(state: State, method: str = "lstsq") -> RepairReport:
     found = state.records[f"repair-{method}"]
     assert isinstance(found, RepairReport)
-    return found
-
-
-def outputs(graph: Graph, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = build_module(graph, graph.weights)(x)
     return found
 
 
@@ -187,7 +178,7 @@ def test_no_layer_gets_worse_and_the_report_says_the_truth(deep: Callable[..., S
     state = deep()
     before = dict(state.graph.weights)
     Repair(method="lstsq", positions=10_000, ridge=0.02).run(state)
-    after, x = state.graph.weights, images()
+    after, x = state.graph.weights, images(24)
     coupling, kept = state.need_coupling(), state.need_coupling().kept_units(state.plan or {})
     with torch.no_grad():
         full = _results(coupling.graph, state.original.weights, x)
@@ -276,7 +267,7 @@ def test_what_feeds_the_cut_is_not_touched(deep: Callable[..., State]) -> None:
 def test_labels_are_never_looked_at(cut_state: CutState) -> None:
     found = []
     for targets in (torch.full((24,), float("nan")), torch.zeros(24), torch.arange(24)):
-        state = cut_state(Deep(), images(), {"stem": [1, 6]}, targets=targets)
+        state = cut_state(Deep(), images(24), {"stem": [1, 6]}, targets=targets)
         for method in ("bias", "lstsq", "bn"):
             Repair(method=method).run(state)
         found.append(state.graph.weights)
@@ -312,8 +303,8 @@ class Shared(nn.Module):
 
 
 def test_a_shared_weight_is_fitted_once_on_all_its_uses(cut_state: CutState) -> None:
-    state = cut_state(Shared(), images(), {"stem": [2, 3]})
-    x, before = images(), dict(state.graph.weights)
+    state = cut_state(Shared(), images(24), {"stem": [2, 3]})
+    x, before = images(24), dict(state.graph.weights)
     Repair(method="lstsq", positions=1000, ridge=0.0).run(state)
     assert [item.layer for item in report(state).layers] == ["twice", "head"]
     weight = state.graph.weights["twice.weight"].double()
@@ -393,7 +384,7 @@ def test_bias_first_changes_nothing_of_the_optimum(deep: Callable[..., State]) -
     Repair(**options).run(alone)
     Repair(method="bias").run(after)
     Repair(**options).run(after)
-    x = images(seed=9)
+    x = images(24, seed=9)
     torch.testing.assert_close(
         outputs(alone.graph, x), outputs(after.graph, x), rtol=1e-3, atol=1e-4
     )

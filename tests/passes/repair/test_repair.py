@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.workloads import images, workload_of
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
@@ -26,6 +27,8 @@ from pruneopt.tools.commands.arguments import REPAIRS
 
 CutState = Callable[..., Any]
 
+IMAGES = images(50, seed=1)
+
 
 class Small(nn.Module):
     def __init__(self) -> None:
@@ -40,19 +43,14 @@ class Small(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def images(count: int = 50) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    return capture(Small().eval(), (images(2),))
+    return capture(Small().eval(), (images(2, seed=1),))
 
 
 @pytest.fixture
 def workload() -> Workload:
-    split = TensorSplit(images(), torch.zeros(50, dtype=torch.int64), torch.arange(50))
-    return Workload("toy", 4, split, split, split, split)
+    return workload_of(IMAGES, classes=4)
 
 
 def test_the_methods_are_named_alike_everywhere() -> None:
@@ -75,18 +73,18 @@ def test_every_repair_follows_the_proof(
         report = result.records[f"repair-{method}"]
         assert isinstance(report, RepairReport)
         assert report.images == 50
-    assert not torch.equal(result.module(images()), plain.module(images()))
+    assert not torch.equal(result.module(IMAGES), plain.module(IMAGES))
     # What is proved is the cut, whose weights the repair does not change in place.
     assert result.verification == plain.verification
 
 
 def test_bn_is_recalibration_on_the_first_images(cut_state: CutState) -> None:
-    state = cut_state(Small(), images(), {"stem": [0, 1]})
+    state = cut_state(Small(), IMAGES, {"stem": [0, 1]})
     module = build_module(state.graph, state.graph.weights)
     assert Repair(method="bn", images=30, batch_size=16).run(state)
     # 30 images in two batches of 15, in the order of the seed; the mean over equal batches does not
     # feel the order.
-    recalibrate(module, [images()[:30]])
+    recalibrate(module, [IMAGES[:30]])
     expected, found = module.state_dict(), state.graph.weights
     torch.testing.assert_close(
         found["norm.running_mean"], expected["norm.running_mean"], rtol=1e-5, atol=1e-6
@@ -97,14 +95,14 @@ def test_bn_is_recalibration_on_the_first_images(cut_state: CutState) -> None:
 
 def test_bn_without_batch_norm_does_nothing(cut_state: CutState) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    state = cut_state(net, images(), {"0": [0]})
+    state = cut_state(net, IMAGES, {"0": [0]})
     assert not Repair(method="bn").run(state)
     assert not state.trained_after_slice
 
 
 def test_a_repair_of_an_uncut_plan_changes_nothing(cut_state: CutState) -> None:
     for method in ("bias", "lstsq"):
-        state = cut_state(Small(), images(), {})
+        state = cut_state(Small(), IMAGES, {})
         before = dict(state.graph.weights)
         assert not Repair(method=method).run(state)
         assert all(state.graph.weights[name] is tensor for name, tensor in before.items())
@@ -121,9 +119,9 @@ def test_images_come_in_batches_of_nearly_equal_size(cut_state: CutState) -> Non
         def select(self, positions: Tensor) -> Counting:
             return Counting(self._inputs, self._targets, self.indices[positions], self._prepare)
 
-    state = cut_state(Small(), images(), {"stem": [0]})
+    state = cut_state(Small(), IMAGES, {"stem": [0]})
     assert state.workload is not None
-    state.workload.calibration = Counting(images(), torch.zeros(50), torch.arange(50))
+    state.workload.calibration = Counting(IMAGES, torch.zeros(50), torch.arange(50))
     Repair(method="bias", images=40, batch_size=16).run(state)
     assert [len(batch) for batch in sizes] == [14, 14, 12]
     assert sorted(position for batch in sizes for position in batch) == list(range(40))
@@ -134,7 +132,7 @@ def test_a_network_of_a_fixed_batch_gets_whole_batches(cut_state: CutState) -> N
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.reshape(2, 3, 8, 8))
 
-    state = cut_state(Fixed(), images(25), {"stem": [0, 1]})
+    state = cut_state(Fixed(), images(25, seed=1), {"stem": [0, 1]})
     assert not state.graph.dynamic_batch
     Repair(method="lstsq", images=25).run(state)
     report = state.records["repair-lstsq"]
@@ -155,7 +153,7 @@ def test_networks_with_several_inputs_are_refused(cut_state: CutState) -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return self.b(F.relu(self.a(x) + self.a(y)))
 
-    state = cut_state(Small(), images(), {"stem": [0]})
+    state = cut_state(Small(), IMAGES, {"stem": [0]})
     state.graph = capture(Two().eval(), (torch.randn(2, 3), torch.randn(2, 3)))
     with pytest.raises(UserError, match="one input; Two takes 2"):
         Repair(method="bias").run(state)
@@ -211,8 +209,8 @@ def test_without_data_there_is_no_repair(graph: Graph) -> None:
 
 
 def test_a_network_rebuilt_since_the_cut_is_refused(cut_state: CutState) -> None:
-    state = cut_state(Small(), images(), {"stem": [0]})
-    state.graph = capture(build_module(state.graph, state.graph.weights), (images(2),))
+    state = cut_state(Small(), IMAGES, {"stem": [0]})
+    state.graph = capture(build_module(state.graph, state.graph.weights), (images(2, seed=1),))
     state.graph.ops[3].results[0].name = "another"
     with pytest.raises(UserError, match="was rebuilt since it was cut"):
         Repair(method="lstsq").run(state)
@@ -240,7 +238,7 @@ class AlongBatch(nn.Module):
 def test_channels_along_the_batch_are_left_and_the_rest_repaired(
     cut_state: CutState, method: Any
 ) -> None:
-    state = cut_state(AlongBatch(), images(), {"stem": [2, 3]})
+    state = cut_state(AlongBatch(), IMAGES, {"stem": [2, 3]})
     assert state.graph.params["last.weight"].type.shape()[1] == 4
     assert Repair(method=method).run(state)
     report = state.records[f"repair-{method}"]
@@ -248,8 +246,8 @@ def test_channels_along_the_batch_are_left_and_the_rest_repaired(
     assert [item.layer for item in report.left] == ["each"]
     assert [item.layer for item in report.layers] == ["last"]
     with torch.no_grad():
-        wanted = build_module(state.original, state.original.weights)(images()).mean((0, 2, 3))
-        mine = build_module(state.graph, state.graph.weights)(images()).mean((0, 2, 3))
+        wanted = build_module(state.original, state.original.weights)(IMAGES).mean((0, 2, 3))
+        mine = build_module(state.graph, state.graph.weights)(IMAGES).mean((0, 2, 3))
     torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=1e-2)
 
 
@@ -276,10 +274,10 @@ def test_a_trained_network_gets_its_accuracy_back() -> None:
 def test_a_gpu_repairs_alike(cut_state: CutState, method: Any) -> None:
     found = []
     for device in ("cpu", "cuda"):
-        state = cut_state(Small(), images(), {"stem": [0, 1], "body": [3]})
+        state = cut_state(Small(), IMAGES, {"stem": [0, 1], "body": [3]})
         state.device = device
         Repair(method=method).run(state)
         assert {tensor.device.type for tensor in state.graph.weights.values()} == {"cpu"}
-        found.append(build_module(state.graph, state.graph.weights)(images()))
+        found.append(build_module(state.graph, state.graph.weights)(IMAGES))
     # Convolutions on a GPU round more.
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)

@@ -4,7 +4,6 @@ what is wrong."""
 from __future__ import annotations
 
 import gc
-import json
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import entries_of
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.graph import Graph
@@ -321,15 +321,8 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     again = run(99, "killed", "whole")
     assert again.returncode == 0, again.stderr
 
-    def results(folder: str) -> list[Any]:
-        entries = [
-            json.loads(line) for line in (tmp_path / folder / JOURNAL).read_text().splitlines()
-        ]
-        return [
-            {key: value for key, value in entry.items() if key != "seconds"} for entry in entries
-        ]
-
-    assert results("killed") == results("whole")
+    killed, whole = (entries_of(tmp_path / folder / JOURNAL) for folder in ("killed", "whole"))
+    assert killed == whole
 
 
 # Stopping

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.workloads import workload_of
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
@@ -17,7 +18,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
-from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
@@ -27,14 +28,6 @@ from pruneopt.passes.result import Result
 from pruneopt.passes.selection.hrank import HRank, HRankPass
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
-
-
-def workload_of(images: Tensor) -> Workload:
-    """The images as every split, with targets that nobody reads."""
-    split = TensorSplit(
-        images, torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images))
-    )
-    return Workload("images", None, split, split, split, split)
 
 
 def low_rank(count: int, channels: int, size: int, ranks: Sequence[int], seed: int = 0) -> Tensor:

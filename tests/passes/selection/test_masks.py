@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.workloads import noise
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError, VerificationError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
-from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.manager import PassManager
@@ -62,10 +63,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(32, 1, 6, 6, generator=generator)
-    split = TensorSplit(images, torch.randint(0, 4, (32,), generator=generator), torch.arange(32))
-    return Workload("toy", 4, split, split, split, split)
+    return noise(32, 4, channels=1, size=6)
 
 
 LAYERS = {"a": 72, "b": 864, "head": 48}

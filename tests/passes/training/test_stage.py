@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.workloads import workload_of
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
@@ -16,7 +17,7 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
-from pruneopt.models.workload import TensorSplit, Workload, seeded
+from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.training.hooks import Hook, Run
@@ -148,14 +149,9 @@ def test_no_teacher_where_it_cannot_help(trained: Graph, digits: Workload, case:
         why = "the original network scores .* which chance does too"
     else:
         x = torch.randn(40, 1, 8, 8)
-        split = TensorSplit(x, x.mean((1, 2, 3)), torch.arange(40))
-        workload = Workload(
-            "means",
-            None,
-            split,
-            split,
-            split,
-            split,
+        workload = workload_of(
+            x,
+            x.mean((1, 2, 3)),
             loss=lambda outputs, targets: nn.functional.mse_loss(outputs[:, 0], targets),
             metric=lambda outputs, targets: -((outputs[:, 0] - targets) ** 2),
         )

@@ -15,7 +15,6 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models import zoo
-from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.couple import couple
@@ -26,11 +25,6 @@ from pruneopt.passes.transform.scratch import SCRATCH, Scratch, decayed_by_role,
 from pruneopt.passes.transform.stages import Slice, Verify
 
 SHORT = SGD(epochs=1, lr=0.1, batch_size=64)
-
-
-@pytest.fixture(scope="module")
-def workload() -> Workload:
-    return load_data("digits?subval=300&calibration=400", input_shape=(1, 1, 8, 8))
 
 
 def cut(workload: Workload | None, network: nn.Module | None = None) -> State:

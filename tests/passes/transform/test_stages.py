@@ -6,13 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.workloads import noise
 from torch import Tensor, nn
 
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.printer import print_graph
-from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.models.workload import Workload
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.result import Result
 from pruneopt.passes.selection.select import BudgetReport
@@ -42,10 +43,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(32, 3, 8, 8, generator=generator)
-    split = TensorSplit(images, torch.randint(0, 5, (32,), generator=generator), torch.arange(32))
-    return Workload("toy", 5, split, split, split, split)
+    return noise(32, 5)
 
 
 CHOICES = [

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import report_of
 from safetensors.torch import load_file
 
 from pruneopt.errors import VerificationError
@@ -54,10 +55,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, command: Call, example: s
     ]
     done = command("compile", example, *words, "--out", out, "--json")
     return out, done
-
-
-def report_of(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def test_json_is_alone_and_is_the_report(compiled: Compiled) -> None:

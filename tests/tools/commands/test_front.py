@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from helpers.commands import wait_for
 
 from pruneopt.tools.report.front_plot import front_svg, ticks
 
@@ -28,13 +28,6 @@ def words(example: str, out: Path, candidates: int = COUNT) -> list[object]:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    """Until the journal has its header and so many results."""
-    while not journal.exists() or journal.read_bytes().count(b"\n") <= lines:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

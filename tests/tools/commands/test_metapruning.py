@@ -1,7 +1,6 @@
 """MetaPruning from the command line: one command from the search to the trained winner, and what
 stopping it leaves."""
 
-import json
 import signal
 import subprocess
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import report_of
 
 Call = Callable[..., Any]
 PASS = (
@@ -31,10 +31,6 @@ def words(out: Path, epochs: int) -> list[object]:
         out,
     ]
     return [*model, "--pass", PASS.format(epochs=epochs)]
-
-
-def report_of(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

@@ -1,15 +1,14 @@
 """Searching from the command line: what it reports, what an interrupt leaves, and what a killed
 search resumes to."""
 
-import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import report_of, wait_for
 
 Call = Callable[..., Any]
 SMALL = "calibration-batches=1 batch-size=64 subval-limit=64 finetune-epochs=0"
@@ -21,13 +20,6 @@ def words(example: str, out: Path, candidates: int = COUNT) -> list[object]:
     return ["compile", example, "--pass", text, "--budget", "50%FLOPs", "--out", out]
 
 
-def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    """Until the journal has its header and so many results."""
-    while not journal.exists() or journal.read_bytes().count(b"\n") <= lines:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, command: Call, example: str) -> Path:
     """A search that ran to its end."""
@@ -36,10 +28,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory, command: Call, example: s
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("50%FLOPs met with ")
     return out
-
-
-def report_of(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def test_the_report_holds_the_search(searched: Path) -> None:

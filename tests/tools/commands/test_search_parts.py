@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import entries_of, wait_for
 
 from pruneopt.passes.options.registry import part_names
 
@@ -24,22 +24,6 @@ EVOLUTION = (
 def words(out: Path) -> list[object]:
     network = ["compile", "zoo:digits_resnet", "--data", "digits"]
     return [*network, "--pass", EVOLUTION, "--budget", "50%FLOPs", "--out", out]
-
-
-def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    """Until the journal has its header and so many results."""
-    while not journal.exists() or journal.read_bytes().count(b"\n") <= lines:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-
-
-def results(folder: Path) -> list[Any]:
-    """The lines of a journal, without the seconds."""
-    entries = [
-        json.loads(line)
-        for line in (folder / "search.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
 @pytest.mark.slow
@@ -63,7 +47,7 @@ def test_an_evolution_killed_and_resumed_gives_the_same(
     assert [path.name for path in killed.iterdir()] == ["search.jsonl"]
     done = call(*words(killed), "--quiet", "--resume")
     assert done.code == 0, done.err
-    assert results(killed) == results(whole)
+    assert entries_of(killed / "search.jsonl") == entries_of(whole / "search.jsonl")
     for name in ("plan.json", "model.py", "weights.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 

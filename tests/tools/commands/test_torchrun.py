@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from helpers.commands import report_of
 
 PIPELINE = (
     "couple,cost,abn{budget=50%FLOPs candidates=6 calibration-batches=1 batch-size=64 "
@@ -39,10 +39,6 @@ def start(
     return subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-
-
-def report_of(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

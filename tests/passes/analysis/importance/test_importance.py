@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.workloads import noise
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.models.workload import TensorSplit, Workload
+from pruneopt.models.workload import Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
@@ -115,11 +116,7 @@ def test_against_one_unit_at_a_time(
 
 
 def workload() -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(12, 3, 4, 4, generator=generator)
-    labels = torch.randint(0, 5, (12,), generator=generator)
-    split = TensorSplit(images, labels, torch.arange(12))
-    return Workload("toy", 5, split, split, split, split)
+    return noise(12, 5, size=4)
 
 
 def test_taylor_against_the_users_own_gradients(

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.states import coupled
+from helpers.workloads import images, workload_of
 from torch import Tensor, nn
 
 from pruneopt.extend import like, register_op
@@ -18,7 +20,6 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import ROLES, Graph
 from pruneopt.ir.interpreter import Interpreter
-from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.cost.conventions import conventions
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_measure import layer_shapes, table_of
@@ -28,12 +29,11 @@ from pruneopt.passes.analysis.ops.resize import SIZES
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.graph_rewrites.verify import verify_pruned
-from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.repair.forms import form_of
 from pruneopt.passes.repair.layers import sites_of
 from pruneopt.passes.repair.lstsq import LayerFit
 from pruneopt.passes.repair.repair import Repair, RepairReport
-from pruneopt.passes.transform.stages import Cost, Couple, Slice
+from pruneopt.passes.transform.stages import Slice
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -94,17 +94,13 @@ LAYERS = ("stem", "grouped", "hidden", "out")
 CUT = {"stem": [1, 6], "grouped": [0, 5], "hidden": [2, 7]}
 
 
-def images(count: int) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.fixture
 def twins() -> Iterator[tuple[Graph, Graph]]:
     """The network of user's ops, and the same of PyTorch's."""
     register_op("liketest::dense", like("linear"))
     register_op("liketest::filter", like("conv2d"))
     mine, theirs = (
-        capture(Net(*functions).eval(), images(2))
+        capture(Net(*functions).eval(), images(2, seed=1))
         for functions in ((FILTER, DENSE), (F.conv2d, F.linear))
     )
     assert sum(op.base.startswith("liketest.") for op in mine.ops) == len(LAYERS)
@@ -164,7 +160,7 @@ def test_the_same_slices_are_proved(twins: tuple[Graph, Graph]) -> None:
         cut = slice_graph(graph, coupling, plan)
         assert [op.attrs["groups"] for op in cut.ops if "groups" in op.attrs] == [1, 2]
         assert verify_pruned(graph, coupling, plan, cut).max_abs_error < 1e-9
-        outputs.append(build_module(cut, cut.weights)(images(6)))
+        outputs.append(build_module(cut, cut.weights)(images(6, seed=1)))
     torch.testing.assert_close(*outputs)
 
 
@@ -178,22 +174,15 @@ def test_least_squares_repairs_it_alike(twins: tuple[Graph, Graph]) -> None:
     """The repaired network computes what its repaired twin does."""
     repaired, fits = [], []
     for graph in twins:
-        split = TensorSplit(images(40), torch.zeros(40, dtype=torch.int64), torch.arange(40))
-        state = State(
-            original=graph,
-            graph=graph.copy(),
-            workload=Workload("toy", None, split, split, split, split),
-        )
-        Couple().run(state)
-        Cost().run(state)
+        state = coupled(graph, workload_of(images(40, seed=1)))
         state.plan = plan_of(state.graph)
         Slice().run(state)
-        before = build_module(state.graph, state.graph.weights)(images(6))
+        before = build_module(state.graph, state.graph.weights)(images(6, seed=1))
         assert Repair(method="lstsq", images=40).run(state)
         report = state.records["repair-lstsq"]
         assert isinstance(report, RepairReport)
         fits.append([(fit.before, fit.after) for fit in report.layers if isinstance(fit, LayerFit)])
-        repaired.append(build_module(state.graph, state.graph.weights)(images(6)))
+        repaired.append(build_module(state.graph, state.graph.weights)(images(6, seed=1)))
         assert (repaired[-1] - before).abs().max() > 1e-3
     assert len(fits[0]) == len(fits[1]) == 3
     torch.testing.assert_close(*repaired, rtol=1e-4, atol=1e-5)
@@ -202,7 +191,7 @@ def test_least_squares_repairs_it_alike(twins: tuple[Graph, Graph]) -> None:
 def test_windows_that_an_op_does_not_state_are_not_guessed() -> None:
     """Least squares leaves a convolution that does not say how it moves its kernel."""
     register_op("liketest::bare", like("conv2d"))
-    graph = capture(Call(lambda x, w: BARE(x, w, 1), 4, 3, 3, 3).eval(), images(2))
+    graph = capture(Call(lambda x, w: BARE(x, w, 1), 4, 3, 3, 3).eval(), images(2, seed=1))
     (site,) = sites_of(graph, graph)
     assert form_of(site) == "it has no argument 'stride'"
 

@@ -8,27 +8,15 @@ frozen group.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from helpers.operator_cases import IMAGE, Case, check_case
 from nets import conv
 from nets import later as net
 from torch import nn
 from torch.nn import functional as F
-
-IMAGE = (2, 3, 8, 8)
-
-
-@dataclass
-class Case:
-    """A network, the shapes of its inputs, and what its coupling must be."""
-
-    net: Callable[[], nn.Module]
-    free: dict[str, int]
-    frozen: dict[str, str] = field(default_factory=dict)
-    shapes: tuple[tuple[int, ...], ...] = (IMAGE,)
 
 
 def head(ins: int) -> Callable[[], nn.Module]:
@@ -648,14 +636,4 @@ CASES = {**JOINS, **SPLITS, **RESHAPES, **CONVS}
 
 @pytest.mark.parametrize("name", CASES)
 def test_operator_case(name: str, prove: Callable[..., Any]) -> None:
-    case = CASES[name]
-    torch.manual_seed(0)
-    coupling = prove(case.net(), *[torch.randn(shape) for shape in case.shapes])
-    assert {group.name: group.width for group in coupling.free} == case.free
-    frozen = {
-        group.name: group.frozen
-        for group in coupling.groups
-        if group.frozen and group.name != "out"
-    }
-    for group, reason in case.frozen.items():
-        assert reason in frozen[group]
+    check_case(CASES[name], prove)

@@ -4,30 +4,17 @@ and a proof."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from helpers.operator_cases import Case, check_case
 from nets import Net
 from nets import later as net
 from torch import nn
 from torch.nn import functional as F
 
-IMAGE = (2, 3, 8, 8)
 TOKENS = (2, 6, 12)
-
-
-@dataclass
-class Case:
-    """A network, the shapes of its inputs, and what its coupling must be."""
-
-    net: Callable[[], nn.Module]
-    free: dict[str, int]
-    frozen: dict[str, str] = field(default_factory=dict)
-    shapes: tuple[tuple[int, ...], ...] = (IMAGE,)
-    noted: int = 0
-    """How many ops run over channels, so that their result changes by construction."""
 
 
 def c(ins: int, outs: int, kernel: int = 3, **options: Any) -> Callable[[], nn.Module]:
@@ -516,15 +503,4 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_operator_layer(name: str, prove: Callable[..., Any]) -> None:
-    case = CASES[name]
-    torch.manual_seed(0)
-    coupling = prove(case.net(), *[torch.randn(shape) for shape in case.shapes])
-    assert {group.name: group.width for group in coupling.free} == case.free
-    frozen = {
-        group.name: group.frozen
-        for group in coupling.groups
-        if group.frozen and group.name != "out"
-    }
-    for group, reason in case.frozen.items():
-        assert reason in frozen[group]
-    assert len(coupling.notes) == case.noted
+    check_case(CASES[name], prove)
