@@ -82,7 +82,7 @@ class Clock:
 
 
 def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
-    """Seconds of every stage, and what came out."""
+    """Measure one network by ours: seconds of every stage, and what came out."""
     clock = Clock()
     graph = clock.time("capture", lambda: capture(loaded.module, loaded.example_inputs))
     coupling = clock.time("couple", lambda: couple(graph))
@@ -107,8 +107,8 @@ def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an error
-    where it has one."""
+    """Return seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an
+    error where it has one."""
     assert isinstance(loaded.module, nn.Module)
     model, inputs = loaded.module.eval(), loaded.example_inputs
     clock = Clock()
@@ -165,7 +165,7 @@ def child(spec: str, part: str, pipe: Connection, memory: float) -> None:
 
 
 def run_one(spec: str, timeout: float, memory: float) -> dict[str, Any]:
-    """Both tools on one network, one after the other."""
+    """Run both tools on one network, one after the other."""
     row: dict[str, Any] = {"network": spec}
     for part in ("ours", "peer"):
         ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -206,7 +206,7 @@ def warm_up() -> None:
 
 
 def whole(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Processor seconds of the whole way, of both tools."""
+    """Return processor seconds of the whole way, of both tools."""
     ours = row["ours"]["cpu"]
     return (sum(ours.values()) if len(ours) == len(STAGES) else None), row["peer"]["cpu"].get(
         "whole"
@@ -214,7 +214,7 @@ def whole(row: dict[str, Any]) -> tuple[float | None, float | None]:
 
 
 def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Processor seconds of the analysis, of both tools."""
+    """Return processor seconds of the analysis, of both tools."""
     return row["ours"]["cpu"].get("couple"), row["peer"]["cpu"].get("analysis")
 
 
@@ -225,7 +225,7 @@ def cells(pair: tuple[float | None, float | None]) -> list[str]:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Processor seconds of analysis and of the whole way, and their sums where both tools
+    """Return processor seconds of analysis and of the whole way, and their sums where both tools
     finished."""
     rows = list(rows)
     columns = ["network", "analysis", "peer", "ratio", "whole way", "peer", "ratio"]
@@ -251,7 +251,7 @@ Part = Callable[[dict[str, Any]], tuple[float | None, float | None]]
 
 
 def both(rows: Iterable[dict[str, Any]], part: Part) -> list[tuple[float, float]]:
-    """The pairs of seconds where both tools finished."""
+    """Return the pairs of seconds where both tools finished."""
     return [(ours, peer) for ours, peer in map(part, rows) if ours is not None and peer is not None]
 
 
@@ -263,7 +263,7 @@ def sums(rows: Iterable[dict[str, Any]], part: Part) -> list[str]:
 
 
 def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:
-    """The network that took the peer longest."""
+    """Return the network that took the peer longest."""
     finished = [row for row in rows if both([row], part)]
     return max(finished, key=lambda row: part(row)[1] or 0.0, default=None)
 
@@ -272,7 +272,8 @@ def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:
 
 
 def cost_rate() -> dict[str, float]:
-    """Width vectors of ResNet-50 measured per second of processor time, by unit, in one thread."""
+    """Return width vectors of ResNet-50 measured per second of processor time, by unit, in one
+    thread."""
     loaded = load_model("torchvision:resnet50")
     graph = capture(loaded.module, loaded.example_inputs)
     model = CostModel(graph, couple(graph))
@@ -285,14 +286,14 @@ def cost_rate() -> dict[str, float]:
 
 
 def status(entry: str) -> int:
-    """A line of this process's state, in kB (Linux)."""
+    """Return a line of this process's state, in kB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{entry}:")).split()[1])
 
 
 def memory_of(name: str) -> dict[str, float]:
-    """Peak memory, in GB, of capturing and analysing a network whose weights have no values, above
-    that before."""
+    """Return peak memory, in GB, of capturing and analysing a network whose weights have no values,
+    above that before."""
     from torchvision import models
 
     module = models.get_model(name).to("meta")

@@ -45,7 +45,7 @@ RUNS: dict[str, list[str]] = {
 
 
 def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The report of one row's bundle, which is made if it is not there."""
+    """Return the report of one row's bundle, which is made if it is not there."""
     bundle = options.out / name.replace(" ", "_")
     if not (bundle / "report.json").exists():
         network = name.partition(" ")[0]
@@ -74,8 +74,8 @@ def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
-    """What a report says about cost, accuracy by stage (a share, on the test images), and the
-    proof."""
+    """Return what a report says about cost, accuracy by stage (a share, on the test images), and
+    the proof."""
     keys = ("flops", "params", "bytes", "memory")
     return {
         "pipeline": found["pipeline"],
@@ -89,7 +89,7 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as a Markdown table; accuracy in percent."""
+    """Return the rows as a Markdown table; accuracy in percent."""
     stages = ("original", "slice", "recalibrate", "finetune")
     columns = ["network, pass", "FLOPs (M)", "parameters (k)", "original", "cut"]
     columns += ["after adaptive BN", "fine-tuned"]

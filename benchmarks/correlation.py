@@ -122,7 +122,7 @@ def as_data(report: CorrelationReport, seconds: float) -> dict[str, object]:
 
 
 def setting(options: argparse.Namespace, workload: Workload) -> dict[str, object]:
-    """What was run on what; no name of the machine and no path."""
+    """Return what ran on what; no name of the machine and no path."""
     return {
         "network": "ResNet-20 (CIFAR-10)",
         "weights": Path(options.weights).name,

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost.json"
 
 
 def best_of(runs: int, function: Callable[[], object]) -> float:
-    """Seconds of the fastest run: other work on the machine only ever adds."""
+    """Return seconds of the fastest run: other work on the machine only ever adds."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -35,8 +35,8 @@ def best_of(runs: int, function: Callable[[], object]) -> float:
 
 
 def measure(spec: str, count: int) -> dict[str, Any]:
-    """Seconds to build the model and compile all units, and vectors per second, singly and as a
-    population."""
+    """Return seconds to build the model and compile all units, and vectors per second, singly and
+    as a population."""
     source = load_model(spec)
     graph = capture(source.module, source.example_inputs)
     coupling = couple(graph)

@@ -69,7 +69,7 @@ Rows = dict[str, dict[str, Any]]
 
 
 def read_log(path: Path) -> Rows:
-    """The last row of every network, with the last result of the peer."""
+    """Return the last row of every network, with the last result of the peer."""
     rows: Rows = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -80,8 +80,8 @@ def read_log(path: Path) -> Rows:
 
 
 def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ours replaces the former one, but for the peer's result and what was found at stages
-    left out now."""
+    """Put a row of ours in the place of the former one, but for the peer's result and what was
+    found at stages left out now."""
     if "until" not in row:
         return old | row
     kept = {"peer": old["peer"]} if "peer" in old else {}
@@ -104,7 +104,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def finished(row: dict[str, Any] | None, stages: Sequence[str]) -> bool:
-    """Whether a row holds all stages asked for, or failed before."""
+    """Return whether a row holds all stages asked for, or failed before."""
     return (
         row is not None
         and "until" in row
@@ -140,14 +140,14 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
 
 
 def wanted(row: dict[str, Any] | None, options: argparse.Namespace) -> bool:
-    """Whether a network is to be measured, given what is known of it."""
+    """Return whether a network is to be measured, given what is known of it."""
     if options.failed:
         return row is not None and "error" in row
     return options.again or not finished(row, asked(options))
 
 
 def asked(options: argparse.Namespace) -> list[str]:
-    """The stages to go through: what later ones need is never skipped."""
+    """Return the stages to go through: what later ones need is never skipped."""
     stages = STAGES[: STAGES.index(options.until) + 1]
     return [stage for stage in stages if stage not in options.skip]
 

@@ -87,8 +87,8 @@ class Run:
 
 
 def measure(spec: str, stages: Sequence[str], tell: Tell) -> dict[str, Any]:
-    """The row of one network, with the results of the given stages, which are in the order of
-    `STAGES`.
+    """Return the row of one network, with the results of the given stages, which are in the order
+    of `STAGES`.
 
     Raises whatever a stage raises: the caller makes a row of it.
     """
@@ -144,8 +144,8 @@ def _couple(run: Run) -> None:
 
 
 def _output_layers(graph: Graph) -> list[str]:
-    """The modules whose channels the network returns: the first ones with a weight, going back from
-    the outputs."""
+    """Return the modules whose channels the network returns: the first ones with a weight, going
+    back from the outputs."""
     found, seen = set(), set()
     waiting = [value.producer for value in graph.output_values]
     while waiting:
@@ -161,8 +161,8 @@ def _output_layers(graph: Graph) -> list[str]:
 
 
 def _prune(run: Run) -> None:
-    """L1 over all groups at half the FLOPs, or a bit above the smallest reachable share; the plan
-    at one ratio too."""
+    """Choose by L1 over all groups at half the FLOPs, or a bit above the smallest reachable share;
+    the plan at one ratio too."""
     run.cost = cost = CostModel(run.coupling.graph, run.coupling)
     full, least = (float(cost.measure("flops", widths)) for widths in (cost.full, cost.minimum))
     run.row |= {"flops": full, "smallest_flops": least / full if full else 1.0}
@@ -192,7 +192,7 @@ def _verify(run: Run) -> None:
 
 
 def _run(run: Run) -> None:
-    """The generated module against the graph, at batch 3 where the batch is free."""
+    """Compare the generated module with the graph, at batch 3 where the batch is free."""
     run.module = build_module(run.pruned, run.pruned.weights).eval()
     inputs = _batch_of_three(run)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def _onnx(run: Run) -> None:
 
 
 def _apply(run: Run) -> None:
-    """The user's own module slimmed in place. A class whose code fixes a size is refused with its
+    """Slim the user's own module in place. A class whose code fixes a size is refused with its
     line: no failure."""
     result = Result(run.pruned, run.plan, run.coupling, run.proof, (), {}, {})
     own = run.loaded.module
@@ -266,13 +266,13 @@ def enliven(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
 
 
 def _noise(example: Tensor) -> Tensor:
-    """Two random samples like an example; whole numbers as they are."""
+    """Return two random samples like an example; whole numbers as they are."""
     shape = (2, *example.shape[1:]) if example.dim() and example.shape[0] == 1 else example.shape
     return torch.randn(shape) if example.is_floating_point() else example.expand(shape).clone()
 
 
 def _batch_of_three(run: Run) -> tuple[Tensor, ...]:
-    """The example repeated to batch 3; as it is where the batch is fixed."""
+    """Return the example repeated to batch 3; as it is where the batch is fixed."""
     if not run.graph.dynamic_batch:
         return run.inputs
     follow = [bool(v.type.dims) and not isinstance(v.type.dims[0], int) for v in run.graph.inputs]
@@ -281,7 +281,7 @@ def _batch_of_three(run: Run) -> tuple[Tensor, ...]:
 
 
 def _compare(got: Any, wanted: Any, tolerance: float) -> float:
-    """The largest difference relative to the largest output; raises where it is beyond the
+    """Return the largest difference relative to the largest output; raises where it is beyond the
     tolerance."""
     tensors = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)]
     scale = max(

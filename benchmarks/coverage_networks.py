@@ -20,8 +20,8 @@ KINDS = {
 
 
 def named(names: Sequence[str]) -> list[str]:
-    """The specs that names stand for: a list's name, or a spec; every list for none. Each once, in
-    order."""
+    """Return the specs that names stand for: a list's name, or a spec; every list for none. Each
+    once, in order."""
     found: dict[str, None] = {}
     for name in names or LISTS:
         found |= dict.fromkeys(_read(name) if name in LISTS else [name])
@@ -29,13 +29,13 @@ def named(names: Sequence[str]) -> list[str]:
 
 
 def located(spec: str) -> str:
-    """A spec for `load_model`: a model file of a list lies beside the list."""
+    """Return a spec for `load_model`: a model file of a list lies beside the list."""
     beside = FOLDER / spec.partition(":")[0].partition("?")[0]
     return str(FOLDER / spec) if beside.suffix == ".py" and beside.is_file() else spec
 
 
 def family(spec: str) -> str:
-    """What a network is counted under: the library, and for torchvision the kind."""
+    """Return what a network is counted under: the library, and for torchvision the kind."""
     library, _, name = spec.partition(":")
     if library == "torchvision":
         kinds = [kind for kind, starts in KINDS.items() if name.startswith(starts)]

@@ -33,8 +33,8 @@ EXACT = (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 
 def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
-    """A row: shares of parameters and FLOPs that stay, processor seconds, and whether the result is
-    right.
+    """Return a row: shares of parameters and FLOPs that stay, processor seconds, and whether the
+    result is right.
 
     Args:
         outputs: names of the layers that make the outputs; the tool does not find them by itself.
@@ -88,7 +88,7 @@ def peer(spec: str, outputs: Sequence[str], tell: Tell) -> dict[str, Any]:
 
 
 def _widths(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """The output channels of every convolution and linear layer."""
+    """Yield the output channels of every convolution and linear layer."""
     for name, part in module.named_modules():
         if isinstance(part, (*CONVOLUTIONS, nn.Linear)):
             yield name, part.out_channels if isinstance(part, CONVOLUTIONS) else part.out_features
@@ -110,8 +110,8 @@ def _error(
     inputs: Sequence[Tensor],
     removed: list[tuple[str, str, list[Tensor]]],
 ) -> float | None:
-    """Largest difference over the standard deviation; None where zeroing readers is not the same as
-    removing."""
+    """Return the largest difference over the standard deviation; None where zeroing readers is not
+    the same as removing."""
     if any(not isinstance(part, EXACT) or _is_grouped(part) for part in _with_weights(original)):
         return None
     original, pruned = original.double(), pruned.double()
@@ -135,12 +135,14 @@ def _with_weights(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_grouped(part: nn.Module) -> bool:
-    """A grouped convolution that is not depthwise: its readers are not columns of one matrix."""
+    """Return whether a layer is a grouped convolution that is not depthwise: its readers are not
+    columns of one matrix."""
     return isinstance(part, CONVOLUTIONS) and part.groups not in (1, part.in_channels)
 
 
 def _first_places(lists: list[Tensor], width: int) -> Tensor:
-    """Where channels that were removed step by step, by their place at the time, lay at first."""
+    """Return where channels that were removed step by step, by their place at the time, lay at
+    first."""
     places, gone = torch.arange(width), []
     for indices in lists:
         gone.append(places[indices])

@@ -34,8 +34,8 @@ Work = Callable[[Tell], Row]
 
 
 def run_alone(work: Work, *, timeout: float, memory: float) -> Row:
-    """The row that ``work`` returns, or what it told before it failed, with ``error``, ``kind`` and
-    ``stage``.
+    """Return the row that ``work`` returns, or what it told before it failed, with ``error``,
+    ``kind`` and ``stage``.
 
     Args:
         timeout: processor seconds, so that other work on the machine fails no network.
@@ -99,7 +99,7 @@ def _failed(kind: str, text: str) -> Row:
 
 
 def _where(error: BaseException) -> list[str]:
-    """The innermost frames of an error and of its cause, as file:line."""
+    """Return the innermost frames of an error and of its cause, as file:line."""
     found: list[str] = []
     link: BaseException | None = error
     while link is not None and len(found) < 9:
@@ -110,7 +110,7 @@ def _where(error: BaseException) -> list[str]:
 
 
 def _resident(pid: int | None) -> float:
-    """Resident gigabytes of a process; 0 once it is gone."""
+    """Return resident gigabytes of a process; 0 once it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e9
     except (OSError, IndexError):
@@ -118,7 +118,7 @@ def _resident(pid: int | None) -> float:
 
 
 def _processor_seconds(pid: int | None) -> float:
-    """What a process used of the processor; 0 once it is gone."""
+    """Return what a process used of the processor; 0 once it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICK

@@ -38,8 +38,8 @@ def save(rows: Rows) -> None:
 
 
 def summary(rows: Rows) -> str:
-    """By family and list: networks measured, how many are right up to each check, and how far they
-    can be pruned."""
+    """Return a table by family and list: networks measured, how many are right up to each check,
+    and how far they can be pruned."""
     columns = [
         "family",
         "in the list",
@@ -79,7 +79,7 @@ def _counts(name: str, listed: list[str], rows: Rows) -> list[str | int]:
 
 
 def _of(rows: list[Mapping[str, Any]], key: str) -> str:
-    """How many have a check of how many that were put to it; a dash for none."""
+    """Return how many have a check of how many that were put to it; a dash for none."""
     stage = {"module_error": "run", "onnx_error": "onnx", "applied": "apply"}[key]
     asked = [row for row in rows if stage in row.get("seconds", {}) or row.get("stage") == stage]
     good = sum(row.get(key, False) is not False for row in asked)  # an error of 0.0 is no failure
@@ -103,7 +103,7 @@ def _peer_kind(item: Mapping[str, Any]) -> str:
 
 
 def failures(rows: Rows) -> str:
-    """A list of the networks that stopped, with the stage and the reason."""
+    """Return a list of the networks that stopped, with the stage and the reason."""
     found = [(spec, row) for spec, row in rows.items() if "error" in row]
     return (
         "\n".join(f"- `{spec}`, at {row['stage']}: {row['error']}" for spec, row in found)
@@ -112,8 +112,8 @@ def failures(rows: Rows) -> str:
 
 
 def remarks(rows: Rows) -> str:
-    """What is no failure but worth knowing, with the networks: refusals, ops without a rule, what
-    is frozen."""
+    """List what is no failure but worth knowing, with the networks: refusals, ops without a rule,
+    what is frozen."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for spec, row in rows.items():
         kinds = {
@@ -142,12 +142,13 @@ def remarks(rows: Rows) -> str:
 
 
 def _general(text: str) -> str:
-    """A message without names and numbers, so that the same cause in many networks is one cause."""
+    """Return a message without names and numbers, so that the same cause in many networks is one
+    cause."""
     return re.sub(r"%\w+|\d+|[\w/]+\.py", "*", text)[:200]
 
 
 def table(rows: Rows) -> str:
-    """One line a network."""
+    """Return a table with a line for each network."""
     columns = [
         "network",
         "groups",

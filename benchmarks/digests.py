@@ -34,7 +34,8 @@ COMMAND = (sys.executable, "-m", "pruneopt.tools.main", "compile")
 
 
 def digests(network: str, options: list[str]) -> dict[str, str]:
-    """The digest of every file of a network's bundle, or what the command said where it failed."""
+    """Return the digest of every file of a network's bundle, or what the command said where it
+    failed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"

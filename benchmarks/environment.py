@@ -21,7 +21,8 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Python, package versions, processor model and number of cores (no names of machines)."""
+    """Return Python, package versions, processor model and number of cores (no names of
+    machines)."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -77,19 +77,19 @@ KIN = {"children of an evolution": 0.1, "moves": None, "random plans": 1.0}
 
 
 def published(case: Setup) -> Settings:
-    """How (a) takes statistics."""
+    """Return how (a) takes statistics."""
     return Settings(
         batches=102, batch_size=case.batch_size, averaging=Averaging("ema", 0.1, reset=False)
     )
 
 
 def plain(case: Setup) -> Settings:
-    """How (d) judges."""
+    """Return how (d) judges."""
     return Settings(batches=20, batch_size=case.batch_size)
 
 
 def ways(case: Setup) -> dict[str, Settings]:
-    """How ours judge."""
+    """Return how ours judge."""
     short, long = case.races
     ours = plain(case)
     half = replace(ours, precision="bf16")
@@ -133,7 +133,7 @@ class Loaders:
 
 
 def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
-    """(a): one dense network; masks behind its batch norms are changed from candidate to
+    """Return way (a): one dense network; masks behind its batch norms are changed from candidate to
     candidate."""
     dense = build_module(case.graph, case.graph.weights)
     trained = copy.deepcopy(dense.state_dict())
@@ -156,7 +156,7 @@ def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
 
 
 def tool_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
-    """(b): a deep copy is cut, and gets its statistics by `update_bn`."""
+    """Return way (b): a deep copy is cut, and gets its statistics by `update_bn`."""
     whole = build_module(case.graph, case.graph.weights)
 
     def judge(index: int) -> float:
@@ -168,7 +168,7 @@ def tool_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
 
 
 def module_way(case: Setup) -> Callable[[int], float]:
-    """(c): the reference evaluator."""
+    """Return way (c): the reference evaluator."""
     networks = CutNetworks(case.graph, case.coupling, case.workload, plain(case))
 
     def judge(index: int) -> float:
@@ -180,7 +180,7 @@ def module_way(case: Setup) -> Callable[[int], float]:
 
 
 def timed(judge: Callable[[int], float], count: int) -> dict[str, Any]:
-    """Seconds per candidate of the first few, after one that warms up, and their scores."""
+    """Return seconds per candidate of the first few, after one that warms up, and their scores."""
     judge(0)
     seconds, scores = [], []
     for index in range(count):
@@ -191,7 +191,8 @@ def timed(judge: Callable[[int], float], count: int) -> dict[str, Any]:
 
 
 def judged(case: Setup, settings: Settings, plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
-    """Ours; of candidates that are judged side by side, the first has the seconds of all."""
+    """Judge by ours, and yield seconds and scores; of candidates that are judged side by side, the
+    first has the seconds of all."""
     evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)
     started = time.process_time()
     for score in evaluation.evaluate(plans):
@@ -201,7 +202,7 @@ def judged(case: Setup, settings: Settings, plans: Sequence[Plan]) -> Iterator[d
 
 
 def related(case: Setup, changed: float | None, count: int) -> list[Plan]:
-    """Plans that differ from the first in a share of its groups; in one group for None."""
+    """Return plans that differ from the first in a share of its groups; in one group for None."""
     rng = np.random.default_rng(0)
     first, names = case.plans[0], list(case.plans[0])
     found: list[Plan] = []
@@ -215,7 +216,7 @@ def related(case: Setup, changed: float | None, count: int) -> list[Plan]:
 
 
 def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
-    """Seconds per candidate one by one and side by side, for each degree of kinship."""
+    """Return seconds per candidate one by one and side by side, for each degree of kinship."""
     found = {}
     settings = replace(plain(case), subval_limit=2000)
     for name, changed in KIN.items():
@@ -242,7 +243,7 @@ def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
 
 
 def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a network; ways that are not asked for stay as they are known."""
+    """Return the row of a network; ways that are not asked for stay as they are known."""
     case = setup(name, options.candidates, options.seed)
     count = len(case.plans)
     row: dict[str, Any] = {
@@ -272,7 +273,7 @@ def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) ->
 
 
 def rivals(case: Setup, options: argparse.Namespace, full: list[float]) -> dict[str, Any]:
-    """(a), (b) and (c), as far as they are asked for."""
+    """Measure (a), (b) and (c), as far as they are asked for."""
     found: dict[str, Any] = {}
     others = {"a": (masked_way, "masks"), "b": (tool_way, case.cut_by)}
     asked = [way for way in others if way in options.ways]
@@ -291,7 +292,8 @@ def rivals(case: Setup, options: argparse.Namespace, full: list[float]) -> dict[
 
 
 def recorded(case: Setup, path: Path, count: int) -> list[float]:
-    """The scores of (a), by (d) with (a)'s statistics; kept in a file, as they take hours."""
+    """Return the scores of (a), by (d) with (a)'s statistics; kept in a file, as they take
+    hours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     evaluation = Evaluation(case.graph, case.coupling, case.workload, published(case))
@@ -306,7 +308,7 @@ def recorded(case: Setup, path: Path, count: int) -> list[float]:
 
 
 def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
-    """How a way's choice compares with that by full scores."""
+    """Return how a way's choice compares with that by full scores."""
     regret = float(full.max() - full[int(values.argmax())])
     return {
         "tau": round(float(kendalltau(values, full).statistic), 4),
@@ -315,7 +317,7 @@ def choice(values: np.ndarray, full: np.ndarray) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
+    """Return seconds per candidate, candidates per minute, ratios to the rivals, and the choice."""
     columns = ["network, candidates", "way", "s each", "per minute", "times (a)", "times (b)"]
     columns += ["images", "tau", "regret, points"]
     lines = []

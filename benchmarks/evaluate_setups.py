@@ -46,7 +46,7 @@ class Setup:
     plans: list[dict[str, np.ndarray]]
 
     def kept_channels(self, kept: np.ndarray) -> dict[str, np.ndarray]:
-        """For the module of every batch norm, which of its channels `[C]` are kept."""
+        """Return which channels `[C]` of every batch norm's module are kept."""
         found = {}
         flags = np.append(kept, True)
         for norm in filter(None, map(running_norm, self.coupling.graph.ops)):
@@ -75,8 +75,8 @@ class Setup:
         )
 
     def cut(self, network: nn.Module, index: int) -> nn.Module:
-        """A copy of the network cut to a plan, by torch-pruning where that gives a network that
-        runs."""
+        """Return a copy of the network cut to a plan, by torch-pruning where that gives a network
+        that runs."""
         if self.name != "mobilenet_v2":
             small = slice_graph(self.graph, self.coupling, self.plans[index])
             return build_module(small, small.weights)
@@ -100,13 +100,14 @@ class Setup:
 
 
 def layer_before(norm: str) -> str:
-    """In torchvision's MobileNetV2 the convolution stands one place before its batch norm."""
+    """Return the convolution before a batch norm: one place before it in torchvision's
+    MobileNetV2."""
     stem, _, place = norm.rpartition(".")
     return f"{stem}.{int(place) - 1}"
 
 
 def setup(name: str, candidates: int, seed: int) -> Setup:
-    """One of the benchmark's networks with random plans on its budget.
+    """Return one of the benchmark's networks with random plans on its budget.
 
     Raises:
         UserError: an unknown name, or no weights and images.
@@ -135,7 +136,7 @@ def setup(name: str, candidates: int, seed: int) -> Setup:
 
 
 def mobilenet() -> Graph:
-    """MobileNetV2 with weights of TensorFlow's padding, turned by 180 degrees: torchvision's
+    """Return MobileNetV2 with weights of TensorFlow's padding, turned by 180 degrees: torchvision's
     padding fits these."""
     network = load_model("torchvision:mobilenet_v2").module
     assert isinstance(network, nn.Module)
@@ -148,8 +149,8 @@ def mobilenet() -> Graph:
 
 
 def imagenet_sample() -> Workload:
-    """A thousand photographs, turned by 180 degrees as the weights are: half for statistics, half
-    for scores."""
+    """Return a thousand photographs, turned by 180 degrees as the weights are: half for statistics,
+    half for scores."""
     folder = SHARED / "imagenet-sample"
     with (folder / "nips2017_dev_labels.csv").open(encoding="utf-8") as file:
         labels = {row["file"]: int(row["class_index"]) for row in csv.DictReader(file)}
@@ -169,6 +170,6 @@ def imagenet_sample() -> Workload:
 
 
 def turned(data: bytes) -> Tensor:
-    """A photograph as uint8 `[3, 224, 224]`, turned by 180 degrees."""
+    """Return a photograph as uint8 `[3, 224, 224]`, turned by 180 degrees."""
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     return torch.from_numpy(pixels[::-1, ::-1].copy()).permute(2, 0, 1)

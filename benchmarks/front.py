@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
 
 
 def state_of(workload: Workload | None) -> State:
-    """ResNet-20, with its trained weights where there are any, after couple and cost."""
+    """Return ResNet-20, with its trained weights where there are any, after couple and cost."""
     weights = SHARED / "weights" / "cifar10_resnet20_optA.safetensors"
     if workload is not None and not weights.is_file():
         raise UserError(
@@ -102,7 +102,7 @@ def state_of(workload: Workload | None) -> State:
 
 
 def search(explorer: Explorer, score: Score, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-    """The widths `[P, G]` and scores `[P]` of what an explorer finds."""
+    """Return the widths `[P, G]` and scores `[P]` of what an explorer finds."""
     cost = explorer.reach.space.cost
     widths: list[np.ndarray] = []
     scores: list[float] = []
@@ -124,14 +124,15 @@ def volume(space: Space, widths: np.ndarray, scores: np.ndarray) -> float:
 
 
 def baselines(reach: Reach, score: Score, population: int) -> tuple[np.ndarray, np.ndarray]:
-    """The original and what uniform and prune choose, as in the first generation."""
+    """Return the original and what uniform and prune choose, as in the first generation."""
     first = Genetic(reach, population, 0).ask()
     rows = np.stack([item.widths for item in first if item.origin not in ("random", "child")])
     return rows, np.array([score(row) for row in rows])
 
 
 def function(space: Space, seed: int) -> Score:
-    """A score of known form: groups differ in how much their loss matters, and how steeply."""
+    """Return a score of known form: groups differ in how much their loss matters, and how
+    steeply."""
     random = np.random.default_rng([seed, 17])
     count, full = len(space.cost.groups), space.cost.full
     weight, power = random.lognormal(-2.5, 1.2, count), random.uniform(1, 4, count)
@@ -139,7 +140,7 @@ def function(space: Space, seed: int) -> Score:
 
 
 def on_functions(options: argparse.Namespace) -> dict[str, Any]:
-    """The hypervolume on functions, for every way and function."""
+    """Return the hypervolume on functions, for every way and function."""
     state = state_of(None)
     reach = reach_of(state, None)
     found: dict[str, list[float]] = {name: [] for name in (*WAYS, "baselines")}
@@ -153,7 +154,7 @@ def on_functions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reach_of(state: State, workload: Workload | None) -> Reach:
-    """All of ResNet-20 between a fifth and all of its FLOPs."""
+    """Return all of ResNet-20 between a fifth and all of its FLOPs."""
     scores = score_units(
         state.need_coupling(), state.graph.weights, "l1", normalise=True, workload=workload
     )
@@ -166,8 +167,8 @@ def reach_of(state: State, workload: Workload | None) -> Reach:
 
 
 def on_images(options: argparse.Namespace) -> dict[str, Any]:
-    """The same on CIFAR-10: by the scores of the search, and by test images for the points of every
-    front."""
+    """Compare explorers on CIFAR-10: by the scores of the search, and by test images for the points
+    of every front."""
     spec = CIFAR.format(SHARED / "cifar10", 6000, options.subval)
     workload = load_data(spec, input_shape=(1, 3, 32, 32), seed=0)
     state = state_of(workload)
@@ -206,7 +207,7 @@ def on_images(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def judged_by(state: State, space: Space, options: argparse.Namespace) -> Score:
-    """The score of widths by adaptive batch norm; what was judged once is known."""
+    """Return the score of widths by adaptive batch norm; what was judged once is known."""
     judge = AdaptiveStatistics(calibration_batches=options.batches).open(
         ScoringContext(state, space, 0)
     )
@@ -222,7 +223,7 @@ def judged_by(state: State, space: Space, options: argparse.Namespace) -> Score:
 
 
 def with_test(state: State, workload: Workload, count: int) -> State:
-    """A state whose structures are scored on test images."""
+    """Return a state whose structures are scored on test images."""
     return replace(state, workload=replace(workload, subval=workload.test.head(count)))
 
 

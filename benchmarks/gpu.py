@@ -78,7 +78,8 @@ class Session:
         self.sizes: Sizes = TOY if options.rehearse else FULL
 
     def _few(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """In a rehearsal the same toys stand for several networks."""
+        """Return the networks to measure: in a rehearsal one, as the same toys stand for
+        several."""
         return names[1:2] if self.options.rehearse else names
 
     @property
@@ -192,7 +193,7 @@ def build(name: str, rehearsal: bool) -> None:
 
 
 def work(options: argparse.Namespace) -> int:
-    """What the process does that holds the GPU."""
+    """Return what the process does that holds the GPU."""
     import torch
 
     if options.rehearse:
@@ -211,8 +212,8 @@ def work(options: argparse.Namespace) -> int:
 
 
 def quick_interpreter() -> None:
-    """Triton's interpreter computes twice whether an integer overflows, and looks at it in
-    debugging only."""
+    """Make Triton's interpreter quick: it computes twice whether an integer overflows, and looks at
+    it in debugging only."""
     import dataclasses
 
     from triton.runtime.interpreter import interpreter_builder
@@ -223,7 +224,7 @@ def quick_interpreter() -> None:
 
 
 def available(rehearse: bool) -> str:
-    """Why the benchmark cannot run here; empty where it can."""
+    """Return why the benchmark cannot run here; empty where it can."""
     if rehearse:
         return ""
     seen = "import torch; print(torch.cuda.is_available())"

@@ -14,7 +14,8 @@ __all__ = ["ceilings_of", "ceilings_part"]
 
 
 def ceilings_part(device: Device, sizes: Sizes, row: Row) -> None:
-    """A copy of a large buffer, read and written; square products of random matrices."""
+    """Measure a copy of a large buffer, read and written, and square products of random
+    matrices."""
     row["copy"] = _copy(device, sizes)
     side = sizes.matrix
     factors = {
@@ -49,7 +50,7 @@ def _copy(device: Device, sizes: Sizes) -> Row:
 
 
 def ceilings_of(row: Row | None) -> Ceilings | None:
-    """The ceilings of 16-bit work in a row that `ceilings_part` filled."""
+    """Return the ceilings of 16-bit work in a row that `ceilings_part` filled."""
     if (
         row is None
         or "bytes_per_s" not in row.get("copy", {})

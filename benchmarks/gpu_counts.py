@@ -40,14 +40,14 @@ class Work:
         return sum(done for _, done in self.ops)
 
     def roof_ms(self, ceilings: Ceilings) -> float:
-        """The sum over ops of the longer of moving and computing."""
+        """Return the sum over ops of the longer of moving and computing."""
         return 1e3 * sum(
             max(moved / ceilings.copy, done / ceilings.products) for moved, done in self.ops
         )
 
 
 def work_of(graph: Graph, images: int, item: int) -> Work:
-    """The work of a network in PyTorch's ops, or of its lowered statistics pass.
+    """Return the work of a network in PyTorch's ops, or of its lowered statistics pass.
 
     Args:
         graph: either.
@@ -58,7 +58,7 @@ def work_of(graph: Graph, images: int, item: int) -> Work:
 
 
 def _elements(op: Op, images: int) -> int:
-    """Elements that an op reads and writes."""
+    """Return elements that an op reads and writes."""
     if op.role in VIEWS:
         return 0
     results = list(op.results)
@@ -70,7 +70,7 @@ def _elements(op: Op, images: int) -> int:
 
 
 def _operations(op: Op, images: int) -> int:
-    """Two for every product of a convolution or linear layer."""
+    """Return operations: two for every product of a convolution or linear layer."""
     if op.base == FUSED or op.role == "conv2d":
         weight = op.needed(6 if op.base == FUSED else 1).type.shape()
         return 2 * _size(op.results[0], images) * weight[1] * weight[2] * weight[3]

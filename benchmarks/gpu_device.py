@@ -82,7 +82,7 @@ class Device:
         return Timing(begin.elapsed_time(end), 1e3 * (time.perf_counter() - started))
 
     def captured(self, run: Run) -> Run:
-        """A run as a CUDA graph; in a rehearsal the run itself."""
+        """Record a run as a CUDA graph; in a rehearsal the run itself."""
         if self.rehearsal:
             return run
         side = torch.cuda.Stream()
@@ -102,7 +102,8 @@ class Device:
         return CudaGraphs(self.place) if not self.rehearsal else _kept
 
     def peak(self, run: Run) -> int | None:
-        """Most bytes that a run holds beyond what was held before; None in a rehearsal."""
+        """Return the most bytes that a run holds beyond what was held before; None in a
+        rehearsal."""
         if self.rehearsal:
             return None
         self.synchronise()
@@ -113,7 +114,7 @@ class Device:
         return torch.cuda.max_memory_allocated() - before
 
     def launches(self, run: Run) -> dict[str, Any]:
-        """Kernels that a run starts, and the milliseconds they are at work; nothing in a
+        """Return kernels that a run starts, and the milliseconds they are at work; nothing in a
         rehearsal."""
         activities = (
             [ProfilerActivity.CPU]
@@ -134,7 +135,7 @@ class Device:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Float32 products in full."""
+        """Compute float32 products in full."""
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         try:
@@ -143,7 +144,7 @@ class Device:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
     def describe(self) -> dict[str, Any]:
-        """The device, its clocks now, and the libraries that drive it."""
+        """Return the device, its clocks now, and the libraries that drive it."""
         if self.rehearsal:
             return {"name": "rehearsal on the processor"}
         properties = torch.cuda.get_device_properties(0)
@@ -158,7 +159,8 @@ class Device:
         return found | self.clocks()
 
     def clocks(self) -> dict[str, str]:
-        """Clocks, power and temperature as the driver's tool gives them, where it is there."""
+        """Return clocks, power and temperature as the driver's tool gives them, where it is
+        there."""
         if self.rehearsal or shutil.which("nvidia-smi") is None:
             return {}
         command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
@@ -179,7 +181,7 @@ def _kept(steps: Sequence[Step]) -> Step:
 def interleaved(
     device: Device, runs: Mapping[str, Run], warmups: int, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Times of several runs, taken in turn, so that a change of clocks meets all of them.
+    """Time several runs in turn, so that a change of clocks meets all of them.
 
     The first run of each is given apart: libraries choose algorithms and compile in it. One that
     fails drops out.
@@ -212,7 +214,7 @@ def interleaved(
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Median and distance of the quartiles."""
+    """Return median and distance of the quartiles."""
     if len(values) < 2:
         return round(values[0], 4), 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -148,7 +148,7 @@ def perform(
 
 
 def errors_in(value: Any) -> Iterator[str]:
-    """The texts of errors in a row and all that it holds."""
+    """Yield the texts of errors in a row and all that it holds."""
     if isinstance(value, dict):
         if "error" in value:
             yield str(value["error"])
@@ -166,7 +166,7 @@ def supervise(
     command: Callable[[Sequence[str]], list[str]],
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Have parts performed by another process, and by a new one what a process that ended left
+    """Let another process perform parts, and a new one what a process that ended left
     undone.
 
     Args:

@@ -57,7 +57,7 @@ OPEN = {
 
 
 def layers_part(device: Device, sizes: Sizes, save: Callable[[], None], row: Row) -> None:
-    """Every shape by every way; times are of one launch."""
+    """Measure every shape by every way; times are of one launch."""
     row |= {"images": sizes.layer_images, "not measured": OPEN, "shapes": {}}
     for shape in TOYS if device.rehearsal else SHAPES:
         found: Row = row["shapes"].setdefault(str(shape), {})
@@ -202,8 +202,8 @@ class _Problem:
         return launch(*operands, prologue=before, epilogue=after).run
 
     def _in_room(self, before: Prologue) -> Run:
-        """The launch of a network twice as wide, whose table then says what this one is: half its
-        programs exit."""
+        """Return the launch of a network twice as wide, whose table then says what this one is:
+        half its programs exit."""
         from pruneopt.kernels.convolution import conv_launch, dwconv_launch
         from pruneopt.kernels.launch import architecture
         from pruneopt.kernels.tiles import conv_tile, depthwise_tile
@@ -262,7 +262,8 @@ class _Problem:
         ).run
 
     def error(self) -> float:
-        """The plain kernel's largest difference from cuDNN, relative to its largest value."""
+        """Return the plain kernel's largest difference from cuDNN, relative to its largest
+        value."""
         ways = self.ways
         ways["plain"]()
         wanted: Any = ways["cuDNN plain"]()
@@ -272,7 +273,7 @@ class _Problem:
 
 
 def genstats(problem: _Problem, dtype: torch.dtype) -> Run:
-    """B6: scale, shift, ReLU, convolution and sums of its output as one graph of cuDNN.
+    """Return way B6: scale, shift, ReLU, convolution and sums of its output as one graph of cuDNN.
 
     Raises:
         Skipped: a depthwise convolution, or cuDNN's Python frontend is not installed.

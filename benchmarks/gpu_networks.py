@@ -116,7 +116,7 @@ class ToyMobileNet(nn.Sequential):
 
 
 def toy_network(name: str) -> nn.Module:
-    """What stands for a network in a rehearsal, 5 pixels wide."""
+    """Return what stands for a network in a rehearsal, 5 pixels wide."""
     torch.manual_seed(0)
     return ToyMobileNet() if name.startswith("mobilenet") else ToyResNet()
 
@@ -136,11 +136,11 @@ class Network:
     batches: list[Tensor]
 
     def uniform(self, keep: float) -> Candidate:
-        """The channels with the best scores, the same share of every group."""
+        """Return the channels with the best scores, the same share of every group."""
         return self._candidate([keep] * len(self.coupling.free))
 
     def random(self, number: int) -> Candidate:
-        """A share of 0.4 to 1 of every group, each its own."""
+        """Return a share of 0.4 to 1 of every group, each its own."""
         return self._candidate(
             list(np.random.default_rng(number).uniform(0.4, 1.0, len(self.coupling.free)))
         )
@@ -197,11 +197,11 @@ class Candidate:
         return found
 
     def sliced(self) -> Graph:
-        """The network with the kept channels."""
+        """Return the network with the kept channels."""
         return slice_graph(self.network.graph, self.network.coupling, self.plan)
 
     def masked(self) -> Graph:
-        """The whole network; scale and shift of the other channels are zero."""
+        """Return the whole network; scale and shift of the other channels are zero."""
         graph = self.network.graph.copy()
         graph.weights = dict(self.network.graph.weights)
         for norm in statistic_norms(graph).values():
@@ -211,13 +211,13 @@ class Candidate:
         return graph
 
     def padded_graph(self) -> Graph:
-        """The network with the padded channels."""
+        """Return the network with the padded channels."""
         return slice_graph(self.masked(), self.network.coupling, self.padded)
 
 
 @cache
 def network(name: str, sizes: Sizes, device: Device) -> Network:
-    """One of `SPECS` with its batches on the device; made once."""
+    """Return one of `SPECS` with its batches on the device; made once."""
     spec, side = SPECS[name]
     batches = sizes.batches[side < 224]
     if device.rehearsal:
@@ -240,5 +240,5 @@ def on_device(graph: Graph, device: Device) -> dict[str, Tensor]:
 
 
 def lowered_on(graph: Graph, device: Device) -> tuple[LoweredStatistics, dict[str, Tensor]]:
-    """A graph as the kernels take it, and its weights on the device."""
+    """Return a graph as the kernels take it, and its weights on the device."""
     return lower_statistics(graph), on_device(graph, device)

@@ -38,7 +38,7 @@ def _ways(results: Row, network: str) -> Row:
 
 
 def _faster(network: str, ours: str, base: str) -> Callable[[Row], Found]:
-    """How many times faster one way is than another, of the same interleaved run."""
+    """Return how many times faster one way is than another, of the same interleaved run."""
 
     def value(results: Row) -> Found:
         ways = _ways(results, network)
@@ -61,7 +61,7 @@ def _roofline(network: str) -> Callable[[Row], Found]:
 
 
 def _layers(way: str, base: str) -> Callable[[Row], Found]:
-    """The middle one of the shapes' ratios."""
+    """Return the middle one of the shapes' ratios."""
 
     def value(results: Row) -> Found:
         shapes = results["parts"].get("layers", {}).get("shapes", {}).values()
@@ -88,14 +88,14 @@ def _search(results: Row) -> Found:
 
 
 def _busy(results: Row) -> Found:
-    """The share of P1's time in which a kernel runs: the goals are 90, 97 and 99 %."""
+    """Return the share of P1's time in which a kernel runs: the goals are 90, 97 and 99 %."""
     idle = _ways(results, "resnet50").get("P1", {}).get("idle_share")
     return None if idle is None else 1 - idle
 
 
 def _an_hour(results: Row) -> Found:
-    """Candidates an hour from the times per image of both phases; no race, nothing between the
-    phases."""
+    """Return candidates an hour from the times per image of both phases; no race, nothing between
+    the phases."""
     table = results["parts"].get("resnet50", {})
     other = results["parts"].get("validation", {}).get("networks", {}).get("resnet50", {})
     first, second = (
@@ -145,7 +145,7 @@ GOALS = (
 
 
 def verdict(goal: Goal, value: Found, rehearsal: bool) -> str:
-    """What is met; of a rehearsal nothing is."""
+    """Say what a goal's value meets; of a rehearsal nothing."""
     if not isinstance(value, float | int):
         return value or "not measured"
     if rehearsal:
@@ -155,7 +155,7 @@ def verdict(goal: Goal, value: Found, rehearsal: bool) -> str:
 
 
 def report(results: Row) -> str:
-    """All tables, in markdown."""
+    """Return all tables, in markdown."""
     parts = results["parts"]
     lines = [
         "# On a GPU" + (" (a rehearsal: no figure means anything)" if results["rehearsal"] else ""),
@@ -235,7 +235,7 @@ COLUMNS = (
 
 
 def _way(row: Row, base: Row) -> list[str]:
-    """The cells of a way: its figures, how it compares, why there are none."""
+    """Return the cells of a way: its figures, how it compares, why there are none."""
     cells = [
         _number(row.get(key), digits=4)
         for key in ("ms", "iqr_ms", "wall_ms", "first_ms", "prepared_ms")
@@ -338,7 +338,7 @@ def _shapes(row: Row) -> list[str]:
 
 
 def _tiles(row: Row) -> list[str]:
-    """Tiles that were tried, one line for each class of convolutions."""
+    """Return a table of the tiles that were tried, one line for each class of convolutions."""
     rows = []
     for name, found in row.get("classes", {}).items():
         times = found.get("default_us"), found.get("us")
@@ -358,7 +358,7 @@ def _tiles(row: Row) -> list[str]:
 
 
 def _plain(name: str, row: Row) -> list[str]:
-    """What has no table of its own, a line for each entry."""
+    """Return the lines of what has no table of its own, a line for each entry."""
     hidden = ("does", "state", "seconds", "at", "values", "eager", "fused", "said")
     lines = [
         f"- {key}: {_inline(value, hidden)}" for key, value in row.items() if key not in hidden

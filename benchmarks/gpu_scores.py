@@ -52,7 +52,7 @@ class Case:
 
 
 def _case(device: Device, data: Path | None, sizes: Sizes) -> Case:
-    """The trained network, or in a rehearsal a toy with random labels.
+    """Return the trained network, or in a rehearsal a toy with random labels.
 
     Raises:
         Skipped: no trained network is named.
@@ -98,8 +98,8 @@ def _evaluation(case: Case, settings: Settings) -> Evaluation:
 
 
 def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, row: Row) -> None:
-    """Every candidate's top-1 from statistics in float32 by PyTorch and in half precision by the
-    kernels.
+    """Compare every candidate's top-1 from statistics in float32 by PyTorch and in half precision
+    by the kernels.
 
     ``statistics`` takes fused statistics alone and scores as the reference does, ``throughout``
     scores on the kernels.
@@ -148,13 +148,13 @@ def ranks_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, ro
 def _folded(
     graph: Graph, weights: dict[str, Tensor], way: EvaluationBackend
 ) -> Callable[[Tensor], Sequence[Any]]:
-    """The network in evaluation mode, as the only one of its kind."""
+    """Return the network in evaluation mode, as the only one of its kind."""
     folded = fold_batch_norms(graph)
     return way.networks([folded.graph], [folded.weights(weights)])
 
 
 def agreement(eager: Tensor, fused: Tensor) -> Row:
-    """How two sets of scores agree, by the rules for them.
+    """Return how two sets of scores agree, by the rules for them.
 
     Args:
         eager, fused: 1 where an image's class was right, `[candidates, images]`.
@@ -178,7 +178,7 @@ def agreement(eager: Tensor, fused: Tensor) -> Row:
 
 
 def within(found: Row) -> bool:
-    """Whether an agreement is as the rules want it."""
+    """Return whether an agreement is as the rules want it."""
     return bool(
         found["largest difference, points"] <= RULES["largest difference, points"]
         and abs(found["mean signed difference, points"]) <= RULES["mean signed difference, points"]
@@ -188,7 +188,7 @@ def within(found: Row) -> bool:
 
 
 def _correlation(kind: Callable[..., Any], one: np.ndarray, other: np.ndarray) -> float | None:
-    """A rank correlation; None where all values of one side are the same."""
+    """Return a rank correlation; None where all values of one side are the same."""
     return (
         None
         if min(np.ptp(one), np.ptp(other)) == 0
@@ -200,8 +200,8 @@ def _correlation(kind: Callable[..., Any], one: np.ndarray, other: np.ndarray) -
 
 
 def search_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, row: Row) -> None:
-    """A search judged by B4, by PyTorch in float32, by our evaluation, all on all images, and by a
-    race of the last.
+    """Run a search judged by B4, by PyTorch in float32, by our evaluation, all on all images, and
+    by a race of the last.
 
     Full scores are those in float32.
     """
@@ -229,7 +229,8 @@ def search_part(device: Device, sizes: Sizes, clock: Clock, data: Path | None, r
 
 
 def _judge(evaluation: Evaluation, first: Plan) -> Callable[[Plan], float]:
-    """Our evaluation, its images prepared by a first candidate that the race then forgets."""
+    """Return our evaluation, its images prepared by a first candidate that the race then
+    forgets."""
 
     def judge(plan: Plan) -> float:
         return next(iter(evaluation.evaluate([plan]))).value
@@ -242,7 +243,7 @@ def _judge(evaluation: Evaluation, first: Plan) -> Callable[[Plan], float]:
 def _judged(
     judge: Callable[[Plan], float], plans: Sequence[Plan], device: Device, clock: Clock
 ) -> Row:
-    """Values, and seconds for all candidates together."""
+    """Return values, and seconds for all candidates together."""
     values: list[float] = []
     device.synchronise()
     started = time.perf_counter()
@@ -259,8 +260,8 @@ def _judged(
 
 
 def _choice(values: np.ndarray, full: np.ndarray) -> Row:
-    """Regret of what would be chosen, in points, and how the order agrees with full scores of the
-    same candidates."""
+    """Return the regret of what would be chosen, in points, and how the order agrees with full
+    scores of the same candidates."""
     count = min(len(values), len(full))
     if count < 3:
         return {}
@@ -273,8 +274,8 @@ def _choice(values: np.ndarray, full: np.ndarray) -> Row:
 
 
 def _padded_judge(case: Case, device: Device, first: Plan) -> Callable[[Plan], float]:
-    """B4 on resident images: the padded slice in half precision, a plain mean over the batches, all
-    images."""
+    """Judge by B4 on resident images: the padded slice in half precision, a plain mean over the
+    batches, all images."""
     setup, images = case.setup, _evaluation(case, case.ours)
     whole = Network(setup.name, setup.graph, setup.coupling, {}, [])
 

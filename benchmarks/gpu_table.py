@@ -26,7 +26,7 @@ B6 = "a graph for each convolution's shape, not a network: see the part `layers`
 
 @contextmanager
 def tuned(on: bool) -> Iterator[None]:
-    """Whether cuDNN tries its algorithms on every new shape; its first run then takes long."""
+    """Let cuDNN try its algorithms on every new shape, or not; its first run then takes long."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = on
     try:
@@ -44,7 +44,7 @@ def table_part(
     save: Callable[[], None],
     row: Row,
 ) -> None:
-    """One network at every share that is kept; all ways interleaved."""
+    """Measure one network at every share that is kept; all ways interleaved."""
     net = network(name, sizes, device)
     row |= {
         "batches": len(net.batches),
@@ -77,7 +77,7 @@ def measured(
     inspect: bool,
     found: Row,
 ) -> None:
-    """A candidate by the ways that are named: times, and what else can be told of each.
+    """Measure a candidate by the ways that are named: times, and what else can be told of each.
 
     Args:
         inspect: also kernels, memory and deviations.
@@ -126,14 +126,14 @@ def measured(
 
 
 def _weigh(way: Way, device: Device, row: Row) -> None:
-    """Peak memory, with what is kept between runs."""
+    """Measure the peak memory, with what is kept between runs."""
     peak = device.peak(way.run)
     row["peak_bytes"] = None if peak is None else peak + way.held()
 
 
 def _inspect(way: Way, candidate: Candidate, device: Device, row: Row) -> None:
-    """Peak memory, kernels, the share of time in which no kernel ran, and how far off the means
-    are."""
+    """Measure peak memory, kernels, the share of time in which no kernel ran, and how far off the
+    means are."""
     _weigh(way, device, row)
     row |= device.launches(way.run)
     if row.get("busy_ms"):
@@ -142,8 +142,8 @@ def _inspect(way: Way, candidate: Candidate, device: Device, row: Row) -> None:
 
 
 def _achieved(row: Row, work: Work, ceilings: Ceilings | None) -> None:
-    """Bytes and operations per second, by what the way has to do as counted, and its share of the
-    best possible."""
+    """Note bytes and operations per second, by what the way has to do as counted, and its share of
+    the best possible."""
     row["bytes_per_s"] = round(1e3 * work.bytes / row["ms"])
     row["operations_per_s"] = round(1e3 * work.operations / row["ms"])
     if ceilings is not None:
@@ -158,8 +158,8 @@ def _per_candidate(times: Row, candidates: int) -> Row:
 
 
 def works(candidate: Candidate) -> dict[str, Work]:
-    """What the whole network's ops, the padded network's, and the fused pass have to do on all
-    batches."""
+    """Return what the whole network's ops, the padded network's, and the fused pass have to do on
+    all batches."""
     batches = candidate.network.batches
     images, item = sum(len(batch) for batch in batches), batches[0].element_size()
     return {
@@ -170,7 +170,7 @@ def works(candidate: Candidate) -> dict[str, Work]:
 
 
 def widths(candidate: Candidate) -> int:
-    """Channels that are kept, of all groups together."""
+    """Return channels that are kept, of all groups together."""
     return sum(map(len, candidate.plan.values()))
 
 
@@ -183,7 +183,7 @@ def compile_part(
     save: Callable[[], None],
     row: Row,
 ) -> None:
-    """B4, B5c and P1 interleaved; seconds of compilation apart (the first run)."""
+    """Measure B4, B5c and P1 interleaved; seconds of compilation apart (the first run)."""
     row["keep"] = MAIN_KEEP
     row["networks"] = {}
     for name in names:
@@ -212,8 +212,8 @@ def widths_part(
     save: Callable[[], None],
     row: Row,
 ) -> None:
-    """Random candidates: B4 as a search meets it, each width new to cuDNN, against P1 and P2, and
-    P3 over several."""
+    """Measure random candidates: B4 as a search meets it, each width new to cuDNN, against P1 and
+    P2, and P3 over several."""
     row["networks"] = {}
     for name in names:
         found: Row = row["networks"].setdefault(name, {"sets": []})
@@ -249,7 +249,7 @@ def _sets(name: str, device: Device, sizes: Sizes, clock: Clock, found: Row) -> 
 
 
 def _together(net: Network, device: Device, sizes: Sizes, found: Row) -> None:
-    """P3 over candidates of different widths."""
+    """Measure P3 over candidates of different widths."""
     several = fused([net.random(number) for number in range(sizes.together)], device)
     times = interleaved(device, {"P3": several.run}, 0, min(3, sizes.repeats))["P3"]
     alone = [item["P1"]["ms"] for item in found["sets"][: sizes.together] if "ms" in item["P1"]]
@@ -259,7 +259,7 @@ def _together(net: Network, device: Device, sizes: Sizes, found: Row) -> None:
 
 
 def repeat_part(names: tuple[str, ...], device: Device, sizes: Sizes, row: Row) -> None:
-    """Two runs of the fused pass of several candidates give the same bits."""
+    """Check that two runs of the fused pass of several candidates give the same bits."""
     row["networks"] = {}
     for name in names:
         found: Row = row["networks"].setdefault(name, {})

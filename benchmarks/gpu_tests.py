@@ -27,8 +27,8 @@ OUTCOMES = {
 
 
 def environment_for(rehearsal: bool) -> dict[str, str]:
-    """Of processes that import pruneopt, also where it is not installed, and start Triton's
-    interpreter or not."""
+    """Return the environment of processes that import pruneopt, also where it is not installed, and
+    start Triton's interpreter or not."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     paths = [str(ROOT / "src"), *filter(None, [kept.get("PYTHONPATH")])]
     kept["PYTHONPATH"] = os.pathsep.join(paths)
@@ -52,8 +52,8 @@ class Started:
             )
 
     def ended(self, seconds: float) -> dict[str, Any]:
-        """Its exit code, or None when it had to be stopped; the seconds it took; the end of what it
-        said."""
+        """Return its exit code, or None when it had to be stopped; the seconds it took; the end of
+        what it said."""
         try:
             code: int | None = self._process.wait(max(1.0, seconds))
         except subprocess.TimeoutExpired:
@@ -109,7 +109,7 @@ def tests_part(
 
 
 def counted(text: str) -> dict[str, Any]:
-    """Outcomes of tests in what pytest says with -v, also up to where it was stopped; which
+    """Return outcomes of tests in what pytest says with -v, also up to where it was stopped; which
     failed."""
     found: dict[str, Any] = {}
     lines = [line for line in text.splitlines() if "::" in line and " - " not in line]

@@ -53,8 +53,8 @@ def tuner_part(
     save: Callable[[], None],
     row: Row,
 ) -> None:
-    """Classes in the order of what they move in all networks, as many as there is time for; a file
-    grows with each."""
+    """Tune classes in the order of what they move in all networks, as many as there is time for; a
+    file grows with each."""
     from pruneopt.kernels import tuning
     from pruneopt.kernels.launch import architecture
 
@@ -98,7 +98,7 @@ def tuner_part(
 
 
 def _samples(graph: Graph) -> Iterator[Sample]:
-    """The fused convolutions of a lowered statistics pass."""
+    """Yield the fused convolutions of a lowered statistics pass."""
     for op in graph.ops:
         if op.base == "pruneopt.conv_statistics":
             _, n_in, height, width = op.needed(0).type.shape(1)

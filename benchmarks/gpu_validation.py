@@ -32,7 +32,7 @@ def validation_part(
     save: Callable[[], None],
     row: Row,
 ) -> None:
-    """B4 (padded, batch norms folded, eager, half precision), the kernels (P1), and several
+    """Compare B4 (padded, batch norms folded, eager, half precision), the kernels (P1), and several
     candidates at once (P3)."""
     row["networks"] = {}
     for name in names:
@@ -74,7 +74,7 @@ def _measure(name: str, device: Device, sizes: Sizes, found: Row) -> None:
 
 @torch.no_grad()
 def _compare(row: Row, logits: Logits, batch: Tensor, wanted: Tensor) -> None:
-    """The largest difference from float32, relative to the largest logit."""
+    """Note the largest difference from float32, relative to the largest logit."""
     row["off"] = float((logits(batch).double() - wanted).abs().max() / wanted.abs().max())
 
 
@@ -95,7 +95,7 @@ def _eager(graph: Graph, device: Device) -> Logits:
 
 
 def _fused(candidates: Sequence[Candidate], device: Device) -> tuple[Run, Logits]:
-    """What loads candidates, and the first one's logits; all are computed."""
+    """Return what loads candidates, and the first one's logits; all are computed."""
     lowered, weights = [], []
     for candidate in candidates:
         graph = candidate.sliced()

@@ -80,7 +80,7 @@ class Way:
 
 
 def make(name: str, candidate: Candidate, device: Device, together: int = 1) -> Way:
-    """A way by its name in the table."""
+    """Return a way by its name in the table."""
     makers: dict[str, Callable[[], Way]] = {
         "B1": partial(_dense, candidate, device),
         "B2": partial(_module, candidate, candidate.masked, candidate.flags, device),
@@ -109,7 +109,7 @@ def _placed(graph: Graph, device: Device) -> nn.Module:
 
 
 def half_precision(graph: Graph, device: Device) -> nn.Module:
-    """A network whose batch norms learn from every batch, in half precision but for their
+    """Return a network whose batch norms learn from every batch, in half precision but for their
     parameters."""
     network = _placed(graph, device)
     for part in network.modules():
@@ -122,7 +122,7 @@ def half_precision(graph: Graph, device: Device) -> nn.Module:
 
 
 def _norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Batch norms by the name of their running mean."""
+    """Return batch norms by the name of their running mean."""
     found = network.named_modules()
     return {
         f"{name}.running_mean": part for name, part in found if isinstance(part, nn.BatchNorm2d)
@@ -132,7 +132,7 @@ def _norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
 def _first_means(
     network: nn.Module, run: Callable[[Tensor], object], batch: Tensor, flags: Flags
 ) -> Means:
-    """The running means after one batch, which began at zero."""
+    """Return the running means after one batch, which began at zero."""
     norms = _norms(network)
     for norm in norms.values():
         assert norm.running_mean is not None
@@ -148,7 +148,7 @@ def _first_means(
 
 
 def _dense(candidate: Candidate, device: Device) -> Way:
-    """B1."""
+    """Return way B1."""
     graph = candidate.network.graph
     network = _placed(graph, device)
     for name, norm in _norms(network).items():
@@ -173,7 +173,7 @@ def _module(
     graph: bool = False,
     compile: bool = False,
 ) -> Way:
-    """B2 to B5c."""
+    """Return ways B2 to B5c."""
     network = half_precision(cut(), device)
     step: Callable[[Tensor], object] = network
     if compile:
@@ -208,13 +208,13 @@ def _way(
 
 
 def compiled(candidate: Candidate, device: Device) -> Way:
-    """B5c, with nothing kept from networks before."""
+    """Return way B5c, with nothing kept from networks before."""
     torch.compiler.reset()
     return make("B5c", candidate, device)
 
 
 def fused(candidates: list[Candidate], device: Device) -> Way:
-    """P1 and P3."""
+    """Return ways P1 and P3."""
     lowered = [lower_statistics(candidate.sliced()) for candidate in candidates]
     return _loading(
         candidates, PreparedStatistics(lowered, TritonKernels(device.place, device.half)), device
@@ -222,7 +222,7 @@ def fused(candidates: list[Candidate], device: Device) -> Way:
 
 
 def whole_network(network: Network, device: Device) -> PreparedStatistics:
-    """The fused pass with room for every candidate of a network."""
+    """Return the fused pass with room for every candidate of a network."""
     return PreparedStatistics(
         [lower_statistics(network.graph)], TritonKernels(device.place, device.half), device.recorder
     )
@@ -231,7 +231,7 @@ def whole_network(network: Network, device: Device) -> PreparedStatistics:
 def recorded(
     candidate: Candidate, device: Device, prepared: PreparedStatistics | None = None
 ) -> Way:
-    """P2."""
+    """Return way P2."""
     ready = whole_network(candidate.network, device) if prepared is None else prepared
     way = _loading([candidate], ready, device)
     way.run()  # recorded now, for all batches
@@ -239,7 +239,7 @@ def recorded(
 
 
 def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: Device) -> Way:
-    """A way that loads candidates in every run, as a search does."""
+    """Return a way that loads candidates in every run, as a search does."""
     lowered, weights = zip(
         *(lowered_on(candidate.sliced(), device) for candidate in candidates), strict=True
     )
@@ -262,8 +262,8 @@ def _loading(candidates: list[Candidate], prepared: PreparedStatistics, device: 
 
 
 def deviation(way: Way, candidate: Candidate, device: Device) -> float:
-    """How far a way's means are from those in float32, in deviations, in the mean over channels and
-    batch norms."""
+    """Return how far a way's means are from those in float32, in deviations, in the mean over
+    channels and batch norms."""
     graph = candidate.sliced()
     weights = {name: tensor.to(device.place) for name, tensor in graph.weights.items()}
     wanted = Statistics()

@@ -51,7 +51,7 @@ TARGETS = ("ort-cpu", "torch-cpu")
 
 
 def network(spec: str) -> CostModel:
-    """The cost model of a network, whose graph has its weights."""
+    """Return the cost model of a network, whose graph has its weights."""
     source = load_model(spec)
     graph = capture(source.module, source.example_inputs)
     return CostModel(graph, couple(graph))
@@ -75,7 +75,7 @@ class HeldOut:
         self._cost, self._probe, self._database, self._seconds = cost, probe, database, seconds
 
     def measured(self, number: int) -> np.ndarray:
-        """What each took in a pass, in seconds `[N]`."""
+        """Return what each took in a pass, in seconds `[N]`."""
         target, count = self._probe.target, len(self.rows)
         name, here = f"held-out pass {number} of {target}", machine_of(target)
         regions = find_regions(self._cost, target.batch)
@@ -108,14 +108,14 @@ def quality(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 
 def line_through(x: np.ndarray, seconds: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The line with the least relative error."""
+    """Return the line with the least relative error."""
     design = np.stack([x, np.ones(len(x))], axis=1) / seconds[:, None]
     slope, offset = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)[0]
     return lambda other: slope * other + offset
 
 
 def row_of(spec: str, text: str, options: argparse.Namespace, database: Database) -> dict[str, Any]:
-    """One network on one target."""
+    """Measure one network on one target."""
     cost, target = network(spec), parse_target(text)
     started = time.perf_counter()
     probe = Probe(cost, target)
@@ -153,7 +153,7 @@ def row_of(spec: str, text: str, options: argparse.Namespace, database: Database
 
 
 def _by_flops(cost: CostModel, predictor: Predictor) -> Callable[[np.ndarray], np.ndarray]:
-    """FLOPs, with the line fitted to the same measured networks."""
+    """Predict by FLOPs, with the line fitted to the same measured networks."""
     known = predictor.measured
     line = line_through(cost.measure("flops", known.widths).astype(float), known.seconds())
     return lambda rows: line(cost.measure("flops", rows).astype(float))
@@ -162,8 +162,8 @@ def _by_flops(cost: CostModel, predictor: Predictor) -> Callable[[np.ndarray], n
 def _by_table(
     cost: CostModel, text: str, predictor: Predictor, rows: np.ndarray, true: np.ndarray
 ) -> dict[str, Any]:
-    """The additive table, each layer alone on the target: as it is, and with a line fitted to the
-    measured networks."""
+    """Predict by the additive table, each layer alone on the target: as it is, and with a line
+    fitted to the measured networks."""
     started = time.perf_counter()
     table = table_of(cost, table_timer(parse_target(text), cost))
     seconds = time.perf_counter() - started
@@ -180,7 +180,7 @@ def _by_table(
 
 
 def show(row: dict[str, Any]) -> None:
-    """A row on the terminal."""
+    """Print a row."""
     print(
         f"{row['network']} on {row['target']}: {row['measured_networks']} networks, "
         f"{row['profiling_seconds']} s"
@@ -204,8 +204,8 @@ PREDICTORS = {
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of every
-    predictor."""
+    """Return the rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of
+    every predictor."""
     columns = ["network, target, ms", "measured, s", *PREDICTORS.values()]
     lines = []
     for row in rows:

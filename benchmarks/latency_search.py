@@ -102,7 +102,7 @@ class Rows:
         self.path = path
 
     def of(self, part: str) -> list[dict[str, Any]]:
-        """The rows of a part."""
+        """Return the rows of a part."""
         found: list[dict[str, Any]] = self._read().get(part, [])
         return found
 
@@ -122,7 +122,7 @@ class Rows:
 
 
 def accuracy(name: str, options: argparse.Namespace, rows: Rows) -> None:
-    """The first part on a network."""
+    """Run the first part on a network."""
     if BASE not in options.arms:
         raise UserError(
             f"the other searches take their time from the one called {BASE}: add it to --arms"
@@ -136,7 +136,7 @@ def accuracy(name: str, options: argparse.Namespace, rows: Rows) -> None:
 
 
 def halved(name: str, options: argparse.Namespace, rows: Rows) -> None:
-    """The second part on a network."""
+    """Run the second part on a network."""
     done = (
         []
         if options.again

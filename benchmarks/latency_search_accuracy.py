@@ -38,7 +38,7 @@ FLOPs), and ``--round-to``.
 
 
 def setting_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What is equal for all searches."""
+    """Return what is equal for all searches."""
     names = ("searcher", "batches", "subval", "race", "precision", "finetune", "images")
     return {name: getattr(options, name) for name in names}
 
@@ -69,7 +69,7 @@ class Bench:
     def search(
         self, budget: str, round_to: RoundTo, seed: int, anchor: tuple[list[int], float] | None
     ) -> dict[str, Any]:
-        """One search: its winner's score on held-out images, and on all test images."""
+        """Search once; return the winner's score on held-out images, and on all test images."""
         options = self.options
         evaluator = AdaptiveStatistics(
             calibration_batches=options.batches,
@@ -90,8 +90,8 @@ class Bench:
         return found.row | scores | self._tested(found.result.module, seed)
 
     def _tested(self, module: nn.Module, seed: int) -> dict[str, float]:
-        """Accuracy on all test images: after fresh statistics, and after a short fine-tuning from
-        there."""
+        """Return accuracy on all test images: after fresh statistics, and after a short fine-tuning
+        from there."""
         recalibrate_on(module, self.workload, batches=20, batch_size=128, seed=seed)
         found = {"test": self.workload.score(module, "test")}
         if self.options.finetune:
@@ -108,8 +108,8 @@ class Bench:
 def searches(
     name: str, seed: int, options: argparse.Namespace, row: dict[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
-    """The row of a network and a seed, again after every search and at last with the times of all
-    winners."""
+    """Yield the row of a network and a seed, again after every search and at last with the times of
+    all winners."""
     row = row or {"network": name, "seed": seed, "setting": setting_of(options), "arms": {}}
     arms = row["arms"]
     missing = [arm for arm in options.arms if arm not in arms]
@@ -136,8 +136,8 @@ def searches(
 
 
 def _times(stand: Stand, arms: dict[str, Any]) -> dict[str, Any]:
-    """The original and all winners in turns: milliseconds, and how many times as fast as the winner
-    by FLOPs."""
+    """Time the original and all winners in turns: milliseconds, and how many times as fast as the
+    winner by FLOPs."""
     names = [arm for arm in arms if "missed" not in arms[arm]]
     rounds = stand.timed([stand.full, *(arms[arm]["widths"] for arm in names)])
     base = 1 + names.index(BASE)

@@ -35,7 +35,7 @@ SPEEDUPS = (
 
 
 def tables(accuracy: Sequence[Row], speedups: Sequence[Row]) -> str:
-    """Markdown of both parts."""
+    """Return Markdown of both parts."""
     return "\n\n".join([*_accuracy(accuracy), *_speedups(speedups)])
 
 
@@ -111,8 +111,8 @@ def _speedup(row: Row) -> Sequence[str]:
 
 
 def explained(row: Row) -> str | None:
-    """Where the time went that a network should have lost with its FLOPs, by the times of its ops;
-    None where it lost as much time as FLOPs.
+    """Say where the time went that a network should have lost with its FLOPs, by the times of its
+    ops; None where it lost as much time as FLOPs.
 
     A class of ops should take the share of its time that is left of the network's FLOPs.
     """
@@ -141,8 +141,8 @@ def _ms(item: Row) -> float:
 
 
 def _change(before: dict[str, Row], after: dict[str, Row], kind: str) -> str:
-    """Times before and after, and at what rate the ops worked: of arithmetic where there is any,
-    else of memory.
+    """Return times before and after, and at what rate the ops worked: of arithmetic where there is
+    any, else of memory.
 
     What fell out of the blocked layout is held against that.
     """
@@ -167,8 +167,8 @@ def _interval(item: Row) -> str:
 
 
 def _noise(rows: Sequence[Row]) -> Iterable[str]:
-    """How many measurements met a machine that was not quiet, and the largest share that any of
-    them names."""
+    """Yield how many measurements met a machine that was not quiet, and the largest share that any
+    of them names."""
     found = [row["speedup"] for row in rows if "speedup" in row]
     found += [item["against_base"] for row in rows for item in row.get("times", {}).values()]
     noisy = sorted({item["noisy"] for item in found if item["noisy"]})

@@ -40,7 +40,7 @@ LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 def speedups(
     name: str, options: argparse.Namespace, done: Iterable[str]
 ) -> Iterable[dict[str, Any]]:
-    """The rows of a network that are not done yet."""
+    """Yield the rows of a network that are not done yet."""
     ways = [way for way in options.ways if way not in set(done)]
     if not ways:
         return
@@ -62,7 +62,7 @@ def speedups(
 
 
 def _compared(stand: Stand, widths: list[int]) -> dict[str, Any]:
-    """Times before and after in turns, and of the ops; these alternate too, and the faster of two
+    """Time before and after in turns, and the ops; these alternate too, and the faster of two
     runs counts."""
     rounds = stand.timed([stand.full, widths])
     before, after = (round(1e3 * rounds.measurement(index).seconds, 3) for index in range(2))
@@ -76,8 +76,8 @@ def _compared(stand: Stand, widths: list[int]) -> dict[str, Any]:
 
 
 def by_class(nodes: Iterable[NodeTime]) -> dict[str, dict[str, float]]:
-    """Milliseconds, millions of multiply-accumulates as run (padding included), megabytes and
-    number of the ops of every class.
+    """Return milliseconds, millions of multiply-accumulates as run (padding included), megabytes
+    and number of the ops of every class.
     """
     found: dict[str, dict[str, float]] = {}
     for node in nodes:
@@ -93,7 +93,7 @@ def by_class(nodes: Iterable[NodeTime]) -> dict[str, dict[str, float]]:
 
 
 def class_of(node: NodeTime) -> str:
-    """What kind of work an op is, and in which layout."""
+    """Return what kind of work an op is, and in which layout."""
     if node.kind.startswith("Reorder") or node.kind == "Transpose":
         return "reorders"
     if node.kind in ("Conv", "FusedConv"):
@@ -106,7 +106,7 @@ def class_of(node: NodeTime) -> str:
 
 
 def macs(node: NodeTime) -> float:
-    """Multiply-accumulates of an op by the shapes that it ran with; 0 for ops that are no
+    """Return multiply-accumulates of an op by the shapes that it ran with; 0 for ops that are no
     layers."""
     if node.kind not in LAYERS or len(node.shapes) < 3:
         return 0.0

@@ -27,7 +27,7 @@ TARGET = "ort-cpu"
 
 
 def pair(rounds: Rounds, slow: int, fast: int) -> dict[str, Any]:
-    """A speed-up with its interval, for JSON."""
+    """Return a speed-up with its interval, for JSON."""
     found = asdict(rounds.speedup(slow, fast))
     return {
         name: round(value, 4) if isinstance(value, float) else value
@@ -75,7 +75,7 @@ class Stand:
         self.full: list[int] = self.cost.full.tolist()
 
     def timed(self, rows: Sequence[Sequence[int]]) -> Rounds:
-        """The network at several widths in turns."""
+        """Time the network at several widths in turns."""
         sessions = [self.probe.session(np.array(row)) for row in rows]
         try:
             return take_rounds([session.step for session in sessions], seconds=self.options.seconds)
@@ -152,7 +152,7 @@ class Stand:
     def _beside(
         self, anchor: tuple[Sequence[int], float], rows: Sequence[Sequence[int]]
     ) -> list[Measurement]:
-        """Times as they were when the anchor's was taken."""
+        """Return times as they were when the anchor's was taken."""
         rounds = self.timed([*rows, anchor[0]])
         *found, own = [rounds.measurement(index) for index in range(len(rows) + 1)]
         by = anchor[1] / 1e3 / own.seconds

@@ -24,8 +24,8 @@ REPEATS, STRETCH = 10, 2e-3
 
 
 def table_timer(target: Target, cost: CostModel) -> Timer:
-    """Seconds of a layer at an input and an output width; layers that look alike are measured
-    once."""
+    """Return seconds of a layer at an input and an output width; layers that look alike are
+    measured once."""
     known: dict[object, float] = {}
 
     def timer(layer: TimedLayer, inputs: int, outputs: int) -> float:
@@ -75,7 +75,8 @@ class _Alone(torch.nn.Module):
 
 
 def _write(module: _Alone, x: torch.Tensor, path: Path) -> None:
-    """The layer as ONNX, by hand: an export by torch takes a second for each of some hundred."""
+    """Write the layer as ONNX, by hand: an export by torch takes a second for each of some
+    hundred."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = [

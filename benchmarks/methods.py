@@ -63,7 +63,7 @@ SETTINGS = {
 
 
 def methods(setting: Setting) -> dict[str, str]:
-    """The pass of every row, without its budget."""
+    """Return the pass of every row, without its budget."""
     steps = setting.training * setting.batches
     judge = "evaluator=abn{calibration-batches=20 batch-size=64}"
     size = setting.candidates // 4
@@ -100,7 +100,8 @@ def methods(setting: Setting) -> dict[str, str]:
 
 
 def variants(setting: Setting) -> dict[str, str]:
-    """Rows that take an explanation of the table apart; only made when ``--methods`` names them."""
+    """Return rows that take an explanation of the table apart; only made when ``--methods`` names
+    them."""
     long = 8 * setting.training
     sparse = f"regulariser=gamma-l1{{scale=0.02}} recipe=sgd{{epochs={long} lr=0.01 batch-size=64}}"
     return {
@@ -121,7 +122,7 @@ def variants(setting: Setting) -> dict[str, str]:
 def one_run(
     graph: Graph, workload: Workload, setting: Setting, step: str, budget: str, seed: int
 ) -> dict[str, Any]:
-    """Prune, prove, recalibrate, fine-tune; accuracies are shares, on the sub-validation and the
+    """Prune, prove, recalibrate and fine-tune; accuracies are shares, on the sub-validation and the
     test images."""
     started = time.perf_counter()
     pipeline = (
@@ -146,7 +147,7 @@ def one_run(
 def load(
     network: str, setting: Setting, seed: int, options: argparse.Namespace
 ) -> tuple[Graph, Workload]:
-    """The trained network and the data, cut by the seed."""
+    """Return the trained network and the data, cut by the seed."""
     digits = network == "digits_resnet"
     weights = None if digits else options.weights / f"cifar10_{network}_optA.safetensors"
     model = load_model(f"zoo:{network}", weights=weights)
@@ -164,7 +165,7 @@ def load(
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Every run that is not in the file yet."""
+    """Run everything that is not in the file yet."""
     done = {(r["network"], r["method"], r["budget"], r["seed"]) for r in lines(options.out)}
     for network in options.networks.split(","):
         setting = SETTINGS[network]
@@ -196,7 +197,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """What was measured so far."""
+    """Return what was measured so far."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

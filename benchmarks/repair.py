@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 
 def cut(graph: Graph, workload: Workload, seed: int) -> State:
-    """The state after the proof."""
+    """Return the state after the proof."""
     state = State(original=graph, graph=graph.copy(), workload=workload, seed=seed)
     for step in parse_pipeline(f"couple,cost,l1{{budget={BUDGET}}},slice,verify"):
         step.run(state)
@@ -76,7 +76,7 @@ def accuracy(graph: Graph, workload: Workload) -> float:
 
 
 def measured(graph: Graph, workload: Workload, seed: int, images: list[int]) -> dict[str, Any]:
-    """Accuracy of every row, and for lstsq the error of every layer before and after."""
+    """Return accuracy of every row, and for lstsq the error of every layer before and after."""
     fresh = build_module(graph, graph.weights)
     recalibrate_on(fresh, workload, batches=4, batch_size=128, seed=seed)
     found: dict[str, Any] = {
@@ -107,7 +107,8 @@ def measured(graph: Graph, workload: Workload, seed: int, images: list[int]) -> 
 
 
 def table(runs: dict[int, dict[str, Any]]) -> str:
-    """Mean, smallest and largest accuracy over the seeds, as a Markdown table, in percent."""
+    """Return mean, smallest and largest accuracy over the seeds, as a Markdown table, in
+    percent."""
     lines = []
     for name in next(iter(runs.values())):
         scores = [100 * run[name] for run in runs.values() if isinstance(run[name], float)]
