@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from pruneopt.calling import calling
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.exporting import exported_graph, load_program, program_graph
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.torch_internals import why_untested
 from pruneopt.ir.capture.training_mode import evaluation_mode, training_notes

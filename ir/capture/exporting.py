@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.autograd_functions import backward_notes, watched_functions
-from pruneopt.ir.capture.exported_program import NotDynamicError, read_program
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.exported_program import NotDynamicError, read_program
+from pruneopt.ir.capture.reading.module_table import ModuleTable
+from pruneopt.ir.capture.reading.source_lines import short_path
 from pruneopt.ir.capture.recording.calls import PLAIN_OUTPUTS
-from pruneopt.ir.capture.source_lines import short_path
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.modes import quiet
 from pruneopt.ir.verifier import IRError, verify_graph

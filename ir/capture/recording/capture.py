@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from pruneopt.collection import no_collection
 from pruneopt.errors import UserError
-from pruneopt.ir.capture.exported_program import NotDynamicError
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.exported_program import NotDynamicError
+from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording.calls import META
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.reader import RecordedReader

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopt.ir.capture.exported_program import IGNORED_OPS
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.exported_program import IGNORED_OPS
+from pruneopt.ir.capture.reading.module_table import ModuleTable
+from pruneopt.ir.capture.reading.source_lines import short_path
 from pruneopt.ir.capture.recording.calls import Call, GradMode, Recording, Ref
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.values import Facts, RecordedValues, facts_of
-from pruneopt.ir.capture.source_lines import short_path
 from pruneopt.ir.graph import Graph, Operand, ValueKind
 from pruneopt.ir.schema import DTYPE_NAMES, scalar_to_attr
 from pruneopt.ir.types import DEVICE, Attr, BatchSize, Location, TensorType

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruneopt.ir.capture.exported_program import RECURRENT
+from pruneopt.ir.capture.reading.exported_program import RECURRENT
+from pruneopt.ir.capture.reading.source_lines import TORCH_HOME
 from pruneopt.ir.capture.recording.calls import META, PLAIN_OUTPUTS, Call, Recording, Ref
 from pruneopt.ir.capture.recording.interception import intercept_calls
 from pruneopt.ir.capture.recording.known_functions import Shape, result_shape
 from pruneopt.ir.capture.recording.module_state import CannotRecordError, in_place_of_tensors
 from pruneopt.ir.capture.recording.per_sample import is_samplewise
-from pruneopt.ir.capture.source_lines import TORCH_HOME
 
 __all__ = ["Recorder", "record"]
 

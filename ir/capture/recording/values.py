@@ -17,8 +17,13 @@ import torch
 from torch import fx
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture.exported_program import BACKEND_FLAGS, MAYBE_VIEWS, VIEWS, ProgramReader
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.exported_program import (
+    BACKEND_FLAGS,
+    MAYBE_VIEWS,
+    VIEWS,
+    ProgramReader,
+)
+from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording.calls import Call, Recording, Ref
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.graph import Graph, Op, Operand, Value

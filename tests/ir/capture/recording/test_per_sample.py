@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording import capture as fast_capture
 from pruneopt.ir.capture.recording import recorder
 from pruneopt.ir.capture.recording.capture import recorded_graph

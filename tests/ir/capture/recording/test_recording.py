@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.capture.check import check_capture
 from pruneopt.ir.capture.exporting import exported_graph
-from pruneopt.ir.capture.module_table import ModuleTable
+from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording import interception
 from pruneopt.ir.capture.recording.capture import recorded_graph
 from pruneopt.ir.capture.recording.module_state import CannotRecordError

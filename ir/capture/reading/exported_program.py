@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from pruneopt.errors import UserError
-from pruneopt.ir.capture.module_table import ModuleTable
-from pruneopt.ir.capture.source_lines import user_frame
+from pruneopt.ir.capture.reading.module_table import ModuleTable
+from pruneopt.ir.capture.reading.source_lines import user_frame
 from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
 from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
