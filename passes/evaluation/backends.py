@@ -43,7 +43,7 @@ class EvaluationBackend(Protocol):
         batches: Iterable[Tensor],
         into: Into = None,
     ) -> list[dict[str, Tensor]]:
-        """The running statistics of each after these batches, which join those ``into`` has
+        """Return the running statistics of each after these batches, which join those ``into`` has
         (`statistics_together`)."""
         ...
 
@@ -169,7 +169,7 @@ class Fused:
 
 
 def choose(graph: Graph, settings: Settings) -> EvaluationBackend:
-    """How candidates of a network are run with these settings.
+    """Return how candidates of a network are run with these settings.
 
     Raises:
         UserError: settings that exclude each other, or ``kernels=reference`` of a network that
@@ -193,7 +193,7 @@ def choose(graph: Graph, settings: Settings) -> EvaluationBackend:
 
 
 def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:
-    """The kernels for settings; `UserError` where they cannot do what is asked."""
+    """Return the kernels for settings; `UserError` where they cannot do what is asked."""
     if settings.averaging.kind == "population" or settings.whole:
         what = "whole" if settings.whole else f"statistics={settings.averaging.kind}"
         raise UserError(f"they do not take {what}")
@@ -205,12 +205,12 @@ def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """What a network's weights take."""
+    """Return what a network's weights take."""
     return sum(tensor.nbytes for tensor in graph.weights.values())
 
 
 def _most(graph: Graph, settings: Settings) -> int:
-    """How many candidates come at once, at most."""
+    """Return how many candidates come at once, at most."""
     size = weight_bytes(graph)
     return max(settings.batch_size_at(0, size), settings.batch_size_at(settings.keep, size))
 
@@ -225,7 +225,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _add(into: Statistics, batches: Sequence[Sequence[BatchStatistics]]) -> None:
-    """What the kernels found for one candidate, with unbiased variances."""
+    """Add the statistics that the kernels found for one candidate, with unbiased variances."""
     for found in batches:
         for item in found:
             if item.count < 2:

@@ -108,7 +108,8 @@ class Evaluation:
         self._teacher: Tensor | None = None
 
     def evaluate(self, plans: Iterable[Plan]) -> Iterator[Score]:
-        """The scores of plans, in their order; with a race, each depends on those before it."""
+        """Yield the scores of plans, in their order; with a race, each depends on those before
+        it."""
         rest, done = iter(plans), 0
         size = weight_bytes(self.graph)
         while group := list(islice(rest, self.settings.batch_size_at(done, size))):
@@ -119,8 +120,8 @@ class Evaluation:
             done += len(group)
 
     def together(self, plans: Sequence[Plan]) -> list[Score]:
-        """The scores of plans that are judged side by side: what they compute alike is computed
-        once.
+        """Return the scores of plans that are judged side by side: what they compute alike is
+        computed once.
 
         In a race they are compared with those that `recall` knows, and become known by it
         themselves.
@@ -139,7 +140,7 @@ class Evaluation:
         )
 
     def stale(self, plan: Plan) -> Score:
-        """The score of a plan with the original's batch-norm statistics, on all images."""
+        """Return the score of a plan with the original's batch-norm statistics, on all images."""
         candidates = _Candidates(self, [plan])
         values = candidates.signals([0], Rung(0, len(self.images)))
         mean, metric = (float(part.double().mean()) for part in (*values, *candidates.metrics))
@@ -150,7 +151,7 @@ class Evaluation:
         self.race.recall(trace)
 
     def describe(self) -> str:
-        """How plans are judged, in a few words."""
+        """Return how plans are judged, in a few words."""
         settings = self.settings
         words = [str(settings.averaging), f"n={settings.batches}"]
         if settings.signal != "metric":
@@ -162,8 +163,8 @@ class Evaluation:
         return ", ".join(words)
 
     def teacher(self) -> Tensor:
-        """The class that the original network gives every validation image, int64 `[images]`;
-        computed once."""
+        """Return the class that the original network gives every validation image, int64
+        `[images]`; computed once."""
         if self._teacher is None:
             networks = self.networks([self.graph], [self._placed(self.graph.weights)])
             with torch.no_grad():
@@ -203,7 +204,7 @@ class Evaluation:
         ]
 
     def _signal(self, outputs: object, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """The signal and the metric of a network's outputs for some of the images."""
+        """Return the signal and the metric of a network's outputs for some of the images."""
         metric = self.workload.scores(outputs, targets)
         if self.settings.signal == "metric":
             return metric, metric
@@ -216,7 +217,7 @@ class Evaluation:
         return {name: channels_last(tensor.detach().to(device)) for name, tensor in weights.items()}
 
     def cut(self, plan: Plan) -> tuple[Graph, dict[str, Tensor]]:
-        """The graph of a plan and its weights, on the device."""
+        """Return the graph of a plan and its weights, on the device."""
         small = slice_graph(self.graph, self.coupling, plan)
         return small, self._placed(small.weights)
 
@@ -239,7 +240,7 @@ class _Candidates:
         self.metrics = [torch.zeros(0) for _ in plans]
 
     def signals(self, racing: Sequence[int], rung: Rung) -> list[Tensor]:
-        """The signal of those that are still in the race on every image of a rung, each
+        """Return the signal of those that are still in the race on every image of a rung, each
         `[images]`."""
         if rung.batches != self.batches:
             for index, found in zip(racing, self._running(racing, rung.batches), strict=True):
@@ -263,7 +264,8 @@ class _Candidates:
         return [self.seen[index] for index in racing]
 
     def _running(self, racing: Sequence[int], batches: int) -> list[dict[str, Tensor]]:
-        """The running statistics after the first ``batches`` batches; none are new after none."""
+        """Return the running statistics after the first ``batches`` batches; none are new after
+        none."""
         settings, calibration = self.evaluation.settings, self.evaluation.calibration
         if not batches:
             return [{} for _ in racing]

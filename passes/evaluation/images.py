@@ -22,8 +22,8 @@ them."""
 
 
 def held(workload: Workload, settings: Settings) -> Workload:
-    """A workload with the calibration and sub-validation images that settings ask for, read once
-    where they fit.
+    """Return a workload with the calibration and sub-validation images that settings ask for, read
+    once where they fit.
 
     Cut here once: every new split would be decoded again.
     """
@@ -36,8 +36,8 @@ def held(workload: Workload, settings: Settings) -> Workload:
 
 
 def _resident(split: Split) -> Split:
-    """A user's own data set read into memory once, where it fits; pruneopt's own splits keep their
-    images."""
+    """Return a user's own data set read into memory once, where it fits; pruneopt's own splits keep
+    their images."""
     if not isinstance(split, DatasetSplit) or not len(split):
         return split
     inputs, targets = next(split.batches(1))
@@ -200,8 +200,8 @@ def _chunk(split: Split) -> int:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """A tensor in the memory format in which convolutions are fastest, with the same values and
-    shape."""
+    """Return a tensor in the memory format in which convolutions are fastest, with the same values
+    and shape."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return (
         tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor

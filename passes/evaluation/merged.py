@@ -77,7 +77,7 @@ class _Joined:
         self._ops: dict[tuple[object, ...], Op] = {}
 
     def weight(self, value: Value, tensor: Tensor) -> Value:
-        """The value of a weight, one for equal tensors of the same name."""
+        """Return the value of a weight, one for equal tensors of the same name."""
         key = (value.name, _content(tensor))
         if key not in self._params:
             name, number = value.name, 0
@@ -89,7 +89,7 @@ class _Joined:
         return self._params[key]
 
     def op(self, op: Op, twins: dict[Value, Value]) -> Op:
-        """The op that does an op's work; its results become the twins of the op's."""
+        """Return the op that does an op's work; its results become the twins of the op's."""
 
         def twin(operand: Operand) -> Operand:
             if isinstance(operand, Value):
@@ -117,7 +117,7 @@ def _key(operand: Operand) -> object:
 
 
 def _content(tensor: Tensor) -> bytes:
-    """A digest of what a tensor holds."""
+    """Return a digest of what a tensor holds."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     head = f"{tensor.dtype} {list(tensor.shape)}".encode()
     return hashlib.blake2b(flat.tobytes() + head, digest_size=16).digest()

@@ -38,8 +38,8 @@ class Rung:
 
 
 def rungs_of(batches: int, images: int, first: int | None) -> tuple[Rung, ...]:
-    """The rungs of a race: ``first`` images, then twice as many each, up to all; only all of them
-    for None.
+    """Return the rungs of a race: ``first`` images, then twice as many each, up to all; only all of
+    them for None.
 
     Raises:
         UserError: ``first`` below 2, which leaves no standard error.
@@ -68,7 +68,7 @@ class Result:
     per_rung: tuple[Tensor, ...]
 
     def pack(self) -> str:
-        """The scores as text, for a journal."""
+        """Return the scores as text, for a journal."""
         raw = torch.cat(self.per_rung).numpy().astype("<f4").tobytes()
         return base64.b64encode(zlib.compress(raw, 9)).decode()
 
@@ -174,8 +174,8 @@ class Race:
         self.best = sorted([*self.best, result], key=lambda item: -item.value)[: self.keep]
 
     def _hopeless(self, gap: Tensor) -> bool:
-        """Whether a mean difference `[n]` is below zero by more than chance explains, given all
-        images there are."""
+        """Return whether a mean difference `[n]` is below zero by more than chance explains, given
+        all images there are."""
         n, every = len(gap), self.rungs[-1].images
         error = float(gap.std()) / math.sqrt(n) * math.sqrt(1 - n / every)
         return float(gap.mean()) < -self.z * error

@@ -28,7 +28,7 @@ PLAIN = (
 
 
 def averaging_of(statistics: Plain, momentum: float | None, reset: bool) -> Averaging:
-    """The semantics that options name: the moving average where a momentum is given.
+    """Return the semantics that options name: the moving average where a momentum is given.
 
     Raises:
         UserError: options that exclude each other.
@@ -80,8 +80,8 @@ class Settings:
     keep: int = 1
 
     def batch_size_at(self, index: int, size: int) -> int:
-        """How many candidates to judge side by side, from number ``index`` on, of a network of
-        ``size`` bytes.
+        """Return how many candidates to judge side by side, from number ``index`` on, of a network
+        of ``size`` bytes.
 
         A race has nobody to race against before `keep` candidates came to its end; in training mode
         each candidate draws random numbers of its own.

@@ -30,7 +30,7 @@ Weights = Mapping[str, Tensor]
 
 
 def statistic_norms(graph: Graph) -> dict[Op, RunningNorm]:
-    """The batch norms whose running statistics training would change, in graph order.
+    """Return the batch norms whose running statistics training would change, in graph order.
 
     Raises:
         UserError: one that gives the statistics of its batch away.
@@ -47,7 +47,7 @@ def statistic_norms(graph: Graph) -> dict[Op, RunningNorm]:
 
 @dataclass
 class Statistics:
-    """What batches gave so far: more batches may follow.
+    """The sums over the batches so far: more may follow.
 
     Attributes:
         means, variances: per name of a running mean, the (unbiased) statistics `[C]` of every
@@ -68,7 +68,8 @@ class Statistics:
         self.counts.setdefault(name, []).append(count)
 
     def running(self, graph: Graph, weights: Weights, averaging: Averaging) -> dict[str, Tensor]:
-        """The running statistics after these batches, by name, in the precision of the weights'."""
+        """Return the running statistics after these batches, by name, in the precision of the
+        weights'."""
         found: dict[str, Tensor] = {}
         for norm in statistic_norms(graph).values():
             mean_name, variance_name = norm.mean.name, norm.variance.name
@@ -104,8 +105,8 @@ def fresh_statistics(
     whole: bool = False,
     into: Statistics | None = None,
 ) -> dict[str, Tensor]:
-    """The running means and variances of every batch norm after these batches, by name; no weight
-    is changed.
+    """Return the running means and variances of every batch norm after these batches, by name; no
+    weight is changed.
 
     Args:
         graph: the network.
@@ -186,7 +187,7 @@ def _recorder(
 def _population(
     graph: Graph, weights: Weights, batches: Sequence[Tensor], whole: bool
 ) -> dict[str, Tensor]:
-    """All batches go through each op before the next op is run."""
+    """Return the running statistics of a network that all batches pass op by op, side by side."""
     norms = statistic_norms(graph)
     interpreter = Interpreter(graph, _normaliser(norms))
     found: dict[str, Tensor] = {}
@@ -243,13 +244,13 @@ def _counter(mean_name: str) -> str:
 
 
 def _seen(weights: Weights, mean_name: str) -> int:
-    """How many batches a batch norm counts so far."""
+    """Return how many batches a batch norm counts so far."""
     count = weights.get(_counter(mean_name))
     return 0 if count is None else int(count)
 
 
 def _counted(weights: Weights, mean_name: str, batches: int, reset: bool) -> dict[str, Tensor]:
-    """The counter of a batch norm after these batches, where it has one."""
+    """Return the counter of a batch norm after these batches, where it has one."""
     count = weights.get(_counter(mean_name))
     before = 0 if reset or count is None else int(count)
     return {} if count is None else {_counter(mean_name): torch.full_like(count, before + batches)}

@@ -141,7 +141,7 @@ class Exploration:
         return scorer
 
     def _checked(self, item: Tried, structure: Structure) -> Tried:
-        """A line of the journal, which must be the structure that is asked for now."""
+        """Return a line of the journal, which must be the structure that is asked for now."""
         if item.widths != self._widths(structure):
             raise UserError(
                 f"candidate {item.index} in {self.journal.path} is not what this search proposes: "
@@ -248,8 +248,8 @@ class Explore(Pass):
         return "run cost first" if state.cost is None else without_data(state)
 
     def finishing_passes(self, seed: int) -> list[Pass]:
-        """The passes that give a delivered network what the judged ones had, where the run's seed
-        is this."""
+        """Return the passes that give a delivered network what the judged ones had, where the run's
+        seed is this."""
         return self.evaluator.finishing_passes(seed if self.seed is None else self.seed)
 
     def run(self, state: State) -> bool:
@@ -258,7 +258,7 @@ class Explore(Pass):
         return False
 
     def prepare(self, state: State) -> Exploration:
-        """The exploration of a state, to be continued from its journal where there is one.
+        """Return the exploration of a state, to be continued from its journal where there is one.
 
         Raises:
             BudgetError: a budget, or a range, that cannot be reached.
@@ -292,7 +292,7 @@ class Explore(Pass):
         return ByLevels(self.searcher, reach, self.population, seed)
 
     def space(self, state: State, seed: int) -> Space:
-        """What is searched: every group that moves by itself has a width of its own."""
+        """Return what is searched: every group that moves by itself has a width of its own."""
         workload = state.need_workload(self.name)
         scores = score_units(
             state.need_coupling(),
@@ -319,8 +319,8 @@ class Explore(Pass):
     def _identity(
         self, state: State, units: Sequence[str], space: Space, seed: int
     ) -> dict[str, object]:
-        """What makes an exploration the one it is: everything its result depends on, but for its
-        length."""
+        """Return what makes an exploration the one it is: everything its result depends on, but for
+        its length."""
         workload = state.need_workload(self.name)
         aligned = alignment_of(self.round_to, state.graph, state.device)
         ends = np.stack([space.allowed.lowest, space.allowed.highest])
@@ -350,7 +350,8 @@ def canonical_unit(unit: str) -> str:
 
 
 def unit_of(text: str, cost: CostModel) -> str:
-    """The cost unit that a user's word stands for; letters of the plain ones may be large or small.
+    """Return the cost unit that a user's word stands for; letters of the plain ones may be large or
+    small.
 
     Raises:
         UserError: no such unit, or one that this cost model was not given.

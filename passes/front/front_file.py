@@ -37,7 +37,7 @@ VERSION = 1
 def front_data(
     outcome: FrontOutcome, state: State, explore: Explore, before: str
 ) -> dict[str, Any]:
-    """A front as JSON data.
+    """Return a front as JSON data.
 
     Args:
         state: after the exploration; its graph is the one that was explored.
@@ -81,7 +81,7 @@ def _entry(point: Point) -> dict[str, Any]:
 
 
 def _identity(state: State) -> dict[str, str]:
-    """The digests of the network that a state holds, before it is cut."""
+    """Return the digests of the network that a state holds, before it is cut."""
     graph = digest(print_graph(state.need_coupling().graph))
     return {"graph_sha256": graph, "weights_sha256": weights_digest(state.graph.weights)}
 
@@ -100,7 +100,8 @@ class FrontFile:
         return found
 
     def point(self, number: int) -> Mapping[str, Any]:
-        """The entry of a point, counted from 1; `UserError` where there is none of this number."""
+        """Return the entry of a point, counted from 1; `UserError` where there is none of this
+        number."""
         count = len(self.points)
         if not 1 <= number <= count:
             which = (
@@ -123,8 +124,8 @@ class FrontFile:
             )
 
     def plan(self, number: int, coupling: Coupling) -> dict[str, np.ndarray]:
-        """The units that a point keeps of every free group; one that the search left alone keeps
-        all.
+        """Return the units that a point keeps of every free group; one that the search left alone
+        keeps all.
 
         Raises:
             UserError: no such point, or other channel groups than those that were searched.
@@ -149,7 +150,7 @@ class FrontFile:
 
 
 def load_front(path: str | os.PathLike[str]) -> FrontFile:
-    """The front in a file, or in the ``front.json`` of a folder.
+    """Return the front in a file, or in the ``front.json`` of a folder.
 
     Raises:
         UserError: no such file, or no front.

@@ -50,15 +50,15 @@ class FrontPoint(Choose):
         return True
 
     def before(self) -> list[Pass]:
-        """The passes that led to the channel groups that were searched."""
+        """Return the passes that led to the channel groups that were searched."""
         return _passes(self.file, "before")
 
     def finishing_passes(self) -> list[Pass]:
-        """What gives the delivered network what the judged ones had."""
+        """Return what gives the delivered network what the judged ones had."""
         return _passes(self.file, "after")
 
     def times(self) -> dict[str, tuple[float, float]]:
-        """The seconds that the front has of the original and of the point, by the texts of
+        """Return the seconds that the front has of the original and of the point, by the texts of
         targets."""
         front = load_front(self.file)
         original, own = front.data["original"], front.point(self.point)["costs"]

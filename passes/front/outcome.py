@@ -1,5 +1,4 @@
-"""What an exploration found: the structures that were judged, and those of them that make the
-front."""
+"""The result of an exploration: the structures that were judged, and the front among them."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class Tried:
 
     @property
     def value(self) -> float:
-        """What structures are compared by; larger is better."""
+        """Return what structures are compared by; larger is better."""
         found = self.score if self.signal is None else self.signal
         return found if math.isfinite(found) else -WORST
 
@@ -59,8 +58,8 @@ class Point:
 def objectives(
     values: Sequence[float], widths: np.ndarray, units: Sequence[str], cost: CostModel
 ) -> np.ndarray:
-    """What is minimised, float64 `[P, 1 + U]`: the negative values `[P]`, and the costs of widths
-    `[P, G]`."""
+    """Return what is minimised, float64 `[P, 1 + U]`: the negative values `[P]`, and the costs of
+    widths `[P, G]`."""
     columns = [
         -np.asarray(values, dtype=np.float64),
         *(cost.measure(unit, widths).astype(np.float64) for unit in units),
@@ -70,7 +69,7 @@ def objectives(
 
 @dataclass
 class FrontOutcome:
-    """What an exploration found.
+    """The result of an exploration.
 
     Attributes:
         cost: measures structures.
@@ -92,7 +91,7 @@ class FrontOutcome:
 
     @property
     def objectives(self) -> np.ndarray:
-        """What is minimised, of every candidate: float64 `[P, 1 + U]`."""
+        """Return what is minimised, of every candidate: float64 `[P, 1 + U]`."""
         rows = np.array(
             [[item.widths[name] for name in self.cost.groups] for item in self.candidates]
         )
@@ -100,7 +99,7 @@ class FrontOutcome:
 
     @property
     def front(self) -> list[Point]:
-        """What nothing dominates, by the first cost; of structures with equal objectives the
+        """Return what nothing dominates, by the first cost; of structures with equal objectives the
         first."""
         points = self.objectives
         _, first = np.unique(points, axis=0, return_index=True)
@@ -117,8 +116,8 @@ class FrontOutcome:
         return [self._point(None, item) for item in self.candidates]
 
     def hypervolume(self, floor: float = 0.0) -> float:
-        """The volume between the front, the original's costs (1 each) and a value; costs are shares
-        of the original's.
+        """Return the volume between the front, the original's costs (1 each) and a value; costs are
+        shares of the original's.
 
         With one cost and accuracy it is the accuracy that the front gives for a share of the cost,
         on the average over all shares from 0 to 1.

@@ -24,8 +24,8 @@ __all__ = ["GammaL1", "PenaltyReport", "checked_scale", "live_parameters"]
 
 @dataclass(frozen=True, slots=True)
 class PenaltyReport:
-    """What a penalty was on: its scale, the weights it reached, and those that it skipped because
-    they do not train."""
+    """The reach of a penalty: its scale, the weights that it was on, and those that it skipped
+    because they do not train."""
 
     scale: float
     reached: int
@@ -99,7 +99,7 @@ class _GammaHook(RegulariserHook):
 
 
 def live_parameters(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The named parameters of a module that train."""
+    """Return the named parameters of a module that train."""
     own = dict(module.named_parameters(remove_duplicate=False))
     return {name: own[name] for name in names if name in own and own[name].requires_grad}
 
@@ -111,7 +111,7 @@ def checked_scale(scale: float) -> None:
 
 
 def _without(norms: Sequence[BatchNorm], ignore: Sequence[str]) -> list[BatchNorm]:
-    """The batch norms that no name is for; `UserError` for a name that is for none."""
+    """Return the batch norms that no name is for; `UserError` for a name that is for none."""
     left = list(norms)
     for name in ignore:
         if not any(is_within(norm.name, name) for norm in norms):

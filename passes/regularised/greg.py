@@ -53,7 +53,7 @@ class LayerCount:
 
 @dataclass(frozen=True, slots=True)
 class GRegRecord:
-    """What went from each layer, what the regulariser reports, and the training under it."""
+    """The share that went from each layer, the regulariser's report, and the training under it."""
 
     layers: tuple[LayerCount, ...]
     regulariser: Any
@@ -62,7 +62,7 @@ class GRegRecord:
 
 @dataclass(frozen=True)
 class GReg(Regularised):
-    """What both passes share."""
+    """The base of both passes."""
 
     early: ClassVar[bool]
 
@@ -165,8 +165,8 @@ class GReg(Regularised):
 
 
 def _long_enough(recipe: Recipe, longest: int, samples: int) -> Recipe:
-    """The recipe with as many epochs as the penalty may take; an own number of epochs must be
-    enough.
+    """Return the recipe with as many epochs as the penalty may take; an own number of epochs must
+    be enough.
 
     Raises:
         UserError: fewer epochs than that.
@@ -203,7 +203,8 @@ class _Over(Regulariser):
 
 @dataclass(frozen=True)
 class GReg1(GReg):
-    """What goes is picked before training; the penalty drives it to zero."""
+    """GReg-1: the filters that go are picked before training, and the penalty drives them to
+    zero."""
 
     name: ClassVar[str] = "greg1"
     summary: ClassVar[str] = (

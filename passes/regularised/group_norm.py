@@ -104,8 +104,8 @@ class _GroupNormHook(RegulariserHook):
 
 
 def _places(coupling: Coupling) -> Iterator[tuple[Slot, np.ndarray]]:
-    """Where the units of free groups are made, each place of a weight once, with the unit at each
-    (or ``units``: none).
+    """Yield where the units of free groups are made, each place of a weight once, with the unit at
+    each (or ``units``: none).
 
     Units that no layer makes are at all places of parameters that hold them.
     """

@@ -38,8 +38,8 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class GrowingReport:
-    """What the penalty did: the state at the end, when it last grew, how many iterations at most,
-    and every layer."""
+    """The course of the penalty: the state at the end, when it last grew, how many iterations at
+    most, and every layer."""
 
     state: str
     grown_until: int | None
@@ -96,7 +96,7 @@ class Growing(Regulariser):
                 raise UserError(f"{name.replace('_', '-')}={getattr(self, name)} must {must}")
 
     def rates(self, early: bool) -> Rates:
-        """The constants as exact decimals, fitted into `iterations` where given.
+        """Return the constants as exact decimals, fitted into `iterations` where given.
 
         Raises:
             UserError: too few iterations.
@@ -109,15 +109,15 @@ class Growing(Regulariser):
         return rates if self.iterations is None else rates.fitted(self.iterations, early)
 
     def hook(self, task: Task) -> GrowingHook:
-        """The penalty over all free channel groups, by the filters that make them; the pass says
-        what goes."""
+        """Return the penalty over all free channel groups, by the filters that make them; the pass
+        says what goes."""
         layers = prunable_groups(
             task.coupling, staged_layers(task.coupling.graph), "filter", "coupled"
         )
         return self.hook_over(layers, task)
 
     def hook_over(self, layers: Sequence[Prunable], task: Task) -> GrowingHook:
-        """The penalty over given layers."""
+        """Return the penalty over given layers."""
         early = self.picks == "early"
         return GrowingHook(layers, self.rates(early), early=early, task=task)
 
@@ -189,8 +189,8 @@ class GrowingHook(RegulariserHook):
         return GrowingReport(growth.state, growth.since, longest, tuple(layers))
 
     def _weights(self, run: Run) -> dict[str, Tensor]:
-        """The weights of the network in training by name, and what no module holds (constants of
-        the graph)."""
+        """Return the weights of the network in training by name, and what no module holds
+        (constants of the graph)."""
         named = {
             name: tensor.detach()
             for name, tensor in run.module.named_parameters(remove_duplicate=False)
@@ -199,8 +199,8 @@ class GrowingHook(RegulariserHook):
         return {**self.task.state.graph.weights, **named}
 
     def _decide(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
-        """What the pass removes by the weights as they are now, by layer; from now on that is the
-        decision."""
+        """Return what the pass removes by the weights as they are now, by layer; from now on that
+        is the decision."""
         self.decision = decision = self.task.decide(weights)
         found = []
         for layer in self.growth.layers:

@@ -55,7 +55,7 @@ class Rates:
     limit: float
 
     def updates(self, early: bool) -> int:
-        """How often the penalty grows when no magnitude ratio ends it before."""
+        """Return how often the penalty grows when no magnitude ratio ends it before."""
         if early:
             return math.floor(self.ceiling / self.grow) + 1
         picks = max(1, math.ceil(self.pick_ceiling / self.pick_grow))
@@ -63,11 +63,11 @@ class Rates:
         return picks + (math.floor(left / self.grow) + 1 if left >= 0 else 0)
 
     def iterations(self, early: bool) -> int:
-        """How long the machine runs at most: growth and stabilisation."""
+        """Return how long the machine runs at most: growth and stabilisation."""
         return (self.updates(early) - 1) * self.interval + 1 + self.stabilise
 
     def fitted(self, iterations: int, early: bool) -> Rates:
-        """The same schedule in at most so many iterations (beyond the paper): growth and
+        """Return the same schedule in at most so many iterations (beyond the paper): growth and
         stabilisation shrink alike, the penalties grow in larger steps. The interval, the ceilings
         and the recovery value stay.
 
@@ -97,7 +97,7 @@ class Rates:
 
 @dataclass
 class LayerGrowth:
-    """Where one layer is.
+    """The progress of one layer.
 
     Attributes:
         raised, pushed: how often its penalty grew by `pick_grow` and by `grow`.
@@ -145,7 +145,7 @@ class Growth:
             self._pick(weights)
 
     def due(self, iteration: int) -> bool:
-        """Whether `update` has something to do in an iteration, counted from 0."""
+        """Return whether `update` has something to do in an iteration, counted from 0."""
         return self.state == "update" and iteration % self.rates.interval == 0
 
     def update(self, iteration: int, weights: Mapping[str, Tensor]) -> None:
@@ -174,7 +174,7 @@ class Growth:
         self._penalties = None
 
     def done(self, iterations: int) -> bool:
-        """Whether all is over after so many iterations; at once where nothing goes."""
+        """Return whether all is over after so many iterations; at once where nothing goes."""
         if self.state == "update" or self.since is None:
             return False
         return (
@@ -182,12 +182,12 @@ class Growth:
         )
 
     def largest(self, at: LayerGrowth) -> Fraction:
-        """The largest penalty of a layer; before anything is picked it is that of all its
+        """Return the largest penalty of a layer; before anything is picked it is that of all its
         groups."""
         return at.raised * self.rates.pick_grow + at.pushed * self.rates.grow
 
     def values(self, at: LayerGrowth) -> tuple[Fraction, Fraction]:
-        """The penalties of a layer on what goes and on what stays."""
+        """Return the penalties of a layer on what goes and on what stays."""
         if at.removed is None:
             return self.largest(at), self.largest(at)
         if not _any(at):
@@ -213,7 +213,7 @@ class Growth:
     def _spread(
         self, layer: Prunable, parameters: Mapping[str, torch.nn.Parameter]
     ) -> list[tuple[str, Tensor]]:
-        """The penalties of a layer in the shapes of its weights, or in shapes that spread to
+        """Return the penalties of a layer in the shapes of its weights, or in shapes that spread to
         them."""
         goes, stays = (float(value) for value in self.values(self.of[layer.name]))
         found = []
@@ -292,12 +292,12 @@ class Growth:
 
 
 def _any(at: LayerGrowth) -> bool:
-    """Whether anything was picked in a layer."""
+    """Return whether anything was picked in a layer."""
     return at.removed is not None and bool(at.removed.any())
 
 
 def _ratio(layer: Prunable, at: LayerGrowth, weights: Mapping[str, Tensor]) -> Tensor:
-    """The mean magnitude of what stays over that of what goes, a float64 number."""
+    """Return the mean magnitude of what stays over that of what goes, a float64 number."""
     magnitude = layer.magnitudes(weights)
     assert at.removed is not None
     goes = at.removed.to(magnitude.device)

@@ -38,7 +38,7 @@ __all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", 
 
 @dataclass(frozen=True)
 class Decision:
-    """What goes: units by a plan, single weights by masks.
+    """A choice of what goes: units by a plan, single weights by masks.
 
     Attributes:
         plan: group -> sorted kept units.
@@ -52,7 +52,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Task:
-    """What a regulariser may look at.
+    """The network, budgets and data that a regulariser may look at.
 
     Attributes:
         state: of the run; its graph and weights are those before training.
@@ -73,7 +73,7 @@ class RegulariserHook(Hook):
     """What the regulariser picked; None leaves it to the pass, on the final weights."""
 
     def report(self) -> Any:
-        """What there is to say after training, as a dataclass or None."""
+        """Return what there is to say after training, as a dataclass or None."""
         return None
 
 
@@ -85,7 +85,7 @@ class Regulariser(Part):
 
     @abstractmethod
     def hook(self, task: Task) -> RegulariserHook:
-        """The penalty of one training run.
+        """Return the penalty of one training run.
 
         Raises:
             UserError: the network has nothing that this penalty applies to.
@@ -120,11 +120,12 @@ class Regularised(Choose):
 
     @abstractmethod
     def parts(self) -> tuple[Regulariser, Recipe]:
-        """The regulariser, and how the network is trained under it."""
+        """Return the regulariser, and how the network is trained under it."""
 
     @abstractmethod
     def decide(self, state: State, weights: Mapping[str, Tensor]) -> Decision:
-        """What goes, decided on weights by name (of the network in training, on any device)."""
+        """Return what goes, decided on weights by name (of the network in training, on any
+        device)."""
 
     def run(self, state: State) -> bool:
         add_budgets(state, self.budget)
@@ -151,13 +152,15 @@ class Regularised(Choose):
         return Trained(hook, log, hook.decision or decide(state.graph.weights))
 
     def source(self) -> str:
-        """What the decision depends on besides the options, such as the digest of a file that one
-        of them names."""
+        """Return what the decision depends on besides the options, such as the digest of a file
+        that one of them names."""
         return ""
 
     def _identity(self, state: State) -> str:
-        """What the state of a training is for. Where the penalty picks, that state holds the picks,
-        so they must be those for these budgets, groups and files.
+        """Return what the state of a training is for.
+
+        Where the penalty picks, that state holds the picks, so they must be those for these
+        budgets, groups and files.
         """
         text = pass_text(replace(self, budget=()))
         return (
@@ -177,4 +180,4 @@ class Regularised(Choose):
 
     @abstractmethod
     def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> Any:
-        """What the pass has to report, as a dataclass."""
+        """Return what the pass has to report, as a dataclass."""

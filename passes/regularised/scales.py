@@ -1,5 +1,5 @@
-"""What a global threshold is laid over, and the rule by which its survivors become widths (Network
-Slimming).
+"""The scales that a global threshold is laid over, and the rule by which its survivors become
+widths (Network Slimming).
 
 Sources: Liu et al., ICCV 2017; the rounding, the fixed ratios and the floors are those of its
 implementation pns.
@@ -97,16 +97,17 @@ class Rule:
                 )
 
     def least(self, width: int) -> int:
-        """The fewest of ``width`` channels that stay."""
+        """Return the fewest of ``width`` channels that stay."""
         return self.share(width, self.min_ratio)
 
     def share(self, width: int, ratio: float) -> int:
-        """A share of ``width`` channels, rounded down, and not below the fewest that stay."""
+        """Return a share of ``width`` channels, rounded down, and not below the fewest that
+        stay."""
         # A product such as 100 * (1 - 0.8) must not fall below the whole number it stands for.
         return min(width, max(int(width * ratio + 1e-9), self.min_channels))
 
     def rounded(self, count: int, width: int) -> int:
-        """A number of channels, rounded up, and at most ``width``."""
+        """Return a number of channels, rounded up, and at most ``width``."""
         if self.rounding == "eight":
             count = -(-count // 8) * 8
         elif self.rounding == "two-pow":
@@ -115,7 +116,7 @@ class Rule:
 
 
 def gamma_scales(coupling: Coupling, weights: Mapping[str, Tensor]) -> list[Scales]:
-    """The absolute scales of every batch norm, free or not, once each, in graph order.
+    """Return the absolute scales of every batch norm, free or not, once each, in graph order.
 
     Raises:
         UserError: scales that are not finite.
@@ -139,7 +140,8 @@ def unit_scales(coupling: Coupling, scores: Scores) -> list[Scales]:
 
 
 def ratio_threshold(scales: Sequence[Scales], ratio: float) -> float:
-    """The scale at place ``int(N * ratio)`` of all N in ascending order; what is not greater goes.
+    """Return the scale at place ``int(N * ratio)`` of all N in ascending order; what is not greater
+    goes.
 
     Raises:
         UserError: a ratio that is not above 0 and below 1, or nothing to rank.

@@ -72,7 +72,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class SlimmingRecord:
-    """What slimming did.
+    """The result of slimming.
 
     Attributes:
         variant: ``network slimming``, or which regulariser and criterion took the place of its own.
@@ -221,7 +221,7 @@ class Slimming(Regularised):
     def _cut(
         self, state: State, number: int, alive: Plan | None, weights: Mapping[str, Tensor]
     ) -> Cut:
-        """What a round removes; all but the last aim at their part of the way only."""
+        """Return what a round removes; all but the last aim at their part of the way only."""
         cutter = Cutter(
             state.need_coupling(),
             state.need_cost(),
@@ -250,8 +250,8 @@ class Slimming(Regularised):
         return unit_scales(coupling, scores)
 
     def rule(self, state: State) -> Rule:
-        """How survivors become widths in this network: the pass's options, and what a pns schema
-        says."""
+        """Return how survivors become widths in this network: the pass's options, and what a pns
+        schema says."""
         coupling = state.need_coupling()
         rule = Rule(
             merge=self.merge,
@@ -304,7 +304,7 @@ class Slimming(Regularised):
     # The record
 
     def _mean_scale(self, state: State) -> float:
-        """The mean of what the threshold is laid over."""
+        """Return the mean of what the threshold is laid over."""
         values = [layer.values for layer in self._scales(state, state.graph.weights)]
         return float(np.concatenate(values).mean()) if values else 0.0
 
@@ -379,7 +379,7 @@ def unit_masks(coupling: Coupling, plan: Plan) -> dict[str, Tensor]:
 
 
 def _with_scales(state: State, scale: float) -> dict[str, Tensor]:
-    """The weights with all scales of batch norms at one value and all shifts at 0."""
+    """Return the weights with all scales of batch norms at one value and all shifts at 0."""
     weights = dict(state.graph.weights)
     for norm in batch_norms(state.need_coupling().graph):
         weights[norm.scale.name] = torch.full_like(weights[norm.scale.name], scale)
@@ -389,7 +389,8 @@ def _with_scales(state: State, scale: float) -> dict[str, Tensor]:
 
 
 def _partly(budget: Budget, part: float, state: State) -> Budget:
-    """The budget that is met when ``part`` of the way from the original to a budget is gone."""
+    """Return the budget that is met when ``part`` of the way from the original to a budget is
+    gone."""
     if part == 1:
         return budget
     cost = state.need_cost()

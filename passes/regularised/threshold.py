@@ -42,8 +42,8 @@ in common."""
 
 @dataclass(frozen=True, slots=True)
 class GroupCut:
-    """What became of a group: widths before and after, how many units survived the threshold, and
-    what set the width.
+    """The fate of a group: widths before and after, how many units survived the threshold, and what
+    set the width.
 
     ``reason``: ``threshold``; ``floor``: too few survived; ``rounding``; ``blocks``: equal counts
     in every block; ``budget``: more than survived still fitted; ``fixed``; ``asked``: by bounds or
@@ -70,8 +70,8 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What a threshold leaves of a group: its survivors, the width that they ask for, and the width
-    it gets."""
+    """The rest of a group behind a threshold: its survivors, the width that they ask for, and the
+    width it gets."""
 
     survivors: int
     count: int
@@ -119,16 +119,16 @@ class Cutter:
         """The widths that every group may get."""
 
     def at_ratio(self, ratio: float) -> Cut:
-        """The cut at the threshold of a ratio (`ratio_threshold`)."""
+        """Return the cut at the threshold of a ratio (`ratio_threshold`)."""
         return self.at(ratio_threshold(self.scales, ratio))
 
     def at(self, threshold: float) -> Cut:
-        """The cut at a threshold."""
+        """Return the cut at a threshold."""
         return self._cut(threshold, self._widths(threshold))
 
     def inside(self, budgets: Sequence[Budget]) -> Cut:
-        """The cut at the smallest threshold that is inside all budgets, filled up with the best of
-        what still fits.
+        """Return the cut at the smallest threshold that is inside all budgets, filled up with the
+        best of what still fits.
 
         Raises:
             BudgetError: a budget below what the floors and other constraints allow.
@@ -140,8 +140,8 @@ class Cutter:
         return self._cut(threshold, widths)
 
     def _solve(self, budgets: Sequence[Budget]) -> float:
-        """The smallest threshold inside the budgets; none (-1) and every scale are tried, many at a
-        time."""
+        """Return the smallest threshold inside the budgets; none (-1) and every scale are tried,
+        many at a time."""
         levels = np.unique(
             np.concatenate([np.full(1, -1.0), *(layer.values for layer in self.scales)])
         )
@@ -181,7 +181,7 @@ class Cutter:
         return kept
 
     def _merge_values(self) -> np.ndarray:
-        """A score for every unit: its greatest scale where any survivor is enough, else its
+        """Return a score for every unit: its greatest scale where any survivor is enough, else its
         smallest; removed: -1."""
         values = np.concatenate([np.zeros(0), *(layer.values for layer in self.scales)])[
             self._inside
@@ -193,7 +193,7 @@ class Cutter:
         return np.where(self._alive, score, -1.0)
 
     def _scores(self, threshold: float) -> dict[str, np.ndarray]:
-        """The scores by which units fill the width of their group: survivors come before all
+        """Return the scores by which units fill the width of their group: survivors come before all
         others."""
         lifted = self._merged + self._kept(threshold) * (1.0 + self._merged.max(initial=0.0))
         return {group.name: lifted[group.units] for group in self._groups}
@@ -215,8 +215,8 @@ class Cutter:
         return found
 
     def _count(self, group: Group, flags: np.ndarray) -> int:
-        """How many units a group needs: blocks keep equal counts, those of the fullest (``or``) or
-        emptiest block."""
+        """Return how many units a group needs: blocks keep equal counts, those of the fullest
+        (``or``) or emptiest block."""
         each = [int(flags[block].sum()) for block in group.blocks]
         return group.step * (max(each) if self._method(group) == "or" else min(each))
 
@@ -262,12 +262,12 @@ class Cutter:
         return [layer for layer in self.scales if np.isin(layer.units, group.units).any()]
 
     def _is_fixed(self, group: Group) -> bool:
-        """Whether the width of a group does not depend on the threshold."""
+        """Return whether the width of a group does not depend on the threshold."""
         fixed = self.rule.fixed
         return group.name in fixed or all(layer.name in fixed for layer in self._layers[group.name])
 
     def _is_asked(self, group: Group) -> bool:
-        """Whether a group has bounds, or is tied to another."""
+        """Return whether a group has bounds, or is tied to another."""
         tied = any(
             group.name == self.cost.groups[column]
             for columns in self.ladders.tied
@@ -291,7 +291,8 @@ class Cutter:
         return Ladders(tuple(common_rungs(self.cost, rungs, base.tied)), base.tied)
 
     def _rungs(self, group: Group, rungs: np.ndarray) -> np.ndarray:
-        """The widths that a group may get, ascending, of those that its step and rounding allow."""
+        """Return the widths that a group may get, ascending, of those that its step and rounding
+        allow."""
         rule, alive = self.rule, int(self._alive[group.units].sum())
         if group.name in rule.whole:
             return rungs
@@ -305,8 +306,8 @@ class Cutter:
         return allowed if len(allowed) else np.array([alive], dtype=np.int64)
 
     def _fixed_width(self, group: Group) -> int:
-        """The width of a group with a fixed ratio; where all its layers have one, what merging
-        leaves of them."""
+        """Return the width of a group with a fixed ratio; where all its layers have one, what
+        merging leaves of them."""
         if group.name in self.rule.fixed:
             count = self.rule.share(group.width, 1 - self.rule.fixed[group.name])
         else:

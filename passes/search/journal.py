@@ -85,7 +85,7 @@ def _replace(path: Path, line: bytes) -> None:
 def _read(
     path: Path, data: bytes, header: Mapping[str, object]
 ) -> tuple[list[dict[str, Any]], int]:
-    """The whole entries after the first line, and how many bytes are valid."""
+    """Return the whole entries after the first line, and how many bytes are valid."""
     lines = data.splitlines(keepends=True)
     first = _parsed(lines[0])
     if first is None or first.get("journal") != header["journal"]:
@@ -119,7 +119,7 @@ def _read(
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A complete line as a dictionary, or None."""
+    """Return a complete line as a dictionary, or None."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

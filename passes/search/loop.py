@@ -97,19 +97,19 @@ class Search:
         return self.outcome
 
     def plan(self, candidate: Candidate) -> dict[str, np.ndarray]:
-        """The units of the trained network that a candidate keeps."""
+        """Return the units of the trained network that a candidate keeps."""
         return keep_best(
             self.widths(candidate), self.space.scores, self.space.coupling, self.space.cost
         )
 
     def widths(self, candidate: Candidate) -> np.ndarray:
-        """The width vector `[G]` of a candidate."""
+        """Return the width vector `[G]` of a candidate."""
         return np.array([candidate.widths[name] for name in self.space.cost.groups])
 
     # Candidates
 
     def _recalled(self) -> list[Candidate]:
-        """The candidates in the journal; finalists go straight to the outcome."""
+        """Return the candidates in the journal; finalists go straight to the outcome."""
         found: list[Candidate] = []
         for entry in self.journal.entries:
             try:
@@ -145,7 +145,8 @@ class Search:
                     self._progress(candidate)
 
     def _asked(self, index: int, pace: float) -> list[Proposal]:
-        """The structures that are judged next, side by side; ``pace``: seconds that one takes."""
+        """Return the structures that are judged next, side by side; ``pace``: seconds that one
+        takes."""
         most = self.batch_size_at(index)
         if self.batch_independent:
             most = batch_within(most, pace)
@@ -158,7 +159,7 @@ class Search:
         return group
 
     def _opened(self) -> Scorer:
-        """The scorer, which knows what was judged before."""
+        """Return the scorer, which knows what was judged before."""
         scorer = self.open_scorer()
         self.outcome.averaging = scorer.describe()
         self.tell(
@@ -172,7 +173,7 @@ class Search:
         return scorer
 
     def _checked(self, candidate: Candidate, proposal: Proposal) -> Candidate:
-        """A candidate of the journal, which must be the one that is asked for now."""
+        """Return a candidate of the journal, which must be the one that is asked for now."""
         if candidate.widths != self._widths(proposal):
             raise UserError(
                 f"candidate {candidate.index} in {self.journal.path} is not what this search "
@@ -314,15 +315,16 @@ class Searched(Choose):
         return super().requires(state) or without_data(state)
 
     def finishing_passes(self) -> list[Pass]:
-        """A plan that was judged with fresh statistics is delivered with these."""
+        """Return the evaluator's passes: a plan judged with fresh statistics is delivered with
+        them."""
         return self.parts()[1].finishing_passes(self.seed)
 
     def parts(self) -> tuple[Searcher, Evaluator]:
-        """The searcher and the evaluator, with what the pass's own options make of them."""
+        """Return the searcher and the evaluator, with what the pass's own options make of them."""
         return self.searcher, self.evaluator
 
     def space(self, state: State, scores: dict[str, np.ndarray]) -> Space:
-        """What is searched: by default every group has a scale of its own."""
+        """Return what is searched: by default every group has a scale of its own."""
         return Space(
             state.need_coupling(),
             state.need_cost(),
@@ -336,7 +338,7 @@ class Searched(Choose):
         )
 
     def leader(self) -> bool:
-        """Whether units are scored by their first layer alone."""
+        """Return whether units are scored by their first layer alone."""
         return False
 
     def run(self, state: State) -> bool:
@@ -351,7 +353,7 @@ class Searched(Choose):
         return settle(state, search.plan(outcome.winner), filled=filled)
 
     def prepare(self, state: State) -> Search:
-        """The search of a state, to be continued from its journal where there is one.
+        """Return the search of a state, to be continued from its journal where there is one.
 
         Raises:
             BudgetError: a budget that cannot be reached.
@@ -392,7 +394,7 @@ class Searched(Choose):
         )
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:
-        """What makes a search the one it is: everything its result depends on."""
+        """Return what makes a search the one it is: everything its result depends on."""
         workload = state.need_workload(self.name)
         aligned = alignment_of(self.round_to, state.graph, state.device)
         options = {

@@ -110,7 +110,7 @@ class MetaPruning(Searched):
         return [*fresh, Finetune(epochs=epochs)] if epochs else fresh
 
     def _identity(self, state: State, seed: int) -> dict[str, object]:
-        """How the winner is trained has no part in which one it is: a finished search serves
-        another training."""
+        """Return the identity without the training of the winner, which has no part in which one it
+        is: a finished search serves another training."""
         plain = replace(self, weights="scratch", recipe=SCRATCH, epochs=None, compat=())
         return super(MetaPruning, plain)._identity(state, seed)

@@ -1,4 +1,4 @@
-"""What a search found: its candidates, the finalists among them, and the winner."""
+"""The result of a search: its candidates, the finalists among them, and the winner."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Finalist:
 
 @dataclass
 class Outcome:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         averaging: how candidates were judged.

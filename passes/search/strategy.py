@@ -52,8 +52,8 @@ class Strategy:
 
 
 def read_strategies(path: str | os.PathLike[str]) -> list[Strategy]:
-    """The strategies of a file, in its order; numbers are separated by blanks or commas, empty
-    lines are skipped.
+    """Return the strategies of a file, in its order; numbers are separated by blanks or commas,
+    empty lines are skipped.
 
     Raises:
         UserError: no such file, no strategy in it, or a line that is none.
@@ -93,7 +93,8 @@ def _strategy(where: str, line: str) -> Strategy:
 
 
 def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
-    """How many units every free group keeps under ratios `[L]` in the order of `eagleeye_order`.
+    """Return how many units every free group keeps under ratios `[L]` in the order of
+    `eagleeye_order`.
 
     A group with blocks keeps as many of each: the count is taken block by block. At least one
     always stays, or two where a statistic over them needs it.
@@ -118,8 +119,8 @@ def strategy_widths(ratios: np.ndarray, coupling: Coupling) -> dict[str, int]:
 
 
 def strategy_plan(ratios: np.ndarray, coupling: Coupling, scores: Scores) -> dict[str, np.ndarray]:
-    """The plan of a strategy: in every group the units with the best of ``scores`` (per unit, by
-    group) stay.
+    """Return the plan of a strategy: in every group the units with the best of ``scores`` (per
+    unit, by group) stay.
 
     EagleEye's scores are ``score_units(coupling, weights, "l1", leader=True)``.
 
@@ -136,7 +137,7 @@ def strategy_plan(ratios: np.ndarray, coupling: Coupling, scores: Scores) -> dic
 def load_strategy(
     path: str | os.PathLike[str], coupling: Coupling, scores: Scores, *, line: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The plan of one strategy of a file.
+    """Return the plan of one strategy of a file.
 
     Args:
         scores: per unit of every free group; the best of a group stay.

@@ -27,7 +27,7 @@ SAVE_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run keeps its state, and what tells this run from others beside what the trainer
+    """A file for the state of a run, and what tells this run from others beside what the trainer
     knows itself.
 
     The trainer compares the recipe, the data, the initial weights, the teacher's weights, which
@@ -71,12 +71,12 @@ class Keeper:
 
     @property
     def active(self) -> bool:
-        """Whether anything is kept."""
+        """Return whether anything is kept."""
         return self._path is not None
 
     @property
     def due(self) -> bool:
-        """Whether the state has not been written for long."""
+        """Return whether the state has not been written for long."""
         return self.active and time.monotonic() - self._saved >= SAVE_SECONDS
 
     def save(self, content: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Keeper:
         self._saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` wrote last, on the CPU, for all processes; None if nothing was.
+        """Return what `save` wrote last, on the CPU, for all processes; None if nothing was.
 
         Raises:
             UserError: the file cannot be read, or belongs to another run.

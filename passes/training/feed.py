@@ -64,6 +64,6 @@ class Feed:
             )
 
     def state(self) -> Tensor:
-        """The state of the random numbers behind the augmentation, after the batch that was given
-        last."""
+        """Return the state of the random numbers behind the augmentation, after the batch that was
+        given last."""
         return self._generator.get_state()

@@ -18,7 +18,7 @@ Decays = Callable[[str, Parameter], bool]
 
 
 def decayed_parameters(module: nn.Module, recipe: Recipe, decays: Decays | None) -> dict[str, bool]:
-    """Whether each parameter that is trained decays, by name: both `recipe.decay_norm` and
+    """Return whether each parameter that is trained decays, by name: both `recipe.decay_norm` and
     ``decays`` must agree.
 
     Raises:

@@ -1,5 +1,5 @@
-"""What others may do inside a training run: see the weights and gradients at each iteration, and
-change them."""
+"""Hooks into a training run: they see the weights and gradients at each iteration, and may change
+them."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Hook:
         here."""
 
     def after_step(self, run: Run) -> None:
-        """The optimiser has moved the weights: masks are re-applied here."""
+        """Act after the optimiser has moved the weights: masks are re-applied here."""
 
     def finished(self) -> bool:
         """Asked after each iteration; True ends the training."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on from here: tensors and plain values only."""
+        """Return what a checkpoint must hold to go on from here: tensors and plain values only."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,4 @@
-"""What tells one training run from another: a checkpoint is taken up only by the run that left
-it."""
+"""The identity of a training run: a checkpoint is taken up only by the run that left it."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ __all__ = ["run_identity", "tensors_of"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by name, also those that a state dict leaves out; shared ones
-    once."""
+    """Return all parameters and buffers by name, also those that a state dict leaves out; shared
+    ones once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
@@ -38,7 +37,7 @@ def run_identity(
     device: torch.device,
     processes: Processes,
 ) -> dict[str, Any]:
-    """What a checkpoint must agree on, in plain values; ``module`` as it is before training.
+    """Return what a checkpoint must agree on, in plain values; ``module`` as it is before training.
 
     Raises:
         UserError: the processes that train together do not agree on it.

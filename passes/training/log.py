@@ -1,4 +1,4 @@
-"""What a training run leaves in the records."""
+"""The records of a training run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class EpochLog:
 
 @dataclass(slots=True)
 class TrainingLog:
-    """What a training run did; epochs of an interrupted run that was resumed count as one run's."""
+    """The course of a training run; epochs of one that was interrupted and resumed count as one
+    run's."""
 
     epochs: list[EpochLog] = field(default_factory=list)
     steps: int = 0
@@ -42,7 +43,7 @@ class TrainingLog:
         return sum(epoch.seconds for epoch in self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The log as plain values, for a checkpoint."""
+        """Return the log as plain values, for a checkpoint."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

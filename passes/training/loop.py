@@ -92,7 +92,7 @@ class Loop:
         return self.log
 
     def _epoch(self) -> None:
-        """The rest of an epoch."""
+        """Train for the rest of an epoch."""
         run, feed = self.run, self.feed
         started = time.perf_counter() - self.sums.seconds
         done = run.iteration - (run.epoch - 1) * feed.steps
@@ -183,7 +183,7 @@ class Loop:
         return EpochLog(self.run.epoch, loss, metric, self._rate(), self.sums.seconds, sums.count)
 
     def _rate(self) -> float:
-        """The learning rate of the last step."""
+        """Return the learning rate of the last step."""
         return self.recipe.rate(self.run.iteration - 1, self.feed.steps)
 
     def _check_finite(self, sums: Sums) -> None:
@@ -206,7 +206,7 @@ class Loop:
         self._check_weights()
 
     def _check_weights(self) -> None:
-        """The last step's weights never met a loss: look at them before they are delivered."""
+        """Refuse weights that are no numbers: those of the last step never met a loss."""
         for name, tensor in tensors_of(self.run.module).items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise UserError(

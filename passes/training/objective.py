@@ -1,4 +1,4 @@
-"""What training minimises: the workload's loss, smoothed labels, and the distance to a teacher's
+"""The objective of training: the workload's loss, smoothed labels, and the distance to a teacher's
 outputs."""
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["Objective", "can_distil", "distillation", "objective"]
 
 
 def can_distil(workload: Workload) -> bool:
-    """Whether a teacher's logits say something about this task: classification with the default
-    cross-entropy."""
+    """Return whether a teacher's logits say something about this task: classification with the
+    default cross-entropy."""
     return workload.num_classes is not None and workload.loss is cross_entropy
 
 
@@ -62,7 +62,7 @@ class Objective:
         targets: Tensor,
         precision: AbstractContextManager[object] | None = None,
     ) -> Tensor:
-        """A scalar.
+        """Return a scalar.
 
         Raises:
             UserError: the loss function gives something else than one number.
@@ -84,7 +84,7 @@ class Objective:
 
 
 def objective(workload: Workload, recipe: Recipe, teacher: nn.Module | None) -> Objective:
-    """The objective of a run; the teacher is asked only where ``recipe.distil`` is above 0.
+    """Return the objective of a run; the teacher is asked only where ``recipe.distil`` is above 0.
 
     Raises:
         UserError: label smoothing or distillation for another loss than the default, or

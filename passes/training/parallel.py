@@ -58,7 +58,7 @@ class Processes:
         return cls(rank, world, local_rank, local_world, launched=True)
 
     def device(self, wanted: str | torch.device) -> torch.device:
-        """The device of this process: ``cuda`` means the GPU of its local rank.
+        """Return the device of this process: ``cuda`` means the GPU of its local rank.
 
         Raises:
             UserError: under torchrun another GPU is named, or there are fewer GPUs than processes.
@@ -87,7 +87,7 @@ class Processes:
             atexit.register(_leave)
 
     def share(self, value: Any) -> Any:
-        """What process 0 holds, for all."""
+        """Return what process 0 holds, for all."""
         if self.world == 1:
             return value
         box = [value]
@@ -95,7 +95,7 @@ class Processes:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process holds, by rank, for all."""
+        """Return what each process holds, by rank, for all."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -103,7 +103,7 @@ class Processes:
         return found
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes; the tensor itself stays as it is."""
+        """Return the sum of a tensor over all processes; the tensor itself stays as it is."""
         if self.world == 1:
             return tensor
         summed = tensor.clone()

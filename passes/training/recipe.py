@@ -114,7 +114,7 @@ class TrainingOptions(Configured):
         ]
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of an optimiser step, counted from 0 over the whole run.
+        """Return the learning rate of an optimiser step, counted from 0 over the whole run.
 
         Changing by epoch, epoch ``e`` of ``E`` (from 0) has progress ``e/E``: linear is then
         ``lr*(1 - e/E)``, as in MetaPruning.
@@ -134,7 +134,7 @@ class Recipe(TrainingOptions, Part):
 
     @abstractmethod
     def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser of parameter groups, each with ``params`` and ``weight_decay``."""
+        """Return the optimiser of parameter groups, each with ``params`` and ``weight_decay``."""
 
 
 @dataclass(frozen=True)

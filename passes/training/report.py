@@ -43,7 +43,7 @@ class Sums:
         self.count += count
 
     def total(self, processes: Processes, *, flag: bool = False) -> tuple[Sums, bool]:
-        """The sums over all processes, and whether the flag is set in process 0."""
+        """Return the sums over all processes, and whether the flag is set in process 0."""
         if processes.world == 1:
             return self, flag
         extra = torch.tensor(
@@ -53,7 +53,7 @@ class Sums:
         return Sums(summed[:2], round(float(summed[2])), self.seconds), bool(summed[3])
 
     def finite(self) -> bool:
-        """Whether no loss was infinite or NaN; this waits for the device."""
+        """Return whether no loss was infinite or NaN; this waits for the device."""
         return bool(torch.isfinite(self.values[0]))
 
     def means(self) -> tuple[float, float]:

@@ -90,8 +90,7 @@ class NormScale(SlotCriterion):
 
 @dataclass(frozen=True)
 class Taylor(SlotCriterion):
-    """What the loss would change if the weights were zero, to first order (Molchanov et al.
-    2019)."""
+    """The change of the loss if the weights were zero, to first order (Molchanov et al. 2019)."""
 
     name: ClassVar[str] = "taylor"
     summary: ClassVar[str] = "first-order change of the loss on calibration images"
@@ -155,8 +154,8 @@ def weight_gradients(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """The mean of |w * dloss/dw| over calibration batches for every parameter with a gradient;
-    float64, on the CPU.
+    """Return the mean of |w * dloss/dw| over calibration batches for every parameter with a
+    gradient; float64, on the CPU.
 
     The network runs in evaluation mode: batch norm uses its statistics, so that scores do not
     depend on the batch.

@@ -44,7 +44,7 @@ PART = 2**16
 
 @dataclass(frozen=True)
 class Given:
-    """What a criterion may look at.
+    """The inputs of a criterion: weights, and data where there are any.
 
     Attributes:
         coupling: of the network to score.
@@ -64,11 +64,11 @@ class Given:
     device: str = "cpu"
 
     def tensor(self, value: Value) -> Tensor:
-        """A weight in float64; `UserError` for one on the `meta` device."""
+        """Return a weight in float64; `UserError` for one on the `meta` device."""
         return self.weight(value).double()
 
     def weight(self, value: Value) -> Tensor:
-        """A weight in its own dtype; `UserError` for one on the `meta` device."""
+        """Return a weight in its own dtype; `UserError` for one on the `meta` device."""
         tensor = self.weights[value.name].detach()
         if tensor.is_meta:
             raise UserError(
@@ -78,7 +78,7 @@ class Given:
         return tensor
 
     def need_workload(self, what: str) -> Workload:
-        """The workload; `UserError` that says ``what`` needs data."""
+        """Return the workload; `UserError` that says ``what`` needs data."""
         if self.workload is None:
             raise UserError(
                 f"the criterion {what} needs data: give --data, or a model file with data()"
@@ -98,7 +98,7 @@ class Criterion(Part):
 
     @abstractmethod
     def score(self, given: Given) -> np.ndarray:
-        """A score for every unit of the coupling, free or not, float64 `[units]`."""
+        """Return a score for every unit of the coupling, free or not, float64 `[units]`."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,16 @@ class SlotCriterion(Criterion):
         return self.combined(total)
 
     def slots(self, coupling: Coupling) -> Iterator[Slot]:
-        """Where units are scored."""
+        """Return where units are scored."""
         return produced_slots(coupling)
 
     @abstractmethod
     def measuring(self, given: Given) -> Measure:
-        """The score per element of a slot's units, in the shape of ``slot.units`` without its axes
-        of size 1."""
+        """Return the score per element of a slot's units, in the shape of ``slot.units`` without
+        its axes of size 1."""
 
     def combined(self, total: np.ndarray) -> np.ndarray:
-        """What a unit's sum over its slots is worth."""
+        """Return what a unit's sum over its slots is worth."""
         return total
 
     def check_bare(self, coupling: Coupling, name: str) -> None:
@@ -154,7 +154,8 @@ def score_units(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """A score per unit of every free group, float64 `[width]`; more means more worth keeping.
+    """Return a score per unit of every free group, float64 `[width]`; more means more worth
+    keeping.
 
     Args:
         criterion: a part, or its text (``l1``, ``taylor{batches=4}``).
@@ -227,7 +228,7 @@ def _add_up(given: Given, slots: list[Slot], measure: Measure) -> tuple[np.ndarr
 
 
 def produced_slots(coupling: Coupling) -> Iterator[Slot]:
-    """The output-axis slots of the weights of layers, in graph order."""
+    """Yield the output-axis slots of the weights of layers, in graph order."""
     for op in coupling.graph.ops:
         for layer in layer_weights(op):
             if layer.value.is_weight:
@@ -239,8 +240,8 @@ def produced_slots(coupling: Coupling) -> Iterator[Slot]:
 
 
 def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` makes of the weights of each of a slot's units: rows `[P, n]` -> `[P]` in
-    float64, a part of them at a time: a large weight is never there in float64 as a whole.
+    """Return what ``measure`` makes of the weights of each of a slot's units: rows `[P, n]` ->
+    `[P]` in float64, a part of them at a time: a large weight is never there in float64 as a whole.
     """
     varying = [axis for axis, size in enumerate(slot.units.shape) if size > 1]
     others = [axis for axis in range(tensor.dim()) if axis not in varying]
@@ -251,8 +252,8 @@ def by_rows(tensor: Tensor, slot: Slot, measure: Callable[[Tensor], Tensor]) -> 
 
 
 def summed(tensor: Tensor, slot: Slot) -> Tensor:
-    """A tensor of the weight's shape, summed over every axis along which the slot's units do not
-    vary."""
+    """Return a tensor of the weight's shape, summed over every axis along which the slot's units do
+    not vary."""
     for axis, size in enumerate(slot.units.shape):
         if size == 1:
             tensor = tensor.sum(axis, keepdim=True)

@@ -56,20 +56,20 @@ class Branch:
 
     @property
     def skip(self) -> Value:
-        """What is left of the sum without the branch."""
+        """Return what is left of the sum without the branch."""
         value = self.add.value(1 - self.place)
         assert value is not None
         return value
 
     @property
     def value(self) -> Value:
-        """What the branch adds."""
+        """Return what the branch adds."""
         value = self.add.value(self.place)
         assert value is not None
         return value
 
     def inside(self, other: Branch) -> bool:
-        """Whether the branch is a part of another one."""
+        """Return whether the branch is a part of another one."""
         return self.add in other.ops
 
 
@@ -134,7 +134,7 @@ def _stream(skip: Value) -> set[Value]:
 
 
 def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
-    """Whether only a norm reads the sum, in a stack whose stream runs through norms."""
+    """Return whether only a norm reads the sum, in a stack whose stream runs through norms."""
     readers = branch.add.result.users
     if not readers or not all(has_trait(op, Trait.NORM) for op in readers):
         return False
@@ -148,8 +148,8 @@ def _is_post_norm(branch: Branch, skips: set[Value]) -> bool:
 
 
 def _names(branches: Sequence[Branch]) -> list[str]:
-    """A name for every branch, each once: the module around its weights, with the heaviest part if
-    it has several."""
+    """Return a name for every branch, each once: the module around its weights, with the heaviest
+    part if it has several."""
     modules = [
         common_module([name.rpartition(".")[0] for name in weights_of(branch)])
         for branch in branches
@@ -157,7 +157,7 @@ def _names(branches: Sequence[Branch]) -> list[str]:
     pairs = list(zip(branches, modules, strict=True))
 
     def alone(branch: Branch, module: str) -> bool:
-        """Whether no other branch lies in the module, except those inside this one."""
+        """Return whether no other branch lies in the module, except those inside this one."""
         others = (name for other, name in pairs if other is not branch and not other.inside(branch))
         return bool(module) and not any(f"{name}.".startswith(f"{module}.") for name in others)
 
@@ -172,7 +172,7 @@ def _names(branches: Sequence[Branch]) -> list[str]:
 
 
 def _heaviest(branch: Branch, module: str) -> str:
-    """The child of a module that holds most of a branch's parameters."""
+    """Return the child of a module that holds most of a branch's parameters."""
     sizes: Counter[str] = Counter()
     start = f"{module}." if module else ""
     for name, value in weights_of(branch).items():

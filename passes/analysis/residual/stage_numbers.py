@@ -1,5 +1,4 @@
-"""Where the layers of a network stand: their number, and in residual networks the stage, block and
-place in it.
+"""The number of every layer of a network, and in residual networks its stage, block and place.
 
 GReg (arXiv 2012.09243) names layers by `stage.block.conv`, read from torchvision's names. Here the
 same numbers come from the graph, so that every residual network has them:
@@ -65,8 +64,8 @@ class StagedLayers:
     stages: int
 
     def of(self, op: Op) -> StagedLayer | None:
-        """The place of an op, or of the first op that reads the same weight; None for what is no
-        such layer."""
+        """Return the place of an op, or of the first op that reads the same weight; None for what
+        is no such layer."""
         layer = layer_weight(op)
         weight = None if layer is None else layer.value
         return next((place for place in self.layers if place.weight is weight), None)

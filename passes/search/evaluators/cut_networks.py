@@ -49,7 +49,8 @@ class CutNetworks:
         self.workload = held(workload, settings)
 
     def network(self, plan: Mapping[str, np.ndarray]) -> nn.Module:
-        """The original cut to a plan, on the device, its statistics stale, in evaluation mode."""
+        """Return the original cut to a plan, on the device, its statistics stale, in evaluation
+        mode."""
         graph = slice_graph(self.graph, self.coupling, plan)
         return build_module(graph, graph.weights).to(self.settings.device)
 
@@ -75,7 +76,7 @@ class CutNetworks:
         module.load_state_dict(fresh, strict=False)
 
     def recalibrate_module(self, module: nn.Module) -> None:
-        """The same for a network of no plan, by PyTorch's own batch norm (``ema`` and ``mean``
+        """Do the same for a network of no plan, by PyTorch's own batch norm (``ema`` and ``mean``
         only)."""
         settings = self.settings
         recalibrate_on(
@@ -91,7 +92,7 @@ class CutNetworks:
         )
 
     def score(self, module: nn.Module, split: str = "subval") -> float:
-        """The mean metric on the sub-validation images (or another split), not rounded."""
+        """Return the mean metric on the sub-validation images (or another split), not rounded."""
         settings = self.settings
         return self.workload.score(
             module,

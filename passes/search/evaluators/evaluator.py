@@ -1,5 +1,4 @@
-"""What an evaluator is: it gives a proposed structure a score on data; and those that cut the
-trained weights.
+"""Evaluators give a proposed structure a score on data; the ones here cut the trained weights.
 
 ``abn`` recomputes the batch-norm statistics of the cut network (EagleEye), ``stale`` scores it as
 it is, ``finetune`` trains it for a short while first. ``reference`` is ``abn`` without any short
@@ -66,11 +65,11 @@ class Evaluator(Part):
         """Refuse a ranking that cannot compare what this evaluator gives, with `UserError`."""
 
     def settings(self, seed: int, device: str) -> Settings:
-        """How cut networks are scored, for those that look at them again."""
+        """Return how cut networks are scored, for those that look at them again."""
         return Settings(seed=seed, device=device)
 
     def batch_size_at(self, index: int, keep: int, size: int) -> int:
-        """How many structures to judge side by side, from number ``index`` on.
+        """Return how many structures to judge side by side, from number ``index`` on.
 
         ``keep``: how many of the best matter to the search; ``size``: the bytes of the network.
         """
@@ -78,11 +77,12 @@ class Evaluator(Part):
 
     @property
     def batch_independent(self) -> bool:
-        """Whether scores do not depend on who is judged side by side."""
+        """Return whether scores do not depend on who is judged side by side."""
         return True
 
     def finishing_passes(self, seed: int | None) -> list[Pass]:
-        """The passes that give the delivered network what the judged ones had (fresh statistics).
+        """Return the passes that give the delivered network what the judged ones had (fresh
+        statistics).
 
         ``seed``: the search's own, where it has one.
         """
@@ -109,7 +109,7 @@ class CutWeights(Evaluator):
         )
 
     def networks(self, context: ScoringContext) -> CutNetworks:
-        """What makes and scores the cut networks as modules."""
+        """Return what makes and scores the cut networks as modules."""
         state = context.state
         settings = self.settings(context.seed, state.device)
         return CutNetworks(
@@ -121,7 +121,7 @@ class CutWeights(Evaluator):
         )
 
     def evaluation(self, context: ScoringContext) -> Evaluation:
-        """What scores them without making modules."""
+        """Return what scores them without making modules."""
         state = context.state
         settings = replace(self.settings(context.seed, state.device), keep=context.keep)
         return Evaluation(
@@ -142,7 +142,7 @@ class StaleStatistics(CutWeights):
 
 @dataclass(frozen=True)
 class FreshStatistics(CutWeights):
-    """Those that recompute batch-norm statistics."""
+    """The base of evaluators that recompute batch-norm statistics."""
 
     calibration_batches: int = option(30, "batches for the batch-norm statistics")
     momentum: float | None = option(None, "of the moving average; none takes the mean over batches")
@@ -162,7 +162,7 @@ class FreshStatistics(CutWeights):
 
     @property
     def averaging(self) -> Averaging:
-        """How batches are averaged."""
+        """Return how batches are averaged."""
         return averaging_of("mean", self.momentum, self.reset)
 
     def settings(self, seed: int, device: str) -> Settings:
@@ -175,7 +175,7 @@ class FreshStatistics(CutWeights):
         )
 
     def fresh(self, seed: int | None) -> Recalibrate:
-        """The pass that recomputes the statistics of the delivered network."""
+        """Return the pass that recomputes the statistics of the delivered network."""
         return Recalibrate(
             batches=self.calibration_batches,
             batch_size=self.batch_size,
@@ -259,7 +259,7 @@ class AdaptiveStatistics(FreshStatistics):
 
 @dataclass(frozen=True)
 class ReferenceStatistics(FreshStatistics):
-    """What `AdaptiveStatistics` computes, by the module that would be delivered and PyTorch's own
+    """The scores of `AdaptiveStatistics`, by the module that would be delivered and PyTorch's own
     batch norm."""
 
     name: ClassVar[str] = "reference"

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What an evaluator may look at: the state of the run, the space of the search, and the seed.
+    """The inputs of an evaluator: the state of the run, the space of the search, and the seed.
 
     ``keep``: how many of the best structures matter to the search.
     """
@@ -46,7 +46,7 @@ class ScoringContext:
 
 @dataclass(frozen=True, slots=True)
 class StructureScore:
-    """How a structure did.
+    """The score of a structure, with what else a search keeps of it.
 
     Attributes:
         score: the mean metric.
@@ -69,16 +69,16 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, proposal: Proposal) -> StructureScore:
-        """The mean metric of a structure on the sub-validation images."""
+        """Return the mean metric of a structure on the sub-validation images."""
 
     def score_all(self, proposals: Sequence[Proposal]) -> list[StructureScore]:
-        """The same for structures that may be judged side by side; `recall` is told about them
-        afterwards."""
+        """Return the same for structures that may be judged side by side; `recall` is told about
+        them afterwards."""
         return [self.score(proposal) for proposal in proposals]
 
     @abstractmethod
     def describe(self) -> str:
-        """How structures are judged, in a few words."""
+        """Return how structures are judged, in a few words."""
 
     def recall(self, trace: str) -> None:  # noqa: B027  most have nothing to learn
         """Learn of a structure that was judged, now or before the search was continued."""
@@ -94,13 +94,13 @@ class _PlanScorer(Scorer):
         return self.score_plan(self.plan(proposal))
 
     def plan(self, proposal: Proposal) -> dict[str, np.ndarray]:
-        """The units that a structure keeps."""
+        """Return the units that a structure keeps."""
         space = self.context.space
         return keep_best(proposal.widths, space.scores, space.coupling, space.cost)
 
     @abstractmethod
     def score_plan(self, plan: Mapping[str, np.ndarray]) -> StructureScore:
-        """How a plan does."""
+        """Return how a plan does."""
 
 
 class StaleScorer(_PlanScorer):
@@ -146,7 +146,7 @@ class AdaptiveScorer(StaleScorer):
 
 
 def _told(score: Score, stale: float | None, settings: Settings) -> StructureScore:
-    """A score as a search keeps it."""
+    """Return a score as a search keeps it."""
     other = settings.signal != "metric"
     partly = settings.race is not None
     return StructureScore(
@@ -174,7 +174,7 @@ class ReferenceScorer(_PlanScorer):
         return StructureScore(self.networks.score(module), before)
 
     def prepare(self, module: nn.Module, plan: Mapping[str, np.ndarray]) -> None:
-        """What happens to a network before it is scored."""
+        """Change a network before it is scored."""
 
     def describe(self) -> str:
         settings = self.networks.settings

@@ -82,7 +82,7 @@ class PruningNetWeights(ReferenceStatistics):
             )
 
     def network(self) -> Settings:
-        """The PruningNet of these options."""
+        """Return the PruningNet of these options."""
         sizes = Sizes(
             self.layer, self.hidden, self.inverted_hidden, self.rank, self.chunk, self.embedding
         )

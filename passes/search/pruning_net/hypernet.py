@@ -73,7 +73,7 @@ class Generated:
 def generated_weights(
     coupling: Coupling, searched: Collection[str], sizes: Sizes = Sizes()
 ) -> list[Generated]:
-    """The weights of layers that depend on a searched group, in graph order.
+    """Return the weights of layers that depend on a searched group, in graph order.
 
     A layer in a block sees the scales of ``(mid, in, out)``, or ``(in, out)`` of a separable
     convolution, fixed ones included; a layer outside any block those of the searched groups that it
@@ -154,7 +154,7 @@ class Chunked(nn.Module):
         self.second = nn.Linear(hidden, chunk)
 
     def forward(self, scales: Sequence[Tensor]) -> list[Tensor]:
-        """All weights, from the scales `[d]` of each."""
+        """Return all weights, from the scales `[d]` of each."""
         padded = [nn.functional.pad(own, (0, self.inputs - len(own))) for own in scales]
         rows = torch.cat(
             [own.expand(count, -1) for own, count in zip(padded, self.counts, strict=True)]
@@ -168,8 +168,8 @@ class Chunked(nn.Module):
 
 
 def hypernetwork(weights: Sequence[Generated], sizes: Sizes) -> nn.Module:
-    """The hypernetworks of all weights: a `Chunked`, or a list of `Full` or `LowRank`, one for each
-    weight."""
+    """Return the hypernetworks of all weights: a `Chunked`, or a list of `Full` or `LowRank`, one
+    for each weight."""
     if sizes.form == "chunked":
         return Chunked(weights, sizes.chunk, sizes.embedding)
     if sizes.form == "low-rank":

@@ -16,7 +16,7 @@ FLOAT = 4
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What training keeps in memory all the time.
+    """The memory that training keeps all the time.
 
     Attributes:
         parameters: how many there are.
@@ -58,7 +58,7 @@ def available_memory(device: str) -> int | None:
 
 
 def _machine() -> int | None:
-    """What Linux says can still be had without swapping."""
+    """Return what Linux says can still be had without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -68,7 +68,7 @@ def _machine() -> int | None:
 
 
 def _limit() -> int | None:
-    """What a container's memory limit (control group version 2) leaves."""
+    """Return what a container's memory limit (control group version 2) leaves."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = (folder / name for name in ("memory.max", "memory.current"))

@@ -49,8 +49,8 @@ MOMENTUM = 0.1
 def leading_plan(
     coupling: Coupling, groups: Sequence[str], widths: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The plan that keeps the first units of every block; ``widths`` int64 `[G]` in the order of
-    ``groups``."""
+    """Return the plan that keeps the first units of every block; ``widths`` int64 `[G]` in the
+    order of ``groups``."""
     found = {}
     for name, width in zip(groups, widths.tolist(), strict=True):
         group = coupling.group(name)
@@ -149,8 +149,8 @@ class PruningNet(nn.Module):
                 self.register_buffer(self._held[name], tensor.detach().clone(), persistent=False)
 
     def decayed(self) -> set[str]:
-        """The names of the parameters that weight decay acts on: hypernetworks, and layers with
-        ordinary weights (the classifier), with their biases; not batch norms, other norms, or
+        """Return the names of the parameters that weight decay acts on: hypernetworks, and layers
+        with ordinary weights (the classifier), with their biases; not batch norms, other norms, or
         parameters outside layers.
         """
         made = {weight.name for weight in self.generated}
@@ -189,7 +189,7 @@ class PruningNet(nn.Module):
         return self._weights(self._chosen())[0]
 
     def _weights(self, crop: _Crop) -> tuple[dict[str, Tensor], dict[str, Places]]:
-        """All weights, and for every batch norm which of its statistics they are."""
+        """Return all weights, and for every batch norm which of its statistics they are."""
         params = self.coupling.graph.params
         full = self.full_weights()
         found = {
@@ -225,7 +225,7 @@ class PruningNet(nn.Module):
         return found
 
     def _columns(self, names: Sequence[str]) -> list[int]:
-        """The places of groups in the scales; one behind the last is the constant 1."""
+        """Return the places of groups in the scales; one behind the last is the constant 1."""
         return [
             self.groups.index(name) if name in self.groups else len(self.groups) for name in names
         ]
@@ -233,8 +233,8 @@ class PruningNet(nn.Module):
     # Running
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The outputs of the network at the chosen widths, in the structure the model returns
-        them."""
+        """Return the outputs of the network at the chosen widths, in the structure the model
+        returns them."""
         crop = self._chosen()
         weights, places = self._weights(crop)
         outputs = crop.interpreter.run(weights, *inputs, training=self.training)
@@ -244,8 +244,8 @@ class PruningNet(nn.Module):
         return outputs
 
     def candidate(self) -> nn.Module:
-        """The sliced network at the chosen widths with its generated weights, as a module of its
-        own."""
+        """Return the sliced network at the chosen widths with its generated weights, as a module of
+        its own."""
         crop = self._chosen()
         with torch.no_grad():
             weights = {
@@ -254,7 +254,8 @@ class PruningNet(nn.Module):
         return build_module(crop.graph, weights)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningNet:
-        """A copy with parameters of its own; the graph, which nobody changes, stays shared."""
+        """Return a copy with parameters of its own; the graph, which nobody changes, stays
+        shared."""
         for shared in (
             self.coupling,
             self._bare,
@@ -275,7 +276,8 @@ def parameter_count(
     norms: Norms,
     affine: bool,
 ) -> int:
-    """How many parameters a `PruningNet` has, without making it; see there for the arguments."""
+    """Return how many parameters a `PruningNet` has, without making it; see there for the
+    arguments."""
     generated = generated_weights(coupling, searched, sizes)
     banks = norm_banks(coupling, (), set(searched), entries if norms == "bank" else 1, affine)
     taken = {weight.name for weight in generated}.union(
@@ -301,12 +303,13 @@ def parameter_count(
 
 
 def _key(name: str) -> str:
-    """A parameter's name as PyTorch accepts it in a container."""
+    """Return a parameter's name as PyTorch accepts it in a container."""
     return name.replace(".", "/")
 
 
 def _without_weights(graph: Graph) -> Graph:
-    """A copy that slicing cuts without touching a tensor; every batch norm has a momentum."""
+    """Return a copy that slicing cuts without touching a tensor; every batch norm has a
+    momentum."""
     bare = graph.copy()
     bare.weights = {}
     for op in bare.ops:

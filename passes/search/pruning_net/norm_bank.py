@@ -66,7 +66,7 @@ class NormBank(nn.Module):
         return torch.from_numpy(rows)[channels].to(self.mean.device), channels.to(self.mean.device)
 
     def tensors(self, places: Places) -> Iterator[tuple[str, Tensor]]:
-        """What the sliced graph reads here, by its own names."""
+        """Yield what the sliced graph reads here, by its own names."""
         count = len(places[0])
         for leaf, name in self.names.items():
             if leaf in ("mean", "variance"):
@@ -91,7 +91,7 @@ class NormBank(nn.Module):
 
 
 def is_norm(op: Op) -> bool:
-    """Whether an op is a batch norm that learns statistics in training."""
+    """Return whether an op is a batch norm that learns statistics in training."""
     learns = op.attrs.get("training") == MODE and op.value(3) is not None
     return learns and has_trait(op, Trait.BATCH_NORM)
 
@@ -99,8 +99,8 @@ def is_norm(op: Op) -> bool:
 def norm_banks(
     coupling: Coupling, groups: tuple[str, ...], searched: set[str], sets: int, affine: bool
 ) -> dict[str, NormBank]:
-    """The batch norms of a graph by the name of their running mean; one that several ops share is
-    one.
+    """Return the batch norms of a graph by the name of their running mean; one that several ops
+    share is one.
 
     Args:
         groups: all free groups, in the order of width vectors.
@@ -119,7 +119,7 @@ def norm_banks(
 
 
 def _leaves(graph: Graph, op: Op) -> dict[str, str]:
-    """The names of a batch norm's tensors, by what they are."""
+    """Return the names of a batch norm's tensors, by what they are."""
     values = {
         "weight": op.value(1),
         "bias": op.value(2),
@@ -152,7 +152,7 @@ def _columns_of(
 
 
 def _read_before(coupling: Coupling, op: Op) -> list[str]:
-    """The groups that the layer nearest before an op reads."""
+    """Return the groups that the layer nearest before an op reads."""
     value = op.value(0)
     while value is not None and value.producer is not None:
         maker = value.producer

@@ -37,7 +37,7 @@ NAME = "pruning-net"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a PruningNet is and how it is trained."""
+    """The form of a PruningNet, and how it is trained."""
 
     sizes: Sizes
     norms: Norms
@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass
 class PruningNetReport:
-    """What training PruningNet took and gave.
+    """The time and result of training a PruningNet.
 
     Attributes:
         parameters: of PruningNet.
@@ -86,12 +86,12 @@ class DrawWidths(Hook):
 
 
 def searched_groups(space: Space) -> list[str]:
-    """The groups whose width a space varies."""
+    """Return the groups whose width a space varies."""
     return [name for gene in space.genes for name in gene.groups]
 
 
 def checked_footprint(space: Space, settings: Settings, device: str) -> Footprint:
-    """The memory that training takes.
+    """Return the memory that training takes.
 
     Raises:
         UserError: more than there is; the message names what the smaller forms take.
@@ -137,7 +137,7 @@ def _footprint(space: Space, settings: Settings, sizes: Sizes) -> Footprint:
 def train_pruning_net(
     state: State, space: Space, settings: Settings, seed: int
 ) -> tuple[PruningNet, PruningNetReport]:
-    """A PruningNet for the genes of a space, trained on the state's workload, on the state's
+    """Return a PruningNet for the genes of a space, trained on the state's workload, on the state's
     device.
 
     With a run folder the state of the training is kept there; a later call goes on from it, or
@@ -188,7 +188,7 @@ def train_pruning_net(
 
 
 def _identity(space: Space, settings: Settings) -> str:
-    """What training depends on beside the recipe, the initial weights and the data."""
+    """Return what training depends on beside the recipe, the initial weights and the data."""
     genes = [(gene.groups, gene.width) for gene in space.genes]
     return (
         f"{genes} {space.grid.tolist()} {space.round_to} {space.minimum} {settings.sizes} "

@@ -63,7 +63,7 @@ class Function(Ranking):
         self._load()
 
     def source(self) -> str:
-        """The hash of the file that holds the function; modules without one have none."""
+        """Return the hash of the file that holds the function; modules without one have none."""
         file = self._home()
         return "" if file is None else file_digest(file)
 
@@ -80,7 +80,7 @@ class Function(Ranking):
             raise failure(error, file.parent, file, DOING) from error
 
     def _home(self) -> Path | None:
-        """The file of the function's module; built-in ones have none."""
+        """Return the file of the function's module; built-in ones have none."""
         file = getattr(self._module, "__file__", None)
         return Path(file) if isinstance(file, str) else None
 

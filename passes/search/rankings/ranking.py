@@ -55,7 +55,7 @@ class Measured:
         return float(self.model.measure(unit, self.widths))
 
     def full(self, unit: str) -> float:
-        """The same of the original network."""
+        """Return the same of the original network."""
         return float(self.model.measure(unit, self.model.full))
 
 
@@ -67,7 +67,7 @@ class Ranking(Part):
 
     @abstractmethod
     def fitness(self, measured: Measured) -> float:
-        """How good a structure is.
+        """Return how good a structure is.
 
         Raises:
             UserError: numbers for which the ranking has no meaning.
@@ -78,8 +78,8 @@ class Ranking(Part):
         budgets apart."""
 
     def source(self) -> str:
-        """What fitness depends on besides the options, such as a hash of the user's code: part of
-        what a search is."""
+        """Return what fitness depends on besides the options, such as a hash of the user's code:
+        part of what a search is."""
         return ""
 
 

@@ -105,7 +105,7 @@ def survivors(points: np.ndarray, count: int) -> np.ndarray:
 
 
 def _crowding(points: np.ndarray) -> np.ndarray:
-    """The crowding distance of every point within its front."""
+    """Return the crowding distance of every point within its front."""
     ranks = front_ranks(points)
     found = np.zeros(len(points))
     for rank in range(int(ranks.max(initial=-1)) + 1):
@@ -114,7 +114,7 @@ def _crowding(points: np.ndarray) -> np.ndarray:
 
 
 def _tournament(ranks: np.ndarray, crowding: np.ndarray, rng: np.random.Generator) -> int:
-    """The better of two that are drawn: by front, then by crowding distance."""
+    """Return the better of two that are drawn: by front, then by crowding distance."""
     one, other = (int(item) for item in rng.integers(0, len(ranks), 2))
     if (ranks[other], -crowding[other]) < (ranks[one], -crowding[one]):
         return other

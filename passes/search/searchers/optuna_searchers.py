@@ -36,8 +36,8 @@ ATTEMPTS = 200
 
 
 def onto_budget(space: Space, ratios: np.ndarray) -> np.ndarray:
-    """The grid indices `[L]` of ratios `[L]` (shares that go), moved to where the budgets are just
-    met.
+    """Return the grid indices `[L]` of ratios `[L]` (shares that go), moved to where the budgets
+    are just met.
 
     Every ratio grows, or shrinks, by one factor, up to the smallest scale of the grid. What the
     budget then has room for is filled up gene by gene, evenly, and first where the grid took most.
@@ -120,7 +120,7 @@ class OptunaSearcher(Searcher):
 
     @abstractmethod
     def sampler(self, seed: int) -> BaseSampler:
-        """The sampler, new; seeds are below 2**32."""
+        """Return the sampler, new; seeds are below 2**32."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class _Asking(AskTell):
         self._asked: tuple[Trial, tuple[int, ...]] | None = None
 
     def ask(self) -> Proposal | None:
-        """The next structure; None also where ``ATTEMPTS`` suggestions in a row hold nothing
+        """Return the next structure; None also where ``ATTEMPTS`` suggestions in a row hold nothing
         new."""
         if self.judged == self.options.candidates:
             return None

@@ -1,5 +1,4 @@
-"""What a Pareto front is made of: dominance, sorting, crowding, and the volume that a front
-dominates.
+"""Pareto fronts: dominance, sorting, crowding, and the volume that a front dominates.
 
 Objectives are minimised, all of them; callers turn the sign of what is to be large. Points are
 rows, float64 `[N, M]`. Sorting and crowding are those of NSGA-II (Deb et al., IEEE Transactions on
@@ -14,8 +13,8 @@ __all__ = ["crowding_distances", "front_ranks", "hypervolume", "non_dominated"]
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Whether no other point is at least as good everywhere and better somewhere, bool `[N]`;
-    equals stay."""
+    """Return whether no other point is at least as good everywhere and better somewhere, bool
+    `[N]`; equals stay."""
     order = np.lexsort(points.T[::-1])
     kept: list[int] = []
     for index in order:
@@ -31,8 +30,8 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
 
 
 def front_ranks(points: np.ndarray) -> np.ndarray:
-    """The number of every point's front, int64 `[N]`: 0 for what nothing dominates, 1 for what only
-    those do, ...
+    """Return the number of every point's front, int64 `[N]`: 0 for what nothing dominates, 1 for
+    what only those do, ...
 
     Deb's fast non-dominated sort: every point counts those that dominate it, and the counts fall
     front by front.
@@ -51,7 +50,7 @@ def front_ranks(points: np.ndarray) -> np.ndarray:
 
 
 def crowding_distances(points: np.ndarray) -> np.ndarray:
-    """How lonely every point of one front is, float64 `[N]`: the sum over objectives of the
+    """Return how lonely every point of one front is, float64 `[N]`: the sum over objectives of the
     distance between its two neighbours in that objective, as a share of the front's range. The ends
     of every objective are infinitely lonely.
 
@@ -70,7 +69,7 @@ def crowding_distances(points: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    """The volume of what points `[N, M]` dominate and the reference `[M]` bounds from above.
+    """Return the volume of what points `[N, M]` dominate and the reference `[M]` bounds from above.
 
     Points that are not below the reference everywhere add nothing. Exact, by slices along the last
     objective: the time grows as ``N ** (M - 1)``, which is nothing for the fronts of a search.

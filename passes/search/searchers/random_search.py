@@ -89,7 +89,7 @@ class _Random(AskTell):
 
     @abstractmethod
     def next(self) -> Proposal:
-        """The next random structure."""
+        """Return the next random structure."""
 
     def tell(self, proposal: Proposal, fitness: float) -> None:
         """Nothing is learnt."""

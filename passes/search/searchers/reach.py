@@ -26,7 +26,7 @@ small."""
 
 
 class Reach:
-    """What may be proposed, and how a structure gets to a level of the first cost.
+    """The structures that may be proposed, and how one gets to a level of the first cost.
 
     Args:
         space: of the run, with all its budgets.
@@ -71,7 +71,7 @@ class Reach:
             )
 
     def level(self, share: float) -> Budget:
-        """A share of the original's first cost as a budget."""
+        """Return a share of the original's first cost as a budget."""
         return Budget(f"{100 * share:.4g}%{self.unit}", self.unit, share, relative=True)
 
     def _share(self, widths: np.ndarray) -> float:
@@ -92,7 +92,7 @@ class Reach:
         return found.reshape((*position.shape[:-1], len(self.rungs)))
 
     def position(self, widths: np.ndarray) -> np.ndarray:
-        """The position `[M]` of allowed widths `[G]`; the next lower one of others."""
+        """Return the position `[M]` of allowed widths `[G]`; the next lower one of others."""
         found = np.zeros(len(self.moves))
         for number, columns in enumerate(self.moves):
             rungs = self.rungs[columns[0]]
@@ -101,18 +101,18 @@ class Reach:
         return found
 
     def allows(self, widths: np.ndarray) -> bool:
-        """Whether widths `[G]` are inside every budget, and not above the range."""
+        """Return whether widths `[G]` are inside every budget, and not above the range."""
         return bool(within(self.budgets, self.space.cost, widths))
 
     def inside(self, widths: np.ndarray) -> bool:
-        """Whether they are also not below the range."""
+        """Return whether they are also not below the range."""
         return self.allows(widths) and self._share(widths) >= self.low * (1 - 1e-12)
 
     # Moving
 
     def largest(self, position: np.ndarray, budgets: Sequence[Budget]) -> np.ndarray:
-        """The position moved to where the budgets are just met: towards the smallest structure, or
-        the largest one."""
+        """Return the position moved to where the budgets are just met: towards the smallest
+        structure, or the largest one."""
 
         def along(shares: np.ndarray) -> np.ndarray:
             part = shares[:, None]
@@ -126,13 +126,13 @@ class Reach:
         return found
 
     def moved(self, position: np.ndarray, share: float) -> np.ndarray:
-        """The position moved to a level of the first cost, further down where a budget asks for
-        it."""
+        """Return the position moved to a level of the first cost, further down where a budget asks
+        for it."""
         return self.largest(position, (*self.budgets, self.level(share)))
 
     def put(self, position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The position, moved inside the budgets where it is outside; from below the range up into
-        its first tenth."""
+        """Return the position, moved inside the budgets where it is outside; from below the range
+        up into its first tenth."""
         if self._share(self.widths(position)) < self.low:
             return self.moved(position, self.low + rng.random() * (self.high - self.low) / 10)
         if not within(self.budgets, self.space.cost, self.widths(position)):
@@ -140,8 +140,8 @@ class Reach:
         return position
 
     def selected(self, scope: Scope, share: float) -> np.ndarray:
-        """The widths `[G]` that the passes uniform (``local``) or prune (``global``) choose at a
-        level."""
+        """Return the widths `[G]` that the passes uniform (``local``) or prune (``global``) choose
+        at a level."""
         space = self.space
         plan = select(
             space.scores,

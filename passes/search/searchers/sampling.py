@@ -157,7 +157,7 @@ class WidthSampler:
         )
 
     def describe(self) -> str:
-        """How plans are drawn, in a few words."""
+        """Return how plans are drawn, in a few words."""
         if not self.rejection:
             return f"ratios from {self.low:g} to {self.high:g}, moved onto the budget"
         return f"ratios from {self.low:g} to {self.low + self.high:g}, kept if they hit the budget"
@@ -165,8 +165,8 @@ class WidthSampler:
     # Solving
 
     def _solved(self, ratios: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The widths of the smallest multiple of ``ratios`` inside all budgets, filled up unless
-        ``floor``."""
+        """Return the widths of the smallest multiple of ``ratios`` inside all budgets, filled up
+        unless ``floor``."""
         full, ladder = self.cost.full, self.ranged
         if not self.budgets:
             free: np.ndarray = ladder.floor(ladder.even(floor_widths(ratios, full)[None]))[0]
@@ -218,7 +218,7 @@ class WidthSampler:
     # Rejection
 
     def _target(self) -> float:
-        """The share of FLOPs that rejection sampling aims at."""
+        """Return the share of FLOPs that rejection sampling aims at."""
         flops = [budget for budget in self.budgets if budget.unit == "flops"]
         if len(flops) != 1:
             raise UserError(
@@ -252,7 +252,7 @@ class WidthSampler:
 
 
 def _cut(allowed: Ladders, cost: CostModel, low: float, high: float) -> Ladders:
-    """The rungs between the range's ends; where none lies between, the next above."""
+    """Return the rungs between the range's ends; where none lies between, the next above."""
     return allowed.cut(
         floor_widths(np.array(high), cost.full), floor_widths(np.array(low), cost.full)
     )

@@ -1,4 +1,4 @@
-"""What a searcher is: it proposes structures and is told how good they were.
+"""Searchers propose structures and are told how good they were.
 
 A searcher is deterministic: the same space, seed and answers give the same questions. A search that
 was stopped is therefore continued by asking again and answering from the journal; no state of a
@@ -36,13 +36,13 @@ class AskTell(ABC):
 
     @property
     def ready(self) -> int:
-        """How many more proposals can be asked for before the last one is answered."""
+        """Return how many more proposals can be asked for before the last one is answered."""
         return 0
 
     @property
     @abstractmethod
     def total(self) -> int:
-        """How many structures will be proposed at most."""
+        """Return how many structures will be proposed at most."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Searcher(SearchMethod):
 
     @property
     def breeds_from(self) -> int:
-        """How many of the best structures decide what is proposed next, so that a race must not
-        mistake them."""
+        """Return how many of the best structures decide what is proposed next, so that a race must
+        not mistake them."""
         return 1
 
     @abstractmethod

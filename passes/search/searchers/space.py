@@ -1,4 +1,4 @@
-"""What a search may propose: widths by gene on a grid of scales, inside the budgets.
+"""The space of a search: widths by gene on a grid of scales, inside the budgets.
 
 A gene is a set of channel groups that share one scale (`gene_order.Gene`): every group its own,
 or tied as MetaPruning ties stages and the insides of blocks. A gene's value is an index into the
@@ -56,8 +56,8 @@ def untied_genes(coupling: Coupling) -> list[Gene]:
 
 
 def tied_genes(genes: Sequence[Gene], sets: Sequence[Sequence[str]]) -> list[Gene]:
-    """The genes with those that share groups of a tied set made one; what a frozen one is tied to
-    is frozen too."""
+    """Return the genes with those that share groups of a tied set made one; what a frozen one is
+    tied to is frozen too."""
     found = list(genes)
     for names in sets:
         mine = [gene for gene in found if set(gene.groups) & set(names)]
@@ -148,11 +148,12 @@ class Space:
 
     @property
     def untied(self) -> bool:
-        """Whether every free group has a gene of its own, or one with those that it is tied to."""
+        """Return whether every free group has a gene of its own, or one with those that it is tied
+        to."""
         return len(self.genes) == len(self.allowed.moves) and bool((self._gene_of >= 0).all())
 
     def _columns(self) -> np.ndarray:
-        """The number of the gene of every group, -1 for none, int64 `[G]`."""
+        """Return the number of the gene of every group, -1 for none, int64 `[G]`."""
         place = {name: column for column, name in enumerate(self.cost.groups)}
         found = np.full(len(self.cost.groups), -1, dtype=np.int64)
         for number, gene in enumerate(self.genes):
@@ -217,20 +218,20 @@ class Space:
         return result.reshape((*indices.shape[:-1], len(self.cost.groups)))
 
     def proposal(self, indices: np.ndarray, attempts: int = 1) -> Proposal:
-        """The structure of one index vector `[L]`."""
+        """Return the structure of one index vector `[L]`."""
         return Proposal(self.widths_of(indices), self.scales_of(indices), attempts)
 
     def feasible(self, widths: np.ndarray) -> np.ndarray:
-        """Whether structures `[P, G]` are inside every budget, and not below the window, bool
-        `[P]`."""
+        """Return whether structures `[P, G]` are inside every budget, and not below the window,
+        bool `[P]`."""
         inside = np.asarray(within(self.budgets, self.cost, widths))
         if self.window is not None and self.budgets:
             inside &= self.used(widths) >= 1 - self.window
         return inside
 
     def used(self, widths: np.ndarray) -> np.ndarray:
-        """The share of the tightest budget that structures `[P, G]` use, float64 `[P]`; 0 without
-        budgets."""
+        """Return the share of the tightest budget that structures `[P, G]` use, float64 `[P]`; 0
+        without budgets."""
         shares = [self.cost.measure(b.unit, widths) / b.limit(self.cost) for b in self.budgets]
         return np.max(shares, axis=0) if shares else np.zeros(len(widths))
 
@@ -245,8 +246,8 @@ class Space:
     def moved(
         self, indices: np.ndarray, rng: np.random.Generator, low: int = 0, high: int | None = None
     ) -> np.ndarray | None:
-        """An index vector moved to a feasible one: single steps down in random places until every
-        budget is met, then up in random places until the window is. Indices from ``low`` to
+        """Return an index vector moved to a feasible one: single steps down in random places until
+        every budget is met, then up in random places until the window is. Indices from ``low`` to
         ``high`` (included) stay there. None where no such walk ends inside.
         """
         top = len(self.grid) - 1 if high is None else high
@@ -272,9 +273,9 @@ class Space:
 
 
 def _walk(start: np.ndarray, room: np.ndarray, sign: int, rng: np.random.Generator) -> np.ndarray:
-    """The places of a random walk from ``start`` `[L]` on, int64 `[1 + steps, L]`: every step moves
-    one gene by ``sign``, any of those that have ``room`` left with equal probability, until none
-    has.
+    """Return the places of a random walk from ``start`` `[L]` on, int64 `[1 + steps, L]`: every
+    step moves one gene by ``sign``, any of those that have ``room`` left with equal probability,
+    until none has.
     """
     # Events of independent Poisson processes come in just this order.
     times = rng.exponential(size=(len(start), int(room.max(initial=0)))).cumsum(axis=1)

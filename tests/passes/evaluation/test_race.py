@@ -41,7 +41,7 @@ def field(seed: int, candidates: int, images: int = IMAGES) -> Tensor:
 
 
 def run(race: Race, hits: Tensor) -> tuple[list[Result], int]:
-    """The results, and how many images were looked at."""
+    """Return the results, and how many images were looked at."""
     seen = 0
 
     def scores(row: Tensor, rung: Rung) -> Tensor:

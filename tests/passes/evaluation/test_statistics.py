@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def network(seed: int = 0) -> tuple[Net, Graph]:
-    """A network with statistics of its own, in float64, and its graph."""
+    """Return a network with statistics of its own, in float64, and its graph."""
     torch.manual_seed(seed)
     net = Net().double()
     for norm in (net.norm, net.plain, net.last):

@@ -98,5 +98,5 @@ def formula() -> type[Formula]:
 
 @pytest.fixture
 def judged() -> Callable[[], int]:
-    """How many structures the formula has judged so far."""
+    """Return how many structures the formula has judged so far."""
     return lambda: ByFormula.judged

@@ -131,8 +131,8 @@ def test_every_way_is_proved(graph: Graph, workload: Workload, choice: str) -> N
 def ratios_before_and_after(
     graph: Graph, state: State, by_channel: bool
 ) -> list[tuple[float, float]]:
-    """How much larger what stayed is than what went, in every layer, by the weights before and
-    after training."""
+    """Return how much larger what stayed is than what went, in every layer, by the weights before
+    and after training."""
     found = []
     if state.masks is not None and state.unmasked is not None:
         for name, mask in state.masks.items():

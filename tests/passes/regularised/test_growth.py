@@ -117,7 +117,7 @@ class Naive:
 
 
 def reg_of(machine: Growth, layer: Prunable) -> list[Fraction]:
-    """The machine's penalty on every group."""
+    """Return the machine's penalty on every group."""
     at = machine.of[layer.name]
     goes, stays = machine.values(at)
     return [

@@ -19,7 +19,7 @@ PAPER = Growing().rates(early=False)
 
 
 def alone(count: int = 4) -> Prunable:
-    """A layer of single weights: no magnitudes are looked at, so that 10,000 updates take no
+    """Return a layer of single weights: no magnitudes are looked at, so that 10,000 updates take no
     time."""
     return Prunable("w", None, count, (np.arange(count),), (Share("w", None),), ())
 

@@ -132,7 +132,7 @@ def test_the_penalty_is_on_whole_unscaled_gradients(precision: str, parts: int) 
 def step(
     model: nn.Module, regulariser: Regulariser, *shape: int
 ) -> tuple[RegulariserHook, dict[str, Tensor]]:
-    """The hook, and what it adds to zero gradients of a model in one step."""
+    """Return the hook, and what it adds to zero gradients of a model in one step."""
     hook = regulariser.hook(task(model, *shape))
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None

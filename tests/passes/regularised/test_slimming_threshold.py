@@ -72,7 +72,7 @@ def digits() -> Network:
 
 
 def layers_kept(coupling: Coupling, cut: Cut) -> dict[str, set[int]]:
-    """The channels that a plan keeps of every batch norm."""
+    """Return the channels that a plan keeps of every batch norm."""
     kept = coupling.kept_units(cut.plan)
     found = {}
     for name, value in coupling.graph.params.items():

@@ -52,7 +52,7 @@ def mixed() -> State:
 
 
 def made_of(**options: Any) -> AdaptiveBN:
-    """The pass abn, with the options of its parts beside its own as in a pipeline."""
+    """Return the pass abn, with the options of its parts beside its own as in a pipeline."""
     mine = {field.name for field in dataclasses.fields(AdaptiveBN)}
     parts: dict[str, Any] = {}
     kinds: dict[str, type[RandomSearch | AdaptiveStatistics]] = {

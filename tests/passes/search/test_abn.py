@@ -40,7 +40,7 @@ Run = Callable[..., tuple[State, Outcome]]
 
 
 def essence(outcome: Outcome) -> list[object]:
-    """All of an outcome but the seconds."""
+    """Return all of an outcome but the seconds."""
     items: list[Candidate | Finalist] = [*outcome.candidates, *outcome.finalists]
     return [
         {key: value for key, value in asdict(item).items() if key != "seconds"} for item in items

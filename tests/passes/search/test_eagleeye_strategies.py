@@ -59,7 +59,7 @@ def one_line(text: str) -> str:
 
 
 def plan_of(name: str, text: str, folder: Path) -> tuple[Coupling, dict[str, np.ndarray]]:
-    """The plan of a strategy, by EagleEye's ranking: L1 of the first layer of a group."""
+    """Return the plan of a strategy, by EagleEye's ranking: L1 of the first layer of a group."""
     coupling = coupling_of(name)
     path = folder / "strategy.txt"
     path.write_text(one_line(text), encoding="utf-8")

@@ -76,7 +76,7 @@ def searched(
     kind: type[MetaPruning] = MetaPruning,
     **options: object,
 ) -> tuple[State, Outcome]:
-    """The state after the search on a graph with the published count."""
+    """Return the state after the search on a graph with the published count."""
     state = State(
         original=graph, graph=graph.copy(), workload=workload, budgets=[parse_budget(budget)]
     )

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "abn.md"
 
 
 def programs() -> list[str]:
-    """The page's programs, in order."""
+    """Return the page's programs, in order."""
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 

@@ -75,7 +75,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     net: Net, path: Path | None, recipe: Recipe = RECIPE, hook: Hook | None = None, **options: Any
 ) -> Any:
-    """The state dict after training, and the log."""
+    """Return the state dict after training, and the log."""
     module = net()
     place = None if path is None else Checkpoint(path)
     log = train(
@@ -185,7 +185,7 @@ class Die(Hook):
 
 
 def digits(path: Path | None, hook: Hook) -> dict[str, Tensor]:
-    """A convolutional network on the digits, 8 steps to the epoch."""
+    """Return a convolutional network on the digits, 8 steps to the epoch."""
     with seeded(0):
         module = zoo.create("digits_resnet")
     data = load_data("digits", input_shape=(1, 1, 8, 8))

@@ -64,7 +64,7 @@ def workload() -> Workload:
 
 
 def trained(path: Path | None = None, fail_at: int = -1) -> dict[str, Any]:
-    """The weights and the log of one run of `RECIPE`."""
+    """Return the weights and the log of one run of `RECIPE`."""
     with seeded(0):
         module = Partly()
     place = None if path is None else Checkpoint(path)
@@ -76,7 +76,8 @@ def trained(path: Path | None = None, fail_at: int = -1) -> dict[str, Any]:
 
 
 def normed() -> dict[str, Any]:
-    """The same for a network with batch norm, whose statistics the processes see differently."""
+    """Return the same for a network with batch norm, whose statistics the processes see
+    differently."""
     with seeded(0):
         module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     train(module, workload(), SGD(epochs=2, batch_size=16, lr=0.1))
@@ -103,7 +104,7 @@ def main(folder: Path, what: str) -> None:
 
 
 def bad(factor: float) -> Workload:
-    """A workload whose loss is multiplied by a factor."""
+    """Return a workload whose loss is multiplied by a factor."""
     good = workload()
     good.loss = lambda outputs, targets: nn.functional.cross_entropy(outputs, targets) * factor
     return good

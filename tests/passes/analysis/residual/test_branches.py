@@ -130,7 +130,8 @@ def names(graph: Graph) -> list[str]:
 
 
 def zeroed(model: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
-    """The outputs of a module in float64 with those of some submodules multiplied by zero."""
+    """Return the outputs of a module in float64 with those of some submodules multiplied by
+    zero."""
     handles = [
         model.get_submodule(name).register_forward_hook(lambda module, args, out: out * 0)
         for name in names

@@ -17,7 +17,7 @@ from pruneopt.passes.analysis.residual.hypernet_blocks import LayerPlace, layer_
 
 
 def places_of(network: nn.Module, shape: tuple[int, ...]) -> dict[str, LayerPlace]:
-    """The places by the name of the layer."""
+    """Return the places by the name of the layer."""
     found = layer_places(couple(capture(network.eval(), torch.randn(shape))))
     return {place.weight.name.removesuffix(".weight"): place for place in found}
 

@@ -57,7 +57,7 @@ def graph_of(model: nn.Module) -> Graph:
 
 
 def reached(graph: Graph, start: set[Value], without: Value | None) -> set[Value]:
-    """The values that are computed from ``start`` by ways that avoid one value."""
+    """Return the values that are computed from ``start`` by ways that avoid one value."""
     found = {value for value in start if value is not without}
     for op in graph.ops:
         if not found.isdisjoint(op.inputs):

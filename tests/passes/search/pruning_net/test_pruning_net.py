@@ -103,7 +103,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @cache
 def coupled(name: str) -> tuple[Coupling, Tensor]:
-    """The coupling of a network and an input."""
+    """Return the coupling of a network and an input."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     x = torch.randn(shape)
@@ -111,7 +111,7 @@ def coupled(name: str) -> tuple[Coupling, Tensor]:
 
 
 def net_of(coupling: Coupling, *, tied: bool = False, **options: object) -> PruningNet:
-    """A PruningNet in which every free group, or as MetaPruning has it, is searched."""
+    """Return a PruningNet in which every free group, or as MetaPruning has it, is searched."""
     groups = [group.name for group in coupling.free]
     genes = metapruning_genes(coupling)
     searched = (
@@ -131,8 +131,8 @@ def random_widths(coupling: Coupling, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def sliced(net: PruningNet, widths: np.ndarray) -> nn.Module:
-    """The full network with the full generated weights and fresh batch norms, sliced to the first
-    units."""
+    """Return the full network with the full generated weights and fresh batch norms, sliced to the
+    first units."""
     coupling = net.coupling
     graph = coupling.graph.copy()
     weights = {name: tensor.detach().clone() for name, tensor in net.full_weights().items()}

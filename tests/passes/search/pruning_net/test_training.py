@@ -39,7 +39,7 @@ SHORT = SGD(epochs=1, lr=0.05, batch_size=256, label_smoothing=0.1)
 
 
 def trial_of(graph: Graph, workload: Workload, **fields: object) -> ScoringContext:
-    """A context with MetaPruning's genes after couple and cost."""
+    """Return a context with MetaPruning's genes after couple and cost."""
     state = coupled(graph, workload, **fields)
     coupling = state.need_coupling()
     space = Space(coupling, state.need_cost(), [], {}, genes=metapruning_genes(coupling))

@@ -84,7 +84,7 @@ def score(widths: np.ndarray) -> float:
 
 
 def run(explorer: ByLevels) -> list[list[np.ndarray]]:
-    """All generations of an explorer, each answered by `score`."""
+    """Return all generations of an explorer, each answered by `score`."""
     found = []
     while generation := explorer.ask():
         rows = [item.widths for item in generation]

@@ -46,7 +46,7 @@ def network(chain: Chain) -> State:
 
 
 def genes_of(proposal: Proposal) -> Key:
-    """The grid indices of a proposal, from its scales alone."""
+    """Return the grid indices of a proposal, from its scales alone."""
     assert proposal.scales is not None
     return tuple(round((100 * scale - 10) / 3) for scale in proposal.scales.tolist())
 
@@ -65,7 +65,7 @@ def generations(asked: list[Key], size: int = 50) -> list[list[Key]]:
 
 
 def best(asked: Sequence[Key], fitness: Fitness, count: int) -> list[Key]:
-    """The best so far, the older of equals first."""
+    """Return the best so far, the older of equals first."""
     return sorted(asked, key=lambda item: -fitness(item))[:count]
 
 

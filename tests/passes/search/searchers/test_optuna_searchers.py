@@ -47,7 +47,7 @@ def network() -> State:
 
 
 def target_of(space: Space, seed: int) -> Callable[[Proposal], float]:
-    """A smooth fitness whose best structure is on the budget; 0 is the best there is."""
+    """Return a smooth fitness whose best structure is on the budget; 0 is the best there is."""
     rng = np.random.default_rng(seed)
     best = space.widths_of(onto_budget(space, rng.random(len(space.genes)))) / space.cost.full
 

@@ -81,8 +81,8 @@ def test_from_34_channels_on_every_scale_has_a_width_of_its_own() -> None:
 
 
 def ladder(full: int, step: int, percent: int, round_to: int) -> int:
-    """The largest multiple of step and rounding up to a share of a width; the smallest multiple
-    where none is."""
+    """Return the largest multiple of step and rounding up to a share of a width; the smallest
+    multiple where none is."""
     grain = int(np.lcm(step, round_to))
     fitting = [
         width for width in (*range(grain, full, grain), full) if width <= full * percent // 100
