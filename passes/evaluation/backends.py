@@ -50,8 +50,8 @@ class EvaluationBackend(Protocol):
     def networks(
         self, folded: Sequence[Graph], weights: Sequence[Weights]
     ) -> Callable[[Tensor], Sequence[Any]]:
-        """Networks in evaluation mode, from graphs without batch norms: the outputs of each for the
-        same inputs.
+        """Return networks in evaluation mode, from graphs without batch norms: the outputs of each
+        for the same inputs.
 
         What was given before is not to be called any more.
         """
@@ -216,7 +216,7 @@ def _most(graph: Graph, settings: Settings) -> int:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """Metrics expect single precision."""
+    """Return a tensor in single precision, which metrics expect."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

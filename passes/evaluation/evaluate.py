@@ -177,8 +177,8 @@ class Evaluation:
     def networks(
         self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]
     ) -> Networks:
-        """Networks in evaluation mode, their batch norms folded; on the fused kernels where there
-        are any."""
+        """Return networks in evaluation mode, their batch norms folded; on the fused kernels where
+        there are any."""
         folded = [fold_batch_norms(graph) for graph in graphs]
         tensors = [item.weights(own) for item, own in zip(folded, weights, strict=True)]
         return self.way.networks([item.graph for item in folded], tensors)
@@ -187,7 +187,8 @@ class Evaluation:
         return cast("Sequence[object]", self.workload.forward(networks, inputs))
 
     def signals(self, networks: Networks, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        """For every network the signal and the metric on images ``start`` to ``stop``, each `[stop
+        """Return for every network the signal and the metric on images ``start`` to ``stop``, each
+        `[stop
         - start]`."""
         found: list[list[tuple[Tensor, Tensor]]] = []
         seen = start

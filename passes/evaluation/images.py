@@ -57,7 +57,8 @@ def calibration_inputs(
     device: str | torch.device,
     augment: bool = False,
 ) -> Iterator[Tensor]:
-    """Exactly ``batches`` shuffled batches of inputs; the same arguments give the same batches.
+    """Yield exactly ``batches`` shuffled batches of inputs; the same arguments give the same
+    batches.
 
     Incomplete batches are left out (they would weigh as much as full ones) unless the split has no
     full one; a split that is too small is passed over again, shuffled anew.
@@ -104,7 +105,7 @@ class CalibrationImages:
         self._held: list[Tensor] | None = None
 
     def part(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Batches ``start`` to ``stop`` (excluded)."""
+        """Yield batches ``start`` to ``stop`` (excluded)."""
         if self._held is not None:
             yield from self._held[start:stop]
             return
@@ -151,7 +152,7 @@ class ValidationImages:
         return len(self._split)
 
     def part(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images ``start`` to ``stop`` (excluded) with their targets."""
+        """Yield batches of images ``start`` to ``stop`` (excluded) with their targets."""
         held = self._held.get((start, stop))
         if held is not None:
             yield from held
@@ -178,7 +179,8 @@ class ValidationImages:
         yield from part.batches(self._chunk, device=self._device)
 
     def _augmented(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Random numbers run on from batch to batch: a part needs all batches before it."""
+        """Yield images with random changes, whose random numbers run on from batch to batch: a part
+        needs all batches before it."""
         seen = 0
         for inputs, targets in self._split.batches(
             CHUNK, seed=self._augment_seed, augment=True, device=self._device
@@ -192,7 +194,7 @@ class ValidationImages:
 
 
 def _chunk(split: Split) -> int:
-    """Images in a batch for scores on a processor."""
+    """Return how many images a batch for scores on a processor has."""
     if not len(split):
         return CHUNK_CPU
     image, _ = next(split.head(1).batches(1))

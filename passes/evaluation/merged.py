@@ -45,7 +45,7 @@ class Merged:
 
 
 def merge(graphs: Sequence[Graph], weights: Sequence[Weights]) -> Merged:
-    """One graph for networks with the same inputs, and its weights.
+    """Return one graph for networks with the same inputs, and its weights.
 
     Ops that draw random numbers are never shared: in training mode each candidate draws its own.
     """
@@ -80,6 +80,7 @@ class _Joined:
         """Return the value of a weight, one for equal tensors of the same name."""
         key = (value.name, _content(tensor))
         if key not in self._params:
+            # Candidates cut one weight differently: names must tell the tensors apart.
             name, number = value.name, 0
             while name in self.weights:
                 number += 1
@@ -102,7 +103,7 @@ class _Joined:
         attrs = tuple(sorted((name, repr(attr)) for name, attr in op.attrs.items()))
         key: tuple[object, ...] = (op.target, tuple(map(_key, operands)), attrs)
         if torch.Tag.nondeterministic_seeded in overload(op.target).tags:
-            key = (object(),)
+            key = (object(),)  # equal to nothing: never shared
         if key not in self._ops:
             results = [(self.graph.fresh_name(value.name), value.type) for value in op.results]
             self._ops[key] = self.graph.add_op(op.target, operands, op.attrs, results, op.loc)
@@ -112,7 +113,7 @@ class _Joined:
 
 
 def _key(operand: Operand) -> object:
-    """Numbers by their spelling: 1, 1.0 and True are equal in Python, but not to an op."""
+    """Return numbers by their spelling: 1, 1.0 and True are equal in Python, but not to an op."""
     return operand if isinstance(operand, Value | tuple) else (type(operand), repr(operand))
 
 

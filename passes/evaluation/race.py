@@ -119,6 +119,8 @@ class Race:
         Returns:
             A result for each. None is entered.
         """
+        # One rival for all: the order in which candidates side by side come to an end decides
+        # nothing.
         rival = self.best[self.keep - 1] if len(self.best) >= self.keep else None
         found: list[list[Tensor]] = [[] for _ in range(count)]
         results: dict[int, Result] = {}
@@ -177,5 +179,7 @@ class Race:
         """Return whether a mean difference `[n]` is below zero by more than chance explains, given
         all images there are."""
         n, every = len(gap), self.rungs[-1].images
+        # The last factor corrects for a sample from finitely many: once all images are seen, chance
+        # has no part in the difference any more.
         error = float(gap.std()) / math.sqrt(n) * math.sqrt(1 - n / every)
         return float(gap.mean()) < -self.z * error

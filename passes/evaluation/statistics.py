@@ -62,7 +62,7 @@ class Statistics:
     batches: int = 0
 
     def add(self, name: str, mean: Tensor, variance: Tensor, count: int) -> None:
-        """One batch at one batch norm."""
+        """Add one batch at one batch norm: mean and unbiased variance `[C]` of ``count`` values."""
         self.means.setdefault(name, []).append(mean)
         self.variances.setdefault(name, []).append(variance)
         self.counts.setdefault(name, []).append(count)
@@ -73,20 +73,26 @@ class Statistics:
         found: dict[str, Tensor] = {}
         for norm in statistic_norms(graph).values():
             mean_name, variance_name = norm.mean.name, norm.variance.name
+            # A batch norm that is applied twice has two ops and one entry: each application was
+            # added as a batch, which is what training does to its running statistics.
             if mean_name not in self.means or mean_name in found:
                 continue
+            # In float64: a hundred weights that sum to 1 must not lose what float32 rounds away.
             means, variances = (
                 torch.stack(part[mean_name]).double() for part in (self.means, self.variances)
             )
             counts = torch.tensor(self.counts[mean_name], dtype=torch.float64, device=means.device)
             old = weights[mean_name], weights[variance_name]
             if averaging.kind == "mean_biased":
+                # Once-for-All divides by n, not n - 1, before it averages; a smaller last batch
+                # counts by its size.
                 share = counts / counts.sum()
                 mean, variance = (
                     share @ means,
                     share @ (variances * ((counts - 1) / counts)[:, None]),
                 )
             else:
+                # In closed form, so that batches may come in parts.
                 shares = averaging.weights(len(means), _seen(weights, mean_name))
                 mean, variance = combine(
                     means, variances, shares, (old[0].double(), old[1].double())
@@ -137,12 +143,13 @@ def statistics_together(
     whole: bool = False,
     into: Sequence[Statistics] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """`fresh_statistics` of several networks on the same batches; what they compute alike is
-    computed once."""
+    """Return the `fresh_statistics` of several networks on the same batches; what they compute
+    alike is computed once."""
     into = [Statistics() for _ in graphs] if into is None else into
     if not any(statistic_norms(graph) for graph in graphs):
         return [{} for _ in graphs]
     with torch.no_grad():
+        # Each layer needs all batches before the next one starts, so they are held.
         if averaging.kind == "population":
             held = list(batches)
             return [
@@ -163,8 +170,9 @@ def statistics_together(
 def _recorder(
     graphs: Sequence[Graph], merged: Merged, into: Sequence[Statistics]
 ) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """Makes batch norms normalise by their batch, whatever the mode, and writes its statistics down
+    """Make batch norms normalise by their batch, whatever the mode, and write its statistics down
     for each owner."""
+    # Candidates that are equal up to here share one op, whose statistics belong to all of them.
     owners: dict[Op, list[tuple[RunningNorm, Statistics]]] = {}
     for graph, ops, item in zip(graphs, merged.ops, into, strict=True):
         for op, norm in statistic_norms(graph).items():
@@ -175,7 +183,8 @@ def _recorder(
             return None
         inputs, scale, shift = operands[:3]
         mean, variance = torch.zeros_like(operands[3]), torch.ones_like(operands[4])
-        # With momentum 1 the running statistics become those of the batch.
+        # PyTorch gives away a batch's statistics only as running ones: with momentum 1 they are
+        # those of the batch, computed once beside the output.
         out = F.batch_norm(inputs, mean, variance, scale, shift, True, 1.0, owners[op][0][0].eps)
         for norm, item in owners[op]:
             item.add(norm.mean.name, mean, variance, inputs.numel() // max(1, len(mean)))
@@ -191,6 +200,7 @@ def _population(
     norms = statistic_norms(graph)
     interpreter = Interpreter(graph, _normaliser(norms))
     found: dict[str, Tensor] = {}
+    # One frame for each batch, in step: at a batch norm the inputs of all batches lie ready.
     frames = [interpreter.frame(weights, inputs, training=whole) for inputs in batches]
     for op in graph.ops:
         norm = norms.get(op)
@@ -203,6 +213,7 @@ def _population(
             pooled = _pooled([frame.env[norm.source] for frame in frames])
             for value, tensor in zip((norm.mean, norm.variance), pooled, strict=True):
                 found[value.name] = tensor.to(weights[value.name])
+                # The op itself, and all layers behind it, see the new statistics, as in inference.
                 for frame in frames:
                     frame.env[value] = found[value.name]
             found |= _counted(weights, norm.mean.name, len(frames), reset=True)
@@ -213,7 +224,8 @@ def _population(
 
 
 def _pooled(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel `[C]` of all parts `[n, C, ...]` together, float64."""
+    """Return mean and biased variance per channel `[C]` of all parts `[n, C, ...]` together,
+    float64."""
     pairs = [
         torch.var_mean(part.double().movedim(1, 0).flatten(1), dim=1, unbiased=False)
         for part in parts
@@ -227,7 +239,7 @@ def _pooled(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def _normaliser(
     norms: Mapping[Op, RunningNorm],
 ) -> Callable[[Op, list[Any], Callable[[], Any]], Any]:
-    """Makes batch norms use the statistics they are given, whatever the mode."""
+    """Make batch norms use the statistics they are given, whatever the mode."""
 
     def override(op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         norm = norms.get(op)
@@ -258,10 +270,10 @@ def _counted(weights: Weights, mean_name: str, batches: int, reset: bool) -> dic
 
 @contextmanager
 def _complaints(inputs: Tensor) -> Iterator[None]:
-    """PyTorch's errors in one sentence."""
+    """Turn PyTorch's errors into one sentence."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # a RuntimeError too, but no fault of the batch's shape
         raise
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

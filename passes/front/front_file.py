@@ -111,8 +111,8 @@ class FrontFile:
         return self.points[number - 1]
 
     def check_network(self, state: State) -> None:
-        """`UserError` where the front belongs to another network than the one of a state, or to
-        other weights."""
+        """Raise `UserError` where the front belongs to another network than the one of a state, or
+        to other weights."""
         mine = _identity(state)
         differing = [name for name in mine if mine[name] != self.data[name]]
         if differing:

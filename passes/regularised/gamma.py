@@ -105,7 +105,7 @@ def live_parameters(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Par
 
 
 def checked_scale(scale: float) -> None:
-    """`UserError` for a weight of a penalty that is not above 0."""
+    """Raise `UserError` for a weight of a penalty that is not above 0."""
     if not 0 < scale < math.inf:
         raise UserError(f"scale={scale:g} must be above 0")
 

@@ -82,8 +82,8 @@ class _GroupNormHook(RegulariserHook):
                     )
 
     def _factors(self, device: torch.device) -> Tensor:
-        """One over the norm of every unit, 0 where it is 0 `[units + 1]`; the last is for what is
-        not penalised."""
+        """Return one over the norm of every unit, 0 where it is 0 `[units + 1]`; the last is for
+        what is not penalised."""
         squares = torch.zeros(
             self._count + 1, device=device, dtype=torch.float64 if device.type == "cpu" else None
         )

@@ -140,7 +140,7 @@ class Growth:
         self._places: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
-        """Before the first iteration: GReg-1 picks by the weights as they are."""
+        """Pick by the weights as they are before the first iteration (GReg-1)."""
         if self.early:
             self._pick(weights)
 
@@ -149,7 +149,7 @@ class Growth:
         return self.state == "update" and iteration % self.rates.interval == 0
 
     def update(self, iteration: int, weights: Mapping[str, Tensor]) -> None:
-        """Between forward and backward of an iteration, counted from 0."""
+        """Update the penalty between forward and backward of an iteration, counted from 0."""
         if not self.due(iteration):
             return
         growing = [
@@ -157,6 +157,8 @@ class Growth:
             for layer in self.layers
             if self.of[layer.name].finished is None
         ]
+        # In this order: a penalty that reaches its ceiling picks in the same update, and whether a
+        # layer is finished is asked of this update's ratio.
         for _, at in growing:
             if at.removed is None:
                 at.raised += 1
@@ -229,8 +231,8 @@ class Growth:
     def _members(
         self, layer: Prunable, number: int, parameter: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Which elements of a weight go, and which belong to the layer's groups (None: all); kept
-        on the device."""
+        """Return which elements of a weight go, and which belong to the layer's groups (None: all);
+        kept on the device."""
         key = (layer.name, number)
         if key not in self._places:
             share, removed = layer.shares[number], self.of[layer.name].removed
@@ -254,7 +256,7 @@ class Growth:
     def _average(
         self, growing: Sequence[tuple[Prunable, LayerGrowth]], weights: Mapping[str, Tensor]
     ) -> None:
-        """One step of the moving averages."""
+        """Take one step of the moving averages."""
         pruned = [(layer, at) for layer, at in growing if layer.group is not None and _any(at)]
         if not pruned:
             return
@@ -275,7 +277,7 @@ class Growth:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
         return {
             "state": self.state,
             "since": self.since,

@@ -45,7 +45,7 @@ class Scales:
     units: np.ndarray
 
     def top(self, count: int) -> np.ndarray:
-        """Flags `[C]` of the ``count`` greatest values, the first of equal ones."""
+        """Return flags `[C]` of the ``count`` greatest values, the first of equal ones."""
         flags = np.zeros(len(self.values), dtype=bool)
         flags[np.argsort(-self.values, kind="stable")[:count]] = True
         return flags
@@ -135,7 +135,7 @@ def gamma_scales(coupling: Coupling, weights: Mapping[str, Tensor]) -> list[Scal
 
 
 def unit_scales(coupling: Coupling, scores: Scores) -> list[Scales]:
-    """Scores of units as scales: every free group is one layer of the threshold."""
+    """Return scores of units as scales: every free group is one layer of the threshold."""
     return [Scales(name, score, coupling.group(name).units) for name, score in scores.items()]
 
 

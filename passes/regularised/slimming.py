@@ -189,7 +189,7 @@ class Slimming(Regularised):
         return Decision(self._cut(state, self.passes, None, weights).plan)
 
     def record(self, state: State, log: Any, hook: RegulariserHook, decision: Decision) -> None:
-        """Nothing: `run` makes the record, which spans all rounds."""
+        """Do nothing: `run` makes the record, which spans all rounds."""
 
     # Rounds
 
@@ -367,8 +367,8 @@ def _floors(cut: Cut) -> list[str]:
 
 
 def unit_masks(coupling: Coupling, plan: Plan) -> dict[str, Tensor]:
-    """For every parameter that holds removed units a boolean tensor of its shape: False at the
-    weights of these."""
+    """Return for every parameter that holds removed units a boolean tensor of its shape: False at
+    the weights of these."""
     kept = np.append(coupling.kept_units(plan), True)
     found = {}
     for name, value in coupling.graph.params.items():

@@ -145,6 +145,9 @@ class Cutter:
         levels = np.unique(
             np.concatenate([np.full(1, -1.0), *(layer.values for layer in self.scales)])
         )
+        # A higher threshold leaves no wider group, so costs fall along the levels and a bisection
+        # finds the first that is inside. It cuts the range into many parts at a time, as widths of
+        # many thresholds are measured together.
         low, high = 0, len(levels) - 1
         while low < high:
             places = np.unique(np.linspace(low, high, PROBES).astype(np.int64))
@@ -160,7 +163,7 @@ class Cutter:
     # What survives
 
     def _flags(self, layer: Scales, threshold: float) -> np.ndarray:
-        """Which channels of a layer survive `[C]`, before layers are merged."""
+        """Return which channels of a layer survive `[C]`, before layers are merged."""
         rule, width, flags = self.rule, len(layer.values), layer.values > threshold
         if layer.name in rule.fixed:
             return layer.top(rule.share(width, 1 - rule.fixed[layer.name]))
@@ -171,10 +174,11 @@ class Cutter:
         )
 
     def _kept(self, threshold: float) -> np.ndarray:
-        """Which units survive `[units]`, after merging."""
+        """Return which units survive `[units]`, after merging."""
         flags = np.concatenate(
             [np.zeros(0, dtype=bool), *(self._flags(layer, threshold) for layer in self.scales)]
         )
+        # A unit that several layers make has a scale in each: one or all of them must survive.
         count = np.bincount(self._units[flags[self._inside]], minlength=len(self._total))
         needed = np.where(self._either, 1, np.maximum(self._total, 1))
         kept: np.ndarray = (count >= needed) & self._alive
@@ -195,6 +199,7 @@ class Cutter:
     def _scores(self, threshold: float) -> dict[str, np.ndarray]:
         """Return the scores by which units fill the width of their group: survivors come before all
         others."""
+        # Lifted above the largest scale there is.
         lifted = self._merged + self._kept(threshold) * (1.0 + self._merged.max(initial=0.0))
         return {group.name: lifted[group.units] for group in self._groups}
 
@@ -206,6 +211,7 @@ class Cutter:
             count = self._count(group, flags)
             if count == 0 and "floor" in self.rule.compat:
                 count = self.rule.share(group.width, FALLBACK)
+            # The next wider width that is allowed: no survivor goes because of rounding.
             place = min(int(np.searchsorted(rungs, count)), len(rungs) - 1)
             found.append(_Left(int(flags.sum()), count, int(rungs[place])))
         for columns in self.ladders.tied:

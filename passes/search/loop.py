@@ -183,7 +183,7 @@ class Search:
         return candidate
 
     def _judged(self, first: int, proposals: Sequence[Proposal], scorer: Scorer) -> list[Candidate]:
-        """Candidates from number ``first`` on, in the journal."""
+        """Return candidates from number ``first`` on, in the journal."""
         started = time.perf_counter()
         found = scorer.score_all(proposals)
         seconds = (time.perf_counter() - started) / len(proposals)
@@ -263,7 +263,8 @@ class Search:
             self.tell(text, place, len(chosen))
 
     def _second_look(self, candidate: Candidate, epochs: int, networks: CutNetworks) -> Finalist:
-        """From the original weights again: stale score, fresh statistics, fine-tuning."""
+        """Cut a candidate from the original weights again: stale score, fresh statistics,
+        fine-tuning."""
         started = time.perf_counter()
         plan = self.plan(candidate)
         module = networks.network(plan)

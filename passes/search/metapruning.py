@@ -97,7 +97,8 @@ class MetaPruning(Searched):
         )
 
     def finishing_passes(self) -> list[Pass]:
-        """Training from scratch; or fresh statistics and fine-tuning for inherited weights."""
+        """Return training from scratch; or fresh statistics and fine-tuning for inherited
+        weights."""
         if self.weights == "scratch":
             recipe = (
                 self.recipe if self.epochs is None else replace(self.recipe, epochs=self.epochs)

@@ -43,8 +43,8 @@ class Feed:
     def epoch(
         self, number: int, start: int = 0, state: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's `(inputs, targets)` of the batches of epoch ``number`` (from 1), from
-        batch ``start`` on.
+        """Yield this process's `(inputs, targets)` of the batches of epoch ``number`` (from 1),
+        from batch ``start`` on.
 
         ``state`` is what `state` gave after batch ``start`` - 1.
         """

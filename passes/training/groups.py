@@ -40,7 +40,7 @@ def decayed_parameters(module: nn.Module, recipe: Recipe, decays: Decays | None)
 def parameter_groups(
     module: nn.Module, recipe: Recipe, decayed: Mapping[str, bool]
 ) -> list[dict[str, Any]]:
-    """One group of what decays and one of what does not, without empty ones."""
+    """Return one group of what decays and one of what does not, without empty ones."""
     named = dict(module.named_parameters())
     groups = [
         {

@@ -52,23 +52,23 @@ class Hook:
     """
 
     def start(self, run: Run) -> None:
-        """Once, before the first iteration; on resume before weights and states are loaded."""
+        """Act once, before the first iteration; on resume before weights and states are loaded."""
 
     def before_forward(self, run: Run) -> None:
-        """Before the first forward pass of an iteration; gradients are cleared."""
+        """Act before the first forward pass of an iteration; gradients are cleared."""
 
     def before_backward(self, run: Run) -> None:
-        """Between forward and backward of the first part of an iteration's batch."""
+        """Act between forward and backward of the first part of an iteration's batch."""
 
     def before_step(self, run: Run) -> None:
-        """Gradients are complete, accumulated and unscaled, not yet clipped: penalties are added
-        here."""
+        """Act on gradients that are complete, accumulated and unscaled, not yet clipped: penalties
+        are added here."""
 
     def after_step(self, run: Run) -> None:
         """Act after the optimiser has moved the weights: masks are re-applied here."""
 
     def finished(self) -> bool:
-        """Asked after each iteration; True ends the training."""
+        """Return whether training ends; asked after each iteration."""
         return False
 
     def state_dict(self) -> dict[str, Any]:

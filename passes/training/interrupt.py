@@ -14,7 +14,7 @@ __all__ = ["postponed_interrupt"]
 
 @contextmanager
 def postponed_interrupt(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Gives what tells whether Ctrl-C was pressed in the block; a second Ctrl-C is a
+    """Yield what tells whether Ctrl-C was pressed in the block; a second Ctrl-C is a
     `KeyboardInterrupt` at once.
 
     Without ``wanted``, outside the main thread, or where the program has a handler of its own,

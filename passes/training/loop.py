@@ -118,8 +118,8 @@ class Loop:
             raise KeyboardInterrupt
 
     def _iteration(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """One step; the sums of loss and metric over this process's samples, `[2]`, unread, and
-        their number."""
+        """Take one step; return the sums of loss and metric over this process's samples, `[2]`,
+        unread, and their number."""
         run, count = self.run, len(inputs)
         for group in run.optimiser.param_groups:
             group["lr"] = self.recipe.rate(run.iteration, self.feed.steps)
@@ -141,8 +141,8 @@ class Loop:
         return sums, count
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward, part by part; the gradients are those of the mean loss of the whole
-        batch."""
+        """Run forward and backward, part by part; the gradients are those of the mean loss of the
+        whole batch."""
         parts = self.recipe.accumulate
         # DDP takes the mean over processes, whose shares of the batch may differ by one sample.
         whole = self.feed.batch_size / self.processes.world
@@ -165,8 +165,8 @@ class Loop:
         return sums
 
     def _look(self) -> None:
-        """Inside an epoch: is all well, is it time to save; all processes come to the same
-        answers."""
+        """Check that all is well inside an epoch, and save where it is time; all processes come to
+        the same answers."""
         sums, due = self.sums.total(self.processes, flag=self.keeper.due or self.pressed())
         self._check_finite(sums)
         self.reporter.step(self.run, sums, self._rate())

@@ -25,8 +25,8 @@ def can_distil(workload: Workload) -> bool:
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T^2 * KL(teacher || student)`` of the classes at temperature T, a mean over samples (and
-    places); a scalar.
+    """Return ``T^2 * KL(teacher || student)`` of the classes at temperature T, a mean over samples
+    (and places); a scalar.
 
     Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (arXiv 1503.02531): the
     factor T^2 keeps the gradient's size as T changes. Both are logits `[N, C, ...]`.

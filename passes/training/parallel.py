@@ -123,7 +123,7 @@ def _leave() -> None:
 
 
 def make_fabric(device: torch.device, precision: str, processes: Processes) -> Fabric:
-    """Fabric for this process: one device, or data parallel (DDP) under torchrun.
+    """Return Fabric for this process: one device, or data parallel (DDP) under torchrun.
 
     Raises:
         UserError: a kind of device that it cannot train on.
@@ -158,7 +158,7 @@ def make_fabric(device: torch.device, precision: str, processes: Processes) -> F
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Fabric's and DDP's remarks on how they were set up."""
+    """Silence Fabric's and DDP's remarks on how they were set up."""
     before = {
         name: logging.getLogger(name).level
         for name in ("lightning_fabric", "torch.nn.parallel.distributed")

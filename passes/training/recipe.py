@@ -78,7 +78,7 @@ class TrainingOptions(Configured):
             )
 
     def _ranges(self) -> list[tuple[str, object, bool, str]]:
-        """Name, value, whether it is in range, and what it must do."""
+        """Return name, value, whether it is in range, and what it must do."""
         return [
             ("epochs", self.epochs, self.epochs >= 0, "not be negative"),
             ("lr", self.lr, 0 < self.lr < 1e38, "be above 0, and a number of float32"),

@@ -34,7 +34,7 @@ class Sums:
 
     @classmethod
     def none(cls, device: torch.device) -> Sums:
-        """Nothing yet."""
+        """Return the sums of no samples."""
         return cls(torch.zeros(2, device=device))
 
     def add(self, values: Tensor, count: int) -> None:
@@ -57,12 +57,12 @@ class Sums:
         return bool(torch.isfinite(self.values[0]))
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and metric of a sample."""
+        """Return the mean loss and metric of a sample."""
         loss, metric = (self.values / self.count).tolist()
         return loss, metric
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return what a checkpoint keeps."""
         return {"values": self.values.cpu(), "count": self.count, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Reporter:
             self._board.close()
 
     def begin(self, run: Run) -> None:
-        """From here on time is measured."""
+        """Measure time from here on."""
         self._began, self._first = time.perf_counter(), run.iteration
         if self._recipe.tensorboard and not self._silent and run.iteration < run.steps:
             from torch.utils.tensorboard import SummaryWriter
@@ -105,7 +105,7 @@ class Reporter:
             self._board = SummaryWriter(self._recipe.tensorboard, purge_step=run.iteration)
 
     def step(self, run: Run, sums: Sums, rate: float) -> None:
-        """Inside an epoch."""
+        """Tell how far an epoch is."""
         if self._silent:
             return
         loss, metric = sums.means()
@@ -116,7 +116,7 @@ class Reporter:
                 self._board.add_scalar(f"{self._name}/{key}", value, run.iteration)
 
     def epoch(self, log: EpochLog, run: Run) -> None:
-        """After an epoch."""
+        """Tell how an epoch went."""
         if self._silent:
             return
         self._tell(run, log.loss, log.metric, log.lr, log.throughput)
@@ -136,7 +136,7 @@ class Reporter:
 
 
 def _duration(seconds: float) -> str:
-    """``42 s``, ``7 min``, ``3.5 h``."""
+    """Return seconds as text: ``42 s``, ``7 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

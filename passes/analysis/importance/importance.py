@@ -200,7 +200,7 @@ def _normalised(score: np.ndarray) -> np.ndarray:
 
 
 def _add_up(given: Given, slots: list[Slot], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-    """Scores added up over slots, `[units]`, and which units occur in any."""
+    """Return scores added up over slots, `[units]`, and which units occur in any."""
     count = len(given.coupling.unit_group)
     total, seen = np.zeros(count), np.zeros(count, dtype=bool)
     done: dict[tuple[Value, tuple[int, ...]], None] = {}

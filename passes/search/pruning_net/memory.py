@@ -28,8 +28,8 @@ class Footprint:
 
     @classmethod
     def of(cls, parameters: int, recipe: Recipe) -> Footprint:
-        """For so many parameters under a recipe; the optimiser is asked by one step on a single
-        number."""
+        """Return the memory of so many parameters under a recipe; the optimiser is asked by one
+        step on a single number."""
         probe = torch.nn.Parameter(torch.zeros(2))
         optimiser = recipe.optimiser([{"params": [probe], "weight_decay": 0.0}])
         probe.grad = torch.zeros(2)
@@ -46,8 +46,8 @@ class Footprint:
 
 
 def available_memory(device: str) -> int | None:
-    """Free bytes of a device; of the machine (and its memory limit, where one is set) for a CPU.
-    None if unknown."""
+    """Return the free bytes of a device; of the machine (and its memory limit, where one is set)
+    for a CPU. None if unknown."""
     place = torch.device(device)
     if place.type == "cuda":
         return int(torch.cuda.mem_get_info(place)[0])

@@ -130,8 +130,8 @@ class PruningNet(nn.Module):
         self._take_ordinary(seed)
 
     def _take_ordinary(self, seed: int) -> None:
-        """Everything else that the network reads: parameters at full width, fresh where a layer
-        owns them; buffers."""
+        """Take everything else that the network reads: parameters at full width, fresh where a
+        layer owns them; buffers."""
         graph = self.coupling.graph
         made = {weight.name for weight in self.generated}
         for norm in self._norms.values():
@@ -184,8 +184,8 @@ class PruningNet(nn.Module):
         return self._crop
 
     def weights(self) -> dict[str, Tensor]:
-        """Everything that the sliced graph of the chosen widths reads, by name, on the device of
-        the parameters."""
+        """Return everything that the sliced graph of the chosen widths reads, by name, on the
+        device of the parameters."""
         return self._weights(self._chosen())[0]
 
     def _weights(self, crop: _Crop) -> tuple[dict[str, Tensor], dict[str, Places]]:
@@ -205,8 +205,8 @@ class PruningNet(nn.Module):
         return found, places
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Weights, ordinary parameters and buffers for the chosen scales at full width, by name; no
-        batch norms."""
+        """Return weights, ordinary parameters and buffers for the chosen scales at full width, by
+        name; no batch norms."""
         device = next(self.parameters()).device
         scales = torch.as_tensor(
             np.append(self._chosen().scales, 1.0), dtype=torch.float32, device=device

@@ -134,8 +134,8 @@ def _leaves(graph: Graph, op: Op) -> dict[str, str]:
 def _columns_of(
     coupling: Coupling, groups: tuple[str, ...], searched: set[str], op: Op, mean: Value
 ) -> np.ndarray:
-    """For every channel the place of the searched group whose scale picks its statistics, int64
-    `[C]`.
+    """Return for every channel the place of the searched group whose scale picks its statistics,
+    int64 `[C]`.
 
     A channel without one takes the first searched group that the layer before reads: MetaPruning's
     MobileNetV2 picks the statistics of its last convolution, which has one width, by the width of

@@ -50,8 +50,8 @@ class Measured:
     model: CostModel
 
     def cost(self, unit: str) -> float:
-        """``flops``, ``params``, ``bytes``, ``memory`` or ``latency`` (nanoseconds), as
-        `CostModel.measure` has it."""
+        """Return the cost in ``flops``, ``params``, ``bytes``, ``memory`` or ``latency``
+        (nanoseconds), as `CostModel.measure` has it."""
         return float(self.model.measure(unit, self.widths))
 
     def full(self, unit: str) -> float:
@@ -97,8 +97,8 @@ class Accuracy(Ranking):
 def reward(
     accuracy: float, flops: float, accuracy_base: float, flops_base: float, exponent: float = 2.0
 ) -> float:
-    """``(A_base / (A_base - A))^exponent * -ln(F / F_base)``; accuracies in percent, FLOPs in any
-    one unit.
+    """Return ``(A_base / (A_base - A))^exponent * -ln(F / F_base)``; accuracies in percent, FLOPs
+    in any one unit.
 
     Raises:
         UserError: an accuracy at the pole or beyond it, where a better network would be ranked as a
@@ -162,7 +162,7 @@ class Reward(Ranking):
             )
 
     def _base(self, full: float) -> float:
-        """F_base in FLOPs, for an original of so many."""
+        """Return F_base in FLOPs, for an original of so many."""
         return full if self.flops_base is None else self.flops_base * 1e6
 
 

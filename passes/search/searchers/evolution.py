@@ -194,7 +194,7 @@ class Evolving(AskTell):
         return True
 
     def _mutate(self, children: dict[tuple[int, ...], int]) -> None:
-        """Up to ten rounds of as many draws as there are to be children."""
+        """Mutate parents: up to ten rounds of as many draws as there are to be children."""
         wanted, made = self.options.children[0], 0
         parents, scales = self.parents, len(self.space.grid)
         for _ in range(10 * wanted):
@@ -209,7 +209,8 @@ class Evolving(AskTell):
             made += self._take(child, children)
 
     def _cross(self, children: dict[tuple[int, ...], int]) -> None:
-        """Up to ten attempts for every child: two different parents, each gene from either."""
+        """Cross parents: up to ten attempts for every child, two different parents, each gene from
+        either."""
         wanted, made = self.options.children[1], 0
         parents = self.parents
         if len(parents) < 2:
@@ -222,7 +223,7 @@ class Evolving(AskTell):
             made += self._take(np.where(from_first, parents[first], parents[second]), children)
 
     def _fill(self, children: dict[tuple[int, ...], int]) -> None:
-        """Random structures until the generation is full, or the space seems to be exhausted.
+        """Add random structures until the generation is full, or the space seems to be exhausted.
 
         Raises:
             UserError: not a single structure fits.

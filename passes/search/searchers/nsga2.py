@@ -97,8 +97,8 @@ class Genetic(Explorer):
 
 
 def survivors(points: np.ndarray, count: int) -> np.ndarray:
-    """Which of points `[N, M]` live on, int64 of at most ``count``: by front, and by crowding
-    distance in the last."""
+    """Return which of points `[N, M]` live on, int64 of at most ``count``: by front, and by
+    crowding distance in the last."""
     ranks, crowding = front_ranks(points), _crowding(points)
     order = np.lexsort((-crowding, ranks))
     return order[:count].astype(np.int64)
@@ -122,8 +122,8 @@ def _tournament(ranks: np.ndarray, crowding: np.ndarray, rng: np.random.Generato
 
 
 def _crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the two children of simulated binary crossover; half of the genes are crossed (Deb and
-    Agrawal, 1995)."""
+    """Return one of the two children of simulated binary crossover; half of the genes are crossed
+    (Deb and Agrawal, 1995)."""
     u = rng.random(len(first))
     power = 1 / (SPREAD_CROSSOVER + 1)
     beta = np.where(u <= 0.5, (2 * u) ** power, (1 / (2 * (1 - u))) ** power)
@@ -133,8 +133,8 @@ def _crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) ->
 
 
 def _mutated(position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Polynomial mutation; a gene mutates with probability 1 / M, and one at least (Deb and Goyal,
-    1996)."""
+    """Mutate by a polynomial; a gene mutates with probability 1 / M, and one at least (Deb and
+    Goyal, 1996)."""
     chosen = rng.random(len(position)) < 1 / len(position)
     chosen[rng.integers(len(position))] |= not chosen.any()
     u = rng.random(len(position))

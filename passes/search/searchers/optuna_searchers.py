@@ -73,8 +73,8 @@ def onto_budget(space: Space, ratios: np.ndarray) -> np.ndarray:
 
 
 def _filled(space: Space, found: np.ndarray, percent: np.ndarray) -> np.ndarray:
-    """Indices raised one by one while the budgets are met; ``percent`` is what each gene asked
-    for."""
+    """Return indices raised one by one while the budgets are met; ``percent`` is what each gene
+    asked for."""
     found, climbed = found.copy(), np.zeros(len(found), dtype=np.int64)
     open_ = found < len(space.grid) - 1
     while open_.any():
@@ -232,8 +232,8 @@ class _Asking(AskTell):
         return self.options.candidates
 
     def _moved(self, ratios: np.ndarray) -> np.ndarray | None:
-        """Feasible grid indices for ratios; None where the window's lower end is out of reach from
-        there."""
+        """Return feasible grid indices for ratios; None where the window's lower end is out of
+        reach from there."""
         indices = onto_budget(self.space, ratios)
         if self.space.feasible(self.space.widths_of(indices)[None])[0]:
             return indices
@@ -252,7 +252,7 @@ class _Asking(AskTell):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of Optuna's log lines for a block: progress is pruneopt's to report."""
+    """Silence Optuna's log lines for a block: progress is pruneopt's to report."""
     from optuna import logging
 
     before = logging.get_verbosity()

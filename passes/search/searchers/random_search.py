@@ -92,7 +92,7 @@ class _Random(AskTell):
         """Return the next random structure."""
 
     def tell(self, proposal: Proposal, fitness: float) -> None:
-        """Nothing is learnt."""
+        """Ignore the answer: nothing is learnt."""
 
     @property
     def ready(self) -> int:

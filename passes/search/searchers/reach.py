@@ -80,7 +80,7 @@ class Reach:
     # Positions
 
     def widths(self, position: np.ndarray) -> np.ndarray:
-        """Positions `[P, M]` or `[M]` -> the widths of every group, int64 `[P, G]` or `[G]`."""
+        """Map positions `[P, M]` or `[M]` to the widths of every group, int64 `[P, G]` or `[G]`."""
         rows = np.atleast_2d(position)
         found = np.empty((len(rows), len(self.rungs)), dtype=np.int64)
         for number, columns in enumerate(self.moves):
@@ -157,8 +157,8 @@ class Reach:
         return space.cost.widths(plan)
 
     def levels(self, count: int) -> list[float]:
-        """Shares of the first cost in equal ratios, ascending, from the smallest to the largest of
-        the range."""
+        """Return shares of the first cost in equal ratios, ascending, from the smallest to the
+        largest of the range."""
         if count == 1:
             return [self.high]
         ratio = math.log(self.high / self.low) / (count - 1)

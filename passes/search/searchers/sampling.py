@@ -51,7 +51,7 @@ class Draw:
 
 
 def floor_widths(ratios: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """EagleEye's count of what stays: ``C - floor(r * C)``."""
+    """Return EagleEye's count of what stays: ``C - floor(r * C)``."""
     kept: np.ndarray = full - np.floor(ratios * full).astype(np.int64)
     return kept
 
@@ -59,8 +59,8 @@ def floor_widths(ratios: np.ndarray, full: np.ndarray) -> np.ndarray:
 def untied_widths(
     widths: np.ndarray, scores: Scores, coupling: Coupling, cost: CostModel
 ) -> np.ndarray:
-    """EagleEye's thresholds: only units strictly above the best removed one stay, so units that tie
-    with it go too.
+    """Apply EagleEye's thresholds: only units strictly above the best removed one stay, so units
+    that tie with it go too.
 
     A group that loses nothing keeps all. Blocks are thresholded each on its own and then made equal
     to the smallest.
@@ -138,7 +138,7 @@ class WidthSampler:
         self._check_range()
 
     def draw(self, index: int) -> Draw:
-        """Candidate ``index``; the same arguments give the same plan."""
+        """Draw candidate ``index``; the same arguments give the same plan."""
         rng = np.random.default_rng([self.seed, index])
         if self.rejection:
             ratios, widths, attempts = self._rejected(rng)
@@ -228,7 +228,7 @@ class WidthSampler:
         return flops[0].limit(self.cost) / float(self.cost.measure("flops", self.cost.full))
 
     def _rejected(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """EagleEye's sampling: ``U(0, 1) * max + min`` (as the code has it) until the share of
+        """Draw as EagleEye does: ``U(0, 1) * max + min`` (as the code has it) until the share of
         FLOPs fits.
 
         The window is as wide as EagleEye's, two tolerances, but ends at the budget instead of lying

@@ -51,7 +51,7 @@ class Proposal:
 
 
 def untied_genes(coupling: Coupling) -> list[Gene]:
-    """One gene per free group."""
+    """Return one gene per free group."""
     return [Gene((group.name,), group.width) for group in coupling.free]
 
 
@@ -162,8 +162,8 @@ class Space:
         return found
 
     def _check_lowest(self) -> None:
-        """`BudgetError`, with what is reachable, where even the smallest structure of the grid is
-        outside a budget."""
+        """Raise `BudgetError`, with what is reachable, where even the smallest structure of the
+        grid is outside a budget."""
         lowest = self.widths_of(np.zeros(len(self.genes), dtype=np.int64))
         try:
             check_reachable(self.budgets, self.cost, minimum=lowest)
@@ -191,7 +191,8 @@ class Space:
         )
 
     def _check_window(self, widths: np.ndarray, what: str, remedy: str) -> None:
-        """`UserError` where not even structures as wide as ``widths`` `[G]` reach the window."""
+        """Raise `UserError` where not even structures as wide as ``widths`` `[G]` reach the
+        window."""
         if self.window is None or not self.budgets:
             return
         share, least = float(self.used(widths[None])[0]), 1 - self.window
@@ -205,13 +206,15 @@ class Space:
     # Structures
 
     def scales_of(self, indices: np.ndarray) -> np.ndarray:
-        """Grid indices `[P, L]` or `[L]` -> the scale of every group, float64 `[P, G]` or `[G]`."""
+        """Map grid indices `[P, L]` or `[L]` to the scale of every group, float64 `[P, G]` or
+        `[G]`."""
         percent = np.append(self.grid[indices], np.full((*indices.shape[:-1], 1), 100), axis=-1)
         result: np.ndarray = percent[..., self._gene_of] / 100
         return result
 
     def widths_of(self, indices: np.ndarray) -> np.ndarray:
-        """Grid indices `[P, L]` or `[L]` -> the width of every group, int64 `[P, G]` or `[G]`."""
+        """Map grid indices `[P, L]` or `[L]` to the width of every group, int64 `[P, G]` or
+        `[G]`."""
         percent = np.append(self.grid[indices], np.full((*indices.shape[:-1], 1), 100), axis=-1)
         rows = np.atleast_2d(self.cost.full * percent[..., self._gene_of] // 100)
         result: np.ndarray = self.allowed.floor(rows)
@@ -240,7 +243,8 @@ class Space:
     def uniform(
         self, rng: np.random.Generator, low: int = 0, high: int | None = None
     ) -> np.ndarray:
-        """Independent grid indices, each uniform on ``low`` to ``high`` (included), int64 `[L]`."""
+        """Draw independent grid indices, each uniform on ``low`` to ``high`` (included), int64
+        `[L]`."""
         return rng.integers(low, len(self.grid) if high is None else high + 1, len(self.genes))
 
     def moved(
