@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,20 @@ CREATE TABLE region (
 ) WITHOUT ROWID;
 CREATE INDEX region_by_key ON region (key);
 """
+
+
+class NetworkSummary(NamedTuple):
+    """A network on a target: how many sub-networks and ops of it were measured, and the seconds of
+    the fastest and the slowest."""
+
+    target: str
+    machine: str
+    """In words."""
+    network: str
+    networks: int
+    ops: int
+    fastest: float
+    slowest: float
 
 
 def network_digest(regions: Sequence[Region]) -> str:
@@ -223,9 +237,8 @@ class Database:
                 )
         return found
 
-    def summary(self) -> list[tuple[str, str, str, int, int, float, float]]:
-        """Return target, machine in words, network, networks measured, ops measured, and the
-        fastest and slowest seconds."""
+    def summary(self) -> list[NetworkSummary]:
+        """Return what is known of each network on each target."""
         rows = self._connection.execute(
             "SELECT target, machine, name, count(*), min(seconds), max(seconds), digest FROM "
             "network "
@@ -239,7 +252,8 @@ class Database:
                 target,
                 digest,
             )
-            found.append((target, describe(machine), name, count, ops, low, high))
+            machine = describe(machine)
+            found.append(NetworkSummary(target, machine, name, count, ops, low, high))
         return found
 
     def _copy_into(self, other: Database) -> None:

@@ -62,24 +62,6 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         help="point K of the front in the folder that MODEL names instead",
     )
     parser.add_argument(
-        "--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="the bundle's directory (pruned/ and the model's name)",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
-    )
-    parser.add_argument(
-        "--device",
-        metavar="D",
-        default="cpu",
-        help="where data runs through networks: cpu, cuda:1 (cpu)",
-    )
-    parser.add_argument(
         "--finetune-epochs",
         metavar="N",
         type=_count,
@@ -95,25 +77,7 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         help="mend the pruned network without training, on inputs alone: lstsq, bias or bn; "
         "several joined by commas",
     )
-    _latency(parser)
-    parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
-    parser.add_argument(
-        "--min-channels", metavar="K", type=_positive, help="no group gets narrower than this"
-    )
-    _constraints(parser)
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue a search or training that was stopped in --out",
-    )
-    again.add_argument("--force", action="store_true", help="replace an earlier bundle in --out")
-    parser.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and nothing else, on stdout"
-    )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print nothing but errors and the verdict"
-    )
+    _run_options(parser, "bundle", "pruned", "the verdict", "a search or training that was stopped")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +97,6 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(UNITS)} or {on_target('ort-cpu')} (flops); repeat it: the front spreads "
         "over the first",
     )
-    _latency(parser)
     parser.add_argument(
         "--range",
         metavar="A:B",
@@ -163,39 +126,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         default="couple,cost",
         help="the passes before the search (couple,cost)",
     )
-    parser.add_argument(
-        "--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="where the front goes (fronts/ and the model's name)",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
-    )
-    parser.add_argument(
-        "--device", metavar="D", default="cpu", help="where data runs through networks (cpu)"
-    )
-    parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
-    parser.add_argument(
-        "--min-channels", metavar="K", type=_positive, help="no group gets narrower than this"
-    )
-    _constraints(parser)
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the search in --out, to more candidates if asked",
-    )
-    again.add_argument("--force", action="store_true", help="replace an earlier front in --out")
-    parser.add_argument(
-        "--json", action="store_true", help="print the front as JSON, and nothing else, on stdout"
-    )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print nothing but errors and the last line"
-    )
+    _run_options(parser, "front", "fronts", "the last line", "the search")
 
 
 def add_inspect_options(parser: argparse.ArgumentParser) -> None:
@@ -310,9 +241,7 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
     measure.add_argument(
         "--db", metavar="FILE", type=Path, required=True, help="where the times go, or are added"
     )
-    measure.add_argument(
-        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
-    )
+    _seed(measure)
     merge = actions.add_parser("merge", help="make one database of several")
     merge.add_argument(
         "files", metavar="FILE", nargs="+", type=Path, help="databases of one machine"
@@ -421,6 +350,49 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="B", dest="budgets", action="append", default=[], help=BUDGET
+    )
+
+
+def _run_options(
+    parser: argparse.ArgumentParser, result: str, folder: str, last: str, resumed: str
+) -> None:
+    """Add what compile and search share: data, where the result goes, limits, and output."""
+    parser.add_argument(
+        "--data", metavar="SPEC", help="digits, cifar10:DIR, cifar100:DIR, folder:DIR or npz:FILE"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"where the {result} goes ({folder}/ and the model's name)",
+    )
+    _seed(parser)
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        default="cpu",
+        help="where data runs through networks: cpu, cuda:1 (cpu)",
+    )
+    _latency(parser)
+    parser.add_argument("--round-to", metavar="K", type=_multiple, help=ROUND_TO)
+    parser.add_argument(
+        "--min-channels", metavar="K", type=_positive, help="no group gets narrower than this"
+    )
+    _constraints(parser)
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help=f"continue {resumed} in --out")
+    again.add_argument("--force", action="store_true", help=f"replace an earlier {result} in --out")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as JSON, and nothing else, on stdout",
+    )
+    parser.add_argument("--quiet", action="store_true", help=f"print nothing but errors and {last}")
+
+
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", metavar="N", type=_count, default=0, help="drives every random choice (0)"
     )
 
 

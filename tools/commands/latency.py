@@ -16,7 +16,8 @@ from pruneopt.passes.latency.learn import learn
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.tools.commands.loading import captured, loaded_model
 from pruneopt.tools.report.progress import progress_bar
-from pruneopt.tools.report.text import amount, percent, table
+from pruneopt.tools.report.tables import table_of, table_text
+from pruneopt.tools.report.text import amount, percent
 
 __all__ = ["run"]
 
@@ -69,21 +70,19 @@ def _merge(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     with Database(options.file, must_exist=True) as database:
-        rows = [
-            (
-                target,
-                name,
-                str(networks),
-                str(ops),
-                amount(1e9 * low, "latency"),
-                amount(1e9 * high, "latency"),
-                machine,
-            )
-            for target, machine, name, networks, ops, low, high in database.summary()
-        ]
-    head = ("target", "network", "networks", "ops", "fastest", "slowest", "measured with")
-    print(
-        table([head, *rows], text_columns=(0, 1, 6))
-        if rows
-        else f"{options.file} holds no measurements"
+        found = database.summary()
+    if not found:
+        print(f"{options.file} holds no measurements")
+        return
+    shown = table_of(
+        found,
+        ("target", lambda row: row.target),
+        ("network", lambda row: row.network),
+        ("networks", lambda row: str(row.networks)),
+        ("ops", lambda row: str(row.ops)),
+        ("fastest", lambda row: amount(1e9 * row.fastest, "latency")),
+        ("slowest", lambda row: amount(1e9 * row.slowest, "latency")),
+        ("measured with", lambda row: row.machine),
+        words=(0, 1, 6),
     )
+    print(table_text(shown))

@@ -14,7 +14,8 @@ from pruneopt.passes.latency.probe import op_times
 from pruneopt.passes.latency.roofline import OpLine, op_lines, roofline_svg
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.tools.commands.loading import captured, loaded_model
-from pruneopt.tools.report.text import amount, percent, table
+from pruneopt.tools.report.tables import Table, table_of, table_text
+from pruneopt.tools.report.text import amount, percent
 
 __all__ = ["run"]
 
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         head = {"target": str(target), "runtime": target.runtime(), "seconds": sample.seconds}
         print(json.dumps({**head, "ceilings": asdict(ceilings), "ops": ops}, indent=2))
         return 0
-    print(table([HEAD, *map(_row, lines)], text_columns=(0, 1, 8)))
+    print(table_text(_table(lines)))
     print()
     for line in _summary(sample.seconds, lines, ceilings):
         print(line)
@@ -47,23 +48,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-HEAD = ("layer", "op", "time", "share", "FLOPs", "moved", "GFLOPs/s", "of ceiling", "bound")
-
-
-def _row(line: OpLine) -> tuple[str, ...]:
-    rate = f"{line.macs / line.seconds / 1e9:.1f}" if line.macs and line.seconds else ""
-    work = amount(line.macs, "flops") if line.macs else ""
-    return (
-        *(
-            line.layer,
-            line.kind,
-            _ms(line.seconds),
-            percent(line.share),
-            work,
-            amount(line.moved, "bytes"),
-        ),
-        *(rate, percent(line.efficiency), line.bound),
+def _table(lines: list[OpLine]) -> Table:
+    return table_of(
+        lines,
+        ("layer", lambda line: line.layer),
+        ("op", lambda line: line.kind),
+        ("time", lambda line: _ms(line.seconds)),
+        ("share", lambda line: percent(line.share)),
+        ("FLOPs", lambda line: amount(line.macs, "flops") if line.macs else ""),
+        ("moved", lambda line: amount(line.moved, "bytes")),
+        ("GFLOPs/s", _rate),
+        ("of ceiling", lambda line: percent(line.efficiency)),
+        ("bound", lambda line: line.bound),
+        words=(0, 1, 8),
     )
+
+
+def _rate(line: OpLine) -> str:
+    return f"{line.macs / line.seconds / 1e9:.1f}" if line.macs and line.seconds else ""
 
 
 def _summary(seconds: float, lines: list[OpLine], ceilings: Ceilings) -> list[str]:

@@ -3,7 +3,7 @@ worth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,18 @@ import numpy as np
 
 from pruneopt.passes.analysis.channels.groups import Coupling, Group, Plan
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.tools.report.text import percent, table
+from pruneopt.tools.report.tables import table_of, table_text
+from pruneopt.tools.report.text import percent
 
 __all__ = ["GroupTable"]
 
+Column = tuple[str, Callable[[dict[str, Any]], str]]
+LEGEND = (
+    "step: widths are multiples of it. FLOPs: what is saved when this group alone is as narrow as "
+    "can be.",
+    "--ignore, --width, --max-ratio and --tie take groups, modules and parameters, or patterns "
+    "(layer4.*).",
+)
 SHOWN = 3
 """The number of modules of a group that the table names."""
 
@@ -76,26 +84,25 @@ class GroupTable:
 
     def text(self) -> str:
         """Return the table."""
-        kept = () if self.plan is None else ("kept",)
-        rows: list[tuple[str, ...]] = [("group", "width", *kept, "step", "FLOPs", "in", "frozen")]
-        for item in self.data():
-            where = item["modules"]
-            shown = ", ".join(where[:SHOWN]) + (
-                f" and {len(where) - SHOWN} others" if len(where) > SHOWN else ""
-            )
-            share = "-" if item["flops_share"] is None else percent(item["flops_share"])
-            counts = (
-                (item["width"], item["kept"], item["blocks"])
-                if kept
-                else (item["width"], item["blocks"])
-            )
-            rows.append((item["name"], *map(str, counts), share, shown, item["frozen"] or ""))
-        lines = [
-            table(rows, text_columns=(0, len(rows[0]) - 2, len(rows[0]) - 1)),
-            "",
-            "step: widths are multiples of it. FLOPs: what is saved when this group alone is as "
-            "narrow as can be.",
-            "--ignore, --width, --max-ratio and --tie take groups, modules and parameters, or "
-            "patterns (layer4.*).",
-        ]
-        return "\n".join(lines)
+        kept: list[Column] = [] if self.plan is None else [("kept", lambda item: str(item["kept"]))]
+        shown = table_of(
+            self.data(),
+            ("group", lambda item: str(item["name"])),
+            ("width", lambda item: str(item["width"])),
+            *kept,
+            ("step", lambda item: str(item["blocks"])),
+            ("FLOPs", lambda item: _share(item["flops_share"])),
+            ("in", lambda item: _first(item["modules"])),
+            ("frozen", lambda item: item["frozen"] or ""),
+            words=(0, len(kept) + 4, len(kept) + 5),
+        )
+        return "\n".join([table_text(shown), "", *LEGEND])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _first(modules: list[str]) -> str:
+    others = f" and {len(modules) - SHOWN} others" if len(modules) > SHOWN else ""
+    return ", ".join(modules[:SHOWN]) + others

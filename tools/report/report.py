@@ -188,9 +188,16 @@ class Report:
         if self.latency is not None:
             found["latency"] = self.latency.data()
         if self.search is not None:
-            for name in ("winner", "winning_finalist"):
-                found["search"][name] = plain(getattr(self.search, name, None))
+            found["search"] = self.search_data()
         return found
+
+    def search_data(self) -> dict[str, Any]:
+        """Return the record of the pass that chose as data, with the winner of a search."""
+        found = plain(self.search)
+        winners = {
+            name: plain(getattr(self.search, name, None)) for name in ("winner", "winning_finalist")
+        }
+        return (found if isinstance(found, dict) else {"record": found}) | winners
 
 
 def original_costs(cost: CostModel) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pruneopt.passes.repair.bias import BiasShift
 from pruneopt.passes.repair.repair import RepairReport
 from pruneopt.passes.selection.masks import MASKS
 from pruneopt.passes.selection.rounding import Rounding
-from pruneopt.tools.report.report import BudgetResult, GroupResult, Report, plain
+from pruneopt.tools.report.report import BudgetResult, GroupResult, LatencyResult, Report
 from pruneopt.tools.report.tables import (
     Bar,
     Section,
@@ -174,18 +174,23 @@ def _latency_section(report: Report) -> Section:
     found = report.latency
     if found is None:
         return Section("Time on targets")
-    lines = []
-    for item in found.targets:
-        noise = f"; {item.noisy}" if item.noisy else ""
-        ends = f"{_time(item.low)} and {_time(item.high)}"
-        lines.append(f"On {item.target} the median lies between {ends} (95 %){noise}.")
-    if len(found.rounds) == 1:
-        return Section("Time on targets", (_changes(list(_times(report))),), tuple(lines))
-    lines.append(
-        f"The first {len(found.rounds) - 1} of {len(found.rounds)} networks missed a budget on a "
-        "target, and corrected the predictions."
-    )
-    rounds = table_of(
+    lines = [
+        f"On {item.target} the median lies between {_time(item.low)} and {_time(item.high)} (95 %)"
+        f"{f'; {item.noisy}' if item.noisy else ''}."
+        for item in found.targets
+    ]
+    tables = [_changes(list(_times(report)))]
+    if len(found.rounds) > 1:
+        lines.append(
+            f"The first {len(found.rounds) - 1} of {len(found.rounds)} networks missed a budget on "
+            "a target, and corrected the predictions."
+        )
+        tables.append(_rounds(found))
+    return Section("Time on targets", tuple(tables), tuple(lines))
+
+
+def _rounds(found: LatencyResult) -> Table:
+    return table_of(
         [(number, item) for number, items in enumerate(found.rounds, 1) for item in items],
         ("target", lambda row: row[1].target),
         ("round", lambda row: str(row[0])),
@@ -193,7 +198,6 @@ def _latency_section(report: Report) -> Section:
         ("predicted", lambda row: _time(row[1].predicted)),
         ("measured", lambda row: _time(row[1].measured)),
     )
-    return Section("Time on targets", (_changes(list(_times(report))), rounds), tuple(lines))
 
 
 def _time(value: float) -> str:
@@ -256,7 +260,7 @@ def _repair_section(report: Report) -> Section:
 
 
 def _search_section(report: Report) -> Section:
-    found = {} if report.search is None else plain(report.search)
+    found = {} if report.search is None else report.search_data()
     shown = table_of(
         [pair for pair in found.items() if isinstance(pair[1], bool | int | float | str)],
         ("", lambda pair: pair[0].replace("_", " ")),
@@ -320,31 +324,28 @@ def _frozen_section(report: Report) -> Section:
 
 
 def _verification_section(report: Report) -> Section:
-    proof = report.verification
-    single = proof.max_abs_error_float32
+    proof, single = report.verification, report.verification.max_abs_error_float32
+    original = "original with the removed channels unread, float64, random input"
     rows = [
-        (
-            "original with the removed channels unread, float64, random input",
-            "",
-            f"{proof.max_abs_error:.2e}",
-        ),
-        *([] if single is None else [("the same, float32, real input", "", f"{single:.2e}")]),
+        (original, "", proof.max_abs_error),
+        *(() if single is None else (("the same, float32, real input", "", single),)),
         *(
-            (
-                f"{item.artefact} loaded back",
-                ", ".join(map(str, item.batches)),
-                f"{item.max_abs_error:.2e}",
-            )
+            (f"{item.artefact} loaded back", ", ".join(map(str, item.batches)), item.max_abs_error)
             for item in proof.artefacts
         ),
     ]
-    head = ("compared with the pruned network", "batch sizes", "largest difference")
+    shown = table_of(
+        rows,
+        ("compared with the pruned network", lambda row: row[0]),
+        ("batch sizes", lambda row: row[1]),
+        ("largest difference", lambda row: f"{row[2]:.2e}"),
+    )
     real = "" if single is None else f", and off by at most {single:.1e} on real input in float32"
     line = (
         "Proved in float64: the original with channels removed, off by at most "
         f"{proof.max_abs_error:.1e} (outputs up to {proof.scale:.3g}){real}."
     )
-    return Section("Verification", (Table(head, tuple(rows)),), (line,), proof.notes)
+    return Section("Verification", (shown,), (line,), proof.notes)
 
 
 def _time_section(report: Report) -> Section:
