@@ -75,8 +75,8 @@ def _assemble(graph: Graph, labels: Labels, units: Units) -> Coupling:
 
 
 def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> set[int]:
-    """The numbers of the groups that keep two units of every block: a row of `Labels.pairs` holds
-    nothing else."""
+    """Return the numbers of the groups that keep two units of every block: a row of `Labels.pairs`
+    holds nothing else."""
     cell_of = np.empty(units.count, dtype=np.int64)
     for number, cell in enumerate(units.cells if labels.pairs else ()):
         cell_of[cell.units] = number
@@ -97,7 +97,7 @@ def _groups_in_pairs(labels: Labels, units: Units, unit_group: np.ndarray) -> se
 def _semantic_notes(
     labels: Labels, units: Units, groups: tuple[Group, ...], unit_group: np.ndarray
 ) -> tuple[SemanticNote, ...]:
-    """The noted ops with the free groups over which they run."""
+    """Return the noted ops with the free groups over which they run."""
     found: dict[Op, set[str]] = {}
     active: np.ndarray | None = None
     for note in labels.notes:
@@ -113,7 +113,7 @@ def _semantic_notes(
 
 
 def _units_of_activations(labels: Labels, units: Units) -> np.ndarray:
-    """The units that occur in anything but weights and what is computed from them."""
+    """Return the units that occur in anything but weights and what is computed from them."""
     found = [np.unique(slot.units) for slot in units.slots if not labels.is_weight(slot.value)]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
@@ -130,7 +130,8 @@ class _Names:
         count: int,
         made: set[tuple[Value, int]],
     ) -> None:
-        """``made``: the weights of layers, each with the axis of its output channels."""
+        """Name the groups; ``made``: the weights of layers, each with the axis of its output
+        channels."""
         self.names: list[str] = [""] * count
         self.locations: list[Location] = [Location()] * count
         modules: list[list[str]] = [[] for _ in range(count)]

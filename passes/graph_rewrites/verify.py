@@ -87,6 +87,7 @@ class MaskedOriginal:
         """Run at the original's size, op by op, from the original's weights; returns the
         outputs."""
         self._double = _is_double(inputs, weights)
+        # A statistic over kept channels alone reads weights of their number.
         boxed = {value.name for op in self._boxed for value in op.inputs if value.is_weight}
         self._small = slice_weights(
             self.coupling, self.kept, {name: weights[name] for name in boxed}
@@ -94,16 +95,17 @@ class MaskedOriginal:
         return self._interpreter.steps(weights, *inputs)
 
     def mask(self, value: Value, shape: tuple[int, ...]) -> Tensor:
-        """Which elements of a value are kept."""
+        """Return which elements of a value are kept."""
         return kept_mask(self.coupling.slots_of(value), shape, self.kept)
 
     def keep(self, value: Value, tensor: Tensor) -> Tensor:
-        """The kept elements of a value."""
+        """Return the kept elements of a value."""
         return gather_kept(tensor, self.coupling.slots_of(value), self.kept)
 
     def _override(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         if op in self._boxed:
             return self._run_on_kept(op, operands)
+        # Zeros are put where channels are consumed, never where they are made: sigmoid(0) is not 0.
         if has_trait(op, Trait.CONTRACTS_OPERANDS):
             for index, operand in enumerate(op.operands):
                 operands[index] = self._zero_operand(operand, operands[index])
@@ -126,7 +128,8 @@ class MaskedOriginal:
             ) from error
 
     def _zero_operand(self, operand: Operand, tensor: Any) -> Any:
-        """Products of activations: removed elements of every operand count as zero."""
+        """Return an operand of a product of activations, in which removed elements count as
+        zero."""
         if isinstance(operand, Value):
             return self._zero(operand, tensor)
         if isinstance(operand, tuple):
@@ -136,7 +139,8 @@ class MaskedOriginal:
         return tensor
 
     def _zero_read(self, operand: Operand, tensor: Any, read: Mapping[Value, int]) -> Any:
-        """Weights of a layer: what they would read of removed channels counts as zero."""
+        """Return a weight of a layer, in which what it would read of removed channels counts as
+        zero."""
         if isinstance(operand, tuple):
             return [
                 self._zero_read(value, item, read)
@@ -147,8 +151,9 @@ class MaskedOriginal:
         return tensor
 
     def _zero(self, value: Value, tensor: Tensor, axis: int | None = None) -> Tensor:
-        """A tensor with its removed elements at zero: all of them, or those removed along one
-        axis."""
+        """Return a tensor with its removed elements at zero: all of them, or those removed along
+        one axis."""
+        # A plane over several axes (groups, inputs of one group) counts for its last one.
         slots = [
             slot for slot in self.coupling.slots_of(value) if axis is None or axis == slot.axes[-1]
         ]
@@ -187,7 +192,7 @@ class MaskedOriginal:
 
 
 def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
-    """An op in evaluation mode, at the batch size of the analysis; with ``double``, in float64
+    """Run an op in evaluation mode, at the batch size of the analysis; with ``double``, in float64
     throughout."""
     device = next(
         (item.device for item in operands if isinstance(item, Tensor)), torch.device("cpu")
@@ -206,8 +211,8 @@ def evaluate(op: Op, operands: list[Any], double: bool) -> Any:
 
 
 def _is_double(inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether a run is in float64: the inputs say so or, where all of them are whole numbers, the
-    weights."""
+    """Return whether a run is in float64: the inputs say so or, where all of them are whole
+    numbers, the weights."""
     floating = [tensor for tensor in inputs if tensor.is_floating_point()]
     if floating:
         return any(tensor.dtype == torch.float64 for tensor in floating)
@@ -273,8 +278,8 @@ def verify_pruned(
 
 
 def _check_delivered(original: Graph, coupling: Coupling, kept: np.ndarray, pruned: Graph) -> None:
-    """The proof slices perturbed weights for itself: what is delivered must be the same slices of
-    the real ones."""
+    """Raise `VerificationError` unless the delivered weights are the same slices of the real ones:
+    the proof slices perturbed weights for itself."""
     for name, wanted in slice_weights(coupling, kept, original.weights).items():
         given = pruned.weights.get(name)
         declared = pruned.params[name].type.shape() if name in pruned.params else None
@@ -297,7 +302,7 @@ def _pruned_any(coupling: Coupling, plan: Plan, names: tuple[str, ...]) -> bool:
 
 
 def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
-    """A graph's weights as `varied` makes them.
+    """Return a graph's weights as `varied` makes them.
 
     Raises `VerificationError` where a parameter is not finite.
     """
@@ -312,10 +317,9 @@ def perturbed(graph: Graph, seed: int) -> dict[str, Tensor]:
 
 
 def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Float64 weights, on the CPU, in which no two channels of any axis are alike: scaled along
-    each axis, and vectors shifted. They stay near what they were, so that signals neither vanish
-    nor explode.
-    """
+    """Return float64 weights, on the CPU, in which no two channels of any axis are alike: scaled
+    along each axis, and vectors shifted. They stay near what they were, so that signals neither
+    vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -341,8 +345,8 @@ def varied(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
-    """Normal numbers in float64 for floating inputs, zeros and ones for others, at the batch size
-    of the analysis."""
+    """Return normal numbers in float64 for floating inputs, zeros and ones for others, at the batch
+    size of the analysis."""
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = []
     for value in graph.inputs:
@@ -355,7 +359,7 @@ def random_inputs(graph: Graph, seed: int) -> list[Tensor]:
 
 
 def analysis_rows(value: Value, tensor: Tensor) -> Tensor:
-    """The first rows of an input, as many as the analysis has; a single row is repeated."""
+    """Return the first rows of an input, as many as the analysis has; a single row is repeated."""
     if not value.type.dims or isinstance(value.type.dims[0], int):
         return tensor
     rows = value.type.shape(BATCH)[0]
@@ -395,10 +399,13 @@ def _prove(
     left, right = reference.steps(weights, *inputs), Interpreter(pruned, run).steps(small, *inputs)
     for op, results in left:
         if has_trait(op, Trait.RANDOM):
+            # Drawn by itself the small network would get other numbers, and differ for that alone.
             twin = reference.twin[op]
             drawn[twin] = reference.keep(op.result, results[0]).reshape(
                 twin.result.type.shape(BATCH)
             )
+        # In step, so that no more than the live values of both networks are held, and the first
+        # difference is the one that is named.
         try:
             twin, mine = next(right)
         except (RuntimeError, IndexError, ValueError) as failure:

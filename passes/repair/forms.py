@@ -41,27 +41,27 @@ class Form(ABC):
 
     @abstractmethod
     def positions(self, y: Tensor) -> int:
-        """How many output positions a result of the layer has, over the whole batch."""
+        """Return how many output positions a result of the layer has, over the whole batch."""
 
     @abstractmethod
     def rows(self, x: Tensor, picks: Tensor) -> Tensor:
-        """What the layer reads for the positions ``picks`` (int64 [n]): [g, n, f]."""
+        """Return what the layer reads for the positions ``picks`` (int64 [n]): [g, n, f]."""
 
     @abstractmethod
     def targets(self, y: Tensor, picks: Tensor) -> Tensor:
-        """The elements of a result at these positions: [g, n, o]."""
+        """Return the elements of a result at these positions: [g, n, o]."""
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as [g, f, o]."""
+        """Return the weight as [g, f, o]."""
 
     @abstractmethod
     def weight(self, matrix: Tensor) -> Tensor:
-        """The inverse of `matrix`."""
+        """Return the inverse of `matrix`."""
 
 
 def form_of(site: Site) -> Form | str:
-    """The form of a layer; a string says why it has none."""
+    """Return the form of a layer; a string says why it has none."""
     op, met = site.op, site.met
     if has_trait(op, Trait.CONVOLUTION):
         if met.result_axis != 1:
@@ -124,7 +124,7 @@ class _Convolution(Form):
         self.features = self._inputs * math.prod(self._kernel)
 
     def _paddings(self, site: Site) -> list[tuple[int, int]]:
-        """Padding before and after, by dimension."""
+        """Return the padding before and after, by dimension."""
         op, rank = site.op, len(self._kernel)
         reach = [step * (size - 1) for step, size in zip(self._dilation, self._kernel, strict=True)]
         if op.attrs["padding"] == "same":
@@ -149,7 +149,8 @@ class _Convolution(Form):
         return found.reshape(len(picks), self.groups, self.features).transpose(0, 1)
 
     def _windows(self, x: Tensor) -> Tensor:
-        """What the kernel sees at every position, as a view: [N, C, positions..., kernel...]."""
+        """Return what the kernel sees at every position, as a view: [N, C, positions...,
+        kernel...]."""
         rank = len(self._kernel)
         stride = (1,) * rank if self._transposed else self._stride
         if self._transposed and max(self._stride) > 1:
@@ -192,17 +193,17 @@ class _Convolution(Form):
 
 
 def _at(tensor: Tensor, picks: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The numbers of [N, C, positions..., rest...] at flat numbers of (N, positions...): [n, C,
-    rest...]."""
+    """Return the numbers of [N, C, positions..., rest...] at flat numbers of (N, positions...): [n,
+    C, rest...]."""
     index: Any = list(torch.unravel_index(picks, (tensor.shape[0], *sizes)))
     return tensor[(index[0], slice(None), *index[1:])]
 
 
 def _every(steps: tuple[int, ...]) -> Any:
-    """The index that takes every n-th entry of the last axes."""
+    """Return the index that takes every n-th entry of the last axes."""
     return (..., *(slice(None, None, step) for step in steps))
 
 
 def _each(values: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """A setting for every dimension, where one number may stand for all."""
+    """Return a setting for every dimension, where one number may stand for all."""
     return values * rank if len(values) == 1 else values

@@ -71,8 +71,8 @@ class Site:
 
 
 def twins(original: Graph, cut: Graph) -> dict[Op, Op]:
-    """The op of the cut network for every op of the original: the one whose results have the same
-    names.
+    """Return the op of the cut network for every op of the original: the one whose results have the
+    same names.
 
     Raises:
         UserError: the cut network has other ops.
@@ -89,7 +89,7 @@ def twins(original: Graph, cut: Graph) -> dict[Op, Op]:
 
 
 def sites_of(original: Graph, cut: Graph) -> list[Site]:
-    """Every layer that contracts an activation with a weight of its own, in graph order."""
+    """Return every layer that contracts an activation with a weight of its own, in graph order."""
     pairs = twins(original, cut)
     return [site for old, op in pairs.items() if (site := _site(old, op)) is not None]
 
@@ -118,8 +118,8 @@ class Home:
 
 
 def find_home(graph: Graph, site: Site) -> Home | str:
-    """Where a constant can be added to the outputs of a layer of ``graph``; a string says why it
-    cannot.
+    """Return where a constant can be added to the outputs of a layer of ``graph``; a string says
+    why it cannot.
 
     A place that other layers use as well is none.
     """
@@ -163,7 +163,7 @@ def find_home(graph: Graph, site: Site) -> Home | str:
 
 
 def _is_bias(site: Site, value: Value) -> bool:
-    """Whether a bias operand holds one number per output channel, added as it is."""
+    """Return whether a bias operand holds one number per output channel, added as it is."""
     scaled = any(site.op.attrs.get(name, 1) != 1 for name in ("alpha", "beta"))
     return (
         value.kind == "param"
@@ -173,8 +173,8 @@ def _is_bias(site: Site, value: Value) -> bool:
 
 
 def _is_per_channel(site: Site, value: Value) -> bool:
-    """Whether a value added to the result is a parameter with one number per output channel, along
-    that axis."""
+    """Return whether a value added to the result is a parameter with one number per output channel,
+    along that axis."""
     rank = site.op.result.type.rank
     shape = value.type.shape()
     aligned = (1,) * (rank - len(shape)) + shape
@@ -190,19 +190,20 @@ def _size(value: Value) -> int:
 
 
 def _only_reader(graph: Graph, value: Value) -> Op | None:
-    """The op that alone reads a value, once."""
+    """Return the op that alone reads a value, once."""
     readers = [op for op in value.users for item in op.inputs if item is value]
     return readers[0] if len(readers) == 1 and value not in graph.output_values else None
 
 
 def _before(op: Op) -> Op | None:
-    """The layer whose result a batch norm or an addition reads."""
+    """Return the layer whose result a batch norm or an addition reads."""
     results = (value.producer for value in op.inputs if value.producer is not None)
     return next(results, None)
 
 
 def _all_of(value: Value, weight: Value, layer_of: Callable[[Op], Op | None]) -> bool:
-    """Whether every reader of a parameter belongs to a call of the layer with this weight."""
+    """Return whether every reader of a parameter belongs to a call of the layer with this
+    weight."""
     for user in value.users:
         layer = layer_of(user)
         found = None if layer is None else layer_weight(layer)
@@ -232,7 +233,7 @@ def make_bias(graph: Graph, sites: Sequence[Site]) -> Home:
 
 
 def _bias_name(graph: Graph, weight: str) -> tuple[str, Iterator[str]]:
-    """A free name for the bias, and the names it has under the aliases of the weight."""
+    """Return a free name for the bias, and the names it has under the aliases of the weight."""
 
     def named(text: str) -> str:
         prefix, _, leaf = text.rpartition(".")

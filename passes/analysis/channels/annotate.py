@@ -29,7 +29,8 @@ MAX_PARTS = 8
 
 
 def annotate(coupling: Coupling) -> Graph:
-    """A copy of the coupled graph whose header declares the groups and whose types name them."""
+    """Return a copy of the coupled graph whose header declares the groups and whose types name
+    them."""
     graph = coupling.graph.copy()
     graph.declare_groups(ChannelGroup(g.name, g.width, g.frozen, g.step) for g in coupling.groups)
     for old, value in zip(coupling.graph.values, graph.values, strict=True):
@@ -65,7 +66,7 @@ def _channel_dim(coupling: Coupling, share: AxisShare) -> ChannelDim:
 
 
 def _parts(coupling: Coupling, group: np.ndarray, rank: np.ndarray) -> tuple[Part, ...] | None:
-    """The axis as runs of consecutive units, or None when there are too many."""
+    """Return the axis as runs of consecutive units, or None when there are too many."""
     parts: list[Part] = []
     position = 0
     while position < len(group):
@@ -78,8 +79,8 @@ def _parts(coupling: Coupling, group: np.ndarray, rank: np.ndarray) -> tuple[Par
 
 
 def _run_from(coupling: Coupling, group: np.ndarray, rank: np.ndarray, start: int) -> Part:
-    """The longest run of one group from a position: ranks go up by one, each repeated equally
-    often."""
+    """Return the longest run of one group from a position: ranks go up by one, each repeated
+    equally often."""
     number = int(group[start])
     stop = start
     while stop < len(group) and group[stop] == number:

@@ -118,7 +118,7 @@ class Coupling:
         return self.groups[number]
 
     def slots_of(self, value: Value) -> list[Slot]:
-        """The labelled planes of a value."""
+        """Return the labelled planes of a value."""
         return self._by_value.get(value, [])
 
     @cached_property
@@ -144,14 +144,13 @@ class Coupling:
         return {slot: known[id(slot.units)] for slot in self.slots if slot.value.is_weight}
 
     def full_plan(self) -> dict[str, np.ndarray]:
-        """The plan that keeps everything."""
+        """Return the plan that keeps everything."""
         return {group.name: np.arange(group.width) for group in self.groups}
 
     def kept_units(self, plan: Plan) -> np.ndarray:
-        """A boolean per unit; groups that the plan does not name keep all. Raises `UserError` for a
-        plan that breaks a constraint: unknown or frozen group, index out of range, unequal blocks,
-        nothing kept.
-        """
+        """Return a boolean per unit; groups that the plan does not name keep all. Raise `UserError`
+        for a plan that breaks a constraint: unknown or frozen group, index out of range, unequal
+        blocks, nothing kept."""
         kept = np.ones(len(self.unit_group), dtype=bool)
         for name, indices in plan.items():
             group = self.group(name)
@@ -163,8 +162,8 @@ class Coupling:
         return kept
 
     def members(self, group: Group) -> list[Member]:
-        """Every (weight, axis) slot of a group; a plane over several axes counts for its last
-        one."""
+        """Return every (weight, axis) slot of a group; a plane over several axes counts for its
+        last one."""
         number = self._numbers[group.name]
         found: list[Member] = []
         for slot, groups in self._groups_of.items():
@@ -178,11 +177,11 @@ class Coupling:
         return found
 
     def producers(self, group: Group) -> list[Op]:
-        """The layers whose output channels belong to the group, in graph order."""
+        """Return the layers whose output channels belong to the group, in graph order."""
         return self._layers_with(self._numbers[group.name], produced=True)
 
     def consumers(self, group: Group) -> list[Op]:
-        """The layers that contract over the group's channels, in graph order."""
+        """Return the layers that contract over the group's channels, in graph order."""
         return self._layers_with(self._numbers[group.name], produced=False)
 
     def _layers_with(self, number: int, produced: bool) -> list[Op]:
@@ -204,7 +203,7 @@ class Coupling:
 
 
 def groups_in(slot: Slot, unit_group: np.ndarray) -> list[int]:
-    """The numbers of the groups that occur in a slot."""
+    """Return the numbers of the groups that occur in a slot."""
     numbers = unit_group[slot.units[slot.units >= 0]]
     if len(numbers) and bool((numbers == numbers[0]).all()):
         return [int(numbers[0])]

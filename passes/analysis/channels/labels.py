@@ -82,10 +82,10 @@ class Labels:
 
     graph: Graph
     whole_heads: bool = False
-    """Whether attention loses whole heads, not channels within each; see
+    """Attention loses whole heads, not channels within each; see
     `pruneopt.passes.analysis.ops.heads`."""
     whole_groups: bool = False
-    """Whether grouped convolutions and group norms lose whole groups, not channels within each."""
+    """Grouped convolutions and group norms lose whole groups, not channels within each."""
     planes: dict[Value, tuple[Plane, ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Labels:
     unknown: list[Unknown] = field(default_factory=list)
 
     def of(self, value: Value | None) -> tuple[Plane, ...]:
-        """The planes of a value; none while nothing is known about it."""
+        """Return the planes of a value; none while nothing is known about it."""
         return () if value is None else self.planes.get(value, ())
 
     def shape(self, value: Value) -> tuple[int, ...]:
@@ -119,6 +119,7 @@ class Labels:
         kept: list[Plane] = []
         compact = [compress(plane) for plane in planes]
         if len(compact) > 1:
+            # Labels of layers first: those that come later give way.
             compact.sort(key=self._is_unproduced)
             compact = self.tie_shared_axis(compact)
         for plane in compact:
@@ -144,10 +145,9 @@ class Labels:
         self.planes[value] = tuple(kept)
 
     def tie_shared_axis(self, planes: Iterable[Plane]) -> list[Plane]:
-        """Planes that share an axis (heads) and have another each for themselves (a product of keys
-        and values over tokens) lose the shared one: the same channels of every head go. Where whole
-        heads go, nothing is done.
-        """
+        """Tie planes along an axis that they share (heads) where each has another for itself (a
+        product of keys and values over tokens): the same channels of every head go. Where whole
+        heads go, nothing is done."""
         found: list[Plane] = []
         for plane in planes:
             for index, rival in enumerate(() if self.whole_heads else found):
@@ -159,7 +159,7 @@ class Labels:
         return found
 
     def _is_unproduced(self, plane: Plane) -> bool:
-        """Whether no layer produces any of the labels."""
+        """Return whether no layer produces any of the labels."""
         labels = plane.numpy()
         labels = labels[labels > 0]
         low, high = labels.min(initial=self.count), labels.max(initial=0)
@@ -168,11 +168,11 @@ class Labels:
         )
 
     def is_weight(self, value: Value) -> bool:
-        """Whether a value depends on weights alone."""
+        """Return whether a value depends on weights alone."""
         return value.is_weight or value in self.computed
 
     def fresh(self, count: int, produced: bool = False) -> Tensor:
-        """``count`` new labels; ``produced`` when they are output channels of a layer."""
+        """Return ``count`` new labels; ``produced`` when they are output channels of a layer."""
         labels = torch.arange(self.count, self.count + count)
         self.count += count
         if produced:
@@ -180,7 +180,7 @@ class Labels:
         return labels
 
     def label_axes(self, weight: Value) -> None:
-        """A weight that is moved or combined before a layer reads it gets labels along each of its
+        """Give a weight that is moved or combined before a layer reads it labels along each of its
         axes."""
         if weight.is_weight and weight.type.dtype.startswith(("f", "bf")) and not self.of(weight):
             for axis, size in enumerate(self.shape(weight)):
@@ -188,9 +188,9 @@ class Labels:
                     self.add_axis(weight, axis, self.fresh(size))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
-        """Element by element the same unit (broadcasting); an element of no channel freezes its
-        partner."""
-        if a is b:
+        """Make labels the same unit, element by element (broadcasting); an element of no channel
+        freezes its partner."""
+        if a is b:  # the usual case along a chain of pointwise ops
             return
         x, y = a.numpy(), b.numpy()
         if x.shape != y.shape:
@@ -215,8 +215,8 @@ class Labels:
         return plane
 
     def needs_two(self, plane: Plane, axes: Iterable[int], shape: Sequence[int]) -> None:
-        """Channels over which, and over nothing else, a statistic runs: one alone would be
-        normalised to a constant."""
+        """Keep at least two of the channels over which, and over nothing else, a statistic runs:
+        one alone would be normalised to a constant."""
         inside = [axis for axis in axes if plane.shape[axis] > 1]
         if inside and all(shape[axis] == 1 for axis in axes if axis not in inside):
             last = range(plane.dim() - len(inside), plane.dim())
@@ -234,15 +234,15 @@ class Labels:
             self.freeze(plane, why)
 
     def operand(self, op: Op, index: int) -> Value:
-        """Operand ``index``. Where an op that was declared to be like another lacks it, its rule
-        ends in `freeze_unknown`."""
+        """Return operand ``index``; where an op that was declared to be like another lacks it, its
+        rule ends in `freeze_unknown`."""
         value = op.value(index)
         if value is None:
             raise Unlabelled("operands are missing")
         return value
 
     def freeze_unknown(self, op: Op, why: str) -> None:
-        """No rule for this op: freeze all it reads; its results carry no labels."""
+        """Freeze all that an op without a rule reads; its results carry no labels."""
         self.unknown.append(Unknown(op, why))
         for value in op.results:
             self.planes[value] = ()
@@ -250,13 +250,14 @@ class Labels:
     # Weights
 
     def axis_labels(self, weight: Value, axis: int) -> Tensor | None:
-        """The labels of the output channels along one axis of a weight, made when first asked; None
-        where unknown."""
+        """Return the labels of the output channels along one axis of a weight, made when first
+        asked; None where unknown."""
         found = [plane for plane in self.of(weight) if varying(plane) == (axis,)]
         if found:
             for other in found[1:]:
                 self.unite(found[0], other, "")
             labels = found[0].reshape(-1)
+            # Labels that the weight had before (it was moved, or is shared) are made here as well.
             if self.is_weight(weight):
                 self.produced.append(np.unique(labels.numpy()))
             return labels
@@ -296,7 +297,8 @@ class Labels:
             self.planes[weight] = (*self.of(weight), plane)
 
     def restrict(self, plane: Plane, shape: tuple[int, ...]) -> Plane:
-        """A plane of a tensor as seen by an operand of ``shape`` that broadcasts against it."""
+        """Return a plane of a tensor as seen by an operand of ``shape`` that broadcasts against
+        it."""
         if plane.dim() < len(shape):
             plane = align(plane, len(shape))
         lead = plane.dim() - len(shape)
@@ -309,7 +311,7 @@ class Labels:
 
 
 def number(op: Op, name: str) -> int:
-    """An attribute of an op that is a whole number."""
+    """Return an attribute of an op that is a whole number."""
     value = op.attrs[name]
     if not isinstance(value, int):
         raise InternalError(f"{op} has {name} = {value}, where a number was expected")
@@ -317,7 +319,7 @@ def number(op: Op, name: str) -> int:
 
 
 def numbers(op: Op, name: str) -> tuple[int, ...]:
-    """An attribute of an op that is a list of whole numbers, one of them, or nothing."""
+    """Return an attribute of an op that is a list of whole numbers, one of them, or nothing."""
     value = op.attrs.get(name)
     items = value if isinstance(value, tuple) else () if value is None else (value,)
     whole = tuple(item for item in items if isinstance(item, int))
@@ -327,7 +329,7 @@ def numbers(op: Op, name: str) -> tuple[int, ...]:
 
 
 def _is_uneven(dim: Dim) -> bool:
-    """Whether a dimension follows the batch size other than in proportion."""
+    """Return whether a dimension follows the batch size other than in proportion."""
     return isinstance(dim, BatchSize) and (dim.offset != 0 or dim.divisor != 1)
 
 
@@ -337,10 +339,11 @@ def propagate(
     whole_heads: bool = False,
     whole_groups: bool = False,
 ) -> Labels:
-    """Labels of every value. A weight may get labels after an op has read it bare; then the graph
-    is run once more."""
+    """Return the labels of every value. A weight may get labels after an op has read it bare; then
+    the graph is run once more."""
     labels = Labels(graph, whole_heads, whole_groups)
     for _ in range(MAX_SWEEPS):
+        # Only the labels of weights are carried into the next run; the rest is learned anew.
         labels.edges, labels.frozen, labels.blocks, labels.notes = [], [], [], []
         labels.pairs, labels.unknown = [], []
         seen: list[tuple[Value, int]] = []
@@ -355,6 +358,7 @@ def propagate(
         for value, count in seen:
             if len(labels.of(value)) != count:
                 labels.freeze_value(value, f"{value} is used in ways that could not be reconciled")
+    # Weights may have got their labels after the op that froze them: so they are frozen at the end.
     for unknown in labels.unknown:
         for value in unknown.op.inputs:
             labels.freeze_value(value, f"read by {unknown.op}: {unknown.why}")

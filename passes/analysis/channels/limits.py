@@ -60,7 +60,7 @@ def _free(groups: tuple[Group, ...], text: str) -> list[Group]:
 
 
 def _check_allowed(group: Group, width: int, text: str) -> None:
-    """`UserError`, with the widths that are allowed, for one that a group cannot have."""
+    """Raise `UserError`, with the widths that are allowed, for one that a group cannot have."""
     if not group.minimum <= width <= group.width or width % group.step:
         low, step, full = group.minimum, group.step, group.width
         allowed = (

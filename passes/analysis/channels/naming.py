@@ -15,8 +15,8 @@ __all__ = ["freeze_named", "groups_named", "is_within"]
 
 
 def is_within(name: str, wanted: str) -> bool:
-    """Whether a qualified name is that of a wanted module (or parameter), or of something inside
-    it.
+    """Return whether a qualified name is that of a wanted module (or parameter), or of something
+    inside it.
 
     ``wanted`` may be a pattern: ``*`` stands for any text, dots included, ``?`` for one character.
     """
@@ -45,7 +45,7 @@ def freeze_named(coupling: Coupling, names: Iterable[str]) -> Coupling:
 
 
 def groups_named(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
-    """The groups that a name stands for, at least one, in the coupling's order.
+    """Return the groups that a name stands for, at least one, in the coupling's order.
 
     The name of a group is that group alone. Any other is one of a module or parameter, or a pattern
     over all three kinds of names: the groups of the channels that it makes.
@@ -64,8 +64,8 @@ def groups_named(coupling: Coupling, name: str, option: str) -> tuple[Group, ...
 
 
 def _found(coupling: Coupling, name: str, option: str) -> tuple[Group, ...]:
-    """The groups that modules and parameters of a name make, or that match a pattern; `UserError`
-    for no match."""
+    """Return the groups that modules and parameters of a name make, or that match a pattern;
+    `UserError` for no match."""
     out_axis = {
         layer.value: layer.out_axis for layers in coupling.layers.values() for layer in layers
     }
@@ -98,6 +98,6 @@ def _is_pattern(text: str) -> bool:
 
 
 def _prefixes(name: str) -> list[str]:
-    """A qualified name and those of the modules around it."""
+    """Return a qualified name and those of the modules around it."""
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -18,7 +18,7 @@ Plane = Tensor
 
 
 def varying(plane: Plane) -> tuple[int, ...]:
-    """The axes along which a compressed plane varies."""
+    """Return the axes along which a compressed plane varies."""
     return _long_axes(plane.shape)
 
 
@@ -28,7 +28,7 @@ def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def compress(plane: Plane) -> Plane:
-    """The plane with every axis on which it is constant reduced to size 1."""
+    """Return the plane with every axis on which it is constant reduced to size 1."""
     for axis in varying(plane):
         if plane.stride(axis) == 0:
             plane = plane.narrow(axis, 0, 1)
@@ -40,24 +40,25 @@ def compress(plane: Plane) -> Plane:
 
 
 def _starts_with_two(plane: Plane, axis: int) -> bool:
-    """Whether the first two elements along an axis differ: mostly so, and soon seen."""
+    """Return whether the first two elements along an axis differ: mostly so, and soon seen."""
     labels = plane.numpy()
     return bool(labels.item(0) != labels.item(math.prod(labels.shape[axis + 1 :])))
 
 
 def expand(plane: Plane, shape: tuple[int, ...]) -> Plane:
-    """The plane at the full shape of its tensor (a view)."""
+    """Return the plane at the full shape of its tensor (a view)."""
     return plane.expand(shape)
 
 
 def align(plane: Plane, rank: int) -> Plane:
-    """The plane of a tensor that broadcasts to ``rank`` axes, with leading axes of size 1 added."""
+    """Return the plane of a tensor that broadcasts to ``rank`` axes, with leading axes of size 1
+    added."""
     return plane.reshape((1,) * (rank - plane.dim()) + tuple(plane.shape))
 
 
 def reshape(plane: Plane, before: tuple[int, ...], after: tuple[int, ...]) -> Plane:
-    """The plane of ``tensor.reshape(after)``; only the axes that labels vary on are ever spread
-    out."""
+    """Return the plane of ``tensor.reshape(after)``; only the axes that labels vary on are ever
+    spread out."""
     sizes: list[int] = []
     axes: list[int] = []
     for old, new in _factor(before, after):
@@ -71,8 +72,8 @@ def reshape(plane: Plane, before: tuple[int, ...], after: tuple[int, ...]) -> Pl
 
 
 def _factor(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Runs of old and new axes with equal numbers of elements, smallest first: what a reshape
-    leaves independent."""
+    """Return runs of old and new axes with equal numbers of elements, smallest first: what a
+    reshape leaves independent."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -47,7 +47,7 @@ class AxisShare:
     divisor: int
 
     def size(self, kept: np.ndarray) -> int:
-        """The length of the axis for kept units (a boolean per unit)."""
+        """Return the length of the axis for kept units (a boolean per unit)."""
         return self._size(int(_always(kept)[self.units].sum()))
 
     def _size(self, count: int) -> int:
@@ -62,12 +62,12 @@ def _always(kept: np.ndarray) -> np.ndarray:
 
 
 def axis_shares(coupling: Coupling, value: Value) -> list[AxisShare]:
-    """The shrinking axes of a value."""
+    """Return the shrinking axes of a value."""
     return _shares(coupling.slots_of(value))
 
 
 def _shares(slots: list[Slot]) -> list[AxisShare]:
-    """How each slot of a value shrinks it.
+    """Return how each slot of a value shrinks it.
 
     An axis along which a slot of its own runs (the outputs of a grouped convolution) is no other's
     to shrink.
@@ -103,7 +103,7 @@ class KeptSizes:
         self._places: dict[int, tuple[np.ndarray, Tensor]] = {}
 
     def type_of(self, coupling: Coupling, value: Value) -> TensorType:
-        """The type that is left of a value; plain sizes."""
+        """Return the type that is left of a value; plain sizes."""
         slots = coupling.slots_of(value)
         plain = value.type.plain()
         if not slots:
@@ -120,8 +120,8 @@ class KeptSizes:
         return TensorType(value.type.dtype, tuple(dims))
 
     def gather(self, tensor: Tensor, slots: list[Slot]) -> Tensor:
-        """The kept elements of a tensor, as many along each axis as are left (the tensor itself
-        where all are)."""
+        """Return the kept elements of a tensor, as many along each axis as are left (the tensor
+        itself where all are)."""
         cuts = [slot for slot in slots if len(self._places_of(slot.units)) < slot.units.size]
         axes = [axis for slot in cuts for axis in slot.axes]
         if len(set(axes)) < len(axes):  # planes over the same axis (a grouped weight)
@@ -148,14 +148,14 @@ class KeptSizes:
         return share._size(len(self._kept(share.units)))
 
     def _places_of(self, units: np.ndarray) -> Tensor:
-        """Which elements of a slot stay, by number; slots with the same labels hold one array of
-        units."""
+        """Return which elements of a slot stay, by number; slots with the same labels hold one
+        array of units."""
         if id(units) not in self._places:
             self._places[id(units)] = units, torch.from_numpy(self._kept(units))
         return self._places[id(units)][1]
 
     def _kept(self, units: np.ndarray) -> np.ndarray:
-        """Which elements stay, by number."""
+        """Return which elements stay, by number."""
         key = units.__array_interface__["data"][0], units.shape, units.strides
         if key not in self._known:
             # The units are held as well: nothing else may come to lie where they do.
@@ -168,7 +168,7 @@ PART = 2**17
 
 
 def _picked(tensor: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
-    """The places that stay of each of some axes.
+    """Return the places that stay of each of some axes.
 
     Of large weights, rows and columns are picked for some rows at a time: no copy with all columns
     is ever made whole.
@@ -194,13 +194,14 @@ _Units = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def shrunk_type(coupling: Coupling, value: Value, kept: np.ndarray) -> TensorType:
-    """The type of a value when only ``kept`` units (a boolean per unit) are left; plain sizes."""
+    """Return the type of a value when only ``kept`` units (a boolean per unit) are left; plain
+    sizes."""
     return KeptSizes(kept).type_of(coupling, value)
 
 
 def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Tensor:
-    """A boolean tensor of ``shape`` (at the batch size of the analysis): which elements of a value
-    are kept."""
+    """Return a boolean tensor of ``shape`` (at the batch size of the analysis): which elements of a
+    value are kept."""
     mask = torch.ones(shape, dtype=torch.bool)
     for part in kept_parts(slots, kept):
         mask &= part
@@ -208,20 +209,20 @@ def kept_mask(slots: list[Slot], shape: tuple[int, ...], kept: np.ndarray) -> Te
 
 
 def kept_parts(slots: list[Slot], kept: np.ndarray) -> list[Tensor]:
-    """The mask of `kept_mask` as boolean tensors that broadcast to the value's shape, one for each
-    plane."""
+    """Return the mask of `kept_mask` as boolean tensors that broadcast to the value's shape, one
+    for each plane."""
     flags = _always(kept)
     return [torch.from_numpy(flags[slot.units]) for slot in slots]
 
 
 def gather_kept(tensor: Tensor, slots: list[Slot], kept: np.ndarray) -> Tensor:
-    """The kept elements of a tensor, as many along each axis as are left (the tensor itself where
-    all are)."""
+    """Return the kept elements of a tensor, as many along each axis as are left (the tensor itself
+    where all are)."""
     return KeptSizes(kept).gather(tensor, slots)
 
 
 def _cut(tensor: Tensor, slot: Slot, axis: int, places: Tensor) -> Tensor:
-    """The elements of a tensor at some places of a slot, whose ``axis`` shrinks."""
+    """Return the elements of a tensor at some places of a slot, whose ``axis`` shrinks."""
     if len(slot.axes) == 1:
         return tensor.index_select(axis, places)
     last = range(tensor.dim() - len(slot.axes), tensor.dim())
@@ -238,9 +239,8 @@ def _cut(tensor: Tensor, slot: Slot, axis: int, places: Tensor) -> Tensor:
 
 
 def size_form(coupling: Coupling, share: AxisShare, index: dict[int, int]) -> np.ndarray:
-    """The length of an axis as a linear form in the widths: coefficients by ``index`` (group number
-    -> column), and the constant last. Frozen groups count as constants.
-    """
+    """Return the length of an axis as a linear form in the widths: coefficients by ``index`` (group
+    number -> column), and the constant last. Frozen groups count as constants."""
     form = np.zeros(len(index) + 1)
     inside = share.units[share.units >= 0]
     form[-1] = len(share.units) - len(inside)

@@ -23,6 +23,8 @@ from pruneopt.passes.analysis.channels.planes import Plane, varying
 __all__ = ["Cell", "Slot", "Units", "find_units"]
 
 MAX_ROUNDS = 40
+"""Every round unites channels, so there are fewer each time: networks need a few rounds, and what
+is not settled by then is frozen."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +60,7 @@ class Units:
 
 
 def find_units(labels: Labels) -> Units:
-    """Units and cells; ties are added until every demand for equal counts can be met by
+    """Return units and cells; ties are added until every demand for equal counts can be met by
     counting."""
     blocks = [*labels.blocks, *view_blocks(labels)]
     for _ in range(MAX_ROUNDS):
@@ -68,6 +70,7 @@ def find_units(labels: Labels) -> Units:
             return units
     for block in blocks:
         labels.freeze(block.plane, f"blocks of {block.op} could not be reconciled")
+    # Nothing is asked of frozen channels, so their blocks need not be counted any more.
     units = _components(labels)
     if _settle(labels, units, []):
         raise InternalError("cells without blocks asked for ties")
@@ -75,7 +78,7 @@ def find_units(labels: Labels) -> Units:
 
 
 def _components(labels: Labels) -> Units:
-    """Connected components, numbered by first occurrence in the graph so that the result is
+    """Return connected components, numbered by first occurrence in the graph so that the result is
     deterministic."""
     size = labels.count
     if labels.edges:
@@ -98,16 +101,16 @@ def _components(labels: Labels) -> Units:
 
 
 def _numbered(labels: Labels, raw: np.ndarray) -> tuple[np.ndarray, int, list[Slot]]:
-    """The unit (or -1) of every label, the number of units, and every labelled plane of every
-    value. Units are numbered in the order in which their components occur; what no layer produces
-    (positions, padding alone) always stays.
-    """
+    """Return the unit (or -1) of every label, the number of units, and every labelled plane of
+    every value. Units are numbered in the order in which their components occur; what no layer
+    produces (positions, padding alone) always stays."""
     made = np.zeros(raw.max(initial=0) + 1, dtype=bool)
     for produced in labels.produced:
         made[raw[produced]] = True
-    made[raw[0]] = False
+    made[raw[0]] = False  # label 0 is no channel, whatever it was united with
     number = np.full(len(made), -1)
     count = 0
+    # Most values have a plane in common with others (a chain of pointwise ops): each is read once.
     planes: dict[_Key, np.ndarray] = {}
     found: list[tuple[Value, tuple[int, ...], _Key]] = []
     for value in labels.graph.values:
@@ -133,7 +136,8 @@ _Key = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def _key(plane: Plane) -> _Key:
-    """Equal for views of the same labels in the same form, as long as they are alive."""
+    """Return a key that is equal for views of the same labels in the same form, as long as they are
+    alive."""
     return plane.data_ptr(), plane.shape, plane.stride()
 
 
@@ -171,17 +175,19 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
     for block in blocks:
         view = _key(block.plane), block.pinned
         if view in views:
-            continue
+            continue  # the same plane, asked for by another op
         views.add(view)
         plane = units.of_label[block.plane.numpy()]
         key = (plane.tobytes(), plane.shape, block.pinned)
         if key in seen:
-            continue
+            continue  # other labels, which are the same units by now
         seen.add(key)
         rows, axis = _rows(plane)
         if rows is None or (axis == 0 and not block.pinned):
-            continue
+            continue  # one unit, or one row: any number may stay
         distinct = _distinct_rows(rows)
+        # Units that differ only along axes that must stay would go as whole blocks, and where some
+        # places of a row hold no channel, rows cannot keep equally many.
         if axis < block.pinned or (len(distinct) > 1 and (rows < 0).any()):
             if (units.frozen[rows[rows >= 0]] < 0).any():
                 labels.freeze(block.plane, f"only whole blocks of {block.op} could be removed")
@@ -189,14 +195,16 @@ def _settle(labels: Labels, units: Units, blocks: list[Blocks]) -> bool:
         elif len(distinct) > 1 and _are_disjoint(distinct):
             demands.append(_Demand(block, distinct, axis))
         elif len(distinct) > 1:
+            # A unit in two rows would be counted twice: the same place of every row goes instead.
             labels.tie(block.plane, range(axis))
             changed = True
     return changed or _make_cells(labels, units, demands)
 
 
 def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """Units as rows along the innermost axis on which they differ, and that axis; None if they
-    nowhere do."""
+    """Return units as rows along the innermost axis on which they differ, and that axis; None if
+    they nowhere do."""
+    # Axes along which nothing differs (the places that a channel owns after a flatten) go along.
     while units.ndim > 1 and bool((units == units[..., :1]).all()):
         units = units[..., 0]
     if units.ndim == 1 and bool((units == units[:1]).all()):
@@ -205,7 +213,7 @@ def _rows(units: np.ndarray) -> tuple[np.ndarray | None, int]:
 
 
 def _distinct_rows(rows: np.ndarray) -> np.ndarray:
-    """The different rows of a block matrix (a batch of heads repeats them)."""
+    """Return the different rows of a block matrix (a batch of heads repeats them)."""
     if bool((rows == rows[:1]).all()):
         return rows[:1]
     first: dict[bytes, int] = {}
@@ -215,15 +223,16 @@ def _distinct_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def _are_disjoint(rows: np.ndarray) -> bool:
-    """Whether no unit occurs in two rows."""
+    """Return whether no unit occurs in two rows."""
     ordered = np.sort(rows, axis=1)
     different = np.count_nonzero(np.bincount(rows.reshape(-1)))
     return len(rows) + int((ordered[:, 1:] != ordered[:, :-1]).sum()) == different
 
 
 def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
-    """Cells by kind and row; returns True when ties were added instead."""
+    """Make cells by kind and row; return True when ties were added instead."""
     families, cells_of = _families(units, demands)
+    # Families of other kinds may answer to each other row by row (heads of queries and of keys).
     link = _Links(int(families.max(initial=-1)) + 1)
     unbalanced = [demand for demand in demands if not _balanced(demand.rows, families, link)]
     for demand in unbalanced:
@@ -243,8 +252,8 @@ def _make_cells(labels: Labels, units: Units, demands: list[_Demand]) -> bool:
 
 
 def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndarray]:
-    """The family of every unit (its kind, and in which demands it stands) and its cell (in which
-    rows, too)."""
+    """Return the family of every unit (its kind, and in which demands it stands) and its cell (in
+    which rows, too)."""
     kinds = _kinds(units)
     families = _Classes(kinds)
     named = [_occurring(demand.rows) for demand in demands]
@@ -259,8 +268,8 @@ def _families(units: Units, demands: list[_Demand]) -> tuple[np.ndarray, np.ndar
 
 
 def _kinds(units: Units) -> np.ndarray:
-    """A number per unit, equal for units alike: the same number of elements in every slot, and
-    equally frozen."""
+    """Return a number per unit, equal for units alike: the same number of elements in every slot,
+    and equally frozen."""
     kinds = _Classes(units.frozen + 1)
     seen: set[bytes] = set()
     for array in {id(slot.units): slot.units for slot in units.slots}.values():
@@ -285,12 +294,14 @@ class _Classes:
         if len(units) == 0:
             return
         low, span = int(marks.min()), int(marks.max()) - int(marks.min()) + 1
+        # One number for class and mark, so that both are compared by one count.
         keys = self.of[units] * span + (marks - low)
         first = int(keys[0])
         if self.sizes[first // span] == len(units) and bool((keys == first).all()):
             return
         counts = np.bincount(keys)
         for key in np.flatnonzero(counts).tolist():
+            # What fills its class keeps the number; only what leaves others behind gets a new one.
             old, count = key // span, int(counts[key])
             if count < self.sizes[old]:
                 self.sizes[old] -= count
@@ -298,7 +309,7 @@ class _Classes:
                 self.sizes.append(count)
 
     def numbered(self) -> np.ndarray:
-        """The class of every unit, numbered by first occurrence."""
+        """Return the class of every unit, numbered by first occurrence."""
         _, first, inverse = np.unique(self.of, return_index=True, return_inverse=True)
         rank = np.empty(len(first), dtype=np.int64)
         rank[np.argsort(first)] = np.arange(len(first))
@@ -306,9 +317,10 @@ class _Classes:
 
 
 def _occurring(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The units that occur in an array, and how often each does."""
+    """Return the units that occur in an array, and how often each does."""
     flat = array.reshape(-1)
     first = flat[0]
+    # The labels of most layers are a run of units, each once: no need to count them.
     if first >= 0 and flat[-1] - first == len(flat) - 1 and bool((flat[1:] > flat[:-1]).all()):
         return flat, np.ones(1, dtype=np.int64)
     low = int(flat.min())
@@ -318,8 +330,7 @@ def _occurring(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
-    """Whether every row holds families of the same sizes in the same order; such families are
-    linked."""
+    """Link families that stand in every row in the same sizes and order; return whether all do."""
     kinds = families[rows]
     if bool((kinds == kinds[:1]).all()):
         return True
@@ -336,9 +347,8 @@ def _balanced(rows: np.ndarray, families: np.ndarray, link: _Links) -> bool:
 def _cells_are_uneven(
     labels: Labels, cells: list[Cell], demands: list[_Demand], frozen: np.ndarray
 ) -> bool:
-    """Cells of one family must be equally large, and larger than one unit where a row is; else
-    channels are tied. Of what is frozen one unit will do: it stays.
-    """
+    """Tie channels where cells of one family are not equally large, or have one unit where a row
+    has more; return whether that was so. Of what is frozen one unit will do: it stays."""
     sizes: dict[int, set[int]] = {}
     count: dict[int, int] = {}
     for cell in cells:
@@ -357,9 +367,9 @@ def _cells_are_uneven(
 
 
 def _tie_rows(labels: Labels, single: np.ndarray, demands: list[_Demand]) -> bool:
-    """Two views that cut the same channels crosswise (a shuffle) leave cells of one unit. There
-    whole rows go together: the shorter ones, and not those that must stay.
-    """
+    """Tie whole rows where two views that cut the same channels crosswise (a shuffle) leave cells
+    of one unit: the shorter rows, and not those that must stay."""
+    # Last those inside a row that must stay (a group of a convolution): they leave it no choice.
     fixed = [demand for demand in demands if demand.block.pinned >= demand.axis > 0]
     tied = False
     for demand in sorted(demands, key=lambda d: (_lies_within(d, fixed), d.rows.shape[1])):
@@ -371,7 +381,7 @@ def _tie_rows(labels: Labels, single: np.ndarray, demands: list[_Demand]) -> boo
 
 
 def _lies_within(demand: _Demand, fixed: list[_Demand]) -> bool:
-    """Whether a row of a demand lies within one row that must stay."""
+    """Return whether a row of a demand lies within one row that must stay."""
     for other in fixed:
         row_of = {unit: row for row, units in enumerate(other.rows.tolist()) for unit in units}
         for row in demand.rows.tolist():

@@ -84,7 +84,7 @@ def _layer_params(op: Op) -> Iterable[Value]:
 
 
 def _layer_weights(op: Op) -> Iterable[Value]:
-    """Weights have two axes or more, biases one."""
+    """Yield the weights of layers, which have two axes or more; biases have one."""
     return (value for value in _layer_params(op) if value.type.rank > 1)
 
 
@@ -101,12 +101,12 @@ def register_convention(convention: Convention) -> None:
 
 
 def conventions() -> tuple[Convention, ...]:
-    """Every known convention, the default first."""
+    """Return every known convention, the default first."""
     return tuple(_CONVENTIONS.values())
 
 
 def convention_named(name: str) -> Convention:
-    """The convention of that name; `UserError` with the known names if there is none."""
+    """Return the convention of that name; `UserError` with the known names if there is none."""
     if name not in _CONVENTIONS:
         raise UserError(
             f"there is no FLOPs convention '{name}': known are {', '.join(_CONVENTIONS)}"

@@ -50,7 +50,7 @@ class Times(Protocol):
     """What predicts times on a target."""
 
     def seconds(self, widths: np.ndarray) -> np.ndarray:
-        """`[P, G]` -> `[P]`"""
+        """Return the times of width vectors, `[P, G]` -> `[P]`."""
         ...
 
 
@@ -82,7 +82,7 @@ class CostModel:
         convention: str = "macs",
         latency: LayerTable | None = None,
     ) -> None:
-        """Raises `UserError` for an unknown convention, or a latency table of another network."""
+        """Raise `UserError` for an unknown convention, or a latency table of another network."""
         self.graph, self.coupling, self.latency = graph, coupling, latency
         self.convention = convention_named(convention)
         free = coupling.free
@@ -110,19 +110,19 @@ class CostModel:
         return (*UNITS, *(unit for unit in self._measures if unit not in UNITS))
 
     def length_form(self, value: Value, axis: int) -> np.ndarray:
-        """The length of an axis as a linear form in a width vector: G coefficients, and the
+        """Return the length of an axis as a linear form in a width vector: G coefficients, and the
         constant."""
         return self._lengths(value, axis)
 
     def length(self, value: Value, axis: int, widths: ArrayLike) -> np.ndarray:
-        """The length of an axis at width vectors: [G] -> 0-d, [P, G] -> [P]; float64."""
+        """Return the length of an axis at width vectors: [G] -> 0-d, [P, G] -> [P]; float64."""
         form = self.length_form(value, axis)
         length: np.ndarray = np.asarray(widths, dtype=np.float64) @ form[:-1] + form[-1]
         return length
 
     def widths(self, plan: Plan) -> np.ndarray:
-        """The width vector of a plan, [G]; groups that the plan does not name are full. The plan is
-        not checked."""
+        """Return the width vector of a plan, [G]; groups that the plan does not name are full. The
+        plan is not checked."""
         given = [
             len(plan[name]) if name in plan else full
             for name, full in zip(self.groups, self.full, strict=True)
@@ -130,8 +130,8 @@ class CostModel:
         return np.array(given, dtype=np.int64)
 
     def measure(self, unit: str, widths: ArrayLike) -> np.ndarray:
-        """The cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is one of
-        ``units``.
+        """Return the cost of width vectors: [G] -> a 0-d int64 array, [P, G] -> [P]. ``unit`` is
+        one of ``units``.
 
         Exact for widths that are multiples of ``step``; others give what the formulas give,
         rounded.
@@ -150,12 +150,12 @@ class CostModel:
         return result.reshape(rows.shape[:-1])
 
     def original(self, unit: str) -> float:
-        """What the original cost, dropped blocks included: a budget that is a share is a share of
-        this."""
+        """Return what the original cost, dropped blocks included: a budget that is a share is a
+        share of this."""
         return self.before[unit] if unit in self.before else float(self.measure(unit, self.full))
 
     def describe(self, widths: ArrayLike | None = None) -> tuple[OpCost, ...]:
-        """The ops that cost FLOPs or own parameters, in graph order, at a width vector [G]
+        """Return the ops that cost FLOPs or own parameters, in graph order, at a width vector [G]
         (default: the original)."""
         row = np.atleast_2d(np.asarray(self.full if widths is None else widths, dtype=np.float64))
         flops = [(op, count) for op in self.graph.ops for count in self.convention.flops(op)]
@@ -255,7 +255,7 @@ class _Lengths:
         )
 
     def of(self, value: Value) -> list[int | _Form]:
-        """The length of every axis of a value: a number where it is always the same."""
+        """Return the length of every axis of a value: a number where it is always the same."""
         if value not in self._known:
             self._known[value] = self._forms(value)
         return self._known[value]
@@ -274,7 +274,8 @@ class _Lengths:
         return forms
 
     def _form(self, share: AxisShare) -> _Form:
-        """The form of an axis; most axes have units, and so a form, in common with others."""
+        """Return the form of an axis; most axes have units, and so a form, in common with
+        others."""
         units = share.units
         key = units.__array_interface__["data"][0], units.shape, units.strides, share.divisor
         if key not in self._shared:
@@ -298,7 +299,7 @@ _Product = tuple[float, list[_Form]]
 
 
 def _products(lengths: _Lengths, counts: Iterable[Count]) -> list[_Product]:
-    """Every count as a product; axes of constant length go into its factor."""
+    """Return every count as a product; axes of constant length go into its factor."""
     found: list[_Product] = []
     for count in counts:
         factor, forms = float(count.factor), []
@@ -313,7 +314,7 @@ def _products(lengths: _Lengths, counts: Iterable[Count]) -> list[_Product]:
 
 
 def _merged(products: Iterable[_Product], groups: int) -> list[_Product]:
-    """Fewer products with the same sum: equal ones once, and all linear ones as one."""
+    """Return fewer products with the same sum: equal ones once, and all linear ones as one."""
     linear = np.zeros(groups + 1)
     several: dict[tuple[bytes, ...], _Product] = {}
     for factor, forms in products:
@@ -337,7 +338,7 @@ class _Terms:
     """[K, G + 1, T]; products of fewer than K forms are filled up with ones."""
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """[P, G] -> [P, T]"""
+        """Return the products at width vectors, [P, G] -> [P, T]."""
         values = np.tile(self.scale, (len(rows), 1))
         for factor in self.factors:
             lengths = rows @ factor[:-1]
@@ -357,7 +358,7 @@ class _Terms:
 
 
 def _item_size(value: Value) -> int:
-    """Bytes per element; results that an op does not give have none."""
+    """Return the bytes per element; results that an op does not give have none."""
     return DTYPES[value.type.dtype].itemsize if value.type.dtype in DTYPES else 0
 
 
@@ -365,7 +366,7 @@ def _item_size(value: Value) -> int:
 
 
 def _peak(graph: Graph, lengths: _Lengths) -> Measure:
-    """The peak of the live bytes over the steps of a graph."""
+    """Return the peak of the live bytes over the steps of a graph."""
     owners, live = _live_storages(graph)
     counts = [Count(elements(value), _item_size(value)) for value in owners]
     sizes = _Terms.of(_products(lengths, counts), len(lengths.index))
@@ -374,8 +375,8 @@ def _peak(graph: Graph, lengths: _Lengths) -> Measure:
 
 
 def _live_storages(graph: Graph) -> tuple[list[Value], np.ndarray]:
-    """The values that own memory, and which of them are alive at each step: [1 + ops, owners], the
-    start first."""
+    """Return the values that own memory, and which of them are alive at each step: [1 + ops,
+    owners], the start first."""
     root: dict[Value, Value] = {value: value for value in graph.inputs}
     born: dict[Value, int] = dict.fromkeys(graph.inputs, 0)
     dies: dict[Value, int] = dict.fromkeys(graph.inputs, 0)
@@ -401,7 +402,7 @@ def _live_storages(graph: Graph) -> tuple[list[Value], np.ndarray]:
 
 
 def _aliased(op: Op, number: int) -> Value | None:
-    """The operand whose memory result ``number`` shares by the op's schema, if any."""
+    """Return the operand whose memory result ``number`` shares by the op's schema, if any."""
     if has_trait(op, Trait.DROPOUT):  # does nothing in evaluation mode
         return op.value(0)
     schema = overload(op.target)._schema
@@ -420,7 +421,8 @@ def _aliased(op: Op, number: int) -> Value | None:
 
 
 def _without_subsets(live: np.ndarray) -> np.ndarray:
-    """The steps that can be the peak: those whose live set is part of another step's cannot."""
+    """Return the steps that can be the peak: those whose live set is part of another step's
+    cannot."""
     distinct = np.unique(live, axis=0)
     inside = (distinct.astype(np.int64) @ (~distinct).astype(np.int64).T) == 0
     np.fill_diagonal(inside, False)

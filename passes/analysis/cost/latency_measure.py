@@ -114,7 +114,8 @@ def table_of(
     threads: int = 1,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """The table whose entries are ``timer(layer, input width, output width)``, in seconds."""
+    """Return the table whose entries are ``timer(layer, input width, output width)``, in
+    seconds."""
     layers = timed_layers(cost.graph)
     found = {}
     for done, layer in enumerate(layers):
@@ -137,8 +138,8 @@ def table_of(
 def layer_grid(
     layer: TimedLayer, cost: CostModel, points: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The widths a layer is measured at: as many as asked, evenly from the narrowest to the widest
-    it can have.
+    """Return the widths a layer is measured at: as many as asked, evenly from the narrowest to the
+    widest it can have.
 
     Those of a grouped convolution are multiples of its groups. An axis that never changes has one
     width, and the output of a depthwise layer none of its own (None).
@@ -162,7 +163,7 @@ def layer_grid(
 def layer_shapes(
     layer: TimedLayer, inputs: int, outputs: int, batch: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The shapes of input and weight at a batch size, and of the bias if there is one."""
+    """Return the shapes of input and weight at a batch size, and of the bias if there is one."""
     (x, axis), weight = layer.input, layer.layer
     shape, kernel = list(x.type.shape(batch)), list(weight.value.type.shape())
     shape[axis] = inputs
@@ -182,7 +183,8 @@ def _groups(layer: TimedLayer, inputs: int) -> int:
 
 
 def layer_attrs(layer: TimedLayer, inputs: int, batch: int, place: torch.device) -> dict[str, Any]:
-    """The layer's attributes as torch takes them, with the groups that an input width has."""
+    """Return the layer's attributes as torch takes them, with the groups that an input width
+    has."""
     attrs = {name: torch_value(attr, batch, False, place) for name, attr in layer.op.attrs.items()}
     return {**attrs, "groups": _groups(layer, inputs)} if "groups" in attrs else attrs
 
@@ -194,7 +196,7 @@ def _calling(
     batch: int,
     place: torch.device,
 ) -> Callable[[], object]:
-    """The layer alone, on random numbers."""
+    """Return a call of the layer alone, on random numbers."""
     dtype = DTYPES[layer.input[0].type.dtype]
     generator = torch.Generator(place).manual_seed(0)
     tensors: list[Tensor | None] = [
@@ -206,7 +208,7 @@ def _calling(
 
 
 def _seconds(run: Callable[[], object], place: torch.device, repeats: int) -> float:
-    """The median of several timed stretches, per call."""
+    """Return the median of several timed stretches, per call."""
     stretch = _on_gpu if place.type == "cuda" else _on_cpu
     with torch.inference_mode():
         for _ in range(WARM_UP):

@@ -64,7 +64,8 @@ class TimedLayer:
 
 
 def timed_layers(graph: Graph) -> list[TimedLayer]:
-    """The convolutions and linear layers of a graph, in its order, under their modules' names.
+    """Return the convolutions and linear layers of a graph, in its order, under their modules'
+    names.
 
     A second layer of the same module is called ``name#2``, and so on.
     """
@@ -103,7 +104,7 @@ class LayerTimes:
 
 
 def monotone(seconds: np.ndarray) -> np.ndarray:
-    """Running maxima along every axis: the smallest table above the measured one that never
+    """Return running maxima along every axis: the smallest table above the measured one that never
     falls."""
     for axis in range(seconds.ndim):
         seconds = np.maximum.accumulate(seconds, axis=axis)
@@ -133,7 +134,7 @@ class LatencyTable:
         write_json(path, self.data())
 
     def data(self) -> dict[str, Any]:
-        """The table as JSON holds it."""
+        """Return the table as JSON holds it."""
         layers = {
             name: {
                 "inputs": times.inputs.tolist(),
@@ -146,7 +147,8 @@ class LatencyTable:
         return {**head, "device": self.device, "threads": self.threads, "layers": layers}
 
     def predictor(self, cost: CostModel) -> Callable[[np.ndarray], np.ndarray]:
-        """The nanoseconds of width vectors, `[P, G]` -> `[P]`, for the network of a cost model.
+        """Return the nanoseconds of width vectors, `[P, G]` -> `[P]`, for the network of a cost
+        model.
 
         Raises:
             UserError: the table is of another network, or was measured at fewer widths than it can
@@ -194,7 +196,7 @@ class LatencyTable:
 
 
 def _forms(layers: Sequence[TimedLayer], cost: CostModel) -> tuple[np.ndarray, np.ndarray]:
-    """Input and output widths as linear forms in the width vector, each `[G + 1, L]`."""
+    """Return input and output widths as linear forms in the width vector, each `[G + 1, L]`."""
     inputs = [cost.length_form(*layer.input) for layer in layers]
     outputs = [cost.length_form(*layer.output) for layer in layers]
     empty = np.zeros((len(cost.groups) + 1, 0))
@@ -225,7 +227,7 @@ class _Sum:
             self.nanoseconds[number, : len(grid[0]), : len(grid[1])] = 1e9 * table
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """`[P, G]` -> `[P]`"""
+        """Return the times of width vectors, `[P, G]` -> `[P]`."""
         (i, s), (j, t) = (self._place(rows, axis) for axis in (0, 1))
         layer = np.arange(len(self.nanoseconds))
         corners = self.nanoseconds
@@ -235,8 +237,8 @@ class _Sum:
         return total
 
     def _place(self, rows: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """In which interval of the grid every layer's width lies, and how far into it (0 to 1);
-        each `[P, L]`."""
+        """Return in which interval of the grid every layer's width lies, and how far into it (0 to
+        1); each `[P, L]`."""
         grid, form = self.grids[axis], self.forms[axis]
         widths = rows @ form[:-1] + form[-1]
         index = np.clip((widths[:, :, None] >= grid).sum(axis=2) - 1, 0, grid.shape[1] - 2)
@@ -249,7 +251,7 @@ class _Sum:
 
 
 def load_table(path: str | os.PathLike[str]) -> LatencyTable:
-    """The table in a file.
+    """Read the table in a file.
 
     Raises:
         UserError: no such file, no latency table, or one that is damaged.
@@ -300,7 +302,7 @@ def _times(where: str, entry: Any) -> LayerTimes:
 
 
 def _widths(entry: Any) -> np.ndarray:
-    """Widths of a file, checked: whole, at least 1, ascending; `ValueError` for others."""
+    """Return widths of a file, checked: whole, at least 1, ascending; `ValueError` for others."""
     widths = np.array(entry, dtype=np.int64)
     if widths.ndim != 1 or len(widths) == 0 or widths[0] < 1 or (np.diff(widths) <= 0).any():
         raise ValueError("not ascending")

@@ -19,7 +19,8 @@ __all__ = ["DEFINITIONS"]
 
 
 def attention(labels: Labels, op: Op) -> None:
-    """Scores contract queries with keys; values keep their channels within heads that stay."""
+    """Contract queries with keys for the scores; values keep their channels within heads that
+    stay."""
     q, k, v = (labels.operand(op, index) for index in range(3))
     mask = op.value(3)
     rank = q.type.rank
@@ -62,8 +63,8 @@ def attention(labels: Labels, op: Op) -> None:
 def whole_heads(
     labels: Labels, op: Op, met: Mapping[Value, Sequence[Plane]], mask: Value | None
 ) -> None:
-    """All channels of a head go together, and with them its part of a mask that has heads (a
-    position bias)."""
+    """Tie all channels of a head, and with them its part of a mask that has heads (a position
+    bias)."""
     rank = op.results[0].type.rank
     sides: list[Planes] = [
         ([labels.tie(plane, (rank - 2, rank - 1)) for plane in planes], value)
@@ -79,13 +80,13 @@ def whole_heads(
 
 
 def _varies(planes: Sequence[Plane], axes: Sequence[int]) -> bool:
-    """Whether any of the planes varies along any of the axes."""
+    """Return whether any of the planes varies along any of the axes."""
     return any(axis in axes for plane in planes for axis in varying(plane))
 
 
 def _over_queries(labels: Labels, op: Op, value: Value, query: Value) -> list[Plane]:
-    """Planes of keys or values with as many heads as the queries (grouped-query attention repeats
-    each head)."""
+    """Return planes of keys or values with as many heads as the queries (grouped-query attention
+    repeats each head)."""
     axis = query.type.rank - 3
     repeat = (
         labels.shape(query)[axis] // labels.shape(value)[axis]

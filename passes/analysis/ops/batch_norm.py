@@ -25,8 +25,8 @@ class BatchNorm:
 
 
 def batch_norms(graph: Graph) -> tuple[BatchNorm, ...]:
-    """Every batch norm (1d, 2d, 3d, synchronised) whose scale is a weight, once each, in graph
-    order.
+    """Return every batch norm (1d, 2d, 3d, synchronised) whose scale is a weight, once each, in
+    graph order.
 
     Batch norms without a scale (``affine=False``), or whose scale is computed, are not among them.
     """
@@ -66,7 +66,7 @@ class RunningNorm:
 
 
 def running_norm(op: Op) -> RunningNorm | None:
-    """The batch norm that an op is, if it has running statistics and uses them in evaluation
+    """Return the batch norm that an op is, if it has running statistics and uses them in evaluation
     mode."""
     fixed = op.attrs.get("training") in (MODE, False)
     if not has_trait(op, Trait.BATCH_NORM) or op.value(3) is None or not fixed:

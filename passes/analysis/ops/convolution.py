@@ -19,8 +19,8 @@ __all__ = ["DEFINITIONS", "channel_labels", "meet_weight"]
 
 
 def conv(labels: Labels, op: Op) -> None:
-    """Input channels meet axis 1 of the weight, output channels are its axis 0; groups make blocks
-    of both."""
+    """Let input channels meet axis 1 of the weight; output channels are its axis 0, and groups make
+    blocks of both."""
     x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
     if groups is None:
         labels.freeze_unknown(op, "`groups` depends on the batch size")
@@ -49,8 +49,8 @@ def conv_either_way(labels: Labels, op: Op) -> None:
 
 
 def conv_transpose(labels: Labels, op: Op) -> None:
-    """As a convolution, with the weight's first two axes exchanged: (inputs, outputs of one
-    group)."""
+    """Pass labels as a convolution does, with the weight's first two axes exchanged: (inputs,
+    outputs of one group)."""
     x, weight, groups = labels.operand(op, 0), labels.operand(op, 1), _groups(op)
     if groups is None:
         labels.freeze_unknown(op, "`groups` depends on the batch size")
@@ -74,16 +74,16 @@ def conv_transpose(labels: Labels, op: Op) -> None:
 
 
 def _groups(op: Op) -> int | None:
-    """None for weights made from the input, one for each row: then the groups are as many as
-    rows."""
+    """Return the groups; None for weights made from the input, one for each row: then there are as
+    many as rows."""
     return None if isinstance(op.attrs["groups"], BatchSize) else number(op, "groups")
 
 
 def channel_labels(
     labels: Labels, op: Op, x: Value, axis: int
 ) -> tuple[Tensor | None, list[Plane]]:
-    """The labels along the channel axis of an activation, and the planes along the batch, which
-    pass."""
+    """Return the labels along the channel axis of an activation, and the planes along the batch,
+    which pass."""
     found: Tensor | None = None
     rest: list[Plane] = []
     for plane in labels.of(x):
@@ -104,8 +104,8 @@ def channel_labels(
 def depthwise(
     labels: Labels, op: Op, out: Tensor | None, channels: Tensor, groups: int, outs: int
 ) -> Tensor:
-    """Each input channel, or the channels of each group, live and die with the outputs made from
-    them alone."""
+    """Unite each input channel, or the channels of each group, with the outputs made from them
+    alone."""
     rows = labels.tie(channels.reshape(groups, -1), [1])
     if out is None:
         labels.freeze(channels, f"depthwise weight with fixed channels, {op}")
@@ -122,7 +122,8 @@ def grouped(
     groups: int,
     shape: tuple[int, int],
 ) -> None:
-    """Input channels of a grouped convolution: one block per group, every block keeps as many."""
+    """Make one block per group of the input channels of a grouped convolution: every block keeps as
+    many."""
     own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
     if channels is None:
         for other in own:
@@ -143,8 +144,8 @@ def grouped(
 
 
 def grouped_outputs(labels: Labels, op: Op, weight: Value, groups: int) -> Tensor | None:
-    """Output channels of a grouped transposed convolution, (group, output): its weight holds them
-    for every input."""
+    """Return the output channels of a grouped transposed convolution, (group, output): its weight
+    holds them for every input."""
     ins, each = labels.shape(weight)[:2]
     own = [plane for plane in labels.of(weight) if 1 in varying(plane)]
     if own or not weight.is_weight or each == 1:

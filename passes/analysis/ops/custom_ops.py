@@ -73,7 +73,7 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
 
 
 def _targets(name: str) -> list[str]:
-    """The overloads of an op, as the graph names them."""
+    """Return the overloads of an op, as the graph names them."""
     namespace, _, base = name.replace("::", ".").partition(".")
     packet: Any = (
         getattr(getattr(torch.ops, namespace), base, None) if base and "." not in base else None
@@ -123,8 +123,8 @@ def _check_like(name: str, target: str, other: str) -> None:
 
 
 def elementwise() -> Rule:
-    """Every element of the results is made from the elements at its place in the arguments, which
-    broadcast."""
+    """Say that every element of the results is made from the elements at its place in the
+    arguments, which broadcast."""
     return _elementwise
 
 
@@ -151,12 +151,11 @@ def _elementwise(labels: Labels, op: Op) -> None:
 
 
 def per_channel(axis: int, weights: Sequence[str] = (), *, statistic: bool = False) -> Rule:
-    """Every channel along ``axis`` of the first tensor is worked on alone, whatever happens along
-    other axes. The results have the channels along the same axis. ``weights`` names tensors with
-    one element for each channel along their last axis. With ``statistic`` the op also takes a mean,
-    a norm or the like over the channels: the result changes by construction when channels go, and
-    reports name the op.
-    """
+    """Say that every channel along ``axis`` of the first tensor is worked on alone, whatever
+    happens along other axes. The results have the channels along the same axis. ``weights`` names
+    tensors with one element for each channel along their last axis. With ``statistic`` the op also
+    takes a mean, a norm or the like over the channels: the result changes by construction when
+    channels go, and reports name the op."""
 
     def rule(labels: Labels, op: Op) -> None:
         x = op.value(0)
@@ -179,7 +178,7 @@ def per_channel(axis: int, weights: Sequence[str] = (), *, statistic: bool = Fal
 def _per_channel(
     labels: Labels, op: Op, x: Value, axis: int, weights: Sequence[Value | None]
 ) -> Tensor | None:
-    """The labels of the channels, if any."""
+    """Return the labels of the channels, if any."""
     size = labels.shape(x)[axis]
     held = [value for value in weights if value is not None]
     others = [value for value in op.inputs if value is not x and value not in held]
@@ -218,10 +217,9 @@ def _per_channel(
 
 
 def moves(how: Callable[..., Any] | None = None) -> Rule:
-    """The op moves elements of its only tensor and computes nothing. ``how`` does the same to
-    integers, taking the tensor and the op's other arguments by name; without it, the op itself must
-    accept integers (int64).
-    """
+    """Say that the op moves elements of its only tensor and computes nothing. ``how`` does the same
+    to integers, taking the tensor and the op's other arguments by name; without it, the op itself
+    must accept integers (int64)."""
 
     def rule(labels: Labels, op: Op) -> None:
         x = op.value(0)

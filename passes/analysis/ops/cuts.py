@@ -32,8 +32,8 @@ def split(labels: Labels, op: Op) -> None:
 
 
 def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
-    """The planes of a value that is cut along an axis; along the batch the places of channels are
-    not known."""
+    """Return the planes of a value that is cut along an axis; along the batch the places of
+    channels are not known."""
     axis = number(op, "dim") % value.type.rank
     planes = []
     for plane in labels.of(value):
@@ -45,7 +45,7 @@ def cut_at(labels: Labels, op: Op, value: Value) -> list[Plane]:
 
 
 def cut(labels: Labels, op: Op) -> None:
-    """A slice takes the same places of every row of channels that are spread over several axes."""
+    """Take the same places of every row of channels that are spread over several axes."""
     value = source(labels, op)
     if len(list(op.inputs)) > 1:
         labels.freeze_unknown(op, "its place is computed")
@@ -75,7 +75,7 @@ def same_places(labels: Labels, op: Op, plane: Plane, axis: int) -> Plane:
 
 
 def overwrite(labels: Labels, op: Op) -> None:
-    """A slice of a tensor is replaced: what is written has the labels of what it replaces."""
+    """Give what is written into a slice of a tensor the labels of what it replaces."""
     value, written = source(labels, op), labels.operand(op, 1)
     if op.attrs["step"] != 1:
         labels.freeze_unknown(op, "it does not write a plain slice")

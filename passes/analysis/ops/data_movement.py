@@ -46,7 +46,8 @@ COMPACT = (
 
 
 def source(labels: Labels, op: Op) -> Value:
-    """The moved value; a parameter moved before it is used gets labels along each of its axes."""
+    """Return the moved value; a parameter moved before it is used gets labels along each of its
+    axes."""
     value = labels.operand(op, 0)
     labels.label_axes(value)
     return value
@@ -55,7 +56,7 @@ def source(labels: Labels, op: Op) -> Value:
 def moved(
     labels: Labels, op: Op, planes: Sequence[Plane], shape: tuple[int, ...], index: int = 0
 ) -> list[Plane]:
-    """Planes of operand 0 through a movement op; ``index`` picks one of several results."""
+    """Pass planes of operand 0 through a movement op; ``index`` picks one of several results."""
     after = labels.shape(op.results[index])
     if 0 not in after:
         return [_move_plane(op, plane, shape, index) for plane in planes]
@@ -87,7 +88,7 @@ def _move_plane(op: Op, plane: Plane, shape: tuple[int, ...], index: int) -> Pla
 
 
 def move(labels: Labels, op: Op) -> None:
-    """The op itself, run on the labels."""
+    """Run the op itself on the labels."""
     value = source(labels, op)
     if len(list(op.inputs)) > 1:
         labels.freeze_unknown(op, "it counts by a tensor")
@@ -97,8 +98,8 @@ def move(labels: Labels, op: Op) -> None:
 
 
 def resize(labels: Labels, op: Op) -> None:
-    """A size that is written out, or another tensor's. Along an axis of copies any number will
-    do."""
+    """Pass labels to a size that is written out, or another tensor's; along an axis of copies any
+    number will do."""
     value = source(labels, op)
     shape, after = labels.shape(value), labels.shape(op.result)
     if op.role in ("view_as", "reshape_as"):
@@ -117,8 +118,7 @@ def resize(labels: Labels, op: Op) -> None:
 
 
 def repeat(labels: Labels, op: Op) -> None:
-    """Channels are written several times; along an axis of one place any number of copies will
-    do."""
+    """Write channels several times; along an axis of one place any number of copies will do."""
     value = source(labels, op)
     shape, after = labels.shape(value), labels.shape(op.result)
     lead = len(after) - len(shape)
@@ -127,7 +127,7 @@ def repeat(labels: Labels, op: Op) -> None:
 
 
 def windows(labels: Labels, op: Op) -> None:
-    """Sliding windows over an axis without channels."""
+    """Pass labels through sliding windows over an axis without channels."""
     value = source(labels, op)
     axis = number(op, "dimension") % value.type.rank
     out = []
@@ -140,8 +140,8 @@ def windows(labels: Labels, op: Op) -> None:
 
 
 def roll(labels: Labels, op: Op) -> None:
-    """Rolling along channels would need new shifts for each plan: frozen. Along other axes labels
-    do not move."""
+    """Freeze what is rolled along channels, which would need new shifts for each plan; along other
+    axes labels do not move."""
     value = source(labels, op)
     axes = {dim % op.result.type.rank for dim in numbers(op, "dims")}
     out = []
@@ -154,7 +154,7 @@ def roll(labels: Labels, op: Op) -> None:
 
 
 def im2col(labels: Labels, op: Op) -> None:
-    """Every channel becomes a run of as many channels as a patch has places."""
+    """Make every channel a run of as many channels as a patch has places."""
     value = source(labels, op)
     axis = value.type.rank - 3
     out = []
@@ -169,7 +169,7 @@ def im2col(labels: Labels, op: Op) -> None:
 
 
 def pixel_shuffle(labels: Labels, op: Op) -> None:
-    """Each output channel is made from a block of input channels, which live and die together."""
+    """Tie each block of input channels from which an output channel is made."""
     value = source(labels, op)
     axis = value.type.rank - (3 if op.role == "pixel_shuffle" else 2)
     ratio = labels.shape(value)[axis] // op.result.type.shape(BATCH)[op.result.type.rank - 3]
@@ -186,7 +186,7 @@ def pixel_shuffle(labels: Labels, op: Op) -> None:
 
 
 def channel_shuffle(labels: Labels, op: Op) -> None:
-    """The same channels of every block must stay for a shuffle to remain a shuffle."""
+    """Keep the same channels of every block: else a shuffle would be none any more."""
     value = source(labels, op)
     groups = number(op, "groups")
     out = []
@@ -200,7 +200,7 @@ def channel_shuffle(labels: Labels, op: Op) -> None:
 
 
 def glu(labels: Labels, op: Op) -> None:
-    """The two halves are multiplied element by element."""
+    """Unite the two halves, which are multiplied element by element."""
     value = source(labels, op)
     axis = number(op, "dim") % value.type.rank
     out = []

@@ -11,14 +11,14 @@ __all__ = ["einsum_macs", "terms_of"]
 
 
 def terms_of(op: Op, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """The indices of every operand (of these ranks), and those of the result, in order."""
+    """Return the indices of every operand (of these ranks), and those of the result, in order."""
     left, arrow, right = str(op.attrs["equation"]).replace(" ", "").partition("->")
     terms = [_indices_of(text, rank) for text, rank in zip(left.split(","), ranks, strict=True)]
     return terms, _indices_of(right, op.result.type.rank) if arrow else _implied(terms)
 
 
 def _indices_of(text: str, rank: int) -> list[str]:
-    """One name per axis; the axes under an ellipsis are counted from the right, where they
+    """Return one name per axis; the axes under an ellipsis are counted from the right, where they
     broadcast."""
     before, dots, after = text.partition("...")
     hidden = rank - len(before) - len(after) if dots else 0
@@ -26,9 +26,8 @@ def _indices_of(text: str, rank: int) -> list[str]:
 
 
 def _implied(terms: Sequence[Sequence[str]]) -> list[str]:
-    """The indices of the result where the equation does not say: all under an ellipsis, then those
-    that occur once, by the alphabet.
-    """
+    """Return the indices of the result where the equation does not say: all under an ellipsis, then
+    those that occur once, by the alphabet."""
     every = [index for term in terms for index in term]
     hidden = {index for index in every if index.startswith("...")}
     single = sorted(index for index in every if every.count(index) == 1 and index not in hidden)

@@ -13,7 +13,7 @@ __all__ = ["DEFINITIONS"]
 
 
 def fourier(labels: Labels, op: Op) -> None:
-    """Transforms over other axes than channels leave these alone."""
+    """Freeze channels that are transformed along; transforms over other axes leave them alone."""
     x = labels.operand(op, 0)
     axes = {dim % x.type.rank for dim in numbers(op, "dim")}
     for plane in labels.of(x):
@@ -23,7 +23,8 @@ def fourier(labels: Labels, op: Op) -> None:
 
 
 def pairs(labels: Labels, op: Op) -> None:
-    """Complex numbers as pairs along a last axis, and back; weights keep all that they hold."""
+    """Pass labels of complex numbers to pairs along a last axis, and back; weights keep all that
+    they hold."""
     x = op.value(0)
     planes = [] if x is None else list(labels.of(x))
     if op.role == "view_as_real":

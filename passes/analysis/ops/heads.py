@@ -20,8 +20,8 @@ Planes = tuple[list[Plane], Value | None]
 
 
 def tie_inner(labels: Labels, plane: Plane, axes: Iterable[int]) -> Plane:
-    """A plane that varies not only along the axes that an op works on, tied over these where whole
-    heads go."""
+    """Tie a plane over the axes that an op works on, where whole heads go and it varies along
+    others too."""
     inside = [axis for axis in varying(plane) if axis in axes]
     if labels.whole_heads and inside and len(inside) < len(varying(plane)):
         return labels.tie(plane, inside)
@@ -29,9 +29,8 @@ def tie_inner(labels: Labels, plane: Plane, axes: Iterable[int]) -> Plane:
 
 
 def apart(labels: Labels, op: Op, sides: Sequence[Planes]) -> list[Planes]:
-    """Channels within heads that meet channels of no head, the same for all heads: the former go
-    with their head, the latter stay and carry no labels any more.
-    """
+    """Part channels within heads from channels of no head that they meet, the same for all heads:
+    the former go with their head, the latter stay and carry no labels any more."""
     every = [plane for planes, _ in sides for plane in planes]
     tied: set[int] = set()
     shared: set[int] = set()
@@ -54,9 +53,8 @@ def apart(labels: Labels, op: Op, sides: Sequence[Planes]) -> list[Planes]:
 def tie_contracted(
     labels: Labels, spreads: list[list[Plane]], out: tuple[int, ...]
 ) -> list[list[Plane]]:
-    """Planes over letters, for each operand of a product of activations: channels that are
-    contracted within heads that every operand has are one with their head.
-    """
+    """Tie channels that are contracted within heads that every operand has: they are one with their
+    head. Planes are over letters, for each operand of a product of activations."""
     every = [{letter for plane in planes for letter in varying(plane)} for planes in spreads]
     heads = {letter for letter in out if all(letter in letters for letters in every)}
 

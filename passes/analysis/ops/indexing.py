@@ -20,8 +20,8 @@ __all__ = ["DEFINITIONS"]
 
 
 def numbered(labels: Labels, op: Op, value: Value | None, axes: Iterable[int]) -> list[Plane]:
-    """The planes of a value that do not vary along ``axes``, whose places are numbered; the others
-    are frozen."""
+    """Return the planes of a value that do not vary along ``axes``, whose places are numbered; the
+    others are frozen."""
     stay, out = set(axes), []
     for plane in labels.of(value):
         if stay & set(varying(plane)):
@@ -32,8 +32,8 @@ def numbered(labels: Labels, op: Op, value: Value | None, axes: Iterable[int]) -
 
 
 def _share(labels: Labels, op: Op, values: Iterable[Value | None], axis: int) -> list[Plane]:
-    """The planes that tensors of one rank have in common beside ``axis``; where their sizes differ,
-    channels stay."""
+    """Return the planes that tensors of one rank have in common beside ``axis``; where their sizes
+    differ, channels stay."""
     found = [value for value in values if value is not None]
     shapes = [labels.shape(value) for value in found]
     uneven = {a for a in range(len(shapes[0])) if len({shape[a] for shape in shapes}) > 1}
@@ -68,7 +68,7 @@ def embedding_weight(op: Op) -> tuple[LayerWeight, ...]:
 
 
 def index(labels: Labels, op: Op) -> None:
-    """Indexing along an axis without channels keeps the others; along channels it is frozen."""
+    """Freeze channels along the indexed axes; the others pass."""
     value = source(labels, op)
     if any(labels.of(v) for v in op.inputs if v is not value):
         labels.freeze_unknown(op, "its indices carry channels")
@@ -82,7 +82,7 @@ def index(labels: Labels, op: Op) -> None:
 
 
 def _indexed(op: Op, value: Value) -> list[int]:
-    """The axes that indices stand for: a mask stands for as many as it has."""
+    """Return the axes that indices stand for: a mask stands for as many as it has."""
     if op.role == "index_select":
         return [number(op, "dim") % value.type.rank]
     entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
@@ -96,7 +96,8 @@ def _indexed(op: Op, value: Value) -> list[int]:
 
 
 def _picked(planes: Iterable[Plane], axes: list[int], width: int) -> list[Plane]:
-    """Planes of what is picked: ``width`` axes of places instead of adjacent ``axes``."""
+    """Return the planes of what is picked: ``width`` axes of places instead of adjacent
+    ``axes``."""
     first, last = axes[0], axes[-1] + 1
     return [
         plane.reshape([*plane.shape[:first], *[1] * width, *plane.shape[last:]]) for plane in planes
@@ -104,8 +105,8 @@ def _picked(planes: Iterable[Plane], axes: list[int], width: int) -> list[Plane]
 
 
 def gather(labels: Labels, op: Op) -> None:
-    """Every index picks along one axis; along the others it stands at the place of what it
-    picks."""
+    """Freeze channels along the axis that is picked from; along the others an index stands at the
+    place of what it picks."""
     value, picks, dim = source(labels, op), labels.operand(op, 1), op.attrs.get("dim")
     if not isinstance(dim, int) or not value.type.rank:
         labels.freeze_unknown(op, "it picks along no axis")
@@ -132,8 +133,7 @@ def gather(labels: Labels, op: Op) -> None:
 
 
 def scatter(labels: Labels, op: Op) -> None:
-    """What is written stands, along the other axes, at the place of what it replaces or is added
-    to."""
+    """Unite, along the other axes, what is written with what it replaces or is added to."""
     value, picks, written = source(labels, op), labels.operand(op, 1), op.value(2)
     if not value.type.rank:
         labels.freeze_unknown(op, "it writes along no axis")
@@ -151,7 +151,7 @@ def scatter(labels: Labels, op: Op) -> None:
 
 
 def write_place(labels: Labels, op: Op) -> None:
-    """One place along an axis is replaced."""
+    """Unite what is written with what stands at one place along an axis."""
     value, written = source(labels, op), labels.operand(op, 1)
     axis = number(op, "dim") % value.type.rank
     labels.label_axes(written)
@@ -163,7 +163,7 @@ def write_place(labels: Labels, op: Op) -> None:
 
 
 def write_places(labels: Labels, op: Op) -> None:
-    """What is written broadcasts to what the same indices would pick."""
+    """Unite what is written with what the same indices would pick, to which it broadcasts."""
     value, written = source(labels, op), op.operands[2]
     entries = op.operands[1] if isinstance(op.operands[1], tuple) else (op.value(1),)
     if not isinstance(written, Value) or any(labels.of(entry) for entry in entries):
@@ -196,7 +196,7 @@ def write_places(labels: Labels, op: Op) -> None:
 def _replaced(
     labels: Labels, op: Op, own: tuple[list[Plane], Value], facing: list[Plane], written: Value
 ) -> list[Plane]:
-    """The planes of a tensor written into: what is written has the same labels, or is one
+    """Return the planes of a tensor written into: what is written has the same labels, or is one
     number."""
     covered = {axis for plane in facing for axis in varying(plane)}
     out = []
@@ -212,8 +212,7 @@ def _replaced(
 
 
 def ordered(labels: Labels, op: Op) -> None:
-    """Places are ordered along one axis (or all), whose channels stay; along the others channels do
-    not matter."""
+    """Freeze channels along the ordered axis (or all axes); along the others they do not matter."""
     value, dim = source(labels, op), op.attrs.get("dim")
     rank = value.type.rank
     axes = [dim % rank] if isinstance(dim, int) and rank else range(rank)
@@ -224,14 +223,14 @@ def ordered(labels: Labels, op: Op) -> None:
 
 
 def triangle(labels: Labels, op: Op) -> None:
-    """Rows and columns are counted: both stay."""
+    """Freeze channels along rows and columns, which are counted."""
     value = source(labels, op)
     rank = op.result.type.rank
     labels.set(op.result, numbered(labels, op, value, (rank - 2, rank - 1)))
 
 
 def sample(labels: Labels, op: Op) -> None:
-    """Values between places, at computed coordinates: channels pass."""
+    """Pass channels to values between places, at computed coordinates."""
     value, grid = source(labels, op), op.value(1)
     labels.freeze_value(grid, f"coordinates of {op}")
     rank = op.result.type.rank

@@ -20,7 +20,7 @@ __all__ = ["DEFINITIONS"]
 
 
 def cat(labels: Labels, op: Op) -> None:
-    """Planes along the joined axis are joined; planes along other axes are united."""
+    """Join planes along the joined axis; unite those along other axes."""
     values = list(op.inputs)
     rank = op.result.type.rank
     axis = number(op, "dim") % rank
@@ -43,7 +43,7 @@ def cat(labels: Labels, op: Op) -> None:
 def merge_across(
     labels: Labels, op: Op, sides: list[tuple[list[Plane], Value | None]], axis: int
 ) -> list[Plane]:
-    """Planes that do not vary along the joined axis: all tensors share them."""
+    """Unite planes that do not vary along the joined axis: all tensors share them."""
     merged = merge_pointwise(labels, op, [(planes, None) for planes, _ in sides])
     free: list[Plane] = []
     for plane in merged:
@@ -63,8 +63,8 @@ def merge_across(
 
 
 def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], axis: int) -> Plane:
-    """One plane along the joined axis; a tensor without labels there contributes channels that
-    always stay."""
+    """Return one plane along the joined axis; a tensor without labels there contributes channels
+    that always stay."""
     pieces: list[Plane] = []
     others = {a for planes in along for plane in planes for a in varying(plane) if a != axis}
     for value, planes in zip(values, along, strict=True):
@@ -81,7 +81,7 @@ def join(labels: Labels, op: Op, values: list[Value], along: list[list[Plane]], 
 
 
 def stack(labels: Labels, op: Op) -> None:
-    """Stacked tensors share their labels; the new axis carries none unless they differ in kind."""
+    """Unite the labels of stacked tensors; the new axis carries none unless they differ in kind."""
     values = list(op.inputs)
     axis = number(op, "dim") % op.result.type.rank
     sides: list[tuple[list[Plane], Value | None]] = [
@@ -92,7 +92,7 @@ def stack(labels: Labels, op: Op) -> None:
 
 
 def pad(labels: Labels, op: Op) -> None:
-    """Padding along channels makes channels of its own, which may go like any other."""
+    """Give padding along channels labels of its own: it may go like any other channel."""
     value = source(labels, op)
     pads = numbers(op, "pad")
     rank = value.type.rank

@@ -22,7 +22,7 @@ def batch_norm(labels: Labels, op: Op) -> None:
 
 
 def per_channel(labels: Labels, op: Op, x: Value, weights: Iterable[int]) -> list[Plane]:
-    """Planes along axis 1 are shared with the weights; statistics run over the others (noted)."""
+    """Share planes along axis 1 with the weights; statistics run over the others (noted)."""
     out = []
     for plane in labels.of(x):
         if 1 in varying(plane):
@@ -38,7 +38,7 @@ def per_channel(labels: Labels, op: Op, x: Value, weights: Iterable[int]) -> lis
 
 
 def freeze_weights(labels: Labels, op: Op) -> None:
-    """The weights of a norm over channels that cannot go stay whole."""
+    """Freeze the weights of a norm over channels that cannot go."""
     for value in op.inputs:
         if value.is_weight:
             labels.freeze_value(value, f"shared with {op}, whose channels cannot be removed")
@@ -81,8 +81,8 @@ def group_norm(labels: Labels, op: Op) -> None:
 
 
 def weight_norm(labels: Labels, op: Op) -> None:
-    """Directions divided by their norm over all axes but one, times a magnitude for each place of
-    that one."""
+    """Pass labels of directions that are divided by their norm over all axes but one, times a
+    magnitude for each place of that one."""
     direction, magnitude = labels.operand(op, 0), labels.operand(op, 1)
     labels.label_axes(direction)
     keep = number(op, "dim") % direction.type.rank
@@ -95,7 +95,7 @@ def weight_norm(labels: Labels, op: Op) -> None:
 
 
 def along_axis(labels: Labels, op: Op) -> None:
-    """Ops that keep the shape and mix along one axis."""
+    """Pass labels where the shape is kept and one axis is mixed (noted)."""
     x = labels.operand(op, 0)
     dim = op.attrs.get("dim")
     axis = (dim if isinstance(dim, int) else -1) % x.type.rank

@@ -31,8 +31,8 @@ class Side:
 
 
 def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]) -> list[Plane]:
-    """The planes of a product whose result has the axes ``out``: contracted letters are united, the
-    others pass."""
+    """Return the planes of a product whose result has the axes ``out``: contracted letters are
+    united, the others pass."""
     count = 1 + max(letter for side in sides for letter in (*side.letters, *out))
     spans = [_spanned(labels, side, count) for side in sides]
     for side, span in zip(sides, spans, strict=True):
@@ -63,7 +63,7 @@ def contract(labels: Labels, op: Op, sides: Sequence[Side], out: tuple[int, ...]
 
 
 def _spanned(labels: Labels, side: Side, count: int) -> list[int]:
-    """The size of an operand along every letter (1 where it lacks the letter)."""
+    """Return the size of an operand along every letter (1 where it lacks the letter)."""
     sizes = [1] * count
     for letter, size in zip(side.letters, labels.shape(side.value), strict=True):
         sizes[letter] = size
@@ -71,7 +71,7 @@ def _spanned(labels: Labels, side: Side, count: int) -> list[int]:
 
 
 def _spread(plane: Plane, letters: tuple[int, ...], count: int) -> Plane:
-    """A plane with an axis for every letter."""
+    """Return a plane with an axis for every letter."""
     order = sorted(range(len(letters)), key=lambda axis: letters[axis])
     shape = [1] * count
     for axis, letter in enumerate(letters):
@@ -80,8 +80,8 @@ def _spread(plane: Plane, letters: tuple[int, ...], count: int) -> Plane:
 
 
 def _gathered(labels: Labels, plane: Plane, side: Side, span: list[int]) -> Plane:
-    """A plane over letters as an operand sees it: in its own axes, tied over what it does not
-    span."""
+    """Return a plane over letters as an operand sees it: in its own axes, tied over what it does
+    not span."""
     plane = labels.tie(plane, [letter for letter in varying(plane) if span[letter] == 1])
     order = [
         *side.letters,
@@ -142,8 +142,8 @@ def _pass(
     sides: Sequence[Side],
     spans: list[list[int]],
 ) -> list[Plane]:
-    """Planes along axes of the result; where another operand spans such an axis without labels, it
-    must stay whole."""
+    """Pass planes along axes of the result; where another operand spans such an axis without
+    labels, it must stay whole."""
     merged: list[tuple[Plane, int]] = []
     tied = labels.tie_shared_axis(plane for plane, _ in passing)
     passing = [(plane, place) for plane, (_, place) in zip(tied, passing, strict=True)]
@@ -175,7 +175,7 @@ def _pass(
 
 
 def pinned(plane: Plane, stay: list[int], op: Op) -> Blocks:
-    """Blocks in which the axes ``stay`` come first and must stay."""
+    """Return blocks in which the axes ``stay`` come first and must stay."""
     order = [*stay, *(letter for letter in varying(plane) if letter not in stay)]
     rest = [letter for letter in range(plane.dim()) if letter not in order]
     compact = plane.permute([*order, *rest]).reshape([plane.shape[letter] for letter in order])
@@ -213,8 +213,8 @@ def addmm(labels: Labels, op: Op) -> None:
 
 
 def product(labels: Labels, op: Op, a: Value, b: Value) -> list[Plane]:
-    """``a @ b`` in letters: batch axes from the right are shared, then rows, columns and the
-    contracted axis."""
+    """Return the planes of ``a @ b``, in letters: batch axes from the right are shared, then rows,
+    columns and the contracted axis."""
     batch = max(a.type.rank, b.type.rank, 2) - 2
     row, column, inner = batch, batch + 1, batch + 2
     left = (*range(batch - a.type.rank + 2, batch), row, inner) if a.type.rank > 1 else (inner,)
@@ -261,8 +261,8 @@ def tensordot(labels: Labels, op: Op) -> None:
 
 
 def distances(labels: Labels, op: Op) -> None:
-    """As a product of one tensor with the other transposed; each distance is a statistic over
-    channels."""
+    """Pass labels as a product of one tensor with the other transposed; each distance is a
+    statistic over channels."""
     a, b = labels.operand(op, 0), labels.operand(op, 1)
     batch = tuple(range(op.result.type.rank - 2))
     row, column, inner = (len(batch) + n for n in range(3))
@@ -278,8 +278,8 @@ def distances(labels: Labels, op: Op) -> None:
 
 
 def bilinear(labels: Labels, op: Op) -> None:
-    """Every output is a product of both inputs with a matrix of its own: the weight is (outputs,
-    first, second)."""
+    """Contract both inputs with a matrix for every output: the weight is (outputs, first,
+    second)."""
     first, second, weight = (labels.operand(op, index) for index in range(3))
     rows = tuple(range(first.type.rank - 1))
     i, j, o = (len(rows) + n for n in range(3))

@@ -66,7 +66,8 @@ class Recurrence:
 
 
 def recurrence_of(op: Op) -> Recurrence | None:
-    """How a recurrent op is made up; None for other ops, and for those on packed sequences."""
+    """Return how a recurrent op is made up; None for other ops, and for those on packed
+    sequences."""
     kind = op.role.removesuffix("_cell")
     gates = GATES.get(kind)
     if gates is None or (kind == op.role and not op.target.endswith(".input")):
@@ -85,8 +86,8 @@ def recurrence_of(op: Op) -> Recurrence | None:
 
 
 def _cells(weights: list[Value | None], each: int, projected: bool) -> tuple[Cell, ...]:
-    """The cells whose weights follow each other, ``each`` of them per cell; none where one is
-    missing."""
+    """Return the cells whose weights follow each other, ``each`` of them per cell; none where one
+    is missing."""
     cells = []
     for start in range(0, len(weights), each) if each else ():
         inputs, hidden, *rest = weights[start : start + each]
@@ -103,8 +104,8 @@ def _cells(weights: list[Value | None], each: int, projected: bool) -> tuple[Cel
 
 
 def recurrent(labels: Labels, op: Op) -> None:
-    """Layer by layer: inputs meet the weights, hidden channels come out; then the states have the
-    same channels."""
+    """Pass labels layer by layer: inputs meet the weights, hidden channels come out; then the
+    states have the same channels."""
     x, found = op.value(0), recurrence_of(op)
     if x is None or found is None:
         labels.freeze_unknown(op, "it runs over packed sequences or lacks weights")
@@ -131,8 +132,8 @@ def recurrent(labels: Labels, op: Op) -> None:
 def _run(
     labels: Labels, op: Op, found: Recurrence, channels: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The labels of the hidden channels of every cell, and those of what it gives to the next step
-    and layer."""
+    """Return the labels of the hidden channels of every cell, and those of what it gives to the
+    next step and layer."""
     hidden: list[Tensor] = []
     given: list[Tensor] = []
     for index, cell in enumerate(found.cells):
@@ -157,9 +158,8 @@ def _run(
 
 
 def _stay_wider(labels: Labels, op: Op, hidden: Tensor, projected: Tensor) -> None:
-    """PyTorch knows a projection by its having fewer channels than are hidden: every projected
-    channel goes along with one hidden channel, and one more stays.
-    """
+    """Keep more hidden than projected channels, by which PyTorch knows a projection: every
+    projected channel goes along with one hidden channel, and one more stays."""
     count = projected.numel()
     labels.unite(hidden[:count], projected, f"{op}")
     labels.freeze(
@@ -168,7 +168,8 @@ def _stay_wider(labels: Labels, op: Op, hidden: Tensor, projected: Tensor) -> No
 
 
 def _gates(labels: Labels, op: Op, cell: Cell, gates: int) -> Tensor | None:
-    """The labels of a cell's hidden channels: the rows of each gate, in every weight and bias."""
+    """Return the labels of a cell's hidden channels: the rows of each gate, in every weight and
+    bias."""
     rows = labels.axis_labels(cell.inputs, 0)
     if rows is None:
         return None
@@ -181,9 +182,8 @@ def _gates(labels: Labels, op: Op, cell: Cell, gates: int) -> Tensor | None:
 
 
 def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> None:
-    """An initial state, `[cells, batch, channels]` (or `[batch, channels]` of a single cell), has
-    the labels of the hidden channels.
-    """
+    """Give an initial state, `[cells, batch, channels]` (or `[batch, channels]` of a single cell),
+    the labels of the hidden channels."""
     rank = state.type.rank
     spread = not op.role.endswith("_cell")
     plane = torch.stack(rows).reshape(
@@ -206,7 +206,7 @@ def _meet_state(labels: Labels, op: Op, state: Value, rows: list[Tensor]) -> Non
 
 
 def _set_results(labels: Labels, op: Op, kinds: list[list[Tensor]], last: list[Tensor]) -> None:
-    """The output has the channels of the last layer, directions beside each other; last states
+    """Give the output the channels of the last layer, directions beside each other, and last states
     those of every cell."""
     if op.role.endswith("_cell"):
         for value, rows in zip(op.results, kinds, strict=True):

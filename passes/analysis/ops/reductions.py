@@ -14,8 +14,8 @@ __all__ = ["DEFINITIONS"]
 
 
 def reduction(labels: Labels, op: Op) -> None:
-    """A reduction: labels over which it runs vanish (noted); planes that vary elsewhere too are
-    tied over them.
+    """Drop labels over which a reduction runs (noted); planes that vary elsewhere too are tied over
+    them.
 
     Where the result keeps the axis it is a statistic to put beside what it was taken of (the norm
     of a head's query): not tied but noted, and the rows stay.
@@ -52,8 +52,8 @@ def reduction(labels: Labels, op: Op) -> None:
 
 
 def compared(labels: Labels, op: Op) -> None:
-    """Vectors of two tensors, compared along one axis (the last one for distances): a statistic
-    over it."""
+    """Unite vectors of two tensors that are compared along one axis (the last one for distances): a
+    statistic over it."""
     values = list(dict.fromkeys(op.inputs))
     rank = max(value.type.rank for value in values)
     axis = number(op, "dim") % rank if "dim" in op.attrs else rank - 1

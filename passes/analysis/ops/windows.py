@@ -16,7 +16,7 @@ __all__ = ["DEFINITIONS"]
 
 
 def window(labels: Labels, op: Op, axes: Sequence[int]) -> None:
-    """Pooling and interpolation over spatial axes: what varies there is tied."""
+    """Tie what varies along the spatial axes of pooling and interpolation."""
     x = labels.operand(op, 0)
     out = []
     for plane in labels.of(x):
@@ -38,7 +38,8 @@ def spatial_rule(rank: int) -> Rule:
 
 
 def unpool(labels: Labels, op: Op) -> None:
-    """Indices are places inside one channel; they have the channels of the values."""
+    """Unite the channels of indices, which are places inside one channel, with those of the
+    values."""
     rank = op.result.type.rank
     planes = merge_pointwise(labels, op, [(list(labels.of(value)), value) for value in op.inputs])
     spatial = range(2, rank) if rank == len(numbers(op, "output_size")) + 2 else range(1, rank)
