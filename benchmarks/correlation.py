@@ -19,9 +19,9 @@ from environment import environment
 from score_correlation import CorrelationReport, correlation_report
 
 from pruneopt import Graph, PruneoptError, Workload, capture, load_data, load_model
-from pruneopt.extend import CostModel, couple, parse_budget, score_units
+from pruneopt.extend import CostModel, EvaluationSettings, couple, parse_budget, score_units
 from pruneopt.files import write_json
-from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def measured(
         coupling, cost, budgets, scores, max_ratio=options.max_ratio, seed=options.seed
     )
     networks = CutNetworks(
-        graph, coupling, workload, Settings(options.batches, BATCH, seed=options.seed)
+        graph, coupling, workload, EvaluationSettings(options.batches, BATCH, seed=options.seed)
     )
 
     def tell(text: str, done: int = 0, total: int | None = None) -> None:

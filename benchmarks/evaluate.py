@@ -55,7 +55,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pruneopt import build_module
-from pruneopt.extend import Averaging, Evaluation, Settings, slice_graph
+from pruneopt.extend import Averaging, Evaluation, EvaluationSettings, slice_graph
 from pruneopt.files import write_json
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
@@ -76,19 +76,19 @@ WAYS = {
 KIN = {"children of an evolution": 0.1, "moves": None, "random plans": 1.0}
 
 
-def published(case: Setup) -> Settings:
+def published(case: Setup) -> EvaluationSettings:
     """Return how (a) takes statistics."""
-    return Settings(
+    return EvaluationSettings(
         batches=102, batch_size=case.batch_size, averaging=Averaging("ema", 0.1, reset=False)
     )
 
 
-def plain(case: Setup) -> Settings:
+def plain(case: Setup) -> EvaluationSettings:
     """Return how (d) judges."""
-    return Settings(batches=20, batch_size=case.batch_size)
+    return EvaluationSettings(batches=20, batch_size=case.batch_size)
 
 
-def ways(case: Setup) -> dict[str, Settings]:
+def ways(case: Setup) -> dict[str, EvaluationSettings]:
     """Return how ours judge."""
     short, long = case.races
     ours = plain(case)
@@ -190,7 +190,9 @@ def timed(judge: Callable[[int], float], count: int) -> dict[str, Any]:
     return {"seconds": seconds, "scores": scores}
 
 
-def judged(case: Setup, settings: Settings, plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
+def judged(
+    case: Setup, settings: EvaluationSettings, plans: Sequence[Plan]
+) -> Iterator[dict[str, Any]]:
     """Judge by ours, and yield seconds and scores; of candidates that are judged side by side, the
     first has the seconds of all."""
     evaluation = Evaluation(case.graph, case.coupling, case.workload, settings)

@@ -23,7 +23,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 from pruneopt import Graph, Workload
-from pruneopt.extend import Averaging, Evaluation, Settings, TensorSplit
+from pruneopt.extend import Averaging, Evaluation, EvaluationSettings, TensorSplit
 from pruneopt.models.workload import logits_of
 from pruneopt.passes.evaluation.backends import EvaluationBackend, Fused, PyTorch
 from pruneopt.passes.evaluation.race import Race
@@ -46,8 +46,8 @@ class Case:
     """A trained network with plans and images, and how its candidates are judged."""
 
     setup: Setup
-    ours: Settings
-    published: Settings
+    ours: EvaluationSettings
+    published: EvaluationSettings
     race: int
 
 
@@ -59,12 +59,12 @@ def _case(device: Device, data: Path | None, sizes: Sizes) -> Case:
     """
     place, candidates = device.place.type, max(sizes.ranked, sizes.searched)
     if device.rehearsal:
-        ours = Settings(batches=2, batch_size=3, device=place, kernels="reference")
+        ours = EvaluationSettings(batches=2, batch_size=3, device=place, kernels="reference")
         published = replace(ours, batches=3, averaging=Averaging("ema", 0.1, reset=False))
         return Case(_toy(device, candidates), ours, published, 4)
     if data is None:
         raise Skipped("needs trained weights and images: name their folder by --data")
-    ours = Settings(batches=20, batch_size=128, device=place)
+    ours = EvaluationSettings(batches=20, batch_size=128, device=place)
     published = replace(ours, batches=102, averaging=Averaging("ema", 0.1, reset=False))
     return Case(_trained(data, candidates), ours, published, 512)
 
@@ -90,7 +90,7 @@ def _toy(device: Device, candidates: int) -> Setup:
     return Setup("toy", net.graph, net.coupling, workload, plans)
 
 
-def _evaluation(case: Case, settings: Settings) -> Evaluation:
+def _evaluation(case: Case, settings: EvaluationSettings) -> Evaluation:
     return Evaluation(case.setup.graph, case.setup.coupling, case.setup.workload, settings)
 
 

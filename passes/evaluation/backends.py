@@ -17,7 +17,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.merged import merge
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.evaluation.statistics import Statistics, statistic_norms, statistics_together
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels, TritonKernels
@@ -63,7 +63,7 @@ class PyTorch:
     """By PyTorch's own operations.
 
     Attributes:
-        averaging, whole: how statistics are taken (`Settings`).
+        averaging, whole: how statistics are taken (`EvaluationSettings`).
         precision: what convolutions and products are computed in; None leaves it as the weights
             have it.
         fallback_reason: why there are no kernels where one might expect them; empty where nothing
@@ -168,7 +168,7 @@ class Fused:
         return self._kept.networks(folded, weights)
 
 
-def choose(graph: Graph, settings: Settings) -> EvaluationBackend:
+def choose(graph: Graph, settings: EvaluationSettings) -> EvaluationBackend:
     """Return how candidates of a network are run with these settings.
 
     Raises:
@@ -192,7 +192,7 @@ def choose(graph: Graph, settings: Settings) -> EvaluationBackend:
         return replace(plain, fallback_reason=str(reason))
 
 
-def _backend(settings: Settings, precision: torch.dtype | None) -> Backend:
+def _backend(settings: EvaluationSettings, precision: torch.dtype | None) -> Backend:
     """Return the kernels for settings; `UserError` where they cannot do what is asked."""
     if settings.averaging.kind == "population" or settings.whole:
         what = "whole" if settings.whole else f"statistics={settings.averaging.kind}"
@@ -209,7 +209,7 @@ def weight_bytes(graph: Graph) -> int:
     return sum(tensor.nbytes for tensor in graph.weights.values())
 
 
-def _most(graph: Graph, settings: Settings) -> int:
+def _most(graph: Graph, settings: EvaluationSettings) -> int:
     """Return how many candidates come at once, at most."""
     size = weight_bytes(graph)
     return max(settings.batch_size_at(0, size), settings.batch_size_at(settings.keep, size))

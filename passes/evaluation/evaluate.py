@@ -32,7 +32,7 @@ from pruneopt.passes.evaluation.images import (
     held,
 )
 from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.evaluation.statistics import Statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
@@ -83,7 +83,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, graph: Graph, coupling: Coupling, workload: Workload, settings: Settings
+        self, graph: Graph, coupling: Coupling, workload: Workload, settings: EvaluationSettings
     ) -> None:
         self.graph, self.coupling, self.settings = graph, coupling, settings
         self.workload = held(workload, settings)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.models.workload import DatasetSplit, Split, TensorSplit, Workload
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 
 __all__ = ["RESIDENT_BYTES", "CalibrationImages", "ValidationImages", "calibration_inputs", "held"]
 
@@ -21,7 +21,7 @@ CHUNK_CPU, VALUES_CPU = 128, 8 * 3 * 224**2
 them."""
 
 
-def held(workload: Workload, settings: Settings) -> Workload:
+def held(workload: Workload, settings: EvaluationSettings) -> Workload:
     """Return a workload with the calibration and sub-validation images that settings ask for, read
     once where they fit.
 

@@ -8,7 +8,16 @@ from typing import Literal
 from pruneopt.errors import UserError
 from pruneopt.kernels.bn_statistics import Averaging
 
-__all__ = ["MEAN", "PLAIN", "Kernels", "Plain", "Precision", "Settings", "Signal", "averaging_of"]
+__all__ = [
+    "MEAN",
+    "PLAIN",
+    "EvaluationSettings",
+    "Kernels",
+    "Plain",
+    "Precision",
+    "Signal",
+    "averaging_of",
+]
 
 MEAN = Averaging("mean")
 Signal = Literal["metric", "likelihood", "agreement"]
@@ -41,7 +50,7 @@ def averaging_of(statistics: Plain, momentum: float | None, reset: bool) -> Aver
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvaluationSettings:
     """How candidates are scored.
 
     Attributes:

@@ -16,8 +16,8 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.naming import is_within
 from pruneopt.passes.analysis.ops.batch_norm import BatchNorm, batch_norms
 from pruneopt.passes.options.configured import option
-from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, RegulariserTask
+from pruneopt.passes.training.hooks import TrainingRun
 
 __all__ = ["GammaL1", "PenaltyReport", "checked_scale", "live_parameters"]
 
@@ -56,7 +56,7 @@ class GammaL1(Regulariser):
         super().__post_init__()
         checked_scale(self.scale)
 
-    def hook(self, task: Task) -> RegulariserHook:
+    def hook(self, task: RegulariserTask) -> RegulariserHook:
         norms = batch_norms(task.coupling.graph)
         if not norms:
             raise UserError(
@@ -78,10 +78,10 @@ class _GammaHook(RegulariserHook):
         self._live: dict[str, nn.Parameter] = {}
         self._reached: set[str] = set()
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         self._live = live_parameters(run.module, self._names)
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         for name, parameter in self._live.items():
             if parameter.grad is not None:
                 parameter.grad.add_(torch.sign(parameter.detach()), alpha=self._scale)

@@ -26,7 +26,7 @@ from pruneopt.passes.regularised.regularised import (
     Regularised,
     Regulariser,
     RegulariserHook,
-    Task,
+    RegulariserTask,
 )
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick, layer_scores, picked, picked_as_in
 from pruneopt.passes.selection.prunable import Granularity, Reach
@@ -192,7 +192,7 @@ class _Over(Regulariser):
     chooser: GReg
     growing: Growing
 
-    def hook(self, task: Task) -> RegulariserHook:
+    def hook(self, task: RegulariserTask) -> RegulariserHook:
         rule = self.chooser._rule()
         layers = rule.layers(task.state)
         counts = rule.counts(task.state, layers)

@@ -21,8 +21,8 @@ from pruneopt.passes.analysis.channels.units import Slot
 from pruneopt.passes.analysis.importance.importance import produced_slots, summed
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.gamma import PenaltyReport, checked_scale, live_parameters
-from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, Task
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.regularised.regularised import Regulariser, RegulariserHook, RegulariserTask
+from pruneopt.passes.training.hooks import TrainingRun
 
 __all__ = ["GroupNorm"]
 
@@ -46,7 +46,7 @@ class GroupNorm(Regulariser):
         super().__post_init__()
         checked_scale(self.scale)
 
-    def hook(self, task: Task) -> RegulariserHook:
+    def hook(self, task: RegulariserTask) -> RegulariserHook:
         if not task.coupling.free:
             raise UserError(
                 f"{task.coupling.graph.name} has no channel group that may be pruned: nothing to "
@@ -62,7 +62,7 @@ class _GroupNormHook(RegulariserHook):
         self._on: list[tuple[nn.Parameter, Slot, Tensor]] = []
         self._live: dict[str, nn.Parameter] = {}
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         names = [slot.value.name for slot, _ in self._places]
         own = dict(run.module.named_parameters(remove_duplicate=False))
         self._live = live_parameters(run.module, names)
@@ -72,7 +72,7 @@ class _GroupNormHook(RegulariserHook):
             if slot.value.name in own
         ]
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         with torch.no_grad():
             factor = self._factors(run.device)
             for parameter, _, index in self._on:

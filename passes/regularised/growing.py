@@ -16,9 +16,14 @@ from pruneopt.errors import UserError
 from pruneopt.passes.analysis.residual.stage_numbers import staged_layers
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.regularised.growth import Growth, Rates
-from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
+from pruneopt.passes.regularised.regularised import (
+    Decision,
+    Regulariser,
+    RegulariserHook,
+    RegulariserTask,
+)
 from pruneopt.passes.selection.prunable import Prunable, prunable_groups
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.hooks import TrainingRun
 
 __all__ = ["Growing", "GrowingHook", "GrowingReport", "LayerReport"]
 
@@ -108,7 +113,7 @@ class Growing(Regulariser):
         rates = Rates(interval=self.interval, stabilise=self.stabilise, limit=self.limit, **exact)
         return rates if self.iterations is None else rates.fitted(self.iterations, early)
 
-    def hook(self, task: Task) -> GrowingHook:
+    def hook(self, task: RegulariserTask) -> GrowingHook:
         """Return the penalty over all free channel groups, by the filters that make them; the pass
         says what goes."""
         layers = prunable_groups(
@@ -116,7 +121,7 @@ class Growing(Regulariser):
         )
         return self.hook_over(layers, task)
 
-    def hook_over(self, layers: Sequence[Prunable], task: Task) -> GrowingHook:
+    def hook_over(self, layers: Sequence[Prunable], task: RegulariserTask) -> GrowingHook:
         """Return the penalty over given layers."""
         early = self.picks == "early"
         return GrowingHook(layers, self.rates(early), early=early, task=task)
@@ -126,14 +131,14 @@ class GrowingHook(RegulariserHook):
     """Runs the machine inside a training run, and ends the training when the machine is done."""
 
     def __init__(
-        self, layers: Sequence[Prunable], rates: Rates, *, early: bool, task: Task
+        self, layers: Sequence[Prunable], rates: Rates, *, early: bool, task: RegulariserTask
     ) -> None:
         self.task = task
         self.growth = Growth(layers, rates, early=early, decide=self._decide)
         self.done = 0
         """Iterations done."""
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         longest = self.growth.rates.iterations(self.growth.early)
         if run.steps < longest:
             raise UserError(
@@ -143,15 +148,15 @@ class GrowingHook(RegulariserHook):
             )
         self.growth.start(self._weights(run))
 
-    def before_backward(self, run: Run) -> None:
+    def before_backward(self, run: TrainingRun) -> None:
         # Collecting the weights is for nothing at all other times.
         if self.growth.due(run.iteration):
             self.growth.update(run.iteration, self._weights(run))
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         self.growth.penalise(dict(run.module.named_parameters()))
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         self.done = run.iteration
 
     def finished(self) -> bool:
@@ -188,7 +193,7 @@ class GrowingHook(RegulariserHook):
         longest = growth.rates.iterations(growth.early)
         return GrowingReport(growth.state, growth.since, longest, tuple(layers))
 
-    def _weights(self, run: Run) -> dict[str, Tensor]:
+    def _weights(self, run: TrainingRun) -> dict[str, Tensor]:
         """Return the weights of the network in training by name, and what no module holds
         (constants of the graph)."""
         named = {

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
     from pruneopt.passes.analysis.cost.cost import CostModel
 
-__all__ = ["Decision", "Regularised", "Regulariser", "RegulariserHook", "Task", "Trained"]
+__all__ = [
+    "Decision",
+    "Regularised",
+    "Regulariser",
+    "RegulariserHook",
+    "RegulariserTask",
+    "Trained",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Task:
+class RegulariserTask:
     """The network, budgets and data that a regulariser may look at.
 
     Attributes:
@@ -84,7 +91,7 @@ class Regulariser(Part):
     kind: ClassVar[str] = "regulariser"
 
     @abstractmethod
-    def hook(self, task: Task) -> RegulariserHook:
+    def hook(self, task: RegulariserTask) -> RegulariserHook:
         """Return the penalty of one training run.
 
         Raises:
@@ -145,7 +152,9 @@ class Regularised(Choose):
         regulariser, recipe = self.parts()
         # What cannot be reached is said before hours of training, not after.
         state.limits.check(state.need_coupling(), decide(state.graph.weights).plan)
-        hook = regulariser.hook(Task(state, state.need_coupling(), state.need_cost(), decide))
+        hook = regulariser.hook(
+            RegulariserTask(state, state.need_coupling(), state.need_cost(), decide)
+        )
         log = train_state(
             state, recipe, name=name, hooks=(hook, *hooks), identity=self._identity(state)
         )

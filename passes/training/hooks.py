@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Hook", "Run"]
+__all__ = ["Hook", "TrainingRun"]
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A training run as its hooks see it.
 
     Attributes:
@@ -51,20 +51,20 @@ class Hook:
     in `before_step` are already those of the whole batch.
     """
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         """Act once, before the first iteration; on resume before weights and states are loaded."""
 
-    def before_forward(self, run: Run) -> None:
+    def before_forward(self, run: TrainingRun) -> None:
         """Act before the first forward pass of an iteration; gradients are cleared."""
 
-    def before_backward(self, run: Run) -> None:
+    def before_backward(self, run: TrainingRun) -> None:
         """Act between forward and backward of the first part of an iteration's batch."""
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         """Act on gradients that are complete, accumulated and unscaled, not yet clipped: penalties
         are added here."""
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         """Act after the optimiser has moved the weights: masks are re-applied here."""
 
     def finished(self) -> bool:

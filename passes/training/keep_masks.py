@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 
 __all__ = ["KeepMasks"]
 
@@ -22,14 +22,14 @@ class KeepMasks(Hook):
         self._masks = dict(masks)
         self._gone: list[tuple[torch.nn.Parameter, Tensor]] = []
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         parameters = dict(run.module.named_parameters(remove_duplicate=False))
         self._gone = [
             (parameters[name], ~mask.to(run.device)) for name, mask in self._masks.items()
         ]
         self.after_step(run)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         with torch.no_grad():
             for parameter, gone in self._gone:
                 parameter.masked_fill_(gone, 0.0)

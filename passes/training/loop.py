@@ -18,7 +18,7 @@ from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload
 from pruneopt.passes.training.checkpoint import Keeper, write_tensors
 from pruneopt.passes.training.feed import Feed
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.identity import tensors_of
 from pruneopt.passes.training.interrupt import postponed_interrupt
 from pruneopt.passes.training.log import EpochLog, TrainingLog
@@ -38,7 +38,7 @@ class Loop:
 
     def __init__(
         self,
-        run: Run,
+        run: TrainingRun,
         workload: Workload,
         recipe: Recipe,
         goal: Objective,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.hooks import TrainingRun
 from pruneopt.passes.training.log import EpochLog
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.training.recipe import Recipe
@@ -95,7 +95,7 @@ class Reporter:
         if self._board is not None:
             self._board.close()
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TrainingRun) -> None:
         """Measure time from here on."""
         self._began, self._first = time.perf_counter(), run.iteration
         if self._recipe.tensorboard and not self._silent and run.iteration < run.steps:
@@ -104,7 +104,7 @@ class Reporter:
             # Steps that an interrupted run logged after its last checkpoint are made once more.
             self._board = SummaryWriter(self._recipe.tensorboard, purge_step=run.iteration)
 
-    def step(self, run: Run, sums: Sums, rate: float) -> None:
+    def step(self, run: TrainingRun, sums: Sums, rate: float) -> None:
         """Tell how far an epoch is."""
         if self._silent:
             return
@@ -115,7 +115,7 @@ class Reporter:
             for key, value in (("loss", loss), ("lr", rate), ("samples_per_second", speed)):
                 self._board.add_scalar(f"{self._name}/{key}", value, run.iteration)
 
-    def epoch(self, log: EpochLog, run: Run) -> None:
+    def epoch(self, log: EpochLog, run: TrainingRun) -> None:
         """Tell how an epoch went."""
         if self._silent:
             return
@@ -124,7 +124,9 @@ class Reporter:
             for key in ("loss", "metric", "lr", "throughput"):
                 self._board.add_scalar(f"{self._name}/epoch/{key}", getattr(log, key), log.epoch)
 
-    def _tell(self, run: Run, loss: float, metric: float, rate: float, speed: float) -> None:
+    def _tell(
+        self, run: TrainingRun, loss: float, metric: float, rate: float, speed: float
+    ) -> None:
         done = run.iteration - self._first
         left = (time.perf_counter() - self._began) / max(done, 1) * (run.steps - run.iteration)
         text = (

@@ -15,7 +15,7 @@ from pruneopt.models.workload import Workload, placed, seeded, set_mode
 from pruneopt.passes.training.checkpoint import Checkpoint, Keeper
 from pruneopt.passes.training.feed import Feed
 from pruneopt.passes.training.groups import Decays, decayed_parameters, parameter_groups
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.identity import run_identity
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.loop import Loop
@@ -110,7 +110,7 @@ def train(
         stack.enter_context(torch.enable_grad())
         reporter = stack.enter_context(Reporter(recipe, feed.steps, processes, progress, name))
         set_mode(module, training=True)
-        run = Run(
+        run = TrainingRun(
             module,
             recipe.optimiser(parameter_groups(module, recipe, decayed)),
             place,

@@ -29,20 +29,24 @@ if TYPE_CHECKING:
     from pruneopt.ir.interpreter import Interpreter as Interpreter
     from pruneopt.ir.text.parser import parse_graph as parse_graph
     from pruneopt.ir.text.printer import print_graph as print_graph
+    from pruneopt.ir.types import TensorType as TensorType
     from pruneopt.ir.verifier import verify_graph as verify_graph
     from pruneopt.kernels.bn_statistics import Averaging as Averaging
     from pruneopt.models.data import load_data as load_data
     from pruneopt.models.source import LoadedModel as LoadedModel
     from pruneopt.models.source import load_model as load_model
+    from pruneopt.models.workload import Split as Split
     from pruneopt.models.workload import TensorSplit as TensorSplit
     from pruneopt.models.workload import Workload as Workload
     from pruneopt.passes.analysis.channels.groups import Coupling as Coupling
     from pruneopt.passes.analysis.channels.groups import Group as Group
     from pruneopt.passes.analysis.channels.groups import Plan as Plan
+    from pruneopt.passes.analysis.channels.labels import Labels as Labels
     from pruneopt.passes.analysis.channels.plan import load_plan as load_plan
     from pruneopt.passes.analysis.channels.plan import save_plan as save_plan
     from pruneopt.passes.analysis.channels.units import Slot as Slot
     from pruneopt.passes.analysis.cost.budget import Budget as Budget
+    from pruneopt.passes.analysis.cost.budget import BudgetUse as BudgetUse
     from pruneopt.passes.analysis.cost.budget import parse_budget as parse_budget
     from pruneopt.passes.analysis.cost.cost import CostModel as CostModel
     from pruneopt.passes.analysis.couple import couple as couple
@@ -57,10 +61,11 @@ if TYPE_CHECKING:
     from pruneopt.passes.analysis.ops.custom_ops import moves as moves
     from pruneopt.passes.analysis.ops.custom_ops import per_channel as per_channel
     from pruneopt.passes.analysis.ops.custom_ops import register_op as register_op
+    from pruneopt.passes.analysis.ops.definition import Rule as Rule
     from pruneopt.passes.analysis.residual.branches import find_branches as find_branches
     from pruneopt.passes.evaluation.evaluate import Evaluation as Evaluation
     from pruneopt.passes.evaluation.evaluate import Score as Score
-    from pruneopt.passes.evaluation.settings import Settings as Settings
+    from pruneopt.passes.evaluation.settings import EvaluationSettings as EvaluationSettings
     from pruneopt.passes.graph_rewrites.slice import slice_graph as slice_graph
     from pruneopt.passes.graph_rewrites.verify import Verification as Verification
     from pruneopt.passes.graph_rewrites.verify import verify_pruned as verify_pruned
@@ -78,7 +83,7 @@ if TYPE_CHECKING:
     from pruneopt.passes.regularised.regularised import Regularised as Regularised
     from pruneopt.passes.regularised.regularised import Regulariser as Regulariser
     from pruneopt.passes.regularised.regularised import RegulariserHook as RegulariserHook
-    from pruneopt.passes.regularised.regularised import Task as Task
+    from pruneopt.passes.regularised.regularised import RegulariserTask as RegulariserTask
     from pruneopt.passes.result import Result as Result
     from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics as AdaptiveStatistics
     from pruneopt.passes.search.evaluators.evaluator import Evaluator as Evaluator
@@ -102,11 +107,14 @@ if TYPE_CHECKING:
     from pruneopt.passes.targets.target import Calibration as Calibration
     from pruneopt.passes.targets.target import Target as Target
     from pruneopt.passes.targets.target import parse_target as parse_target
+    from pruneopt.passes.timing.clock import Clock as Clock
+    from pruneopt.passes.timing.clock import WallClock as WallClock
     from pruneopt.passes.training.hooks import Hook as Hook
-    from pruneopt.passes.training.hooks import Run as Run
+    from pruneopt.passes.training.hooks import TrainingRun as TrainingRun
     from pruneopt.passes.training.recipe import SGD as SGD
     from pruneopt.passes.training.recipe import AdamW as AdamW
     from pruneopt.passes.training.recipe import Recipe as Recipe
     from pruneopt.passes.training.trainer import train as train
+    from pruneopt.progress import Progress as Progress
 else:
     __getattr__, __dir__ = lazy(__name__, globals())

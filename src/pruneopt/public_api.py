@@ -66,8 +66,11 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.ir.graph:Op",
         "pruneopt.ir.graph:Value",
         "pruneopt.ir.interpreter:Interpreter",
+        "pruneopt.ir.types:TensorType",
         "pruneopt.ir.verifier:verify_graph",
-        # Channels and costs
+        # Channels, how they pass through ops, and costs
+        "pruneopt.passes.analysis.channels.labels:Labels",
+        "pruneopt.passes.analysis.ops.definition:Rule",
         "pruneopt.passes.analysis.channels.groups:Coupling",
         "pruneopt.passes.analysis.channels.groups:Group",
         "pruneopt.passes.analysis.channels.groups:Plan",
@@ -76,8 +79,10 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.analysis.couple:couple",
         "pruneopt.passes.analysis.cost.budget:Budget",
         "pruneopt.passes.analysis.cost.budget:parse_budget",
+        "pruneopt.passes.analysis.cost.budget:BudgetUse",
         # Passes, and the stages of the standard pipeline
         "pruneopt.passes.pipeline.instrument:Instrument",
+        "pruneopt.progress:Progress",
         "pruneopt.passes.options.spec:parse_part",
         "pruneopt.passes.pipeline.text:parse_pipeline",
         "pruneopt.passes.selection.alignment:RoundTo",
@@ -105,7 +110,7 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.kernels.bn_statistics:Averaging",
         "pruneopt.passes.evaluation.evaluate:Evaluation",
         "pruneopt.passes.evaluation.evaluate:Score",
-        "pruneopt.passes.evaluation.settings:Settings",
+        "pruneopt.passes.evaluation.settings:EvaluationSettings",
         "pruneopt.passes.search.evaluators.evaluator:AdaptiveStatistics",
         "pruneopt.passes.search.evaluators.evaluator:Evaluator",
         "pruneopt.passes.search.evaluators.scorer:Scorer",
@@ -119,9 +124,9 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         "pruneopt.passes.regularised.regularised:Regularised",
         "pruneopt.passes.regularised.regularised:Regulariser",
         "pruneopt.passes.regularised.regularised:RegulariserHook",
-        "pruneopt.passes.regularised.regularised:Task",
+        "pruneopt.passes.regularised.regularised:RegulariserTask",
         "pruneopt.passes.training.hooks:Hook",
-        "pruneopt.passes.training.hooks:Run",
+        "pruneopt.passes.training.hooks:TrainingRun",
         "pruneopt.passes.training.recipe:AdamW",
         "pruneopt.passes.training.recipe:Recipe",
         "pruneopt.passes.training.recipe:SGD",
@@ -129,8 +134,11 @@ PROVISIONAL: dict[str, tuple[str, ...]] = {
         # Targets
         "pruneopt.passes.targets.session:Session",
         "pruneopt.passes.targets.target:Calibration",
+        "pruneopt.passes.timing.clock:Clock",
+        "pruneopt.passes.timing.clock:WallClock",
         "pruneopt.passes.targets.target:Target",
         # Data
+        "pruneopt.models.workload:Split",
         "pruneopt.models.workload:TensorSplit",
     ),
     "pruneopt.testing": (

@@ -18,7 +18,7 @@ from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.evaluation.images import calibration_inputs, held
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.selection.masks import slice_masks
@@ -27,7 +27,7 @@ from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 from pruneopt.passes.transform.recalibrate import recalibrate_on
 
-__all__ = ["CutNetworks", "Settings"]
+__all__ = ["CutNetworks"]
 
 
 class CutNetworks:
@@ -42,7 +42,7 @@ class CutNetworks:
         graph: Graph,
         coupling: Coupling,
         workload: Workload,
-        settings: Settings,
+        settings: EvaluationSettings,
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.graph, self.coupling, self.settings, self.masks = graph, coupling, settings, masks

@@ -17,10 +17,10 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.evaluation.settings import (
     PLAIN,
+    EvaluationSettings,
     Kernels,
     Plain,
     Precision,
-    Settings,
     Signal,
     averaging_of,
 )
@@ -64,9 +64,9 @@ class Evaluator(Part):
     def check(self, ranking: Ranking) -> None:
         """Refuse a ranking that cannot compare what this evaluator gives, with `UserError`."""
 
-    def settings(self, seed: int, device: str) -> Settings:
+    def settings(self, seed: int, device: str) -> EvaluationSettings:
         """Return how cut networks are scored, for those that look at them again."""
-        return Settings(seed=seed, device=device)
+        return EvaluationSettings(seed=seed, device=device)
 
     def batch_size_at(self, index: int, keep: int, size: int) -> int:
         """Return how many structures to judge side by side, from number ``index`` on.
@@ -103,8 +103,8 @@ class CutWeights(Evaluator):
         if self.subval_limit is not None and self.subval_limit < 1:
             raise UserError(f"subval-limit={self.subval_limit} must be at least 1")
 
-    def settings(self, seed: int, device: str) -> Settings:
-        return Settings(
+    def settings(self, seed: int, device: str) -> EvaluationSettings:
+        return EvaluationSettings(
             batch_size=self.batch_size, subval_limit=self.subval_limit, seed=seed, device=device
         )
 
@@ -165,7 +165,7 @@ class FreshStatistics(CutWeights):
         """Return how batches are averaged."""
         return averaging_of("mean", self.momentum, self.reset)
 
-    def settings(self, seed: int, device: str) -> Settings:
+    def settings(self, seed: int, device: str) -> EvaluationSettings:
         return replace(
             super().settings(seed, device),
             batches=self.calibration_batches,
@@ -227,7 +227,7 @@ class AdaptiveStatistics(FreshStatistics):
     def averaging(self) -> Averaging:
         return averaging_of(self.statistics, self.momentum, self.reset)
 
-    def settings(self, seed: int, device: str) -> Settings:
+    def settings(self, seed: int, device: str) -> EvaluationSettings:
         return replace(
             super().settings(seed, device),
             signal=self.signal,

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from pruneopt.passes.evaluation.evaluate import Evaluation, Score
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.space import Proposal, Space
@@ -145,7 +145,7 @@ class AdaptiveScorer(StaleScorer):
         self.evaluation.recall(trace)
 
 
-def _told(score: Score, stale: float | None, settings: Settings) -> StructureScore:
+def _told(score: Score, stale: float | None, settings: EvaluationSettings) -> StructureScore:
     """Return a score as a search keeps it."""
     other = settings.signal != "metric"
     partly = settings.race is not None

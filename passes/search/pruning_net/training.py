@@ -18,7 +18,7 @@ from pruneopt.passes.search.pruning_net.memory import Footprint, available_memor
 from pruneopt.passes.search.pruning_net.network import Norms, PruningNet, parameter_count
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.trainer import train
@@ -78,7 +78,7 @@ class DrawWidths(Hook):
     def __init__(self, net: PruningNet, space: Space) -> None:
         self.net, self.space = net, space
 
-    def before_forward(self, run: Run) -> None:
+    def before_forward(self, run: TrainingRun) -> None:
         proposal = self.space.proposal(
             self.space.uniform(np.random.default_rng([run.seed, run.iteration]))
         )

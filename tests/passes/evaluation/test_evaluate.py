@@ -25,12 +25,12 @@ from pruneopt.passes.evaluation.images import (
     ValidationImages,
     calibration_inputs,
 )
-from pruneopt.passes.evaluation.settings import Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 
-SETTINGS = Settings(batches=4, batch_size=32)
+SETTINGS = EvaluationSettings(batches=4, batch_size=32)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.backends import Fused, PyTorch, choose
-from pruneopt.passes.evaluation.settings import MEAN, Settings
+from pruneopt.passes.evaluation.settings import MEAN, EvaluationSettings
 from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 
-REFERENCE = Settings(kernels="reference")
+REFERENCE = EvaluationSettings(kernels="reference")
 
 
 def fused(graph: Graph, averaging: Averaging = MEAN) -> Fused:
@@ -122,11 +122,11 @@ def test_one_value_per_channel_is_refused() -> None:
 
 def test_what_is_chosen() -> None:
     graph = graph_of(residual())
-    assert str(choose(graph, Settings())) == ""
-    assert isinstance(choose(graph, Settings()), PyTorch)
-    assert str(choose(graph, Settings(precision="bf16"))) == "in bfloat16"
+    assert str(choose(graph, EvaluationSettings())) == ""
+    assert isinstance(choose(graph, EvaluationSettings()), PyTorch)
+    assert str(choose(graph, EvaluationSettings(precision="bf16"))) == "in bfloat16"
     assert str(choose(graph, REFERENCE)) == "fused kernels (reference) in float32"
-    cuda = Settings(device="cuda", averaging=Averaging("population"))
+    cuda = EvaluationSettings(device="cuda", averaging=Averaging("population"))
     assert str(choose(graph, cuda)) == "no fused kernels: they do not take statistics=population"
     assert str(choose(graph, replace(cuda, kernels="off"))) == ""
     assert str(choose(graph, replace(cuda, precision="bf16"))) == (

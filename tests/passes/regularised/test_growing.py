@@ -21,8 +21,8 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.growing import Growing
-from pruneopt.passes.regularised.regularised import Decision, Task
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.regularised.regularised import Decision, RegulariserTask
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.stage import train_state
 
@@ -61,21 +61,21 @@ def state_of(graph: Graph, workload: Workload, folder: Path | None = None) -> St
     )
 
 
-TaskOf = Callable[[State], Task]
+TaskOf = Callable[[State], RegulariserTask]
 
 
 @pytest.fixture
 def task_of(smallest: Callable[[Mapping[str, int]], Any]) -> TaskOf:
     """Return the task of a regulariser: two filters of a and three of b go."""
 
-    def make(state: State) -> Task:
+    def make(state: State) -> RegulariserTask:
         def decide(weights: Mapping[str, Tensor]) -> Decision:
             removed = dict(zip("ab", smallest({"a": 2, "b": 3})(weights), strict=True))
             return Decision(
                 {name: np.flatnonzero(~flags.numpy()) for name, flags in removed.items()}
             )
 
-        return Task(state, state.need_coupling(), state.need_cost(), decide)
+        return RegulariserTask(state, state.need_coupling(), state.need_cost(), decide)
 
     return make
 
@@ -135,7 +135,7 @@ class StopAt(Hook):
     def __init__(self, iteration: int | None) -> None:
         self.iteration = iteration
 
-    def before_forward(self, run: Run) -> None:
+    def before_forward(self, run: TrainingRun) -> None:
         if run.iteration == self.iteration:
             raise Stopped
 

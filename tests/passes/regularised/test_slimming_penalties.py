@@ -19,16 +19,21 @@ from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.regularised.gamma import GammaL1
 from pruneopt.passes.regularised.group_norm import GroupNorm
-from pruneopt.passes.regularised.regularised import Decision, Regulariser, RegulariserHook, Task
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.regularised.regularised import (
+    Decision,
+    Regulariser,
+    RegulariserHook,
+    RegulariserTask,
+)
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
 
 
-def task(model: nn.Module, *shape: int) -> Task:
+def task(model: nn.Module, *shape: int) -> RegulariserTask:
     graph = capture(model.eval(), (torch.randn(2, *shape, dtype=next(model.parameters()).dtype),))
     coupling = couple(graph)
-    return Task(
+    return RegulariserTask(
         State(graph, graph), coupling, CostModel(graph, coupling), lambda weights: Decision({})
     )
 
@@ -64,7 +69,7 @@ class Watch(Hook):
         self.gradients: list[dict[str, Tensor]] = []
         self.weights: list[dict[str, Tensor]] = []
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         named = dict(run.module.named_parameters())
         self.gradients.append(
             {name: p.grad.clone() for name, p in named.items() if p.grad is not None}

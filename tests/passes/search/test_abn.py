@@ -26,10 +26,11 @@ from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
 from pruneopt.passes.evaluation.evaluate import Evaluation
+from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.abn import AdaptiveBN
-from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.selection.masks import masked, slice_masks
@@ -188,7 +189,9 @@ def test_masked_weights_stay_zero_in_candidates_that_are_fine_tuned(
     kept = slice_masks(coupling, coupling.kept_units(plan), masks)[name]
     assert not kept.all()
     for given in (masks, None):
-        networks = CutNetworks(graph, coupling, workload, Settings(batches=2, batch_size=32), given)
+        networks = CutNetworks(
+            graph, coupling, workload, EvaluationSettings(batches=2, batch_size=32), given
+        )
         network = networks.network(plan)
         networks.tune(network, plan, 1)
         assert bool((dict(network.named_parameters())[name][~kept] == 0).all()) == (

@@ -20,7 +20,8 @@ from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.search.evaluators.cut_networks import CutNetworks, Settings
+from pruneopt.passes.evaluation.settings import EvaluationSettings
+from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.searchers.sampling import WidthSampler
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -64,7 +65,9 @@ def parts(trained: Graph, workload: Workload) -> Any:
     sampler = WidthSampler(
         coupling, CostModel(trained, coupling), [parse_budget("50%FLOPs")], scores
     )
-    return sampler, CutNetworks(trained, coupling, workload, Settings(batches=4, batch_size=32))
+    return sampler, CutNetworks(
+        trained, coupling, workload, EvaluationSettings(batches=4, batch_size=32)
+    )
 
 
 def test_report_on_digits(benchmark: Any, parts: Any) -> None:

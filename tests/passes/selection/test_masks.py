@@ -36,7 +36,7 @@ from pruneopt.passes.selection.masks import (
     slice_masks,
     sparsity,
 )
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.hooks import TrainingRun
 from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
@@ -312,7 +312,7 @@ def test_masks_hold_after_every_single_step(graph: Graph, workload: Workload) ->
     seen = []
 
     class Look(KeepMasks):
-        def after_step(self, run: Run) -> None:
+        def after_step(self, run: TrainingRun) -> None:
             super().after_step(run)
             parameters = dict(run.module.named_parameters())
             seen.append(all(not parameters[name][~mask].any() for name, mask in masks.items()))

@@ -20,7 +20,7 @@ from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.training import checkpoint as checkpoints
 from pruneopt.passes.training import loop
 from pruneopt.passes.training.checkpoint import Checkpoint
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD, AdamW, Recipe
 from pruneopt.passes.training.trainer import train
@@ -49,11 +49,11 @@ class Decay(Hook):
     ) -> None:
         self.factor, self.fail_at, self.error = torch.tensor(1.0), fail_at, error
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         if run.iteration == self.fail_at:
             raise self.error("stopped by the test")
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         self.factor = self.factor * 0.999
         with torch.no_grad():
             run.module.get_parameter("4.weight").mul_(self.factor)
@@ -141,7 +141,7 @@ def test_interrupted_between_two_steps(
 ) -> None:
     """Ctrl-C waits for the end of the step, and the state is written there."""
 
-    def press(run: Run) -> None:
+    def press(run: TrainingRun) -> None:
         if run.iteration == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -179,7 +179,7 @@ class Die(Hook):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def before_backward(self, run: Run) -> None:
+    def before_backward(self, run: TrainingRun) -> None:
         if run.iteration == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 

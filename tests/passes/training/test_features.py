@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.objective import distillation
 from pruneopt.passes.training.recipe import SGD, AdamW
 from pruneopt.passes.training.trainer import train
@@ -31,18 +31,18 @@ class Watcher(Hook):
         self.gradients: list[Tensor] = []
         self.weights: list[Tensor] = []
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         self.calls.append(("start", run.iteration, run.epoch))
 
-    def before_forward(self, run: Run) -> None:
+    def before_forward(self, run: TrainingRun) -> None:
         assert all(parameter.grad is None for parameter in run.module.parameters())
         self.calls.append(("forward", run.iteration, run.epoch))
 
-    def before_backward(self, run: Run) -> None:
+    def before_backward(self, run: TrainingRun) -> None:
         assert all(parameter.grad is None for parameter in run.module.parameters())
         self.calls.append(("backward", run.iteration, run.epoch))
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: TrainingRun) -> None:
         self.gradients.append(
             torch.cat(
                 [p.grad.flatten().clone() for p in run.module.parameters() if p.grad is not None]
@@ -50,7 +50,7 @@ class Watcher(Hook):
         )
         self.calls.append(("step", run.iteration, run.epoch))
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         self.weights.append(
             torch.cat([p.detach().flatten().clone() for p in run.module.parameters()])
         )
@@ -71,12 +71,12 @@ def test_hooks_change_gradients_and_weights(points: Points, plain: Plain) -> Non
     class Sparse(Hook):
         """Adds ``0.1 * sign(w)`` to a gradient, and keeps one weight at zero."""
 
-        def before_step(self, run: Run) -> None:
+        def before_step(self, run: TrainingRun) -> None:
             weight = run.module.get_parameter("0.weight")
             assert weight.grad is not None
             weight.grad.add_(0.1 * weight.detach().sign())
 
-        def after_step(self, run: Run) -> None:
+        def after_step(self, run: TrainingRun) -> None:
             with torch.no_grad():
                 run.module.get_parameter("0.weight")[0, 0] = 0
 
@@ -153,7 +153,7 @@ def test_gradients_are_clipped_after_the_hooks(
     points: Points, plain: Plain, weights: Weights
 ) -> None:
     class Push(Hook):
-        def before_step(self, run: Run) -> None:
+        def before_step(self, run: TrainingRun) -> None:
             for parameter in run.module.parameters():
                 parameter.grad = torch.full_like(parameter, 3.0)
 

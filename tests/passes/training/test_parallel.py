@@ -18,7 +18,7 @@ from pruneopt.errors import UserError
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.training import loop
 from pruneopt.passes.training.checkpoint import Checkpoint
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.parallel import Processes
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.trainer import train
@@ -50,7 +50,7 @@ class Alternate(Hook):
     def __init__(self, fail_at: int = -1) -> None:
         self.fail_at = fail_at
 
-    def before_forward(self, run: Run) -> None:
+    def before_forward(self, run: TrainingRun) -> None:
         if run.iteration == self.fail_at:
             raise RuntimeError("stopped by the test")
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.iteration)

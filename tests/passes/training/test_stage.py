@@ -20,7 +20,7 @@ from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import SGD
 from pruneopt.passes.training.stage import train_state
@@ -51,7 +51,7 @@ def test_the_weights_go_back(trained: Graph, digits: Workload) -> None:
     """They are those of `train` on the module of the graph, under the graph's names."""
 
     class Names(Hook):
-        def start(self, run: Run) -> None:
+        def start(self, run: TrainingRun) -> None:
             self.names = {name for name, _ in run.module.named_parameters()}
 
     state, hook = state_of(trained, digits, seed=3), Names()

@@ -18,7 +18,7 @@ from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.training.checkpoint import Checkpoint
-from pruneopt.passes.training.hooks import Hook, Run
+from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.recipe import SCHEDULES, SGD
 from pruneopt.passes.training.trainer import train
 
@@ -205,7 +205,7 @@ def test_stopped_on_a_gpu(tmp_path: Path, precision: str) -> None:
     """A resumed run ends near an uninterrupted one; kernels need not repeat every bit."""
 
     class Stop(Hook):
-        def before_step(self, run: Run) -> None:
+        def before_step(self, run: TrainingRun) -> None:
             assert all(
                 p.grad is None or bool((p.grad.abs() < 100).all()) for p in run.module.parameters()
             )

@@ -31,7 +31,7 @@ from pruneopt.passes.search.pruning_net.training import (
     train_pruning_net,
 )
 from pruneopt.passes.search.searchers.space import Space
-from pruneopt.passes.training.hooks import Run
+from pruneopt.passes.training.hooks import TrainingRun
 from pruneopt.passes.training.recipe import SGD
 
 TWO_EPOCHS = dataclasses.replace(META, epochs=2, batch_size=64)
@@ -64,7 +64,7 @@ def drawn(context: ScoringContext, seed: int, iterations: range) -> tuple[np.nda
 
     net.choose = noted  # type: ignore[method-assign]
     module = nn.Linear(1, 1)
-    run = Run(
+    run = TrainingRun(
         module,
         torch.optim.SGD(module.parameters(), lr=1.0),
         torch.device("cpu"),
