@@ -127,6 +127,7 @@ def attribute_changes(model: nn.Module, coupling: Coupling, cut: Graph) -> Itera
             for name, value in known.items()
             if _differs(module, name, value)
         )
+        # Torch's own attributes are known; guesses are for what a user wrote.
         if not type(module).__module__.startswith("torch.nn."):
             yield from _guessed(module, scope, known)
 
@@ -142,6 +143,7 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
     others = [name for name in vars(module) if name not in known]
     for name, sizes in _sequences(module, others):
         lists = literal_lists(scope).get(tuple(sizes), set())
+        # The same list may stand for several things, with another value each: then none is right.
         if len(lists) == 1 and (now := next(iter(lists))) != tuple(sizes):
             others.remove(name)
             yield Change(module, name, SEQUENCES[type(sizes)](now))
@@ -156,6 +158,7 @@ def _guessed(module: nn.Module, scope: Scope, known: Mapping[str, Any]) -> Itera
         elif name in HEADS:
             after = _renamed(before, [scope.run.sizes(_split(near), last=False)])
         else:
+            # What the module computes itself says more than what its submodules do.
             after = _renamed(before, [scope.run.sizes(_seen(name, ops)) for ops in (near, far)])
             after = _renamed(before, [literal_sizes(scope)]) if after is None else after
         if after is not None and after != before and not (name == "dim" and before < SMALLEST):

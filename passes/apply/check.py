@@ -46,6 +46,7 @@ def check_same(cut_module: CutModule, inputs: Sequence[Tensor] | None) -> None:
         torch.float32,
     )
     failure: Exception | None = None
+    # Float64 first: rounding then hides nothing. Code that makes float32 tensors fails there.
     for dtype in dict.fromkeys((torch.float64, native)):
         given = _inputs(cut_module, inputs, dtype)
         exact = dtype == torch.float64 and not _casts(cut_module.graph)
@@ -170,6 +171,7 @@ class Rehearsal:
 
     def _run(self) -> bool:
         with in_mode(self.cut_module.model, training=True), torch.no_grad(), borrowed() as undo:
+            # Training mode writes running statistics.
             for buffer in self.cut_module.model.buffers():
                 undo.set_data(buffer, buffer.detach().clone(), buffer.grad)
             self.cut_module.model(*self.inputs)

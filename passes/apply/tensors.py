@@ -62,6 +62,7 @@ def owned_tensors(model: nn.Module, coupling: Coupling) -> list[Owned]:
                 f"{list(value.type.shape())} "
                 "was pruned: give the module as it was captured (it may have been cut already)"
             )
+        # A shared tensor has several names, and is cut once.
         found.setdefault(id(tensor), Owned(value.name, tensor, coupling.slots_of(value)))
     return list(found.values())
 
@@ -146,6 +147,7 @@ def new_biases(
         )
         undo.set_attr(owner, "bias", bias)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            # Tensors compare element by element: ``in`` would not ask for this object.
             if any(param is weight for param in group["params"]):
                 undo.add(group["params"].pop)
                 group["params"].append(bias)
@@ -176,6 +178,7 @@ def cut_optimizer(
         state = optimizer.state.get(param, {})
         item = mine.get(id(param))
         for key, value in state.items():
+            # Every optimiser names its state differently; the shape says what goes by channels.
             if isinstance(value, Tensor) and value.shape == param.shape:
                 if item is not None and item.loses(kept):
                     _set_state(state, key, gather_kept(value, item.slots, kept), undo)

@@ -21,7 +21,7 @@ from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.selection.masks import deliver
 from pruneopt.passes.selection.prune import BUDGET, Choose, add_budgets, aims_of
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.log import TrainingLog
 from pruneopt.passes.training.recipe import Recipe
@@ -181,7 +181,7 @@ class Regularised(Choose):
         the training."""
         decision = trained.decision
         if decision.masks is None:
-            changed = settle(state, decision.plan)
+            changed = set_plan_for_budgets(state, decision.plan)
         else:
             changed = deliver(state, decision.plan, decision.masks)
         state.records[self.name] = self.record(state, trained.log, trained.hook, decision)

@@ -39,7 +39,7 @@ from pruneopt.passes.selection.alignment import Alignment, alignment_of
 from pruneopt.passes.selection.prune import BUDGET, MINIMUM, Choose, add_budgets, aims_of
 from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.selection.select import is_filled, keep_best
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 
 __all__ = ["JOURNAL", "Search", "Searched", "batch_within"]
 
@@ -351,7 +351,7 @@ class Searched(Choose):
         state.records[self.name] = outcome
         widths = search.widths(outcome.winner)
         filled = is_filled(widths, search.space.allowed, state.budgets, state.need_cost())
-        return settle(state, search.plan(outcome.winner), filled=filled)
+        return set_plan_for_budgets(state, search.plan(outcome.winner), filled=filled)
 
     def prepare(self, state: State) -> Search:
         """Return the search of a state, to be continued from its journal where there is one.

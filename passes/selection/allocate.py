@@ -64,6 +64,7 @@ def allocate(
             each.
     """
     problem = _Problem(gains, steps, budgets, cost)
+    # Every part of this search ends in some local best; another start, or a shake, may leave it.
     points = [problem.choice(widths) for widths in (*starts, steps.lowest)]
     best = max(points, key=problem.score)
     for point in (best, problem.descended()):
@@ -169,10 +170,12 @@ class _Problem:
         now = self.used(point[None])[0]
         while (now > ROUNDING).any():
             moves = np.flatnonzero(point > 0)
+            # What was forced on the point is taken back only where nothing else is left.
             moves = moves[moves != but] if (moves != but).any() else moves
             trials = np.repeat(point[None], len(moves), axis=0)
             trials[np.arange(len(moves)), moves] -= 1
             used = self.used(trials)
+            # Savings count by how far their budget is exceeded, so that the worst is mended first.
             saved = np.maximum(now - used, 0) @ np.maximum(now - 1, 0)
             lost = self.score(point) - self.scores(trials)
             best = int(np.argmax((saved + 1e-15) / (lost + 1e-12)))
@@ -188,9 +191,8 @@ class _Problem:
             trials[np.arange(len(moves)), moves] += 1
             used = self.used(trials)
             fits = (used <= ROUNDING).all(axis=1)
-            open_[moves[~fits]] = (
-                False  # costs grow with the widths: what does not fit now never will
-            )
+            # Costs grow with the widths: what does not fit now never will.
+            open_[moves[~fits]] = False
             if fits.any():
                 paid = (used - now).max(axis=1)
                 won = self.scores(trials) - self.score(point)
@@ -233,9 +235,8 @@ def _priced(problem: _Problem, point: np.ndarray) -> np.ndarray:
             float(np.ptp(spent, axis=1).sum()), 1e-12
         )
         prices = scale * np.geomspace(1e-2, 1e2, PRICES)
-        for _ in range(
-            2
-        ):  # the second time between the last price that is too low and the first that is not
+        # The second time between the last price that is too low and the first that is not.
+        for _ in range(2):
             points = np.array(
                 [
                     np.where(real, problem.values - price * spent, -np.inf).argmax(1)
@@ -284,6 +285,7 @@ def _best_exchange(problem: _Problem, point: np.ndarray) -> np.ndarray | None:
     won = problem.scores(trials) - problem.score(point)
     paid = problem.used(trials) - problem.used(point[None])
     room = 1 - problem.used(point[None])[0] + MARGIN
+    # All pairs are estimated as sums of single moves; only the best are measured together.
     first, second = np.triu_indices(len(moves))
     gained = np.where(first == second, won[first], won[first] + won[second])
     likely = (gained > GAIN * problem.score(point)) & (

@@ -36,7 +36,7 @@ from pruneopt.passes.selection.by_ratio import LayerRule, picked
 from pruneopt.passes.selection.prune import BUDGET, MINIMUM, Choose, add_budgets
 from pruneopt.passes.selection.ratios import RATIOS, SKIP
 from pruneopt.passes.selection.rounding import ROUND, RoundTo
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 
 __all__ = ["HRank", "HRankPass", "HRankRecord", "feature_map"]
 
@@ -78,6 +78,7 @@ def _maps(graph: Graph) -> dict[Value, list[Op]]:
             continue
         value = feature_map(op)
         rows, columns = value.type.shape()[2:]
+        # A map of one row or column has rank 0 or 1, which says nothing.
         if min(rows, columns) > 1:
             found.setdefault(value, []).append(op)
     return found
@@ -137,7 +138,7 @@ class HRank(Criterion):
                     continue
                 units = slot.units.reshape(-1)
                 mine = units >= 0
-                if given.leader:
+                if given.leader:  # the first layer alone decides
                     mine &= number[units] == 0
                 np.add.at(total, units[mine], ranks[mine])
                 np.add.at(number, units[mine], 1)
@@ -249,4 +250,4 @@ class HRankPass(Choose):
         scores = [torch.from_numpy(total[group.units]) for group in groups]
         removed = {group.name: count for group, count in zip(groups, counts, strict=True) if count}
         state.records[self.name] = HRankRecord(min(self.images, len(workload.calibration)), removed)
-        return settle(state, picked(state, layers, counts, scores).plan)
+        return set_plan_for_budgets(state, picked(state, layers, counts, scores).plan)

@@ -98,6 +98,7 @@ class Ladders:
         found = np.stack(
             [rung[np.maximum(at, 0)] for rung, at in zip(self.rungs, places, strict=True)], axis=1
         )
+        # Tied groups have the same rungs, but may come with widths of their own.
         for columns in map(list, self.tied):
             found[:, columns] = found[:, columns].min(axis=1, keepdims=True)
         return found
@@ -170,6 +171,7 @@ def ladders(
         full, step = int(cost.full[i]), int(cost.step[i])
         own = channels.get(name, 1)
         multiple = round_to.multiple(full * own) if isinstance(round_to, Alignment) else round_to
+        # Widths count units: a unit of several channels needs so much less to fill a multiple.
         grain = math.lcm(step, multiple // math.gcd(multiple, own))
         least = math.ceil(minimum * full - 1e-9) if minimum < 1 else min(full, math.ceil(minimum))
         first = -(-max(least, int(cost.minimum[i]), 1) // grain) * grain
@@ -178,6 +180,7 @@ def ladders(
         )
         if name in limits:
             low, high = limits[name]
+            # A width that was asked for by its number wins over rounding, which is only a wish.
             alone = low == high <= full and low % step == 0 and name not in ignore
             rungs = np.array([low], dtype=np.int64) if alone else _bounded(name, rungs, low, high)
         found.append(rungs)

@@ -15,7 +15,7 @@ from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.by_ratio import LayerRule, Pick, Picked, layer_scores, picked
 from pruneopt.passes.selection.masks import deliver
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 from pruneopt.passes.selection.weight_counts import (
     check_reach,
     check_weight_budgets,
@@ -99,6 +99,6 @@ def _lowest(scores: Sequence[Tensor], total: int) -> list[int]:
 
 def _deliver(state: State, found: Picked) -> bool:
     if found.masks is None:
-        return settle(state, found.plan)
+        return set_plan_for_budgets(state, found.plan)
     check_weight_budgets(state, sum(int((~mask).sum()) for mask in found.masks.values()))
     return deliver(state, found.plan, found.masks)

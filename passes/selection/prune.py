@@ -26,7 +26,7 @@ from pruneopt.passes.selection.ratios import COMPAT, RATIOS, SKIP, SkipRule
 from pruneopt.passes.selection.rounding import ROUND, RoundTo, rounding
 from pruneopt.passes.selection.select import Scope, Scores, select
 from pruneopt.passes.selection.semi_structured import prune_two_of_four
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 
 __all__ = [
     "L1",
@@ -145,7 +145,7 @@ def decide(
         ratio=ratio,
         seed=state.seed,
     )
-    return settle(state, plan)
+    return set_plan_for_budgets(state, plan)
 
 
 def ignored_groups(coupling: Coupling, names: Sequence[str]) -> set[str]:

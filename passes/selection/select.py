@@ -115,6 +115,7 @@ def select(
         widths = largest_within(family, budgets, cost)
         widths = fill_up(widths, gains, steps, budgets, cost, evenly=scope == "local")
         if isinstance(round_to, Alignment):
+            # A threshold ranks units by score alone; on wide rungs what they cost matters as much.
             if scope == "global":
                 afterwards = _rounded_afterwards(gains, cost, allowed(round_to=1), steps, budgets)
                 widths = allocate(gains, steps, budgets, cost, (widths, afterwards))
@@ -248,12 +249,14 @@ def _by_threshold(gains: list[np.ndarray], cost: CostModel, steps: Ladders) -> F
     ]
     owner = np.repeat(np.arange(len(ranked)), [len(gain) for gain in ranked])
     order = np.argsort(np.concatenate([*ranked, np.zeros(0)]), kind="stable")
+    # Sorted once; the widths of any share are then look-ups.
     places = [np.flatnonzero(owner[order] == i) for i in range(len(gains))]
     removed = np.concatenate([[0], np.cumsum(cost.step[owner[order]])])
 
     def widths(shares: np.ndarray) -> np.ndarray:
         aim = _whole((1 - np.asarray(shares)) * removed[-1])
         cut = np.searchsorted(removed, aim, side="right") - 1
+        # How many of a group's steps stand before the cut.
         gone = np.stack([np.searchsorted(place, cut) for place in places], axis=1)
         left: np.ndarray = cost.full - gone * cost.step
         return steps.floor(steps.even(left))
@@ -276,6 +279,7 @@ def largest_share(family: Family, budgets: Sequence[Budget], cost: CostModel) ->
     Share 0 must be inside.
     """
     low, high = 0.0, 1.0
+    # Costs are measured for many widths at once almost as fast as for one: so not by halves.
     for _ in range(ROUNDS):
         shares = np.linspace(low, high, PROBES + 1)
         inside = np.flatnonzero(np.asarray(within(budgets, cost, family(shares))))

@@ -8,7 +8,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.selection.rounding import record_rounding
 from pruneopt.passes.selection.select import budget_report
 
-__all__ = ["set_plan", "settle"]
+__all__ = ["set_plan", "set_plan_for_budgets"]
 
 
 def set_plan(state: State, plan: Plan) -> bool:
@@ -25,7 +25,7 @@ def set_plan(state: State, plan: Plan) -> bool:
     return state.graph.channels != before
 
 
-def settle(state: State, plan: Plan, *, filled: bool = True) -> bool:
+def set_plan_for_budgets(state: State, plan: Plan, *, filled: bool = True) -> bool:
     """Do `set_plan`, and record what the plan uses of the budgets (`budget_report`)."""
     changed = set_plan(state, plan)
     if state.budgets:

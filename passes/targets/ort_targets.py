@@ -52,6 +52,7 @@ class OrtSession(Session):
         """``session`` is onnxruntime's; ``inputs`` those of one run, in the file's order."""
         self.session = session
         self._feed = {item.name: x for item, x in zip(session.get_inputs(), inputs, strict=True)}
+        # Some errors of a provider come with the first run only.
         _checked(lambda: session.run(None, self._feed))
 
     def run(self) -> None:
@@ -128,6 +129,7 @@ class OrtTarget(Target):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
         options.inter_op_num_threads = 1
+        # Threads that spin between runs would take time from the session that is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_free_dimension_override_by_name(BATCH, self.batch)
         return options
@@ -158,6 +160,7 @@ class OrtTarget(Target):
             export_onnx(module, inputs, path, dynamic_batch=graph.dynamic_batch)
             return
         with tempfile.TemporaryDirectory(prefix="pruneopt-") as folder:
+            # onnxruntime quantises files.
             plain = Path(folder) / "model.onnx"
             export_onnx(module, inputs, plain, dynamic_batch=graph.dynamic_batch)
             quantise_onnx(plain, path, calibration, symmetric=self.provider == TENSORRT)
@@ -273,6 +276,7 @@ class OrtTensorRT(_OrtGPU):
         options = {"device_id": str(self.device)}
         if self.dtype != "fp32":
             options[f"trt_{self.dtype}_enable"] = "1"
+        # What TensorRT refuses would run on the processor, if CUDA did not stand between.
         return [(TENSORRT, options), self._cuda(), CPU]
 
 

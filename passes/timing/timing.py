@@ -155,7 +155,7 @@ def take_rounds(
     clock = clock or WallClock()
     warm = [warm_up(run, clock, seconds) for run in sessions]
     if rounds is None:
-        each = 2 * sum(median for median, _ in warm)
+        each = 2 * sum(median for median, _ in warm)  # a round runs every session twice
         rounds = int(np.clip(seconds / each if each > 0 else ROUNDS[1], *ROUNDS))
     machine = Reference(clock, reference)
     times = np.empty((rounds, len(sessions)))
@@ -163,6 +163,8 @@ def take_rounds(
         for row in range(rounds):
             machine.sample()
             order = range(len(sessions))
+            # To and fro, so that no session always follows the same one; the run before the timed
+            # one fills the caches again that another session has emptied.
             for index in order if row % 2 == 0 else reversed(order):
                 sessions[index]()
                 times[row, index] = clock.seconds(sessions[index])

@@ -23,7 +23,7 @@ from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.pns.result import PruningResult
 from pruneopt.passes.selection.prune import Choose
-from pruneopt.passes.selection.set_plan import settle
+from pruneopt.passes.selection.set_plan import set_plan_for_budgets
 
 __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
 
@@ -57,7 +57,7 @@ def take_plan(state: State, plan: Plan, origin: str) -> bool:
             raise BudgetError(
                 f"{origin} leaves {value}, more than the budget '{budget.text}' allows"
             )
-    return settle(state, plan)
+    return set_plan_for_budgets(state, plan)
 
 
 def with_kept_weights(
@@ -79,6 +79,7 @@ def with_kept_weights(
         if value.kind == "constant":
             continue
         if name not in small:
+            # Only a momentum of None reads it, and old checkpoints lack it.
             if name.endswith("num_batches_tracked"):
                 continue
             raise UserError(f"{where} lacks {name}, which {coupling.graph.name} needs")
