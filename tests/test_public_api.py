@@ -47,11 +47,10 @@ def shown(value: object) -> str:
 
 
 def signature_of(item: Any) -> str:
-    """A signature in the words of the source."""
-    try:
-        found = inspect.signature(item)
-    except ValueError:
-        return "(...)"
+    """A signature in the words of the source; errors and protocols have none of their own."""
+    if isinstance(item, type) and (issubclass(item, Exception) or is_protocol(item)):
+        return ""
+    found = inspect.signature(item)
     empty = inspect.Parameter.empty
     parameters = [
         each.replace(
@@ -67,6 +66,10 @@ def signature_of(item: Any) -> str:
             return_annotation=empty if result is empty else Plain(result),
         )
     )
+
+
+def is_protocol(kind: type) -> bool:
+    return bool(vars(kind).get("_is_protocol"))
 
 
 def shown_default(value: object) -> str:
@@ -87,7 +90,11 @@ def members(kind: type) -> Iterator[str]:
             seen.setdefault(name, f".{name}: {Plain(annotation)}")
         for name, item in vars(base).items():
             seen.setdefault(name, member(name, item))
-    listed = sorted(name for name in seen if not name.startswith("_") and name not in fields)
+    listed = sorted(
+        name
+        for name in seen
+        if name not in fields and (name == "__call__" or not name.startswith("_"))
+    )
     yield from (seen[name] for name in listed if seen[name])
 
 
