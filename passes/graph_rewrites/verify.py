@@ -58,7 +58,7 @@ rounding."""
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proved. Errors are absolute; ``scale`` is the largest absolute output they compare
+    """The proof. Errors are absolute; ``scale`` is the largest absolute output they compare
     with."""
 
     max_abs_error: float

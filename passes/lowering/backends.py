@@ -1,4 +1,4 @@
-"""What runs a lowered graph's fused operations: the Triton kernels, or the same in plain PyTorch.
+"""Backends of a lowered graph's fused operations: Triton kernels, or the same in plain PyTorch.
 
 A backend makes launches; a launch can run as often as its buffers are filled anew. What it works on
 stands in the segment table on the device, so that the same launch serves other candidates when the
@@ -60,11 +60,11 @@ class Backend(Protocol):
     sums: torch.dtype
 
     def tile_rows(self, n_out: int, n_in: int, window: Window, groups: int) -> int:
-        """Rows of a tile of `conv`, or of `dwconv` for ``groups=0``: partial statistics are laid
-        out by them."""
+        """Return the rows of a tile of `conv`, or of `dwconv` for ``groups=0``: partial statistics
+        are laid out by them."""
 
     def conv(self, operands: Convolve) -> Step:
-        """A convolution."""
+        """Return the launch of a convolution."""
 
     def finalize(
         self,
@@ -88,8 +88,7 @@ class Backend(Protocol):
 
 
 def _later(function: Callable[P, None]) -> Callable[P, Step]:
-    """A function of `kernels.reference` as a launch: like a kernel it reads the table when it
-    runs."""
+    """Return a launch of a function of `kernels.reference`: it reads the table when it runs."""
     plain: Callable[..., None] = function
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Step:
@@ -133,7 +132,7 @@ class ReferenceKernels:
 
 
 def _launched(function: Callable[P, Launch]) -> Callable[P, Step]:
-    """The launch that one of the ``..._launch`` functions makes, ready to run."""
+    """Return the launch that one of the ``..._launch`` functions makes, ready to run."""
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Step:
         return function(*args, **kwargs).run

@@ -24,7 +24,7 @@ __all__ = ["Convolution"]
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """What the launches of one convolution share.
+    """Settings that the launches of one convolution share.
 
     Attributes:
         layout: what it is laid out for.
@@ -56,7 +56,7 @@ class Convolution:
         prologue: Prologue,
         columns: dict[str, tuple[int, ...]],
     ) -> Convolution:
-        """The convolution that an op is; ``weight`` is the number of that operand."""
+        """Return the convolution that an op is; ``weight`` is the number of that operand."""
         height, width = op.needed(weight).type.shape(1)[2:]
         pairs: list[Any] = [op.attrs[name] for name in ("stride", "padding", "dilation")]
         window = Window(raw.height, raw.width, (height, width), *pairs)
@@ -70,7 +70,7 @@ class Convolution:
 
     @property
     def sides(self) -> tuple[Value, Value]:
-        """Where the channels of both sides are told."""
+        """The value that tells the channels of both sides."""
         return self.op.needed(0), self.op.results[0]
 
     def measured(self) -> Iterator[tuple[Partials, Segments]]:
@@ -98,7 +98,7 @@ class Convolution:
             self._launch(groups, chosen, output)
 
     def _launches(self) -> Iterator[tuple[int, list[int]]]:
-        """The segments of each launch, by their number of groups."""
+        """Yield the segments of each launch, by their number of groups."""
         own = [self.groups[candidate] for candidate in self.layout.candidates]
         for groups in dict.fromkeys(own):
             yield groups, [number for number, its in enumerate(own) if its == groups]
@@ -129,8 +129,8 @@ class Convolution:
     def _packed(
         self, groups: int, chosen: Sequence[int]
     ) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
-        """Room for the candidates' weights in the kernels' layout, and where each segment's stands
-        and how wide."""
+        """Return room for the candidates' weights in the kernels' layout, and where each segment's
+        stands and how wide."""
         layout, starts, total = self.layout, {}, 0
         wanted = dict.fromkeys(layout.candidates[number] for number in chosen)
         own = layout.own(self.op)

@@ -29,7 +29,7 @@ class CudaGraphs:
         self._device = device
 
     def __call__(self, steps: Sequence[Step]) -> Step:
-        """Raises RuntimeError where something among the launches cannot be recorded."""
+        """Record launches; `RuntimeError` where something among the launches cannot be recorded."""
         with torch.cuda.device(self._device):
             ahead = torch.cuda.Stream()
             ahead.wait_stream(torch.cuda.current_stream())

@@ -21,7 +21,7 @@ Columns = dict[str, tuple[int, ...]]
 def _prologue(
     layout: Layout, op: Op, finished: Activation | None
 ) -> tuple[Activation, Prologue, Columns]:
-    """What is loaded and how it is finished; with the table's columns for it."""
+    """Return what is loaded and how it is finished; with the table's columns for it."""
     raw = layout.activation(op.needed(0))
     affine, in_table = layout.affine(op.value(1), op.value(2))
     beside = op.value(3)
@@ -44,7 +44,7 @@ def _prologue(
 
 
 def add_act(layout: Layout, op: Op) -> None:
-    """A finished activation, written out."""
+    """Launch a finished activation, written out."""
     layout.env[op.result] = _finished(layout, op)
 
 
@@ -58,7 +58,7 @@ def _finished(layout: Layout, op: Op) -> Activation:
 
 
 def mean_pixels(layout: Layout, op: Op) -> None:
-    """The mean over an image's pixels."""
+    """Launch the mean over an image's pixels."""
     source = op.needed(0)
     raw, prologue, columns = _prologue(layout, op, None)
     made = layout.make(op.result, (1, 1))
@@ -71,7 +71,8 @@ def mean_pixels(layout: Layout, op: Op) -> None:
 
 
 def conv_statistics(layout: Layout, op: Op) -> None:
-    """A convolution with the statistics of what it gives, and its batch norm's scale and shift."""
+    """Launch a convolution with the statistics of what it gives, and its batch norm's scale and
+    shift."""
     out, mean, variance, finished = op.results
     raw, prologue, columns, kept = _loaded(layout, op, wanted=bool(finished.users))
     convolution = Convolution.of(layout, op, 6, raw, prologue, columns)
@@ -111,7 +112,7 @@ def conv_statistics(layout: Layout, op: Op) -> None:
 
 
 def conv_output(layout: Layout, op: Op) -> None:
-    """A convolution with bias, residual and activation."""
+    """Launch a convolution with bias, residual and activation."""
     raw = layout.activation(op.needed(0))
     beside = op.value(3)
     other = None if beside is None else layout.activation(beside)
@@ -130,8 +131,8 @@ def conv_output(layout: Layout, op: Op) -> None:
 def _loaded(
     layout: Layout, op: Op, *, wanted: bool
 ) -> tuple[Activation, Prologue, Columns, Activation | None]:
-    """How a convolution reads its input, and where it writes what it has finished, if others want
-    it."""
+    """Return how a convolution reads its input, and where it writes what it has finished, if others
+    want it."""
     if not wanted:
         return (*_prologue(layout, op, None), None)
     if _writes_input(op):
@@ -142,12 +143,12 @@ def _loaded(
 
 
 def _writes_input(op: Op) -> bool:
-    """Whether a convolution's kernel can write its input: one group, or depthwise."""
+    """Return whether a convolution's kernel can write its input: one group, or depthwise."""
     return op.attrs["groups"] == 1 or depthwise(op)
 
 
 def _norm_of(op: Op) -> Op | None:
-    """The batch norm that a convolution's statistics are for, if its parameters are weights."""
+    """Return the batch norm of a convolution's statistics, if its parameters are weights."""
     _, mean, variance, _ = op.results
     for user in mean.users:
         own = user.base == "pruneopt.norm_affine" and (user.value(0), user.value(1)) == (

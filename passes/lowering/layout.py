@@ -96,7 +96,7 @@ class Layout:
         self._lay_out(handlers)
 
     def _input_room(self, images: Sequence[int]) -> Activation | Loose:
-        """A place for the batches, once for all candidates."""
+        """Return a place for the batches, once for all candidates."""
         value = self.rooms[0].inputs[0]
         if value.type.rank != 4:
             return Loose()
@@ -131,12 +131,12 @@ class Layout:
         return range(len(self.candidates))
 
     def own(self, op: Op) -> list[Op]:
-        """A room's op as every candidate has it that is loaded (before any is: as every room has
-        it)."""
+        """Return a room's op as every candidate has it that is loaded (before any is: as every room
+        has it)."""
         return [_producer(twins[op.results[0]]) for twins in self.twins]
 
     def channels(self, value: Value) -> tuple[int, ...]:
-        """How many channels every segment's part of a value has, of the candidates that are
+        """Return how many channels every segment's part of a value has, of the candidates that are
         loaded."""
         widths = [width_of(twins[value]) for twins in self.twins]
         return tuple(widths[number] for number in self.candidates)
@@ -154,7 +154,7 @@ class Layout:
         )
 
     def part(self, stored: Stored, value: Value, segment: int) -> Tensor:
-        """A segment's part of a value, as PyTorch has it; of a buffer it is a view."""
+        """Return a segment's part of a value, as PyTorch has it; of a buffer it is a view."""
         if isinstance(stored, Loose):
             return stored.tensors[segment]
         channels = self.channels(value)[segment]
@@ -172,7 +172,7 @@ class Layout:
         self.cleared += cleared
 
     def weight(self, op: Op, index: int, candidate: int) -> Tensor | None:
-        """An operand of a loaded candidate that is a weight; None where it is left out."""
+        """Return an operand of a loaded candidate that is a weight; None where it is left out."""
         value = self.own(op)[candidate].value(index)
         return None if value is None else self.weights[candidate][value.name]
 
@@ -182,8 +182,8 @@ class Layout:
         columns: Mapping[str, Sequence[int]],
         chosen: Sequence[int] | None = None,
     ) -> Segments:
-        """The table of a launch over the chosen segments (None: all); ``columns`` are its fields
-        but for widths."""
+        """Return the table of a launch over the chosen segments (None: all); ``columns`` are its
+        fields but for widths."""
         numbers = list(self.segments if chosen is None else chosen)
         n_in, n_out = (self.channels(value) for value in sides)
         rows = [
@@ -200,7 +200,7 @@ class Layout:
         )
 
     def make(self, value: Value, size: tuple[int, int] | None = None) -> Activation:
-        """Room for a value, of its own or another size."""
+        """Return room for a value, of its own or another size."""
         height, width = size or value.type.shape(1)[2:]
         return Activation.empty(
             self.images,
@@ -212,7 +212,7 @@ class Layout:
         )
 
     def activation(self, value: Value) -> Activation:
-        """A value in a kernel's buffer."""
+        """Return a value in a kernel's buffer."""
         stored = self.env[value]
         if isinstance(stored, Loose):
             made = self.make(value)
@@ -224,7 +224,7 @@ class Layout:
     def affine(
         self, scale: Value | None, shift: Value | None
     ) -> tuple[Affine | None, tuple[int, ...]]:
-        """Scale and shift as tables, and where the segments' parts of both begin."""
+        """Return scale and shift as tables, and where the segments' parts of both begin."""
         if scale is None or shift is None:
             return None, (0,) * len(self.candidates)
         first, second = self._as_table(scale), self._as_table(shift)
@@ -261,8 +261,8 @@ class Layout:
             self.steps.append((False, run))
 
     def parameters(self, op: Op, index: int, default: float, value: Value) -> Table:
-        """An operand of an op that is a weight `[channels of value]`; the segments of a candidate
-        share a part."""
+        """Return an operand of an op that is a weight `[channels of value]`; the segments of a
+        candidate share a part."""
         widths = [width_of(twins[value]) for twins in self.twins]
         table = Table.zeros(widths, self.backend.sums, self.device)
         if op.value(index) is None:
@@ -281,7 +281,7 @@ class Layout:
     # What runs in PyTorch
 
     def plain(self, op: Op) -> None:
-        """An op as PyTorch has it, segment by segment."""
+        """Run an op as PyTorch has it, segment by segment."""
         sources = {value: self.env[value] for value in op.inputs if not value.is_weight}
         fixed = all(
             isinstance(item, Loose) and item.fixed for item in sources.values()
@@ -323,7 +323,7 @@ class Layout:
             self._add(run, fixed)
 
     def _call(self, first: Op, op: Op, segment: int, sources: Mapping[Value, Stored]) -> Any:
-        """One segment's call; weights take the precision of the activations that they meet."""
+        """Return one segment's call; weights take the precision of the activations they meet."""
         weights = self.weights[self.candidates[segment]]
         met = {value: self.part(stored, value, segment) for value, stored in sources.items()}
         dtype = next((tensor.dtype for tensor in met.values() if tensor.is_floating_point()), None)
@@ -352,7 +352,7 @@ Handler = Callable[[Layout, Op], None]
 
 
 def _grows(op: Op) -> bool:
-    """Whether what an op gives depends on how many images there are."""
+    """Return whether the result of an op depends on how many images there are."""
     return any(isinstance(dim, BatchSize) for value in op.results for dim in value.type.dims)
 
 

@@ -68,7 +68,7 @@ class _Lowering:
         self.new.outputs = map_structure(self.value, self.old.outputs)
 
     def value(self, old: Value) -> Value:
-        """The new graph's value; what is still open is written now."""
+        """Return the new graph's value; what is still open is written now."""
         if old.is_weight:
             return self.new.params.get(old.name) or self.new.add_param(old.name, old.type, old.kind)
         if old in self.open:
@@ -76,7 +76,7 @@ class _Lowering:
         return self.done[old]
 
     def write(self, old: Value, found: _Open, activation: str) -> None:
-        """The convolution that makes ``old``, with all that joined it."""
+        """Write the convolution that makes ``old``, with all that joined it."""
         conv, producer = found.conv, old.producer
         assert producer is not None
         read = [conv.needed(0), conv.needed(1), conv.value(2), found.residual]
@@ -90,7 +90,7 @@ class _Lowering:
         ).result
 
     def conv(self, op: Op) -> bool:
-        """A convolution, left open for what may join it."""
+        """Return a convolution, left open for what may join it."""
         if not is_conv2d(op):
             return False
         bias = op.value(2)
@@ -103,13 +103,13 @@ class _Lowering:
         return True
 
     def joins(self, value: Value | None) -> _Open | None:
-        """The open convolution that makes a value, if nothing else reads it."""
+        """Return the open convolution that makes a value, if nothing else reads it."""
         if value is None or len(value.users) != 1 or value in self.old.output_values:
             return None
         return self.open.get(value)
 
     def sum(self, op: Op) -> bool:
-        """A residual sum joins the convolution on one of its sides, the later one where both
+        """Let a residual sum join the convolution on one of its sides, the later one where both
         are."""
         left, right = op.value(0), op.value(1)
         if not is_residual_sum(op) or left is None or right is None:
@@ -129,7 +129,7 @@ class _Lowering:
         return False
 
     def activation(self, op: Op) -> bool:
-        """An activation ends a convolution."""
+        """Let an activation end a convolution."""
         name, source = activation_name(op), op.value(0)
         found = self.joins(source)
         if name is None or found is None or source is None:
@@ -139,7 +139,7 @@ class _Lowering:
         return True
 
     def pool(self, op: Op) -> bool:
-        """The mean over all pixels."""
+        """Return the mean over all pixels."""
         source = op.value(0)
         if source is None or not is_mean_of_pixels(op):
             return False
@@ -152,7 +152,7 @@ class _Lowering:
         return True
 
     def dropout(self, op: Op) -> bool:
-        """Dropout, which drops nothing in evaluation mode."""
+        """Leave out dropout, which drops nothing in evaluation mode."""
         source = op.value(0)
         if source is None or not is_idle_dropout(op):
             return False
@@ -160,7 +160,7 @@ class _Lowering:
         return True
 
     def keep(self, op: Op, why: str) -> None:
-        """An op as it is."""
+        """Write an op as it is."""
         operands = mapped(op.operands, self.value)
         results = [(self.new.fresh_name(value.name), value.type) for value in op.results]
         made = self.new.add_op(op.target, operands, op.attrs, results, op.loc)
@@ -169,8 +169,10 @@ class _Lowering:
 
 
 def lower_evaluation(graph: Graph) -> LoweredEvaluation:
-    """A network in evaluation mode in fused operations. ``graph``, whose batch norms are folded, is
-    not changed."""
+    """Return a network in evaluation mode in fused operations.
+
+    ``graph``, whose batch norms are folded, is not changed.
+    """
     lowering = _Lowering(graph, Graph(f"{graph.name}_evaluation"))
     lowering.run()
     unfused = tuple(

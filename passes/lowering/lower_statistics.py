@@ -78,7 +78,7 @@ class _Lazy:
 
     @property
     def takes_more(self) -> bool:
-        """Whether a sum can still be added before the activation."""
+        """True where a sum can still be added before the activation."""
         return self.residual is None and self.activation == "identity"
 
 
@@ -138,7 +138,7 @@ class _Lowering:
     # Values
 
     def value(self, old: Value) -> Value:
-        """The new graph's value for a finished one."""
+        """Return the new graph's value for a finished one."""
         if old.is_weight:
             return self.new.params.get(old.name) or self.new.add_param(old.name, old.type, old.kind)
         lazy = self.lazy[old]
@@ -161,7 +161,7 @@ class _Lowering:
         results: list[tuple[str, TensorType]],
         old: Value,
     ) -> Op:
-        """A fused op in the place of the one that made ``old``."""
+        """Put a fused op in the place of the one that made ``old``."""
         assert old.producer is not None
         named = [(self.new.fresh_name(stem), type_) for stem, type_ in results]
         return self.new.add_op(f"pruneopt.{name}.default", operands, attrs, named, old.producer.loc)
@@ -169,7 +169,7 @@ class _Lowering:
     # Ops
 
     def norm(self, op: Op) -> bool:
-        """A batch norm becomes a scale and a shift."""
+        """Turn a batch norm into a scale and a shift."""
         norm = running_norm(op)
         if norm is None or norm.source.type.rank != 4 or len(op.results) != 1:
             return False
@@ -194,7 +194,7 @@ class _Lowering:
         return True
 
     def _measured(self, norm: RunningNorm, raw: Value, vector: TensorType) -> _Known:
-        """The statistics of a value that no convolution made, such as a concatenation."""
+        """Return the statistics of a value that no convolution made, such as a concatenation."""
         made = self.add(
             "statistics", (raw,), {}, [("mean", vector), ("variance", vector)], norm.op.result
         )
@@ -205,8 +205,7 @@ class _Lowering:
         return self.known[raw]
 
     def _shifted(self, found: _Known, op: Op) -> Value:
-        """The mean that is learnt: a bias cancels in the batch norm behind it, but is part of
-        that."""
+        """Return the mean that is learnt: a bias cancels in a batch norm, but is part of that."""
         if found.bias is None:
             return found.mean
         results = [(self.new.fresh_name("mean"), found.mean.type)]
@@ -215,7 +214,7 @@ class _Lowering:
         ).result
 
     def conv(self, op: Op) -> bool:
-        """A convolution in front of a batch norm, on an input that is finished while it is
+        """Write a convolution in front of a batch norm, on an input that is finished while it is
         loaded."""
         if not is_conv2d(op):
             return False
@@ -248,7 +247,7 @@ class _Lowering:
         return True
 
     def _unfit(self, op: Op) -> str | None:
-        """Why no kernel does a convolution; None where one does."""
+        """Return why no kernel does a convolution; None where one does."""
         why = unfit(op)
         if why is not None:
             return why
@@ -259,8 +258,8 @@ class _Lowering:
         return None
 
     def _read(self, op: Op, old: Value) -> _Lazy:
-        """How a convolution reads its input: unfinished, unless a sum would be made again by every
-        reader."""
+        """Return how a convolution reads its input: unfinished, unless a sum would be made again by
+        every reader."""
         if old.is_weight or (
             self.lazy[old].residual is not None and self.left[old] > 1 and not _same_pixels(op)
         ):
@@ -268,14 +267,14 @@ class _Lowering:
         return self.lazy[old]
 
     def _shared(self, op: Op, old: Value, source: _Lazy) -> bool:
-        """Whether a convolution should write its finished input, as others would have to make it
-        again."""
+        """Return whether a convolution should write its finished input, as others would have to
+        make it again."""
         if source.finished or self.left[old] < 2 or not _same_pixels(op):
             return False
         return source.residual is not None or not all(is_conv2d(user) for user in old.users)
 
     def activation(self, op: Op) -> bool:
-        """An activation behind a batch norm or a sum is left to the readers."""
+        """Leave an activation behind a batch norm or a sum to the readers."""
         name = activation_name(op)
         source = op.value(0)
         lazy = self.lazy.get(source) if source is not None else None
@@ -285,7 +284,7 @@ class _Lowering:
         return True
 
     def sum(self, op: Op) -> bool:
-        """A residual sum is left to the readers, where one side is a batch norm's result."""
+        """Leave a residual sum to the readers, where one side is a batch norm's result."""
         left, right = op.value(0), op.value(1)
         if not is_residual_sum(op) or left is None or right is None or op.result.type.rank != 4:
             return False
@@ -309,7 +308,7 @@ class _Lowering:
         return False
 
     def pool(self, op: Op) -> bool:
-        """The mean over all pixels."""
+        """Return the mean over all pixels."""
         source = op.value(0)
         lazy = self.lazy.get(source) if source is not None else None
         if lazy is None or lazy.finished or not is_mean_of_pixels(op):
@@ -326,7 +325,7 @@ class _Lowering:
         return True
 
     def dropout(self, op: Op) -> bool:
-        """Dropout, which drops nothing in this pass."""
+        """Leave out dropout, which drops nothing in this pass."""
         source = op.value(0)
         if source is None or source not in self.lazy or not is_idle_dropout(op):
             return False
@@ -334,7 +333,7 @@ class _Lowering:
         return True
 
     def keep(self, op: Op, why: str) -> None:
-        """An op as it is, on finished inputs."""
+        """Write an op as it is, on finished inputs."""
         operands = mapped(op.operands, self.value)
         results = [(self.new.fresh_name(value.name), value.type) for value in op.results]
         made = self.new.add_op(op.target, operands, op.attrs, results, op.loc)
@@ -344,7 +343,7 @@ class _Lowering:
 
 
 def lower_statistics(graph: Graph) -> LoweredStatistics:
-    """The statistics pass of a network in fused operations. ``graph`` is not changed.
+    """Return the statistics pass of a network in fused operations; ``graph`` is not changed.
 
     Raises:
         UserError: no batch norm over images learns.
@@ -363,8 +362,8 @@ def lower_statistics(graph: Graph) -> LoweredStatistics:
 
 
 def _same_pixels(op: Op) -> bool:
-    """Whether a convolution reads every pixel once at its own place, so that it can write the
-    finished input."""
+    """Return whether a convolution reads every pixel once at its own place, so that it can write
+    the finished input."""
     size = op.needed(1).type.shape()[2:]
     stride, padding, dilation = (op.attrs[key] for key in GEOMETRY[:3])
     if not (

@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 def recorder(device: torch.device) -> Capture | None:
-    """What records launches on a device: CUDA graphs on a GPU, nothing elsewhere."""
+    """Return what records launches on a device: CUDA graphs on a GPU, nothing elsewhere."""
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
 class _PerGraph(Generic[T]):
-    """What was made of each graph, kept while that graph lives. By identity: graphs can change, so
-    they have no hash."""
+    """All that was made of each graph, kept while that graph lives. By identity: graphs can change,
+    so they have no hash."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[ref[Graph], T]] = {}
@@ -80,7 +80,7 @@ class Kept:
         )
 
     def __str__(self) -> str:
-        """How launches were started last, in a few words; empty before any were."""
+        """Return how launches were started last, in a few words; empty before any were."""
         told = {
             "statistics": self._statistics.launches.told,
             "scores": self._evaluation.launches.told,
@@ -96,7 +96,7 @@ class Kept:
     def statistics(
         self, graphs: Sequence[Graph], weights: Sequence[Weights], batches: Sequence[Tensor]
     ) -> list[list[list[BatchStatistics]]]:
-        """What every candidate gives on every batch at every batch norm:
+        """Return what every candidate gives on every batch at every batch norm:
         ``result[candidate][batch][norm]``."""
         self._statistics.load([self._statistics_of(graph) for graph in graphs], weights)
         found: list[list[list[BatchStatistics]]] = [[] for _ in graphs]
@@ -106,7 +106,7 @@ class Kept:
         return found
 
     def _parts(self, batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """The batches, as many at a time as there is memory for."""
+        """Yield the batches, as many at a time as there is memory for."""
         largest = max((len(batch) for batch in batches), default=1)
         count = max(1, self._images // largest)
         for first in range(0, len(batches), count):
@@ -115,8 +115,8 @@ class Kept:
     def networks(
         self, folded: Sequence[Graph], weights: Sequence[Weights]
     ) -> Callable[[Tensor], list[Any]]:
-        """Candidates in evaluation mode, from graphs without batch norms: the outputs of each for
-        the same inputs.
+        """Run candidates in evaluation mode, from graphs without batch norms: the outputs of each
+        for the same inputs.
 
         What was given before for other candidates must not be called any more.
         """

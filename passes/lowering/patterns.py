@@ -1,4 +1,4 @@
-"""What the lowerings of a network's passes look for in its graph."""
+"""Patterns that the lowerings of a network's passes look for in its graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Unfused:
 
 
 def activation_name(op: Op) -> str | None:
-    """The kernels' name of an activation."""
+    """Return the kernels' name of an activation."""
     if op.base == "hardtanh" and (
         op.operands[1:],
         op.attrs.get("min_val"),
@@ -71,14 +71,14 @@ def is_idle_dropout(op: Op) -> bool:
 
 
 def unfit(op: Op) -> str | None:
-    """Why the kernels do not do a convolution, whatever stands around it; None where they do."""
+    """Return why the kernels do not do a convolution, wherever it stands; None where they do."""
     if not isinstance(op.attrs["groups"], int) or not isinstance(op.attrs["padding"], tuple):
         return "its padding or groups are no numbers"
     return None if op.needed(1).is_weight else "its weight is computed"
 
 
 def mapped(operands: Sequence[Operand], value: Callable[[Value], Value]) -> tuple[Operand, ...]:
-    """Operands with every value replaced."""
+    """Return operands with every value replaced."""
 
     def one(operand: Operand) -> Operand:
         if isinstance(operand, Value):

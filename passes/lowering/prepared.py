@@ -1,5 +1,5 @@
-"""What is made once: a pass laid out for the widest candidates, which takes in one after the
-other."""
+"""Preparation that is done once: a pass laid out for the widest candidates, which takes in one
+after the other."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Prepared", "image_bytes"]
 
 
 def image_bytes(room: Graph, backend: Backend) -> int:
-    """Bytes that a layout takes for the activations of one image of one candidate, kept as long as
-    it is."""
+    """Return the bytes that a layout takes for the activations of one image of one candidate, kept
+    as long as it is."""
     layout = Layout([room], [1], ReferenceKernels(backend.dtype), torch.device("meta"), HANDLERS)
     return layout.memory.bytes
 
@@ -59,7 +59,7 @@ class Prepared:
 
     @property
     def bytes(self) -> int:
-        """What is held for activations."""
+        """The memory held for activations."""
         return sum(
             program.layout.memory.bytes
             for program in (self._shared, self._own)
@@ -96,7 +96,7 @@ class Prepared:
         return program
 
     def _fitting(self, batches: Sequence[Tensor]) -> Program:
-        """The program with room for the batches."""
+        """Return the program with room for the batches."""
         count, images = len(batches), max(len(batch) for batch in batches)
         if count > self._most[0] or images > self._most[1]:
             self._most = max(count, self._most[0]), max(images, self._most[1])

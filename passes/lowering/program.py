@@ -99,8 +99,8 @@ class Program:
             step()
 
     def _record(self) -> list[Step]:
-        """What is started one after the other: recorded launches, and what runs in PyTorch between
-        them."""
+        """Return what is started one after the other: recorded launches, and what runs in PyTorch
+        between them."""
         steps = self.layout.steps
         launches = sum(launch for launch, _ in steps)
         self.told = f"{launches} launches"
@@ -123,8 +123,8 @@ class Program:
         return sections
 
     def read(self, values: Iterable[Value]) -> dict[Value, dict[int, Tensor]]:
-        """Outputs of every segment that had work, as PyTorch has them; copies, which the next run
-        leaves alone."""
+        """Return the outputs of every segment that had work, as PyTorch has them; copies, which the
+        next run leaves alone."""
         layout = self.layout
         stored = {value: layout.env[value] for value in values}
         buffers = [item.buffer for item in stored.values() if isinstance(item, Table)]
@@ -144,6 +144,6 @@ class Program:
 
 
 def _mark(batch: Tensor) -> tuple[int, int] | None:
-    """Which tensor it is and how often it was written to; None where PyTorch does not count
+    """Return which tensor it is and how often it was written to; None where PyTorch does not count
     that."""
     return None if batch.is_inference() else (id(batch), batch._version)

@@ -47,8 +47,8 @@ class PreparedEvaluation:
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> list[Any]:
-        """What every loaded candidate gives in evaluation mode, in the structure the model returns
-        it.
+        """Return what every loaded candidate gives in evaluation mode, in the structure the model
+        returns it.
 
         Args:
             inputs: `[images, ...]` of networks with one input.
@@ -78,7 +78,7 @@ def run_evaluation(
     inputs: Tensor,
     backend: Backend,
 ) -> list[Any]:
-    """What candidates give that run once, each in room of its own width; as
+    """Return what candidates give that run once, each in room of its own width; as
     `PreparedEvaluation.run`."""
     prepared = PreparedEvaluation(lowered, backend)
     prepared.load(lowered, weights)

@@ -19,8 +19,8 @@ __all__ = ["BatchStatistics", "PreparedStatistics", "run_statistics"]
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """What one batch gave at one batch norm: mean and biased variance `[C]`, of ``count`` values
-    per channel each."""
+    """The statistics of one batch at one batch norm: mean and biased variance `[C]`, of ``count``
+    values per channel each."""
 
     name: str
     mean: Tensor
@@ -58,8 +58,8 @@ class PreparedStatistics:
 
     @torch.no_grad()
     def run(self, batches: Sequence[Tensor]) -> list[list[list[BatchStatistics]]]:
-        """The statistics of the loaded candidates on every batch, at every batch norm in graph
-        order.
+        """Return the statistics of the loaded candidates on every batch, at every batch norm in
+        graph order.
 
         Args:
             batches: inputs `[images, channels, height, width]` of networks with one input.
@@ -92,7 +92,7 @@ def run_statistics(
     batches: Sequence[Tensor],
     backend: Backend,
 ) -> list[list[list[BatchStatistics]]]:
-    """The statistics of candidates that run once, each in room of its own width; as
+    """Return the statistics of candidates that run once, each in room of its own width; as
     `PreparedStatistics.run`."""
     prepared = PreparedStatistics(lowered, backend)
     prepared.load(lowered, weights)

@@ -11,30 +11,30 @@ __all__ = ["depthwise", "misfit", "same_calls", "twins_of", "width_of"]
 
 
 def same_calls(one: Graph, other: Graph) -> bool:
-    """Whether two candidates can run side by side."""
+    """Return whether two candidates can run side by side."""
     return [op.target for op in one.ops] == [op.target for op in other.ops]
 
 
 def twins_of(first: Graph, graph: Graph) -> dict[Value, Value]:
-    """The inputs and results of a graph by those of another that makes the same calls."""
+    """Return the inputs and results of a graph by those of another that makes the same calls."""
     return dict(zip(_values(first), _values(graph), strict=True))
 
 
 def width_of(value: Value) -> int:
-    """Channels: the second axis of an activation, the only one of a table."""
+    """Return the channels: the second axis of an activation, the only one of a table."""
     shape = value.type.shape(1)
     return shape[1] if len(shape) > 1 else shape[0]
 
 
 def depthwise(op: Op) -> bool:
-    """Whether a fused convolution has one output channel per input channel; one channel alone
-    counts as such."""
+    """Return whether a fused convolution has one output channel per input channel; one channel
+    alone counts as such."""
     n_in, n_out = (width_of(value) for value in (op.needed(0), op.results[0]))
     return bool(op.attrs["groups"] == n_in == n_out)
 
 
 def misfit(room: Graph, graph: Graph) -> str | None:
-    """Why a candidate cannot run where a room was laid out; None where it can.
+    """Return why a candidate cannot run where a room was laid out; None where it can.
 
     It makes the same calls, and no value of it is wider. A convolution's number of groups is part
     of its kernel: it is the same, unless both are depthwise.

@@ -1,4 +1,4 @@
-"""What a lowered graph's values are while it runs on the kernels: one buffer each, with a part for
+"""The values of a lowered graph while it runs on the kernels: one buffer each, with a part for
 every segment.
 
 A buffer is laid out once, for the widest candidate. Another one uses the beginning of every part:
@@ -46,8 +46,8 @@ class Activation:
         device: torch.device,
         memory: Memory | None = None,
     ) -> Activation:
-        """Parts one after another, not written yet; their buffer is taken from ``memory`` where
-        there is one."""
+        """Return parts one after another, not written yet; their buffer is taken from ``memory``
+        where there is one."""
         sizes = [
             count * size[0] * size[1] * padded(width)
             for count, width in zip(images, channels, strict=True)
@@ -63,7 +63,7 @@ class Activation:
     def stored(
         self, segment: int, images: int | None = None, channels: int | None = None
     ) -> Tensor:
-        """A segment's part with its pads, `[images, height, width, padded(channels)]`; a view."""
+        """Return a view of a segment's part, `[images, height, width, padded(channels)]`."""
         count = self.images[segment] if images is None else images
         width = self.channels[segment] if channels is None else channels
         shape = (count, self.height, self.width, padded(width))
@@ -71,7 +71,7 @@ class Activation:
         return self.buffer[start : start + torch.Size(shape).numel()].view(shape)
 
     def part(self, segment: int, images: int | None = None, channels: int | None = None) -> Tensor:
-        """A segment's part as PyTorch has it, `[images, channels, height, width]`; a view."""
+        """Return a view of a segment's part, `[images, channels, height, width]`."""
         width = self.channels[segment] if channels is None else channels
         return self.stored(segment, images, width)[..., :width].permute(0, 3, 1, 2)
 
@@ -101,7 +101,7 @@ class Table:
         return cls(torch.zeros(total, dtype=dtype, device=device), starts)
 
     def part(self, segment: int, channels: int) -> Tensor:
-        """A segment's numbers `[channels]`; a view."""
+        """Return a segment's numbers `[channels]`; a view."""
         start = self.starts[segment]
         return self.buffer[start : start + channels]
 
@@ -114,7 +114,7 @@ class Table:
 
 @dataclass(slots=True)
 class Loose:
-    """What PyTorch made, a tensor for every segment that has work; empty before it ran and after
+    """Results of PyTorch, a tensor for every segment that has work; empty before it ran and after
     its last reader.
 
     Attributes:
@@ -145,7 +145,7 @@ class Memory:
         self._taken: dict[int, tuple[Tensor, _Span]] = {}
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A flat buffer of ``count`` elements, not written yet; they are a multiple of
+        """Return a flat buffer of ``count`` elements, not written yet; they are a multiple of
         `ALIGNMENT`."""
         size = count * dtype.itemsize
         fitting = [span for span in self._free if span.size >= size]
@@ -187,7 +187,7 @@ class _Span:
 
 
 def _laid_out(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Starts of parts one after another, and their total."""
+    """Return the starts of parts one after another, and their total."""
     starts, total = [], 0
     for size in sizes:
         starts.append(total)

@@ -42,7 +42,7 @@ class Tables:
         candidates: Sequence[int],
         sides: Sides,
     ) -> Segments:
-        """The table of a launch.
+        """Return the table of a launch.
 
         Args:
             rows: as wide as they may ever be.

@@ -87,7 +87,7 @@ def _is_batched(material: Material, site: Site) -> bool:
 
 @torch.no_grad()
 def _measure(material: Material, sites: list[Site]) -> dict[Site, _Mean]:
-    """The mean contribution of removed channels to the kept outputs of every layer."""
+    """Return the mean contribution of removed channels to the kept outputs of every layer."""
     means = {site: _Mean() for site in sites}
     of = {site.old: site for site in sites}
 

@@ -109,8 +109,8 @@ def _site(old: Op, op: Op) -> Site | None:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a constant per output channel goes; equal homes are one place (`value` is compared by
-    identity)."""
+    """The place of a constant per output channel; equal homes are one place (`value` is
+    compared by identity)."""
 
     kind: Literal["bias", "running mean", "new bias"]
     value: Value

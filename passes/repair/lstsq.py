@@ -132,7 +132,7 @@ def _check_norms(material: Material) -> None:
 
 
 def _layers(material: Material, fit: Fit) -> dict[Site, _Layer]:
-    """The layers to fit, by each of their calls; the others are noted with the reason."""
+    """Return the layers to fit, by each of their calls; the others are noted with the reason."""
     changed = _changed(material)
     by_weight: dict[Value, list[Site]] = {}
     for site in material.sites:
@@ -159,7 +159,7 @@ def _is_due(material: Material, fit: Fit, changed: set[Value], site: Site) -> bo
 
 
 def _changed(material: Material) -> set[Value]:
-    """The values of the original whose kept elements the cut network computes differently."""
+    """Return the values of the original that the cut network computes differently where kept."""
     boxed = {note.op for note in material.coupling.notes}
     changed: set[Value] = set()
     for op in material.original.ops:
@@ -182,7 +182,7 @@ def _home(material: Material, site: Site) -> Home | None:
 def _obstacle(
     material: Material, fit: Fit, sites: list[Site], forms: list[Form | str]
 ) -> str | None:
-    """Why a layer cannot be fitted; None if it can."""
+    """Return why a layer cannot be fitted; None if it can."""
     weight, form = sites[0].weight, forms[0]
     if isinstance(form, str):
         return form
@@ -207,7 +207,7 @@ def _obstacle(
 
 
 def _has_plain_bias(site: Site) -> bool:
-    """Whether the bias is none, or a weight with one number for each output channel."""
+    """Return whether the bias is none, or a weight with one number for each output channel."""
     bias = None if site.bias is None else site.op.operands[site.bias]
     return bias is None or (
         isinstance(bias, Value) and bias.is_weight and bias.type.shape() == (site.outputs,)
@@ -238,15 +238,15 @@ def _accumulate(
 
 
 def _picks(total: int, limit: int, generator: torch.Generator) -> Tensor:
-    """At most ``limit`` of so many positions, at random, in order."""
+    """Return at most ``limit`` of so many positions, at random, in order."""
     if total <= limit:
         return torch.arange(total)
     return torch.randperm(total, generator=generator)[:limit].sort().values
 
 
 def _constant(material: Material, site: Site, home: Home | None) -> Tensor:
-    """What the cut network adds to the layer's product, against what the original adds behind its
-    result [outputs]."""
+    """Return what the cut network adds to the layer's product, against what the original adds
+    behind its result [outputs]."""
     weights = material.cut.weights
     total = torch.zeros(site.outputs, dtype=torch.float64, device=weights[site.weight.name].device)
     own = None if site.bias is None else site.op.value(site.bias)

@@ -1,4 +1,4 @@
-"""What every repair works on: both networks, what was removed between them, and batches of inputs
+"""The material of every repair: both networks, what was removed between them, and batches of inputs
 without labels."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Batching:
 
     @classmethod
     def of(cls, split: Split, graph: Graph, images: int, batch_size: int, device: str) -> Batching:
-        """Raises `UserError` for a network with several inputs, or too few images for a fixed
+        """Raise `UserError` for a network with several inputs, or too few images for a fixed
         batch."""
         if len(graph.inputs) != 1:
             raise UserError(
@@ -76,7 +76,7 @@ class Batching:
         return len(self.split)
 
     def __call__(self) -> Iterator[Tensor]:
-        """The same batches of inputs every time; the labels are dropped here."""
+        """Yield the same batches of inputs every time; the labels are dropped here."""
         for inputs, _ in self.split.batches(self.size, device=self.device, drop_last=self.whole):
             yield inputs
 
@@ -109,7 +109,7 @@ class Material:
 
     @classmethod
     def of(cls, state: State, batches: Batching) -> Material:
-        """Raises `UserError` for a graph whose ops are no longer those of the cut."""
+        """Raise `UserError` for a graph whose ops are no longer those of the cut."""
         assert state.uncut is not None
         coupling, cut = state.need_coupling(), state.graph.copy()
         cut.weights = {name: tensor.to(batches.device) for name, tensor in cut.weights.items()}
@@ -134,8 +134,8 @@ class Material:
         return self.coupling.graph
 
     def removed(self, value: Value | None) -> list[Tensor]:
-        """The planes of a value of the original on which something was removed, as masks of what
-        stays."""
+        """Return the planes of a value of the original on which something was removed, as masks of
+        what stays."""
         if value is None:
             return []
         return [
@@ -145,17 +145,17 @@ class Material:
         ]
 
     def keep(self, value: Value, tensor: Tensor) -> Tensor:
-        """The kept elements of a value of the original."""
+        """Return the kept elements of a value of the original."""
         return gather_kept(tensor, self.coupling.slots_of(value), self.kept)
 
     def sliced(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Weights of the original, cut; a name that the original does not have is left out."""
+        """Return weights of the original, cut, without names that the original does not have."""
         known = {name: self.weights[name] for name in names if name in self.weights}
         return slice_weights(self.coupling, self.kept, known)
 
     def along_batch(self, value: Value | None) -> bool:
-        """Whether channels lie along an axis that holds the batch as well, where their places
-        depend on its size."""
+        """Return whether channels lie along an axis that holds the batch as well, where their
+        places depend on its size."""
         slots = [] if value is None else self.coupling.slots_of(value)
         return any(
             isinstance(slot.value.type.dims[axis], BatchSize)
@@ -185,8 +185,8 @@ class Material:
                 )
 
     def home_of(self, site: Site) -> Home | str:
-        """Where a constant goes, with a bias made where there is none; a string where there can be
-        none.
+        """Return where a constant goes, with a bias made where there is none; a string where there
+        can be none.
 
         A new bias must cost nothing in the units that a budget limits.
         """
@@ -216,7 +216,7 @@ def _has_weight(op: Op) -> bool:
 
 
 def _costs_of(graph: Graph, convention: Convention) -> dict[str, int]:
-    """What a graph costs as it is."""
+    """Return what a graph costs as it is."""
     nothing = np.empty(0, dtype=np.int64)
     model = CostModel(graph, Coupling(graph, (), (), nothing, nothing, (), ()), convention.name)
     return {unit: int(model.measure(unit, model.full)) for unit in UNITS}

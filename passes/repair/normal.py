@@ -76,13 +76,13 @@ class Normal:
         return self._cross - self._rows.unsqueeze(2) * self._rest.unsqueeze(1) / self.count
 
     def shift(self, change: Tensor) -> Tensor:
-        """The best shift of the bias [g, o] for a change of the weights [g, f, o]."""
+        """Return the best shift of the bias [g, o] for a change of the weights [g, f, o]."""
         if not self.free:
             return torch.zeros_like(self._rest)
         return (self._rest - (self._rows.unsqueeze(1) @ change).squeeze(1)) / self.count
 
     def error(self, change: Tensor | None = None, shift: Tensor | None = None) -> float:
-        """The sum of squares that is left after a change and a shift; as it is now without."""
+        """Return the sum of squares left after a change and a shift; without them, as it is now."""
         if change is None:
             return float(self._squares.sum())
         bias = torch.zeros_like(self._rest) if shift is None else shift
@@ -93,7 +93,7 @@ class Normal:
 
 
 def solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """The change [g, f, o] of the weights, from X'X [g, f, f] and X'R [g, f, o].
+    """Return the change [g, f, o] of the weights, from X'X [g, f, f] and X'R [g, f, o].
 
     By Cholesky; where a matrix is singular (and the ridge zero) the smallest of all best changes.
     """
@@ -109,7 +109,7 @@ def solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
 
 
 def pooled(parts: Sequence[Normal]) -> tuple[Tensor, Tensor]:
-    """X'X and X'R of one weight that is used with several biases, each of which shifts by
+    """Return X'X and X'R of one weight that is used with several biases, each of which shifts by
     itself."""
     gram, cross = parts[0].gram, parts[0].cross
     for part in parts[1:]:

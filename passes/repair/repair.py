@@ -37,7 +37,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair did: on how many images, to which layers, and which it had to leave.
+    """The record of a repair: on how many images, to which layers, and which it had to leave.
 
     Attributes:
         norm_batches: for ``bn``, the number of batches of the statistics.
@@ -178,8 +178,8 @@ class Repair(Pass):
 
 
 def _back(before: Tensor | None, after: Tensor) -> Tensor:
-    """A weight as the state holds it: the old tensor where nothing changed, else on the old one's
-    device."""
+    """Return a weight as the state holds it: the old tensor where nothing changed, else on the old
+    one's device."""
     if before is None:
         return after.cpu()
     same = after is before or (

@@ -46,7 +46,8 @@ class _Walk:
                     self._held[value] = tensor
 
     def take(self, value: Value) -> Tensor:
-        """A value that was wanted; it is forgotten when it was taken as often as it was wanted."""
+        """Return a value that was wanted; it is forgotten when it was taken as often as it was
+        wanted."""
         self._left[value] -= 1
         return self._held[value] if self._left[value] else self._held.pop(value)
 
@@ -111,7 +112,7 @@ class LockStep:
             yield left, _Walk(self._right, self._live, inputs, reads)
 
     def _with_live_weights(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
-        """The interpreter reads weights when a walk starts; layers change while walks stand
+        """Return the interpreter reads weights when a walk starts; layers change while walks stand
         still."""
         for index, operand in enumerate(op.operands):
             if isinstance(operand, Value) and operand.is_weight:

@@ -1,4 +1,4 @@
-"""What a pass, a part, or a rule for an op of your own is made of; see docs/add-a-method.md.
+"""All that a pass, a part, or a rule for an op of your own is made of; see docs/add-a-method.md.
 
 The names of `pruneopt` are here too. All load on first use.
 """

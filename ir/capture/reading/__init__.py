@@ -1,1 +1,1 @@
-"""What both ways of capture read: exported programs, the table of modules, source lines."""
+"""Parts that both ways of capture read: exported programs, the table of modules, source lines."""

@@ -36,8 +36,8 @@ Plan = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a group occurs in a weight: ``units[i]`` is the rank in the group (or -1) of channel i
-    on ``axis``."""
+    """The places where a group occurs in a weight: ``units[i]`` is the rank in the group (or -1) of
+    channel i on ``axis``."""
 
     weight: Value
     axis: int

@@ -11,7 +11,7 @@ __all__ = ["Contraction", "LayerWeight"]
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """Where a layer's weight meets its one input.
+    """The place where a layer's weight meets its one input.
 
     Attributes:
         operand: the number of the operand that the weight is contracted with.

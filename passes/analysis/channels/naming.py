@@ -1,4 +1,4 @@
-"""What a user's names stand for: a name, or a pattern with ``*``, over parameters, modules and
+"""The meaning of a user's names: a name, or a pattern with ``*``, over parameters, modules and
 channel groups."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a FLOP is, and which parameters count: the conventions of the papers, by name.
+"""The papers' conventions of what a FLOP is and which parameters count, by name.
 
 An op costs a sum of `Count`s, each a factor times the lengths of some axes. What an op multiplies
 and adds stands in its definition (`pruneopt.passes.analysis.ops`); a convention says which ops

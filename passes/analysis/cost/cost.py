@@ -1,4 +1,4 @@
-"""What every width costs: FLOPs, parameters, bytes and peak memory as functions of the widths of
+"""Costs of every width: FLOPs, parameters, bytes and peak memory as functions of the widths of
 the channel groups.
 
 The length of every axis is a linear form in the widths, and every op costs a sum of products of
@@ -47,7 +47,7 @@ class OpCost:
 
 
 class Times(Protocol):
-    """What predicts times on a target."""
+    """A predictor of times on a target."""
 
     def seconds(self, widths: np.ndarray) -> np.ndarray:
         """Return the times of width vectors, `[P, G]` -> `[P]`."""
@@ -106,7 +106,7 @@ class CostModel:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What this model measures; the time on a target from when it was first asked for."""
+        """The units that this model measures; a time on a target once it was asked for."""
         return (*UNITS, *(unit for unit in self._measures if unit not in UNITS))
 
     def length_form(self, value: Value, axis: int) -> np.ndarray:

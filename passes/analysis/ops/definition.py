@@ -1,4 +1,4 @@
-"""What is known of an op, in one value: a family of ops states it, and every pass asks for it.
+"""All that is known of an op, in one value: its family states it, and every pass asks for it.
 
 A pass compares no op with a name. It asks `table.definition_of(op)` for what it needs to know, and
 gets the same answer for a user's op that was declared to be like one of PyTorch's.

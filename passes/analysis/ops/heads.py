@@ -1,5 +1,4 @@
-"""What attention needs where whole heads go (`Labels.whole_heads`): channels within a head are one
-with it.
+"""Attention that loses whole heads (`Labels.whole_heads`): channels within a head are one with it.
 
 Channels of heads are spread over two axes, heads and places within them. Where heads lose channels,
 whatever works along the places unites the same place of every head. Where whole heads go, it unites
