@@ -44,7 +44,7 @@ Kind = Literal["ema", "mean", "mean_biased", "population"]
 
 @dataclass(frozen=True)
 class BatchWeights:
-    """What the running statistics are made of; all weights together are 1.
+    """The shares that running statistics are made of; all weights together are 1.
 
     Attributes:
         batches: the weight of every batch, float64 `[n]`, in order.
@@ -58,7 +58,7 @@ class BatchWeights:
 
     @property
     def effective(self) -> float:
-        """How many equally weighted batches have the same variance: 1 / sum of squared shares."""
+        """Return how many equal batches have the same variance: 1 / sum of squared shares."""
         total = float(self.batches.sum())
         return total**2 / float(self.batches.square().sum()) if total > 0 else 0.0
 
@@ -121,8 +121,10 @@ class Averaging:
             raise UserError(f"{self.kind} forgets the old statistics: it cannot go on from them")
 
     def weights(self, n: int, seen: int = 0) -> BatchWeights:
-        """The weights of ``n`` equal batches; ``seen`` is what ``mean`` without reset has averaged
-        before."""
+        """Return the weights of ``n`` equal batches.
+
+        ``seen`` is the number of batches that ``mean`` without reset has averaged before.
+        """
         if self.momentum is not None:
             return ema_weights(n, self.momentum, self.reset)
         return mean_weights(n, self.reset, seen)
@@ -165,7 +167,7 @@ def combine(
     weights: BatchWeights,
     initial: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The running mean and variance `[C]` after all batches.
+    """Return the running mean and variance `[C]` after all batches.
 
     Args:
         means: per batch and channel, `[n, C]`.

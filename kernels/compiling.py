@@ -52,7 +52,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What the compiler made of a launch.
+    """The result of compiling a launch.
 
     Attributes:
         registers: per thread.

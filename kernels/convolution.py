@@ -106,7 +106,7 @@ def conv_launch(
     precision: Precision = "ieee",
     tile: Tile | None = None,
 ) -> Launch:
-    """What `conv` runs; for the arguments see there."""
+    """Return the launch that `conv` runs; for the arguments see there."""
     prologue = prologue or Prologue()
     _check_shares(segments, groups)
     check_precision(precision)
@@ -205,7 +205,7 @@ def dwconv_launch(
     epilogue: Epilogue | None = None,
     tile: Tile | None = None,
 ) -> Launch:
-    """What `dwconv` runs; for the arguments see there."""
+    """Return the launch that `dwconv` runs; for the arguments see there."""
     prologue = prologue or Prologue()
     if not torch.equal(segments.column("n_in"), segments.column("n_out")):
         raise UserError(
@@ -251,7 +251,7 @@ def dwconv_launch(
 
 
 def _check_residuals(prologue: Prologue, epilogue: Epilogue | None) -> None:
-    """A segment has one place for a residual."""
+    """Refuse two residuals: a segment has one place for them."""
     if (
         prologue.residual is not None
         and isinstance(epilogue, Output)

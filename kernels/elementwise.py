@@ -43,7 +43,7 @@ def add_act(
 def add_act_launch(
     x: Tensor, segments: Segments, pixels: int, prologue: Prologue, *, tile: Tile | None = None
 ) -> Launch:
-    """What `add_act` runs; for the arguments see there."""
+    """Return the launch that `add_act` runs; for the arguments see there."""
     if prologue.materialised is None:
         raise UserError("add_act has nowhere to write: give the prologue's materialised")
     check_input(x, segments, pixels, prologue)
@@ -88,7 +88,7 @@ def pack(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tensor) -> N
 
 
 def pack_launch(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tensor) -> Launch:
-    """What `pack` runs; for the arguments see there."""
+    """Return the launch that `pack` runs; for the arguments see there."""
     check_tensors(packed.device, {"weight": (weight, DTYPES), "packed": (packed, DTYPES)})
     groups, n_in = (1, len(keep_in)) if keep_in.dim() == 1 else (keep_in.shape[0], keep_in.shape[1])
     _check_packing(weight, keep_out, keep_in, packed)

@@ -97,7 +97,7 @@ def mean_pixels_launch(
     prologue: Prologue | None = None,
     tile: Tile | None = None,
 ) -> Launch:
-    """What `mean_pixels` runs; for the arguments see there."""
+    """Return the launch that `mean_pixels` runs; for the arguments see there."""
     prologue = prologue or Prologue()
     if prologue.materialised is not None:
         raise UserError("mean_pixels does not write its input: use add_act")
@@ -154,7 +154,7 @@ def score_launches(
     *,
     teacher: Tensor | None = None,
 ) -> tuple[Launch, Launch]:
-    """What `score` runs, per image and the sums; for the arguments see there."""
+    """Return what `score` launches, per image and the sums; for the arguments see there."""
     _check_scores(logits, labels, scores, segments, teacher)
     classes = segments.largest("n_out")
     block = 16

@@ -74,8 +74,7 @@ class Launch:
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether a kernel runs in Triton's interpreter, which `TRITON_INTERPRET=1` at the first import
-    decides."""
+    """Tell whether a kernel is interpreted: `TRITON_INTERPRET=1` decides at the first import."""
     return not isinstance(kernel, triton.JITFunction)
 
 

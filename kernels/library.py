@@ -46,7 +46,7 @@ def finish(
     residual_shift: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """A finished input, `[N, C, H, W]`.
+    """Return a finished input, `[N, C, H, W]`.
 
     Raises:
         UserError: an activation that kernels do not have.
@@ -75,7 +75,7 @@ def conv_statistics(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A convolution of an input finished on the way in, with the statistics of what comes out.
+    """Convolve an input finished on the way in; return the statistics of what comes out, too.
 
     Returns:
         the raw output `[N, C', H', W']`, its mean and biased variance per channel `[C']`, and the
@@ -97,21 +97,20 @@ def conv_output(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """A convolution of a finished input in evaluation mode: ``activation(conv(x) + bias +
-    residual)``, finished."""
+    """Convolve a finished input in evaluation mode: ``activation(conv(x) + bias + residual)``."""
     out = functional.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
     return finish(out, None, None, residual, None, None, activation)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel `[C]` of a tensor that no kernel made."""
+    """Return mean and biased variance per channel `[C]` of a tensor that no kernel made."""
     return _statistics(x)
 
 
 def norm_affine(
     mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The scale and shift `[C]` that a batch norm with these statistics amounts to."""
+    """Return the scale and shift `[C]` that a batch norm with these statistics amounts to."""
     scale = torch.rsqrt(variance + eps)
     if gamma is not None:
         scale = scale * gamma
@@ -128,7 +127,7 @@ def mean_pixels(
     residual_shift: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """The mean over pixels of an input finished on the way in, `[N, C, 1, 1]`."""
+    """Return the mean over pixels of an input finished on the way in, `[N, C, 1, 1]`."""
     return finish(raw, scale, shift, residual, residual_scale, residual_shift, activation).mean(
         (2, 3), keepdim=True
     )

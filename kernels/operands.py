@@ -1,5 +1,4 @@
-"""What goes before and after a kernel's arithmetic, as values: affine maps, activations, residuals,
-statistics."""
+"""Values around a kernel's arithmetic: affine maps, activations, residuals, statistics."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """What is done to an input while it is read: `activation(affine(x) +
-    residual_affine(residual))`.
+    """The work on an input while it is read: `activation(affine(x) + residual_affine(residual))`.
 
     Attributes:
         affine: of the input; None leaves it as it is.
@@ -113,7 +111,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Where scores are written. Per image from a segment's `out_table` on, and one sum per segment.
+    """Buffers of scores: per image from a segment's `out_table` on, and one sum per segment.
 
     Attributes:
         correct: int32 per image, 1 where the first largest logit is the label's.

@@ -44,7 +44,7 @@ def conv(
     epilogue: Epilogue | None = None,
     groups: int = 1,
 ) -> None:
-    """As `convolution.conv`."""
+    """Compute as `convolution.conv`."""
     for segment in segments.segments:
         pixels = _input(x, segment, window.in_pixels, prologue or Prologue())
         kernel = _weight(weight, segment, window, segment.n_in // groups)
@@ -61,7 +61,7 @@ def dwconv(
     prologue: Prologue | None = None,
     epilogue: Epilogue | None = None,
 ) -> None:
-    """As `convolution.dwconv`."""
+    """Compute as `convolution.dwconv`."""
     for segment in segments.segments:
         pixels = _input(x, segment, window.in_pixels, prologue or Prologue())
         _convolve(
@@ -79,7 +79,7 @@ def stem(
     normalise: Affine,
     epilogue: Epilogue | None = None,
 ) -> None:
-    """As `stem.stem`."""
+    """Compute as `stem.stem`."""
     for segment in segments.segments:
         chosen = pictures[segment.image : segment.image + segment.images]
         pixels = (chosen.to(_wide(weight)) * normalise.scale + normalise.shift).flatten(1, 2)
@@ -100,7 +100,7 @@ def finalize(
     affine: Affine | None = None,
     eps: float = 1e-5,
 ) -> None:
-    """As `statistics.finalize`."""
+    """Compute as `statistics.finalize`."""
     for segment in segments.segments:
         rows = segment.images * pixels
         shape = (tiles(segment.images, pixels, partials.tile_rows), padded(segment.n_out))
@@ -129,7 +129,7 @@ def pool(
     affine: Affine,
     eps: float = 1e-5,
 ) -> None:
-    """As `statistics.pool`."""
+    """Compute as `statistics.pool`."""
     for item in pools.pools:
         part = pools.segments.segments[item.first : item.first + item.count]
         width = (padded(part[0].n_out),)
@@ -145,13 +145,13 @@ def pool(
 
 
 def add_act(x: Tensor, segments: Segments, pixels: int, prologue: Prologue) -> None:
-    """As `elementwise.add_act`."""
+    """Compute as `elementwise.add_act`."""
     for segment in segments.segments:
         _input(x, segment, pixels, prologue)
 
 
 def pack(weight: Tensor, keep_out: Tensor, keep_in: Tensor, packed: Tensor) -> None:
-    """As `elementwise.pack`."""
+    """Compute as `elementwise.pack`."""
     packed.zero_()
     taps = weight.flatten(2) if weight.dim() > 2 else weight[:, :, None]
     groups = keep_in[None] if keep_in.dim() == 1 else keep_in
@@ -175,7 +175,7 @@ def head(
     prologue: Prologue | None = None,
     teacher: Tensor | None = None,
 ) -> None:
-    """As `head.head`."""
+    """Compute as `head.head`."""
     first, second = segments
     mean_pixels(x, pooled, first, pixels, prologue=prologue)
     conv(pooled, weight, logits, second, POINT, epilogue=Output(bias))
@@ -185,7 +185,7 @@ def head(
 def mean_pixels(
     x: Tensor, y: Tensor, segments: Segments, pixels: int, *, prologue: Prologue | None = None
 ) -> None:
-    """As `head.mean_pixels`."""
+    """Compute as `head.mean_pixels`."""
     for segment in segments.segments:
         mean = _input(x, segment, pixels, prologue or Prologue()).mean(1)
         _part(y, segment.y, (segment.images, padded(segment.n_in))).copy_(mean)
@@ -199,7 +199,7 @@ def score(
     *,
     teacher: Tensor | None = None,
 ) -> None:
-    """As `head.score`."""
+    """Compute as `head.score`."""
     for index, segment in enumerate(segments.segments):
         rows = _part(logits, segment.y, (segment.images, padded(segment.n_out)))[
             :, : segment.n_out
@@ -226,12 +226,12 @@ def score(
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in."""
+    """Return the dtype that sums are taken in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _part(buffer: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
-    """A segment's part of a buffer, as a view."""
+    """Return a segment's part of a buffer, as a view."""
     size = torch.Size(shape).numel()
     return buffer.view(-1)[start : start + size].view(shape)
 
@@ -244,8 +244,7 @@ def _affine(x: Tensor, affine: Affine | None, start: int) -> Tensor:
 
 
 def _input(x: Tensor, segment: Segment, pixels: int, prologue: Prologue) -> Tensor:
-    """The finished input `[images, pixels, padded(n_in)]`, written out where the prologue says
-    so."""
+    """Return the finished input `[images, pixels, padded(n_in)]`, and write it if that is asked."""
     shape = (segment.images, pixels, padded(segment.n_in))
     value = _affine(_part(x, segment.x, shape).to(_wide(x)), prologue.affine, segment.in_table)
     if prologue.residual is not None:
@@ -258,7 +257,7 @@ def _input(x: Tensor, segment: Segment, pixels: int, prologue: Prologue) -> Tens
 
 
 def _weight(weight: Tensor, segment: Segment, window: Window, n_in: int) -> Tensor:
-    """A candidate's weight as PyTorch has it, `[n_out, n_in, height, width]`."""
+    """Return a candidate's weight as PyTorch has it, `[n_out, n_in, height, width]`."""
     stored = _part(weight, segment.w, (window.taps, segment.w_rows, segment.w_columns))
     chosen = stored[:, :n_in, : segment.n_out].permute(2, 1, 0)
     return chosen.reshape(segment.n_out, n_in, *window.kernel).to(_wide(weight))
@@ -273,8 +272,7 @@ def _convolve(
     groups: int,
     epilogue: Epilogue | None,
 ) -> None:
-    """One segment's convolution and epilogue, from finished inputs `[images, pixels, at least
-    n_in]`."""
+    """Convolve one segment, from finished inputs `[images, pixels, at least n_in]`, and finish."""
     images = (
         pixels[..., : segment.n_in].unflatten(1, (window.height, window.width)).permute(0, 3, 1, 2)
     )

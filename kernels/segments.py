@@ -29,7 +29,7 @@ LIMIT = 2**31
 
 
 def padded(width: int) -> int:
-    """The stored number of channels for a width: the next multiple of `ALIGNMENT`."""
+    """Return the stored number of channels for a width: the next multiple of `ALIGNMENT`."""
     return -(-width // ALIGNMENT) * ALIGNMENT
 
 
@@ -152,7 +152,7 @@ class Segments:
 
     @classmethod
     def read(cls, table: Tensor) -> Segments:
-        """The segments that have work, of a table as it stands now on its device."""
+        """Return the segments that have work, of a table as it stands now on its device."""
         rows: list[list[int]] = table.tolist()
         return cls(
             [
@@ -166,7 +166,7 @@ class Segments:
         return len(self.segments)
 
     def column(self, name: str) -> Tensor:
-        """One field of every segment, int64 `[segments]` on the host."""
+        """Return one field of every segment, int64 `[segments]` on the host."""
         return self._columns[name]
 
     def width(self, name: str) -> Tensor:
@@ -174,11 +174,11 @@ class Segments:
         return self._widths[name]
 
     def largest(self, name: str) -> int:
-        """The largest value of a field."""
+        """Return the largest value of a field."""
         return int(self.column(name).max())
 
     def check(self, name: str, buffer: Tensor, start: Tensor, size: Tensor) -> None:
-        """Every segment's part of a buffer lies inside it, and is within reach of 32-bit offsets.
+        """Check that every segment's part of a buffer lies inside it, within 32-bit offsets.
 
         Args:
             name: what the buffer is, for the message.
@@ -206,7 +206,7 @@ class Segments:
         )
 
     def check_weight(self, weight: Tensor, taps: int, rows: Tensor) -> None:
-        """The stored weights are at least as wide as the candidates, and lie inside their buffer.
+        """Check that stored weights are as wide as the candidates, and lie inside their buffer.
 
         Args:
             weight: the buffer.

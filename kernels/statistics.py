@@ -71,7 +71,7 @@ def finalize_launch(
     affine: Affine | None = None,
     eps: float = 1e-5,
 ) -> Launch:
-    """What `finalize` runs; for the arguments see there."""
+    """Return the launch that `finalize` runs; for the arguments see there."""
     if affine is not None and (gamma is None or beta is None):
         raise UserError("scale and shift are made of gamma and beta: give both, or ones and zeros")
     check_partials(partials, segments, pixels)
@@ -168,7 +168,7 @@ def pool_launch(
     affine: Affine,
     eps: float = 1e-5,
 ) -> Launch:
-    """What `pool` runs; for the arguments see there."""
+    """Return the launch that `pool` runs; for the arguments see there."""
     segments = pools.segments
     read = {"batch mean": batch_mean, "batch variance": batch_variance}
     written = {"mean": mean, "variance": variance, "scale": affine.scale, "shift": affine.shift}

@@ -90,7 +90,7 @@ def stem_launch(
     precision: Precision = "ieee",
     tile: Tile | None = None,
 ) -> Launch:
-    """What `stem` runs; for the arguments see there."""
+    """Return the launch that `stem` runs; for the arguments see there."""
     check_precision(precision)
     if tile is None:
         tile = stem_tile(segments.largest("n_out"), architecture(pictures.device))

@@ -58,7 +58,7 @@ class Tile:
 
 
 def _bucket(width: int, largest: int) -> int:
-    """The power of two from 16 to `largest` that covers a width."""
+    """Return the power of two from 16 to `largest` that covers a width."""
     size = 16
     while size < min(width, largest):
         size *= 2
@@ -73,7 +73,7 @@ def conv_tile(
     precision: Precision = "ieee",
     groups: int = 1,
 ) -> Tile:
-    """The tile of `conv` for the widest candidate of a launch.
+    """Return the tile of `conv` for the widest candidate of a launch.
 
     Args:
         n_out: output channels.
@@ -111,23 +111,27 @@ def _half(n_out: int, n_in: int, architecture: int, groups: int) -> Tile:
 
 
 def depthwise_tile(channels: int, architecture: int) -> Tile:
-    """The tile of `dwconv`; few rows, so that many programs keep loads in flight: it waits for
-    memory, not for sums."""
+    """Return the tile of `dwconv`.
+
+    Few rows, so that many programs keep loads in flight: it waits for memory, not for sums.
+    """
     if architecture == INTERPRETER:
         return Tile(32, 32, 1, 1, 1)
     return Tile(32, _bucket(channels, 64), 1, 4, 2)
 
 
 def stem_tile(n_out: int, architecture: int) -> Tile:
-    """The tile of `stem`; pixels are gathered one byte at a time, so there is nothing to keep in
-    flight."""
+    """Return the tile of `stem`.
+
+    Pixels are gathered one byte at a time, so there is nothing to keep in flight.
+    """
     if architecture == INTERPRETER:
         return Tile(32, 32, 32, 1, 1)
     return Tile(64, _bucket(n_out, 64), 32, 4, 2)
 
 
 def elementwise_tile(channels: int, architecture: int) -> Tile:
-    """The tile of `add_act` and of the pooling in `head`."""
+    """Return the tile of `add_act` and of the pooling in `head`."""
     if architecture == INTERPRETER:
         return Tile(32, 32, 1, 1, 1)
     return Tile(32, _bucket(channels, 64), 1, 4, 2)

@@ -41,7 +41,7 @@ less is noise."""
 
 
 def _power(width: int) -> int:
-    """The power of two from 16 on that covers a width."""
+    """Return the power of two from 16 on that covers a width."""
     return max(16, 1 << (width - 1).bit_length())
 
 
@@ -76,7 +76,7 @@ class Problem:
         dtype: torch.dtype,
         precision: Precision = "ieee",
     ) -> Problem:
-        """The class of a convolution; ``groups=0`` is a depthwise one."""
+        """Return the class of a convolution; ``groups=0`` is a depthwise one."""
         share = max(1, groups)
         own: Precision = precision if dtype == torch.float32 and groups else "ieee"
         widths = _power(-(-n_out // share)), _power(-(-n_in // share))
@@ -91,7 +91,7 @@ class Problem:
         return words + (f" {self.precision}" if self.dtype == torch.float32 and self.groups else "")
 
     def default(self, architecture: int) -> Tile:
-        """The tile of the table in `kernels.tiles`."""
+        """Return the tile of the table in `kernels.tiles`."""
         if not self.groups:
             return depthwise_tile(self.n_out, architecture)
         n_out, n_in = self.groups * self.n_out, self.groups * self.n_in
@@ -99,8 +99,10 @@ class Problem:
 
 
 def configurations(problem: Problem, architecture: int) -> tuple[Tile, ...]:
-    """The tiles that are tried, the default first. One that a device cannot run drops out when it
-    is tried."""
+    """Return the tiles that are tried, the default first.
+
+    One that a device cannot run drops out when it is tried.
+    """
     default = problem.default(architecture)
     columns = default.columns
     if architecture == INTERPRETER:
@@ -137,15 +139,14 @@ def configurations(problem: Problem, architecture: int) -> tuple[Tile, ...]:
 
 @dataclass(slots=True)
 class Choice:
-    """What was found for a problem: the fastest tile, and what every tile that ran took, in
-    seconds."""
+    """The fastest tile found for a problem, and the seconds that every tile took which ran."""
 
     tile: Tile
     seconds: dict[Tile, float] = field(default_factory=dict)
     failed: dict[Tile, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """As it stands in the file, in microseconds."""
+        """Return it as it stands in the file, in microseconds."""
         tried = [
             {**asdict(tile), "microseconds": round(1e6 * took, 3)}
             for tile, took in self.seconds.items()
@@ -155,7 +156,7 @@ class Choice:
 
 
 def choose(problem: Problem, architecture: int, measure: Callable[[Tile], float]) -> Choice:
-    """The fastest tile of a problem.
+    """Return the fastest tile of a problem.
 
     Args:
         problem: what it is for.
@@ -181,7 +182,7 @@ def choose(problem: Problem, architecture: int, measure: Callable[[Tile], float]
 
 
 def device_key(device: torch.device) -> dict[str, str]:
-    """What tuned tiles are for."""
+    """Return the key of a device: tiles tuned for one are not used on another."""
     from pruneopt.kernels.device.language import triton
 
     key = {"device": "interpreter", "capability": "", "triton": str(triton.__version__)}
@@ -204,13 +205,15 @@ class TunedTiles:
     tiles: Mapping[str, Tile] = field(default_factory=dict)
 
     def get(self, problem: Problem) -> Tile | None:
-        """The tile that was measured to be fastest; None where nothing was measured."""
+        """Return the tile that was measured to be fastest; None where nothing was measured."""
         return self.tiles.get(str(problem))
 
 
 def tuned_tiles(device: torch.device, path: Path | None = None) -> TunedTiles:
-    """The tiles of a file, by default the one that the environment names; a warning tells why one
-    is ignored."""
+    """Return the tiles of a file, by default the one that the environment names.
+
+    A warning tells why a file is ignored.
+    """
     named = path or os.environ.get(VARIABLE)
     if not named:
         return TunedTiles()

@@ -1,5 +1,4 @@
-"""Where a convolution's window lies: sizes, strides, padding and dilation, and what follows from
-them."""
+"""The window of a convolution: sizes, strides, padding and dilation, and what follows from them."""
 
 from __future__ import annotations
 

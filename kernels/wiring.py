@@ -48,7 +48,7 @@ def check_affine(affine: Affine, segments: Segments, table: str, name: str) -> N
 
 
 def check_input(x: Tensor, segments: Segments, pixels: int, prologue: Prologue) -> None:
-    """The input and what its prologue reads and writes."""
+    """Check the input and what its prologue reads and writes."""
     same = (x.dtype,)
     residual, materialised = prologue.residual, prologue.materialised
     operands = {
@@ -77,7 +77,7 @@ def check_output(
     tile: Tile,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> None:
-    """The output and what its epilogue reads and writes."""
+    """Check the output and what its epilogue reads and writes."""
     device = segments.table.device
     check_tensors(device, {"y": (y, dtypes)})
     size = segments.column("images") * pixels * segments.width("n_out")
@@ -175,11 +175,13 @@ def output_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
 
 
 def activation_of(epilogue: Epilogue | None) -> str:
-    """The activation at the end; statistics are of raw values."""
+    """Return the activation at the end; statistics are of raw values."""
     return epilogue.activation if isinstance(epilogue, Output) else "identity"
 
 
 def upcast(kernel: Any, dtype: torch.dtype) -> bool:
-    """Whether operands become float32 first: the interpreter would multiply the bit patterns of
-    bfloat16."""
+    """Tell whether operands become float32 first.
+
+    The interpreter would multiply the bit patterns of bfloat16.
+    """
     return dtype == torch.bfloat16 and interpreted(kernel)

@@ -1,4 +1,4 @@
-"""What the kernels share: reading the segment table, the prologue on load, the epilogue on store.
+"""Code that all kernels share: the segment table, the prologue on load, the epilogue on store.
 
 Traps that shape this code. Offsets and widths read from the table carry `tl.multiple_of`: without
 it 16-byte copies become scalar ones, and nothing fails. An absent buffer is None, which a function
@@ -31,25 +31,25 @@ FIELDS = tl.constexpr(16)
 
 @triton.jit
 def offset(table_ptr, segment, FIELD: tl.constexpr):
-    """Where a segment's part of a buffer begins, int64."""
+    """Return the place at which a segment's part of a buffer begins, int64."""
     return tl.multiple_of(tl.load(table_ptr + segment * FIELDS + FIELD), 16)
 
 
 @triton.jit
 def number(table_ptr, segment, FIELD: tl.constexpr):
-    """A width or a count, int32."""
+    """Return a width or a count, int32."""
     return tl.load(table_ptr + segment * FIELDS + FIELD).to(tl.int32)
 
 
 @triton.jit
 def stored(width):
-    """The padded width."""
+    """Return the padded width."""
     return tl.multiple_of((width + 15) // 16 * 16, 16)
 
 
 @triton.jit
 def activate(x, ACT: tl.constexpr):
-    """An activation by name, in float32."""
+    """Apply an activation by name, in float32."""
     if ACT == "relu" or ACT == "relu6":
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ACT == "relu6":
@@ -84,11 +84,10 @@ def read_input(
     channel_ok,
     ACT: tl.constexpr,
 ):
-    """A tile of the finished input `[rows, channels]`: zero outside, because padding comes after
-    the prologue.
+    """Return a tile of the finished input `[rows, channels]`, zero outside.
 
-    Pointers are those of the segment. Without a prologue the stored values come back as they are,
-    else float32.
+    Padding comes after the prologue. Pointers are those of the segment. Without a prologue the
+    stored values come back as they are, else float32.
     """
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     if scale_ptr is not None or r_ptr is not None or ACT != "identity":
@@ -106,8 +105,7 @@ def read_input(
 
 @triton.jit
 def equal(counter, VALUE: tl.constexpr):
-    """A comparison as a tensor `[1]`: with a scalar, the interpreter would make an integer of a
-    mask."""
+    """Compare as a tensor `[1]`: the interpreter would make an integer of a scalar mask."""
     return tl.zeros((1,), tl.int32) + counter == VALUE
 
 
@@ -130,7 +128,7 @@ def write_tile(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The epilogue: bias, residual, activation; store; statistics of what was stored.
+    """Finish a tile and store it: bias, residual, activation; statistics of what was stored.
 
     Args:
         acc: the tile `[ROWS, CHANNELS]`, float32; it begins at row `tile * ROWS` of `rows`.
