@@ -1,0 +1,1 @@
+"""Costs as functions of the widths, by every convention and unit, and budgets for them."""
