@@ -40,7 +40,7 @@ from pruneopt.extend import (
 )
 from pruneopt.files import write_json
 from pruneopt.passes.front.explore import Explore
-from pruneopt.passes.front.outcome import objectives
+from pruneopt.passes.front.front_outcome import objectives
 from pruneopt.passes.search.searchers.explorer import Explorer, RandomDraws
 from pruneopt.passes.search.searchers.nsga2 import Genetic
 from pruneopt.passes.search.searchers.pareto import hypervolume, non_dominated

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruneopt import Graph, capture, load_model
 from pruneopt.extend import Coupling, couple, score_units, slice_graph
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
-from pruneopt.passes.evaluation.statistics import statistic_norms
+from pruneopt.passes.evaluation.fresh_statistics import statistic_norms
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.selection.select import best_units
 

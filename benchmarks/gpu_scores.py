@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pruneopt import Graph, Workload
 from pruneopt.extend import Averaging, Evaluation, EvaluationSettings, TensorSplit
 from pruneopt.models.workload import logits_of
-from pruneopt.passes.evaluation.backends import EvaluationBackend, Fused, PyTorch
+from pruneopt.passes.evaluation.evaluation_backends import EvaluationBackend, Fused, PyTorch
 from pruneopt.passes.evaluation.race import Race
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import TritonKernels

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pruneopt import Graph, build_module
 from pruneopt.extend import Averaging
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import TritonKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics

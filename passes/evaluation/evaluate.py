@@ -24,16 +24,16 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, logits_of, seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.evaluation.backends import choose, weight_bytes
-from pruneopt.passes.evaluation.images import (
+from pruneopt.passes.evaluation.evaluation_backends import choose, weight_bytes
+from pruneopt.passes.evaluation.fresh_statistics import Statistics
+from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
+from pruneopt.passes.evaluation.resident_images import (
     CalibrationImages,
     ValidationImages,
     channels_last,
     held,
 )
-from pruneopt.passes.evaluation.race import Race, Result, Rung, rungs_of
 from pruneopt.passes.evaluation.settings import EvaluationSettings
-from pruneopt.passes.evaluation.statistics import Statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 

@@ -22,7 +22,7 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.units import TABLE, on_target, target_of
 from pruneopt.passes.analysis.importance.criteria import L1Norm
 from pruneopt.passes.analysis.importance.importance import Criterion, score_units
-from pruneopt.passes.front.outcome import FrontOutcome, Tried, objectives
+from pruneopt.passes.front.front_outcome import FrontOutcome, Tried, objectives
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.base import Pass
@@ -30,8 +30,8 @@ from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Evaluator
 from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext
 from pruneopt.passes.search.journal import Journal
-from pruneopt.passes.search.loop import JOURNAL, batch_within
 from pruneopt.passes.search.rankings.ranking import Accuracy
+from pruneopt.passes.search.search_loop import JOURNAL, batch_within
 from pruneopt.passes.search.searchers.by_levels import ByLevels
 from pruneopt.passes.search.searchers.explorer import Explorer, Structure
 from pruneopt.passes.search.searchers.nsga2 import NSGA2

@@ -20,7 +20,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.front.explore import Explore
-from pruneopt.passes.front.outcome import FrontOutcome, Point
+from pruneopt.passes.front.front_outcome import FrontOutcome, Point
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import pipeline_text

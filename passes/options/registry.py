@@ -66,7 +66,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "reference": "pruneopt.passes.search.evaluators.evaluator:ReferenceStatistics",
         "stale": "pruneopt.passes.search.evaluators.evaluator:StaleStatistics",
         "finetune": "pruneopt.passes.search.evaluators.evaluator:ShortTraining",
-        "pruning-net": "pruneopt.passes.search.pruning_net.evaluator:PruningNetWeights",
+        "pruning-net": "pruneopt.passes.search.pruning_net.generated_weights:PruningNetWeights",
     },
     "ranking": {
         "accuracy": "pruneopt.passes.search.rankings.ranking:Accuracy",

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from pruneopt.errors import UserError
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.search.evaluators.evaluator import Evaluator, FreshStatistics
-from pruneopt.passes.search.loop import Searched
+from pruneopt.passes.search.search_loop import Searched
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import Searcher
 from pruneopt.passes.selection.prune import check_leader

@@ -20,8 +20,8 @@ from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
-from pruneopt.passes.search.loop import Searched
-from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights
+from pruneopt.passes.search.pruning_net.generated_weights import PruningNetWeights
+from pruneopt.passes.search.search_loop import Searched
 from pruneopt.passes.search.searchers.evolution import Evolution
 from pruneopt.passes.search.searchers.searcher import Searcher
 from pruneopt.passes.search.searchers.space import Space

@@ -10,10 +10,10 @@ from torch import nn
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
-from pruneopt.passes.training.groups import Decays
 from pruneopt.passes.training.hooks import Hook
 from pruneopt.passes.training.keep_masks import KeepMasks
 from pruneopt.passes.training.log import TrainingLog
+from pruneopt.passes.training.parameter_groups import Decays
 from pruneopt.passes.training.recipe import Recipe
 from pruneopt.passes.training.trainer import train
 

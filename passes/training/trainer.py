@@ -13,16 +13,16 @@ from torch import nn
 from pruneopt.errors import UserError
 from pruneopt.models.workload import Workload, placed, seeded, set_mode
 from pruneopt.passes.training.checkpoint import Checkpoint, Keeper
+from pruneopt.passes.training.epoch_report import Reporter
 from pruneopt.passes.training.feed import Feed
-from pruneopt.passes.training.groups import Decays, decayed_parameters, parameter_groups
 from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.identity import run_identity
 from pruneopt.passes.training.log import TrainingLog
-from pruneopt.passes.training.loop import Loop
 from pruneopt.passes.training.objective import objective
 from pruneopt.passes.training.parallel import Processes, quiet
+from pruneopt.passes.training.parameter_groups import Decays, decayed_parameters, parameter_groups
 from pruneopt.passes.training.recipe import Recipe
-from pruneopt.passes.training.report import Reporter
+from pruneopt.passes.training.training_loop import Loop
 from pruneopt.progress import Progress, silent
 
 __all__ = ["train"]

@@ -21,9 +21,9 @@ from pruneopt.errors import UserError
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.models.workload import Workload, placed, seeded, set_mode
-from pruneopt.passes.evaluation.images import calibration_inputs
+from pruneopt.passes.evaluation.fresh_statistics import fresh_statistics
+from pruneopt.passes.evaluation.resident_images import calibration_inputs
 from pruneopt.passes.evaluation.settings import MEAN, PLAIN, Plain, averaging_of
-from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State, without_data

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.selection.masks import MASKS
 from pruneopt.passes.training.checkpoint import SUFFIX
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.training.parallel import Processes
 
 __all__ = ["run_folder"]

@@ -24,7 +24,7 @@ from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
 from pruneopt.passes.analysis.cost.units import target_of
 from pruneopt.passes.front.explore import Explore, canonical_unit
 from pruneopt.passes.front.front_file import FRONT, front_data
-from pruneopt.passes.front.outcome import FrontOutcome
+from pruneopt.passes.front.front_outcome import FrontOutcome
 from pruneopt.passes.latency.deliver import WithTimes, check_targets, targets_of
 from pruneopt.passes.latency.learn import Learner
 from pruneopt.passes.manager import PassManager
@@ -32,7 +32,7 @@ from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.stages import Cost, Slice
 from pruneopt.progress import Progress

@@ -1,0 +1,1 @@
+"""Scores of units: what a criterion is, and the built-in criteria."""

@@ -1,0 +1,1 @@
+"""Evaluators: they give a proposed structure a score on data."""

@@ -17,9 +17,9 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.models.workload import Workload, seeded
 from pruneopt.passes.analysis.channels.groups import Coupling
-from pruneopt.passes.evaluation.images import calibration_inputs, held
+from pruneopt.passes.evaluation.fresh_statistics import fresh_statistics
+from pruneopt.passes.evaluation.resident_images import calibration_inputs, held
 from pruneopt.passes.evaluation.settings import EvaluationSettings
-from pruneopt.passes.evaluation.statistics import fresh_statistics
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.selection.masks import slice_masks
 from pruneopt.passes.training.keep_masks import KeepMasks

@@ -1,0 +1,1 @@
+"""The PruningNet of MetaPruning: hypernetworks that make the weights of every structure."""

@@ -15,7 +15,7 @@ from pruneopt.passes.analysis.cost.budget import format_value
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
 from pruneopt.passes.search.pruning_net.memory import Footprint, available_memory
-from pruneopt.passes.search.pruning_net.network import Norms, PruningNet, parameter_count
+from pruneopt.passes.search.pruning_net.pruning_network import Norms, PruningNet, parameter_count
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.training.checkpoint import SUFFIX, Checkpoint
 from pruneopt.passes.training.hooks import Hook, TrainingRun

@@ -18,7 +18,7 @@ from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.kernels.launch import Launch
 from pruneopt.passes.analysis.couple import couple
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.lowering.backends import Step, TritonKernels

@@ -20,7 +20,7 @@ from pruneopt.models.workload import TensorSplit, Workload
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.evaluation.evaluate import Evaluation, Score
-from pruneopt.passes.evaluation.images import (
+from pruneopt.passes.evaluation.resident_images import (
     CalibrationImages,
     ValidationImages,
     calibration_inputs,
@@ -222,7 +222,7 @@ def test_calibration_batches_in_parts_are_the_batches(monkeypatch: pytest.Monkey
     split = TensorSplit(torch.arange(90.0).reshape(90, 1, 1, 1), torch.arange(90), torch.arange(90))
     wanted = list(calibration_inputs(split, 5, 20, seed=1, device="cpu"))
     for limit in (2**30, 200):
-        monkeypatch.setattr("pruneopt.passes.evaluation.images.RESIDENT_BYTES", limit)
+        monkeypatch.setattr("pruneopt.passes.evaluation.resident_images.RESIDENT_BYTES", limit)
         images = CalibrationImages(split, 5, 20, seed=1, device="cpu")
         for start, stop in ((0, 2), (2, 5), (0, 5)):
             found = list(images.part(start, stop))

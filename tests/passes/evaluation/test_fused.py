@@ -13,9 +13,9 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.backends import Fused, PyTorch, choose
+from pruneopt.passes.evaluation.evaluation_backends import Fused, PyTorch, choose
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.evaluation.settings import MEAN, EvaluationSettings
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 
 REFERENCE = EvaluationSettings(kernels="reference")

@@ -17,8 +17,8 @@ from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.couple import couple
+from pruneopt.passes.evaluation.fresh_statistics import fresh_statistics, statistics_together
 from pruneopt.passes.evaluation.merged import merge
-from pruneopt.passes.evaluation.statistics import fresh_statistics, statistics_together
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 
 

@@ -14,7 +14,7 @@ from helpers.chains import chain_state
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import Workload
 from pruneopt.passes.front.explore import Explore
-from pruneopt.passes.front.outcome import FrontOutcome
+from pruneopt.passes.front.front_outcome import FrontOutcome
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import Evaluator

@@ -19,10 +19,10 @@ from pruneopt.passes.analysis.cost.budget import within
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable
 from pruneopt.passes.front.explore import Explore
-from pruneopt.passes.front.outcome import FrontOutcome
+from pruneopt.passes.front.front_outcome import FrontOutcome
 from pruneopt.passes.options.registry import register_part
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import AskTell, Searcher
 from pruneopt.passes.search.searchers.space import Space

@@ -12,8 +12,8 @@ import pytest
 from pruneopt.errors import BudgetError, UserError
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.front_file import FRONT, front_data, load_front
+from pruneopt.passes.front.front_outcome import FrontOutcome
 from pruneopt.passes.front.front_point import FrontPoint
-from pruneopt.passes.front.outcome import FrontOutcome
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics

@@ -24,7 +24,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels, Step
 from pruneopt.passes.lowering.cuda_graphs import Capture

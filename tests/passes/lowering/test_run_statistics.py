@@ -15,7 +15,7 @@ from torchvision import models
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.run_statistics import run_statistics

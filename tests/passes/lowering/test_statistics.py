@@ -16,7 +16,7 @@ from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics
+from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 
 

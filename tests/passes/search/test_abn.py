@@ -31,8 +31,8 @@ from pruneopt.passes.manager import PassManager
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
-from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.selection.masks import masked, slice_masks
 from pruneopt.passes.transform.recalibrate import Recalibrate
 from pruneopt.passes.transform.stages import Cost, Couple, Slice, Verify
@@ -294,9 +294,9 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.models.data import load_data
 from pruneopt.models.digits_resnet import DigitsResNet
 from pruneopt.passes.manager import PassManager
-from pruneopt.passes.search import loop
+from pruneopt.passes.search import search_loop
 
-loop.MAX_LOST_SECONDS = 0.0  # one by one
+search_loop.MAX_LOST_SECONDS = 0.0  # one by one
 torch.manual_seed(0)
 graph = capture(DigitsResNet((4, 4, 4)), torch.zeros(2, 1, 8, 8))
 data = load_data("digits?limit=400", input_shape=(1, 1, 8, 8))
@@ -349,7 +349,7 @@ def test_ctrl_c_keeps_the_best_so_far(
 ) -> None:
     whole, complete = search(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("pruneopt.passes.search.loop.MAX_LOST_SECONDS", 0.0)  # one by one
+        patch.setattr("pruneopt.passes.search.search_loop.MAX_LOST_SECONDS", 0.0)  # one by one
         stop_at(Evaluation, "signals", 4, patch)
         state, outcome = search(tmp_path / "run")
     assert outcome.interrupted

@@ -29,7 +29,7 @@ from pruneopt.passes.search.evaluators.evaluator import AdaptiveStatistics, Eval
 from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.metapruning import MetaPruning
 from pruneopt.passes.search.outcome import Outcome
-from pruneopt.passes.search.pruning_net.evaluator import PruningNetWeights
+from pruneopt.passes.search.pruning_net.generated_weights import PruningNetWeights
 from pruneopt.passes.search.rewarded import Rewarded
 from pruneopt.passes.search.searchers.evolution import Evolution
 from pruneopt.passes.search.searchers.space import Proposal

@@ -19,7 +19,6 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable, LayerTimes
 from pruneopt.passes.evaluation.evaluate import Evaluation
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.search.loop import JOURNAL
 from pruneopt.passes.search.outcome import Candidate, Finalist, Outcome
 from pruneopt.passes.search.rankings.function import Function
 from pruneopt.passes.search.rankings.ranking import (
@@ -29,6 +28,7 @@ from pruneopt.passes.search.rankings.ranking import (
     Reward,
     reward,
 )
+from pruneopt.passes.search.search_loop import JOURNAL
 
 Chain = Callable[[Sequence[int]], State]
 Run = Callable[..., tuple[State, Outcome]]

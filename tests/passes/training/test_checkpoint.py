@@ -18,7 +18,7 @@ from pruneopt.models import zoo
 from pruneopt.models.data import load_data
 from pruneopt.models.workload import TensorSplit, Workload, seeded
 from pruneopt.passes.training import checkpoint as checkpoints
-from pruneopt.passes.training import loop
+from pruneopt.passes.training import training_loop
 from pruneopt.passes.training.checkpoint import Checkpoint
 from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.log import TrainingLog
@@ -68,7 +68,7 @@ class Decay(Hook):
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the state inside epochs too, at every third step."""
-    monkeypatch.setattr(loop, "CHECK_EVERY", 3)
+    monkeypatch.setattr(training_loop, "CHECK_EVERY", 3)
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
 
 
@@ -166,9 +166,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import test_checkpoint as here
 from pathlib import Path
-from pruneopt.passes.training import checkpoint, loop
+from pruneopt.passes.training import checkpoint, training_loop
 
-loop.CHECK_EVERY, checkpoint.SAVE_SECONDS = 4, 0.0
+training_loop.CHECK_EVERY, checkpoint.SAVE_SECONDS = 4, 0.0
 here.digits(Path(sys.argv[2]), here.Die(int(sys.argv[3])))
 """
 

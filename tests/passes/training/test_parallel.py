@@ -16,7 +16,7 @@ from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.models.workload import TensorSplit, Workload, seeded
-from pruneopt.passes.training import loop
+from pruneopt.passes.training import training_loop
 from pruneopt.passes.training.checkpoint import Checkpoint
 from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.parallel import Processes
@@ -86,7 +86,7 @@ def normed() -> dict[str, Any]:
 
 def main(folder: Path, what: str) -> None:
     """Train in one of the processes of a test."""
-    loop.CHECK_EVERY = 3
+    training_loop.CHECK_EVERY = 3
     rank = Processes.here().rank
     if what == "both":
         torch.save({"trained": trained(), "normed": normed()}, folder / f"both{rank}.pt")

@@ -15,7 +15,7 @@ from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging, batch_statistics, combine
 from pruneopt.models.workload import TensorSplit, Workload
-from pruneopt.passes.evaluation.images import calibration_inputs
+from pruneopt.passes.evaluation.resident_images import calibration_inputs
 from pruneopt.passes.evaluation.settings import MEAN
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.selection.prune import Uniform

@@ -22,7 +22,7 @@ from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.graph_rewrites.slice import slice_graph
 from pruneopt.passes.search.pruning_net.hypernet import Form, Sizes
-from pruneopt.passes.search.pruning_net.network import PruningNet
+from pruneopt.passes.search.pruning_net.pruning_network import PruningNet
 
 GRID = [(10 + 3 * i) / 100 for i in range(31)]
 

@@ -20,7 +20,7 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.search.pruning_net import training as pruning_net_training
-from pruneopt.passes.search.pruning_net.evaluator import META
+from pruneopt.passes.search.pruning_net.generated_weights import META
 from pruneopt.passes.search.pruning_net.hypernet import (
     Chunked,
     Full,
@@ -31,7 +31,7 @@ from pruneopt.passes.search.pruning_net.hypernet import (
     hypernetwork,
 )
 from pruneopt.passes.search.pruning_net.memory import Footprint, available_memory
-from pruneopt.passes.search.pruning_net.network import PruningNet, parameter_count
+from pruneopt.passes.search.pruning_net.pruning_network import PruningNet, parameter_count
 from pruneopt.passes.search.pruning_net.training import Settings, checked_footprint
 from pruneopt.passes.search.searchers.space import Space
 from pruneopt.passes.training.recipe import SGD, AdamW

@@ -21,9 +21,9 @@ from pruneopt.passes.analysis.residual.gene_order import metapruning_genes
 from pruneopt.passes.options.spec import parse_part, pass_text
 from pruneopt.passes.search.evaluators.evaluator import Evaluator
 from pruneopt.passes.search.evaluators.scorer import ScoringContext
-from pruneopt.passes.search.pruning_net.evaluator import META, PruningNetWeights
+from pruneopt.passes.search.pruning_net.generated_weights import META, PruningNetWeights
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
-from pruneopt.passes.search.pruning_net.network import PruningNet
+from pruneopt.passes.search.pruning_net.pruning_network import PruningNet
 from pruneopt.passes.search.pruning_net.training import (
     DrawWidths,
     PruningNetReport,

@@ -27,7 +27,7 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.analysis.residual.gene_order import Gene, metapruning_genes
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.search.loop import JOURNAL
+from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.search.searchers.evolution import Evolution, Evolving
 from pruneopt.passes.search.searchers.random_search import RandomSearch
 from pruneopt.passes.search.searchers.searcher import AskTell
@@ -515,7 +515,7 @@ def test_a_generation_side_by_side_is_the_generation_one_by_one(
     options: dict[str, Any] = {"searcher": SMALL, "finetune_epochs": 0, "evaluator": evaluator}
     found = []
     for patience in (0.0, 1e9):
-        monkeypatch.setattr("pruneopt.passes.search.loop.MAX_LOST_SECONDS", patience)
+        monkeypatch.setattr("pruneopt.passes.search.search_loop.MAX_LOST_SECONDS", patience)
         _, outcome = search(**options)
         found.append([(item.widths, item.score, item.fitness) for item in outcome.candidates])
     assert found[0] == found[1]

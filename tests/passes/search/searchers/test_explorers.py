@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pruneopt.passes.analysis.importance.importance import score_units
-from pruneopt.passes.front.outcome import objectives
+from pruneopt.passes.front.front_outcome import objectives
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.searchers.explorer import Explorer, RandomDraws, Structure
 from pruneopt.passes.search.searchers.nsga2 import Genetic

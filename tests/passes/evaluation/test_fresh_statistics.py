@@ -16,7 +16,11 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.kernels.bn_statistics import Averaging
-from pruneopt.passes.evaluation.statistics import Statistics, fresh_statistics, statistic_norms
+from pruneopt.passes.evaluation.fresh_statistics import (
+    Statistics,
+    fresh_statistics,
+    statistic_norms,
+)
 
 
 class Net(nn.Module):

@@ -16,9 +16,13 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.kernels.bn_statistics import Averaging
+from pruneopt.passes.evaluation.fresh_statistics import (
+    Statistics,
+    statistic_norms,
+    statistics_together,
+)
 from pruneopt.passes.evaluation.merged import merge
 from pruneopt.passes.evaluation.settings import EvaluationSettings
-from pruneopt.passes.evaluation.statistics import Statistics, statistic_norms, statistics_together
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels, TritonKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics

@@ -16,7 +16,7 @@ from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 from pruneopt.passes.search.evaluators.evaluator import ReferenceStatistics
 from pruneopt.passes.search.evaluators.scorer import Scorer, ScoringContext, StructureScore
 from pruneopt.passes.search.pruning_net.hypernet import Sizes
-from pruneopt.passes.search.pruning_net.network import PruningNet
+from pruneopt.passes.search.pruning_net.pruning_network import PruningNet
 from pruneopt.passes.search.pruning_net.training import (
     NAME,
     PruningNetReport,
