@@ -43,9 +43,10 @@ demo: $(STAMP) ## prune a small network and show every step
 test: lint typecheck imports ## all checks and the fast tests
 	$(BIN)/python -m pytest -n 2 --timeout 300
 
-lint: $(STAMP) ## style, layout and common mistakes (ruff)
+lint: $(STAMP) ## style, layout and common mistakes (ruff), docstrings that say what is done
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python benchmarks/house.py --check
 
 format: $(STAMP) ## write every file in the layout that lint asks for, imports sorted
 	$(BIN)/python -m ruff check --select I --fix .
