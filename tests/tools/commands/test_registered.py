@@ -83,6 +83,13 @@ def test_compile_takes_a_part_of_the_model_file(call: Call, model: Path, tmp_pat
     assert kept(out) == [[4, 8]]
 
 
+def test_search_knows_a_part_of_the_model_file(call: Call, model: Path) -> None:
+    words = ("--criterion", "last", "--device", "nowhere")
+    assert "--device nowhere cannot be used" in call("search", model, *words).sentence
+    words = ("--criterion", "lsat", "--device", "nowhere")
+    assert "did you mean last" in call("search", model, *words).err
+
+
 def test_passes_shows_what_a_file_registers(call: Call, model: Path) -> None:
     done = call("passes", model)
     assert done.code == 0
