@@ -46,9 +46,9 @@ def in_place_of_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> Iter
 
 
 def _fill(store: dict[str, Any], path: str, weights: Mapping[str, Tensor]) -> None:
-    prefix = f"{path}." if path else ""
-    held = [name for name, tensor in store.items() if tensor is not None]
-    store.update((name, weights[prefix + name]) for name in held)
+    for name, tensor in store.items():
+        if tensor is not None:
+            store[name] = weights[f"{path}.{name}" if path else name]
 
 
 class _Attributes:
