@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruneopt.ir.graph import Graph, Operand
-from pruneopt.ir.text.json_form import graph_from_dict, graph_to_dict
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.types import Attr, BatchSize, ChannelGroup, Location, TensorType
@@ -93,13 +91,6 @@ def changed(draw: st.DrawFn) -> tuple[Graph, Graph]:
     changes += [change_an_operand] if any(op.operands for op in graph.ops) else []
     draw(st.sampled_from(changes))(other, draw)
     return graph, other
-
-
-@given(graphs())
-def test_what_is_read_back_and_what_is_copied_is_equal(graph: Graph) -> None:
-    assert parse_graph(print_graph(graph)) == graph
-    assert graph_from_dict(json.loads(json.dumps(graph_to_dict(graph)))) == graph
-    assert graph.copy() == graph
 
 
 @given(changed())

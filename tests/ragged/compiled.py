@@ -1,7 +1,7 @@
 """The shipped configurations as launches on the meta device, built for GPUs that need not be there.
 
-`python -m ragged.compiled fast 80,90` prints what the compiler made of each as JSON, one object per
-line.
+`python -m ragged.compiled fast 90 commonest 80` prints what the compiler made of each group for
+each architecture as JSON, one object per line.
 """
 
 from __future__ import annotations
@@ -172,8 +172,9 @@ def configured(**settings: object) -> Callable[[int], Launch]:
     return lambda architecture: conv(architecture, **settings)  # type: ignore[arg-type]
 
 
+COMMONEST: dict[str, Callable[[int], Launch]] = {"conv 3x3, 256 to 256": configured()}
 FAST: dict[str, Callable[[int], Launch]] = {
-    "conv 3x3, 256 to 256": configured(),
+    **COMMONEST,
     "conv 1x1, 64 to 64": configured(kernel=1, n_in=64, n_out=64),
     "conv 1x1, residual, written": configured(kernel=1, residual=True),
     "dwconv 3x3": configured(depthwise=True, prologue="relu6"),
@@ -237,8 +238,8 @@ if __name__ == "__main__":
             all(as_launched(launch, 80) == compiled(launch, 80).asm["ptx"] for launch in launches)
         )
         sys.exit()
-    chosen = {"fast": FAST, "slow": SLOW, "all": FAST | SLOW}[sys.argv[1]]
-    for architecture in (int(text) for text in sys.argv[2].split(",")):
-        for name, launch in chosen.items():
-            made = dataclasses.asdict(build(launch(architecture), architecture))
-            print(json.dumps({"name": name, "architecture": architecture, **made}), flush=True)
+    groups = {"commonest": COMMONEST, "fast": FAST, "slow": SLOW, "all": FAST | SLOW}
+    for group, number in zip(sys.argv[1::2], map(int, sys.argv[2::2]), strict=True):
+        for name, launch in groups[group].items():
+            made = dataclasses.asdict(build(launch(number), number))
+            print(json.dumps({"name": name, "architecture": number, **made}), flush=True)

@@ -36,17 +36,14 @@ from pruneopt.passes.analysis.couple import couple
 
 
 @given(graphs())
-def test_the_text_form_reads_back(graph: Graph) -> None:
+def test_what_is_read_back_and_what_is_copied_is_equal(graph: Graph) -> None:
     text = print_graph(graph)
     again = parse_graph(text)
     assert again == graph
     assert print_graph(again) == text
-
-
-@given(graphs())
-def test_the_json_form_reads_back(graph: Graph) -> None:
     written = json.dumps(graph_to_dict(graph), allow_nan=False)
     assert graph_from_dict(json.loads(written)) == graph
+    assert graph.copy() == graph
 
 
 def check_both_forms(graph: Graph) -> None:
