@@ -1,5 +1,6 @@
 """The folders, the links and the package map in pyproject.toml say the same thing."""
 
+import ast
 import os
 import tomllib
 from pathlib import Path
@@ -31,6 +32,15 @@ def test_every_source_folder_is_a_package(folder: str) -> None:
         if not (path.parent / "__init__.py").exists()
     }
     assert not bare, "a folder without __init__.py would be missing from the wheel"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_room_says_what_lives_there(folder: str) -> None:
+    for path in (ROOT / folder).rglob("__init__.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        (only,) = body or (None,)
+        assert isinstance(only, ast.Expr), f"{path}: a docstring, and no code"
+        assert isinstance(only.value, ast.Constant), f"{path}: a docstring, and no code"
 
 
 def test_the_map_names_each_folder() -> None:
