@@ -26,7 +26,7 @@ from pruneopt.passes.analysis.cost.budget import (
     parse_budget,
 )
 from pruneopt.passes.analysis.cost.cost import CostModel
-from pruneopt.passes.analysis.cost.units import UNITS
+from pruneopt.passes.analysis.cost.units import NAME_WIDTH, UNITS
 from pruneopt.passes.analysis.couple import couple
 from pruneopt.passes.pns.result import write_result
 from pruneopt.passes.pns.schema import write_schema
@@ -161,7 +161,7 @@ def _costs(found: _Found) -> Iterator[str]:
     widths = found.cost.widths(found.plan or {})
     for unit in UNITS:
         value, full = (float(found.cost.measure(unit, row)) for row in (widths, found.cost.full))
-        yield f"  {unit:7} {change(value, full, unit)}"
+        yield f"  {unit:{NAME_WIDTH}} {change(value, full, unit)}"
 
 
 def _data(found: _Found) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.analysis.cost.cost import CostModel
+from pruneopt.passes.analysis.cost.units import NAME_WIDTH
 from pruneopt.tools.report.text import amount, percent
 
 __all__ = [
@@ -98,7 +99,7 @@ def coverage_lines(found: Coverage) -> Iterator[str]:
     for item in found.reach:
         kept = percent(1 - item.removable)
         yield (
-            f"  {item.unit:7} {amount(item.smallest, item.unit)} ({kept} of "
+            f"  {item.unit:{NAME_WIDTH}} {amount(item.smallest, item.unit)} ({kept} of "
             f"{amount(item.full, item.unit)})"
         )
     share = found.removable / found.channels if found.channels else 0.0

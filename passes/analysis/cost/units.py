@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMS",
+    "NAME_WIDTH",
     "TABLE",
     "UNITS",
     "Measurable",
@@ -193,6 +194,8 @@ TABLE = (
 )
 UNITS = tuple(unit.name for unit in TABLE if unit.always)
 """What every cost model measures; `CostModel.units` adds times where they are known."""
+NAME_WIDTH = max(len(unit.name) for unit in TABLE)
+"""Letters of the longest name, for lists of costs."""
 FORMS = ", ".join(form for unit in TABLE for form in unit.forms)
 """Budgets as examples."""
 
