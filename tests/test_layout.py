@@ -43,6 +43,13 @@ def test_every_room_says_what_lives_there(folder: str) -> None:
         assert isinstance(only.value, ast.Constant), f"{path}: a docstring, and no code"
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_room_holds_more_than_one_file(folder: str) -> None:
+    for init in (ROOT / folder).rglob("__init__.py"):
+        rooms = [path for path in init.parent.iterdir() if (path / "__init__.py").exists()]
+        assert len([*init.parent.glob("*.py"), *rooms]) > 2, init.parent
+
+
 def test_the_map_names_each_folder() -> None:
     expected = {"pruneopt": "src/pruneopt"} | {f"pruneopt.{folder}": folder for folder in FOLDERS}
     assert CONFIG["tool"]["setuptools"]["package-dir"] == expected
