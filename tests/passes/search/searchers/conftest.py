@@ -10,8 +10,8 @@ from pruneopt.passes.pipeline.state import State
 
 
 @pytest.fixture(scope="session")
-def chain() -> Callable[..., State]:
-    """``chain(widths, ...)``: the state of a `Chain`, without data."""
+def conv_chain() -> Callable[..., State]:
+    """``conv_chain(widths, ...)``: the state of a `Chain`, without data."""
 
     def make(widths: Sequence[int] = (16, 24, 24, 32, 32), **options: Any) -> State:
         return chain_state(widths, **options)

@@ -24,8 +24,8 @@ Make = Callable[..., State]
 
 
 @pytest.fixture(scope="module")
-def reach(chain: Make) -> Reach:
-    state = chain()
+def reach(conv_chain: Make) -> Reach:
+    state = conv_chain()
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
     space = Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101))
     return Reach(space, "flops", None, 1.0)

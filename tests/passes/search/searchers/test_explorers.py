@@ -20,8 +20,8 @@ Score = Callable[[np.ndarray], float]
 
 
 @pytest.fixture(scope="module")
-def reach(chain: Make) -> Reach:
-    state = chain((16, 24, 24, 32, 32, 48, 48))
+def reach(conv_chain: Make) -> Reach:
+    state = conv_chain((16, 24, 24, 32, 32, 48, 48))
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
     return Reach(
         Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101)),
@@ -131,8 +131,8 @@ def test_the_front_stays_spread_over_the_range(reach: Reach) -> None:
     assert np.diff(shares).max() < 0.2
 
 
-def test_a_small_space_is_exhausted_and_said_so(chain: Make) -> None:
-    state = chain((2, 3))
+def test_a_small_space_is_exhausted_and_said_so(conv_chain: Make) -> None:
+    state = conv_chain((2, 3))
     scores = score_units(state.need_coupling(), state.graph.weights, "l1", normalise=True)
     space = Space(state.need_coupling(), state.need_cost(), [], scores, grid=range(1, 101))
     for kind in (Genetic, RandomDraws):

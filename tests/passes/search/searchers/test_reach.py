@@ -37,8 +37,8 @@ Make = Callable[..., State]
 
 
 @pytest.mark.parametrize("options", [{}, {"round_to": 4}, {"minimum": 0.3}])
-def test_positions_stand_for_allowed_widths_and_back(chain: Make, options: Any) -> None:
-    reach = reach_of(chain(), **options)
+def test_positions_stand_for_allowed_widths_and_back(conv_chain: Make, options: Any) -> None:
+    reach = reach_of(conv_chain(), **options)
     random = np.random.default_rng(0)
     for position in random.random((50, len(reach.moves))):
         widths = reach.widths(position)
@@ -50,16 +50,16 @@ def test_positions_stand_for_allowed_widths_and_back(chain: Make, options: Any) 
     assert ends[1].tolist() == reach.space.cost.full.tolist()
 
 
-def test_widths_grow_with_the_position(chain: Make) -> None:
-    reach = reach_of(chain())
+def test_widths_grow_with_the_position(conv_chain: Make) -> None:
+    reach = reach_of(conv_chain())
     random = np.random.default_rng(1)
     low = random.random((100, len(reach.moves)))
     high = low + random.random(low.shape) * (1 - low)
     assert (reach.widths(high) >= reach.widths(low)).all()
 
 
-def test_tied_groups_move_together(chain: Make) -> None:
-    state = chain((16, 24, 24, 32), tie=["1,2"])
+def test_tied_groups_move_together(conv_chain: Make) -> None:
+    state = conv_chain((16, 24, 24, 32), tie=["1,2"])
     reach = reach_of(state)
     assert len(reach.moves) == 3
     columns = [reach.space.cost.groups.index(name) for name in state.limits.tied[0]]
@@ -72,8 +72,8 @@ def test_tied_groups_move_together(chain: Make) -> None:
 
 
 @pytest.mark.parametrize("unit", ["flops", "params", "bytes", "memory"])
-def test_a_structure_gets_just_below_its_level(chain: Make, unit: str) -> None:
-    reach = reach_of(chain(), unit)
+def test_a_structure_gets_just_below_its_level(conv_chain: Make, unit: str) -> None:
+    reach = reach_of(conv_chain(), unit)
     cost = reach.space.cost
     for share in np.linspace(reach.low, reach.high, 5):
         position = np.random.default_rng(3).random(len(reach.moves))
@@ -84,8 +84,8 @@ def test_a_structure_gets_just_below_its_level(chain: Make, unit: str) -> None:
         assert used >= share - 0.15
 
 
-def test_budgets_of_other_units_hold_as_well(chain: Make) -> None:
-    state = chain(budgets=["40%params", "60%memory"])
+def test_budgets_of_other_units_hold_as_well(conv_chain: Make) -> None:
+    state = conv_chain(budgets=["40%params", "60%memory"])
     reach = reach_of(state)
     random = np.random.default_rng(4)
     for position in random.random((30, len(reach.moves))):
@@ -93,34 +93,36 @@ def test_budgets_of_other_units_hold_as_well(chain: Make) -> None:
     assert reach.high < 1
 
 
-def test_from_below_the_range_a_structure_is_moved_up_into_it(chain: Make) -> None:
-    reach = reach_of(chain(), least=0.5)
+def test_from_below_the_range_a_structure_is_moved_up_into_it(conv_chain: Make) -> None:
+    reach = reach_of(conv_chain(), least=0.5)
     found = reach.put(np.zeros(len(reach.moves)), np.random.default_rng(0))
     share = float(reach.space.cost.measure("flops", reach.widths(found))) / reach.original
     assert 0.35 < share < 0.56
 
 
 @pytest.mark.parametrize("share", [0.3, 0.62, 1.0])
-def test_baselines_are_what_the_passes_choose(chain: Make, share: float) -> None:
+def test_baselines_are_what_the_passes_choose(conv_chain: Make, share: float) -> None:
     for scope, kind in (("local", Uniform), ("global", L1)):
-        state = chain(budgets=[f"{100 * share:g}%FLOPs"])
+        state = conv_chain(budgets=[f"{100 * share:g}%FLOPs"])
         kind().run(state)
         assert state.plan is not None
         wanted = state.need_cost().widths(state.plan)
-        assert reach_of(chain()).selected(scope, share).tolist() == wanted.tolist()  # type: ignore[arg-type]
+        assert reach_of(conv_chain()).selected(scope, share).tolist() == wanted.tolist()  # type: ignore[arg-type]
 
 
-def test_levels_go_from_end_to_end_in_equal_ratios(chain: Make) -> None:
-    reach = reach_of(chain(), least=0.25)
+def test_levels_go_from_end_to_end_in_equal_ratios(conv_chain: Make) -> None:
+    reach = reach_of(conv_chain(), least=0.25)
     levels = reach.levels(5)
     assert levels == pytest.approx([0.25, 0.25**0.75, 0.5, 0.25**0.25, 1.0])
     assert reach.levels(1) == [reach.high]
 
 
-def test_without_a_lower_end_the_range_begins_at_a_fifth_or_what_is_reached(chain: Make) -> None:
-    assert reach_of(chain()).low == pytest.approx(0.2)
-    assert reach_of(chain(budgets=["50%FLOPs"])).low == pytest.approx(0.1, rel=0.05)
-    wide = reach_of(chain(), minimum=0.8)
+def test_without_a_lower_end_the_range_begins_at_a_fifth_or_what_is_reached(
+    conv_chain: Make,
+) -> None:
+    assert reach_of(conv_chain()).low == pytest.approx(0.2)
+    assert reach_of(conv_chain(budgets=["50%FLOPs"])).low == pytest.approx(0.1, rel=0.05)
+    wide = reach_of(conv_chain(), minimum=0.8)
     lowest = wide.space.allowed.lowest
     assert wide.low == pytest.approx(
         float(wide.space.cost.measure("flops", lowest)) / wide.original
@@ -139,7 +141,7 @@ def test_without_a_lower_end_the_range_begins_at_a_fifth_or_what_is_reached(chai
     ],
 )
 def test_impossible_ranges(
-    chain: Make,
+    conv_chain: Make,
     budgets: list[str],
     least: float | None,
     most: float,
@@ -147,4 +149,4 @@ def test_impossible_ranges(
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        reach_of(chain(budgets=budgets), least=least, most=most)
+        reach_of(conv_chain(budgets=budgets), least=least, most=most)
