@@ -21,6 +21,9 @@ the part to prune:
 What code outside of this part reads (the features that boxes are cut out of) has to be among the
 outputs of `forward`.
 
+Ops, passes and parts that the file registers (`register_op`, `register_pass` and `register_part` of
+`pruneopt.extend`) are there for the command that reads it.
+
 `model.py:name` takes another network or factory than the default.
 """
 

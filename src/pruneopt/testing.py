@@ -89,7 +89,8 @@ class IrSnapshot:
 
 @pytest.fixture
 def ir_snapshot(request: pytest.FixtureRequest) -> IrSnapshot:
-    """``ir_snapshot(graph)`` compares a graph, or a pass's result, with a file beside the test."""
+    """Return what compares a graph, or a pass's result, with a file beside the test:
+    ``ir_snapshot(graph)``."""
     return IrSnapshot(request)
 
 
