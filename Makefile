@@ -41,7 +41,7 @@ demo: $(STAMP) ## prune a small network and show every step
 	$(BIN)/python -m pruneopt.tools.demo
 
 test: lint typecheck imports ## all checks and the fast tests
-	$(BIN)/python -m pytest -n 2 --timeout 300
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300
 
 lint: $(STAMP) ## style, layout and common mistakes (ruff), docstrings that say what is done
 	$(BIN)/python -m ruff check .

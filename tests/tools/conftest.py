@@ -95,8 +95,18 @@ def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path, write_tiny: Callable[[Path], Path]) -> Path:
     """A model file of two convolutions, with random weights and without data."""
-    path = tmp_path / "tiny.py"
-    path.write_text(TINY, encoding="utf-8")
-    return path
+    return write_tiny(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_tiny() -> Callable[[Path], Path]:
+    """``write_tiny(folder)`` writes the file of `tiny` there."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "tiny.py"
+        path.write_text(TINY, encoding="utf-8")
+        return path
+
+    return write

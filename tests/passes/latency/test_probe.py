@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from helpers.latency_fakes import cost_of
 from torch import Tensor, nn
 
@@ -77,14 +76,6 @@ def test_every_layer_gets_its_time(text: str) -> None:
         session.close()
 
 
-def test_op_times_of_a_network_as_it_is() -> None:
-    cost = cost_of()
-    sample = op_times(parse_target("ort-cpu"), cost.graph, cost.graph.weights, seconds=0.01)
-    assert {"Conv", "Gemm"} <= {node.kind for node in sample.nodes} | {"Conv"}
-    assert {node.region for node in sample.nodes} >= set(range(1, len(find_regions(cost))))
-    assert torch.get_num_threads() >= 1
-
-
 @pytest.mark.parametrize("text", ["ort-cpu", "torch-cpu"])
 def test_the_whole_has_its_median(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As budgets are held against: runs of which some are disturbed are not counted as faster than
@@ -101,6 +92,8 @@ def test_the_whole_has_its_median(text: str, monkeypatch: pytest.MonkeyPatch) ->
     cost = cost_of()
     sample = op_times(parse_target(text), cost.graph, cost.graph.weights, seconds=10.0)
     assert sample.seconds == 4
+    assert {node.region for node in sample.nodes} >= set(range(1, len(find_regions(cost))))
+    assert text != "ort-cpu" or "Gemm" in {node.kind for node in sample.nodes}
     assert sum(node.seconds for node in sample.nodes) < 1
 
 
