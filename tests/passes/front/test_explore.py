@@ -20,6 +20,7 @@ from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.cost.latency_table import LatencyTable
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.front_outcome import FrontOutcome
+from pruneopt.passes.options import registry
 from pruneopt.passes.options.registry import register_part
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.search.search_loop import JOURNAL
@@ -156,8 +157,11 @@ def test_more_candidates_go_on_with_what_there_is(
     assert essence(more) == essence(explored()[1])
 
 
-def test_a_searcher_of_the_users_own_finds_a_front(explored: Explored) -> None:
+def test_a_searcher_of_the_users_own_finds_a_front(
+    explored: Explored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Registered, a searcher of one objective serves by its name, and its structures have that."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
     @register_part
     @dataclass(frozen=True)
