@@ -1,4 +1,4 @@
-"""What the documents point at is there: links, and the files that they name."""
+"""Everything that the documents point at is there: links, and the files that they name."""
 
 import re
 from collections.abc import Iterator

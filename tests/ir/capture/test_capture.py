@@ -1,4 +1,4 @@
-"""What a graph holds of its network, and the ways into capture."""
+"""A graph holds all of its network, however it is captured."""
 
 from __future__ import annotations
 
