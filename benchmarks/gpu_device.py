@@ -19,7 +19,7 @@ from gpu_guard import guarded
 from torch.profiler import ProfilerActivity, profile
 
 from pruneopt.passes.lowering.backends import Step
-from pruneopt.passes.lowering.cuda_graphs import Capture, CudaGraphs
+from pruneopt.passes.lowering.cuda_graphs import CudaGraphs, LaunchRecorder
 
 __all__ = ["Device", "Timing", "interleaved", "spread"]
 
@@ -97,7 +97,7 @@ class Device:
         return graph.replay
 
     @property
-    def recorder(self) -> Capture:
+    def recorder(self) -> LaunchRecorder:
         """What records launches; in a rehearsal they are kept and started one by one."""
         return CudaGraphs(self.place) if not self.rehearsal else _kept
 

@@ -26,7 +26,7 @@ from pruneopt.passes.evaluation.settings import EvaluationSettings
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels, TritonKernels
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
-from pruneopt.passes.lowering.lowered_network import Kept, recorder
+from pruneopt.passes.lowering.lowered_network import LoweredNetworkCache, recorder
 from pruneopt.passes.lowering.run_statistics import BatchStatistics
 
 __all__ = ["EvaluationBackend", "Fused", "PyTorch", "choose", "weight_bytes"]
@@ -146,7 +146,7 @@ class Fused:
         self.averaging, self.backend = averaging, backend
         memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else HOST_MEMORY
         folded = fold_batch_norms(graph).graph
-        self._kept = Kept(graph, folded, together, backend, memory, recorder(device))
+        self._kept = LoweredNetworkCache(graph, folded, together, backend, memory, recorder(device))
 
     def __str__(self) -> str:
         return f"fused kernels ({self.backend.name}) in {_name(self.backend.dtype)}"

@@ -8,9 +8,9 @@ import torch
 
 from pruneopt.passes.lowering.backends import Step
 
-__all__ = ["Capture", "CudaGraphs"]
+__all__ = ["CudaGraphs", "LaunchRecorder"]
 
-Capture = Callable[[Sequence[Step]], Step]
+LaunchRecorder = Callable[[Sequence[Step]], Step]
 """Records launches, and gives what starts them all again, on the same buffers. It may run them.
 
 A launch is recorded with its grid and its arguments as they are: what it should do later must stand

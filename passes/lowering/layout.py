@@ -5,7 +5,7 @@ A segment is one candidate on one batch. Fused operations take all segments in o
 (`fused_ops`); what no kernel does runs in PyTorch, segment by segment, on views of the same
 buffers.
 
-Buffers, grids and offsets are those of *rooms*, the widest networks that come. Candidates that are
+Buffers, grids and offsets are those of the widest networks that come. Candidates that are
 loaded later change what stands in the buffers of weights and in the segment tables, and nothing
 else.
 """
@@ -26,7 +26,7 @@ from pruneopt.ir.types import BatchSize
 from pruneopt.kernels.operands import Affine
 from pruneopt.kernels.segments import Segment, Segments
 from pruneopt.passes.lowering.backends import Backend, Step
-from pruneopt.passes.lowering.shape_match import same_calls, twins_of, width_of
+from pruneopt.passes.lowering.shape_match import matching_values, same_calls, width_of
 from pruneopt.passes.lowering.storage import Activation, Loose, Memory, Stored, Table
 from pruneopt.passes.lowering.tables import Sides, Tables
 
@@ -38,10 +38,10 @@ Pair = tuple[Tensor, Tensor]
 
 class Layout:
     """Steps of a pass over several candidates. Values and ops are known by those of the first
-    room's graph.
+    widest graph.
 
     Args:
-        rooms: the widest graph of each candidate; they differ in widths alone.
+        widest: the widest graph of each candidate; they differ in widths alone.
         images: of every batch, at most.
         backend: what runs the fused operations.
         device: of all tensors.
@@ -52,7 +52,7 @@ class Layout:
         batch_of: the batch of each segment.
         input: where the batches are placed.
         env: where every value is while its op is laid out; at the end, outputs.
-        twins: of each candidate that is loaded, its own values; before any is, those of the rooms.
+        twins: of each candidate that is loaded, its own values; before any is, those of the widest.
         weights: of each candidate that is loaded, by name.
         live: how many images each segment has; none before batches are placed.
         steps: what runs, in order, and whether it is a launch.
@@ -64,24 +64,24 @@ class Layout:
 
     def __init__(
         self,
-        rooms: Sequence[Graph],
+        widest: Sequence[Graph],
         images: Sequence[int],
         backend: Backend,
         device: torch.device,
         handlers: Mapping[str, Handler],
     ) -> None:
-        if not all(same_calls(rooms[0], other) for other in rooms[1:]):
+        if not all(same_calls(widest[0], other) for other in widest[1:]):
             raise InternalError("candidates with different calls cannot run side by side")
-        self.rooms, self.backend, self.device = rooms, backend, device
-        self.candidates = tuple(number for number in range(len(rooms)) for _ in images)
-        self.batch_of = tuple(number for _ in rooms for number in range(len(images)))
+        self.widest, self.backend, self.device = widest, backend, device
+        self.candidates = tuple(number for number in range(len(widest)) for _ in images)
+        self.batch_of = tuple(number for _ in widest for number in range(len(images)))
         self.images = tuple(images[number] for number in self.batch_of)
         self.memory = Memory(device)
-        self.tables = Tables((2 * len(rooms[0].ops) + 1) * len(self.images), device)
+        self.tables = Tables((2 * len(widest[0].ops) + 1) * len(self.images), device)
         self.env: dict[Value, Stored] = {}
         self.applied: set[Op] = set()
         """Ops that a handler did along with one before them."""
-        self.twins = [twins_of(rooms[0], room) for room in rooms]
+        self.twins = [matching_values(widest[0], graph) for graph in widest]
         self.weights: Sequence[Weights] = ()
         self.live: tuple[int, ...] = ()
         self.copies: list[Callable[[], Iterator[Pair]]] = []
@@ -89,15 +89,15 @@ class Layout:
         self.at_load: list[Step] = []
         self.steps: list[tuple[bool, Step]] = []
         self.after: list[Step] = []
-        self._last = last_uses(rooms[0])
+        self._last = last_uses(widest[0])
         self._kept: set[int] = set()
         self.input = self._input_room(images)
-        self.env[rooms[0].inputs[0]] = self.input
+        self.env[widest[0].inputs[0]] = self.input
         self._lay_out(handlers)
 
     def _input_room(self, images: Sequence[int]) -> Activation | Loose:
         """Return a place for the batches, once for all candidates."""
-        value = self.rooms[0].inputs[0]
+        value = self.widest[0].inputs[0]
         if value.type.rank != 4:
             return Loose()
         channels, height, width = value.type.shape(1)[1:]
@@ -116,7 +116,7 @@ class Layout:
         )
 
     def _lay_out(self, handlers: Mapping[str, Handler]) -> None:
-        for op in self.rooms[0].ops:
+        for op in self.widest[0].ops:
             if op not in self.applied:
                 handlers.get(op.base, Layout.plain)(self, op)
             for value in self._last.get(op, ()):
@@ -131,8 +131,7 @@ class Layout:
         return range(len(self.candidates))
 
     def own(self, op: Op) -> list[Op]:
-        """Return a room's op as every candidate has it that is loaded (before any is: as every room
-        has it)."""
+        """Return an op as every loaded candidate has it; before any is, as every widest graph."""
         return [_producer(twins[op.results[0]]) for twins in self.twins]
 
     def channels(self, value: Value) -> tuple[int, ...]:

@@ -1,5 +1,4 @@
-"""The prepared passes of one network: what a search asks for candidates, without knowing of
-rooms."""
+"""The prepared passes of one network, as a search asks for them: it need not know of buffers."""
 
 from __future__ import annotations
 
@@ -12,20 +11,20 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.cuda_graphs import Capture, CudaGraphs
+from pruneopt.passes.lowering.cuda_graphs import CudaGraphs, LaunchRecorder
 from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation, lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
 from pruneopt.passes.lowering.run_evaluation import PreparedEvaluation
 from pruneopt.passes.lowering.run_statistics import BatchStatistics, PreparedStatistics
 
-__all__ = ["Kept", "recorder"]
+__all__ = ["LoweredNetworkCache", "recorder"]
 
 Weights = Mapping[str, Tensor]
 T = TypeVar("T")
 
 
-def recorder(device: torch.device) -> Capture | None:
+def recorder(device: torch.device) -> LaunchRecorder | None:
     """Return what records launches on a device: CUDA graphs on a GPU, nothing elsewhere."""
     return CudaGraphs(device) if device.type == "cuda" else None
 
@@ -45,7 +44,7 @@ class _PerGraph(Generic[T]):
         return made[key][1]
 
 
-class Kept:
+class LoweredNetworkCache:
     """Both passes of a network's candidates, each laid out once and each candidate's graph lowered
     once.
 
@@ -68,7 +67,7 @@ class Kept:
         together: int,
         backend: Backend,
         memory: int,
-        capture: Capture | None = None,
+        capture: LaunchRecorder | None = None,
     ) -> None:
         self._lowered: _PerGraph[LoweredStatistics] = _PerGraph()
         self._evaluated: _PerGraph[LoweredEvaluation] = _PerGraph()

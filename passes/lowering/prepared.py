@@ -11,19 +11,19 @@ from torch import Tensor
 from pruneopt.errors import InternalError
 from pruneopt.ir.graph import Graph
 from pruneopt.passes.lowering.backends import Backend, ReferenceKernels
-from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.cuda_graphs import LaunchRecorder
 from pruneopt.passes.lowering.fused_ops import HANDLERS
 from pruneopt.passes.lowering.layout import Layout
 from pruneopt.passes.lowering.program import Program
-from pruneopt.passes.lowering.shape_match import misfit
+from pruneopt.passes.lowering.shape_match import why_not_reusable
 
 __all__ = ["Prepared", "image_bytes"]
 
 
-def image_bytes(room: Graph, backend: Backend) -> int:
+def image_bytes(widest: Graph, backend: Backend) -> int:
     """Return the bytes that a layout takes for the activations of one image of one candidate, kept
     as long as it is."""
-    layout = Layout([room], [1], ReferenceKernels(backend.dtype), torch.device("meta"), HANDLERS)
+    layout = Layout([widest], [1], ReferenceKernels(backend.dtype), torch.device("meta"), HANDLERS)
     return layout.memory.bytes
 
 
@@ -32,7 +32,7 @@ class Prepared:
     than ever before.
 
     Args:
-        rooms: of every candidate that runs at the same time, the widest graph that comes.
+        widest: of every candidate that runs at the same time, the widest graph that comes.
         backend: what runs the fused operations.
         capture: what records launches; None starts each by itself.
 
@@ -41,9 +41,9 @@ class Prepared:
     """
 
     def __init__(
-        self, rooms: Sequence[Graph], backend: Backend, capture: Capture | None = None
+        self, widest: Sequence[Graph], backend: Backend, capture: LaunchRecorder | None = None
     ) -> None:
-        self._rooms, self._backend, self._capture = tuple(rooms), backend, capture
+        self._widest, self._backend, self._capture = tuple(widest), backend, capture
         self._most = (0, 0)
         self._shared: Program | None = None
         self._own: Program | None = None
@@ -67,20 +67,22 @@ class Prepared:
         )
 
     def load(self, graphs: Sequence[Graph], weights: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take candidates in, as many as there are rooms or fewer.
+        """Take candidates in, as many as there are buffers for or fewer.
 
-        One that does not fit its room is laid out by itself, and its launches are not recorded.
+        One that does not fit its buffers is laid out by itself, and its launches are not recorded.
 
         Args:
             graphs: lowered, of each candidate.
             weights: of each, by name, on the device of the batches; not written to while it is
                 loaded.
         """
-        if not 0 < len(graphs) <= len(self._rooms):
-            raise InternalError(f"{len(graphs)} candidates for {len(self._rooms)} rooms")
+        if not 0 < len(graphs) <= len(self._widest):
+            raise InternalError(f"{len(graphs)} candidates for the buffers of {len(self._widest)}")
         self._graphs, self._weights = tuple(graphs), tuple(weights)
-        pairs = zip(self._rooms, graphs, strict=False)
-        self._why = next((why for room, graph in pairs if (why := misfit(room, graph))), None)
+        pairs = zip(self._widest, graphs, strict=False)
+        self._why = next(
+            (why for wide, graph in pairs if (why := why_not_reusable(wide, graph))), None
+        )
         self._loaded = self._own = None
 
     def run(self, batches: Sequence[Tensor]) -> Program:
@@ -103,15 +105,15 @@ class Prepared:
             self._shared = self._own = self._loaded = (
                 None  # buffers first: both need not fit at once
             )
-        room = [self._most[1]] * self._most[0]
+        sizes = [self._most[1]] * self._most[0]
         device = batches[0].device
         if self._why is not None:
             self._own = self._own or Program(
-                Layout(self._graphs, room, self._backend, device, HANDLERS)
+                Layout(self._graphs, sizes, self._backend, device, HANDLERS)
             )
             return self._own
         if self._shared is None:
             self._shared = Program(
-                Layout(self._rooms, room, self._backend, device, HANDLERS), self._capture
+                Layout(self._widest, sizes, self._backend, device, HANDLERS), self._capture
             )
         return self._shared

@@ -17,9 +17,9 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.passes.lowering.backends import Step
-from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.cuda_graphs import LaunchRecorder
 from pruneopt.passes.lowering.layout import Layout, Weights, check_batch
-from pruneopt.passes.lowering.shape_match import twins_of
+from pruneopt.passes.lowering.shape_match import matching_values
 from pruneopt.passes.lowering.storage import Activation, Loose, Table
 
 __all__ = ["Program"]
@@ -36,7 +36,7 @@ class Program:
         told: how the launches are started, in a few words.
     """
 
-    def __init__(self, layout: Layout, capture: Capture | None = None) -> None:
+    def __init__(self, layout: Layout, capture: LaunchRecorder | None = None) -> None:
         self.layout = layout
         self.told = ""
         self._capture = capture
@@ -48,13 +48,13 @@ class Program:
         """Take candidates in; the launches stay what they are.
 
         Args:
-            graphs: of each candidate, as many as there are rooms or fewer; each fits its room
-                (`twins.misfit`).
+            graphs: of each candidate, as many as there are buffers for or fewer; each fits them
+                (`shape_match.why_not_reusable`).
             weights: of each candidate, by name, on the device.
         """
         layout = self.layout
-        absent = layout.rooms[len(graphs) :]  # their segments have no work
-        layout.twins = [twins_of(layout.rooms[0], graph) for graph in (*graphs, *absent)]
+        absent = layout.widest[len(graphs) :]  # their segments have no work
+        layout.twins = [matching_values(layout.widest[0], graph) for graph in (*graphs, *absent)]
         layout.weights, layout.live = weights, ()
         pairs = [pair for copies in layout.copies for pair in copies()]
         if layout.cleared:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Value, map_structure
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.cuda_graphs import LaunchRecorder
 from pruneopt.passes.lowering.lower_evaluation import LoweredEvaluation
 from pruneopt.passes.lowering.prepared import Prepared
 
@@ -22,7 +22,7 @@ class PreparedEvaluation:
     asked.
 
     Args:
-        rooms: of every candidate that runs at the same time, the widest that comes: the whole
+        widest: of every candidate that runs at the same time, the widest that comes: the whole
             network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
@@ -32,16 +32,18 @@ class PreparedEvaluation:
     """
 
     def __init__(
-        self, rooms: Sequence[LoweredEvaluation], backend: Backend, capture: Capture | None = None
+        self,
+        widest: Sequence[LoweredEvaluation],
+        backend: Backend,
+        capture: LaunchRecorder | None = None,
     ) -> None:
-        self.launches = Prepared([item.graph for item in rooms], backend, capture)
+        self.launches = Prepared([item.graph for item in widest], backend, capture)
         self._weights: tuple[Mapping[str, Tensor], ...] = ()
 
     def load(
         self, lowered: Sequence[LoweredEvaluation], weights: Sequence[Mapping[str, Tensor]]
     ) -> None:
-        """Take candidates in, at most as many as there are rooms: from folded graphs, and weights
-        of these by name."""
+        """Take in candidates, at most as many as were laid out: folded graphs, weights by name."""
         self._weights = tuple(weights)
         self.launches.load([item.graph for item in lowered], weights)
 
@@ -54,9 +56,9 @@ class PreparedEvaluation:
             inputs: `[images, ...]` of networks with one input.
         """
         program = self.launches.run([inputs])
-        outputs = program.layout.rooms[0].outputs
+        outputs = program.layout.widest[0].outputs
         parts = program.read(
-            value for value in program.layout.rooms[0].output_values if not value.is_weight
+            value for value in program.layout.widest[0].output_values if not value.is_weight
         )
 
         def output(candidate: int) -> Any:

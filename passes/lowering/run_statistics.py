@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.passes.analysis.ops.batch_norm import RunningNorm
 from pruneopt.passes.lowering.backends import Backend
-from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.cuda_graphs import LaunchRecorder
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics
 from pruneopt.passes.lowering.prepared import Prepared
 
@@ -33,7 +33,7 @@ class PreparedStatistics:
     as often as asked.
 
     Args:
-        rooms: of every candidate that runs at the same time, the widest that comes: the whole
+        widest: of every candidate that runs at the same time, the widest that comes: the whole
             network's, say.
         backend: what runs the fused operations.
         capture: what records launches (`capture.CudaGraphs`); None starts each by itself.
@@ -43,16 +43,18 @@ class PreparedStatistics:
     """
 
     def __init__(
-        self, rooms: Sequence[LoweredStatistics], backend: Backend, capture: Capture | None = None
+        self,
+        widest: Sequence[LoweredStatistics],
+        backend: Backend,
+        capture: LaunchRecorder | None = None,
     ) -> None:
-        self.launches = Prepared([item.graph for item in rooms], backend, capture)
+        self.launches = Prepared([item.graph for item in widest], backend, capture)
         self._lowered: tuple[LoweredStatistics, ...] = ()
 
     def load(
         self, lowered: Sequence[LoweredStatistics], weights: Sequence[Mapping[str, Tensor]]
     ) -> None:
-        """Take candidates in, at most as many as there are rooms: their lowered passes, and their
-        weights by name."""
+        """Take in candidates, at most as many as were laid out: lowered passes, weights by name."""
         self._lowered = tuple(lowered)
         self.launches.load([item.graph for item in lowered], weights)
 
@@ -68,7 +70,7 @@ class PreparedStatistics:
             ``result[candidate][batch][norm]``.
         """
         program = self.launches.run(batches)
-        outputs = program.layout.rooms[0].output_values
+        outputs = program.layout.widest[0].output_values
         parts = program.read(outputs)
         found: list[list[list[BatchStatistics]]] = [[[] for _ in batches] for _ in self._lowered]
         for number, (mean, variance) in enumerate(zip(outputs[::2], outputs[1::2], strict=True)):

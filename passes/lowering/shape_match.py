@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pruneopt.ir.graph import Graph, Op, Value
 
-__all__ = ["depthwise", "misfit", "same_calls", "twins_of", "width_of"]
+__all__ = ["depthwise", "matching_values", "same_calls", "why_not_reusable", "width_of"]
 
 
 def same_calls(one: Graph, other: Graph) -> bool:
@@ -15,7 +15,7 @@ def same_calls(one: Graph, other: Graph) -> bool:
     return [op.target for op in one.ops] == [op.target for op in other.ops]
 
 
-def twins_of(first: Graph, graph: Graph) -> dict[Value, Value]:
+def matching_values(first: Graph, graph: Graph) -> dict[Value, Value]:
     """Return the inputs and results of a graph by those of another that makes the same calls."""
     return dict(zip(_values(first), _values(graph), strict=True))
 
@@ -33,22 +33,22 @@ def depthwise(op: Op) -> bool:
     return bool(op.attrs["groups"] == n_in == n_out)
 
 
-def misfit(room: Graph, graph: Graph) -> str | None:
-    """Return why a candidate cannot run where a room was laid out; None where it can.
+def why_not_reusable(widest: Graph, graph: Graph) -> str | None:
+    """Return why a candidate cannot run in the buffers of the widest; None where it can.
 
     It makes the same calls, and no value of it is wider. A convolution's number of groups is part
     of its kernel: it is the same, unless both are depthwise.
     """
-    if not same_calls(room, graph):
+    if not same_calls(widest, graph):
         return "it makes other calls"
-    for wide, own in zip(_values(room), _values(graph), strict=True):
+    for wide, own in zip(_values(widest), _values(graph), strict=True):
         one, other = wide.type.shape(1), own.type.shape(1)
         fits = len(one) == len(other) and all(
             left >= right for left, right in zip(one, other, strict=True)
         )
         if not fits or (len(one) == 4 and one[2:] != other[2:]):
             return f"{own.name} is {list(other)}, and there is room for {list(one)}"
-    for first, second in zip(room.ops, graph.ops, strict=True):
+    for first, second in zip(widest.ops, graph.ops, strict=True):
         if first.base in ("pruneopt.conv_statistics", "pruneopt.conv_output"):
             given = first.attrs["groups"], second.attrs["groups"]
             if given[0] != given[1] and not (depthwise(first) and depthwise(second)):

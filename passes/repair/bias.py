@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pruneopt.ir.graph import Op
 from pruneopt.ir.interpreter import Interpreter
-from pruneopt.passes.repair.layers import Home, Site, add_constant
-from pruneopt.passes.repair.material import Material
+from pruneopt.passes.repair.context import RepairContext
+from pruneopt.passes.repair.layers import BiasTarget, Site, add_constant
 
 __all__ = ["BiasShift", "fold_means"]
 
@@ -52,41 +52,41 @@ class _Mean:
         return torch.as_tensor(self.total) / self.count
 
 
-def fold_means(material: Material) -> list[BiasShift]:
-    """Fold the mean contribution of removed channels into the layers of ``material.cut``."""
-    sites = [site for site in material.sites if material.removed(site.old.value(site.x))]
-    means = _measure(material, [site for site in sites if not _is_batched(material, site)])
-    homes: dict[Home, tuple[list[Site], _Mean]] = {}
+def fold_means(context: RepairContext) -> list[BiasShift]:
+    """Fold the mean contribution of removed channels into the layers of ``context.cut``."""
+    sites = [site for site in context.sites if context.removed(site.old.value(site.x))]
+    means = _measure(context, [site for site in sites if not _is_batched(context, site)])
+    targets: dict[BiasTarget, tuple[list[Site], _Mean]] = {}
     for site in means:
         if not bool(means[site].value.any()):
             continue  # depthwise: what reads a removed channel is removed with it
-        home = material.home_of(site)
-        if isinstance(home, str):
-            material.leave(site.name, home)
+        target = context.bias_target_of(site)
+        if isinstance(target, str):
+            context.leave(site.name, target)
             continue
-        calls, mean = homes.setdefault(home, ([], _Mean()))
+        calls, mean = targets.setdefault(target, ([], _Mean()))
         calls.append(site)
         mean.total = mean.total + means[site].total
         mean.count += means[site].count
     folded = []
-    for home, (calls, mean) in homes.items():
-        add_constant(material.cut, home, mean.value)
+    for target, (calls, mean) in targets.items():
+        add_constant(context.cut, target, mean.value)
         folded.append(
-            BiasShift(calls[0].name, float(mean.value.square().mean().sqrt()), home.value.name)
+            BiasShift(calls[0].name, float(mean.value.square().mean().sqrt()), target.value.name)
         )
     return folded
 
 
-def _is_batched(material: Material, site: Site) -> bool:
+def _is_batched(context: RepairContext, site: Site) -> bool:
     values = (site.old.value(site.x), site.old.result)
-    batched = any(material.along_batch(value) for value in values)
+    batched = any(context.along_batch(value) for value in values)
     if batched:
-        material.leave(site.name, "its channels lie along the batch axis")
+        context.leave(site.name, "its channels lie along the batch axis")
     return batched
 
 
 @torch.no_grad()
-def _measure(material: Material, sites: list[Site]) -> dict[Site, _Mean]:
+def _measure(context: RepairContext, sites: list[Site]) -> dict[Site, _Mean]:
     """Return the mean contribution of removed channels to the kept outputs of every layer."""
     means = {site: _Mean() for site in sites}
     of = {site.old: site for site in sites}
@@ -98,16 +98,16 @@ def _measure(material: Material, sites: list[Site]) -> dict[Site, _Mean]:
         given = list(operands)
         x = given[site.x]
         stays = torch.ones((), dtype=torch.bool, device=x.device)
-        for part in material.removed(op.value(site.x)):
+        for part in context.removed(op.value(site.x)):
             stays = stays & part.to(x.device)
         operands[site.x] = torch.where(stays, torch.zeros((), dtype=x.dtype, device=x.device), x)
         if site.bias is not None and given[site.bias] is not None:
             operands[site.bias] = torch.zeros_like(given[site.bias])
-        means[site].add(material.keep(op.result, compute()), site.out_axis)
+        means[site].add(context.keep(op.result, compute()), site.out_axis)
         operands[:] = given
 
-    network = Interpreter(material.original, contribution)
-    for number, inputs in enumerate(material.batches(), 1):
-        network.run(material.weights, inputs)
-        material.progress("measuring removed channels", number)
+    network = Interpreter(context.original, contribution)
+    for number, inputs in enumerate(context.batches(), 1):
+        network.run(context.weights, inputs)
+        context.progress("measuring removed channels", number)
     return means

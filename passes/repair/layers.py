@@ -24,7 +24,15 @@ from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.analysis.ops.table import has_trait
 
-__all__ = ["Home", "Site", "add_constant", "find_home", "make_bias", "sites_of", "twins"]
+__all__ = [
+    "BiasTarget",
+    "Site",
+    "add_constant",
+    "find_bias_target",
+    "make_bias",
+    "sites_of",
+    "twins",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,8 +116,8 @@ def _site(old: Op, op: Op) -> Site | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """The place of a constant per output channel; equal homes are one place (`value` is
+class BiasTarget:
+    """The place of a constant per output channel; equal targets are one place (`value` is
     compared by identity)."""
 
     kind: Literal["bias", "running mean", "new bias"]
@@ -117,7 +125,7 @@ class Home:
     """The bias, the running mean, or for a new bias the layer's weight."""
 
 
-def find_home(graph: Graph, site: Site) -> Home | str:
+def find_bias_target(graph: Graph, site: Site) -> BiasTarget | str:
     """Return where a constant can be added to the outputs of a layer of ``graph``; a string says
     why it cannot.
 
@@ -129,7 +137,7 @@ def find_home(graph: Graph, site: Site) -> Home | str:
         and _is_bias(site, own)
         and _all_of(own, site.weight, lambda user: user)
     ):
-        return Home("bias", own)
+        return BiasTarget("bias", own)
     follower = _only_reader(graph, site.op.result)
     if (
         follower is not None
@@ -142,7 +150,7 @@ def find_home(graph: Graph, site: Site) -> Home | str:
                 "the batch norm behind it takes the mean of each batch, which removes any constant"
             )
         if site.out_axis == 1 and mean is not None and _all_of(mean, site.weight, _before):
-            return Home("running mean", mean)
+            return BiasTarget("running mean", mean)
     if (
         follower is not None
         and has_trait(follower, Trait.ADD)
@@ -154,11 +162,11 @@ def find_home(graph: Graph, site: Site) -> Home | str:
             and _is_per_channel(site, added)
             and _all_of(added, site.weight, _before)
         ):
-            return Home("bias", added)
+            return BiasTarget("bias", added)
     if site.bias is not None and own is None:
-        return Home("new bias", site.weight)
+        return BiasTarget("new bias", site.weight)
     if own is None and site.out_axis == site.op.result.type.rank - 1 and site.weight.type.rank == 2:
-        return Home("new bias", site.weight)
+        return BiasTarget("new bias", site.weight)
     return "it has no bias of its own, and none can be added"
 
 
@@ -212,7 +220,7 @@ def _all_of(value: Value, weight: Value, layer_of: Callable[[Op], Op | None]) ->
     return True
 
 
-def make_bias(graph: Graph, sites: Sequence[Site]) -> Home:
+def make_bias(graph: Graph, sites: Sequence[Site]) -> BiasTarget:
     """Give the calls of one layer a bias of zeros, named after the weight (``fc.weight``,
     ``fc.bias``).
 
@@ -229,7 +237,7 @@ def make_bias(graph: Graph, sites: Sequence[Site]) -> Home:
             graph.set_operand(site.op, site.bias, bias)
         else:
             _add_behind(graph, site.op, bias)
-    return Home("bias", bias)
+    return BiasTarget("bias", bias)
 
 
 def _bias_name(graph: Graph, weight: str) -> tuple[str, Iterator[str]]:
@@ -266,15 +274,14 @@ def _add_behind(graph: Graph, op: Op, bias: Value) -> None:
     graph.replace_uses(result, made.result, lambda user: user is not made)
 
 
-def add_constant(graph: Graph, home: Home, shift: Tensor) -> Tensor:
-    """Add a constant to the outputs of the layers at a home; returns what it became in the home's
-    dtype.
+def add_constant(graph: Graph, target: BiasTarget, shift: Tensor) -> Tensor:
+    """Add a constant to the outputs of a target's layers; return what it became in their dtype.
 
     ``shift`` is float64, one number per output channel.
     """
-    sign = -1 if home.kind == "running mean" else 1
-    old = graph.weights[home.value.name]
+    sign = -1 if target.kind == "running mean" else 1
+    old = graph.weights[target.value.name]
     # A new tensor: others may hold the old one.
     new = (old.double() + sign * shift.to(old.device).reshape(old.shape)).to(old.dtype)
-    graph.weights[home.value.name] = new
+    graph.weights[target.value.name] = new
     return sign * (new.double() - old.double()).reshape(-1)

@@ -21,8 +21,8 @@ from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State, without_data
 from pruneopt.passes.repair.bias import BiasShift, fold_means
+from pruneopt.passes.repair.context import Batching, Left, RepairContext
 from pruneopt.passes.repair.lstsq import Fit, LayerFit, fit_layers
-from pruneopt.passes.repair.material import Batching, Left, Material
 from pruneopt.passes.transform.recalibrate import recalibrate_on
 
 __all__ = ["METHODS", "Repair", "RepairReport"]
@@ -142,22 +142,22 @@ class Repair(Pass):
         return count > 0
 
     def _change_weights(self, state: State, batches: Batching) -> bool:
-        material = Material.of(state, batches)
-        material.leave_others()
+        context = RepairContext.of(state, batches)
+        context.leave_others()
         layers: list[LayerFit | BiasShift] = []
         if self.method == "bias":
-            layers.extend(fold_means(material))
+            layers.extend(fold_means(context))
         else:
-            layers.extend(fit_layers(material, self._fit(state, batches)))
+            layers.extend(fit_layers(context, self._fit(state, batches)))
         state.records[self.label] = RepairReport(
-            self.method, batches.images, tuple(layers), tuple(material.left), added=material.added
+            self.method, batches.images, tuple(layers), tuple(context.left), added=context.added
         )
-        before, after = state.graph.weights, material.cut.weights
+        before, after = state.graph.weights, context.cut.weights
         written = {name: _back(before.get(name), tensor) for name, tensor in after.items()}
         if all(written[name] is before.get(name) for name in written):
             return False
-        material.cut.weights = written
-        state.graph = material.cut
+        context.cut.weights = written
+        state.graph = context.cut
         return True
 
     def _fit(self, state: State, batches: Batching) -> Fit:

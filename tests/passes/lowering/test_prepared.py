@@ -27,7 +27,7 @@ from pruneopt.kernels.bn_statistics import Averaging
 from pruneopt.passes.evaluation.fresh_statistics import Statistics, fresh_statistics
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
 from pruneopt.passes.lowering.backends import ReferenceKernels, Step
-from pruneopt.passes.lowering.cuda_graphs import Capture
+from pruneopt.passes.lowering.cuda_graphs import LaunchRecorder
 from pruneopt.passes.lowering.lower_evaluation import lower_evaluation
 from pruneopt.passes.lowering.lower_statistics import lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
@@ -208,7 +208,7 @@ def test_several_candidates_at_once() -> None:
         for own, item in zip(found, pair, strict=True):
             same([own], alone(item, given))
     assert len(recorder.recorded) == 2
-    with pytest.raises(InternalError, match="3 candidates for 2 rooms"):
+    with pytest.raises(InternalError, match="3 candidates for the buffers of 2"):
         prepared.load([lowered] * 3, [graph.weights] * 3)
 
 
@@ -218,7 +218,7 @@ def test_evaluation(recording: bool) -> None:
     graph = captured(Small(), 9)
     folded = fold_batch_norms(graph)
     recorder = Recorder()
-    capturing: Capture | None = recorder if recording else None
+    capturing: LaunchRecorder | None = recorder if recording else None
     prepared = PreparedEvaluation([lower_evaluation(folded.graph)], EXACT, capturing)
     kept: list[tuple[Tensor, Tensor]] = []
     for candidate in cut(graph, [0.3, 0.9, 0.05]):

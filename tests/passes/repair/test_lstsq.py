@@ -188,21 +188,21 @@ def test_no_layer_gets_worse_and_the_report_says_the_truth(deep: Callable[..., S
         value.name: op for op in coupling.graph.ops for value in op.inputs if value.name in HOMES
     }
     assert list(calls) == list(HOMES)
-    for fit, (weight, home) in zip(fits, HOMES.items(), strict=True):
+    for fit, (weight, target) in zip(fits, HOMES.items(), strict=True):
         assert isinstance(fit, LayerFit)
         old = calls[weight]
         wanted = gather_kept(full[old], coupling.slots_of(old.result), kept).double()
         errors = []
         for stage in (mixed, after):
-            mixed.update({name: stage[name] for name in (weight, home)})
+            mixed.update({name: stage[name] for name in (weight, target)})
             with torch.no_grad():
                 mine = next(
                     y for op, y in _results(state.graph, mixed, x).items() if _same(op, old)
                 ).double()
-            if home.endswith("running_mean"):
-                mine = mine + (before[home] - mixed[home]).reshape(1, -1, 1, 1)
-            elif home == "w_bias":  # added by an op of its own
-                mine = mine + mixed[home]
+            if target.endswith("running_mean"):
+                mine = mine + (before[target] - mixed[target]).reshape(1, -1, 1, 1)
+            elif target == "w_bias":  # added by an op of its own
+                mine = mine + mixed[target]
             errors.append(float((mine - wanted).norm() / wanted.norm()))
         assert errors[1] < errors[0]
         assert fit.before == pytest.approx(errors[0], rel=1e-4)

@@ -15,7 +15,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.passes.graph_rewrites.folding import fold_batch_norms
-from pruneopt.passes.lowering import lowered_network as kept
+from pruneopt.passes.lowering import lowered_network
 from pruneopt.passes.lowering.backends import ReferenceKernels
 from pruneopt.passes.lowering.lower_statistics import LoweredStatistics, lower_statistics
 from pruneopt.passes.lowering.prepared import image_bytes
@@ -41,8 +41,8 @@ def test_candidates_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
         lowered.append(own)
         return lower_statistics(own)
 
-    monkeypatch.setattr(kept, "lower_statistics", noted)
-    found = kept.Kept(graph, folded.graph, 3, EXACT, memory)
+    monkeypatch.setattr(lowered_network, "lower_statistics", noted)
+    found = lowered_network.LoweredNetworkCache(graph, folded.graph, 3, EXACT, memory)
     assert str(found) == ""
     some, given = cut(graph, [0.3, 0.9, 0.05]), batches(9, 4, 4, 4, 3)
     for racing, part in ((some, given[:1]), (some, given[1:]), (some[1:], given)):

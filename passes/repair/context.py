@@ -1,4 +1,4 @@
-"""The material of every repair: both networks, what was removed between them, and batches of inputs
+"""The context of every repair: both networks, what was removed between them, and batches of inputs
 without labels."""
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pruneopt.passes.analysis.ops.layers import layer_weight
 from pruneopt.passes.analysis.ops.table import has_trait
 from pruneopt.passes.graph_rewrites.slice import slice_weights
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.repair.layers import Home, Site, find_home, make_bias, sites_of
+from pruneopt.passes.repair.layers import BiasTarget, Site, find_bias_target, make_bias, sites_of
 from pruneopt.progress import Progress
 
-__all__ = ["Batching", "Left", "Material"]
+__all__ = ["Batching", "Left", "RepairContext"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Batching:
 
 
 @dataclass
-class Material:
+class RepairContext:
     """One repair's view of a state. ``cut`` is a copy to work on, with its weights on the device.
 
     Attributes:
@@ -108,7 +108,7 @@ class Material:
     added: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: State, batches: Batching) -> Material:
+    def of(cls, state: State, batches: Batching) -> RepairContext:
         """Raise `UserError` for a graph whose ops are no longer those of the cut."""
         assert state.uncut is not None
         coupling, cut = state.need_coupling(), state.graph.copy()
@@ -184,16 +184,16 @@ class Material:
                     "its weight is computed, or in a product of another form",
                 )
 
-    def home_of(self, site: Site) -> Home | str:
+    def bias_target_of(self, site: Site) -> BiasTarget | str:
         """Return where a constant goes, with a bias made where there is none; a string where there
         can be none.
 
         A new bias must cost nothing in the units that a budget limits.
         """
-        home = find_home(self.cut, site)
-        if isinstance(home, str) or home.kind != "new bias":
-            return home
-        mine = [other for other in self.sites if find_home(self.cut, other) == home]
+        target = find_bias_target(self.cut, site)
+        if isinstance(target, str) or target.kind != "new bias":
+            return target
+        mine = [other for other in self.sites if find_bias_target(self.cut, other) == target]
         trial = self.cut.copy()
         twin = dict(zip(self.cut.ops, trial.ops, strict=True))
         values = dict(zip(self.cut.params.values(), trial.params.values(), strict=True))

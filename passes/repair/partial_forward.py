@@ -19,7 +19,7 @@ Batches = Callable[[], Iterable[Tensor]]
 """Gives the same batches of inputs every time it is called."""
 
 
-class _Walk:
+class _PartialForward:
     """One batch on its way through a network: runs as far as it is asked to, and keeps what will be
     asked for."""
 
@@ -80,7 +80,7 @@ class LockStep:
         self._left = Interpreter(original)
         self._right = Interpreter(cut, self._with_live_weights)
         self._place = {op: index for graph in (original, cut) for index, op in enumerate(graph.ops)}
-        self._walks: list[tuple[_Walk, _Walk]] | None = None
+        self._walks: list[tuple[_PartialForward, _PartialForward]] | None = None
 
     def at(self, site: Site) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Batch by batch: the number of images, what the cut layer reads, and what the original
@@ -89,7 +89,7 @@ class LockStep:
         The layer of the cut network has not run yet: it will run with the weights it has by then.
         """
         if not self._keep:
-            walks: Iterable[tuple[_Walk, _Walk]] = self._started([site])
+            walks: Iterable[tuple[_PartialForward, _PartialForward]] = self._started([site])
         else:
             if self._walks is None:
                 self._walks = list(self._started(self._sites))
@@ -104,12 +104,12 @@ class LockStep:
         """Begin anew with the weights as they are now."""
         self._walks = None
 
-    def _started(self, sites: Sequence[Site]) -> Iterator[tuple[_Walk, _Walk]]:
+    def _started(self, sites: Sequence[Site]) -> Iterator[tuple[_PartialForward, _PartialForward]]:
         targets = Counter(site.old.result for site in sites)
         reads = Counter(_activation(site) for site in sites)
         for inputs in self._batches():
-            left = _Walk(self._left, self._weights, inputs, targets)
-            yield left, _Walk(self._right, self._live, inputs, reads)
+            left = _PartialForward(self._left, self._weights, inputs, targets)
+            yield left, _PartialForward(self._right, self._live, inputs, reads)
 
     def _with_live_weights(self, op: Op, operands: list[Any], compute: Callable[[], Any]) -> Any:
         """Return the interpreter reads weights when a walk starts; layers change while walks stand
