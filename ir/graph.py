@@ -197,6 +197,9 @@ class Graph:
         """Why capture exported the network instead of recording it, which is faster; None where it
         was recorded, or not captured at all. No part of text and equality, as the notes."""
         self.weights: dict[str, Tensor] = {}
+        self.without_grad: frozenset[str] = frozenset()
+        """Parameters that did not require gradients when they were captured. No part of text and
+        equality."""
         self.aliases: dict[str, str] = {}
         """State-dict names that share the tensor of another name (tied weights): alias -> name."""
         self._ops: dict[Op, None] = {}
@@ -396,6 +399,7 @@ class Graph:
         new = Graph(self.name)
         new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
         new.aliases, new.exported_because = dict(self.aliases), self.exported_because
+        new.without_grad = self.without_grad
         twin: dict[Value, Value] = {}
         for value in self.inputs:
             twin[value] = new.add_input(value.name, value.type)

@@ -43,10 +43,15 @@ class Result:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The network as a plain `nn.Module`, in evaluation mode, that runs without pruneopt."""
+        """The network as a plain `nn.Module`, in evaluation mode.
+
+        It keeps ``requires_grad``, and can be trained, cast, copied and pickled. A pickle of it
+        carries the module's source, which loading executes, so load only your own; it needs
+        pruneopt. A bundle's ``model.py`` and ``weights.safetensors`` do without.
+        """
         from pruneopt.ir.codegen.module import build_module
 
-        return build_module(self.graph, self.graph.weights)
+        return build_module(self.graph, self.graph.weights, keep_frozen=True)
 
     def apply_(
         self,

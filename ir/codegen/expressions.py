@@ -36,6 +36,10 @@ class Scope:
     device: str
     weights: Mapping[str, str]
     """The Python text of every weight by name."""
+    own: Keyword | None = None
+    """The floating type that the network was captured in; None without one."""
+    dtype: str = ""
+    """The Python text in its place, so that a module computes in the type that it is cast to."""
     prelude: list[str] = field(default_factory=list)
 
     def operand(self, operand: Operand) -> str:
@@ -47,6 +51,11 @@ class Scope:
         return attr_text(operand, self.device)
 
 
+@dataclass(frozen=True, slots=True)
+class _OwnType(Keyword):
+    """The type of the network as an attribute; ``name`` is its Python text."""
+
+
 def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
     """Return an attribute as Python text."""
     if isinstance(attr, BatchSize):
@@ -56,6 +65,8 @@ def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
         return (
             brackets[0] + inner + ("," if len(attr) == 1 and brackets == "()" else "") + brackets[1]
         )
+    if isinstance(attr, _OwnType):
+        return attr.name
     if isinstance(attr, Keyword):
         if attr.name in DTYPES:
             return str(DTYPES[attr.name])
@@ -110,6 +121,8 @@ SQUARE = frozenset(
 FUNCTION_STYLE = frozenset({"addmm", "baddbmm", "addcmul", "addcdiv", "lerp"})
 DISPATCHED = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
 RENAMED = {"log_sigmoid": "logsigmoid"}
+PLACES = frozenset({"arange", "linspace", "logspace", "range"})
+WHOLE = frozenset({"bool", "u8", "i8", "i16", "i32", "i64"})
 # Deprecated names, and names under which torch.nn.functional means something else than the op.
 NOT_FUNCTIONAL = frozenset(
     {"sigmoid", "tanh", "normalize", "embedding_bag", "instance_norm", "unfold"}
@@ -122,6 +135,27 @@ def _all_given(op: Op) -> Given:
         (a, next(operands) if a.is_tensor else op.attrs[a.name])
         for a in signature(op.target).arguments
     ]
+
+
+def _given(op: Op, scope: Scope) -> Given:
+    """Return the arguments of an op, with the network's own type written as what it is cast to."""
+    given = _all_given(op)
+    if scope.own not in op.attrs.values() or not _follows(op):
+        return given
+    own = _OwnType(scope.dtype)
+    return [(argument, own if value == scope.own else value) for argument, value in given]
+
+
+def _follows(op: Op) -> bool:
+    """Tell whether the floating type that an op names changes when its network is cast.
+
+    Not where places are counted: in half precision they would be other numbers without a word.
+    """
+    source: Op | None = op
+    while source is not None and source.base not in PLACES:
+        first = next(source.inputs, None)
+        source = first.producer if first is not None and first.type.dtype in WHOLE else None
+    return source is None
 
 
 def _is_default(argument: Argument, value: Any) -> bool:
@@ -157,7 +191,7 @@ def _argument_text(argument: Argument, value: Any, scope: Scope, lists: bool) ->
 
 
 def _by_schema(op: Op, scope: Scope) -> str:
-    given = _all_given(op)
+    given = _given(op, scope)
     if any(
         argument.is_tensor and isinstance(value, tuple) and None in value
         for argument, value in given
@@ -407,7 +441,7 @@ def _convert(op: Op, scope: Scope) -> str | None:
     if len(op.operands) != 1:
         return None
     words = []
-    for argument, value in _all_given(op)[1:]:
+    for argument, value in _given(op, scope)[1:]:
         left_out = (
             value is None
             or argument.name in ("layout", "pin_memory")
@@ -426,6 +460,11 @@ def _reshape(op: Op, scope: Scope) -> str:
         ", ".join(map(attr_text, sizes)) if isinstance(sizes, tuple) and sizes else attr_text(sizes)
     )
     return f"{_operand(op, scope, 0)}.reshape({text})"
+
+
+def _copy(op: Op, scope: Scope) -> str:
+    """Write a copy in place, on a clone: the op itself has no derivative."""
+    return f"{_operand(op, scope, 0)}.clone().copy_({_operand(op, scope, 1)})"
 
 
 def _clone(op: Op, scope: Scope) -> str:
@@ -456,4 +495,5 @@ SPECIAL: dict[str, Callable[[Op, Scope], str | None]] = {
     "aten._to_copy.default": _convert,
     "aten._unsafe_view.default": _reshape,
     "aten.lift_fresh_copy.default": _clone,
+    "aten.copy.default": _copy,
 }

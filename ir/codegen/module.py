@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,21 @@ from pruneopt.ir.codegen.layers import FROZEN, LayerCall, find_layers
 from pruneopt.ir.codegen.line_wrap import wrap
 from pruneopt.ir.codegen.module_tree import ModuleTree, is_plain_name
 from pruneopt.ir.graph import Graph, Op, Structure, Value
-from pruneopt.ir.types import BatchSize
+from pruneopt.ir.types import BatchSize, Keyword
 
 __all__ = ["build_module", "generate_source"]
 
+FLOATING = ("f32", "f64", "f16", "bf16")
 RESERVED = frozenset({"self", "torch", "nn", "F", "n", *dir(builtins)})
 
 
-def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
+def generate_source(
+    graph: Graph, *, class_name: str | None = None, keep_frozen: bool = True
+) -> str:
     """Return the source of a module that computes the graph.
 
-    It is one class, named ``class_name`` or after the graph.
+    It is one class, named ``class_name`` or after the graph. With ``keep_frozen``, what required no
+    gradient when the graph was captured requires none.
     """
     name = class_name or _class_name(graph.name)
     if not is_plain_name(name) or name in RESERVED:
@@ -49,6 +54,7 @@ def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
         f"class {name}({tree.base}):",
         "    def __init__(self) -> None:",
         *(wrap(line, 8) for line in tree.lines()),
+        *(wrap(line, 8) for line in (tree.frozen_lines() if keep_frozen else ())),
         "",
         *_forward(graph, tree, calls),
     ]
@@ -70,29 +76,74 @@ def generate_source(graph: Graph, *, class_name: str | None = None) -> str:
     return "\n".join([*head, "from torch import nn", "", "", text]) + "\n"
 
 
-def build_module(graph: Graph, weights: Mapping[str, Tensor]) -> nn.Module:
+def build_module(
+    graph: Graph, weights: Mapping[str, Tensor], *, keep_frozen: bool = False
+) -> nn.Module:
     """Return the module that the generated source defines, in evaluation mode.
 
-    It holds a copy of the weights.
+    It holds a copy of the weights, of which every floating one requires gradients, or with
+    ``keep_frozen`` those that did when the graph was captured.
 
     ``weights`` maps every parameter, buffer and constant of the graph to its tensor. The random
     state stays as it was.
     """
     name = _class_name(graph.name)
-    source = generate_source(graph)
-    file = f"<pruneopt {name} {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
-    namespace: dict[str, Any] = {"__name__": "pruneopt_generated"}
-    # Tracebacks and debuggers find the lines here.
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    kind = _defined(generate_source(graph, keep_frozen=keep_frozen), name)
+    namespace: dict[str, Any] = kind.__init__.__globals__
     with _Blank(), torch.random.fork_rng(devices=[]):
-        exec(compile(source, file, "exec"), namespace)
         # Layers would fill their weights with random numbers, only to have them replaced.
         namespace["nn"] = _blank_layers
-        module = namespace[name]()
-        namespace["nn"] = nn
-    if not isinstance(module, nn.Module):
-        raise InternalError(f"the source of {graph.name} defines no module {name}")
+        try:
+            module = kind()
+        finally:
+            namespace["nn"] = nn
     return _load(module, graph, weights).eval()
+
+
+# Classes
+
+
+def _defined(source: str, name: str) -> type[nn.Module]:
+    """Return the class of a name that the source defines: the living one, if there is one.
+
+    Python finds the classes of pickled objects by import, which these have no place for. So their
+    modules are pickled with the source, and loading them executes it, as loading any pickle
+    executes what it names. `copy.deepcopy` goes the same way.
+    """
+    if (source, name) not in _classes:
+        file = f"<pruneopt {name} {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
+        # Tracebacks and debuggers find the lines here.
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        namespace: dict[str, Any] = {"__name__": "pruneopt_generated"}
+        exec(compile(source, file, "exec"), namespace)
+        for key, kind in namespace.items():
+            if isinstance(kind, type) and kind.__module__ == namespace["__name__"]:
+                _classes[source, key] = kind
+                setattr(kind, "__reduce_ex__", _reduction(source, kind))  # noqa: B010  of another type
+        found = namespace[name]  # held until it is returned
+        return cast("type[nn.Module]", found)
+    return _classes[source, name]
+
+
+_classes: WeakValueDictionary[tuple[str, str], type[nn.Module]] = WeakValueDictionary()
+"""The generated classes in use, by source and name."""
+
+
+def _reduction(source: str, kind: type[nn.Module]) -> Callable[[nn.Module, Any], Any]:
+    """Return the ``__reduce_ex__`` of a generated class; classes derived from it keep their own."""
+
+    def reduce(module: nn.Module, protocol: Any) -> Any:
+        if type(module) is not kind:
+            return nn.Module.__reduce_ex__(module, protocol)
+        return _blank_module, (source, kind.__name__), module.__dict__
+
+    return reduce
+
+
+def _blank_module(source: str, name: str) -> nn.Module:
+    """Return a module of a generated class with nothing in it, for its state to be put back."""
+    kind = _defined(source, name)
+    return kind.__new__(kind)
 
 
 class _Blank(TorchFunctionMode):
@@ -225,7 +276,16 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
     yield from _fixed_batch(graph, inputs)
     if _needs_batch_size(graph):
         yield f"        n = {_batch_source(graph, text)}"
-    scope = Scope(text, f"{inputs[0]}.device" if inputs else '"cpu"', weights)
+    own = next(
+        (v for v in (*graph.inputs, *graph.params.values()) if v.type.dtype in FLOATING), None
+    )
+    scope = Scope(
+        text,
+        f"{inputs[0]}.device" if inputs else '"cpu"',
+        weights,
+        None if own is None else Keyword(own.type.dtype),
+        "" if own is None else f"{text[own]}.dtype",
+    )
     first = True
     for block, ops in groupby(graph.ops, _blocks(graph)):
         if block:

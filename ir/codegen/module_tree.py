@@ -108,6 +108,19 @@ class ModuleTree:
                 ties += self._tie(alias, self.path(name))
         return [f"super().__init__({children}", *self._fill(self.root, "self", ""), *ties]
 
+    def frozen_lines(self) -> Iterator[str]:
+        """Return the lines that take the gradients from the weights that were captured without.
+
+        There is one for the largest module whose weights are all among them.
+        """
+        params = self.graph.params
+        names = {**{name: name for name in params}, **self.graph.aliases}
+        held = {alias: name for alias, name in names.items() if params[name].kind == "param"}
+        frozen = [alias for alias, name in held.items() if name in self.graph.without_grad]
+        trained = {path for alias in held.keys() - set(frozen) for path in _above(alias)}
+        whole = [next((p for p in _above(alias) if p not in trained), alias) for alias in frozen]
+        yield from (f"{self.path(path)}.requires_grad_(False)" for path in dict.fromkeys(whole))
+
     # Building
 
     def _fill(self, node: _Node, text: str, prefix: str) -> Iterator[str]:
@@ -165,6 +178,12 @@ class ModuleTree:
         for part in name.split(".") if name else ():
             node = node.children[part]
         return node
+
+
+def _above(name: str) -> list[str]:
+    """Return the modules that a weight lies in, from the outside in."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
 def _member(text: str, kind: str, part: str) -> str:

@@ -136,6 +136,8 @@ class ProgramReader:
             if first not in self.graph.params:
                 self.graph.add_param(first, self._type(node.meta["val"]), kind)
                 self.graph.weights[first] = tensors[target].detach()
+                if kind == "param" and not tensors[target].requires_grad:
+                    self.graph.without_grad |= {first}
             self.env[node] = self.graph.params[first]
 
     def _declare_input(self, node: torch.fx.Node) -> None:

@@ -91,6 +91,8 @@ class RecordedReader(RecordedValues):
                         name, TensorType(_dtype(tensor.dtype), tuple(tensor.shape)), kind
                     )
                     self.graph.weights[name] = tensor.detach()
+                    if kind == "param" and not tensor.requires_grad:
+                        self.graph.without_grad |= {name}
                 self._bind(Ref(name), self.graph.params[own])
 
     # Three runs as one
