@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruneopt.errors import InternalError, UserError, VerificationError
+from pruneopt.ir.finite import check_weights
 from pruneopt.ir.text.printer import print_graph
 from pruneopt.ir.verifier import verify_graph
 from pruneopt.passes.analysis.channels.constraints import Constraints, MaxRatios, Ties, Widths
@@ -101,6 +102,7 @@ class PassManager:
             progress=progress,
             run_dir=None if run_dir is None else Path(run_dir),
         )
+        check_weights(state.graph)
         if self._verify_ir:
             verify_graph(state.graph)
         for index, step in enumerate(self.passes, 1):

@@ -110,7 +110,8 @@ def _defined(source: str, name: str) -> type[nn.Module]:
     modules are pickled with the source, and loading them executes it, as loading any pickle
     executes what it names. `copy.deepcopy` goes the same way.
     """
-    if (source, name) not in _classes:
+    found = _classes.get((source, name))
+    if found is None:
         file = f"<pruneopt {name} {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
         # Tracebacks and debuggers find the lines here.
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
@@ -120,9 +121,8 @@ def _defined(source: str, name: str) -> type[nn.Module]:
             if isinstance(kind, type) and kind.__module__ == namespace["__name__"]:
                 _classes[source, key] = kind
                 setattr(kind, "__reduce_ex__", _reduction(source, kind))  # noqa: B010  of another type
-        found = namespace[name]  # held until it is returned
-        return cast("type[nn.Module]", found)
-    return _classes[source, name]
+        found = cast("type[nn.Module]", namespace[name])
+    return found
 
 
 _classes: WeakValueDictionary[tuple[str, str], type[nn.Module]] = WeakValueDictionary()

@@ -11,7 +11,7 @@ channels, so that everything else is still proved, and the report names the op.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import UserError, VerificationError
-from pruneopt.ir.compare import difference
+from pruneopt.ir.compare import examined
+from pruneopt.ir.finite import all_finite, holds_infinity, may_hold_infinity
 from pruneopt.ir.graph import Graph, Op, Operand, Value
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.schema import DTYPES, call, torch_value
@@ -248,11 +249,19 @@ def verify_pruned(
         for note in coupling.notes
         if _pruned_any(coupling, plan, note.groups)
     )
-    weights = perturbed(original, seed)
     reference = MaskedOriginal(original, coupling, plan, pruned)
-    small = slice_weights(coupling, reference.kept, weights)
-    small.update({name: pruned.weights[name] for name in pruned.params if name not in small})
-    proof = _prove(reference, pruned, weights, small, random_inputs(original, seed), EXACT)
+    rows = None
+    if inputs is not None:
+        pairs = zip(original.inputs, inputs, strict=True)
+        rows = [analysis_rows(value, tensor) for value, tensor in pairs]
+    for weights, given in _material(original, rows, seed):
+        small = slice_weights(coupling, reference.kept, weights)
+        small.update({name: pruned.weights[name] for name in pruned.params if name not in small})
+        proof = _prove(reference, pruned, weights, small, given, EXACT)
+        if proof.not_finite is None:
+            break
+    else:
+        raise VerificationError(_not_finite(original, proof))
     if proof.wrong is not None:
         raise VerificationError(
             "the pruned network is not the original with channels removed: it differs by "
@@ -261,12 +270,10 @@ def verify_pruned(
         )
     _check_delivered(original, coupling, reference.kept, pruned)
     single = None
-    if inputs is not None:
-        rows = [
-            analysis_rows(value, tensor)
-            for value, tensor in zip(original.inputs, inputs, strict=True)
-        ]
+    if rows is not None:
         real = _prove(reference, pruned, original.weights, pruned.weights, rows, math.inf)
+        if real.not_finite is not None:
+            raise VerificationError(_not_finite(original, real))
         single = real.error
         if not single <= SINGLE * max(real.scale, 1.0):
             raise VerificationError(
@@ -275,6 +282,33 @@ def verify_pruned(
                 f"(outputs up to {real.scale:.3g}), beyond float32 rounding; nothing is delivered"
             )
     return Verification(proof.error, proof.scale, True, notes, single)
+
+
+def _material(
+    original: Graph, rows: Sequence[Tensor] | None, seed: int
+) -> Iterator[tuple[dict[str, Tensor], Sequence[Tensor]]]:
+    """Yield weights and inputs in float64 to prove a network with, the sharpest first.
+
+    The others are for networks that compute no finite numbers of the ones before: roots of inputs
+    that are never negative, masks that may not be empty.
+    """
+    weights, inputs = perturbed(original, seed), random_inputs(original, seed)
+    above = [tensor.abs() if tensor.is_floating_point() else tensor for tensor in inputs]
+    filled = [
+        [x if x.is_floating_point() else torch.full_like(x, number) for x in above]
+        for number in (0, 1)
+    ]
+    real = [] if rows is None else [[_to_double(tensor.detach().cpu()) for tensor in rows]]
+    plain = {name: _to_double(tensor.detach().cpu()) for name, tensor in original.weights.items()}
+    for held in (weights, plain):
+        yield from ((held, given) for given in (inputs, above, *filled, *real))
+
+
+def _not_finite(original: Graph, proof: _Proof) -> str:
+    return (
+        f"{original.name} computes NaN, or infinity of finite numbers, at {proof.not_finite}: that "
+        "proves nothing; nothing is delivered"
+    )
 
 
 def _check_delivered(original: Graph, coupling: Coupling, kept: np.ndarray, pruned: Graph) -> None:
@@ -369,11 +403,12 @@ def analysis_rows(value: Value, tensor: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class _Proof:
     """Largest error and magnitude of the outputs; ``wrong`` is the first op with an error beyond
-    rounding."""
+    rounding, ``not_finite`` the first one of the original that makes no number."""
 
     error: float
     scale: float
     wrong: str | None
+    not_finite: str | None = None
 
 
 @torch.random.fork_rng(devices=[])
@@ -389,6 +424,11 @@ def _prove(
     """Run the masked original and the pruned network side by side and compare the kept elements of
     every value."""
     outputs = set(reference.coupling.graph.output_values)
+    infinite = {
+        value
+        for name, value in reference.coupling.graph.params.items()
+        if holds_infinity(weights[name])
+    }
     worst = scale = 0.0
     double = _is_double(inputs, small)
     drawn: dict[Op, Tensor] = {}
@@ -427,7 +467,12 @@ def _prove(
                 )
             if has_trait(op, Trait.UNWRITTEN):
                 continue
-            error, size = difference(reference.keep(value, full), tensor)
+            kept = reference.keep(value, full)
+            error, size, finite = examined(kept, tensor)
+            if not finite and not all_finite(kept):
+                infinite.add(value)
+                if kept.isnan().any() or not may_hold_infinity(op, infinite):
+                    return _Proof(error, size, None, str(op))
             if not error <= tolerance * size + TINY:
                 return _Proof(error, size, str(op))
             if value in outputs:

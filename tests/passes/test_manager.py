@@ -13,6 +13,7 @@ from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.text.parser import parse_graph
 from pruneopt.ir.text.printer import print_graph
+from pruneopt.ir.types import TensorType
 from pruneopt.passes.analysis.cost.budget import parse_budget
 from pruneopt.passes.manager import PassManager
 from pruneopt.passes.options.configured import option
@@ -213,3 +214,32 @@ def test_a_folder_that_cannot_be_made(graph: Graph, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):
         PassManager([Probe()], instruments=[DumpDir(tmp_path / "file" / "dump")]).run(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("0.weight", float("nan"), r"0\.weight, read by aten\.conv2d .*, holds 1 NaN or infinite"),
+        ("0.bias", float("inf"), r"0\.bias, .* holds 1 NaN or infinite values of 4"),
+        ("1.running_mean", -float("inf"), r"1\.running_mean, .* holds 1 NaN"),
+        ("1.running_var", float("nan"), r"1\.running_var, .* holds 1 NaN"),
+        ("1.running_var", -1.0, r"1\.running_var, read by aten\.batch_norm .*, holds -1"),
+    ],
+)
+def test_weights_that_make_no_numbers_are_named_before_work_starts(
+    name: str, number: float, words: str
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model.state_dict()[name].view(-1)[0] = number
+    graph = capture(model.eval(), (torch.randn(2, 3, 4, 4),))
+    with pytest.raises(UserError, match=words):
+        PassManager([Probe(act="bug")]).run(graph)
+
+
+def test_a_mask_may_be_infinite_and_a_variance_rounded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model.state_dict()["1.running_var"][0] = -1e-9
+    graph = capture(model.eval(), (torch.randn(2, 3, 4, 4),))
+    value = graph.add_param("mask", TensorType("f32", (2,)), "buffer")
+    graph.weights[value.name] = torch.tensor([0.0, -float("inf")])
+    PassManager([Probe()], verify_ir=False).run(graph)  # no op reads the mask

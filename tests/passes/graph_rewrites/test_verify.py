@@ -3,6 +3,7 @@ names the op."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import Net as NetOf
 from torch import nn
 from torch.nn import functional as F
 
-from pruneopt.errors import PruneoptError, VerificationError
+from pruneopt.errors import PruneoptError, UserError, VerificationError
 from pruneopt.ir.capture.capture import capture
+from pruneopt.ir.finite import check_finite
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.passes.analysis.channels import units
 from pruneopt.passes.analysis.channels.groups import Coupling
@@ -378,3 +381,71 @@ def test_whole_numbers_as_real_input_are_proved_in_single(make_plan: Plans) -> N
     assert proof.max_abs_error < 1e-12
     assert proof.max_abs_error_float32 is not None
     assert proof.max_abs_error_float32 < 1e-5
+
+
+def _line(forward: Callable[..., torch.Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return NetOf(forward, a=nn.Linear(12, 16), b=nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    ("forward", "named"),
+    [
+        (lambda s, x: s.b((s.a(x) - 100).log()), r"aten\.log .*:\d+"),
+        (lambda s, x: s.b(s.a(x) / (s.a(x) * 0)), r"aten\.div.*:\d+"),
+        (lambda s, x: s.b((s.a(x) * 0 + 1e4).exp()), r"aten\.exp .*:\d+"),
+        (lambda s, x: s.b(torch.nan_to_num((s.a(x) - 99).sqrt())), r"aten\.sqrt .*:\d+"),
+        (lambda s, x: s.b(s.a(x)).new_full((2, 5, 4), math.nan) + s.b(s.a(x)), r"aten\.new_full"),
+    ],
+)
+def test_values_that_are_not_finite_prove_nothing(
+    make_plan: Plans, forward: Callable[..., torch.Tensor], named: str
+) -> None:
+    graph, coupling, plan, pruned = prepared(_line(forward), TOKENS, make_plan)
+    with pytest.raises(VerificationError, match=f"computes NaN.*{named}"):
+        verify_pruned(graph, coupling, plan, pruned)
+    with pytest.raises(UserError, match=f"computes .*{named}"):
+        check_finite(graph, graph.weights, [TOKENS])
+
+
+def test_what_overflows_in_float32_only_is_refused_on_real_input(make_plan: Plans) -> None:
+    model = _line(lambda s, x: s.b((s.a(x) * 1e25) * 1e25 * 1e-25 * 1e-25))
+    graph, coupling, plan, pruned = prepared(model, TOKENS, make_plan)
+    assert verify_pruned(graph, coupling, plan, pruned).equivalent
+    with pytest.raises(VerificationError, match=r"infinity of finite numbers, at aten\.mul.*:\d+"):
+        verify_pruned(graph, coupling, plan, pruned, [TOKENS])
+    with pytest.raises(UserError, match=r"beyond what torch\.float32 holds at aten\.mul"):
+        check_finite(graph, graph.weights, [TOKENS])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.b(_attend(s.a(x), torch.full((5, 5), -math.inf).triu(1))),
+        lambda s, x: s.b(_attend(s.a(x), (1 - torch.ones(5, 5).triu(1).long()).log())),
+        lambda s, x: s.b(_attend(s.a(x).abs().sqrt(), torch.zeros(5, 5))),
+        lambda s, x: s.b(s.a(x.abs()).abs().log()),
+        lambda s, x: s.b(x.sqrt().matmul(s.a.weight.t())),
+    ],
+)
+def test_infinities_that_are_written_are_no_failure(
+    make_plan: Plans, forward: Callable[..., torch.Tensor]
+) -> None:
+    """And roots of what is never negative: the proof looks for inputs that the network can take."""
+    graph, coupling, plan, pruned = prepared(_line(forward), TOKENS.abs(), make_plan)
+    assert verify_pruned(graph, coupling, plan, pruned, [TOKENS.abs()]).equivalent
+    check_finite(graph, graph.weights, [TOKENS.abs()])
+
+
+def _attend(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (x @ x.transpose(1, 2) + mask).softmax(-1) @ x
+
+
+def test_a_nan_of_the_pruned_network_alone_is_a_difference(
+    make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, coupling, plan, pruned = prepared(Net(), IMAGE, make_plan)
+    monkeypatch.setattr(verify, "_check_delivered", lambda *_: None)
+    pruned.weights["out.bias"] = torch.full_like(pruned.weights["out.bias"], float("nan"))
+    with pytest.raises(VerificationError, match="by nan on real input"):
+        verify_pruned(graph, coupling, plan, pruned, [IMAGE])
