@@ -25,6 +25,8 @@ from pruneopt.passes.selection.masks import LayerSparsity, sparsity
 from pruneopt.tools.bundle.checks import Check
 
 __all__ = [
+    "EQUIVALENT",
+    "NOT_PROVED",
     "BudgetResult",
     "GroupResult",
     "LatencyResult",
@@ -38,6 +40,7 @@ __all__ = [
     "versions",
 ]
 
+EQUIVALENT, NOT_PROVED = "equivalent", "not proved"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -178,6 +181,17 @@ class Report:
     latency: LatencyResult | None = None
     artefacts: Mapping[str, dict[str, Any]]
 
+    @property
+    def equivalence(self) -> str:
+        """What the proof says of the pruned network, in words."""
+        changed = len(self.verification.notes)
+        if not self.verification.equivalent:
+            return NOT_PROVED
+        if not changed:
+            return EQUIVALENT
+        operations = "1 operation" if changed == 1 else f"{changed} operations"
+        return f"{EQUIVALENT} but for {operations} whose statistic runs over removed channels"
+
     def data(self) -> dict[str, Any]:
         """Return the report as JSON can hold it: ``report.json``."""
         found = {
@@ -185,6 +199,7 @@ class Report:
             for item in dataclasses.fields(self)
             if item.default is dataclasses.MISSING or getattr(self, item.name) is not None
         }
+        found["equivalence"] = self.equivalence
         if self.latency is not None:
             found["latency"] = self.latency.data()
         if self.search is not None:

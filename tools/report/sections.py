@@ -12,7 +12,14 @@ from pruneopt.passes.repair.bias import BiasShift
 from pruneopt.passes.repair.repair import RepairReport
 from pruneopt.passes.selection.masks import MASKS
 from pruneopt.passes.selection.rounding import Rounding
-from pruneopt.tools.report.report import BudgetResult, GroupResult, LatencyResult, Report
+from pruneopt.tools.report.report import (
+    EQUIVALENT,
+    NOT_PROVED,
+    BudgetResult,
+    GroupResult,
+    LatencyResult,
+    Report,
+)
 from pruneopt.tools.report.tables import (
     Bar,
     Section,
@@ -75,19 +82,22 @@ def html_report(report: Report) -> str:
         verdict(report),
         report.notes,
         (line for section in sections(report) for line in section_html(section)),
-        stopped=report.interrupted,
+        stopped=report.interrupted or report.equivalence != EQUIVALENT,
     )
 
 
 def verdict(report: Report) -> str:
-    """Return one line: every budget with what was achieved, and what was checked."""
+    """Return one line: whether the function is the same, every budget with what was achieved, and
+    what was checked."""
     parts = [
         f"{item.text} {'met' if item.met else 'NOT met'} with {_achieved(item, report)}"
         for item in report.budgets
     ]
     checked = ", ".join(item.artefact for item in report.verification.artefacts)
     stopped = "interrupted, the best so far: " if report.interrupted else ""
-    return f"{stopped}{'; '.join([*parts, f'verified, and {checked} loaded back equal'])}"
+    verified = "" if report.equivalence == NOT_PROVED else "verified, and "
+    parts = [report.equivalence, *parts, f"{verified}{checked} loaded back equal"]
+    return f"{stopped}{'; '.join(parts)}"
 
 
 def sections(report: Report) -> Iterator[Section]:

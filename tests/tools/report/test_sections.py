@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from pruneopt.passes.latency.deliver import Delivered
 from pruneopt.passes.regularised.growing import GrowingReport, LayerReport
 from pruneopt.passes.repair.bias import BiasShift
@@ -105,6 +107,7 @@ def test_text() -> None:
         "to 3), and off by at most 2.0e-07 on real input in float32.",
         "Not equivalent by construction in one place, where statistics run over channels; the "
         "reports name them.",
+        "equivalent but for 1 operation whose statistic runs over removed channels; "
         "50%FLOPs met with 0.480 kFLOPs (48.0 % of 1); "
         "10%params NOT met with 30 params (15.0 % of 200) not zero; "
         "verified, and model.py loaded back equal",
@@ -146,6 +149,31 @@ def test_page() -> None:
         assert row in rows
     assert "<p>a &lt; b</p>" in page
     assert "softmax &lt;x&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("equivalent", "notes", "words", "colour"),
+    [
+        (True, (), "equivalent", "verdict"),
+        (
+            True,
+            ("softmax", "mean"),
+            "equivalent but for 2 operations whose statistic runs over removed channels",
+            "verdict stopped",
+        ),
+        (False, (), "not proved", "verdict stopped"),
+        (False, ("softmax",), "not proved", "verdict stopped"),
+    ],
+)
+def test_headline(equivalent: bool, notes: tuple[str, ...], words: str, colour: str) -> None:
+    """On the terminal, on the page and as data; and green for nothing less than equivalent."""
+    proof = replace(REPORT.verification, equivalent=equivalent, notes=notes)
+    report = replace(REPORT, verification=proof)
+    assert report.data()["equivalence"] == words
+    *_, line = report_lines(report)
+    assert line.startswith(f"{words}; 50%FLOPs met")
+    assert ("verified" in line) == equivalent
+    assert f'<p class="{colour}">{words}; ' in html_report(report)
 
 
 def test_json() -> None:
