@@ -19,6 +19,8 @@ from pruneopt.ir.types import Attr, BatchSize, Keyword
 __all__ = [
     "Argument",
     "Signature",
+    "admit",
+    "attr_problem",
     "call",
     "overload",
     "scalar_to_attr",
@@ -80,22 +82,110 @@ class Signature:
         return tuple(a for a in self.arguments if not a.is_tensor)
 
 
+# Those of PyTorch, of torchvision and ours; others only where code of this process names them.
+_NAMESPACES = frozenset({"aten", "prims", "torchvision", "pruneopt"})
+_VALUES = frozenset({"Tensor", "int", "SymInt", "float", "bool", "number", "str", "Device"})
+_ADMITTED: set[str] = set()
+
+
+def admit(target: str) -> None:
+    """Let graphs name an op of another library, because code of this process uses or registers it.
+
+    A graph that is read from a file cannot: it names no op that nobody here has asked for.
+    """
+    _ADMITTED.add(target.rpartition(".")[0])
+
+
 @cache
 def overload(target: str) -> torch._ops.OpOverload[..., Any]:
     """Return the torch overload a target names.
 
-    Raises `UserError` if this torch (or a missing extension) does not have it.
+    Raises `UserError` if this torch (or a missing extension) does not have it, or if it is no pure
+    function of tensors and numbers: a graph holds nothing that writes, or that reaches files,
+    devices, processes or the interpreter.
     """
     try:
         namespace, base, name = target.split(".")
         found: Any = getattr(getattr(getattr(torch.ops, namespace), base), name)
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RuntimeError):
         found = None
     if not isinstance(
         found, torch._ops.OpOverload
     ):  # a name like aten.conv2d.overloads is a method
         raise UserError(f"the op {target} does not exist in torch {torch.__version__}")
+    if namespace not in _NAMESPACES and f"{namespace}.{base}" not in _ADMITTED:
+        raise UserError(
+            f"the op {target} is of another library: import it and call "
+            f"register_op('{namespace}::{base}', ...) before a graph may name it"
+        )
+    reason = _impurity(found._schema)
+    if reason is not None:
+        raise UserError(f"the op {target} {reason}: graphs hold pure functions of tensors only")
     return found
+
+
+def _impurity(schema: Any) -> str | None:
+    """Return in words what keeps an op from being a pure function of tensors, None if it is one."""
+    if schema.is_mutable:
+        return "writes into its operands"
+    taken = [str(argument.type) for argument in schema.arguments]
+    made = [str(result.type) for result in schema.returns]
+    if not any("Tensor" in kind for kind in made) or not {*map(_inner, made)} <= _VALUES:
+        return "gives something else than tensors"
+    # A generator cannot be given in a graph, so an op that may take one takes none.
+    if not {*map(_inner, taken)} <= _VALUES | {"Generator"}:
+        return "takes something else than tensors and numbers"
+    qualified = f"{schema.name}.{schema.overload_name}".removesuffix(".")
+    # TorchScript's own, such as aten::save, are not the dispatcher's: they reach the interpreter.
+    if not torch._C._dispatch_has_kernel(qualified):
+        return "is no function of PyTorch's dispatcher"
+    # Nothing but the name of a file could be meant.
+    if "str" in {*map(_inner, taken)} and not any("Tensor" in kind for kind in taken):
+        return "makes a tensor of a text"
+    return None
+
+
+def _inner(kind: str) -> str:
+    """Return the type inside of ``Optional[...]`` and ``List[...]``."""
+    while kind.endswith("]"):
+        kind = kind.partition("[")[2].removesuffix("]")
+    return kind
+
+
+def attr_problem(argument: Argument, attr: Attr) -> str | None:
+    """Return in words what keeps an attribute from being a value of an argument's type.
+
+    None if nothing does.
+    """
+    kind = argument.type
+    if kind.startswith("Optional["):
+        kind = kind[len("Optional[") : -1]
+    items = attr if isinstance(attr, tuple) and "List[" in kind else (attr,)
+    kind = _inner(kind)
+    for item in items:
+        if not _fits(kind, item):
+            return f"'{argument.name}' is of type {kind}, which {item!r} is not"
+    return None
+
+
+def _fits(kind: str, attr: Attr) -> bool:
+    if attr is None:
+        return True  # left out, or a layout, for which the graph has no word
+    if isinstance(attr, Keyword):
+        words = {"Device": {"device"}, "bool": {"mode"}, "int": {*DTYPES, *MEMORY_FORMATS}}
+        return attr.name in words.get(kind, ())
+    if isinstance(attr, str):
+        return kind == "str"
+    if isinstance(attr, float):
+        return kind in ("float", "number")
+    # A bool is an int to Python; torch takes an int where it says bool.
+    return isinstance(attr, int | BatchSize) and kind in (
+        "int",
+        "SymInt",
+        "float",
+        "number",
+        "bool",
+    )
 
 
 @cache

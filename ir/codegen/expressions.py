@@ -22,7 +22,7 @@ from pruneopt.ir.graph import Op, Operand, Value
 from pruneopt.ir.schema import DTYPES, MEMORY_FORMATS, Argument, overload, signature
 from pruneopt.ir.types import MODE, Attr, BatchSize, Keyword
 
-__all__ = ["Scope", "attr_text", "expression", "quoted", "returns_several"]
+__all__ = ["Scope", "attr_text", "comment", "expression", "quoted", "returns_several"]
 
 
 @dataclass
@@ -81,6 +81,11 @@ def attr_text(attr: Attr, device: str = "None", brackets: str = "()") -> str:
 def quoted(text: str) -> str:
     """Return a text as a Python literal, in double quotes where it needs no escapes."""
     return f'"{text}"' if text.isprintable() and not set(text) & set('"\\') else repr(text)
+
+
+def comment(text: str) -> str:
+    """Return a text as the words of a comment: on one line, whatever it holds."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _batch_text(size: BatchSize) -> str:
@@ -357,7 +362,8 @@ def _dropout(op: Op, scope: Scope) -> str:
 
 def _embedding(op: Op, scope: Scope) -> str:
     weight, indices = _operand(op, scope, 0), _operand(op, scope, 1)
-    options = "" if op.attrs["padding_idx"] == -1 else f", padding_idx={op.attrs['padding_idx']}"
+    index = op.attrs["padding_idx"]
+    options = "" if index == -1 else f", padding_idx={attr_text(index)}"
     for name in ("scale_grad_by_freq", "sparse"):
         options += f", {name}=True" if op.attrs[name] else ""
     return f"F.embedding({indices}, {weight}{options})"
@@ -414,7 +420,7 @@ def _interpolate(op: Op, scope: Scope) -> str | None:
     wanted = f"size={attr_text(size)}" if size is not None else f"scale_factor={attr_text(factors)}"
     text = f'F.interpolate({_operand(op, scope, 0)}, {wanted}, mode="{UPSAMPLE[op.base]}"'
     if "align_corners" in op.attrs:
-        text += f", align_corners={op.attrs['align_corners']}"
+        text += f", align_corners={attr_text(op.attrs['align_corners'])}"
     return text + (", antialias=True)" if op.base.endswith("_aa") else ")")
 
 

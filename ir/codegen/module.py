@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
+from unicodedata import normalize
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,7 +23,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruneopt.errors import InternalError, UserError
-from pruneopt.ir.codegen.expressions import Scope, expression, quoted, returns_several
+from pruneopt.ir.codegen.expressions import (
+    Scope,
+    attr_text,
+    comment,
+    expression,
+    quoted,
+    returns_several,
+)
 from pruneopt.ir.codegen.layers import FROZEN, LayerCall, find_layers
 from pruneopt.ir.codegen.line_wrap import wrap
 from pruneopt.ir.codegen.module_tree import ModuleTree, is_plain_name
@@ -32,7 +40,9 @@ from pruneopt.ir.types import BatchSize, Keyword
 __all__ = ["build_module", "generate_source"]
 
 FLOATING = ("f32", "f64", "f16", "bf16")
-RESERVED = frozenset({"self", "torch", "nn", "F", "n", *dir(builtins)})
+RESERVED = frozenset(
+    {"self", "torch", "nn", "F", "n", *dir(builtins), *(f"{FROZEN}{rank}d" for rank in (1, 2, 3))}
+)
 
 
 def generate_source(
@@ -243,8 +253,14 @@ def _filled(
     return nn.Parameter(copy, blank.requires_grad) if isinstance(blank, nn.Parameter) else copy
 
 
+def _word(text: str) -> str:
+    """Return a text with ``_`` for what no name in Python holds; look-alikes become plain."""
+    plain = normalize("NFKC", text)
+    return "".join(char if f"a{char}".isidentifier() else "_" for char in plain)
+
+
 def _class_name(name: str) -> str:
-    text = re.sub(r"\W", "_", name) or "Network"
+    text = _word(name) or "Network"
     return text if is_plain_name(text) and text not in RESERVED else f"Network{text.lstrip('_')}"
 
 
@@ -289,7 +305,8 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
     first = True
     for block, ops in groupby(graph.ops, _blocks(graph)):
         if block:
-            yield from [f"        # {block}"] if first else ["", f"        # {block}"]
+            title = f"        # {comment(block)}"
+            yield from [title] if first else ["", title]
         first = False
         for op in ops:
             line = _statement(op, calls.get(op), scope, tree)
@@ -330,7 +347,7 @@ def _local_names(graph: Graph) -> dict[Value, str]:
     outputs = set(graph.output_values)
     for value in (*graph.inputs, *(result for op in graph.ops for result in op.results)):
         unread = value.kind == "result" and not value.users and value not in outputs
-        hint = re.sub(r"\W", "_", value.name).strip("_") or "t"
+        hint = _word(value.name).strip("_") or "t"
         hint = hint if is_plain_name(hint) else f"t_{hint}"
         name, number = hint, 1
         # An input keeps its name even if that is a builtin of Python: callers pass it by keyword.
@@ -356,7 +373,7 @@ def _structure_text(structure: Structure, text: Mapping[Value, str]) -> str:
     if isinstance(structure, dict):
         pairs = [f"{quoted(key)}: {_structure_text(item, text)}" for key, item in structure.items()]
         return f"{{{', '.join(pairs)}}}"
-    return repr(structure)
+    return attr_text(structure)
 
 
 def _needs_batch_size(graph: Graph) -> bool:

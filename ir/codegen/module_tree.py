@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from keyword import iskeyword
 from typing import Literal
+from unicodedata import normalize
 
+from torch import nn
+
+from pruneopt.errors import UserError
 from pruneopt.ir.codegen.expressions import quoted
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.ir.schema import DTYPES
@@ -18,7 +22,33 @@ __all__ = ["ModuleTree", "is_plain_name"]
 
 def is_plain_name(name: str) -> bool:
     """Tell whether Python reads ``self.<name>`` inside a class as that very name."""
-    return name.isidentifier() and not iskeyword(name) and not name.startswith("__")
+    # Python reads look-alikes (a ligature, the Kelvin sign) as their plain letters.
+    plain = name.isidentifier() and normalize("NFKC", name) == name
+    return plain and not iskeyword(name) and not name.startswith("__")
+
+
+_OWN = frozenset(dir(nn.Module()))
+
+
+def _refuse_reserved(name: str) -> None:
+    """Raise `UserError` for the name of a weight that no module could hold."""
+    for part in name.split("."):
+        if not part:
+            raise UserError(f"the weight {name!r} cannot be held by a module: a part is empty")
+        if part in _OWN:
+            raise UserError(
+                f"the weight {name!r} cannot be held by a module: torch.nn.Module uses the name "
+                f"{part!r} itself, rename it"
+            )
+
+
+def _refuse_doubles(node: _Node, prefix: str) -> None:
+    """Raise `UserError` where a name is both a weight and a module with weights below."""
+    for name in node.leaves:
+        if name.removeprefix(prefix) in node.children:
+            raise UserError(f"the graph names {name!r} as a weight and as a module that holds some")
+    for part, child in node.children.items():
+        _refuse_doubles(child, f"{prefix}{part}.")
 
 
 @dataclass
@@ -67,6 +97,7 @@ class ModuleTree:
         self.links = _links(graph, layers)
         self.root = _Node()
         for name in (*graph.params, *graph.aliases):
+            _refuse_reserved(name)
             node, parts = self.root, name.split(".")
             for depth, part in enumerate(parts[:-1], 1):
                 path = ".".join(parts[:depth])
@@ -75,6 +106,7 @@ class ModuleTree:
                     break
             else:
                 node.leaves.append(name)
+        _refuse_doubles(self.root, "")
         self._places: dict[str, tuple[str, _Node]] = {"": ("self", self.root)}
 
     def path(self, name: str) -> str:

@@ -8,13 +8,19 @@ float without a JSON spelling ``{"float": "inf"}``; in what the network returns,
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import convert
 
 from pruneopt.errors import PruneoptError, UserError
-from pruneopt.ir.graph import Graph, Operand, Structure, Value
+from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value
+from pruneopt.ir.schema import DTYPES, attr_problem, signature
+from pruneopt.ir.text.sizes import type_problem
 from pruneopt.ir.types import (
     Attr,
     Axis,
@@ -31,6 +37,7 @@ from pruneopt.ir.types import (
 
 __all__ = ["graph_from_dict", "graph_to_dict"]
 
+WeightKind = Literal["param", "buffer", "constant"]
 Data = Any
 """Anything that json.loads returns."""
 
@@ -64,7 +71,11 @@ def graph_from_dict(data: Mapping[str, Data]) -> Graph:
     """
     try:
         return _read_graph(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except RecursionError as error:
+        raise UserError(
+            "this data is not a graph that pruneopt wrote: it nests too deep"
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"this data is not a graph that pruneopt wrote: {reason}") from error
     except PruneoptError as error:
@@ -72,27 +83,52 @@ def graph_from_dict(data: Mapping[str, Data]) -> Graph:
 
 
 def _read_graph(data: Mapping[str, Data]) -> Graph:
-    graph = Graph(data["name"])
-    graph.declare_groups(_group(item) for item in data["channels"])
+    json.dumps(data, ensure_ascii=False).encode()  # half a character can be written nowhere
+    graph = Graph(convert(data["name"], str))
+    graph.declare_groups(convert(item, ChannelGroup) for item in data["channels"])
+    _refuse_repeats([group.name for group in graph.channels])
     values: dict[str, Value] = {}
 
     def define(value: Value) -> None:
         values[str(value)] = value
 
     for item in data["inputs"]:
-        define(graph.add_input(item["name"], _type(item["type"])))
+        define(graph.add_input(convert(item["name"], str), _type(item["type"])))
     for item in data["params"]:
-        define(graph.add_param(item["name"], _type(item["type"]), item["kind"]))
-    graph.aliases = dict(data["aliases"])
+        name, kind = convert(item["name"], str), convert(item["kind"], WeightKind)
+        define(graph.add_param(name, _type(item["type"]), kind))
+    graph.aliases = convert(data["aliases"], dict[str, str])
+    _refuse_repeats([*graph.params, *graph.aliases])
+    unknown = set(graph.aliases.values()) - graph.params.keys()
+    if unknown:
+        raise ValueError(f"there is no parameter {min(unknown)!r} for an alias")
     for item in data["ops"]:
-        operands = [_operand(operand, values) for operand in item["operands"]]
-        attrs = {name: _attr(value) for name, value in item["attrs"].items()}
-        results = [(result["name"], _type(result["type"])) for result in item["results"]]
-        op = graph.add_op(item["target"], operands, attrs, results, Location(**item["loc"]))
+        op = _add_op(graph, item, values)
         for value in op.results:
             define(value)
     graph.outputs = _structure(data["outputs"], values)
     return graph
+
+
+def _refuse_repeats(names: list[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is defined twice")
+
+
+def _add_op(graph: Graph, item: Data, values: Mapping[str, Value]) -> Op:
+    target = convert(item["target"], str)
+    known = {argument.name: argument for argument in signature(target).attrs}
+    operands = [_operand(operand, values) for operand in item["operands"]]
+    attrs = {name: _attr(value) for name, value in convert(item["attrs"], dict[str, Any]).items()}
+    for name, attr in attrs.items():
+        if name not in known:
+            raise ValueError(f"{target} has no attribute {name!r}")
+        problem = attr_problem(known[name], attr)
+        if problem is not None:
+            raise ValueError(f"{target}: {problem}")
+    results = [(convert(result["name"], str), _type(result["type"])) for result in item["results"]]
+    return graph.add_op(target, operands, attrs, results, convert(item["loc"], Location))
 
 
 # Types
@@ -114,28 +150,36 @@ def _dim_data(dim: Dim) -> Data:
 
 
 def _type(data: Data) -> TensorType:
-    return TensorType(data["dtype"], tuple(_dim(dim) for dim in data["dims"]))
+    dtype = convert(data["dtype"], str)
+    if dtype not in DTYPES and dtype != "none":
+        raise ValueError(f"{dtype!r} is no type of numbers")
+    found = TensorType(dtype, tuple(_dim(dim) for dim in data["dims"]))
+    problem = type_problem(found)
+    if problem is not None:
+        raise ValueError(problem)
+    return found
 
 
 def _dim(data: Data) -> Dim:
-    if isinstance(data, int):
-        return data
+    if not isinstance(data, dict):
+        return convert(data, int)
     ((kind, content),) = data.items()
     if kind == "batch":
-        return BatchSize(*content)
+        return _batch(content)
     if kind == "axis":
-        return Axis(tuple(Part(**part) for part in content))
+        return Axis(convert(content, tuple[Part, ...]))
     if kind == "split":
-        return SplitAxis(**content)
+        return convert(content, SplitAxis)
     if kind == "indexed":
-        return IndexedAxis(content["size"], tuple(content["groups"]), content["digest"])
+        return convert(content, IndexedAxis)
     raise ValueError(f"{kind!r} is no kind of dimension")
 
 
-def _group(data: Data) -> ChannelGroup:
-    keep = data["keep"]
-    ranges = None if keep is None else tuple((start, stop) for start, stop in keep)
-    return ChannelGroup(data["name"], data["width"], data["frozen"], data["blocks"], ranges)
+def _batch(data: Data) -> BatchSize:
+    found = BatchSize(*convert(data, tuple[int, int, int]))
+    if found.divisor == 0:
+        raise ValueError("the batch size is divided by 0")
+    return found
 
 
 # Operands and attributes
@@ -179,12 +223,16 @@ def _attr(data: Data) -> Attr:
         return data
     ((kind, content),) = data.items()
     if kind == "float":
-        return float(content)
+        return _special(content)
     if kind == "batch":
-        return BatchSize(*content)
+        return _batch(content)
     if kind == "word":
-        return Keyword(content)
+        return Keyword(convert(content, str))
     raise ValueError(f"{kind!r} is no kind of attribute")
+
+
+def _special(data: Data) -> float:
+    return float(convert(data, Literal["inf", "-inf", "nan"]))
 
 
 # What the network returns
@@ -215,5 +263,5 @@ def _structure(data: Data, values: Mapping[str, Value]) -> Structure:
     if kind == "dict":
         return {key: _structure(item, values) for key, item in content.items()}
     if kind == "float":
-        return float(content)
+        return _special(content)
     raise ValueError(f"{kind!r} is no kind of output")

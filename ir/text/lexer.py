@@ -34,6 +34,9 @@ _TOKEN = re.compile(
 )
 
 
+_NESTING = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A piece of the text: its kind, its characters, and where it begins."""
@@ -62,9 +65,15 @@ class Source:
         raise error_in_text(self.text, self.name, start, end, message)
 
 
+DEPTH = 64
+"""How deep brackets nest at most: far beyond what networks return, far from Python's own limit."""
+INTEGERS = range(-(2**63), 2**63)
+
+
 def tokenize(source: Source) -> list[Token]:
     """Split a text into tokens, with one of kind ``end`` behind them."""
     tokens: list[Token] = []
+    depth = 0
     text, position = source.text, 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -73,6 +82,9 @@ def tokenize(source: Source) -> list[Token]:
         if match.lastgroup in _KINDS:
             tokens.append(Token(_KINDS[match.lastgroup], match.group(), position))
             _check(source, tokens[-1])
+            depth += _NESTING.get(match.group(), 0)
+            if depth > DEPTH:
+                source.fail(position, position + 1, f"brackets nest deeper than {DEPTH} levels")
         position = match.end()
     tokens.append(Token("end", "", len(text.rstrip())))
     return tokens
@@ -92,11 +104,21 @@ def _check(source: Source, token: Token) -> None:
     """Refuse what the pattern lets through: a wrong escape, a number with letters behind it."""
     if token.text.endswith('"'):
         try:
-            json.loads(token.text.lstrip("%@$#"))
+            json.loads(token.text.lstrip("%@$#")).encode()
         except json.JSONDecodeError as error:
             offset = token.text.index('"') + error.pos
             source.fail(token.start + offset, token.end, f"bad string: {error.msg.lower()}")
+        except UnicodeEncodeError:
+            source.fail(token.start, token.end, "bad string: half of a character")
     elif token.kind == "number" and (rest := re.compile(r"[\w.]+").match(source.text, token.end)):
         source.fail(
             token.start, rest.end(), f"bad number '{source.text[token.start : rest.end()]}'"
         )
+    elif token.kind == "number" and _is_huge(token.text):
+        source.fail(token.start, token.end, "a whole number beyond 64 bits")
+
+
+def _is_huge(number: str) -> bool:
+    if not number.lstrip("-").isdigit():
+        return False
+    return len(number) > 20 or int(number) not in INTEGERS

@@ -53,8 +53,9 @@ from typing import NoReturn, TypeVar
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Operand, Structure, Value, ValueKind
-from pruneopt.ir.schema import DTYPES, MEMORY_FORMATS, Argument, Signature, signature
+from pruneopt.ir.schema import DTYPES, MEMORY_FORMATS, Argument, Signature, attr_problem, signature
 from pruneopt.ir.text.lexer import Source, Token, tokenize
+from pruneopt.ir.text.sizes import type_problem
 from pruneopt.ir.types import (
     DEVICE,
     MODE,
@@ -247,6 +248,8 @@ class _Parser(_Tokens):
             token = self.named("@", "another name of a parameter")
             self._refuse_redefinition(token, {**self.built.params, **self.built.aliases})
             self.expect("=")
+            if self.next.text[:1] == "%":
+                self.fail(self.next, "an alias is of a parameter, a buffer or a constant")
             self.built.aliases[_name(token)] = self._value().name
 
     def _refuse_redefinition(self, token: Token, defined: Iterable[str]) -> None:
@@ -260,7 +263,10 @@ class _Parser(_Tokens):
         if token.text not in DTYPES and token.text != "none":
             self.fail(token, f"unknown dtype '{token.text}'{_suggest(token.text, DTYPES)}")
         self.expect("[")
-        return TensorType(token.text, tuple(self.listed(self._dim, "]")))
+        type = TensorType(token.text, tuple(self.listed(self._dim, "]")))
+        if (problem := type_problem(type)) is not None:
+            self.source.fail(token.start, self.tokens[self.index - 1].end, problem)
+        return type
 
     def _dim(self) -> Dim:
         if self.at("N") or (self.at("(") and self.second.text == "N"):
@@ -291,6 +297,8 @@ class _Parser(_Tokens):
             return BatchSize(scale, offset)
         self.expect(")")
         self.expect("/")
+        if self.next.text.lstrip("-0") == "":
+            self.fail(self.next, "the batch size is divided by 0")
         return BatchSize(scale, offset, self.integer("the divisor of the batch size"))
 
     def _indexed(self) -> IndexedAxis:
@@ -439,6 +447,7 @@ class _Parser(_Tokens):
 
     def _attrs(self, target: Token, sig: Signature) -> dict[str, Attr]:
         attrs: dict[str, Attr] = {argument.name: argument.default for argument in sig.attrs}
+        arguments = {argument.name: argument for argument in sig.attrs}
         given: set[str] = set()
 
         def one() -> None:
@@ -451,6 +460,9 @@ class _Parser(_Tokens):
             given.add(token.text)
             self.expect("=")
             attrs[token.text] = self._attr()
+            problem = attr_problem(arguments[token.text], attrs[token.text])
+            if problem is not None:
+                self.fail(token, f"{target.text}: {problem}")
 
         if self.accept("{"):
             self.listed(one, "}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pruneopt.ir.graph import Graph, Operand, Structure, Value
 from pruneopt.ir.schema import DTYPES, Argument, signature
+from pruneopt.ir.text.sizes import type_problem
 from pruneopt.ir.types import (
     DEVICE,
     MODE,
@@ -47,7 +48,8 @@ NAMES = st.text(string.ascii_letters + string.digits + "_.", min_size=1, max_siz
     max_size=4
 )
 FLOATS = st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e-05, 1e16, math.inf, -math.inf, math.nan])
-NUMBERS = st.booleans() | st.integers() | FLOATS
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+NUMBERS = st.booleans() | INTEGERS | FLOATS
 BATCHES = st.builds(
     BatchSize, st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([1, 1, 2, -3, 8])
 )
@@ -99,7 +101,24 @@ def parts(draw: st.DrawFn, groups: list[ChannelGroup]) -> Part:
 
 def types(groups: list[ChannelGroup]) -> st.SearchStrategy[TensorType]:
     dtypes = st.sampled_from([*DTYPES, "none"])
-    return st.builds(TensorType, dtypes, st.lists(dims(groups), max_size=4).map(tuple))
+    found = st.builds(TensorType, dtypes, st.lists(dims(groups), max_size=4).map(tuple))
+    return found.filter(lambda type: type_problem(type) is None)
+
+
+def attrs(argument: Argument) -> st.SearchStrategy[Attr]:
+    """Any value of the type that an argument has."""
+    whole = INTEGERS | BATCHES
+    kinds: dict[str, st.SearchStrategy[Attr]] = {
+        "int": whole | st.sampled_from([Keyword("f32"), Keyword("channels_last")]),
+        "float": whole | FLOATS,
+        "bool": st.booleans() | st.just(MODE),
+        "number": st.booleans() | whole | FLOATS,
+        "str": st.text(),
+        "Device": st.just(DEVICE),
+    }
+    listed = "List[" in argument.type
+    one = kinds[argument.type.replace("Optional[", "").replace("List[", "").rstrip("]")]
+    return st.none() | (st.lists(one, max_size=3).map(tuple) if listed else one)
 
 
 def operands(argument: Argument, values: list[Value]) -> st.SearchStrategy[Operand]:
@@ -126,9 +145,11 @@ def structures(values: list[Value]) -> st.SearchStrategy[Structure]:
 def add_ops(draw: st.DrawFn, graph: Graph, groups: list[ChannelGroup]) -> None:
     for target in draw(st.lists(st.sampled_from(list(TARGETS)), max_size=6)):
         sig, values = signature(target), list(graph.values)
-        attrs: dict[str, Attr] = {
+        chosen: dict[str, Attr] = {
             argument.name: draw(
-                st.just(argument.default) | ATTRS if argument.has_default else ATTRS
+                st.just(argument.default) | attrs(argument)
+                if argument.has_default
+                else attrs(argument)
             )
             for argument in sig.attrs
         }
@@ -139,7 +160,7 @@ def add_ops(draw: st.DrawFn, graph: Graph, groups: list[ChannelGroup]) -> None:
             graph.add_op(
                 target,
                 [draw(operands(a, values)) for a in sig.operands],
-                attrs,
+                chosen,
                 results,
                 draw(LOCATIONS),
             )

@@ -22,7 +22,7 @@ from pruneopt.errors import UserError
 from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.reading.source_lines import user_frame
 from pruneopt.ir.graph import Graph, Op, Operand, Structure, Value, ValueKind
-from pruneopt.ir.schema import DTYPE_NAMES, overload, scalar_to_attr, signature
+from pruneopt.ir.schema import DTYPE_NAMES, admit, overload, scalar_to_attr, signature
 from pruneopt.ir.types import DEVICE, MODE, Attr, BatchSize, Dim, Location, TensorType
 
 __all__ = [
@@ -326,6 +326,7 @@ class ProgramReader:
 
     def _read_op(self, node: torch.fx.Node, target: torch._ops.OpOverload[..., Any]) -> None:
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
+        admit(name)
         written: Value | None = None
         if target._schema.is_mutable:
             name, written = self._functional(name, node)

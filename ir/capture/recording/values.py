@@ -27,7 +27,7 @@ from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording.calls import Call, Recording, Ref
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.graph import Graph, Op, Operand, Value
-from pruneopt.ir.schema import overload, signature
+from pruneopt.ir.schema import admit, overload, signature
 from pruneopt.ir.types import Attr, Location, TensorType
 
 __all__ = ["Facts", "RecordedValues", "facts_of"]
@@ -232,6 +232,7 @@ def facts_of(target: Any) -> Facts:
     schema = target._schema
     base = schema.name.split("::")[1]
     name = f"{target.namespace}.{base}.{target._overloadname}"
+    admit(name)
     in_place = bool(schema.is_mutable)
     if in_place:
         name = f"{target.namespace}.{base.removesuffix('_')}.{target._overloadname}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.ir.graph import ROLES, Op, Value
-from pruneopt.ir.schema import call, overload, signature, torch_value
+from pruneopt.ir.schema import admit, call, overload, signature, torch_value
 from pruneopt.passes.analysis.channels.labels import BATCH, Labels, Note
 from pruneopt.passes.analysis.channels.planes import Plane, align, compress, expand, varying
 from pruneopt.passes.analysis.ops.definition import Rule
@@ -55,6 +55,7 @@ def register_op(name: str, rule: Rule | like, *, sizes: Mapping[str, SizeOf] | N
             has a rule for; arguments that the op lacks, or that the op it is like needs.
     """
     targets = _targets(name)
+    admit(targets[0])
     base = Op(targets[0], (), {}, ()).base
     known = OPS.get(base, UNKNOWN)
     pointwise: Any = "." not in base and torch.Tag.pointwise in overload(targets[0]).tags
