@@ -273,6 +273,7 @@ class Verifier:
     def _check_results(self, batch: int) -> None:
         """Run every op on tensors without data and compare the results with their types."""
         env: dict[Value, Any] = {}
+        outputs = set(self.graph.output_values)
         for value in self.graph.values:
             if value.type.dtype != "none":
                 env[value] = torch.empty(
@@ -285,7 +286,9 @@ class Verifier:
             if len(results) != len(op.results):
                 self._fail(f"it declares {len(op.results)} results and computes {len(results)}", op)
             for value, result in zip(op.results, results, strict=True):
-                self._compare(op, value.type, result, batch)
+                # What else an op leaves, for its derivative, has other sizes on other devices.
+                if len(results) == 1 or value.users or value in outputs:
+                    self._compare(op, value.type, result, batch)
 
     def _results(self, op: Op, env: Mapping[Value, Any], batch: int) -> list[Any] | None:
         """Return the results of an op on meta tensors.

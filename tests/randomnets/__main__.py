@@ -1,7 +1,8 @@
 """Draw networks by number, check each, and go on after failures: ``make fuzz``.
 
-``FUZZ_N`` networks from number ``FUZZ_SEED`` on, of up to ``FUZZ_STEPS`` steps. A single network
-(``FUZZ_N=1``) that fails is made smaller, step by step, and printed with the traceback.
+``FUZZ_N`` networks from number ``FUZZ_SEED`` on, of up to ``FUZZ_STEPS`` steps; with
+``FUZZ_KIND=habits`` small ones whose code has state, caches, branches, wrappers and casts. A single
+network (``FUZZ_N=1``) that fails is made smaller, step by step, and printed with the traceback.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ import torch
 
 from randomnets.base import Dice, SeededDice
 from randomnets.check import COUNTS, Failure, check
+from randomnets.check_habits import check_habits
+from randomnets.habits import draw_habits
 from randomnets.network import Network, draw_network, upto, without
 
 SECONDS = 300
 """The longest a network may take."""
 
 
+KIND = os.environ.get("FUZZ_KIND", "structures")
+DRAW, CHECK, STEPS = {
+    "structures": (draw_network, check, 8),
+    "habits": (draw_habits, check_habits, 3),
+}[KIND]
+
+
 def attempt(model: Network, dice: Dice) -> Failure | None:
     """The failure of a network, if it fails."""
     try:
-        check(model, dice)
+        CHECK(model, dice)
     except Failure as failure:
         return failure
     except AssertionError as error:
@@ -47,7 +57,7 @@ def _wrap(kind: str, error: Exception) -> Failure:
 def drawn(seed: int, most: int) -> tuple[Network, SeededDice]:
     """The network of a number, and the dice for its weights and plans."""
     dice = SeededDice(seed)
-    return draw_network(dice, most), dice
+    return DRAW(dice, most), dice
 
 
 def shrink(seed: int, most: int, failure: Failure) -> Network:
@@ -84,7 +94,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _report(seed: int, most: int, failure: Failure, alone: bool) -> None:
     """One line that repeats the failure; of a single network also what is left of it, and the
     traceback."""
-    again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed}" + ("" if most == 8 else f" FUZZ_STEPS={most}")
+    again = f"make fuzz FUZZ_N=1 FUZZ_SEED={seed} FUZZ_KIND={KIND}"
+    again += "" if most == STEPS else f" FUZZ_STEPS={most}"
     print(f"{failure} [{again}]", flush=True)
     if alone:
         print(shrink(seed, most, failure))
@@ -94,7 +105,7 @@ def _report(seed: int, most: int, failure: Failure, alone: bool) -> None:
 def main() -> int:
     """The exit code: 0 when no network failed. A run that is stopped ends with its counts, too."""
     total, first = int(os.environ.get("FUZZ_N", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
-    most = int(os.environ.get("FUZZ_STEPS", "8"))
+    most = int(os.environ.get("FUZZ_STEPS", STEPS))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _expire)

@@ -43,7 +43,7 @@ class Failure(AssertionError):
 
     def __init__(self, kind: str, where: str, what: str) -> None:
         super().__init__(f"{kind} in {where}: {what}")
-        self.kind, self.where = kind, where
+        self.kind, self.where, self.what = kind, where, what
 
 
 @dataclass(frozen=True)

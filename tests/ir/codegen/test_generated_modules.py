@@ -94,6 +94,10 @@ CASES: dict[str, Case] = {
     "scores by hand": (lambda: Net(_scores, a=_line(), b=_line()), (X, PADDING.long())),
     "norm in float32": (lambda: Net(_in_float32, a=_line(), b=_line()), (X,)),
     "written in place": (lambda: Net(_written, a=_line(), b=_line()), (X,)),
+    "bags of words": (
+        lambda: Net(lambda s, x: s.b(s.a(x)), a=nn.EmbeddingBag(20, 8), b=_line()),
+        (torch.arange(14).reshape(2, 7),),
+    ),
     "still batch norm": (
         lambda: Net(
             lambda s, x: s.b(s.n(s.a(x).mT).mT), a=_line(), b=_line(), n=_still(nn.BatchNorm1d(8))
