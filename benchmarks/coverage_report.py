@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coverage_networks import LISTS, family, named
+from environment import environment
 from markdown_table import markdown_table
 
 from pruneopt.files import write_json
@@ -27,6 +28,7 @@ def save(rows: Rows) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     kept = {"earlier": found["earlier"]} if "earlier" in found else {}
     data = {
+        "environment": environment(),
         "budget": "50%FLOPs",
         "ratio": 0.3,
         "networks": dict(rows),

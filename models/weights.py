@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pruneopt.errors import UserError
+from pruneopt.manifest import check_listed
 
 __all__ = ["load_weights", "read_weights", "refuse_bad_values"]
 
@@ -31,6 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"the weights file {path} does not exist")
+    check_listed(path)
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(safetensors.torch.load_file(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -19,19 +20,21 @@ from typing import NoReturn
 
 import pruneopt
 from pruneopt.errors import PruneoptError, UserError
+from pruneopt.interrupts import ending_signals
 from pruneopt.tools.commands import arguments
 
 __all__ = ["main"]
 
 INTERNAL, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
-"""Exit codes beside those of the errors: 141 is what a shell gives for a reader that went away."""
+"""Exit codes beside those of the errors: 128 and the number of the signal, as shells have it; the
+last is that of a reader that went away."""
 
 EXIT_CODES = """exit codes:
   0    done
   1    an error in pruneopt, or a network that failed its verification
   2    bad input: one sentence on stderr says what and where
   3    a budget that cannot be reached: the sentence names the smallest reachable value
-  130  interrupted; what a search had found so far is delivered
+  130  interrupted (Ctrl-C); what there is so far is delivered; 143 for SIGTERM, 129 for SIGHUP
 """
 
 COMMANDS = {
@@ -119,6 +122,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Data parallel training remarks on its own settings below Python; read when torch is
         # imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torchrun stops its processes itself.
+    with nullcontext() if _rank() is not None else ending_signals(_acknowledge) as ending:
+        code = _run(words, debug)
+    if code != INTERRUPTED or ending is None or ending.number is None:
+        return code
+    return 128 + ending.number
+
+
+def _acknowledge(number: int) -> None:
+    """Say at once that a signal has come; the file number, as a signal may come amid a print."""
+    text = f"pruneopt: {signal.Signals(number).name}: keeping what there is; again to stop at once"
+    os.write(2, f"{text}\n".encode())
+
+
+def _run(words: list[str], debug: bool) -> int:
+    """Run one command, and turn what it raises into a sentence and an exit code."""
     try:
         options = _parser().parse_args(_with_values(words))
         # Kept for the run record: how to do the same again.

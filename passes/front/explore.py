@@ -328,7 +328,7 @@ class Explore(Pass):
             self, budget=(), seed=None, candidates=max(type(self).candidates, self.population)
         )
         return {
-            "the graph": print_graph(state.need_coupling().graph),
+            "the graph": print_graph(state.need_coupling().graph, locations=False),
             "the weights": weights_digest(state.graph.weights),
             "the data": {**workload.describe(), "task": workload.task},
             "the options": {

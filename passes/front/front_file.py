@@ -18,6 +18,7 @@ import numpy as np
 from pruneopt.digest import digest, weights_digest
 from pruneopt.errors import UserError
 from pruneopt.ir.text.printer import print_graph
+from pruneopt.manifest import check_listed
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.front.explore import Explore
 from pruneopt.passes.front.front_outcome import FrontOutcome, Point
@@ -82,7 +83,7 @@ def _entry(point: Point) -> dict[str, Any]:
 
 def _identity(state: State) -> dict[str, str]:
     """Return the digests of the network that a state holds, before it is cut."""
-    graph = digest(print_graph(state.need_coupling().graph))
+    graph = digest(print_graph(state.need_coupling().graph, locations=False))
     return {"graph_sha256": graph, "weights_sha256": weights_digest(state.graph.weights)}
 
 
@@ -157,6 +158,7 @@ def load_front(path: str | os.PathLike[str]) -> FrontFile:
     """
     place = Path(path)
     place = place / FRONT if place.is_dir() else place
+    check_listed(place)
     data = read_json(place, "front")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(

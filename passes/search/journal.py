@@ -14,8 +14,11 @@ from typing import Any
 
 from pruneopt.digest import digest
 from pruneopt.errors import UserError
+from pruneopt.manifest import claim
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "is_journal"]
+
+KIND = "pruneopt search"
 
 
 class Journal:
@@ -37,12 +40,13 @@ class Journal:
         if path is None:
             return
         header = {
-            "journal": "pruneopt search",
+            "journal": KIND,
             "key": digest(parts),
             **{name: digest(p) for name, p in parts.items()},
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            claim(path)
             data = path.read_bytes() if path.exists() else b""
             line = _line(header)
             if line.startswith(data):
@@ -69,6 +73,13 @@ class Journal:
             raise UserError(
                 f"the search journal {self.path} cannot be written: {error.strerror or error}"
             ) from error
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether a file begins as a journal does, or as one whose first line was cut off."""
+    first = json.dumps({"journal": KIND})[:-1].encode()
+    with path.open("rb") as file:
+        return first.startswith(file.read(len(first)))
 
 
 def _line(entry: Mapping[str, object]) -> bytes:

@@ -405,7 +405,7 @@ class Searched(Choose):
             **aims_of(state),
         }
         return {
-            "the graph": print_graph(state.need_coupling().graph),
+            "the graph": print_graph(state.need_coupling().graph, locations=False),
             "the weights": weights_digest(state.graph.weights),
             "the data": {**workload.describe(), "task": workload.task},
             "the options": options,

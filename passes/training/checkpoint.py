@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import UserError
-from pruneopt.files import atomic_path
+from pruneopt.files import atomic_path, is_sealed, seal
+from pruneopt.manifest import claim
 from pruneopt.passes.training.identity import tensors_of
 from pruneopt.passes.training.parallel import Processes
 
 __all__ = ["SUFFIX", "Checkpoint", "Keeper", "write_tensors"]
 
 SUFFIX = ".ckpt"
-FORMAT = 1
+FORMAT = 2
 SAVE_SECONDS = 300.0
 """Inside an epoch the state is written when the last writing is this long ago."""
 
@@ -86,11 +87,13 @@ class Keeper:
             UserError: the file cannot be written.
         """
         if self._path is not None and self._processes.rank == 0:
+            claim(self._path)
             with atomic_path(self._path) as temporary:
                 try:
                     torch.save({"format": FORMAT, "identity": self._identity, **content}, temporary)
                 except RuntimeError as error:  # how torch reports a full disk
                     raise OSError(str(error)) from error
+                seal(temporary)
         self._saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -120,6 +123,8 @@ class Keeper:
             raise UserError(f"{path} cannot be read: remove it to train anew ({reason})") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{path} is not a checkpoint of this version: remove it to train anew")
+        if not is_sealed(path):
+            raise UserError(f"{path} is damaged (its hash differs): remove it to train anew")
         theirs = found["identity"]
         for key in dict.fromkeys([*self._identity, *theirs]):
             old, new = theirs.get(key), self._identity.get(key)

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pruneopt.errors import UserError
+from pruneopt.interrupts import postponed_interrupt
 from pruneopt.models.workload import Workload
 from pruneopt.passes.training.checkpoint import Keeper, write_tensors
 from pruneopt.passes.training.epoch_report import Reporter, Sums
 from pruneopt.passes.training.feed import Feed
 from pruneopt.passes.training.hooks import Hook, TrainingRun
 from pruneopt.passes.training.identity import tensors_of
-from pruneopt.passes.training.interrupt import postponed_interrupt
 from pruneopt.passes.training.log import EpochLog, TrainingLog
 from pruneopt.passes.training.objective import Objective
 from pruneopt.passes.training.parallel import Processes, make_fabric

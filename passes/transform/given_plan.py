@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import BudgetError, InternalError, UserError
+from pruneopt.manifest import check_listed
 from pruneopt.models.weights import read_weights
 from pruneopt.passes.analysis.channels.groups import Coupling, Plan
 from pruneopt.passes.analysis.channels.plan import load_plan
@@ -36,6 +37,7 @@ def read_plan(
     Raises:
         UserError: no such file, neither of the two, or a plan of another network.
     """
+    check_listed(Path(path))
     data = read_json(path, "plan")
     if isinstance(data, list):
         result = PruningResult(data, coupling, str(path))

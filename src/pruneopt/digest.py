@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["digest", "file_digest", "weights_digest"]
+__all__ = ["digest", "file_digest", "source_digest", "weights_digest"]
 
 
 def digest(value: object) -> str:
@@ -35,3 +37,12 @@ def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_digest(path: str | Path) -> str:
+    """Return the SHA-256 of what Python source says: blank lines and comments have no part in it;
+    of what is no source, that of its bytes."""
+    content = Path(path).read_bytes()
+    with suppress(SyntaxError, ValueError):
+        content = ast.dump(ast.parse(content)).encode()
+    return hashlib.sha256(content).hexdigest()

@@ -18,9 +18,18 @@ from pruneopt.errors import UserError
 from pruneopt.ir.graph import Graph, Value
 from pruneopt.ir.schema import DTYPES
 from pruneopt.ir.text.parser import parse_graph
+from pruneopt.manifest import MANIFEST, Manifest
 from pruneopt.passes.analysis.ops.batch_norm import running_norm
 
-__all__ = ["Network", "data_of", "original_of", "pruned_of", "random_weights", "report_of"]
+__all__ = [
+    "Network",
+    "checked_file",
+    "data_of",
+    "original_of",
+    "pruned_of",
+    "random_weights",
+    "report_of",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Network:
 def pruned_of(folder: Path) -> Network:
     """Return the pruned network of a bundle; `UserError` where the folder is none."""
     graph = parse_graph(_text(folder, "ir.after.txt"), str(folder / "ir.after.txt"))
+    checked_file(folder, "weights.safetensors")
     try:
         state = safetensors.torch.load_file(folder / "weights.safetensors")
     except Exception as error:
@@ -99,7 +109,18 @@ def _random(value: Value, variance: bool, generator: torch.Generator) -> Tensor:
     return random.to(dtype)
 
 
+def checked_file(folder: Path, name: str) -> None:
+    """Raise `UserError` for a file of a bundle that is not as it was written."""
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise _broken(folder, MANIFEST)
+    if name not in manifest.files or not (folder / name).exists():
+        raise _broken(folder, name)
+    manifest.check([name])
+
+
 def _text(folder: Path, name: str) -> str:
+    checked_file(folder, name)
     try:
         return (folder / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

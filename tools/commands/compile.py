@@ -52,6 +52,7 @@ from pruneopt.tools.commands.loading import (
 )
 from pruneopt.tools.commands.pipeline import chosen_pass, needs_data, passes_of
 from pruneopt.tools.commands.processes import run_folder
+from pruneopt.tools.commands.run_words import run_words
 from pruneopt.tools.report.coverage import coverage_of, coverage_warning
 from pruneopt.tools.report.notes import notes_of
 from pruneopt.tools.report.progress import progress_bar
@@ -118,15 +119,17 @@ def run(options: argparse.Namespace) -> int:
 def _checked_and_compiled(options: argparse.Namespace, processes: Processes) -> tuple[Report, Path]:
     """Return the report and where the bundle is."""
     job = _prepared(options, processes)
-    out = OutputDirectory(
-        options.out or Path("pruned") / job.loaded.name, resume=options.resume, force=options.force
+    place = OutputDirectory(
+        options.out or Path("pruned") / job.loaded.name,
+        run=run_words(options, job.loaded.name, job.steps),
+        resume=options.resume,
+        force=options.force,
     )
-    try:
-        report = _compile(job, out, processes)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("--resume continues it" if out.can_resume else "") from stop
-    finally:
-        out.discard_if_empty()
+    with place as out:
+        try:
+            report = _compile(job, out, processes)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("--resume continues it" if out.can_resume else "") from stop
     return report, out.path
 
 

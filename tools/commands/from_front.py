@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
+from pruneopt.manifest import check_listed
 from pruneopt.passes.front.front_file import FRONT
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.options.spec import pass_text
@@ -39,6 +40,7 @@ def with_front(options: argparse.Namespace) -> None:
             "`pruneopt search` writes one"
         )
     chosen = FrontPoint(str(folder), options.from_front)
+    check_listed(folder / RUN)
     searched = read_json(folder / RUN, "run record")
     given = searched.get("searched") if isinstance(searched, dict) else None
     if not isinstance(given, dict):

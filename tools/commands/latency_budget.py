@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
+from pruneopt.manifest import claim
 from pruneopt.passes.analysis.cost.budget import Budget, parse_budget
 from pruneopt.passes.front.front_point import FrontPoint
 from pruneopt.passes.latency.deliver import Delivery, Observation, check_targets, targets_of
@@ -111,6 +112,7 @@ def round_folder(folder: Path, delivery: Delivery | None) -> Path:
     if delivery is None or not delivery.rounds:
         return folder
     found = folder / f"{LATENCY_ROUNDS}-{len(delivery.rounds) + 1}"
+    claim(found)
     found.mkdir(exist_ok=True)
     return found
 

@@ -26,8 +26,8 @@ from pruneopt.passes.targets.half import apart, check_half
 from pruneopt.passes.targets.onnx_network import OnnxNetwork
 from pruneopt.passes.targets.ort_targets import OrtCPU
 from pruneopt.passes.targets.session import fixed_inputs
-from pruneopt.tools.bundle.bundle import fingerprint
-from pruneopt.tools.bundle.bundle_networks import Network, data_of, pruned_of
+from pruneopt.tools.bundle.bundle import adding, fingerprint
+from pruneopt.tools.bundle.bundle_networks import Network, checked_file, data_of, pruned_of
 from pruneopt.tools.report.report import plain, versions
 from pruneopt.tools.report.text import percent, score_text
 from pruneopt.tools.report.watch import metric_name
@@ -43,6 +43,7 @@ CHECKED = 4
 def run(options: argparse.Namespace) -> int:
     """Write the file and its record, and say what it costs."""
     pruned = pruned_of(options.bundle)
+    checked_file(options.bundle, "model.onnx")
     workload = _workload(options)
     path = options.bundle / f"model.{options.dtype}.onnx"
     calls = (
@@ -55,27 +56,34 @@ def run(options: argparse.Namespace) -> int:
         "dtype": options.dtype,
         "made_from": fingerprint(options.bundle / "weights.safetensors"),
     }
-    with atomic_path(path) as temporary:
-        target.write(pruned.graph, pruned.weights, temporary, calibration=calls)
-        if workload is not None and options.dtype == "int8":
-            record |= _int8_errors(pruned, temporary, workload)
-        else:
-            record |= _half_errors(pruned, temporary)
-        if workload is not None:
-            record |= _accuracy(workload, options.bundle / "model.onnx", temporary)
-    if calls is not None:
-        record["calibration"] = sum(len(call[0]) for call in calls)
-    record["bytes"] = {
-        name: (options.bundle / name).stat().st_size for name in ("model.onnx", path.name)
-    }
-    record["versions"] = versions()
-    write_json(path.with_suffix(".json"), record)
+    with adding(options.bundle, (path.name, path.with_suffix(".json").name)):
+        with atomic_path(path) as temporary:
+            target.write(pruned.graph, pruned.weights, temporary, calibration=calls)
+            record |= _measured(pruned, workload, options, temporary)
+        if calls is not None:
+            record["calibration"] = sum(len(call[0]) for call in calls)
+        record["bytes"] = {
+            name: (options.bundle / name).stat().st_size for name in ("model.onnx", path.name)
+        }
+        record["versions"] = versions()
+        write_json(path.with_suffix(".json"), record)
     print(
         json.dumps(record, indent=2, ensure_ascii=False)
         if options.json
         else "\n".join(_lines(record, path))
     )
     return 0
+
+
+def _measured(
+    pruned: Network, workload: Workload | None, options: argparse.Namespace, path: Path
+) -> dict[str, Any]:
+    """Return how far the outputs of a written file are off, and the scores where there is data."""
+    if workload is None:
+        return _half_errors(pruned, path)
+    errors = _int8_errors(pruned, path, workload) if options.dtype == "int8" else None
+    accuracy = _accuracy(workload, options.bundle / "model.onnx", path)
+    return (errors or _half_errors(pruned, path)) | accuracy
 
 
 def calibration_of(network: Network, workload: Workload, count: int) -> list[tuple[Tensor]]:

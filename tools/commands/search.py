@@ -32,7 +32,6 @@ from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.instrument import Instrument
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline, pipeline_text
-from pruneopt.passes.search.search_loop import JOURNAL
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.stages import Cost, Slice
 from pruneopt.progress import Progress
@@ -45,6 +44,7 @@ from pruneopt.tools.commands.loading import (
     loaded_model,
     loaded_workload,
 )
+from pruneopt.tools.commands.run_words import run_words
 from pruneopt.tools.report.front_plot import front_svg
 from pruneopt.tools.report.front_text import front_html, front_lines
 from pruneopt.tools.report.progress import progress_bar
@@ -85,15 +85,18 @@ def run(options: argparse.Namespace) -> int:
     """Search, and return 0, or 130 when it was interrupted and the front so far was written."""
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         job = _prepared(options)
-        own = (FRONT, PICTURE, PAGE, RUN, JOURNAL, LATENCY_DB)
-        path = options.out or Path("fronts") / job.loaded.name
-        out = OutputDirectory(path, resume=options.resume, force=options.force, own=own)
-        try:
-            front = _searched(job, out)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt("--resume continues it" if out.can_resume else "") from stop
-        finally:
-            out.discard_if_empty()
+        place = OutputDirectory(
+            options.out or Path("fronts") / job.loaded.name,
+            run=run_words(options, job.loaded.name, [*job.before, job.explore]),
+            resume=options.resume,
+            force=options.force,
+            names=(FRONT, PICTURE, PAGE, RUN),
+        )
+        with place as out:
+            try:
+                front = _searched(job, out)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt("--resume continues it" if out.can_resume else "") from stop
     _show(front, job, out.path)
     return INTERRUPTED if front["interrupted"] else 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar
 
-from pruneopt.digest import file_digest
+from pruneopt.digest import source_digest
 from pruneopt.errors import PruneoptError, UserError
 from pruneopt.models.user_code import UserFile, failure
 from pruneopt.passes.options.configured import option
@@ -63,9 +63,9 @@ class Function(Ranking):
         self._load()
 
     def source(self) -> str:
-        """Return the hash of the file that holds the function; modules without one have none."""
+        """Return the hash of the code that holds the function; modules without one have none."""
         file = self._home()
-        return "" if file is None else file_digest(file)
+        return "" if file is None else source_digest(file)
 
     def _call(self, measured: Measured) -> object:
         function = self._load()

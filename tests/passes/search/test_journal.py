@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,24 @@ def written(path: Path) -> bytes:
     for entry in ENTRIES:
         journal.append(entry)
     return path.read_bytes()
+
+
+def test_every_entry_is_on_the_disk_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "search.jsonl", os.fsync
+    flushed: list[tuple[int, int]] = []
+
+    def fsync(number: int) -> None:
+        flushed.append((os.fstat(number).st_ino, os.fstat(number).st_size))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal = Journal(path, PARTS)
+    for entry in ENTRIES:
+        assert (path.stat().st_ino, path.stat().st_size) in flushed
+        journal.append(entry)
+    assert (path.stat().st_ino, path.stat().st_size) in flushed
 
 
 def test_every_cut_keeps_the_whole_entries_before_it(tmp_path: Path) -> None:

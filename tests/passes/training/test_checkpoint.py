@@ -286,3 +286,33 @@ def test_another_loss_is_another_run(net: Net, tmp_path: Path) -> None:
     train(net(), noisy(), RECIPE, checkpoint=place)
     with pytest.raises(UserError, match=r"left by another training run \(task "):
         train(net(), replace(noisy(), loss=own), RECIPE, checkpoint=place)
+
+
+def test_a_flipped_byte_is_noticed(net: Net, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    run(net, path)
+    whole = path.read_bytes()
+    for place in (*range(0, len(whole), len(whole) // 40), len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"a.ckpt .* remove it to train anew"):
+            run(net, path)
+    path.write_bytes(whole)
+    run(net, path)
+
+
+def test_a_state_is_not_touched_before_its_successor_is_whole(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, save = tmp_path / "a.ckpt", torch.save
+    seen: list[Path] = []
+
+    def watched(content: object, target: Path) -> None:
+        assert Path(target) != path
+        before = path.read_bytes() if path.exists() else None
+        save(content, target)
+        assert (path.read_bytes() if path.exists() else None) == before
+        seen.append(target)
+
+    monkeypatch.setattr(torch, "save", watched)
+    run(net, path)
+    assert len(seen) > 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import relist
 
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.machine import Noise
@@ -168,6 +169,7 @@ def test_mistakes(call: Call, bundle: Path, tmp_path: Path) -> None:
         broken = tmp_path / name.partition(".")[0]
         shutil.copytree(bundle, broken)
         (broken / name).write_text("{", encoding="utf-8")
+        relist(broken, name)
         assert f"its {name} is missing or cannot be read" in call("bench", broken).sentence
 
 
@@ -179,4 +181,23 @@ def test_a_bundle_without_whole_blocks_asks_for_its_original(
     (tmp_path / "b" / "plan.json").write_text(
         json.dumps({**plan, "dropped": {"layer3": "add"}}), encoding="utf-8"
     )
+    relist(tmp_path / "b", "plan.json")
     assert "name the original network by --original" in call("bench", tmp_path / "b").sentence
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "ir.before.txt", "ir.after.txt", "plan.json", "report.json"]
+)
+def test_a_flipped_byte_of_a_bundle_is_noticed(
+    call: Call, bundle: Path, tmp_path: Path, name: str
+) -> None:
+    broken = tmp_path / "b"
+    shutil.copytree(bundle, broken)
+    content = bytearray((broken / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (broken / name).write_bytes(content)
+    done = call("bench", broken)
+    assert done.code == 2
+    assert f"{broken / name} was changed since pruneopt wrote it" in done.sentence
+    (broken / "pruneopt.json").unlink()
+    assert "its pruneopt.json is missing" in call("bench", broken).sentence

@@ -36,7 +36,7 @@ FILES = {
         "report.json",
         "report.html",
     ),
-    *("ir.before.txt", "ir.after.txt", "run.json"),
+    *("ir.before.txt", "ir.after.txt", "run.json", "pruneopt.json"),
 }
 
 
@@ -267,9 +267,16 @@ def test_an_earlier_bundle_is_kept_unless_forced(
     )
     assert (out / "plan.json").read_bytes() != first
     (out / "notes.md").write_text("mine", encoding="utf-8")
+    plan = (out / "plan.json").read_bytes()
+    (out / "model.py").write_text("mine", encoding="utf-8")
     done = call(*words, "--force")
     assert done.code == 2
-    assert "notes.md" in done.sentence
+    assert "model.py is not what pruneopt wrote there, and stays" in done.sentence
+    assert (out / "model.py").read_text(encoding="utf-8") == "mine"
+    assert (out / "plan.json").read_bytes() == plan
+    (out / "model.py").unlink()
+    assert call(*words, "--force").code == 0
+    assert (out / "notes.md").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "link"])

@@ -11,7 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers.commands import relist
 
+from pruneopt.manifest import Manifest
 from pruneopt.models.data import load_data
 from pruneopt.tools.main import main
 
@@ -102,6 +104,7 @@ def test_a_compile_may_replace_what_quantise_added(
 ) -> None:
     shutil.copytree(bundle, tmp_path / "b")
     (tmp_path / "b" / "model.int8.onnx").touch()
+    relist(tmp_path / "b", "model.int8.onnx")
     source = bundle.parent / "network.py"
     assert (
         call(
@@ -129,7 +132,41 @@ def test_weights_that_half_precision_cannot_hold_are_refused(
     state = safetensors.torch.load_file(broken / "weights.safetensors")
     state["7.bias"][0] = 1e6
     safetensors.torch.save_file(state, broken / "weights.safetensors")
+    relist(broken, "weights.safetensors")
     done = call("quantise", broken, "--dtype", "fp16")
     assert done.code == 1
     assert "its numbers do not fit; nothing is delivered" in done.sentence
     assert not list(broken.glob("model.fp16.*"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "ir.after.txt", "run.json"])
+def test_a_flipped_byte_of_a_bundle_is_noticed(
+    call: Call, bundle: Path, tmp_path: Path, name: str
+) -> None:
+    broken = tmp_path / "b"
+    shutil.copytree(bundle, broken)
+    content = bytearray((broken / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (broken / name).write_bytes(content)
+    done = call("quantise", broken, "--data", "digits")
+    assert done.code == 2
+    assert f"{broken / name} was changed since pruneopt wrote it" in done.sentence
+
+
+def test_what_is_added_to_a_bundle_is_listed_and_files_of_others_stay(
+    call: Call, bundle: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "b"
+    names = ("model.fp16.onnx", "model.fp16.json")
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("model.*.onnx", "model.*.json"))
+    for _ in range(2):
+        assert call("quantise", copy, "--dtype", "fp16", "--json").code == 0
+        listed = Manifest.read(copy)
+        assert listed is not None
+        listed.check(names)
+        assert set(names) <= set(listed.files)
+    (copy / names[0]).write_text("mine", encoding="utf-8")
+    done = call("quantise", copy, "--dtype", "fp16")
+    assert done.code == 2
+    assert "model.fp16.onnx was not written by pruneopt" in done.sentence
+    assert (copy / names[0]).read_text(encoding="utf-8") == "mine"

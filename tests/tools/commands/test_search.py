@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import report_of, wait_for
+from helpers.commands import report_of, unfinished, wait_for
 
 Call = Callable[..., Any]
 SMALL = "calibration-batches=1 batch-size=64 subval-limit=64 finetune-epochs=0"
@@ -52,7 +52,7 @@ def test_killed_and_resumed_it_gives_the_same(
     wait_for(out / "search.jsonl", 3, process)
     process.kill()
     process.communicate()
-    assert [path.name for path in out.iterdir()] == ["search.jsonl"], "no part of a bundle"
+    assert unfinished(out) == ["search.jsonl"], "no part of a bundle"
     done = call(*words(example, out), "--quiet")
     assert done.code == 2
     assert "--resume continues its search" in done.sentence
@@ -67,19 +67,27 @@ def test_resuming_another_search_is_refused(call: Call, searched: Path, example:
     before = (searched / "report.json").read_bytes()
     done = call(*words(example, searched), "--resume", "--seed", 5)
     assert done.code == 2
-    assert "another search" in done.sentence
+    assert "belongs to another run (seed 0 there, 5 here)" in done.sentence
     assert (searched / "report.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interrupted_it_delivers_the_best(
-    start: Callable[..., subprocess.Popen[str]], example: str, tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    example: str,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     out = tmp_path / "o"
     process = start(*words(example, out, candidates=100_000), "--finetune-epochs", 1000)
     wait_for(out / "search.jsonl", 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     text, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
+    assert f"pruneopt: {number.name}: keeping what there is" in errors
     assert "Traceback" not in errors
     assert "interrupted, the best so far: 50%FLOPs met with" in text
     report = report_of(out)
