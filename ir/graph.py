@@ -196,6 +196,8 @@ class Graph:
         self.exported_because: str | None = None
         """Why capture exported the network instead of recording it, which is faster; None where it
         was recorded, or not captured at all. No part of text and equality, as the notes."""
+        self.checked: str | None = None
+        """How capture compared the graph with the module; None where it did not."""
         self.weights: dict[str, Tensor] = {}
         self.without_grad: frozenset[str] = frozenset()
         """Parameters that did not require gradients when they were captured. No part of text and
@@ -400,6 +402,7 @@ class Graph:
         new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
         new.aliases, new.exported_because = dict(self.aliases), self.exported_because
         new.without_grad = self.without_grad
+        new.checked = self.checked
         twin: dict[Value, Value] = {}
         for value in self.inputs:
             twin[value] = new.add_input(value.name, value.type)

@@ -14,6 +14,7 @@ from pruneopt.ir.compare import difference, tensor_leaves
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.modes import in_mode
+from pruneopt.ir.module_state import state_restored
 from pruneopt.passes.apply.diagnosis import (
     CutModule,
     difference_from,
@@ -135,6 +136,7 @@ def _outputs(
 ) -> list[Tensor]:
     """Return what the module gives with other weights; it is left as it was."""
     with (
+        state_restored(cut_module.model),
         in_mode(cut_module.model),
         torch.no_grad(),
         borrowed() as undo,
@@ -170,11 +172,17 @@ class Rehearsal:
             self.worth = False
 
     def _run(self) -> bool:
-        with in_mode(self.cut_module.model, training=True), torch.no_grad(), borrowed() as undo:
+        model = self.cut_module.model
+        with (
+            state_restored(model),
+            in_mode(model, training=True),
+            torch.no_grad(),
+            borrowed() as undo,
+        ):
             # Training mode writes running statistics.
-            for buffer in self.cut_module.model.buffers():
+            for buffer in model.buffers():
                 undo.set_data(buffer, buffer.detach().clone(), buffer.grad)
-            self.cut_module.model(*self.inputs)
+            model(*self.inputs)
         return True
 
     def repeat(self) -> None:

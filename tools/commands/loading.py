@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch import nn
 
 from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
-from pruneopt.ir.capture.check import check_capture
 from pruneopt.ir.graph import Graph
 from pruneopt.models.source import LoadedModel, is_model_file, load_model
 from pruneopt.models.workload import Workload
@@ -41,11 +39,7 @@ def early_model(options: argparse.Namespace) -> LoadedModel | None:
 def captured(loaded: LoadedModel, *, check: bool = False) -> Graph:
     """Return the network's graph, under the name of its source; with ``check`` compared with the
     network itself."""
-    graph = capture(loaded.module, loaded.example_inputs, name=loaded.name)
-    if check and isinstance(loaded.module, nn.Module):
-        note = check_capture(loaded.module, graph, loaded.example_inputs)
-        graph.notes = graph.notes if note is None else (*graph.notes, note)
-    return graph
+    return capture(loaded.module, loaded.example_inputs, name=loaded.name, check=check)
 
 
 def loaded_workload(

@@ -89,7 +89,7 @@ def test_other_threads_run_their_networks_as_ever() -> None:
 
 def test_the_capturing_thread_is_told_that_it_exports() -> None:
     seen: list[bool] = []
-    capture(Hooked(lambda: seen.append(bool(torch.compiler.is_exporting()))), X)
+    capture(Hooked(lambda: seen.append(bool(torch.compiler.is_exporting()))), X, check=False)
     assert seen
     assert all(seen)
     assert not torch.compiler.is_exporting()
