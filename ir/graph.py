@@ -198,6 +198,9 @@ class Graph:
         was recorded, or not captured at all. No part of text and equality, as the notes."""
         self.checked: str | None = None
         """How capture compared the graph with the module; None where it did not."""
+        self.fixed_sizes = False
+        """Whether generated code has to refuse inputs of other sizes, as it would compute something
+        else there; no part of text and equality."""
         self.weights: dict[str, Tensor] = {}
         self.without_grad: frozenset[str] = frozenset()
         """Parameters that did not require gradients when they were captured. No part of text and
@@ -402,7 +405,7 @@ class Graph:
         new.channels, new.notes, new.weights = self.channels, self.notes, dict(self.weights)
         new.aliases, new.exported_because = dict(self.aliases), self.exported_because
         new.without_grad = self.without_grad
-        new.checked = self.checked
+        new.checked, new.fixed_sizes = self.checked, self.fixed_sizes
         twin: dict[Value, Value] = {}
         for value in self.inputs:
             twin[value] = new.add_input(value.name, value.type)

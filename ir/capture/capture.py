@@ -26,6 +26,7 @@ from pruneopt.ir.capture.exporting import exported_graph, load_program, program_
 from pruneopt.ir.capture.reading.module_table import ModuleTable
 from pruneopt.ir.capture.recording.module_state import CannotRecordError
 from pruneopt.ir.capture.recording.torch_internals import why_untested
+from pruneopt.ir.capture.sizes import why_fixed
 from pruneopt.ir.capture.training_mode import evaluation_mode, training_notes
 from pruneopt.ir.graph import Graph
 from pruneopt.ir.module_state import Snapshot
@@ -97,6 +98,9 @@ def capture(
             snapshot.restore()
             _, notes = proof.compare(graph)
         graph.notes = (*graph.notes, *notes, *proof.training_notes(graph))
+        fixed = why_fixed(proof, graph)
+        if fixed is not None:
+            graph.fixed_sizes, graph.notes = True, (*graph.notes, fixed)
         graph.checked = f"compared with the network on inputs of {', '.join(proof.compared)}"
         return graph
 

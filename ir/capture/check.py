@@ -23,7 +23,7 @@ from pruneopt.ir.modes import in_mode
 from pruneopt.ir.module_state import Change, Snapshot, state_restored
 from pruneopt.ir.types import BatchSize
 
-__all__ = ["Proof", "can_run", "check_capture"]
+__all__ = ["Proof", "alike", "can_run", "check_capture"]
 
 Outputs = list[Tensor]
 BUMPS = (7, 100, 10**6)
@@ -123,7 +123,7 @@ class Proof:
                 ours = known[id(given[0])] = self._attempt(lambda g=given: _run_graph(graph, g))
             own = self._attempt(lambda g=given: self._run(g))
             counts.append(self._numbers())
-            if not _alike(own, ours):
+            if not alike(own, ours):
                 return self._explain(graph, given, ours)
             self.compared.append(_in_words(given))
         self.snapshot.restore()
@@ -148,14 +148,14 @@ class Proof:
         self, graph: Graph, given: Sequence[Tensor], ours: Outputs | Exception
     ) -> tuple[str | None, tuple[str, ...]]:
         """Say why the module gave something else than its graph on ``given``."""
-        fresh, again = self._fresh(given), self._fresh(given)
-        if not _alike(fresh, again):
+        fresh, again = self.fresh(given), self.fresh(given)
+        if not alike(fresh, again):
             return None, (UNSTEADY,)
-        if _alike(fresh, ours):
+        if alike(fresh, ours):
             if self.changes:
                 raise UserError(self._depends(self.changes[0]))
             return None, (UNSTEADY,)
-        line = self._first_line(graph, given)
+        line = self.first_line(graph, given)
         if graph.dynamic_batch:
             size = batch_of(graph, given)
             does = "fails" if isinstance(fresh, Exception) else "computes something else"
@@ -179,14 +179,14 @@ class Proof:
     def _bumped(self, change: Change, ours: Outputs | Exception) -> str | None:
         """Refuse a counter that decides something later; return a note on any other."""
         write, value = change.write, None
-        self._fresh(self.inputs)
+        self.fresh(self.inputs)
         if write is not None:
             value = _number(change.read())
         for bump in BUMPS if write is not None and value is not None else ():
             self.snapshot.restore()
             assert write is not None
             write(change.read() + bump)
-            if not _alike(self._attempt(lambda: self._run(self.inputs)), ours):
+            if not alike(self._attempt(lambda: self._run(self.inputs)), ours):
                 raise UserError(self._depends(change))
         self.snapshot.restore()
         where = self._where(change)
@@ -223,12 +223,12 @@ class Proof:
         after = {what: change.read().clone() for what, change in changed.items()}
         ours = self._attempt(lambda: _run_graph(graph, given, weights, training=True))
         notes = []
-        if not _alike(theirs, ours):
+        if not alike(theirs, ours):
             notes.append(self._training_difference(graph, given, theirs))
         for what, value in after.items():
             name = what.removeprefix("buffer ")
             mine = weights.get(graph.aliases.get(name, name))
-            if mine is None or not _alike([value], [mine]):
+            if mine is None or not alike([value], [mine]):
                 where = self._where_in_training(changed[what], given)
                 notes.append(f"in training mode forward changes what the result keeps: {where}")
                 break
@@ -240,7 +240,7 @@ class Proof:
     ) -> str:
         self.snapshot.restore()
         again = self._attempt(lambda: self._run(given, training=True))
-        if not _alike(theirs, again):
+        if not alike(theirs, again):
             return ""  # it draws random numbers of its own
         self.snapshot.restore()
         with Values() as own:
@@ -289,11 +289,16 @@ class Proof:
                     copies.setdefault(id(buffer), buffer.clone())
                     module._buffers[name] = copies[id(buffer)]
 
-    def _fresh(self, given: Sequence[Tensor]) -> Outputs | Exception:
+    def attempt_graph(self, graph: Graph, given: Sequence[Tensor]) -> Outputs | Exception:
+        """Run a graph; return its error where it fails."""
+        return self._attempt(lambda: _run_graph(graph, given))
+
+    def fresh(self, given: Sequence[Tensor]) -> Outputs | Exception:
+        """Run the module as it was at first; return its error where it fails."""
         self.snapshot.restore()
         return self._attempt(lambda: self._run(given))
 
-    def _first_line(self, graph: Graph, given: Sequence[Tensor]) -> str:
+    def first_line(self, graph: Graph, given: Sequence[Tensor]) -> str:
         """Return the user's line of the first tensor that module and graph do not share."""
         self.snapshot.restore()
         with Values() as own:
@@ -339,7 +344,7 @@ def _op_apart(graph: Graph, given: Sequence[Tensor], own: Values) -> str:
     return ""
 
 
-def _alike(one: Outputs | Exception, other: Outputs | Exception) -> bool:
+def alike(one: Outputs | Exception, other: Outputs | Exception) -> bool:
     """Tell whether two runs gave the same, up to rounding; two failures are the same."""
     if isinstance(one, Exception) or isinstance(other, Exception):
         return isinstance(one, Exception) and isinstance(other, Exception)

@@ -290,6 +290,7 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
     returns = " -> torch.Tensor" if isinstance(graph.outputs, Value) else ""
     yield wrap(f"def forward(self{arguments}){returns}:", 4)
     yield from _fixed_batch(graph, inputs)
+    yield from _fixed_sizes(graph, inputs)
     if _needs_batch_size(graph):
         yield f"        n = {_batch_source(graph, text)}"
     own = next(
@@ -328,6 +329,24 @@ def _fixed_batch(graph: Graph, inputs: list[str]) -> Iterator[str]:
             yield (
                 f'            raise ValueError(f"this network takes a batch of {size}, not '
                 f'{{{name}.shape[0]}}")'
+            )
+
+
+def _fixed_sizes(graph: Graph, inputs: list[str]) -> Iterator[str]:
+    """Write a check of all other sizes where the code would run at others, and compute nonsense."""
+    for name, value in zip(inputs, graph.inputs, strict=True) if graph.fixed_sizes else ():
+        sizes = [
+            (axis, size)
+            for axis, size in enumerate(value.type.shape())
+            if axis and not isinstance(value.type.dims[axis], BatchSize)
+        ]
+        shown = ", ".join(f"{name}.shape[{axis}]" for axis, _ in sizes)
+        wanted = "x".join(str(size) for _, size in sizes)
+        if sizes:
+            yield wrap(f"if ({shown},) != {tuple(size for _, size in sizes)}:", 8)
+            yield (
+                f'            raise ValueError(f"this network takes inputs of size {wanted}, not '
+                f'{{tuple({name}.shape[1:])}}")'
             )
 
 
