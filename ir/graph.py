@@ -199,8 +199,8 @@ class Graph:
         self.checked: str | None = None
         """How capture compared the graph with the module; None where it did not."""
         self.fixed_sizes = False
-        """Whether generated code has to refuse inputs of other sizes, as it would compute something
-        else there; no part of text and equality."""
+        """True where generated code has to refuse inputs of other sizes, as it would compute
+        something else there; no part of text and equality."""
         self.weights: dict[str, Tensor] = {}
         self.without_grad: frozenset[str] = frozenset()
         """Parameters that did not require gradients when they were captured. No part of text and
