@@ -7,15 +7,22 @@ both. Finished rows are kept in the JSON file, and a second run only does what i
 
     python benchmarks/analysis.py  # every network of torchvision, smallest first
     python benchmarks/analysis.py torchvision:resnet50 --again
+    python benchmarks/analysis.py torchvision:resnet18 --out FILE  # kept out of the results
     python benchmarks/analysis.py --markdown  # only print the tables of what was measured
     python benchmarks/analysis.py --cost --memory  # width vectors per second; memory of no weights
 
 Seconds are processor time of the process (one thread): other work on the machine disturbs it less
 than wall time, which is kept beside it. What both tools do: nothing is given but the module and an
-example input; half of the channels of every layer but the last go, by L1. Analysis is, for
-pruneopt, `couple` on the captured graph; for the peer, `DependencyGraph.build_dependency` (which
-runs the network once) and `get_all_groups`. The whole way is, for pruneopt, capture, analysis, cost
-model, scores, selection, slicing and the new module; for the peer, `MagnitudePruner` and its step.
+example input; half of the channels of every layer but the last go, by L1.
+
+Analysis is, for pruneopt, `couple` on the captured graph, and *with capture* that and `capture`;
+for the peer, `DependencyGraph.build_dependency` (which runs the network once, that is captures it)
+and `get_all_groups`. So only the ratio with capture compares like with like.
+
+From module to module there are two columns of ours beside the peer's `MagnitudePruner` and its
+step, on an input of one sample, with its heads left alone and the numbers of attention heads given:
+*PassManager* is what users get, `capture` and `PassManager.run` as the README has it, with all
+default checks and the proof; *stages* is the sum of the functions below that, without any check.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,19 +44,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from coverage_networks import named
-from environment import environment
+from environment import stamped
 from markdown_table import markdown_table
 from torch import nn
 
-from pruneopt import LoadedModel, build_module, capture, load_model
+from pruneopt import LoadedModel, PassManager, build_module, capture, load_model
 from pruneopt.extend import CostModel, couple, score_units, select, slice_graph
 from pruneopt.files import write_json
+
+try:
+    import torch_pruning as tp
+except ModuleNotFoundError:
+    tp = None
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"
 RATIO = 0.5
+DOCUMENTED = f"couple,cost,prune{{criterion=l1 ratio={RATIO} scope=local}},slice,verify"
+"""The README's pipeline, with the ratio that the peer is given for a budget."""
+NO_PEER = "not measured: torch-pruning is not installed"
 SHORT = 2.0
 """Seconds of processor time below which a stage is run again, up to three times; the best
 counts."""
@@ -97,18 +111,30 @@ def measure_ours(loaded: LoadedModel) -> dict[str, Any]:
     plan = clock.time("select", lambda: select(scores, coupling, cost, ratio=RATIO, scope="local"))
     small = clock.time("slice", lambda: slice_graph(graph, coupling, plan))
     module = clock.time("build", lambda: build_module(small, small.weights))
+    delivered = clock.time("documented", lambda: documented(loaded))
+    params = [sum(p.numel() for p in item.parameters()) for item in (module, delivered)]
+    if params[0] != params[1]:
+        raise RuntimeError(f"PassManager left {params[1]} parameters, the stages {params[0]}")
     return {
         "ops": len(graph.ops),
         "groups": len(coupling.free),
-        "params": sum(p.numel() for p in module.parameters()),
+        "params": params[0],
         "cpu": clock.cpu,
         "wall": clock.wall,
     }
 
 
+def documented(loaded: LoadedModel) -> nn.Module:
+    """Return the pruned module as the README makes it, with every default check and the proof."""
+    graph = capture(loaded.module, loaded.example_inputs)
+    return PassManager.parse(DOCUMENTED).run(graph).module
+
+
 def measure_peer(loaded: LoadedModel, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Return seconds of the peer's analysis (sent as soon as it is known) and of its whole way; an
     error where it has one."""
+    if tp is None:
+        return {"cpu": {}, "error": NO_PEER}
     assert isinstance(loaded.module, nn.Module)
     model, inputs = loaded.module.eval(), loaded.example_inputs
     clock = Clock()
@@ -166,7 +192,7 @@ def child(spec: str, part: str, pipe: Connection, memory: float) -> None:
 
 def run_one(spec: str, timeout: float, memory: float) -> dict[str, Any]:
     """Run both tools on one network, one after the other."""
-    row: dict[str, Any] = {"network": spec}
+    row: dict[str, Any] = {"network": spec, "ratio": RATIO}
     for part in ("ours", "peer"):
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("fork").Process(
@@ -206,45 +232,62 @@ def warm_up() -> None:
 
 
 def whole(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return processor seconds of the whole way, of both tools."""
+    """Return processor seconds from module to module: our stages without checks, and the peer."""
     ours = row["ours"]["cpu"]
-    return (sum(ours.values()) if len(ours) == len(STAGES) else None), row["peer"]["cpu"].get(
-        "whole"
-    )
+    known = [ours[stage] for stage in STAGES if stage in ours]
+    return (sum(known) if len(known) == len(STAGES) else None), row["peer"]["cpu"].get("whole")
+
+
+def by_manager(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return processor seconds from module to module: by `PassManager` with default checks, and the
+    peer."""
+    return row["ours"]["cpu"].get("documented"), row["peer"]["cpu"].get("whole")
 
 
 def analysis(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return processor seconds of the analysis, of both tools."""
+    """Return processor seconds of the analysis: ours on a captured graph, the peer's with its
+    trace."""
     return row["ours"]["cpu"].get("couple"), row["peer"]["cpu"].get("analysis")
+
+
+def with_capture(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return processor seconds of capture and analysis, of both tools."""
+    ours = row["ours"]["cpu"]
+    known = "capture" in ours and "couple" in ours
+    return (ours["capture"] + ours["couple"] if known else None), row["peer"]["cpu"].get("analysis")
 
 
 def cells(pair: tuple[float | None, float | None]) -> list[str]:
     ours, peer = pair
-    ratio = f"{peer / ours:.1f}" if ours and peer is not None else ""
+    times = peer / ours if ours and peer is not None else None
+    ratio = "" if times is None else f"{times:.{1 if times >= 1 else 2}f}"
     return [*("" if value is None else f"{value:.3f}" for value in pair), ratio]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return processor seconds of analysis and of the whole way, and their sums where both tools
-    finished."""
+    """Return processor seconds of analysis and from module to module, and their sums where both
+    tools finished."""
     rows = list(rows)
-    columns = ["network", "analysis", "peer", "ratio", "whole way", "peer", "ratio"]
-    columns += ["of it capture", "peer's outcome"]
     lines = []
     for row in rows:
-        captured = row["ours"]["cpu"].get("capture")
         outcome = row["peer"].get("error", "") + (
             f" (ours: {row['ours']['error']})" if "error" in row["ours"] else ""
         )
-        took = "" if captured is None else f"{captured:.3f}"
-        name = row["network"].partition(":")[2]
-        lines.append([name, *cells(analysis(row)), *cells(whole(row)), took, outcome[:90]])
-    lines.append(["sum where both finished", *sums(rows, analysis), *sums(rows, whole)])
-    others = [[row for row in rows if row is not slowest(rows, part)] for part in (analysis, whole)]
-    lines.append(
-        ["without the peer's slowest", *sums(others[0], analysis), *sums(others[1], whole)]
-    )
-    return markdown_table(columns, lines, left=(0, 8))
+        pairs = [cells(part(row)) for part in PARTS]
+        lines.append([row["network"].partition(":")[2], *in_columns(pairs), outcome[:90]])
+    lines.append(["sum where both finished", *in_columns([sums(rows, part) for part in PARTS])])
+    others = [sums([row for row in rows if row is not slowest(rows, part)], part) for part in PARTS]
+    lines.append(["without the peer's slowest", *in_columns(others)])
+    return markdown_table(COLUMNS, lines, left=(0, len(COLUMNS) - 1))
+
+
+def in_columns(pairs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the cells of `COLUMNS` from those of `PARTS`: the peer has one figure for two of
+    ours."""
+    plain, captured, stages, manager = pairs
+    peer = captured[1] or plain[1], stages[1] or manager[1]
+    analysis = [plain[0], captured[0], peer[0], plain[2], captured[2]]
+    return [*analysis, stages[0], manager[0], peer[1], stages[2], manager[2]]
 
 
 Part = Callable[[dict[str, Any]], tuple[float | None, float | None]]
@@ -266,6 +309,23 @@ def slowest(rows: list[dict[str, Any]], part: Part) -> dict[str, Any] | None:
     """Return the network that took the peer longest."""
     finished = [row for row in rows if both([row], part)]
     return max(finished, key=lambda row: part(row)[1] or 0.0, default=None)
+
+
+PARTS: tuple[Part, ...] = (analysis, with_capture, whole, by_manager)
+COLUMNS = [
+    "network",
+    "analysis",
+    "with capture",
+    "peer",
+    "ratio",
+    "ratio with capture",
+    "stages",
+    "PassManager",
+    "peer",
+    "ratio of stages",
+    "ratio of PassManager",
+    "peer's outcome",
+]
 
 
 # Cost model and memory
@@ -340,6 +400,7 @@ def main() -> int:
     parser.add_argument(
         "--memory", action="store_true", help="memory of the largest networks without values, too"
     )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -347,15 +408,15 @@ def main() -> int:
         print(json.dumps(memory_of(options.networks[0])))
         return 0
     saved: dict[str, Any] = (
-        json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+        json.loads(options.out.read_text()) if options.out.exists() else {"networks": {}}
     )
     rows = saved["networks"]
     if options.cost:
-        saved["vectors_per_second"] = cost_rate()
+        saved["vectors_per_second"] = stamped(cost_rate())
     for name in ("vit_h_14", "regnet_y_128gf") if options.memory else ():
         command = [sys.executable, __file__, name, "--one"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        saved.setdefault("memory", {})[name] = json.loads(done.stdout.splitlines()[-1])
+        saved.setdefault("memory", {})[name] = stamped(json.loads(done.stdout.splitlines()[-1]))
     extra = options.cost or options.memory
     asked = options.networks or ([] if extra or options.markdown else ["torchvision"])
     wanted = named(asked) if asked else []
@@ -363,10 +424,11 @@ def main() -> int:
     if missing:
         warm_up()
     for spec in missing:
-        rows[spec] = run_one(spec, options.timeout, options.memory_limit)
+        rows[spec] = stamped(run_one(spec, options.timeout, options.memory_limit))
         print(table([rows[spec]]).splitlines()[2], flush=True)
-        write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
-    write_json(RESULTS, {**saved, "environment": environment(), "ratio": RATIO})
+        write_json(options.out, saved)
+    if extra:
+        write_json(options.out, saved)
     print(table(rows.values()))
     print(
         json.dumps(

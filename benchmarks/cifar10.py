@@ -45,7 +45,10 @@ RUNS: dict[str, list[str]] = {
 
 
 def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the report of one row's bundle, which is made if it is not there."""
+    """Return the report of one row's bundle, which is made if it is not there.
+
+    What it was made by lies beside the bundle, so that a bundle that was there keeps it.
+    """
     bundle = options.out / name.replace(" ", "_")
     if not (bundle / "report.json").exists():
         network = name.partition(" ")[0]
@@ -69,8 +72,16 @@ def report(name: str, options: argparse.Namespace) -> dict[str, Any]:
             *RUNS[name],
         ]
         subprocess.run(command, check=True)
+        write_json(made_by(bundle), environment())
     found: dict[str, Any] = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-    return found
+    beside = made_by(bundle)
+    made = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+    return {**found, "environment": made}
+
+
+def made_by(bundle: Path) -> Path:
+    """Return the file beside a bundle that says what it was made by."""
+    return bundle.with_name(f"{bundle.name}.environment.json")
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +89,7 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
     the proof."""
     keys = ("flops", "params", "bytes", "memory")
     return {
+        "environment": found["environment"],
         "pipeline": found["pipeline"],
         "original": {key: found["original"][key] for key in keys},
         "pruned": {key: found["pruned"][key] for key in keys},
@@ -117,7 +129,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     rows = {name: row(report(name, options)) for name in RUNS}
-    write_json(RESULTS, {"environment": environment(), "budget": "50%FLOPs", "rows": rows})
+    write_json(RESULTS, {"budget": "50%FLOPs", "rows": rows})
     print(table(rows))
     return 0
 

@@ -36,6 +36,7 @@ from coverage_networks import LISTS, named
 from coverage_peer import peer
 from coverage_process import run_alone
 from coverage_report import failures, remarks, save, summary, table
+from environment import stamped
 
 from pruneopt import export_onnx
 
@@ -81,7 +82,7 @@ def read_log(path: Path) -> Rows:
 
 def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """Put a row of ours in the place of the former one, but for the peer's result and what was
-    found at stages left out now."""
+    found at stages left out now, which stays with what it was measured by (``kept_from``)."""
     if "until" not in row:
         return old | row
     kept = {"peer": old["peer"]} if "peer" in old else {}
@@ -92,6 +93,9 @@ def merged(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         if same and stage in FOUND_AT and stage in old["seconds"]
     ]
     kept |= {key: old[key] for stage in stages for key in FOUND_AT[stage] if key in old}
+    if stages:
+        before, whole = old.get("kept_from", {}), old.get("environment")
+        kept["kept_from"] = {stage: before.get(stage, whole) for stage in stages}
     seconds = row["seconds"] | {stage: old["seconds"][stage] for stage in stages}
     return kept | row | {"seconds": seconds}
 
@@ -126,13 +130,16 @@ def sweep(specs: Iterable[str], rows: Rows, options: argparse.Namespace) -> None
                 "skipped": sorted(set(STAGES) - set(asked(options))),
             }
             row |= run_alone(work, timeout=options.timeout, memory=options.memory)
+            row = stamped(row)
             rows[spec] = merged(rows.get(spec, {}), row)
             append(options.log, row)
             say(spec, row)
         if options.peer and (options.again or "peer" not in rows.get(spec, {})):
             outputs = rows.get(spec, {}).get("output_layers", [])
-            found = run_alone(
-                partial(peer, spec, outputs), timeout=options.timeout, memory=options.memory
+            found = stamped(
+                run_alone(
+                    partial(peer, spec, outputs), timeout=options.timeout, memory=options.memory
+                )
             )
             rows[spec] = rows.get(spec, {"spec": spec}) | {"peer": found}
             append(options.log, {"spec": spec, "peer": found})

@@ -3,7 +3,6 @@ line a network."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from coverage_networks import LISTS, family, named
-from environment import environment
 from markdown_table import markdown_table
 
 from pruneopt.files import write_json
@@ -24,17 +22,14 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def save(rows: Rows) -> None:
-    """Write the rows; what the file holds of an earlier program (under ``earlier``) stays."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    kept = {"earlier": found["earlier"]} if "earlier" in found else {}
+    """Write the rows."""
     data = {
-        "environment": environment(),
         "budget": "50%FLOPs",
         "ratio": 0.3,
         "networks": dict(rows),
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS, data | kept)
+    write_json(RESULTS, data)
 
 
 def summary(rows: Rows) -> str:

@@ -29,6 +29,9 @@ batches of (a) gives the scores of (a). Regret is the full score of the best can
 the chosen one, in points; tau is Kendall's, between the scores of a way and those of (a) over all
 candidates. Full scores that are done are kept in ``--log`` and not run again.
 
+Networks and images of (a) and (b) lie channels-last, as those of ours do. Every way of a row has
+what it was measured by; ways that are not measured again keep theirs.
+
 Then (d) on 16 candidates that resemble each other, side by side and one by one, on 2,000 images:
 children of an evolution (every width of one plan changes with a probability of 0.1), moves (one
 width changes), and the random plans.
@@ -47,17 +50,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import stamped
 from evaluate_setups import Setup, setup
 from markdown_table import markdown_table
 from scipy.stats import kendalltau
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from pruneopt import build_module
 from pruneopt.extend import Averaging, Evaluation, EvaluationSettings, slice_graph
 from pruneopt.files import write_json
 from pruneopt.passes.evaluation.merged import merge
+from pruneopt.passes.evaluation.resident_images import channels_last
 from pruneopt.passes.search.evaluators.cut_networks import CutNetworks
 
 Plan = Mapping[str, np.ndarray]
@@ -105,7 +109,7 @@ def ways(case: Setup) -> dict[str, EvaluationSettings]:
 @dataclass
 class Loaders:
     """What the rivals read: every image decoded and normalised beforehand, which is in their
-    favour."""
+    favour; batches lie channels-last, as ours do."""
 
     calibration: DataLoader[tuple[Tensor, ...]]
     validation: DataLoader[tuple[Tensor, ...]]
@@ -121,9 +125,10 @@ class Loaders:
             torch.cat(parts) for parts in zip(*case.workload.subval.batches(256), strict=True)
         ]
         calibration = TensorDataset(torch.cat(drawn).contiguous())
+        size = case.batch_size
         return cls(
-            DataLoader(calibration, case.batch_size),
-            DataLoader(TensorDataset(*images), 2 * case.batch_size),
+            DataLoader(calibration, size, collate_fn=collated),
+            DataLoader(TensorDataset(*images), 2 * size, collate_fn=collated),
         )
 
     def accuracy(self, network: nn.Module) -> float:
@@ -132,10 +137,21 @@ class Loaders:
         return hits / len(self.validation.dataset)  # type: ignore[arg-type]
 
 
+def collated(samples: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Return a batch whose images lie channels-last."""
+    return [channels_last(part) for part in default_collate(samples)]
+
+
+def rival_network(case: Setup) -> nn.Module:
+    """Return the dense network with its weights channels-last."""
+    module = build_module(case.graph, case.graph.weights)
+    return module.to(memory_format=torch.channels_last)
+
+
 def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
     """Return way (a): one dense network; masks behind its batch norms are changed from candidate to
     candidate."""
-    dense = build_module(case.graph, case.graph.weights)
+    dense = rival_network(case)
     trained = copy.deepcopy(dense.state_dict())
     masks: dict[str, Tensor] = {}
     for name, part in dense.named_modules():
@@ -157,10 +173,10 @@ def masked_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
 
 def tool_way(case: Setup, loaders: Loaders) -> Callable[[int], float]:
     """Return way (b): a deep copy is cut, and gets its statistics by `update_bn`."""
-    whole = build_module(case.graph, case.graph.weights)
+    whole = rival_network(case)
 
     def judge(index: int) -> float:
-        small = case.cut(copy.deepcopy(whole), index)
+        small = case.cut(copy.deepcopy(whole), index).to(memory_format=torch.channels_last)
         torch.optim.swa_utils.update_bn(loaders.calibration, small)
         return loaders.accuracy(small)
 
@@ -237,10 +253,9 @@ def side_by_side(case: Setup, count: int) -> dict[str, dict[str, float]]:
                 f"{case.name}: {name} score {together} side by side and {alone} one by one"
             )
         seconds = {"alone": between - started, "together": ended - between}
-        found[name] = {key: round(value / len(plans), 3) for key, value in seconds.items()} | {
-            "shared": shared
-        }
-        print(case.name, name, found[name], flush=True)
+        each = {key: round(value / len(plans), 3) for key, value in seconds.items()}
+        found[name] = stamped({**each, "shared": shared})
+        print(case.name, name, each, flush=True)
     return found
 
 
@@ -263,14 +278,16 @@ def measure(name: str, options: argparse.Namespace, known: Mapping[str, Any]) ->
         found = list(judged(case, settings, plans))
         row[way] = {key: [item[key] for item in found] for key in ("seconds", "value", "images")}
         row[way] |= choice(np.array(row[way]["value"]), np.array(full[: len(plans)]))
+        row[way] = stamped(row[way])
         print(name, way, {key: row[way][key] for key in ("tau", "regret")}, flush=True)
     if options.family or "side by side" not in row:
         row["side by side"] = side_by_side(case, options.family) if options.family else {}
     started = time.process_time()
     for plan in case.plans:
         slice_graph(case.graph, case.coupling, plan)
-    row["cutting"] = (time.process_time() - started) / count
-    print(name, f"cutting a candidate takes {1e3 * row['cutting']:.1f} ms")
+    cutting = (time.process_time() - started) / count
+    row["cutting"] = stamped({"seconds": cutting})
+    print(name, f"cutting a candidate takes {1e3 * cutting:.1f} ms")
     return row
 
 
@@ -285,11 +302,12 @@ def rivals(case: Setup, options: argparse.Namespace, full: list[float]) -> dict[
             make, cut_by = others[way]
             with torch.no_grad():
                 found[way] = {**timed(make(case, loaders), options.rivals), "cut by": cut_by}
+            found[way] = stamped({**found[way], "layout": "channels-last"})
             print(case.name, way, found[way], flush=True)
     if "a" in found:
         found["a"]["full"] = full[: options.rivals]
     if "c" in options.ways:
-        found["c"] = timed(module_way(case), options.rivals)
+        found["c"] = stamped(timed(module_way(case), options.rivals))
     return found
 
 
@@ -324,21 +342,18 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     columns += ["images", "tau", "regret, points"]
     lines = []
     for name, row in rows.items():
-        mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS}
-        for way, text in WAYS.items():
+        mean = {way: float(np.mean(row[way]["seconds"])) for way in WAYS if way in row}
+        for way in mean:
             found = row[way]
             images = float(np.mean(found["images"])) if "images" in found else row["images"]
             cells = [
                 f"{name}, {len(found.get('value', found['seconds']))}",
-                f"{way} {text}",
+                f"{way} {WAYS[way]}",
                 f"{mean[way]:.2f}",
                 f"{60 / mean[way]:.1f}",
             ]
-            cells += [
-                f"{mean['a'] / mean[way]:.1f}",
-                f"{mean['b'] / mean[way]:.1f}",
-                f"{images:.0f}",
-            ]
+            cells += [f"{mean[rival] / mean[way]:.1f}" if rival in mean else "" for rival in "ab"]
+            cells.append(f"{images:.0f}")
             cells += [str(found.get("tau", "")), str(found.get("regret", ""))]
             lines.append(cells)
     beside = []
@@ -385,13 +400,14 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the plans")
     parser.add_argument("--log", type=Path, default=ROOT / "runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results")
     parser.add_argument(
         "--markdown", action="store_true", help="print the table of the saved rows and stop"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
     saved: dict[str, Any] = (
-        json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+        json.loads(options.out.read_text()) if options.out.exists() else {"networks": {}}
     )
     for name in () if options.markdown else options.networks:
         known = saved["networks"].get(name, {})
@@ -401,7 +417,7 @@ def main() -> int:
                 "first"
             )
         saved["networks"][name] = measure(name, options, known)
-        write_json(RESULTS, {**saved, "environment": environment()})
+        write_json(options.out, saved)
     print(table(saved["networks"]))
     return 0
 

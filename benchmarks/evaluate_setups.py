@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,23 +81,37 @@ class Setup:
         if self.name != "mobilenet_v2":
             small = slice_graph(self.graph, self.coupling, self.plans[index])
             return build_module(small, small.weights)
-        import torch_pruning as tp
+        kept = self.kept_channels(self.coupling.kept_units(self.plans[index]))
+        return cut_by_tool(network, kept, torch.zeros(self.graph.inputs[0].type.shape(1)))
 
-        example = torch.zeros(self.graph.inputs[0].type.shape(1))
-        with torch.enable_grad():  # it walks autograd's graph
-            dependencies = tp.DependencyGraph().build_dependency(network, example_inputs=example)
-        gone = self.kept_channels(self.coupling.kept_units(self.plans[index]))
-        layers = dict(network.named_modules())
-        done: set[nn.Module] = set()
-        for name, flags in gone.items():
-            layer = layers[layer_before(name)]
-            if flags.all() or layer in done:
-                continue
-            removed = np.flatnonzero(~flags).tolist()
-            group = dependencies.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=removed)
-            done |= {item.dep.target.module for item in group}
-            group.prune()
-        return network
+
+def cut_by_tool(network: nn.Module, kept: Mapping[str, np.ndarray], example: Tensor) -> nn.Module:
+    """Return torchvision's MobileNetV2, cut in place by torch-pruning.
+
+    Args:
+        kept: which channels `[C]` behind every batch norm stay, by its name.
+        example: an input `[N, 3, H, W]`.
+    """
+    import torch_pruning as tp
+
+    with torch.enable_grad():  # it walks autograd's graph
+        dependencies = tp.DependencyGraph().build_dependency(network, example_inputs=example)
+    layers = dict(network.named_modules())
+    done: set[nn.Module] = set()
+    for name, flags in kept.items():
+        layer = layers[layer_before(name)]
+        if flags.all() or layer in done:
+            continue
+        removed = np.flatnonzero(~flags).tolist()
+        group = dependencies.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=removed)
+        # A group also has the layers that read these channels: their own outputs are still whole.
+        done |= {
+            item.dep.target.module
+            for item in group
+            if dependencies.is_out_channel_pruning_fn(item.dep.handler)
+        }
+        group.prune()
+    return network
 
 
 def layer_before(norm: str) -> str:
@@ -124,6 +139,11 @@ def setup(name: str, candidates: int, seed: int) -> Setup:
         workload, graph = imagenet_sample(), mobilenet()
     else:
         raise UserError(f"there is no setup {name!r}: use resnet20, resnet56 or mobilenet_v2")
+    return with_plans(name, graph, workload, candidates, seed)
+
+
+def with_plans(name: str, graph: Graph, workload: Workload, candidates: int, seed: int) -> Setup:
+    """Return a setup with random plans on the network's budget."""
     coupling = couple(graph)
     cost, scores = CostModel(graph, coupling), score_units(coupling, graph.weights, "l1")
     sampler = WidthSampler(

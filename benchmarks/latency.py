@@ -6,7 +6,8 @@ python benchmarks/latency.py --networks resnet50 --targets ort-cpu --held-out 8 
 
 For every network and target: held-out random sub-networks, which no predictor sees, are measured in
 one pass; some minutes of measuring others make a predictor; and the first ones are measured again.
-The mean of the passes is the truth, and their difference is the noise floor. A row that is done is
+The mean of the passes is the truth; its own error, the noise floor, is half of what the passes
+differ by, as the mean of two has half the spread of their difference. A row that is done is
 written at once and left alone the next time (`--again` makes it anew); what was measured for a row
 that was stopped is in the database (`--db`), and is gone on from.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import environment
+from environment import stamped
 from latency_table_timer import table_timer
 from markdown_table import markdown_table
 from scipy.stats import kendalltau
@@ -144,7 +145,8 @@ def row_of(spec: str, text: str, options: argparse.Namespace, database: Database
         "profiling_seconds": round(preparing + measuring, 1),
         "seconds_per_prediction": predicting / len(rows),
         "predictor": quality(predicted, true),
-        "noise_floor": quality(before, after),
+        "passes": quality(before, after),
+        "passes_ms": [[round(1e3 * float(item), 5) for item in one] for one in (before, after)],
         "uncertainty": round(100 * float((predictor.uncertainty(rows) / predicted).mean()), 2),
         "flops": quality(_by_flops(cost, predictor)(rows), true),
     }
@@ -185,7 +187,7 @@ def show(row: dict[str, Any]) -> None:
         f"{row['network']} on {row['target']}: {row['measured_networks']} networks, "
         f"{row['profiling_seconds']} s"
     )
-    for name in ("predictor", "noise_floor", "table", "table_fitted", "flops"):
+    for name in PREDICTORS:
         item = row[name]
         print(
             f"  {name:12s} MAPE {item['mape']:6.2f} %  within 5 % {item['within_5']:5.1f}  within "
@@ -196,17 +198,26 @@ def show(row: dict[str, Any]) -> None:
 
 PREDICTORS = {
     "predictor": "pruneopt",
-    "noise_floor": "noise floor",
+    "passes": "one pass by the other",
     "table": "additive table",
     "table_fitted": "table, fitted",
     "flops": "FLOPs, fitted",
 }
 
 
+def noise_floor(row: dict[str, Any]) -> float:
+    """Return the error, in percent, that a perfect prediction would show on average.
+
+    The truth is the mean of two passes. With errors of spread s in each, the passes differ by a
+    spread of sqrt(2) s, and their mean is off by s / sqrt(2): half as much.
+    """
+    return float(row["passes"]["mape"]) / 2
+
+
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown: error, shares within 5 and 10 %, and Kendall's tau of
     every predictor."""
-    columns = ["network, target, ms", "measured, s", *PREDICTORS.values()]
+    columns = ["network, target, ms", "measured, s", *PREDICTORS.values(), "noise floor"]
     lines = []
     for row in rows:
         cells = [
@@ -219,6 +230,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
                 f"{item['mape']:.1f} %, {item['within_5']:.0f}, {item['within_10']:.0f}, "
                 f"{item['tau']:.2f}"
             )
+        cells.append(f"{noise_floor(row):.1f} %")
         lines.append(cells)
     return markdown_table(columns, lines, left=range(len(columns)))
 
@@ -266,11 +278,9 @@ def main() -> None:
                     print(f"{text}: {parse_target(text).unavailable()}")
                 elif key not in rows or options.again:
                     print(f"{key[0]} on {key[1]}", flush=True)
-                    rows[key] = row_of(*key, options, database)
+                    rows[key] = stamped(row_of(*key, options, database))
                     show(rows[key])
-                    write_json(
-                        options.out, {"environment": environment(), "rows": list(rows.values())}
-                    )
+                    write_json(options.out, {"rows": list(rows.values())})
 
 
 if __name__ == "__main__":

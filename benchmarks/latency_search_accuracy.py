@@ -5,11 +5,12 @@ first part of `latency_search.py`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from environment import stamped
 from evaluate_setups import SHARED
 from latency_search_timing import TARGET, Stand, pair
 from torch import nn
@@ -20,21 +21,41 @@ from pruneopt.passes.search.abn import AdaptiveBN
 from pruneopt.passes.search.outcome import Outcome
 from pruneopt.passes.transform.recalibrate import recalibrate_on
 
-__all__ = ["ARMS", "BASE", "Bench", "searches", "setting_of"]
+__all__ = ["ARMS", "FAIR", "Arm", "Bench", "check_arms", "searches", "setting_of"]
 
 CIFAR = "cifar10:{}?normalise=imagenet&limit={}&subval=2000&calibration=4000"
 BASE = "FLOPs"
-ARMS: dict[str, tuple[float | None, RoundTo]] = {
-    BASE: (None, 1),
-    "FLOPs, multiples": (None, "auto"),
-    "time": (1.0, 1),
-    "time, multiples": (1.0, "auto"),
-    "0.85 of the time, multiples": (0.85, "auto"),
-    "0.7 of the time, multiples": (0.7, "auto"),
+FAIR = "FLOPs, multiples"
+"""The rival with the widths that searches by time may choose from, too."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A search: ``--round-to``, and its budget: half of the FLOPs, or a share of the measured time
+    of a rival's winner."""
+
+    round_to: RoundTo
+    rival: str | None = None
+    share: float = 1.0
+
+
+ARMS = {
+    BASE: Arm(1),
+    FAIR: Arm("auto"),
+    "time": Arm(1, BASE),
+    "time, multiples": Arm("auto", BASE),
+    "0.85 of the time, multiples": Arm("auto", BASE, 0.85),
+    "0.7 of the time, multiples": Arm("auto", BASE, 0.7),
+    "time of FLOPs in multiples": Arm("auto", FAIR),
+    "0.85 of the time of FLOPs in multiples": Arm("auto", FAIR, 0.85),
 }
-"""The budget (None: half of the FLOPs; else times the measured time of the winner under half of the
-FLOPs), and ``--round-to``.
-"""
+
+
+def check_arms(names: Iterable[str]) -> None:
+    """Raise `UserError` where the rival of a search is not among the searches."""
+    asked = list(names)
+    for rival in {ARMS[name].rival for name in asked} - {None, *asked}:
+        raise UserError(f"other searches take their time from the one called {rival}: add it")
 
 
 def setting_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -112,35 +133,40 @@ def searches(
     all winners."""
     row = row or {"network": name, "seed": seed, "setting": setting_of(options), "arms": {}}
     arms = row["arms"]
-    missing = [arm for arm in options.arms if arm not in arms]
+    missing = [arm for arm in ARMS if arm in options.arms and arm not in arms]
     if not missing and "times" in row:
         return
+    if row["setting"] != setting_of(options):
+        raise UserError(
+            f"the row of {name}, seed {seed}, was begun with {row['setting']}: go on with "
+            "these, or make it anew with --again"
+        )
     bench = Bench.load(name, options)
     row["measured_networks"] = bench.stand.prepare()
     for arm in missing:
         print(f"{name}, seed {seed}: {arm}", flush=True)
-        share, round_to = ARMS[arm]
+        search = ARMS[arm]
         budget, anchor = "50%FLOPs", None
-        if share is not None:
-            budget, anchor = (
-                f"{share * row['base_ms']:.5f}ms@{TARGET}",
-                (arms[BASE]["widths"], row["base_ms"]),
-            )
-        arms[arm] = bench.search(budget, round_to, seed, anchor)
-        if arm == BASE:
-            row["base_ms"] = 1e3 * bench.stand.timed([arms[BASE]["widths"]]).measurement(0).seconds
+        if search.rival is not None:
+            rival = arms[search.rival]
+            if "ms" not in rival:
+                rounds = bench.stand.timed([rival["widths"]])
+                rival["ms"] = 1e3 * rounds.measurement(0).seconds
+            budget = f"{search.share * rival['ms']:.5f}ms@{TARGET}"
+            anchor = (rival["widths"], rival["ms"])
+        arms[arm] = stamped(bench.search(budget, search.round_to, seed, anchor))
         row.pop("times", None)
         yield row
     row["times"] = _times(bench.stand, arms)
-    yield row
+    yield stamped(row)
 
 
 def _times(stand: Stand, arms: dict[str, Any]) -> dict[str, Any]:
     """Time the original and all winners in turns: milliseconds, and how many times as fast as the
-    winner by FLOPs."""
+    winners by FLOPs that were searched."""
     names = [arm for arm in arms if "missed" not in arms[arm]]
     rounds = stand.timed([stand.full, *(arms[arm]["widths"] for arm in names)])
-    base = 1 + names.index(BASE)
+    rivals = [name for name in (BASE, FAIR) if name in names]
     found: dict[str, Any] = {}
     for index, name in enumerate(["original", *names]):
         item = rounds.measurement(index)
@@ -148,7 +174,7 @@ def _times(stand: Stand, arms: dict[str, Any]) -> dict[str, Any]:
             "ms": round(1e3 * item.seconds, 4),
             "low": round(1e3 * item.low, 4),
             "high": round(1e3 * item.high, 4),
-            "against_base": pair(rounds, base, index),
+            "against": {rival: pair(rounds, 1 + names.index(rival), index) for rival in rivals},
             "against_original": pair(rounds, 0, index),
         }
     return found

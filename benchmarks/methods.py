@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import stamped
 from markdown_table import markdown_table
 from torch import nn
 
@@ -186,10 +186,11 @@ def run_all(options: argparse.Namespace) -> None:
                     "budget": budget,
                     "seed": seed,
                     "original": base,
+                    "threads": options.threads,
                     **found,
                 }
                 with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(json.dumps(stamped(row)) + "\n")
                 print(
                     f"{network} {method} {budget} seed {seed}: {100 * found['finetuned']:.2f} %",
                     flush=True,
@@ -255,7 +256,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     run_all(options)
     rows = lines(options.out)
-    write_json(RESULTS, {"environment": environment(), "threads": options.threads, "runs": rows})
+    write_json(RESULTS, {"runs": rows})
     print(table(rows))
     return 0
 

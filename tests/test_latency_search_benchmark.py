@@ -81,3 +81,39 @@ def test_what_is_named_is_what_took_more_than_its_share() -> None:
         "reorders 1 ops 1.00 ms to 1 ops 2.00 ms (2.0 to 2.0 GB/s)."
     )
     assert explained(row(2.0)) is None
+
+
+def test_a_search_by_time_is_held_against_the_rival_with_the_same_widths() -> None:
+    from latency_search_accuracy import ARMS, BASE, FAIR, check_arms
+
+    from pruneopt import UserError
+
+    fair = [name for name, arm in ARMS.items() if arm.rival == FAIR]
+    assert fair
+    assert all(ARMS[name].round_to == ARMS[FAIR].round_to for name in fair)
+    check_arms(ARMS)
+    check_arms([BASE, FAIR])
+    with pytest.raises(UserError, match=FAIR):
+        check_arms([BASE, *fair])
+
+
+def test_the_table_has_a_column_for_each_rival() -> None:
+    from latency_search_report import RIVALS, tables
+
+    def against(ratio: float) -> dict[str, Any]:
+        return {"ratio": ratio, "low": ratio, "high": ratio, "noisy": None}
+
+    odd, fair = RIVALS
+    arm = {"flops_share": 0.5, "rounds": [], "test": 0.5}
+    times = {
+        "original": {"ms": 4.0, "against": {odd: against(0.5)}},
+        odd: {"ms": 2.0, "against": {odd: against(1.0)}},
+        fair: {"ms": 1.0, "against": {odd: against(2.0)}},
+        "time": {"ms": 1.6, "against": {odd: against(1.25), fair: against(0.625)}},
+    }
+    row = {"network": "net", "seed": 0, "times": times}
+    row["arms"] = dict.fromkeys((odd, fair, "time"), arm)
+    table = tables([row], [])
+    assert "| time | 50.0 % | 1.600 |  | 1.25 (1.25 to 1.25) | 0.62 (0.62 to 0.62) |" in table
+    # Pairs with the second rival were not kept: the medians of the same turns, no interval.
+    assert f"| {odd} | 50.0 % | 2.000 |  | 1.00 (1.00 to 1.00) | 0.50 |" in table
