@@ -1,6 +1,7 @@
 """Searching from the command line: what it reports, what an interrupt leaves, and what a killed
 search resumes to."""
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, command: Call, example: s
     out = tmp_path_factory.mktemp("searched") / "o"
     done = command(*words(example, out), "--quiet")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("50%FLOPs met with ")
+    assert done.out.startswith("equivalent; 50%FLOPs met with ")
     return out
 
 
@@ -69,6 +70,20 @@ def test_resuming_another_search_is_refused(call: Call, searched: Path, example:
     assert done.code == 2
     assert "belongs to another run (seed 0 there, 5 here)" in done.sentence
     assert (searched / "report.json").read_bytes() == before
+
+
+def test_blank_lines_and_comments_in_the_model_file_make_no_other_search(
+    call: Call, searched: Path, example: str, tmp_path: Path
+) -> None:
+    out, copy = tmp_path / "o", tmp_path / Path(example).name
+    shutil.copytree(searched, out)
+    source = Path(example).read_text(encoding="utf-8")
+    copy.write_text(source.replace("\n\n", "\n\n# A remark.\n\n\n"), encoding="utf-8")
+    journal = (out / "search.jsonl").read_bytes()
+    done = call(*words(str(copy), out), "--resume", "--quiet")
+    assert done.code == 0, done.err
+    assert (out / "search.jsonl").read_bytes() == journal, "nothing is judged again"
+    assert (out / "plan.json").read_bytes() == (searched / "plan.json").read_bytes()
 
 
 @pytest.mark.parametrize(
