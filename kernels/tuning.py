@@ -7,7 +7,6 @@ to `TritonKernels`.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from pruneopt.errors import UserError
 from pruneopt.files import write_json
 from pruneopt.kernels.tiles import INTERPRETER, Precision, Tile, conv_tile, depthwise_tile
 from pruneopt.kernels.window import Window
+from pruneopt.reading import read_record
 
 __all__ = [
     "VARIABLE",
@@ -226,13 +226,11 @@ def tuned_tiles(device: torch.device, path: Path | None = None) -> TunedTiles:
 
 def _read(path: Path, key: Mapping[str, str]) -> dict[str, Tile]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = read_record(path, "file of tuned tiles", Any)
         made_for, rows = found["for"], found["tiles"]
         if found["format"] != FORMAT:
             raise UserError(f"{path} has format {found['format']} instead of {FORMAT}: tune again")
         tiles = {problem: Tile(**row["tile"]) for problem, row in rows.items()}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no file of tuned tiles ({type(error).__name__}: {error})"

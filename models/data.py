@@ -22,12 +22,12 @@ Options, after `?`, joined by `&`, with their defaults:
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ __all__ = ["load_data"]
 # The test set is the same whatever the seed of a run.
 TEST_SEED = 0
 TEST_SHARE = 5
+CLASSES = 2**20
+"""Labels beyond are mistakes: a network has as many outputs as there are classes."""
+UNPACKED, RATIO = 2**30, 200
+"""Bytes of arrays, and how often as large as packed, from which an archive is not unpacked."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,11 @@ def _workload(
     prepare = _preparation(name, source, input_shape, options)
     train, calibration, subval = (_split(source.train, order[part], prepare) for part in parts)
     test = _split(test_samples, test_order, prepare)
+    if options.classes is not None and options.classes < source.num_classes:
+        raise UserError(
+            f"{name} has the label {source.num_classes - 1}, which classes={options.classes} "
+            "leaves out"
+        )
     return Workload(
         name, options.classes or source.num_classes, train, calibration, subval, test, seed=seed
     )
@@ -245,17 +254,19 @@ def _sheets(folder: Path, part: str) -> _Samples:
     files = sorted(folder.glob(f"{part}_*.webp"))
     try:
         images = np.concatenate([_sheet(file) for file in files])
-        labels = np.load(folder / f"{part}_labels.npy").astype(np.int64)
-    except (OSError, ValueError) as error:
+        labels = np.load(folder / f"{part}_labels.npy", allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(
             f"the {part} sheets in {folder} are incomplete or damaged: {error}"
         ) from error
+    if labels.ndim != 1 or labels.dtype != np.uint8 or labels.max(initial=0) > 9:
+        raise UserError(f"the {part} labels in {folder} must be bytes from 0 to 9")
     if len(labels) != len(images):
         raise UserError(
             f"{folder} holds {len(images)} {part} images but {len(labels)} labels: copy the folder "
             "again"
         )
-    return _Samples(torch.from_numpy(images), labels)
+    return _Samples(torch.from_numpy(images), labels.astype(np.int64))
 
 
 def _sheet(file: Path) -> NDArray[np.uint8]:
@@ -296,9 +307,12 @@ def _npz(file: Path) -> _Source:
     try:
         # Through zipfile, because np.load also takes other kinds of file and then returns something
         # else.
-        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
+        with zipfile.ZipFile(file) as entries, np.load(file, allow_pickle=False) as archive:
+            _refuse_bomb(file, entries)
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         raise UserError(f"{file} is not a readable .npz file of plain arrays: {error}") from error
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         train = _arrays(file, arrays["x_train"], arrays["y_train"])
@@ -311,7 +325,33 @@ def _npz(file: Path) -> _Source:
             "y_test"
         )
     most = max(part.labels.max(initial=0) for part in (train, test) if part is not None)
+    if most >= CLASSES:
+        raise UserError(f"{file} has the label {most}: labels are whole numbers from 0, in order")
     return _Source(int(most) + 1, train, test, "none", "none")
+
+
+def _refuse_bomb(file: Path, entries: zipfile.ZipFile) -> None:
+    """Raise `UserError` for an archive that would fill the memory, before anything is unpacked."""
+    size = sum(entry.file_size for entry in entries.infolist())
+    packed = max(1, sum(entry.compress_size for entry in entries.infolist()))
+    if size > UNPACKED and size > RATIO * packed:
+        raise UserError(
+            f"{file} unpacks to {size / 2**30:.0f} GiB, {size // packed} times its size: it was "
+            "made to fill the memory"
+        )
+    for entry in entries.infolist():
+        with entries.open(entry) as stream:
+            _refuse_absurd(file, entry, stream)
+
+
+def _refuse_absurd(file: Path, entry: zipfile.ZipInfo, stream: IO[bytes]) -> None:
+    """Raise `UserError` where an array says to be of another size than its entry."""
+    form = np.lib.format
+    version = form.read_magic(stream)
+    read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.itemsize * math.prod(shape) > entry.file_size:
+        raise UserError(f"{file} is damaged: {entry.filename} is smaller than it says")
 
 
 def _arrays(file: Path, x: NDArray[Any], y: NDArray[Any]) -> _Samples:

@@ -198,6 +198,7 @@ class ImageFileSplit(Split):
             OSError,
             SyntaxError,
             ValueError,
+            Image.DecompressionBombError,
         ) as error:  # PIL reports some damaged files as SyntaxError
             raise UserError(
                 f"{file} cannot be read as an image: remove or replace it ({error})"

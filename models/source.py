@@ -5,7 +5,7 @@
 | `model.py`, `model.py:factory` | a file of the user's: see pruneopt.models.model_file |
 | `torchvision:resnet50`, `timm:convnext_tiny` | a library network, with its default input size |
 | `zoo:resnet56` | one of ours: see pruneopt.models.zoo |
-| `program.pt2` | saved by `torch.export.save` |
+| `program.pt2` | saved by `torch.export.save`; it may run code, so it has to be trusted |
 
 Of torchvision's detectors, the part up to the raw outputs is taken: see pruneopt.models.detection.
 
@@ -39,7 +39,7 @@ from pruneopt.models.user_data import workload_of
 from pruneopt.models.weights import load_weights, refuse_bad_values
 from pruneopt.models.workload import Loss, Metric, Workload, seeded
 
-__all__ = ["DataSource", "LoadedModel", "is_model_file", "load_model"]
+__all__ = ["DataSource", "LoadedModel", "is_library_network", "is_model_file", "load_model"]
 
 # Options of library factories that would fetch weights.
 DOWNLOADS = (
@@ -124,7 +124,11 @@ class LoadedModel:
 
 
 def load_model(
-    spec: str, *, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
+    spec: str,
+    *,
+    weights: Path | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trusted: bool = False,
 ) -> LoadedModel:
     """Return the network a spec names, checked and ready to be captured.
 
@@ -133,6 +137,7 @@ def load_model(
         weights: a state dict to load into it (`.safetensors`, `.pt`, `.pth`, `.th`).
         input_shape: the shape of the example input with its batch axis; takes the place of what the
             source says.
+        trusted: read a `.pt2` file, which may run code while PyTorch loads it.
 
     Raises:
         UserError: anything the user can mend, in one sentence with file and line.
@@ -145,7 +150,7 @@ def load_model(
         if colon and library in _LIBRARIES:
             loaded = _LIBRARIES[library](spec, name, option_values(texts), input_shape)
         else:
-            loaded = _from_path(spec, head, option_values(texts), input_shape)
+            loaded = _from_path(spec, head, option_values(texts), input_shape, trusted)
         if weights is not None:
             if not isinstance(loaded.module, nn.Module):
                 raise UserError(f"{head} carries its own weights: leave the weights file out")
@@ -160,21 +165,35 @@ def is_model_file(spec: str) -> bool:
     return head.endswith(".py") or ".py:" in head
 
 
+def is_library_network(spec: str) -> bool:
+    """Return whether a spec names a network of a library: a record may then name it, because it
+    names no code of its own."""
+    library, colon, _ = spec.partition(":")
+    return bool(colon) and library in _LIBRARIES
+
+
 def _from_path(
-    spec: str, head: str, options: dict[str, Any], shape: tuple[int, ...] | None
+    spec: str, head: str, options: dict[str, Any], shape: tuple[int, ...] | None, trusted: bool
 ) -> LoadedModel:
     file, colon, factory = head.rpartition(":") if ".py:" in head else (head, "", "")
     path = Path(file).expanduser()
     if path.suffix == ".py" and not (colon and not factory):
         return _from_file(spec, path, factory, options, shape)
     if path.suffix == ".pt2" and not options:
-        return _from_program(spec, path, shape)
+        return _from_program(spec, path, shape, trusted)
     raise UserError(f"'{spec}' is not a network: write {FORMS}")
 
 
-def _from_program(spec: str, path: Path, shape: tuple[int, ...] | None) -> LoadedModel:
+def _from_program(
+    spec: str, path: Path, shape: tuple[int, ...] | None, trusted: bool
+) -> LoadedModel:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not trusted:
+        raise UserError(
+            f"{path} may run code when PyTorch loads it: give --trust (trusted=True in Python) if "
+            "you know who wrote it"
+        )
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch names no exceptions for a damaged archive

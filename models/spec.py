@@ -4,6 +4,7 @@ unknown."""
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 from pruneopt.errors import UserError
@@ -77,4 +78,6 @@ def checked_shape(what: str, shape: object) -> tuple[int, ...]:
             f"{what} must be whole numbers above 0, batch first, such as (1, 3, 224, 224), not "
             f"{shape!r}"
         )
+    if math.prod(shape) > 2**32:
+        raise UserError(f"{what} has more than 2^32 numbers: {shape!r}"[:200])
     return tuple(shape)

@@ -71,7 +71,9 @@ class UserFile:
                 return function(*args)
         except PruneoptError:
             raise
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a file may raise what it likes
             raise failure(error, self.folder, self.path, doing) from error
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:

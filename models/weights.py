@@ -8,7 +8,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -36,7 +35,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(safetensors.torch.load_file(path))
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # a damaged header fails in many ways
             raise UserError(
                 f"{path} is truncated or not a safetensors file ({error}): copy it again"
             ) from error
@@ -55,7 +54,7 @@ def _unpickled(path: Path) -> object:
                 "of the model"
             ) from error
         raise UserError(f"{path} is truncated or not a PyTorch file: copy it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path} is truncated or not a PyTorch file: copy it again") from error
     return loaded
 

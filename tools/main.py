@@ -7,6 +7,7 @@ mistakes in the options answer at once. What happens to errors is decided here, 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after the command's name; None takes those of the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     if _rank() is not None and not debug:
         # Data parallel training remarks on its own settings below Python; read when torch is
@@ -139,6 +140,7 @@ def _acknowledge(number: int) -> None:
 def _run(words: list[str], debug: bool) -> int:
     """Run one command, and turn what it raises into a sentence and an exit code."""
     try:
+        _refuse_half_characters(words)
         options = _parser().parse_args(_with_values(words))
         # Kept for the run record: how to do the same again.
         options.words = words
@@ -159,12 +161,31 @@ def _run(words: list[str], debug: bool) -> int:
     except PruneoptError as error:
         _report(_sentence(error), debug)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _internal(error, debug)
+        _report(f"the name of a file is too long: {str(error.filename)[:60]}...", debug)
+        return UserError.exit_code
     except Exception as error:
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        _report(
-            f"an error inside pruneopt, please report it with the output of --debug ({what})", debug
-        )
-        return INTERNAL
+        return _internal(error, debug)
+
+
+def _refuse_half_characters(words: Sequence[str]) -> None:
+    """Raise `UserError` for a word that is not UTF-8: no record could hold it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{word!a} is not UTF-8: rename the file") from None
+
+
+def _internal(error: Exception, debug: bool) -> int:
+    """Report an error of ours, and return its exit code."""
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    _report(
+        f"an error inside pruneopt, please report it with the output of --debug ({what})", debug
+    )
+    return INTERNAL
 
 
 def _with_values(words: Sequence[str]) -> list[str]:

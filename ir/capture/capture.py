@@ -46,11 +46,13 @@ def capture(
     name: str | None = None,
     forward: Callable[..., Any] | None = None,
     check: bool = True,
+    trusted: bool = False,
 ) -> Graph:
     """Capture a model as a `Graph` that holds its weights by name.
 
     ``model`` is a module (a torch.fx.GraphModule too), an exported program, or the path of a
-    ``.pt2`` file; the last two need no inputs. ``example_inputs`` are the tensors of one call of
+    ``.pt2`` file, which may run code while PyTorch loads it and therefore needs ``trusted=True``;
+    the last two need no inputs. ``example_inputs`` are the tensors of one call of
     ``forward``. With ``dynamic_batch`` the first dimension of every input is the symbol ``N`` where
     the network allows it; where not, a note on the graph says why.
 
@@ -72,7 +74,7 @@ def capture(
     changes itself in evaluation mode; `InternalError` when the graph computes something else.
     """
     if isinstance(model, str | Path):
-        model = load_program(Path(model))
+        model = load_program(Path(model), trusted=trusted)
     if isinstance(model, ExportedProgram):
         return program_graph(model, name or "program")
     inputs = _checked_inputs(model, example_inputs)

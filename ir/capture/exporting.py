@@ -85,13 +85,20 @@ def program_graph(program: ExportedProgram, name: str) -> Graph:
         raise UserError(f"this exported program cannot be captured: {reason}") from reason
 
 
-def load_program(path: Path) -> ExportedProgram:
-    """Read a ``.pt2`` file; raise `UserError` where there is none that this torch can load."""
+def load_program(path: Path, *, trusted: bool) -> ExportedProgram:
+    """Read a ``.pt2`` file; raise `UserError` where there is none that this torch can load.
+
+    Loading one may run code that it holds: one that is not ``trusted`` is refused.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if not trusted:
+        raise UserError(
+            f"{path} may run code when PyTorch loads it: give trusted=True if you know who wrote it"
+        )
     try:
         with quiet():
             return torch.export.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except Exception as error:
         raise UserError(
             f"{path} is not an exported program that this torch can load ({first_line(error)})"

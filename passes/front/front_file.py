@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from pruneopt.digest import digest, weights_digest
 from pruneopt.errors import UserError
@@ -25,14 +26,35 @@ from pruneopt.passes.front.front_outcome import FrontOutcome, Point
 from pruneopt.passes.options.spec import pass_text
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import pipeline_text
-from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.selection.select import best_units
+from pruneopt.reading import as_record, read_record
 
 __all__ = ["FRONT", "FrontFile", "front_data", "load_front"]
 
 FRONT = "front.json"
 FORMAT = "pruneopt-front"
 VERSION = 1
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Meta(max_length=4096)]
+
+
+class _Point(Struct):
+    """What is read of an entry of a point."""
+
+    candidate: int
+    score: float
+    costs: dict[Name, Annotated[float, Meta(ge=0)]]
+    widths: dict[Name, Count]
+
+
+class _Front(Struct):
+    """What is read of a front."""
+
+    points: list[_Point]
+    order: dict[Name, list[Count]]
+    original: dict[Name, Annotated[float, Meta(ge=0)]]
+    graph_sha256: Name
+    weights_sha256: Name
 
 
 def front_data(
@@ -137,6 +159,8 @@ class FrontFile:
             order, group = self.data["order"].get(name, ()), free.get(name)
             if group is None or sorted(order) != list(range(group.width)) or width % group.step:
                 raise self._other_groups(name)
+            if not 0 < width <= group.width:
+                raise UserError(f"{self.path} is damaged: it keeps {width} channels of {name}")
             rank = np.empty(group.width)
             rank[order] = np.arange(group.width)
             plan[name] = best_units(group, -rank, width)
@@ -159,7 +183,7 @@ def load_front(path: str | os.PathLike[str]) -> FrontFile:
     place = Path(path)
     place = place / FRONT if place.is_dir() else place
     check_listed(place)
-    data = read_json(place, "front")
+    data = read_record(place, "front", Any)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(
             f'{place} is no front: it lacks "format": "{FORMAT}"; `pruneopt search` writes one'
@@ -173,4 +197,8 @@ def load_front(path: str | os.PathLike[str]) -> FrontFile:
     missing = [name for name in needed if name not in data]
     if missing:
         raise UserError(f"{place} is damaged: it lacks {missing[0]}")
+    found = as_record(data, f"{place} is damaged", _Front)
+    for point in found.points:
+        if not point.costs.keys() <= found.original.keys():
+            raise UserError(f"{place} is damaged: a point has costs that the original has not")
     return FrontFile(place, data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import ClassVar
 
 from pruneopt.errors import UserError
@@ -12,6 +13,7 @@ from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.base import Pass
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.pipeline.text import parse_pipeline
+from pruneopt.passes.search.rankings.function import Function
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.transform.given_plan import take_plan
 
@@ -89,4 +91,22 @@ def _passes(file: str, key: str) -> list[Pass]:
     text = front.data[key]
     if not isinstance(text, str):
         raise UserError(f"{front.path} is damaged: {key} must be a pipeline")
-    return parse_pipeline(text) if text else []
+    found = parse_pipeline(text) if text else []
+    for part in _parts(found):
+        if isinstance(part, Function | FrontPoint):
+            raise UserError(
+                f"{front.path} names code or files by its passes ({part.name}): a front cannot, "
+                "give --pass and --before yourself"
+            )
+    return found
+
+
+def _parts(value: object) -> Iterator[object]:
+    """Iterate over passes and the parts in their options."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item)
+    elif is_dataclass(value):
+        yield value
+        for item in fields(value):
+            yield from _parts(getattr(value, item.name))

@@ -14,10 +14,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
+from msgspec import Meta, convert
+from msgspec.json import decode
 
 from pruneopt.errors import UserError
 from pruneopt.files import atomic_path
@@ -50,6 +53,11 @@ CREATE TABLE region (
 ) WITHOUT ROWID;
 CREATE INDEX region_by_key ON region (key);
 """
+
+
+Seconds = Annotated[float, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=0, lt=2**48)]
+T = TypeVar("T")
 
 
 class NetworkSummary(NamedTuple):
@@ -179,12 +187,27 @@ class Database:
 
     # Reading
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what a damaged file raises in a block into a `UserError`."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"the latency database {self.path} is damaged: measure again into a new file "
+                f"({error})"
+            ) from error
+
+    def _rows(self, kind: type[T], query: str, *values: Any) -> list[T]:
+        """Return the rows of a query, each of the types that it must have."""
+        with self._reading():
+            return convert(self._connection.execute(query, values).fetchall(), list[kind])  # type: ignore[valid-type]
+
     def check(self, target: str, machine: str) -> None:
         """Raise `UserError` where the file holds times of a target from another machine or
         version."""
-        for (other,) in self._connection.execute(
-            "SELECT DISTINCT machine FROM network WHERE target = ?", (target,)
-        ):
+        query = "SELECT DISTINCT machine FROM network WHERE target = ?"
+        for (other,) in self._rows(tuple[str], query, target):
             if other != machine:
                 raise UserError(
                     f"the latency database {self.path} is stale: its times of {target} were "
@@ -195,13 +218,16 @@ class Database:
 
     def measured(self, target: str, regions: Sequence[Region]) -> Measured:
         """Return what is known of a network on a target, in the order in which it was measured."""
-        rows = self._connection.execute(
+        rows = self._rows(
+            tuple[int, str, Seconds],
             "SELECT id, widths, seconds FROM network WHERE target = ? AND digest = ? ORDER BY id",
-            (target, network_digest(regions)),
-        ).fetchall()
+            target,
+            network_digest(regions),
+        )
         samples = tuple(Sample(seconds, tuple(self._nodes(number))) for number, _, seconds in rows)
-        widths = np.array([json.loads(text) for _, text, _ in rows], dtype=np.int64)
-        return Measured(widths.reshape(len(rows), regions[0].forms.shape[1] - 1), samples)
+        with self._reading():
+            widths = np.array([decode(text, type=list[Size]) for _, text, _ in rows], np.int64)
+            return Measured(widths.reshape(len(rows), regions[0].forms.shape[1] - 1), samples)
 
     def _nodes(self, network: int) -> Iterator[NodeTime]:
         query = (
@@ -209,12 +235,12 @@ class Database:
             "ORDER "
             "BY place"
         )
-        for name, kind, region, seconds, shapes, moved in self._connection.execute(
-            query, (network,)
+        for name, kind, region, seconds, shapes, moved in self._rows(
+            tuple[str, str, int, Seconds, str, int], query, network
         ):
-            yield NodeTime(
-                name, kind, region, seconds, tuple(map(tuple, json.loads(shapes))), moved
-            )
+            with self._reading():
+                found = decode(shapes, type=tuple[tuple[Size, ...], ...])
+            yield NodeTime(name, kind, region, seconds, found, moved)
 
     def others(
         self, target: str, regions: Sequence[Region]
@@ -224,29 +250,34 @@ class Database:
         digest = network_digest(regions)
         found = {}
         for key in {region.key for region in regions}:
-            rows = self._connection.execute(
+            rows = self._rows(
+                tuple[str, Seconds],
                 "SELECT region.lengths, region.seconds FROM region JOIN network ON network.id = "
                 "region.network "
                 "JOIN key ON key.id = region.key WHERE key.text = ? AND target = ? AND digest != ?",
-                (key, target, digest),
-            ).fetchall()
-            if rows:
-                found[key] = (
-                    np.array([json.loads(text) for text, _ in rows]),
-                    np.array([time for _, time in rows]),
-                )
+                key,
+                target,
+                digest,
+            )
+            if not rows:
+                continue
+            with self._reading():
+                lengths = np.array([decode(text, type=list[float]) for text, _ in rows])
+            found[key] = lengths, np.array([time for _, time in rows])
         return found
 
     def summary(self) -> list[NetworkSummary]:
         """Return what is known of each network on each target."""
-        rows = self._connection.execute(
+        rows = self._rows(
+            tuple[str, str, str, int, Seconds, Seconds, str],
             "SELECT target, machine, name, count(*), min(seconds), max(seconds), digest FROM "
             "network "
-            "GROUP BY target, machine, digest ORDER BY min(id)"
-        ).fetchall()
+            "GROUP BY target, machine, digest ORDER BY min(id)",
+        )
         found = []
         for target, machine, name, count, low, high, digest in rows:
-            ops = self._one(
+            ((ops,),) = self._rows(
+                tuple[int],
                 "SELECT count(*) FROM op JOIN network ON network.id = op.network WHERE target = ? "
                 "AND digest = ?",
                 target,
@@ -258,7 +289,7 @@ class Database:
 
     def _copy_into(self, other: Database) -> None:
         """Add everything to another file that it does not hold yet."""
-        with other._connection as connection:
+        with self._reading(), other._connection as connection:
             for number, *row in self._connection.execute(
                 "SELECT * FROM network ORDER BY id"
             ).fetchall():

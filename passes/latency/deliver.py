@@ -10,7 +10,6 @@ a run that was stopped goes on in the round where it was, with the corrections i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from pruneopt.passes.pipeline.instrument import Instrument
 from pruneopt.passes.pipeline.state import State
 from pruneopt.passes.targets.target import parse_target
 from pruneopt.passes.timing.timing import Measurement, measure
+from pruneopt.reading import read_record
 
 __all__ = [
     "MOST_ROUNDS",
@@ -83,6 +83,14 @@ class Delivered:
     def met(self) -> bool:
         """True where the measured network is inside the budget."""
         return self.limit is None or self.measured <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounds:
+    """What the file of measured rounds holds."""
+
+    originals: dict[str, float]
+    rounds: list[list[Delivered]]
 
 
 def targets_of(budgets: Sequence[Budget]) -> list[str]:
@@ -158,12 +166,12 @@ class Delivery(WithTimes):
         if self._path is None or not self._path.exists():
             return {}, []
         try:
-            data = json.loads(self._path.read_text(encoding="utf-8"))
-            return dict(data["originals"]), [
-                [Delivered(**item) for item in items] for items in data["rounds"]
-            ]
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self._path} is damaged: remove it to measure again") from error
+            found = read_record(self._path, "record of latencies", _Rounds)
+        except UserError as error:
+            raise UserError(
+                f"{self._path} is damaged: remove it to measure again ({error})"
+            ) from error
+        return found.originals, found.rounds
 
     def _write(self) -> None:
         if self._path is not None:

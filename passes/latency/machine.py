@@ -7,12 +7,21 @@ import json
 import platform
 from pathlib import Path
 
+import msgspec
+
+from pruneopt.errors import UserError
 from pruneopt.passes.targets.target import Target
 
 __all__ = ["FORMAT", "describe", "machine_of"]
 
 FORMAT = 1
 """Of the database and of what regions are; a file of another is refused."""
+
+
+class _Machine(msgspec.Struct):
+    processor: str
+    runtime: str
+    format: int
 
 
 def machine_of(target: Target) -> str:
@@ -24,8 +33,11 @@ def machine_of(target: Target) -> str:
 
 def describe(machine: str) -> str:
     """Return what `machine_of` gave, in words."""
-    found = json.loads(machine)
-    return f"{found['runtime']} on {found['processor']} (format {found['format']})"
+    try:
+        found = msgspec.json.decode(machine, type=_Machine)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"a record of times names no machine: {error}") from error
+    return f"{found.runtime} on {found.processor} (format {found.format})"
 
 
 def processor() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import UserError
@@ -13,8 +12,9 @@ from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling
 from pruneopt.passes.pns.network import Network
 from pruneopt.passes.pns.schema import Cat, Merge, Rounding, Schema, Tie, contradictions
+from pruneopt.reading import read_record
 
-__all__ = ["read_json", "read_schema", "schema_of"]
+__all__ = ["read_schema", "schema_of"]
 
 ROUNDING: dict[str, Rounding] = {"none": "none", "eight": "eight", "two_pow": "two-pow"}
 METHODS: dict[str, Merge] = {"or": "or", "and": "and"}
@@ -27,17 +27,7 @@ def read_schema(path: str | os.PathLike[str], coupling: Coupling) -> Schema:
         UserError: no such file, no schema, an unknown name, or a contradiction of the network's
             channel groups.
     """
-    return schema_of(read_json(path, "pns schema"), coupling, str(path))
-
-
-def read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """Return the content of a JSON file; `UserError` that says what it should be."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no {what}: it is not JSON ({error})") from error
+    return schema_of(read_record(path, "pns schema", Any), coupling, str(path))
 
 
 def schema_of(data: Any, coupling: Coupling, where: str) -> Schema:
@@ -76,7 +66,7 @@ class _Reader:
 
     def schema(self) -> Schema:
         rounding = self.data.get("channel_rounding", "none")
-        if rounding not in ROUNDING:
+        if not isinstance(rounding, str) or rounding not in ROUNDING:
             raise self._wrong(
                 f"its channel_rounding is {rounding!r}, not one of {', '.join(ROUNDING)}"
             )
@@ -100,7 +90,7 @@ class _Reader:
         found = []
         for item in self._items(key):
             method = item.get("method")
-            if method not in METHODS:
+            if not isinstance(method, str) or method not in METHODS:
                 raise self._wrong(f"an entry of {key} has the method {method!r}, not 'or' or 'and'")
             names = tuple(self._norm(name) for name in self._texts(item, "names"))
             if names:
@@ -145,7 +135,7 @@ class _Reader:
         if self.prefix + name not in names:
             guess = did_you_mean(self.prefix + name, names)
             raise self._wrong(
-                f"it names {name}, but the network has no {what} of this name: {guess}"
+                f"it names {name[:100]}, but the network has no {what} of this name: {guess}"
             )
         return self.prefix + name
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from pruneopt.passes.search.searchers.sampling import floor_widths
 from pruneopt.passes.selection.prune import Choose, check_leader, data_for
 from pruneopt.passes.selection.select import Scores, best_units
 from pruneopt.passes.transform.given_plan import take_plan
+from pruneopt.reading import read_text
 
 __all__ = [
     "Strategy",
@@ -58,12 +58,7 @@ def read_strategies(path: str | os.PathLike[str]) -> list[Strategy]:
     Raises:
         UserError: no such file, no strategy in it, or a line that is none.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the strategies of {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    lines = read_text(path, "list of strategies").splitlines()
     found = [
         _strategy(f"line {number} of {path}", line)
         for number, line in enumerate(lines, 1)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from pruneopt.passes.analysis.channels.sizes import gather_kept, kept_mask
 from pruneopt.passes.analysis.cost.budget import format_value, within
 from pruneopt.passes.options.configured import option
 from pruneopt.passes.pipeline.state import State
-from pruneopt.passes.pns.reader import read_json
 from pruneopt.passes.pns.result import PruningResult
 from pruneopt.passes.selection.prune import Choose
 from pruneopt.passes.selection.set_plan import set_plan_for_budgets
+from pruneopt.reading import read_record
 
 __all__ = ["GivenPlan", "PlanRecord", "read_plan", "take_plan", "with_kept_weights"]
 
@@ -38,7 +38,7 @@ def read_plan(
         UserError: no such file, neither of the two, or a plan of another network.
     """
     check_listed(Path(path))
-    data = read_json(path, "plan")
+    data = read_record(path, "plan", Any)
     if isinstance(data, list):
         result = PruningResult(data, coupling, str(path))
         return result.plan(), result

@@ -73,15 +73,17 @@ def test_random_weights_are_always_the_same() -> None:
 def test_exported_program(tmp_path: Path) -> None:
     program = torch.export.export(nn.Linear(4, 3).eval(), (torch.ones(2, 4),))
     torch.export.save(program, tmp_path / "net.pt2")
-    loaded = load_model(str(tmp_path / "net.pt2"))
+    with pytest.raises(UserError, match=r"net\.pt2 may run code .*give --trust \(trusted=True"):
+        load_model(str(tmp_path / "net.pt2"))
+    loaded = load_model(str(tmp_path / "net.pt2"), trusted=True)
     assert isinstance(loaded.module, torch.export.ExportedProgram)
     assert torch.equal(loaded.example_inputs[0], torch.ones(2, 4))
     with pytest.raises(UserError, match="carries its own weights"):
-        load_model(str(tmp_path / "net.pt2"), weights=tmp_path / "w.pt")
+        load_model(str(tmp_path / "net.pt2"), weights=tmp_path / "w.pt", trusted=True)
     content = (tmp_path / "net.pt2").read_bytes()
     (tmp_path / "net.pt2").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"net\.pt2 is truncated, or not a program"):
-        load_model(str(tmp_path / "net.pt2"))
+        load_model(str(tmp_path / "net.pt2"), trusted=True)
 
 
 def test_factories_options_and_wrappers(write: Write) -> None:

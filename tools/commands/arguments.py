@@ -62,6 +62,12 @@ A FLOP is one multiply-accumulate, batch 1, as in the papers.
         help="point K of the front in the folder that MODEL names instead",
     )
     parser.add_argument(
+        "--original",
+        metavar="MODEL",
+        help="the network that was searched: needed with --from-front where it is no network of a "
+        "library",
+    )
+    parser.add_argument(
         "--finetune-epochs",
         metavar="N",
         type=_count,
@@ -269,6 +275,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
         help=f"the original network: {MODEL} (its graph in the bundle)",
     )
     parser.add_argument("--weights", metavar="FILE", type=Path, help="a state dict for --original")
+    _trust(parser)
     parser.add_argument(
         "--input", metavar="1x3x224x224", type=_shape, help="the shape of one input of --original"
     )
@@ -300,8 +307,11 @@ def add_quantise_options(parser: argparse.ArgumentParser) -> None:
         "--calibration", metavar="N", type=_positive, default=256, help="calibration inputs (256)"
     )
     parser.add_argument(
-        "--original", metavar="MODEL", help="the network that was compiled, where it has moved"
+        "--original",
+        metavar="MODEL",
+        help="the network that was compiled: needed where it is no network of a library",
     )
+    _trust(parser)
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
@@ -322,8 +332,17 @@ def add_new_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
+def _trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read a .pt2 file, although PyTorch may run code that it holds",
+    )
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
+    _trust(parser)
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, help="a state dict: .safetensors, .pt, .pth or .th"
     )
@@ -525,4 +544,6 @@ def _seconds(text: str) -> float:
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    if int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is larger than 64 bits hold")
     return int(text)

@@ -127,7 +127,12 @@ def _original(options: argparse.Namespace) -> tuple[Network, list[str]]:
         )
         return original_of(options.bundle), [note]
     graph = captured(
-        load_model(options.original, weights=options.weights, input_shape=options.input)
+        load_model(
+            options.original,
+            weights=options.weights,
+            input_shape=options.input,
+            trusted=options.trust,
+        )
     )
     return Network(graph, graph.weights), []
 

@@ -27,7 +27,12 @@ def check_device(device: str) -> None:
 def loaded_model(options: argparse.Namespace) -> LoadedModel:
     """Load the network that MODEL, --weights and --input name; `UserError` for anything wrong with
     them."""
-    return load_model(options.model, weights=options.weights, input_shape=options.input)
+    return load_model(
+        options.model,
+        weights=options.weights,
+        input_shape=options.input,
+        trusted=options.trust,
+    )
 
 
 def early_model(options: argparse.Namespace) -> LoadedModel | None:

@@ -20,7 +20,7 @@ from pruneopt.files import atomic_path, write_json
 from pruneopt.ir.codegen.module import build_module
 from pruneopt.ir.compare import tensor_leaves
 from pruneopt.ir.types import dim_size
-from pruneopt.models.source import load_model
+from pruneopt.models.source import is_library_network, load_model
 from pruneopt.models.workload import Workload
 from pruneopt.passes.targets.half import apart, check_half
 from pruneopt.passes.targets.onnx_network import OnnxNetwork
@@ -139,7 +139,15 @@ def _accuracy(workload: Workload, before: Path, after: Path) -> dict[str, Any]:
 def _workload(options: argparse.Namespace) -> Workload | None:
     """Return the data: --data, or what the model file names; half precision does without."""
     record = data_of(options.bundle, "run.json")
-    loaded = load_model(options.original or str(record.get("model")))
+    spec = options.original or str(record.get("model"))
+    if options.original is None and not is_library_network(spec):
+        if options.dtype != "int8" and options.data is None:
+            return None
+        raise UserError(
+            f"{options.bundle} was made of {spec}, and no code runs because a file names it: give "
+            "it yourself by --original"
+        )
+    loaded = load_model(spec, trusted=options.trust)
     if options.data is None and loaded.data is None:
         if options.dtype == "int8":
             raise UserError(

@@ -9,7 +9,6 @@ group's width in the original.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from pruneopt.files import write_json
 from pruneopt.ir.types import ranges_of
 from pruneopt.models.spec import did_you_mean
 from pruneopt.passes.analysis.channels.groups import Coupling, Group, Plan, check_kept
+from pruneopt.reading import read_record
 
 __all__ = ["FORMAT", "load_plan", "save_plan"]
 
@@ -71,7 +71,7 @@ def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.
     data = _read(Path(path))
     values = {value.name for value in coupling.graph.values}
     blocks = data.get("dropped", {})
-    if not isinstance(blocks, dict):
+    if not isinstance(blocks, dict) or not all(isinstance(at, str) for at in blocks.values()):
         raise UserError(f"{path}: dropped blocks must be written as {{name: value}}")
     still = [name for name, total in blocks.items() if total in values]
     if still:
@@ -95,12 +95,7 @@ def load_plan(path: str | os.PathLike[str], coupling: Coupling) -> dict[str, np.
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the plan {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no plan: it is not JSON ({error})") from error
+    data = read_record(path, "plan", Any)
     if (
         not isinstance(data, dict)
         or data.get("format") != FORMAT

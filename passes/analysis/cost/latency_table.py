@@ -14,12 +14,10 @@ convolutions and linear layers count; everything between them is free in this su
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from pruneopt.passes.analysis.channels.layer_weight import LayerWeight
 from pruneopt.passes.analysis.cost.cost import CostModel
 from pruneopt.passes.analysis.ops.definition import Trait
 from pruneopt.passes.analysis.ops.table import definition_of
+from pruneopt.reading import read_record
 
 __all__ = [
     "FORMAT",
@@ -256,14 +255,7 @@ def load_table(path: str | os.PathLike[str]) -> LatencyTable:
     Raises:
         UserError: no such file, no latency table, or one that is damaged.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the latency table {path}: {error.strerror or error}; {AGAIN}"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is no latency table: it is not JSON ({error})") from error
+    data = read_record(path, "latency table", Any)
     if (
         not isinstance(data, dict)
         or data.get("format") != FORMAT
@@ -291,7 +283,7 @@ def _times(where: str, entry: Any) -> LayerTimes:
         inputs = _widths(entry["inputs"])
         outputs = None if entry["outputs"] is None else _widths(entry["outputs"])
         seconds = np.array(entry["seconds"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{where} must hold ascending widths as inputs and outputs, and seconds for each"
         ) from error

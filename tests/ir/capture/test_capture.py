@@ -13,6 +13,7 @@ from helpers import captured
 from helpers.captured import Network, check, run, targets
 from torch import Tensor, nn
 
+from pruneopt.errors import UserError
 from pruneopt.ir.capture.capture import capture
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.types import MODE
@@ -170,7 +171,11 @@ def test_a_pt2_file_is_an_exported_program(tmp_path: Path) -> None:
     torch.export.save(program, path)
     x = torch.randn(5, 3, 8, 8)
     for given in (path, str(path)):
-        torch.testing.assert_close(run(capture(given), x), program.module()(x), rtol=0, atol=0)
+        with pytest.raises(UserError, match="may run code when PyTorch loads it"):
+            capture(given)
+        torch.testing.assert_close(
+            run(capture(given, trusted=True), x), program.module()(x), rtol=0, atol=0
+        )
 
 
 def test_a_decomposed_program_gets_its_batch_norm_back() -> None:

@@ -113,7 +113,7 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"net\.pt2 is not an exported program that this torch can load"
     ):
-        capture(path)
+        capture(path, trusted=True)
 
 
 class Region(nn.Module):

@@ -110,10 +110,10 @@ def test_the_picture_shows_every_structure_and_says_what_it_is(searched: tuple[P
 
 
 @pytest.fixture(scope="module")
-def bundle(searched: tuple[Path, str], command: Call) -> Path:
+def bundle(searched: tuple[Path, str], command: Call, example: str) -> Path:
     """Point 2 as a bundle."""
     out = searched[0].parent / "small"
-    done = command("compile", searched[0], "--from-front", 2, "--out", out)
+    done = command("compile", searched[0], "--from-front", 2, "--original", example, "--out", out)
     assert (done.code, done.err) == (0, "")
     assert "verified, and model.py, model.pt2, model.onnx, plan.json loaded back equal" in done.out
     return out
@@ -225,7 +225,8 @@ def test_what_comes_before_the_search_comes_before_the_cut(
     assert call(*words(example, out, 8), *options, "--quiet").code == 0
     front = read(out / "front.json")
     assert front["before"] == "couple,cost{convention=2x}"
-    done = call("compile", out, "--from-front", 1, "--out", tmp_path / "small", "--quiet")
+    own = ["--from-front", 1, "--original", example]
+    done = call("compile", out, *own, "--out", tmp_path / "small", "--quiet")
     assert done.code == 0, done.err
     report = read(tmp_path / "small" / "report.json")
     assert report["flops_convention"] == "2x"
@@ -299,7 +300,13 @@ def test_mistakes_with_a_point(
     done = call("compile", tiny, "--data", "digits", "--pass", f"front{{file={folder}}}", *out)
     assert done.code == 2
     assert "belongs to another network (the graph and the weights differ)" in done.sentence
-    done = call("compile", folder, "--from-front", 1, "--round-to", 8, *out)
+    done = call("compile", folder, "--from-front", 1, *out)
+    assert done.code == 2
+    assert "no code runs because a file names it: give it yourself by --original" in done.sentence
+    done = call("compile", example, "--original", example, *out)
+    assert "--original goes with --from-front" in done.sentence
+    own = ["--original", example]
+    done = call("compile", folder, "--from-front", 1, *own, "--round-to", 8, *out)
     assert "the pass front has no round-to" in done.sentence
     done = call("compile", folder, "--from-front", 1, "--pass", "l1", *out)
     assert "--from-front decides which channels stay: leave --pass out" in done.sentence
@@ -368,7 +375,8 @@ def test_the_time_on_a_target_is_a_cost(call: Call, example: str, tmp_path: Path
     assert call(*words(example, out), *options, "--quiet", "--resume").code == 0
     assert read(out / "front.json") == front
     bundle = tmp_path / "bundle"
-    assert call("compile", out, "--from-front", 1, "--out", bundle, "--quiet").code == 0
+    own = ["--from-front", 1, "--original", example]
+    assert call("compile", out, *own, "--out", bundle, "--quiet").code == 0
     (item,) = read(bundle / "report.json")["latency"]["targets"]
     predicted = front["points"][0]["costs"]["latency@ort-cpu"] / 1e9
     assert (item["target"], item["limit"], item["predicted"]) == (

@@ -74,6 +74,10 @@ def scored(path: Path, half: bool = False) -> float:
 
 def test_int8_with_the_accuracy_before_and_after(call: Call, bundle: Path) -> None:
     done = call("quantise", bundle, "--data", "digits", "--calibration", 64)
+    assert done.code == 2
+    assert "no code runs because a file names it: give it yourself by --original" in done.sentence
+    own = ["--original", bundle.parent / "network.py"]
+    done = call("quantise", bundle, *own, "--data", "digits", "--calibration", 64)
     assert done.code == 0, done.err
     record = json.loads((bundle / "model.int8.json").read_text(encoding="utf-8"))
     assert record["before"] == pytest.approx(scored(bundle / "model.onnx"))
@@ -116,9 +120,10 @@ def test_a_compile_may_replace_what_quantise_added(
 
 
 def test_mistakes(call: Call, bundle: Path, tmp_path: Path) -> None:
-    assert "int8 needs data" in call("quantise", bundle).sentence
+    own = ["--original", bundle.parent / "network.py"]
+    assert "int8 needs data" in call("quantise", bundle, *own).sentence
     assert "is not a bundle" in call("quantise", tmp_path, "--data", "digits").sentence
-    assert "there is no data" in call("quantise", bundle, "--data", "didgits").sentence
+    assert "there is no data" in call("quantise", bundle, *own, "--data", "didgits").sentence
 
 
 def test_weights_that_half_precision_cannot_hold_are_refused(
