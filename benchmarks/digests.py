@@ -1,7 +1,8 @@
 """Digest everything a compile delivers, so that two checkouts can be compared byte by byte.
 
 Each network of a list is compiled by the command line; the digests of its plan, graph texts,
-weights, generated source and ONNX file are written as JSON. A refactoring is right when nothing
+weights, generated source and ONNX file are written as JSON. Line numbers of the project's own
+networks, which any edit above them moves, are left out. A refactoring is right when nothing
 differs:
 
     python benchmarks/digests.py --out before.json             # in the old checkout
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ FILES = (
     "weights.safetensors",
     "model.onnx",
 )
+OWN_LINE = re.compile(rb'("models/\w+\.py"):\d+')
 COMMAND = (sys.executable, "-m", "pruneopt.tools.main", "compile")
 
 
@@ -48,7 +51,15 @@ def digests(network: str, options: list[str]) -> dict[str, str]:
         )
         if done.returncode:
             return {"failed": (done.stderr or done.stdout).strip()[-500:]}
-        return {name: hashlib.sha256((out / name).read_bytes()).hexdigest()[:16] for name in FILES}
+        return {name: digest(out / name) for name in FILES}
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file, without the line numbers of our own networks in graph texts."""
+    content = path.read_bytes()
+    if path.suffix == ".txt":
+        content = OWN_LINE.sub(rb"\1", content)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def main() -> int:
