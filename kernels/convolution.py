@@ -23,12 +23,11 @@ from pruneopt.errors import UserError
 from pruneopt.kernels.device.convolution import conv_kernel
 from pruneopt.kernels.device.depthwise import depthwise_kernel
 from pruneopt.kernels.launch import Launch, architecture, check_tensors
-from pruneopt.kernels.operands import Output, Prologue
+from pruneopt.kernels.operands import Epilogue, Output, Prologue
 from pruneopt.kernels.segments import Segments
 from pruneopt.kernels.tiles import Precision, Tile, conv_tile, depthwise_tile
 from pruneopt.kernels.window import Window
 from pruneopt.kernels.wiring import (
-    Epilogue,
     activation_of,
     check_input,
     check_output,

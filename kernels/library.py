@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": functional.hardswish,
     "silu": functional.silu,
 }
+"""Every activation of the kernels by its name; each maps 0 to 0, so that pad channels stay zero."""
 
 
 def _spread(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

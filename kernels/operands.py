@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 
 from pruneopt.errors import UserError
+from pruneopt.kernels.library import ACTIVATIONS
 
 __all__ = [
-    "ACTIVATIONS",
-    "Activation",
     "Affine",
+    "Epilogue",
     "Output",
     "Partials",
     "Prologue",
     "Scores",
     "tiles",
 ]
-
-Activation = Literal["identity", "relu", "relu6", "hardswish", "silu"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def tiles(images: int, pixels: int, tile_rows: int) -> int:
@@ -63,7 +59,7 @@ class Prologue:
     """
 
     affine: Affine | None = None
-    activation: Activation = "identity"
+    activation: str = "identity"
     residual: Tensor | None = None
     residual_affine: Affine | None = None
     materialised: Tensor | None = None
@@ -102,11 +98,14 @@ class Output:
     """
 
     bias: Tensor | None = None
-    activation: Activation = "identity"
+    activation: str = "identity"
     residual: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+
+
+Epilogue = Partials | Output
 
 
 @dataclass(frozen=True, slots=True)

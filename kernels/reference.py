@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruneopt.kernels.library import ACTIVATIONS
-from pruneopt.kernels.operands import Affine, Output, Partials, Prologue, Scores, tiles
+from pruneopt.kernels.operands import Affine, Epilogue, Output, Partials, Prologue, Scores, tiles
 from pruneopt.kernels.segments import Pools, Segment, Segments, padded
 from pruneopt.kernels.window import POINT, Window
 
@@ -29,8 +29,6 @@ __all__ = [
     "score",
     "stem",
 ]
-
-Epilogue = Partials | Output
 
 
 def conv(

@@ -12,13 +12,12 @@ from torch import Tensor
 from pruneopt.errors import UserError
 from pruneopt.kernels.device.stem import stem_kernel
 from pruneopt.kernels.launch import Launch, architecture, check_tensors
-from pruneopt.kernels.operands import Affine
+from pruneopt.kernels.operands import Affine, Epilogue
 from pruneopt.kernels.segments import Segments
 from pruneopt.kernels.tiles import DTYPES, Precision, Tile, stem_tile
 from pruneopt.kernels.window import Window
 from pruneopt.kernels.wiring import (
     FLOAT,
-    Epilogue,
     activation_of,
     check_output,
     check_precision,

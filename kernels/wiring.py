@@ -10,14 +10,13 @@ from torch import Tensor
 
 from pruneopt.errors import UserError
 from pruneopt.kernels.launch import check_tensors, interpreted
-from pruneopt.kernels.operands import Affine, Output, Partials, Prologue
+from pruneopt.kernels.operands import Affine, Epilogue, Output, Partials, Prologue
 from pruneopt.kernels.segments import Segments
 from pruneopt.kernels.tiles import DTYPES, Tile
 from pruneopt.kernels.window import Window
 
 __all__ = [
     "FLOAT",
-    "Epilogue",
     "activation_of",
     "check_affine",
     "check_input",
@@ -34,7 +33,6 @@ __all__ = [
 ]
 
 FLOAT = (torch.float32,)
-Epilogue = Partials | Output
 
 
 def check_affine(affine: Affine, segments: Segments, table: str, name: str) -> None:

@@ -53,9 +53,8 @@ input_shape = (1, 1, 8, 8)
 # def forward(model: nn.Module, images: torch.Tensor) -> object:
 #     return model.head(model.backbone(images))
 
-# What to score and train with. "digits" comes with scikit-learn; others are "cifar10:DIR",
-# "folder:DIR" (one folder of images per class, or train/ and val/ holding such folders) and
-# "npz:FILE". Paths start at this file's folder.
+# What to score and train with. "digits" comes with scikit-learn; `pruneopt compile --help` names
+# others, such as "folder:DIR" (one folder of images per class). Paths start at this file's folder.
 data = "digits"
 
 # Your own data sets instead, each a torch Dataset of (input, target) or a pair of tensors (inputs,

@@ -198,7 +198,7 @@ def test_scores_and_their_teacher_belong_together() -> None:
     ("made", "message"),
     [
         (
-            lambda: Prologue(activation="gelu"),  # type: ignore[arg-type]
+            lambda: Prologue(activation="gelu"),
             "activation 'gelu' is unknown",
         ),
         (lambda: Prologue(residual_affine=table), "residual_affine is given without a residual"),

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruneopt.kernels import reference
-from pruneopt.kernels.operands import ACTIVATIONS, Affine, Output, Partials, Prologue
+from pruneopt.kernels.library import ACTIVATIONS
+from pruneopt.kernels.operands import Affine, Output, Partials, Prologue
 from pruneopt.kernels.segments import Pool, Pools, Segment, Segments, padded
 from pruneopt.kernels.window import Window
 
@@ -185,7 +186,7 @@ def test_pool() -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_add_act(activation: str) -> None:
-    case = Case("add", Window(3, 4), ((20, 20, (2,)),), True, activation, True, True, True)  # type: ignore[arg-type]
+    case = Case("add", Window(3, 4), ((20, 20, (2,)),), True, activation, True, True, True)
     problem = build(case, DOUBLE, "cpu", 8).float64()
     reference.add_act(problem.x, problem.segments, 12, problem.prologue)
     (segment,) = problem.segments.segments

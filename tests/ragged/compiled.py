@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from pruneopt.kernels import convolution, elementwise, head, statistics
 from pruneopt.kernels.compiling import build, compiled
 from pruneopt.kernels.launch import Launch
-from pruneopt.kernels.operands import Activation, Affine, Output, Partials, Prologue, Scores
+from pruneopt.kernels.operands import Affine, Output, Partials, Prologue, Scores
 from pruneopt.kernels.segments import Pool, Pools, Segment, Segments
 from pruneopt.kernels.stem import stem_launch
 from pruneopt.kernels.tiles import (
@@ -51,7 +51,7 @@ def conv(
     n_in: int = 256,
     n_out: int = 256,
     kernel: int = 3,
-    prologue: Activation | None = "relu",
+    prologue: str | None = "relu",
     residual: bool = False,
     evaluation: bool = False,
     dtype: torch.dtype = BF16,

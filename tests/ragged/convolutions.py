@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopt.kernels.operands import Activation, Affine, Output, Partials, Prologue, tiles
+from pruneopt.kernels.operands import Affine, Output, Partials, Prologue, tiles
 from pruneopt.kernels.segments import Segment, Segments, padded
 from pruneopt.kernels.window import Window
 from ragged.buffers import Buffer, Setting, channels_last, close, table
@@ -25,7 +25,7 @@ class Case:
     window: Window
     candidates: tuple[tuple[int, int, tuple[int, ...]], ...] = ((20, 17, (2, 1)), (3, 1, (1,)))
     affine: bool = False
-    activation: Activation = "identity"
+    activation: str = "identity"
     residual: bool = False
     residual_affine: bool = False
     materialise: bool = False

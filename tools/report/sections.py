@@ -1,5 +1,5 @@
-"""The sections of a report, whatever they are shown on: a new section or column is made here, and
-the terminal and the page both have it."""
+"""The sections of a report: a new section or column is made here. The page shows all of them, the
+terminal the table of changes and the sentences."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ from ragged.convolutions import Case, build
 pytest.importorskip("triton")
 
 from pruneopt.kernels import elementwise, reference
-from pruneopt.kernels.operands import Activation
+from pruneopt.kernels.library import ACTIVATIONS
 from pruneopt.kernels.window import Window
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("activation", ["identity", "relu", "relu6", "hardswish", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", ["none", "raw", "affine"])
-def test_add_act(activation: Activation, residual: str, setting: Setting, device: str) -> None:
+def test_add_act(activation: str, residual: str, setting: Setting, device: str) -> None:
     case = Case(
         "add",
         Window(5, 7),
