@@ -318,13 +318,14 @@ def _forward(graph: Graph, tree: ModuleTree, calls: Mapping[Op, LayerCall]) -> I
 
 
 def _fixed_batch(graph: Graph, inputs: list[str]) -> Iterator[str]:
-    """Write a check of the batch size where sizes in the code fix it.
+    """Write a check of the batch size where sizes in the code fix it, of one input or of all.
 
-    Some kernels read past a tensor that is too short.
+    Some kernels read past a tensor that is too short, and one row is repeated without a word.
     """
-    for name, value in zip(inputs[:1], graph.inputs, strict=False):
-        if not graph.dynamic_batch and value.type.dims:
-            size = value.type.shape()[0]
+    checked = zip(inputs, graph.inputs, strict=True) if graph.dynamic_batch else ()
+    for name, value in checked or zip(inputs[:1], graph.inputs, strict=False):
+        if value.type.dims and isinstance(value.type.dims[0], int):
+            size = value.type.dims[0]
             yield f"        if {name}.shape[0] != {size}:"
             yield (
                 f'            raise ValueError(f"this network takes a batch of {size}, not '
