@@ -23,7 +23,7 @@ from pruneopt.ir.modes import in_mode
 from pruneopt.ir.module_state import Change, Snapshot, state_restored
 from pruneopt.ir.types import BatchSize
 
-__all__ = ["Proof", "alike", "can_run", "check_capture"]
+__all__ = ["Proof", "alike", "can_run", "check_capture", "resized"]
 
 Outputs = list[Tensor]
 BUMPS = (7, 100, 10**6)
@@ -142,7 +142,7 @@ class Proof:
             return [*rows, [_stirred(item) for item in self.inputs]]
         own = batch_of(graph, self.inputs)
         sizes = [size for size in (own + 1, 1) if size != own]
-        return [*rows, *(_resized(graph, self.inputs, size) for size in sizes)]
+        return [*rows, *(resized(graph, self.inputs, size) for size in sizes)]
 
     def _explain(
         self, graph: Graph, given: Sequence[Tensor], ours: Outputs | Exception
@@ -213,7 +213,7 @@ class Proof:
         own = batch_of(graph, self.inputs)
         given = self.inputs
         if own == 1 and graph.dynamic_batch:  # batch norm needs more than one sample
-            given = _resized(graph, self.inputs, 2)
+            given = resized(graph, self.inputs, 2)
         weights = {name: tensor.clone() for name, tensor in graph.weights.items()}
         theirs = self._attempt(lambda: self._run(given, training=True))
         if isinstance(theirs, Exception):
@@ -228,6 +228,8 @@ class Proof:
         for what, value in after.items():
             name = what.removeprefix("buffer ")
             mine = weights.get(graph.aliases.get(name, name))
+            if mine is None and any("play no part in evaluation" in note for note in graph.notes):
+                continue  # it belongs to what that note names
             if mine is None or not alike([value], [mine]):
                 where = self._where_in_training(changed[what], given)
                 notes.append(f"in training mode forward changes what the result keeps: {where}")
@@ -383,7 +385,7 @@ def _stirred(tensor: Tensor) -> Tensor:
     return mixed * 0.75 if tensor.is_floating_point() else mixed
 
 
-def _resized(graph: Graph, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
+def resized(graph: Graph, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
     """Return other data at another batch size, whatever axes of the inputs it stands in."""
     found = []
     for value, tensor in zip(graph.inputs, inputs, strict=True):

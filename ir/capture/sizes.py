@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pruneopt.ir.capture.check import Proof, alike
+from pruneopt.ir.capture.check import Proof, alike, resized
 from pruneopt.ir.graph import Graph, Op
 from pruneopt.ir.interpreter import Interpreter
 from pruneopt.ir.types import BatchSize
@@ -27,8 +27,10 @@ def why_fixed(proof: Proof, graph: Graph) -> str | None:
 
     None where it refuses others by itself, or computes there what the network computes.
     """
+    # One sample is enough: the batch was tried before.
+    rows = resized(graph, proof.inputs, 1) if graph.dynamic_batch else proof.inputs
     for axes in _axes(graph):
-        for given in (_doubled(proof.inputs, axes), _halved(proof.inputs, axes)):
+        for given in (_doubled(rows, axes), _halved(rows, axes)):
             why = None if given is None else _why_not(proof, graph, given)
             if given is not None and why is not None:
                 own, other = (_sizes(inputs, axes) for inputs in (proof.inputs, given))
@@ -116,6 +118,8 @@ def _regrouped(graph: Graph, other: Graph, given: Sequence[Tensor]) -> Op | None
     shapes: dict[int, tuple[int, ...]] = {
         id(v): tuple(t.shape) for v, t in zip(other.inputs, given, strict=True)
     }
+    if not any(op.base in RESHAPES for op in graph.ops):
+        return None
     batch = given[0].shape[0] if graph.dynamic_batch else 1
     steps = Interpreter(other).steps(other.weights, *given)
     with torch.no_grad():
