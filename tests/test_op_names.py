@@ -24,6 +24,7 @@ ROOM = "passes/analysis/ops/"
 EXCEPTIONS = {
     "ir/capture/": "reads calls of PyTorch, which it must tell apart to write them down",
     "ir/codegen/": "writes every op as PyTorch's own Python, which has a form for each",
+    "ir/finite.py": "judges values by what PyTorch's ops compute, below the room of ops",
     "passes/lowering/": "names its own fused ops, and the activations that its kernels have",
     "benchmarks/gpu_counts.py": "counts by itself, to share nothing with what it measures",
     "benchmarks/gpu_tuner.py": "looks for a fused op of pruneopt",

@@ -135,7 +135,7 @@ def test_tiles_of_another_machine_are_ignored(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "cannot be read"),
+        (None, "cannot read the file"),
         ("{", "is no file of tuned tiles"),
         ("[]", "is no file of tuned tiles"),
         (

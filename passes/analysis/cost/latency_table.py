@@ -255,7 +255,10 @@ def load_table(path: str | os.PathLike[str]) -> LatencyTable:
     Raises:
         UserError: no such file, no latency table, or one that is damaged.
     """
-    data = read_record(path, "latency table", Any)
+    try:
+        data = read_record(path, "latency table", Any)
+    except UserError as error:
+        raise UserError(f"{error}; measure it with `pruneopt profile`") from error
     if (
         not isinstance(data, dict)
         or data.get("format") != FORMAT

@@ -113,7 +113,8 @@ def _line() -> nn.Module:
 
 def _still(norm: nn.Module) -> nn.Module:
     norm.train = lambda mode=True: norm  # type: ignore[method-assign]
-    return norm.eval()
+    norm.training = False
+    return norm
 
 
 def _pair(name: str) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:

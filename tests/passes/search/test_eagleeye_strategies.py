@@ -256,8 +256,8 @@ def test_refused_lines_and_missing_files(
 ) -> None:
     with pytest.raises(UserError, match="has 1 strategies: there is no number 2"):
         load("0.5 0.5 0.1 0.1 0.1", line=2)
-    with pytest.raises(UserError, match=r"cannot read the strategies of .*: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the list of strategies .*: No such file"):
         read_strategies(tmp_path / "none.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot read the strategies of"):
+    with pytest.raises(UserError, match="is no list of strategies: it is not UTF-8 text"):
         read_strategies(tmp_path / "binary")

@@ -33,7 +33,7 @@ def cut(workload: Workload | None, network: nn.Module | None = None) -> State:
     network = network or DigitsResNet((8, 8, 16))
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.fill_(7.0)
+            parameter.fill_(0.07)
     graph = capture(network, torch.randn(2, 1, 8, 8))
     state = coupled(graph, workload)
     state.plan = {group.name: np.arange(0, group.width, 2) for group in state.need_coupling().free}

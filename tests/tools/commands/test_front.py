@@ -17,7 +17,9 @@ from pruneopt.tools.report.front_plot import front_svg, ticks
 Call = Callable[..., Any]
 EVALUATOR = "abn{calibration-batches=1 batch-size=64 subval-limit=64}"
 COUNT = 16
-FILES = ["front.html", "front.json", "front.svg", "run.json", "search.jsonl"]
+FILES = [
+    *("front.html", "front.json", "front.svg", "pruneopt.json", "run.json", "search.jsonl"),
+]
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -104,7 +104,7 @@ def test_interrupted_it_delivers_the_best(
     assert process.returncode == code
     assert f"pruneopt: {number.name}: keeping what there is" in errors
     assert "Traceback" not in errors
-    assert "interrupted, the best so far: 50%FLOPs met with" in text
+    assert "interrupted, the best so far: equivalent; 50%FLOPs met with" in text
     report = report_of(out)
     assert report["interrupted"]
     assert 1 <= len(report["search"]["candidates"]) < 100_000

@@ -47,6 +47,7 @@ def through(*parts: Callable[[], nn.Module], channels: int = 8) -> Callable[[], 
 def frozen_norm() -> nn.Module:
     norm = nn.BatchNorm2d(8, affine=False)
     norm.train = lambda mode=True: norm  # type: ignore[method-assign]
+    norm.training = False
     return norm
 
 
