@@ -8,6 +8,7 @@ code names, caches of its functions, and random states.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ CONTAINERS = (dict, list, set, deque, bytearray)
 OUTSIDE = frozenset(("torch", "builtins", "logging", "threading", "_thread", "io", "weakref"))
 """Packages whose objects are not followed: what they hold is not the module's."""
 SWITCHED = frozenset(("training", "forward"))
-"""What capture itself sets in a module for a while."""
+"""Attributes that capture itself sets in a module for a while."""
 MISSING: Any = object()
 
 
@@ -203,14 +204,16 @@ def state_restored(model: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[
         snapshot.restore()
 
 
-class _Held:
+class _Held(ABC):
     """One object of a module's state, as it was."""
 
+    @abstractmethod
     def changes(self, snapshot: Snapshot) -> Iterator[Change]:
-        raise NotImplementedError
+        """Yield what is no longer as it was."""
 
+    @abstractmethod
     def restore(self) -> None:
-        raise NotImplementedError
+        """Put it back."""
 
 
 class _HeldTensor(_Held):

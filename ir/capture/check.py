@@ -27,7 +27,7 @@ __all__ = ["Proof", "alike", "can_run", "check_capture", "resized"]
 
 Outputs = list[Tensor]
 BUMPS = (7, 100, 10**6)
-"""What counters are moved on by, to see whether they play a part."""
+"""Steps by which counters are moved on, to see whether they play a part."""
 SEED = 0
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest difference relative to the largest output: PyTorch has faster kernels for whole modules,
